@@ -1,0 +1,123 @@
+"""The contracts everyone shares. This file imports nothing of ours and no torch.
+
+Tensor letters, used as suffixes where tensors mix:
+B batch (worlds), V views, P patches, N = V*P image tokens, T text tokens, Q action queries, L layers, D width, C chunk, A action dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+ActionChunk = NDArray[np.float32]
+"""A decision: float32 (B, C, A), in environment units (each component within the ActionSpec's bounds)."""
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What one control step's action vector means."""
+
+    names: tuple[str, ...]
+    """One name per component, e.g. ("dx", "dy", "dz", "gripper")."""
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    control_hz: float
+    """Control steps per second."""
+
+    @property
+    def dim(self) -> int:
+        return len(self.names)
+
+
+@dataclass
+class Observation:
+    """What B worlds (or one robot, B = 1) show a policy. Policies may read everything but `privileged`."""
+
+    images: dict[str, NDArray[np.uint8]]
+    """Camera name -> (B, H, W, 3) RGB, in the order the environment lists its cameras."""
+    proprio: NDArray[np.float32]
+    """(B, P) robot state, raw units."""
+    instruction: list[str]
+    """B natural-language instructions."""
+    privileged: NDArray[np.float32] | None = None
+    """(B, S) simulator state for critics and scripted experts; None outside simulation."""
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.instruction)
+
+    def select(self, index: Sequence[int] | NDArray[np.int64]) -> Observation:
+        """The observation of the worlds in `index`, in that order."""
+        ids = np.asarray(index, dtype=np.int64)
+        return Observation(
+            images={name: image[ids] for name, image in self.images.items()},
+            proprio=self.proprio[ids],
+            instruction=[self.instruction[i] for i in ids],
+            privileged=None if self.privileged is None else self.privileged[ids],
+        )
+
+
+@dataclass
+class StepResult:
+    """What `VecEnv.step_chunk` returns: the state after up to C control steps in each of B worlds."""
+
+    obs: Observation
+    """Of every world, after its last executed step. Never an auto-reset observation: the caller resets."""
+    reward: NDArray[np.float32]
+    """(B,) summed over the executed control steps."""
+    terminated: NDArray[np.bool_]
+    """(B,) the task itself ended (success or failure)."""
+    truncated: NDArray[np.bool_]
+    """(B,) the time limit cut the episode. Never merged with `terminated`: it bootstraps, that one does not."""
+    n_steps: NDArray[np.int64]
+    """(B,) control steps really executed, 0..C; fewer than C when the episode ended inside the chunk. 0: already over."""
+    info: dict[str, NDArray] = field(default_factory=dict)
+    """Per-world arrays; always holds bool `success` (B,) and bool `wrong_object` (B,)."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Anything that acts: a VLA, a scripted expert, an SB3 model, a remote server."""
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Forget the state of these worlds (all when None): a new episode starts there."""
+
+    def act(self, obs: Observation) -> ActionChunk:
+        """Observation of B worlds -> (B, C, A) in environment units."""
+
+
+@runtime_checkable
+class VecEnv(Protocol):
+    """B worlds stepped together: CPU and Warp backends, robosuite and Meta-World adapters."""
+
+    num_envs: int
+    action_spec: ActionSpec
+    cameras: tuple[str, ...]
+    proprio_dim: int
+    privileged_dim: int
+    horizon: int
+    """Control steps after which an episode is truncated."""
+
+    def reset(
+        self,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> Observation:
+        """Start an episode in worlds `env_ids` (all when None), one seed each; the observation is of ALL worlds.
+
+        The seed alone (with the task name, when given) fixes the scene, the target and the phrasing.
+        """
+
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """Run up to C control steps per world without rendering, then render once. Finished worlds stand still."""
+
+    def alternative_instructions(self) -> list[str]:
+        """B instructions that name another object than the one counted (the swapped-instruction control)."""
+
+    def close(self) -> None: ...
