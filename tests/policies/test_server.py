@@ -1,0 +1,399 @@
+"""policies.server over real sockets: openpi's protocol by hand-written bytes, and every way a client can be wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from policies import wire
+from policies.server import ObservationReader, PolicyServer, libero_key_map, serve_in_thread
+from vla.types import ActionSpec, Observation
+
+SPEC = ActionSpec(names=("dx", "dy", "gripper"), low=(-1.0,) * 3, high=(1.0,) * 3, control_hz=20.0)
+CAMERAS = ("front", "wrist")
+CHUNK = 4
+
+
+class SumPolicy:
+    """Deterministic in everything it is shown: step k, component a = state sum + mean of both views + prompt length."""
+
+    def __init__(self) -> None:
+        self.resets = 0
+        self.threads: set[int] = set()
+        self.delay_s = 0.0
+        self.busy = 0
+        self.most_busy = 0
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        self.resets += 1
+
+    def act(self, obs: Observation) -> np.ndarray:
+        self.busy += 1
+        self.most_busy = max(self.most_busy, self.busy)
+        self.threads.add(threading.get_ident())
+        time.sleep(self.delay_s)
+        prompt = obs.instruction[0]
+        value = obs.proprio.sum(1) + obs.images["front"].mean((1, 2, 3)) + 2 * obs.images["wrist"].mean((1, 2, 3))
+        actions = value[:, None, None] + len(prompt) + np.arange(CHUNK)[None, :, None] + np.zeros((1, 1, SPEC.dim))
+        self.busy -= 1
+        if prompt == "crash":
+            raise KeyError("two\nlines")
+        if prompt == "nan":
+            actions[0, 1, 2] = np.nan
+        if prompt == "narrow":
+            actions = actions[..., :2]
+        return actions  # float64 on purpose: the server answers float32
+
+
+def observation(prompt: str = "lift", **changes: object) -> dict[str, object]:
+    """Native layout; its actions begin at 6 + 10 + 2 * 20 + len(prompt)."""
+    images = {"front": np.full((8, 6, 3), 10, np.uint8), "wrist": np.full((5, 5, 3), 20, np.uint8)}
+    return {"images": images, "state": np.array([1, 2, 3], np.float32), "prompt": prompt} | changes
+
+
+FIRST_ACTION = 6 + 10 + 2 * 20 + len("lift")
+
+
+@contextlib.contextmanager
+def serving(policy: SumPolicy | None = None, **options: object) -> Iterator[PolicyServer]:
+    server = PolicyServer(
+        policy or SumPolicy(), **{"action_spec": SPEC, "cameras": CAMERAS, "port": 0, "proprio_dim": 3} | options
+    )
+    with serve_in_thread(server):
+        yield server
+
+
+@contextlib.contextmanager
+def talking(server: PolicyServer, **options: object) -> Iterator[ClientConnection]:
+    """A bare websocket, metadata frame already read."""
+    with connect(server.uri, compression=None, max_size=None, proxy=None, **options) as ws:
+        ws.metadata = wire.unpack(ws.recv(timeout=5))
+        yield ws
+
+
+def ask(ws: ClientConnection, frame: object) -> object:
+    ws.send(frame if isinstance(frame, bytes | str) else wire.pack(frame))
+    reply = ws.recv(timeout=5)
+    return reply if isinstance(reply, str) else wire.unpack(reply)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[PolicyServer]:
+    """One server for the tests that only send it things: each thereby also shows that it survived the others."""
+    with serving(key_map=libero_key_map(CAMERAS), metadata={"policy": "sum"}) as server:
+        yield server
+
+
+def assert_alive(server: PolicyServer) -> None:
+    with talking(server) as ws:
+        assert ask(ws, observation())["actions"][0, 0] == FIRST_ACTION
+
+
+def test_metadata_then_answers(shared: PolicyServer) -> None:
+    with talking(shared) as ws:
+        assert ws.metadata["policy"] == "sum" and ws.metadata["cameras"] == ["front", "wrist"]
+        assert ws.metadata["action_spec"]["names"] == ["dx", "dy", "gripper"]
+        assert ws.metadata["observation_keys"]["state"] == ["observation/state", "state"]
+        first, second = ask(ws, observation()), ask(ws, observation("lift it"))
+    assert first["actions"].shape == (CHUNK, 3) and first["actions"].dtype == np.float32
+    assert first["actions"][:, 0].tolist() == [FIRST_ACTION + k for k in range(CHUNK)]
+    assert second["actions"][0, 0] == FIRST_ACTION + 3
+    assert set(first["policy_timing"]) == {"infer_ms"} and set(first["server_timing"]) == {"infer_ms"}
+    assert second["server_timing"]["prev_total_ms"] >= first["server_timing"]["infer_ms"]
+    # openpi's ActionChunkBroker slices every array of the answer by control step: only the actions may be one.
+    assert all(type(v) is float for part in ("policy_timing", "server_timing") for v in second[part].values())
+
+
+def test_hand_built_openpi_libero_frame(shared: PolicyServer) -> None:
+    def array(a: np.ndarray) -> dict[bytes, object]:
+        return {b"__ndarray__": True, b"data": a.tobytes(), b"dtype": a.dtype.str, b"shape": a.shape}
+
+    frame = msgpack.packb(
+        {
+            "observation/image": array(np.full((4, 4, 3), 10, np.uint8)),
+            "observation/wrist_image": array(np.full((4, 4, 3), 20, np.uint8)),
+            "observation/state": array(np.array([1.0, 2.0, 3.0])),
+            "prompt": "lift",
+            "some/extra": 1,
+        }
+    )
+    with connect(shared.uri, compression=None, max_size=None, proxy=None) as ws:
+        assert isinstance(msgpack.unpackb(ws.recv(timeout=5)), dict)
+        ws.send(frame)
+        reply = msgpack.unpackb(ws.recv(timeout=5))
+    actions = reply["actions"]
+    assert actions[b"__ndarray__"] is True and actions[b"dtype"] == "<f4" and actions[b"shape"] == [CHUNK, 3]
+    assert np.frombuffer(actions[b"data"], "<f4")[0] == FIRST_ACTION
+
+
+IMAGE = np.zeros((4, 4, 3), np.uint8)
+BAD = {
+    "missing camera": ({"images": {"front": IMAGE}}, "missing key 'observation/wrist_image' or 'images/wrist'; got"),
+    "images not a map": ({"images": 3}, "'images/front'"),
+    "image a list": ({"images": {"front": [1], "wrist": IMAGE}}, "images/front: expected an array (H, W, 3) of uint8"),
+    "float image": (
+        {"images": {"front": IMAGE.astype(np.float32), "wrist": IMAGE}},
+        "images/front: expected (H, W, 3)",
+    ),
+    "grey image": ({"images": {"front": IMAGE, "wrist": IMAGE[..., 0]}}, "images/wrist: expected (H, W, 3)"),
+    "CHW image": (
+        {"images": {"front": np.zeros((3, 8, 9), np.uint8), "wrist": IMAGE}},
+        "images/front: expected (H, W, 3) uint8, got (3, 8, 9) uint8; send height, width, channel order",
+    ),
+    "empty image": ({"images": {"front": IMAGE[:0], "wrist": IMAGE}}, "images/front: expected (H, W, 3)"),
+    "wide state": ({"state": np.zeros(4)}, "state: expected shape (3,), got (4,)"),
+    "flat state": ({"state": np.zeros((1, 3))}, "state: expected shape (3,), got (1, 3)"),
+    "list state": ({"state": [1, 2, 3]}, "state: expected an array (3,) of numbers, got list"),
+    "bool state": ({"state": np.ones(3, bool)}, "state: expected an array (3,) of numbers, got bool"),
+    "NaN state": ({"state": np.array([0, np.nan, 0])}, "state: value 1 is NaN or infinite"),
+    "overflowing state": ({"state": np.array([0, 0, 1e300])}, "state: value 2 is NaN or infinite"),
+    "prompt a number": ({"prompt": 7}, "prompt: expected a string, got int"),
+    "prompt None": ({"prompt": None}, "prompt: expected a string, got NoneType"),
+    "endless prompt": ({"prompt": "x" * 5000}, "prompt: 5000 characters, at most 2000"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_observation_gets_one_line_naming_the_key_and_the_connection_stays(shared: PolicyServer, case: str) -> None:
+    changes, expected = BAD[case]
+    with talking(shared) as ws:
+        reply = ask(ws, observation(**changes))
+        assert isinstance(reply, str) and expected in reply and "\n" not in reply
+        assert ask(ws, observation())["actions"][0, 0] == FIRST_ACTION
+
+
+@pytest.mark.parametrize("key", ["state", "prompt", "images"])
+def test_missing_key_is_named(shared: PolicyServer, key: str) -> None:
+    message = observation()
+    del message[key]
+    with talking(shared) as ws:
+        reply = ask(ws, message)
+    assert isinstance(reply, str) and reply.startswith("missing key") and key.rstrip("s") in reply and "got " in reply
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        ("hello", "expected a binary msgpack frame, got a text frame"),
+        (b"", "malformed frame"),
+        (b"\xc1garbage", "malformed frame"),
+        (wire.pack([1, 2]), "expected an observation map, got list"),
+        (msgpack.packb({"state": {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}}), "not allowed"),
+    ],
+)
+def test_garbage_frame_is_answered(shared: PolicyServer, frame: bytes | str, expected: str) -> None:
+    with talking(shared) as ws:
+        reply = ask(ws, frame)
+        assert isinstance(reply, str) and expected in reply and "\n" not in reply
+        assert ask(ws, observation())["actions"][0, 0] == FIRST_ACTION
+
+
+def test_failing_policy_answers_with_text_and_never_with_bad_actions(shared: PolicyServer) -> None:
+    with talking(shared) as ws:
+        assert ask(ws, observation("crash")) == r"policy failed: KeyError: 'two\nlines'"
+        assert "NaN" in ask(ws, observation("nan"))
+        assert "expected actions of shape (1, C, 3), got (1, 4, 2)" in ask(ws, observation("narrow"))
+        assert ask(ws, observation())["actions"][0, 0] == FIRST_ACTION
+
+
+def test_oversize_frame_is_refused_and_the_server_lives(shared: PolicyServer) -> None:
+    with talking(shared) as ws, pytest.raises(ConnectionClosed) as caught:
+        ws.send(bytes(wire.MAX_FRAME_BYTES + 1))
+        ws.recv(timeout=5)
+    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1009  # message too big
+    assert_alive(shared)
+
+
+def test_mutated_frames_are_answered_on_one_connection(shared: PolicyServer) -> None:
+    rng, good = random.Random(1), wire.pack(observation())
+    with talking(shared) as ws:
+        for _ in range(150):
+            data = bytearray(good)
+            for _ in range(3):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            reply = ask(ws, bytes(data[: rng.randrange(len(data))] if rng.random() < 0.3 else data))
+            assert isinstance(reply, dict) or "\n" not in reply
+        assert ask(ws, observation())["actions"][0, 0] == FIRST_ACTION
+
+
+def test_rude_clients_do_not_hurt(shared: PolicyServer) -> None:
+    for raw in (b"", b"\x00\xff" * 200, b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as sock:
+            sock.sendall(raw)
+    with talking(shared) as ws:  # asks and is gone before the answer
+        ws.send(wire.pack(observation()))
+        ws.socket.shutdown(socket.SHUT_RDWR)
+    assert_alive(shared)
+
+
+def test_browsers_are_kept_out(shared: PolicyServer) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        connect(shared.uri, origin="http://example.com", proxy=None)
+    assert caught.value.response.status_code == 403
+
+
+def get(server: PolicyServer, path: str) -> tuple[int, bytes]:
+    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    try:
+        link.request("GET", path)
+        response = link.getresponse()
+        return response.status, response.read()
+    finally:
+        link.close()
+
+
+def test_healthz(shared: PolicyServer) -> None:
+    assert get(shared, "/healthz") == (200, b"OK\n")
+    assert get(shared, "/elsewhere")[0] == 426  # a plain request where a websocket is spoken
+
+
+def test_api_key() -> None:
+    with serving(api_key="s3cret") as server:
+        assert get(server, "/healthz") == (200, b"OK\n")  # probes carry no key
+        for headers in (
+            {},
+            {"Authorization": "Api-Key wrong"},
+            {"Authorization": "s3cret"},
+            {"Authorization": "Api-Key s3cret2"},
+            [("Authorization", "Api-Key s3cret"), ("Authorization", "Api-Key wrong")],
+        ):
+            with pytest.raises(InvalidStatus) as caught:
+                connect(server.uri, additional_headers=headers, proxy=None)
+            assert caught.value.response.status_code == 401
+        with talking(server, additional_headers={"Authorization": "Api-Key s3cret"}) as ws:
+            assert ask(ws, observation())["actions"][0, 0] == FIRST_ACTION
+
+
+def test_refuses_to_face_the_network_without_a_key() -> None:
+    common = {"action_spec": SPEC, "cameras": CAMERAS}
+    for host in ("0.0.0.0", "::", "", "192.168.1.5", "robot.local"):
+        with pytest.raises(ValueError, match="set an api key .vla serve --api-key KEY. or bind 127.0.0.1"):
+            PolicyServer(SumPolicy(), host=host, **common)
+    PolicyServer(SumPolicy(), host="0.0.0.0", api_key="k", **common)
+    assert PolicyServer(SumPolicy(), host="localhost", **common).uri == "ws://127.0.0.1:8000"
+    for key in ("", "two words", "clé", "a\nb"):
+        with pytest.raises(ValueError, match="api_key must be printable ASCII"):
+            PolicyServer(SumPolicy(), api_key=key, **common)
+
+
+def test_bad_configuration_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="unknown key 'images/top'; known: images/front, images/wrist, state, prompt"):
+        ObservationReader(CAMERAS, key_map={"observation/image": "images/top"})
+    with pytest.raises(ValueError, match="1 or 2 cameras, this policy has 3"):
+        libero_key_map(("a", "b", "c"))
+    with pytest.raises(ValueError, match="cannot be sent"):
+        PolicyServer(SumPolicy(), action_spec=SPEC, cameras=CAMERAS, metadata={"policy": SumPolicy()})
+
+
+def test_flat_native_keys_are_accepted() -> None:
+    flat = observation()
+    images = flat.pop("images")
+    obs = ObservationReader(CAMERAS).read(flat | {f"images/{name}": image for name, image in images.items()})
+    assert list(obs.images) == ["front", "wrist"] and obs.images["front"].shape == (1, 8, 6, 3)
+    assert obs.proprio.dtype == np.float32 and obs.proprio.shape == (1, 3) and obs.instruction == ["lift"]
+
+
+def test_slow_policy_serves_clients_in_turn_on_one_thread_and_keeps_the_loop_free() -> None:
+    policy = SumPolicy()
+    policy.delay_s = 0.15
+    with serving(policy) as server, contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(talking(server)) for _ in range(3)]
+        for i, ws in enumerate(sockets):
+            ws.send(wire.pack(observation("lift" + i * "!")))
+        start = time.perf_counter()
+        assert get(server, "/healthz") == (200, b"OK\n")
+        assert sockets[0].ping().wait(timeout=1)
+        assert time.perf_counter() - start < 0.3 and policy.busy == 1  # answered while the policy was still at work
+        replies = [wire.unpack(ws.recv(timeout=5))["actions"][0, 0] for ws in sockets]
+    assert replies == [FIRST_ACTION + i for i in range(3)]  # each client got its own
+    assert policy.most_busy == 1 and len(policy.threads) == 1
+
+
+def test_policy_is_reset_for_a_lone_client_only() -> None:
+    policy = SumPolicy()
+    with serving(policy) as server:
+        with talking(server), talking(server):
+            assert policy.resets == 1
+        deadline = time.monotonic() + 2
+        while server._clients and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with talking(server):
+            assert policy.resets == 2
+
+
+def test_stop_closes_clients_with_going_away_and_frees_the_port() -> None:
+    others = [t for t in threading.enumerate() if t.name == "policy-server"]
+    with serving() as server, talking(server) as ws:
+        server.stop()
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.recv(timeout=5)
+        assert caught.value.rcvd is not None and caught.value.rcvd.code == 1001
+        server.stop()
+    server.stop()
+    assert [t for t in threading.enumerate() if t.name == "policy-server"] == others
+    with serving(port=server.port) as again:
+        assert_alive(again)
+        with (
+            pytest.raises(OSError, match=r"cannot listen on 127.0.0.1:\d+ .*choose another --port"),
+            serving(port=again.port),
+        ):
+            pass
+
+
+def test_run_inside_a_main_thread_ends_quietly_on_ctrl_c() -> None:
+    script = (
+        "import numpy as np\n"
+        "from policies.server import PolicyServer\n"
+        "from vla.types import ActionSpec\n"
+        "class P:\n"
+        "    def reset(self, env_ids=None): pass\n"
+        "    def act(self, obs): return np.zeros((1, 1, 1))\n"
+        "spec = ActionSpec(('x',), (-1,), (1,), 10)\n"
+        "server = PolicyServer(P(), action_spec=spec, cameras=('front',), port=0)\n"
+        "server.run(on_ready=lambda: print(server.uri, flush=True))\n"
+        "print('done', flush=True)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        uri = process.stdout.readline().strip()
+        with connect(uri, proxy=None) as ws:
+            ws.recv(timeout=5)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and out == "done\n" and "Traceback" not in err
+
+
+def test_run_also_works_inside_a_callers_thread_with_its_own_loop() -> None:
+    """A test or notebook that has an event loop of its own may still hold a server on a thread."""
+
+    async def main() -> float:
+        with serving() as server:
+
+            def once() -> float:
+                with talking(server) as ws:
+                    return float(ask(ws, observation())["actions"][0, 0])
+
+            return await asyncio.to_thread(once)
+
+    assert asyncio.run(main()) == FIRST_ACTION
