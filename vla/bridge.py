@@ -1,0 +1,265 @@
+"""Bridge attention: an action latent that reads every layer of a vision-language backbone. Pure nn.Module maths.
+
+VLA-Adapter, arXiv 2509.09372, section 3.3, as the equation says: the gate multiplies an attention's *output*, so gate 0
+contributes exactly 0; the feed-forward is residual; chunk positions are learned and the same in training and inference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.features import Features
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """Shape of the bridge. The chunk size belongs to the whole policy and is given to `Bridge` beside this."""
+
+    width: int = 160
+    heads: int = 4
+    kv_heads: int = 2
+    """Grouped keys and values for the raw tokens; must divide `heads`. (Queries and chunk use all heads.)"""
+    ffn_multiple: int = 2
+    rope: bool = True
+    """Rotary positions over the chunk in the self-attention, on top of the learned ones."""
+    raw: bool = True
+    """Read the raw image tokens (the gated attention). False: action queries and proprio only."""
+    coordinate_values: bool = True
+    """Raw tokens' values carry their image coordinates, so that attention returns where it looked."""
+    gate_init: float = 0.0
+    """Of g in tanh(g). 0 as in the paper: raw tokens join when they help."""
+    taps: tuple[int, ...] | None = None
+    """Which of the backbone's L layers feeds each block; None: one block per layer."""
+    points_at: tuple[int, ...] | None = None
+    """Which blocks see the pointed coordinates; None: all."""
+    dropout: float = 0.0
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if self.heads < 1 or self.width % self.heads:
+            return f"bridge width {self.width} is not a multiple of heads {self.heads}"
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            return f"bridge heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
+        if self.rope and (self.width // self.heads) % 2:
+            return f"rope needs an even head width, not {self.width // self.heads}: change width or heads"
+        if not 0.0 <= self.dropout < 1.0:
+            return f"bridge dropout {self.dropout} is not in [0, 1)"
+        return None
+
+
+def rope_table(length: int, head_width: int, *, base: float = 100.0) -> tuple[Tensor, Tensor]:
+    """cos and sin (length, head_width / 2) of rotary angles. Su et al. 2021; `base` small because chunks are short."""
+    frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (..., length, head_width) by position: component i pairs with i + head_width / 2, as in the table."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def attention_weights(score: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax over the last axis, in at least float32. `mask` bool, True = may be attended.
+
+    Spelled out instead of F.scaled_dot_product_attention, whose backward is several times slower on CPU.
+    """
+    kept = score.dtype
+    if kept in (torch.float16, torch.bfloat16):
+        score = score.float()
+    if mask is not None:
+        score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
+    return score.softmax(dim=-1).to(kept)
+
+
+class BridgeBlock(nn.Module):
+    """x + o([CA(x, raw) * tanh(g); CA(x, [queries, proprio]); SA(x, x)]), then x + FFN(LN(x))."""
+
+    def __init__(self, config: BridgeConfig, *, feature_width: int, point_dim: int) -> None:
+        """`feature_width` D is the backbone's; `point_dim` E > 0 when this block sees pointed coordinates."""
+        super().__init__()
+        width, self.heads, self.kv_heads = config.width, config.heads, config.kv_heads
+        self.head_width = width // config.heads
+        self.scale = self.head_width**-0.5
+        self.norm = nn.LayerNorm(width)
+        # Queries of each attention, then keys and values of the self-attention, in one product.
+        self.attentions = 3 if config.raw else 2
+        self.project_x = nn.Linear(width, (self.attentions + 2) * width, bias=False)
+        self.project_queries = nn.Linear(feature_width, 2 * width, bias=False)
+        self.project_proprio = nn.Linear(width, 2 * width, bias=False)
+        self.project_points = nn.Linear(point_dim, 2 * width, bias=False) if point_dim else None
+        if config.raw:
+            self.raw_key = nn.Parameter(torch.empty(config.kv_heads, self.head_width, feature_width))
+            self.raw_value = nn.Parameter(torch.empty(config.kv_heads, self.head_width, feature_width))
+            for weight in (self.raw_key, self.raw_value):
+                nn.init.uniform_(weight, -(feature_width**-0.5), feature_width**-0.5)
+            self.coordinate_value = nn.Parameter(torch.empty(config.kv_heads, self.head_width, 3))
+            if config.coordinate_values:
+                nn.init.uniform_(self.coordinate_value, -(3**-0.5), 3**-0.5)
+            else:
+                self.coordinate_value = None
+            self.gate = nn.Parameter(torch.tensor(float(config.gate_init)))
+        self.out = nn.Linear(self.attentions * width, width)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, config.ffn_multiple * width), nn.GELU(), nn.Linear(config.ffn_multiple * width, width)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x_BCD: Tensor,
+        raw_BND: Tensor | None,
+        queries_BQD: Tensor,
+        proprio_BD: Tensor,
+        *,
+        points_BQE: Tensor | None = None,
+        coords_NE: Tensor | None = None,
+        raw_mask_BN: Tensor | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The latent (B, C, width) after this block. Conditions come already normalised: zero mean, unit variance."""
+        mixed = self.project_x(self.norm(x_BCD)).chunk(self.attentions + 2, dim=-1)
+        query_cond, query_self, key_self, value_self = (self._split(part) for part in mixed[-4:])
+        if rope is not None:
+            query_self, key_self = rotate(query_self, *rope), rotate(key_self, *rope)
+        self_read = attention_weights(query_self @ key_self.transpose(-1, -2) * self.scale) @ value_self
+
+        cond_BQK = self.project_queries(queries_BQD)
+        if self.project_points is not None:
+            assert points_BQE is not None
+            cond_BQK = cond_BQK + self.project_points(points_BQE)
+        cond_BQK = torch.cat([cond_BQK, self.project_proprio(proprio_BD)[:, None]], dim=1)
+        key_cond, value_cond = (self._split(part) for part in cond_BQK.chunk(2, dim=-1))
+        cond_read = attention_weights(query_cond @ key_cond.transpose(-1, -2) * self.scale) @ value_cond
+
+        reads = [self._merge(cond_read), self._merge(self_read)]
+        if self.attentions == 3:
+            assert raw_BND is not None
+            reads.insert(0, self._read_raw(mixed[0], raw_BND, coords_NE, raw_mask_BN) * torch.tanh(self.gate))
+        x_BCD = x_BCD + self.dropout(self.out(torch.cat(reads, dim=-1)))
+        return x_BCD + self.dropout(self.ffn(self.ffn_norm(x_BCD)))
+
+    def _read_raw(self, query_BCD: Tensor, raw_BND: Tensor, coords_NE: Tensor | None, mask_BN: Tensor | None) -> Tensor:
+        """Attention over the raw tokens, (B, C, width).
+
+        Few queries read many tokens, so the key and value projections move to the query's side of each product:
+        q . (Wk r) = (Wk' q) . r and sum_n a_n Wv r_n = Wv sum_n a_n r_n. Keys and values of N tokens are never formed.
+        """
+        batch, chunk, _ = query_BCD.shape
+        groups, per_group = self.kv_heads, self.heads // self.kv_heads
+        query = query_BCD.view(batch, chunk, groups, per_group, self.head_width)
+        query = query.permute(2, 0, 3, 1, 4).reshape(groups, -1, self.head_width)  # (G, B*R*C, head)
+        probe = torch.bmm(query * self.scale, self.raw_key).view(groups, batch, per_group * chunk, -1)
+        probe = probe.transpose(0, 1).reshape(batch, groups * per_group * chunk, -1)  # (B, G*R*C, D)
+        mask = None if mask_BN is None else mask_BN[:, None, :]
+        weight = attention_weights(torch.bmm(probe, raw_BND.transpose(1, 2)), mask)  # (B, G*R*C, N)
+
+        def per_kv_head(read: Tensor) -> Tensor:
+            return read.view(batch, groups, per_group * chunk, -1).transpose(0, 1).reshape(groups, -1, read.shape[-1])
+
+        value = torch.bmm(per_kv_head(torch.bmm(weight, raw_BND)), self.raw_value.transpose(1, 2))
+        if self.coordinate_value is not None:
+            assert coords_NE is not None
+            value = value + torch.bmm(per_kv_head(weight @ coords_NE), self.coordinate_value.transpose(1, 2))
+        value = value.view(groups, batch, per_group, chunk, self.head_width)
+        return value.permute(1, 3, 0, 2, 4).reshape(batch, chunk, -1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+
+    def _merge(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)
+
+
+class Bridge(nn.Module):
+    """Conditions of every tapped layer and the robot's state -> one latent per step of the chunk."""
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        *,
+        chunk_size: int,
+        feature_width: int,
+        num_layers: int,
+        proprio_dim: int,
+        point_dim: int = 0,
+    ) -> None:
+        """`feature_width`, `num_layers`, `point_dim`: the backbone's width D, tapped layers L and E (0: no points).
+
+        Raises ValueError for a configuration that fits neither itself nor the backbone.
+        """
+        super().__init__()
+        if problem := config.problem():
+            raise ValueError(problem)
+        taps = tuple(range(num_layers)) if config.taps is None else config.taps
+        if not taps or not all(0 <= tap < num_layers for tap in taps):
+            raise ValueError(f"bridge taps {taps} must name layers 0..{num_layers - 1} of the backbone")
+        points_at = tuple(range(len(taps))) if config.points_at is None else config.points_at
+        if not all(0 <= block < len(taps) for block in points_at):
+            raise ValueError(f"bridge points_at {points_at} must name blocks 0..{len(taps) - 1}")
+        self.config, self.taps = config, taps
+        self.chunk_size, self.width, self.proprio_dim = chunk_size, config.width, proprio_dim
+        self.needs_points = point_dim > 0 and len(points_at) > 0
+        self.position = nn.Parameter(torch.randn(chunk_size, config.width) * 0.5)
+        self.embed_proprio = nn.Sequential(
+            nn.Linear(proprio_dim, config.width), nn.GELU(), nn.Linear(config.width, config.width)
+        )
+        self.proprio_norm = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(
+            BridgeBlock(config, feature_width=feature_width, point_dim=point_dim if block in points_at else 0)
+            for block in range(len(taps))
+        )
+        if config.rope:
+            cos, sin = rope_table(chunk_size, config.width // config.heads)
+            self.register_buffer("rope_cos", cos, persistent=False)
+            self.register_buffer("rope_sin", sin, persistent=False)
+
+    def forward(self, features: Features, proprio_BP: Tensor) -> Tensor:
+        """Action latent (B, C, width). `proprio_BP` normalised. Features of any float precision are read in ours."""
+        dtype = self.position.dtype
+        if proprio_BP.shape[-1] != self.proprio_dim:
+            raise ValueError(f"the bridge reads {self.proprio_dim} proprio values, got {proprio_BP.shape[-1]}")
+        points = None
+        if self.needs_points:
+            if features.points_BQE is None:
+                raise ValueError("this bridge was built for a backbone that points, but the features hold no points")
+            points = features.points_BQE.to(dtype)
+        coords = features.coords_NE.to(dtype)
+        rope = (self.rope_cos.to(dtype), self.rope_sin.to(dtype)) if self.config.rope else None
+        state = self.embed_proprio(proprio_BP.to(dtype))
+        token = self.proprio_norm(state)
+        x_BCD = self.position + state[:, None]
+        for tap, block in zip(self.taps, self.blocks, strict=True):
+            x_BCD = block(
+                x_BCD,
+                self._normalised(features.raw_BLND[:, tap], dtype) if self.config.raw else None,
+                self._normalised(features.queries_BLQD[:, tap], dtype),
+                token,
+                points_BQE=points,
+                coords_NE=coords,
+                raw_mask_BN=features.raw_mask_BN,
+                rope=rope,
+            )
+        return x_BCD
+
+    def _normalised(self, hidden_BTD: Tensor, dtype: torch.dtype) -> Tensor:
+        """LayerNorm of one layer's conditions. Without scale and shift: each block's projections hold them already.
+
+        Layer by layer because one cast of all layers exceeds what the C allocator recycles: fresh pages every step.
+        """
+        return F.layer_norm(hidden_BTD.to(dtype), hidden_BTD.shape[-1:])
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Trainable parameters, for logs."""
+    return sum(math.prod(parameter.shape) for parameter in module.parameters() if parameter.requires_grad)
