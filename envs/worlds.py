@@ -1,0 +1,252 @@
+"""N tabletop worlds in this process: physics, control, task rules, images. `mujoco_env.py` spreads them over processes.
+
+The worlds share one MjModel; each has its own MjData. A chunk's control steps run without rendering; the frame that the
+policy will see is rendered once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+
+from envs import task as rules
+from envs.control import ControlConfig, action_spec, advance_command, joint_targets
+from envs.episodes import Episode, sample_episode
+from envs.language import Phrasings
+from envs.render import CameraRenderer
+from envs.scene import COLORS, HOME_QPOS, PLATE_THICKNESS_M, REST_HEIGHT_M, SCENES, build, parking_pos
+from envs.suites import Suite
+from vla.types import ActionChunk, Observation, StepResult
+
+PROPRIO_NAMES = (
+    "grip_x", "grip_y", "grip_z", "lead_x", "lead_y", "lead_z", "finger_opening", "gripper_command",
+)  # fmt: skip
+"""Metres for the first six (grip position; commanded minus actual position), 0..1, -1 or +1."""
+PRIVILEGED_DIM = 16
+_START_NOISE_RAD = 0.06
+
+
+class Worlds:
+    """`num_worlds` independent episodes of one suite. Not thread-safe; one per process."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        num_worlds: int,
+        *,
+        image_size: int = 84,
+        phrasings: Phrasings = "train",
+        control: ControlConfig | None = None,
+        images_out: np.ndarray | None = None,
+    ) -> None:
+        self.suite, self.phrasings, self.image_size = suite, phrasings, image_size
+        self.scene = SCENES[suite.scene]
+        self.control = control or ControlConfig()
+        self.model, self.index = build(self.scene)
+        self.substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
+        self.data = [mujoco.MjData(self.model) for _ in range(num_worlds)]
+        self.num_envs, self.horizon = num_worlds, suite.horizon
+        self.action_spec = action_spec(self.scene.control_hz)
+        self.cameras = self.index.cameras
+        self.proprio_dim, self.privileged_dim = len(PROPRIO_NAMES), PRIVILEGED_DIM
+        self.render_images = True
+        shape = (num_worlds, len(self.cameras), image_size, image_size, 3)
+        self.images = np.zeros(shape, np.uint8) if images_out is None else images_out
+        self._renderer: CameraRenderer | None = None
+
+        n, slots = num_worlds, len(self.scene.objects)
+        self.episodes: list[Episode | None] = [None] * n
+        self.over = np.ones(n, bool)
+        self.elapsed = np.zeros(n, np.int64)
+        self._held = np.zeros(n, np.int64)
+        self._success = np.zeros(n, bool)
+        self._wrong = np.zeros(n, bool)
+        self._command = np.zeros((n, 3))
+        self._hold_rotation = np.diag([1.0, -1.0, -1.0])
+        self._rgba = np.ones((n, slots + self.scene.num_plates, 4), np.float32)
+        self._geoms = np.concatenate([self.index.object_geom, self.index.plate_geom])
+        self._jacobian = np.zeros((n, 6, 7))
+        self._jac_buffer = np.zeros((6, self.model.nv))
+        self._gripper = np.ones(n)
+        self.state = rules.WorldState(
+            objects=np.zeros((n, slots, 3)),
+            rest_height=np.array([REST_HEIGHT_M[k] for k in self.scene.objects]),
+            active=np.zeros((n, slots), bool),
+            target=np.zeros(n, np.int64),
+            plate_xy=np.full((n, 2), np.nan),
+            is_place=np.zeros(n, bool),
+            grip=np.zeros((n, 3)),
+            finger_opening=np.ones(n),
+        )
+
+    # ------------------------------------------------------------------ episodes
+    def reset(
+        self,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> Observation:
+        """Start the episodes that `seeds` mean in worlds `env_ids`; see `vla.types.VecEnv.reset`."""
+        ids = range(self.num_envs) if env_ids is None else env_ids
+        if len(ids) != len(seeds):
+            raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
+        for k, i in enumerate(ids):
+            episode = sample_episode(
+                self.suite, self.scene, int(seeds[k]), task=tasks[k] if tasks else None, phrasings=self.phrasings
+            )
+            self.place(i, episode)
+        self._render(list(ids))
+        return self.observation()
+
+    def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
+        """Put world `i` into the initial state of `episode` (no rendering)."""
+        model, data, index = self.model, self.data[i], self.index
+        rng = np.random.default_rng([episode.seed, 31])
+        mujoco.mj_resetData(model, data)
+        for slot in range(len(self.scene.objects)):
+            a = index.object_qpos[slot]
+            data.qpos[a : a + 3] = parking_pos(slot)
+        for slot, (x, y, yaw) in zip(episode.slots, episode.poses, strict=True):
+            a = index.object_qpos[slot]
+            data.qpos[a : a + 7] = [x, y, self.state.rest_height[slot], np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        for m, (x, y) in enumerate(episode.plate_xy):
+            data.mocap_pos[index.plate_mocap[m]] = [x, y, PLATE_THICKNESS_M / 2]
+        data.qpos[index.arm_qpos] = np.array(HOME_QPOS) + start_noise * rng.normal(0, _START_NOISE_RAD, 7)
+        data.qpos[index.finger_qpos] = [self.control.finger_open_m, -self.control.finger_open_m]
+        data.ctrl[:7] = data.qpos[index.arm_qpos]
+        data.ctrl[7:9] = data.qpos[index.finger_qpos]
+        mujoco.mj_forward(model, data)
+
+        self.episodes[i] = episode
+        self.over[i] = self._success[i] = self._wrong[i] = False
+        self.elapsed[i] = self._held[i] = 0
+        self._gripper[i] = 1.0
+        self._rgba[i, :, :3] = 0.5
+        for slot, color in zip(episode.slots, episode.colors, strict=True):
+            self._rgba[i, slot, :3] = COLORS[color]
+        for m, color in enumerate(episode.plate_colors):
+            self._rgba[i, len(self.scene.objects) + m, :3] = COLORS[color]
+        state = self.state
+        state.active[i] = False
+        state.active[i, list(episode.slots)] = True
+        state.target[i], state.is_place[i] = episode.target, episode.task == "place"
+        state.plate_xy[i] = episode.plate_xy[episode.plate] if episode.plate >= 0 else np.nan
+        self._read(i)
+        self._command[i] = state.grip[i]
+
+    def alternative_instructions(self) -> list[str]:
+        """Per world, an instruction that names another object than the one counted."""
+        return [e.swapped_instruction if e else "" for e in self.episodes]
+
+    # ------------------------------------------------------------------ stepping
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """Run up to C control steps in each world that is not over; see `vla.types.VecEnv.step_chunk`."""
+        chunk = np.asarray(chunk, np.float64)
+        if chunk.ndim != 3 or chunk.shape[0] != self.num_envs or chunk.shape[2] != self.action_spec.dim:
+            raise ValueError(f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {chunk.shape}")
+        if not np.isfinite(chunk).all():
+            raise ValueError("action chunk holds NaN or Inf")
+        was_over = self.over.copy()
+        n_steps = np.zeros(self.num_envs, np.int64)
+        terminated = np.zeros(self.num_envs, bool)
+        truncated = np.zeros(self.num_envs, bool)
+        for c in range(chunk.shape[1]):
+            live = np.flatnonzero(~self.over)
+            if not len(live):
+                break
+            self._control_step(live, chunk[live, c])
+            n_steps[live] += 1
+            self.elapsed[live] += 1
+            holds = rules.condition(self.state)
+            self._held = np.where(holds, self._held + 1, 0)
+            self._success[live] |= self._held[live] >= rules.HOLD_STEPS
+            self._wrong[live] |= rules.wrong_object(self.state)[live]
+            terminated[live] = self._success[live] | self._wrong[live]
+            truncated[live] = ~terminated[live] & (self.elapsed[live] >= self.horizon)
+            self.over[live] = terminated[live] | truncated[live]
+        self._success &= ~self._wrong
+        self._render(list(np.flatnonzero(~was_over)))
+        success = self._success & ~was_over
+        info = {"success": success & terminated, "wrong_object": self._wrong & ~was_over}
+        reward = info["success"].astype(np.float32)
+        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info)
+
+    def _control_step(self, live: np.ndarray, action_nA: np.ndarray) -> None:
+        model, index, state = self.model, self.index, self.state
+        rotation = np.empty((len(live), 3, 3))
+        qpos = np.empty((len(live), 7))
+        for k, i in enumerate(live):
+            data = self.data[i]
+            mujoco.mj_jacSite(model, data, self._jac_buffer[:3], self._jac_buffer[3:], index.grip_site)
+            self._jacobian[i] = self._jac_buffer[:, index.arm_dof]
+            rotation[k] = data.site_xmat[index.grip_site].reshape(3, 3)
+            qpos[k] = data.qpos[index.arm_qpos]
+        self._command[live] = advance_command(self._command[live], state.grip[live], action_nA, self.control)
+        targets = joint_targets(
+            qpos, self._jacobian[live], state.grip[live], rotation, self._command[live],
+            self._hold_rotation, self.control.damping,
+        )  # fmt: skip
+        self._gripper[live] = np.where(action_nA[:, 3] > 0, 1.0, -1.0)
+        for k, i in enumerate(live):
+            data = self.data[i]
+            data.ctrl[:7] = targets[k]
+            width = self.control.finger_open_m if self._gripper[i] > 0 else 0.0
+            data.ctrl[7], data.ctrl[8] = width, -width
+            mujoco.mj_step(model, data, self.substeps)
+            mujoco.mj_kinematics(model, data)
+            self._read(i)
+
+    def _read(self, i: int) -> None:
+        data, index, state = self.data[i], self.index, self.state
+        state.objects[i] = data.xpos[index.object_body]
+        state.grip[i] = data.site_xpos[index.grip_site]
+        state.finger_opening[i] = data.qpos[index.finger_qpos[0]] / self.control.finger_open_m
+
+    # ------------------------------------------------------------------ observing
+    def _render(self, ids: list[int]) -> None:
+        if not self.render_images:
+            return
+        if self._renderer is None:
+            self._renderer = CameraRenderer(self.model, self.index, self.image_size)
+        for i in ids:
+            self.model.geom_rgba[self._geoms] = self._rgba[i]
+            mujoco.mj_camlight(self.model, self.data[i])
+            self._renderer.render(self.data[i], self.images[i])
+
+    def proprio(self) -> np.ndarray:
+        """(n, P) float32, see PROPRIO_NAMES."""
+        state = self.state
+        columns = (state.grip, self._command - state.grip, state.finger_opening[:, None], self._gripper[:, None])
+        return np.concatenate(columns, axis=1).astype(np.float32)
+
+    def privileged(self) -> np.ndarray:
+        """(n, 16) float32 for critics and experts: target (3), target - grip (3), plate - target (2, 0 without a plate),
+        rest height, is_place, highest other object's lift, gripper command, hold counter, command (3)."""
+        state = self.state
+        at = rules.target_position(state)
+        plate = np.where(state.is_place[:, None], np.nan_to_num(state.plate_xy) - at[:, :2], 0.0)
+        lift = state.objects[:, :, 2] - state.rest_height
+        others = state.active & (np.arange(lift.shape[1])[None] != state.target[:, None])
+        columns = (
+            at, at - state.grip, plate, state.rest_height[state.target][:, None], state.is_place[:, None],
+            np.where(others, lift, 0.0).max(1)[:, None], self._gripper[:, None],
+            self._held[:, None] / rules.HOLD_STEPS, self._command,
+        )  # fmt: skip
+        return np.concatenate(columns, axis=1).astype(np.float32)
+
+    def observation(self) -> Observation:
+        """Of every world, now. Images are those of the last render, and are views: copy to keep."""
+        return Observation(
+            images={name: self.images[:, v] for v, name in enumerate(self.cameras)},
+            proprio=self.proprio(),
+            instruction=[e.instruction if e else "" for e in self.episodes],
+            privileged=self.privileged(),
+        )
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
