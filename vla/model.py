@@ -1,0 +1,271 @@
+"""The policy's model: VLA = backbone + bridge + head, with the processor that feeds it; and VLAPolicy, which acts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vla.bridge import Bridge, BridgeConfig
+from vla.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
+from vla.config import decode, encode, lookup
+from vla.features import Features
+from vla.heads import HEADS
+from vla.processor import ModelInput, Processor, ProcessorConfig, Stats
+from vla.types import ActionChunk, ActionSpec, Observation
+
+if TYPE_CHECKING:
+    from vla.backbone import Backbone
+
+BackboneLoader = Callable[[dict[str, Any]], nn.Module]
+_TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class VLAConfig:
+    """What a model is made of."""
+
+    backbone: str | dict[str, Any] = "tiny"
+    """A name, a local folder or a specification: what `vla.backbone.load_backbone` takes."""
+    bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    head: str = "l1"
+    chunk_size: int = 8
+    """Control steps per decision."""
+    freeze_backbone: bool = True
+    backbone_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
+
+
+class VLA(nn.Module):
+    """Observation -> chunk of actions. `encode` once, then `act`, `loss` and `latent` on the features."""
+
+    def __init__(self, config: VLAConfig, backbone: Backbone | nn.Module, processor: Processor) -> None:
+        """Fresh bridge and head on a backbone. Most callers want `VLA.build` or `VLA.load`."""
+        super().__init__()
+        if config.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {config.chunk_size}")
+        head = lookup(config.head, HEADS, "head")
+        self.config = config
+        self.processor = processor
+        self.backbone = backbone
+        self.backbone_dtype: torch.dtype = getattr(torch, config.backbone_dtype)
+        self.bridge = Bridge(
+            config.bridge,
+            chunk_size=config.chunk_size,
+            feature_width=backbone.width,
+            num_layers=backbone.num_layers,
+            proprio_dim=processor.config.proprio_dim,
+            point_dim=backbone.point_dim,
+        )
+        self.head = head(width=config.bridge.width, action_dim=len(processor.config.action_names))
+        if config.freeze_backbone:
+            backbone.requires_grad_(False)
+        self.train(self.training)
+
+    @staticmethod
+    def build(
+        config: VLAConfig,
+        *,
+        stats: Stats,
+        action_spec: ActionSpec,
+        cameras: Sequence[str],
+        image_size: int = 84,
+        max_text_tokens: int = 24,
+        backbone: Backbone | nn.Module | None = None,
+        seed: int = 0,
+    ) -> VLA:
+        """An untrained policy for one robot: bridge and head from `seed`, backbone as `config.backbone` says.
+
+        `stats` fixes the proprio width; `backbone` is used instead of loading one. ValueError for what does not fit.
+        """
+        if backbone is None:
+            from vla.backbone import load_backbone
+
+            backbone = load_backbone(config.backbone)
+        processor_config = ProcessorConfig(
+            cameras=tuple(cameras),
+            proprio_dim=stats.proprio.dim,
+            action_names=action_spec.names,
+            image_size=image_size,
+            max_text_tokens=max_text_tokens,
+            action_low=action_spec.low,
+            action_high=action_spec.high,
+            control_hz=action_spec.control_hz,
+        )
+        processor = Processor(processor_config, stats, backbone.tokenizer)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return VLA(config, backbone, processor)
+
+    @property
+    def device(self) -> torch.device:
+        return self.bridge.position.device
+
+    @property
+    def chunk_size(self) -> int:
+        return self.config.chunk_size
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.processor.config.action_names)
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.processor.action_spec
+
+    def train(self, mode: bool = True) -> VLA:
+        """As nn.Module's, but a frozen backbone stays in evaluation mode: no dropout, no running statistics."""
+        super().train(mode)
+        if self.config.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def encode(self, inp: ModelInput) -> Features:
+        """The backbone's view of a batch, float32. Without gradients when the backbone is frozen: fit for caching."""
+        inp = inp.to(self.device)
+        gradients = torch.is_grad_enabled() and not self.config.freeze_backbone
+        low = self.backbone_dtype != torch.float32
+        with (
+            torch.set_grad_enabled(gradients),
+            torch.autocast(self.device.type, dtype=self.backbone_dtype if low else torch.bfloat16, enabled=low),
+        ):
+            features = self.backbone(inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT)
+        return features.float()
+
+    def latent(self, features: Features, proprio_BP: Tensor) -> Tensor:
+        """Action latent (B, C, D), float32, of normalised proprio. What heads read."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.bridge(features, proprio_BP)
+
+    def act(self, features: Features, proprio_BP: Tensor) -> Tensor:
+        """Normalised actions (B, C, A), float32: the same function in training and serving, no noise anywhere."""
+        return self.head(self.latent(features, proprio_BP))
+
+    def loss(
+        self, features: Features, proprio_BP: Tensor, action_BCA: Tensor, mask_BC: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The head's loss on normalised target actions, and detached scalars to log. `mask_BC` 0 marks padding."""
+        expected = (features.batch_size, self.chunk_size, self.action_dim)
+        if tuple(action_BCA.shape) != expected or tuple(mask_BC.shape) != expected[:2]:
+            raise ValueError(
+                f"loss needs actions of shape {expected} and a mask of shape {expected[:2]}, got "
+                f"{tuple(action_BCA.shape)} and {tuple(mask_BC.shape)}"
+            )
+        loss = self.head.loss(self.latent(features, proprio_BP), action_BCA, mask_BC)
+        return loss, {"loss": loss.detach()}
+
+    def predict(self, inp: ModelInput) -> NDArray[np.float32]:
+        """Actions (B, C, A) in environment units, within the action's bounds. FloatingPointError if not finite."""
+        with torch.no_grad(), _evaluating(self):
+            action = self.act(self.encode(inp), inp.proprio_BP.to(self.device)).cpu().numpy()
+        if not np.isfinite(action).all():
+            raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
+        return self.processor.unnormalise_action(action)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters an optimiser should own."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def save(self, folder: str | os.PathLike[str], *, trainer_state: Mapping[str, Any] | None = None) -> None:
+        """A self-contained checkpoint: weights with the backbone's, statistics, tokenizer. Loads without a network."""
+        save_checkpoint(
+            folder,
+            config={
+                "model": encode(self.config),
+                "processor": encode(self.processor.config),
+                "backbone": self.backbone.to_spec(),
+            },
+            tensors=self.state_dict(),
+            stats=self.processor.stats.to_dict(),
+            trainer_state=trainer_state,
+            files=_tokenizer_files(self.backbone.tokenizer),
+        )
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str], *, load_backbone: BackboneLoader | None = None) -> VLA:
+        """What `save` wrote, in evaluation mode on the CPU. ValueError naming the file that is missing or damaged.
+
+        The backbone's shape comes from its saved specification, given a tokenizer folder (for the
+        time of the call) as its "tokenizer"; its weights come from this checkpoint.
+        """
+        if load_backbone is None:
+            from vla.backbone import load_backbone
+        checkpoint = load_checkpoint(folder, trainer=False)
+        missing = {"model", "processor", "backbone"} - checkpoint.config.keys()
+        if missing:
+            raise ValueError(f"{os.fspath(folder)} is no policy: its config.json lacks {', '.join(sorted(missing))}")
+        spec = checkpoint.config["backbone"]
+        with tempfile.TemporaryDirectory() as tokenizer_folder:
+            # From verified bytes, not from the folder itself: an interrupted save may not have settled its names yet.
+            for name, data in checkpoint_files(folder, f"{_TOKENIZER}/").items():
+                path = Path(tokenizer_folder, name.removeprefix(f"{_TOKENIZER}/"))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            backbone = load_backbone({**spec, "tokenizer": tokenizer_folder})
+        config = decode(VLAConfig, checkpoint.config["model"])
+        processor_config = decode(ProcessorConfig, checkpoint.config["processor"])
+        processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
+        vla = VLA(config, backbone, processor)
+        vla.load_state_dict(checkpoint.tensors)
+        return vla.eval()
+
+
+class VLAPolicy:
+    """A `vla.types.Policy` around a VLA. Stateless: each observation decides alone."""
+
+    def __init__(self, vla: VLA, *, n_action_steps: int | None = None) -> None:
+        """`n_action_steps`: give only the first n of each chunk to the robot before looking again; None: all."""
+        steps = vla.chunk_size if n_action_steps is None else n_action_steps
+        if not 1 <= steps <= vla.chunk_size:
+            raise ValueError(f"n_action_steps must be in 1..{vla.chunk_size} (the chunk size), got {steps}")
+        self.vla, self.n_action_steps = vla, steps
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str], *, n_action_steps: int | None = None) -> VLAPolicy:
+        """The policy in a checkpoint folder."""
+        return VLAPolicy(VLA.load(folder), n_action_steps=n_action_steps)
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.vla.action_spec
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.vla.processor.config.cameras
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Nothing to forget."""
+
+    def act(self, obs: Observation) -> ActionChunk:
+        """(B, n_action_steps, A) in environment units."""
+        chunk = self.vla.predict(self.vla.processor.prepare(obs))
+        return np.ascontiguousarray(chunk[:, : self.n_action_steps])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: a policy may be tried out in the middle of training."""
+    before = model.training
+    if before:
+        model.eval()
+    try:
+        yield
+    finally:
+        if before:
+            model.train()
+
+
+def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {f"{_TOKENIZER}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
