@@ -1,4 +1,4 @@
-"""What people see in the terminal: tables, progress bars, results, one-line errors. Results go to stdout, the rest to stderr."""
+"""What people see in the terminal: tables, progress bars, one-line errors. Results go to stdout, the rest to stderr."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
         print(f"vla: interrupted; {kept()}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output left (`vla list recipes | head`). Python would complain again when it flushes at exit.
+        # The reader of our output left (`vla list recipes | head`); Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except USER_ERRORS as error:
@@ -72,7 +72,7 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
 
 @contextmanager
 def progress(title: str, total: float | None = None, *, unit: str = "") -> Iterator[Update]:
-    """A progress bar on stderr while the block lasts; yields its `Update`. Prints no bar when stderr is not a terminal."""
+    """A progress bar on stderr while the block lasts; yields its `Update`. No bar when stderr is no terminal."""
     columns = (
         TextColumn("{task.description}", style="bold"),
         BarColumn(bar_width=28),
