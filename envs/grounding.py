@@ -1,0 +1,264 @@
+"""Vision-language data with ground truth from the simulator: rendered scenes, questions, answers and points.
+
+Written as a folder of arrays that `vla/pretrain.py` reads (it may not import this package):
+`images.npy` (S, V, H, W, 3) uint8; `questions.json` S lists of M [prompt, answer] pairs; `points.npy` (S, M, 2, 3 + 3V)
+float32: for the object and the place that the prompt names, its position relative to the workspace centre in metres,
+then (u, v, visible) per view, u right and v down in [-1, 1]; NaN where the prompt names none; `grip.npy` (S, 3).
+Idea: BridgeVLA's heat-map pre-training, on the simulator's own labels.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+from envs.control import joint_targets
+from envs.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
+from envs.language import KIND_WORDS, instruction, object_phrase, plate_phrase
+from envs.mujoco_env import worker_environment
+from envs.scene import COLORS, PLATE_RADIUS_M, PLATE_THICKNESS_M, REST_HEIGHT_M
+from envs.suites import Suite
+from envs.worlds import Worlds
+
+QUESTIONS_PER_SCENE = 8
+WORKSPACE_CENTRE_M = (0.53, 0.0, 0.0)
+_SCENES_PER_TASK = 500
+_SUITE = Suite("grounding", "", "tabletop", ("pick", "place"), 3, 2, 1, 0)
+_HALF_WIDTH_M = {"cube": 0.02, "can": 0.018, "brick": 0.014}
+
+
+def _layout(rng: np.random.Generator, count: int, gaps: np.ndarray) -> np.ndarray | None:
+    """(count, 2) positions whose pairwise distance exceeds the sum of their gaps, or None."""
+    placed: list[np.ndarray] = []
+    for k in range(count):
+        for _ in range(60):
+            p = np.array([rng.uniform(WORKSPACE_X[0] - 0.03, WORKSPACE_X[1] + 0.03),
+                          rng.uniform(WORKSPACE_Y[0] - 0.03, WORKSPACE_Y[1] + 0.03)])  # fmt: skip
+            if all(np.linalg.norm(p - q) > gaps[k] + gaps[j] for j, q in enumerate(placed)):
+                placed.append(p)
+                break
+        else:
+            return None
+    return np.array(placed).reshape(-1, 2)
+
+
+def _random_episode(rng: np.random.Generator, kinds: tuple[str, ...]) -> Episode:
+    while True:
+        count, plates = int(rng.integers(2, 5)), int(rng.choice([0, 1, 2], p=[0.35, 0.15, 0.5]))
+        slots = rng.permutation(len(kinds))[:count]
+        colors = rng.permutation(list(COLORS))[:count] if rng.random() < 0.7 else rng.choice(list(COLORS), count)
+        if len({(c, kinds[s]) for c, s in zip(colors, slots, strict=True)}) < count:
+            continue  # two red cubes: no phrase would name one of them
+        plate_colors = rng.permutation(list(COLORS))[:plates]
+        gaps = np.array([PLATE_RADIUS_M + 0.008] * plates + [0.036] * count)
+        xy = _layout(rng, plates + count, gaps)
+        if xy is None:
+            continue
+        yaws = rng.uniform(-0.9, 0.9, count)
+        return Episode(
+            seed=int(rng.integers(1 << 31)), task="pick", slots=tuple(int(s) for s in slots),
+            colors=tuple(str(c) for c in colors),
+            poses=tuple((float(x), float(y), float(w)) for (x, y), w in zip(xy[plates:], yaws, strict=True)),
+            plate_colors=tuple(str(c) for c in plate_colors),
+            plate_xy=tuple((float(x), float(y)) for x, y in xy[:plates]),
+            target=int(slots[0]), plate=-1, instruction="", template="", swapped_instruction="",
+        )  # fmt: skip
+
+
+class _Painter:
+    """One world whose arm and objects are put anywhere, without physics."""
+
+    def __init__(self, image_size: int) -> None:
+        self.worlds = Worlds(_SUITE, 1, image_size=image_size)
+        self.kinds = self.worlds.scene.objects
+
+    def reach(self, goal: np.ndarray, opening_m: float) -> None:
+        """Kinematic IK to a grip position (m) with the fingers opened by `opening_m` each."""
+        w, data = self.worlds, self.worlds.data[0]
+        jac = np.zeros((6, w.model.nv))
+        for _ in range(15):
+            mujoco.mj_kinematics(w.model, data)
+            mujoco.mj_comPos(w.model, data)
+            mujoco.mj_jacSite(w.model, data, jac[:3], jac[3:], w.index.grip_site)
+            data.qpos[w.index.arm_qpos] = joint_targets(
+                data.qpos[w.index.arm_qpos][None], jac[None][:, :, w.index.arm_dof],
+                data.site_xpos[w.index.grip_site][None], data.site_xmat[w.index.grip_site].reshape(1, 3, 3),
+                goal[None], w._hold_rotation, 1e-3,
+            )[0]  # fmt: skip
+        data.qpos[w.index.finger_qpos] = [opening_m, -opening_m]
+
+    def paint(self, rng: np.random.Generator) -> tuple[Episode, int, dict[int, int]]:
+        """Draw a scene; returns the episode, the held slot (-1: none) and {slot: plate it lies on}."""
+        w, data = self.worlds, self.worlds.data[0]
+        episode = _random_episode(rng, self.kinds)
+        w.place(0, episode)
+        on: dict[int, int] = {}
+        addresses = {slot: w.index.object_qpos[slot] for slot in episode.slots}
+        if episode.plate_colors and rng.random() < 0.45:  # one object lies on a plate
+            slot, plate = int(rng.choice(episode.slots)), int(rng.integers(len(episode.plate_colors)))
+            offset = rng.uniform(-0.025, 0.025, 2)
+            height = REST_HEIGHT_M[self.kinds[slot]] + PLATE_THICKNESS_M
+            data.qpos[addresses[slot] : addresses[slot] + 3] = [*(np.array(episode.plate_xy[plate]) + offset), height]
+            on[slot] = plate
+        held, mode = -1, rng.random()
+        free = np.array([rng.uniform(0.38, 0.68), rng.uniform(-0.21, 0.21), rng.uniform(0.03, 0.30)])
+        if mode < 0.30:
+            goal, opening = free, 0.04 if rng.random() < 0.75 else rng.uniform(0.0, 0.04)
+        elif mode < 0.70:  # around an object, as when about to grasp it
+            slot = int(rng.choice(episode.slots))
+            at = data.qpos[addresses[slot] : addresses[slot] + 3]
+            spread = 0.03 if rng.random() < 0.5 else 0.008
+            goal = at + np.array([*rng.normal(0, spread, 2), rng.uniform(0.0, 0.12)])
+            opening = 0.04 if rng.random() < 0.85 else rng.uniform(0.015, 0.04)
+        else:
+            held = int(rng.choice(episode.slots))
+            on.pop(held, None)
+            goal = free
+            if episode.plate_colors and rng.random() < 0.4:
+                plate_xy = episode.plate_xy[rng.integers(len(episode.plate_colors))]
+                goal = np.array([*(np.array(plate_xy) + rng.normal(0, 0.02, 2)), rng.uniform(0.04, 0.16)])
+            opening = _HALF_WIDTH_M[self.kinds[held]]
+        self.reach(np.maximum(goal, [0.3, -0.3, 0.012]), opening)
+        mujoco.mj_kinematics(w.model, data)
+        if held >= 0:
+            a = addresses[held]
+            data.qpos[a : a + 3] = data.site_xpos[w.index.grip_site] + rng.normal(0, 0.004, 3)
+            data.qpos[a + 3 : a + 7] = [1, 0, 0, 0] if self.kinds[held] != "brick" else [0.7071, 0, 0, 0.7071]
+        mujoco.mj_kinematics(w.model, data)
+        w._read(0)
+        w._render([0])
+        return episode, held, on
+
+    def project(self, point: np.ndarray) -> np.ndarray:
+        """(V, 3): u right, v down in [-1, 1], and whether the point lies inside the image."""
+        w, data = self.worlds, self.worlds.data[0]
+        out = []
+        for camera in w.index.camera_ids:
+            local = data.cam_xmat[camera].reshape(3, 3).T @ (point - data.cam_xpos[camera])
+            scale = np.tan(np.deg2rad(w.model.cam_fovy[camera]) / 2)
+            depth = max(-local[2], 1e-6)
+            u, v = local[0] / depth / scale, -local[1] / depth / scale
+            inside = local[2] < 0 and abs(u) < 1 and abs(v) < 1
+            out.append([np.clip(u, -1.5, 1.5), np.clip(v, -1.5, 1.5), float(inside)])
+        return np.array(out)
+
+
+def _questions(
+    rng: np.random.Generator, episode: Episode, kinds: tuple[str, ...], held: int, on: dict[int, int], y: np.ndarray
+) -> list[tuple[str, str, int, int]]:
+    """(prompt, answer, object slot or -1, plate or -1) per question. `y` (K,) is each object's sideways position."""
+    names = {s: (c, kinds[s]) for s, c in zip(episode.slots, episode.colors, strict=True)}
+
+    def say(slot: int) -> str:
+        return object_phrase(*names[slot], rng)
+
+    plates = len(episode.plate_colors)
+    out: list[tuple[str, str, int, int]] = []
+    for k in range(4):  # instructions: the prompt that the policy will see
+        slot = int(rng.choice(episode.slots))
+        if plates and k % 2:
+            plate = int(rng.integers(plates))
+            text, _ = instruction("place", names[slot], episode.plate_colors[plate], rng)
+            out.append((text, "", slot, plate))
+        else:
+            out.append((instruction("pick", names[slot], None, rng)[0], "", slot, -1))
+    slot = int(rng.choice(episode.slots))
+    out.append((f"where is {say(slot)}", "", slot, -1))
+    slot = int(rng.choice(list(on))) if on and rng.random() < 0.5 else int(rng.choice(episode.slots))
+    if plates and rng.random() < 0.6:
+        plate = on[slot] if slot in on and rng.random() < 0.6 else int(rng.integers(plates))
+        answer = "yes" if on.get(slot, -1) == plate else "no"
+        out.append((f"is {say(slot)} on {plate_phrase(episode.plate_colors[plate], rng)}", answer, slot, plate))
+    else:
+        slot = held if held >= 0 and rng.random() < 0.5 else slot
+        out.append((f"is {say(slot)} in the gripper", "yes" if slot == held else "no", slot, -1))
+    if rng.random() < 0.5:
+        answer = "nothing" if held < 0 else "the {} {}".format(names[held][0], KIND_WORDS[names[held][1]][0])
+        out.append(("what is in the gripper", answer, held, -1))
+    else:
+        side, slot = ("left", min(episode.slots, key=lambda s: y[s])) if rng.random() < 0.5 else (
+            "right", max(episode.slots, key=lambda s: y[s]))  # fmt: skip
+        answer = "the {} {}".format(names[slot][0], KIND_WORDS[names[slot][1]][0])
+        out.append((f"what is on the {side}", answer, slot, -1))
+    order = sorted(episode.slots, key=lambda s: y[s])
+    caption = " and ".join("the {} {}".format(names[s][0], KIND_WORDS[names[s][1]][0]) for s in order)
+    out.append(("describe the table", caption, -1, -1))
+    return out
+
+
+def _make(arguments: tuple[int, int, int, str]) -> int:
+    """Write `count` scenes from `start` into the shared arrays (worker)."""
+    seed, start, count, folder = arguments
+    root = Path(folder)
+    painter = _painter()
+    images = np.load(root / "images.npy", mmap_mode="r+")
+    points = np.load(root / "points.npy", mmap_mode="r+")
+    grip = np.load(root / "grip.npy", mmap_mode="r+")
+    texts = []
+    for s in range(start, start + count):
+        rng = np.random.default_rng([seed, s, 53])
+        episode, held, on = painter.paint(rng)
+        state = painter.worlds.state
+        images[s] = painter.worlds.images[0]
+        grip[s] = state.grip[0] - WORKSPACE_CENTRE_M
+        # The front camera looks toward the robot: world +y is the image's right.
+        questions = _questions(rng, episode, painter.kinds, held, on, state.objects[0, :, 1])
+        points[s] = np.nan
+        for q, (_, _, slot, plate) in enumerate(questions):
+            spots: list[np.ndarray | None] = [
+                state.objects[0, slot] if slot >= 0 else None,
+                np.array([*episode.plate_xy[plate], PLATE_THICKNESS_M]) if plate >= 0 else None,
+            ]
+            for k, at in enumerate(spots):
+                if at is not None:
+                    points[s, q, k] = [*(at - WORKSPACE_CENTRE_M), *painter.project(at).reshape(-1)]
+        texts.append([[prompt, answer] for prompt, answer, _, _ in questions])
+    for array in (images, points, grip):
+        array.flush()
+    (root / f"texts-{start:08d}.json").write_text(json.dumps(texts))
+    return count
+
+
+_PAINTER: list[_Painter] = []
+
+
+def _painter() -> _Painter:
+    if not _PAINTER:
+        _PAINTER.append(_Painter(84))
+    return _PAINTER[0]
+
+
+def generate(
+    scenes: int, out: Path, *, seed: int = 0, num_workers: int = 2, on_progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete)."""
+    if out.exists():
+        raise ValueError(f"{out} exists: give another --out, or remove it")
+    work = out.with_name(f".{out.name}.{os.getpid()}")
+    work.mkdir(parents=True)
+    views = 2
+    open_array = np.lib.format.open_memmap
+    open_array(work / "images.npy", "w+", np.uint8, (scenes, views, 84, 84, 3)).flush()
+    open_array(work / "points.npy", "w+", np.float32, (scenes, QUESTIONS_PER_SCENE, 2, 3 + 3 * views)).flush()
+    open_array(work / "grip.npy", "w+", np.float32, (scenes, 3)).flush()
+    jobs = [
+        (seed, start, min(_SCENES_PER_TASK, scenes - start), str(work)) for start in range(0, scenes, _SCENES_PER_TASK)
+    ]
+    done = 0
+    with worker_environment(), mp.get_context("spawn").Pool(num_workers) as pool:
+        for count in pool.imap_unordered(_make, jobs):
+            done += count
+            if on_progress:
+                on_progress(done, scenes)
+    texts = [text for path in sorted(work.glob("texts-*.json")) for text in json.loads(path.read_text())]
+    (work / "questions.json").write_text(json.dumps(texts))
+    for path in work.glob("texts-*.json"):
+        path.unlink()
+    os.replace(work, out)
+    return out

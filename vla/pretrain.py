@@ -1,0 +1,297 @@
+"""Vision-language pre-training of the tiny backbone on rendered scenes: point, answer, describe. No actions yet.
+
+Several questions share one image: the image tokens come first and attention is causal, so they do not depend on the
+question, and one packed sequence [patches][question 1][question 2]... with a block mask computes exactly what separate
+sequences would, at a third of the cost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.backbone import Backbone
+from vla.tiny import build_tiny, train_tokenizer
+
+POINT_QUESTIONS = 5
+"""The first five questions of a scene name things to point at; the rest have answers (envs/grounding.py)."""
+PROMPT_TOKENS, ANSWER_TOKENS = 16, 22
+_IGNORE = -100
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Budget and losses of a pre-training run."""
+
+    minutes: float = 45.0
+    """Wall-clock budget; the learning rate decays to its floor at its end."""
+    max_steps: int = 1_000_000
+    batch_scenes: int = 48
+    points_per_scene: int = 3
+    answers_per_scene: int = 1
+    lr: float = 1.5e-3
+    warmup_steps: int = 100
+    floor: float = 0.03
+    weight_decay: float = 0.02
+    heatmap_weight: float = 0.15
+    answer_weight: float = 0.3
+    num_queries: int = 8
+    seed: int = 0
+    num_threads: int = 2
+    holdout: int = 512
+
+
+class GroundingSet:
+    """The folder `envs.grounding.generate` wrote, with its questions tokenised."""
+
+    def __init__(self, folder: Path, tokenizer: object | None = None) -> None:
+        if not (folder / "questions.json").is_file():
+            raise ValueError(f"{folder} is no grounding set; make one with `vla ground-data --out {folder}`")
+        self.images = np.load(folder / "images.npy", mmap_mode="r")
+        self.points = torch.from_numpy(np.load(folder / "points.npy"))
+        self.grip = torch.from_numpy(np.load(folder / "grip.npy"))
+        questions = json.loads((folder / "questions.json").read_text())
+        if tokenizer is None:
+            words = sorted({word for scene in questions for pair in scene for text in pair for word in text.split()})
+            tokenizer = train_tokenizer(words * 50)
+        self.tokenizer = tokenizer
+        unique = sorted({text for scene in questions for pair in scene for text in pair})
+        tokens = dict(zip(unique, tokenizer(unique, add_special_tokens=False)["input_ids"], strict=True))
+        end = tokenizer.eos_token_id
+        scenes, per_scene = len(questions), len(questions[0])
+        self.prompts = torch.zeros(scenes, POINT_QUESTIONS, PROMPT_TOKENS, dtype=torch.int64)
+        self.answers = torch.zeros(scenes, per_scene - POINT_QUESTIONS, ANSWER_TOKENS, dtype=torch.int64)
+        self.labels = torch.full_like(self.answers, _IGNORE)
+        """Next-token targets: only the answer and its end count."""
+        for s, scene in enumerate(questions):
+            for q, (prompt, answer) in enumerate(scene):
+                ids = tokens[prompt]
+                if q < POINT_QUESTIONS:
+                    self.prompts[s, q, : len(ids)] = torch.tensor(ids)
+                    continue
+                full = ids + tokens[answer] + [end]
+                self.answers[s, q - POINT_QUESTIONS, : len(full)] = torch.tensor(full)
+                self.labels[s, q - POINT_QUESTIONS, len(ids) - 1 : len(full) - 1] = torch.tensor(full[len(ids) :])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Reader(nn.Module):
+    """Positions from what the queries say and where they point; exists only during pre-training."""
+
+    def __init__(self, width: int, num_queries: int, point_dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(num_queries * (width + point_dim), 256), nn.GELU(), nn.Linear(256, 12)
+        )  # object, object - grip, place, place - grip: 3 each, units of 0.1 m
+
+    def forward(self, queries_BQD: Tensor, points_BQE: Tensor) -> Tensor:
+        return self.net(torch.cat([queries_BQD.float().flatten(1), points_BQE.float().flatten(1)], 1))
+
+
+def _pack(backbone: Backbone, images: Tensor, prompts: Tensor, answers: Tensor) -> tuple[tuple[Tensor, ...], int]:
+    """Hidden states of packed sequences; prompts (B, Kp, Tp), answers (B, Ka, Ta). Also the prefix length N."""
+    b, kp, tp = prompts.shape
+    ka, ta = answers.shape[1:]
+    n, q = backbone.num_patches, backbone.num_queries
+    embed = backbone.vlm.model.get_input_embeddings()
+    patches = backbone.embed_images(images)
+    queries = backbone.queries.expand(b, kp, -1, -1)
+    point_segments = torch.cat([embed(prompts), queries.to(patches.dtype)], 2).flatten(1, 2)
+    embeds = torch.cat([patches, point_segments.to(patches.dtype), embed(answers).flatten(1, 2).to(patches.dtype)], 1)
+
+    valid_p = torch.cat([prompts > 0, torch.ones(b, kp, q, dtype=torch.bool)], 2)
+    valid_a = answers > 0
+    positions = torch.cat(
+        [
+            torch.arange(n).expand(b, -1),
+            (n + valid_p.long().cumsum(2) - 1).flatten(1),
+            (n + valid_a.long().cumsum(2) - 1).flatten(1),
+        ],
+        1,
+    ).clamp(min=0)
+    valid = torch.cat([torch.ones(b, n, dtype=torch.bool), valid_p.flatten(1), valid_a.flatten(1)], 1)
+    segment = torch.cat(
+        [
+            torch.zeros(n, dtype=torch.long),
+            1 + torch.arange(kp).repeat_interleave(tp + q),
+            1 + kp + torch.arange(ka).repeat_interleave(ta),
+        ]
+    )
+    same = (segment[None, :] == 0) | (segment[None, :] == segment[:, None])
+    allowed = (same.tril())[None] & valid[:, None, :]
+    bias = torch.zeros(allowed.shape, dtype=torch.float32).masked_fill_(~allowed, -30000.0)
+    return backbone.decode(embeds, bias[:, None].to(embeds.dtype), positions), n
+
+
+def _heatmap_loss(logits_BVP: Tensor, uv_BV3: Tensor, grid_P2: Tensor, sigma: float) -> Tensor:
+    """Cross-entropy of one query's attention with a Gaussian around the true point, in the views that see it."""
+    d2 = ((uv_BV3[:, :, None, :2] - grid_P2) ** 2).sum(-1)
+    goal = (-d2 / (2 * sigma**2)).softmax(-1)
+    loss = -(goal * logits_BVP.log_softmax(-1)).sum(-1)
+    seen = uv_BV3[..., 2] > 0.5
+    return (loss * seen).sum() / seen.sum().clamp(min=1)
+
+
+def pointing_loss(
+    backbone: Backbone, reader: Reader, hidden: Tensor, queries: Tensor, points: Tensor, grip: Tensor, weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of B questions. `hidden` (B, >=N, D) final states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where
+    nothing is named; query 0 points at the object, query Q/2 at the place, the others where they like."""
+    half = backbone.num_queries // 2
+    pointed, logits = backbone.point(hidden, queries)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for k, query in enumerate((0, half)):
+        named = ~points[:, k, 0].isnan()
+        if not named.any():
+            continue
+        uv = points[named, k, 3:].unflatten(1, (-1, 3))
+        seen = uv[..., 2] > 0.5
+        total = total + weight * _heatmap_loss(logits[named, query], uv, backbone.grid_P2, 1.0 / backbone.side)
+        error = F.smooth_l1_loss(pointed[named, query, :, :2], uv[..., :2], beta=0.1, reduction="none").sum(-1)
+        total = total + (error * seen).sum() / seen.sum().clamp(min=1)
+        total = total + 0.1 * F.binary_cross_entropy_with_logits(pointed[named, query, :, 2], uv[..., 2])
+    read = reader(queries, torch.cat([pointed[..., :2], pointed[..., 2:].sigmoid()], -1).flatten(2))
+    xyz = points[:, :, :3]
+    goal = torch.cat([xyz[:, 0], xyz[:, 0] - grip, xyz[:, 1], xyz[:, 1] - grip], 1) / 0.1
+    known = ~goal.isnan()
+    error = F.smooth_l1_loss(read, goal.nan_to_num(), beta=0.1, reduction="none")
+    total = total + (error * known).sum() / known.sum().clamp(min=1)
+    with torch.no_grad():
+        miss_m = (read[:, :2] - goal[:, :2]).norm(dim=1) * 0.1
+    return total, {"miss_mm": miss_m * 1e3, "read": read.detach(), "goal": goal}
+
+
+def _state_hidden(hidden_last: Tensor, n: int, kp: int, tp: int, q: int) -> tuple[Tensor, Tensor]:
+    """(B*Kp, N, D) patch states repeated per question and (B*Kp, Q, D) query states."""
+    b = len(hidden_last)
+    queries = hidden_last[:, n : n + kp * (tp + q)].unflatten(1, (kp, tp + q))[:, :, tp:]
+    patches = hidden_last[:, None, :n].expand(-1, kp, -1, -1)
+    return patches.reshape(b * kp, n, -1), queries.reshape(b * kp, q, -1)
+
+
+@torch.no_grad()
+def evaluate(backbone: Backbone, reader: Reader, data: GroundingSet, rows: np.ndarray) -> dict[str, float]:
+    """Held-out scenes: median and 90% position error (mm) of the named object and place, answer accuracy (all tokens right)."""
+    backbone.eval()
+    miss, place, right, total, yes = [], [], 0, 0, [0, 0]
+    for part in np.array_split(rows, max(1, len(rows) // 64)):
+        index = torch.from_numpy(part)
+        with torch.autocast("cpu", torch.bfloat16):
+            prompts, answers = data.prompts[index], data.answers[index]
+            hidden, n = _pack(backbone, torch.from_numpy(data.images[np.sort(part)]), prompts, answers)
+            kp, q = prompts.shape[1], backbone.num_queries
+            patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
+            grip = data.grip[index].repeat_interleave(kp, 0)
+            labels = data.points[index][:, :kp].flatten(0, 1)
+            _, info = pointing_loss(backbone, reader, patches, queries, labels, grip, 0.0)
+            tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, answers.shape[1:])
+            guess = backbone.vlm.lm_head(tail).argmax(-1)
+        miss.append(info["miss_mm"])
+        far = (info["read"][:, 6:8] - info["goal"][:, 6:8]).norm(dim=1) * 100
+        place.append(far[~far.isnan()])
+        counted = data.labels[index] != _IGNORE
+        correct = ((guess == data.labels[index]) | ~counted).all(-1)
+        right, total = right + int(correct.sum()), total + correct.numel()
+        yes[0], yes[1] = yes[0] + int(correct[:, 0].sum()), yes[1] + len(correct)
+    backbone.train()
+    missed, placed = torch.cat(miss), torch.cat(place)
+    return {
+        "object_mm_median": missed.median().item(),
+        "object_mm_p90": missed.quantile(0.9).item(),
+        "place_mm_median": placed.median().item(),
+        "yes_no_accuracy": yes[0] / yes[1],
+        "answer_accuracy": right / total,
+    }
+
+
+def pretrain(
+    config: PretrainConfig,
+    data_folder: Path,
+    out: Path,
+    *,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    initial: Path | None = None,
+) -> dict[str, float]:
+    """Train the tiny backbone on a grounding set; writes a backbone folder to `out` and returns held-out figures."""
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.num_threads)
+    rng = np.random.default_rng(config.seed)
+    if initial is None:
+        data = GroundingSet(data_folder)
+        backbone = Backbone(
+            build_tiny(len(data.tokenizer), config.seed), data.tokenizer, num_queries=config.num_queries, num_views=2
+        )
+    else:
+        from vla.backbone import load_backbone
+
+        backbone = load_backbone(str(initial))
+        data = GroundingSet(data_folder, backbone.tokenizer)
+    backbone.train()
+    reader = Reader(backbone.width, config.num_queries, backbone.point_dim)
+    parameters = [*backbone.parameters(), *reader.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95))
+    train_rows = len(data) - config.holdout
+    held_out = np.arange(train_rows, len(data))
+    start, step = time.monotonic(), 0
+    out.mkdir(parents=True, exist_ok=True)
+    log = (out / "metrics.jsonl").open("a")
+    kp, ka, q = config.points_per_scene, config.answers_per_scene, config.num_queries
+    while step < config.max_steps:
+        fraction = max((time.monotonic() - start) / (60 * config.minutes), step / config.max_steps)
+        if fraction >= 1:
+            break
+        scale = config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * fraction))
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr * scale * min(1.0, (step + 1) / config.warmup_steps)
+        rows = np.sort(rng.choice(train_rows, config.batch_scenes, replace=False))
+        index = torch.from_numpy(rows)
+        pick_p = torch.from_numpy(rng.permuted(np.tile(np.arange(POINT_QUESTIONS), (len(rows), 1)), axis=1)[:, :kp])
+        pick_a = torch.from_numpy(rng.permuted(np.tile(np.arange(data.answers.shape[1]), (len(rows), 1)), axis=1)[:, :ka])
+        prompts = data.prompts[index[:, None], pick_p]
+        answers, labels = data.answers[index[:, None], pick_a], data.labels[index[:, None], pick_a]
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, n = _pack(backbone, torch.from_numpy(data.images[rows]), prompts, answers)
+            patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
+            points = data.points[index[:, None], pick_p].flatten(0, 1)
+            grip = data.grip[index].repeat_interleave(kp, 0)
+            loss, info = pointing_loss(backbone, reader, patches, queries, points, grip, config.heatmap_weight)
+            tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, (ka, ANSWER_TOKENS))
+            counted = labels != _IGNORE
+            logits = backbone.vlm.lm_head(tail[counted])
+        answer_loss = F.cross_entropy(logits.float(), labels[counted])
+        total = loss + config.answer_weight * answer_loss
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        step += 1
+        if not math.isfinite(total.item()):
+            raise FloatingPointError(f"pre-training loss is {total.item()} at step {step}: lower --lr")
+        row = {
+            "step": step, "seconds": round(time.monotonic() - start, 1), "loss": total.item(),
+            "answer_loss": answer_loss.item(), "miss_mm": info["miss_mm"].median().item(), "fraction": fraction,
+        }  # fmt: skip
+        if step % 500 == 0:
+            row |= evaluate(backbone, reader, data, held_out)
+            backbone.save(out)
+        if step % 50 == 0:
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+        if on_step:
+            on_step(row)
+    figures = evaluate(backbone, reader, data, held_out) | {"steps": step, "seconds": time.monotonic() - start}
+    log.write(json.dumps(figures) + "\n")
+    log.close()
+    backbone.save(out)
+    return figures
