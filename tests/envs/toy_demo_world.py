@@ -1,0 +1,89 @@
+"""A tiny `DemoWorld` whose every frame follows from (seed, step), importable by worker processes. Seeds 3, 8, 13... fail."""
+
+import time
+
+import numpy as np
+
+from vla.types import ActionSpec
+
+SPEC = ActionSpec(("dx", "dy", "gripper"), (-0.5, -0.5, -1.0), (0.5, 0.5, 1.0), 20.0)
+CAMERAS = ("front", "wrist")
+
+
+def succeeds(seed):
+    return seed % 5 != 3
+
+
+def length(seed):
+    return 4 + seed % 3
+
+
+def frame(seed, step, camera, size):
+    rng = np.random.default_rng([seed, step, CAMERAS.index(camera)])
+    coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.kron(coarse, np.ones((size // 4, size // 4, 1), np.uint8))
+
+
+def state(seed, step):
+    return np.random.default_rng([seed, step, 7]).normal(size=4).astype(np.float32)
+
+
+def wish(seed, step):
+    """What the expert wants: often beyond the bounds."""
+    return np.random.default_rng([seed, step, 9]).normal(size=3).astype(np.float32)
+
+
+class ToyWorld:
+    action_spec, cameras, proprio_names, horizon = SPEC, CAMERAS, ("a", "b", "c", "d"), 50
+
+    def __init__(self, size, pause_s=0.0, crash_at=None):
+        self.size, self.pause_s, self.crash_at = size, pause_s, crash_at
+        self.executed = []
+
+    def reset(self, seed):
+        if seed == self.crash_at:
+            raise ZeroDivisionError("the world broke")
+        self.seed, self.count, self.executed = seed, 0, []
+        self.instruction = f"pick up object {seed % 2}"
+        self.success = self.done = False
+        self.buffer = {camera: np.zeros((self.size, self.size, 3), np.uint8) for camera in CAMERAS}
+
+    def observe(self):
+        for camera, image in self.buffer.items():  # the same memory every time, as renderers do
+            image[:] = frame(self.seed, self.count, camera, self.size)
+        return self.buffer, state(self.seed, self.count)
+
+    def expert_action(self):
+        return wish(self.seed, self.count)
+
+    def step(self, action):
+        time.sleep(self.pause_s)
+        self.executed.append(action)
+        self.count += 1
+        self.done = self.count == length(self.seed)
+        self.success = self.done and succeeds(self.seed)
+
+    def close(self):
+        pass
+
+
+def fast_world(suite, image_size):
+    return ToyWorld(image_size)
+
+
+def slow_world(suite, image_size):
+    return ToyWorld(image_size, pause_s=0.03)
+
+
+def breaking_world(suite, image_size):
+    return ToyWorld(image_size, crash_at=4)
+
+
+def choosy_world(suite, image_size):
+    raise ValueError(f"unknown suite '{suite}'")
+
+
+def hopeless_world(suite, image_size):
+    world = ToyWorld(image_size)
+    world.horizon = 2
+    return world
