@@ -78,24 +78,28 @@ class VLA(nn.Module):
         stats: Stats,
         action_spec: ActionSpec,
         cameras: Sequence[str],
-        image_size: int = 84,
+        image_size: int | None = None,
         max_text_tokens: int = 24,
         backbone: Backbone | nn.Module | None = None,
         seed: int = 0,
     ) -> VLA:
         """An untrained policy for one robot: bridge and head from `seed`, backbone as `config.backbone` says.
 
-        `stats` fixes the proprio width; `backbone` is used instead of loading one. ValueError for what does not fit.
+        `stats` fixes the proprio width, the backbone (its `image_size`, else 84) the image size unless one is given;
+        `backbone` is used instead of loading one. ValueError for what does not fit.
         """
         if backbone is None:
             from vla.backbone import load_backbone
 
             backbone = load_backbone(config.backbone)
+        views = getattr(backbone, "num_views", len(cameras))
+        if views != len(cameras):
+            raise ValueError(f"the backbone reads {views} camera views, got {len(cameras)}: {', '.join(cameras)}")
         processor_config = ProcessorConfig(
             cameras=tuple(cameras),
             proprio_dim=stats.proprio.dim,
             action_names=action_spec.names,
-            image_size=image_size,
+            image_size=image_size or getattr(backbone, "image_size", 84),
             max_text_tokens=max_text_tokens,
             action_low=action_spec.low,
             action_high=action_spec.high,

@@ -9,7 +9,7 @@ import torch
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_observation, toy_vla
 from vla.bridge import BridgeConfig
 from vla.checkpoint import load_checkpoint
-from vla.model import VLA, VLAPolicy
+from vla.model import VLA, VLAConfig, VLAPolicy
 from vla.types import Policy
 
 SMALL = BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3)
@@ -160,6 +160,25 @@ def test_save_and_load_are_bit_equal(tmp_path):
     back.save(tmp_path / "again")
     for name in ("model.safetensors", "stats.json"):
         assert (tmp_path / "ckpt" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_embedded_backbone_travels_in_the_checkpoint(tmp_path):
+    """The real path: transformers classes, their tokenizer, `vla.backbone.load_backbone`, no network, no asset."""
+    from vla.backbone import Backbone
+    from vla.tiny import build_tiny, train_tokenizer
+
+    tokenizer = train_tokenizer(["pick up the red cube", "pick up the green cube"] * 3, vocab_size=300)
+    backbone = Backbone(build_tiny(len(tokenizer)), tokenizer, num_queries=4, num_views=2)
+    stats = toy_vla(bridge=SMALL).processor.stats
+    vla = VLA.build(VLAConfig(bridge=SMALL), stats=stats, action_spec=SPEC, cameras=CAMERAS, backbone=backbone)
+    obs = toy_observation(batch=2, size=84)
+    vla.save(tmp_path)
+    back = VLA.load(tmp_path)
+    np.testing.assert_array_equal(VLAPolicy(back).act(obs), VLAPolicy(vla.eval()).act(obs))
+    assert back.processor.config.image_size == backbone.image_size
+    assert str(tmp_path.parent) not in (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match="reads 2 camera views, got 1: front"):
+        VLA.build(vla.config, stats=stats, action_spec=SPEC, cameras=("front",), backbone=backbone)
 
 
 def test_damaged_checkpoints_are_explained(tmp_path):
