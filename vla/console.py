@@ -26,7 +26,8 @@ Update = Callable[..., None]
 
 def stdout() -> Console:
     """The console for results. Made at call time, so that a redirected sys.stdout is the one written to."""
-    return Console(highlight=False)
+    # In a pipe or a file there is no window to fit: do not fold lines at 80 columns.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def stderr() -> Console:
@@ -129,3 +130,13 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
         rows.append((stage["name"], f"{stage['seconds']:.1f}", extra))
     rows.append(("total", f"{sum(stage['seconds'] for stage in stages):.1f}", ""))
     return table("stages", ("stage", "seconds", ""), rows)
+
+
+def bench_table(report: Mapping[str, Any]) -> Table:
+    """A benchmark (field names of `vla bench --json`) as a table."""
+    rows = []
+    for result in report["results"]:
+        baseline, ratio = result.get("baseline"), result.get("ratio")
+        versus = "" if ratio is None else f"{ratio:.2f}x of {baseline}"
+        rows.append((result["name"], f"{result['value']:,.6g}", result["unit"], versus))
+    return table(f"{report['bench']} on {report['machine']}", ("what", "value", "unit", "against"), rows)

@@ -106,6 +106,25 @@ def machine() -> str:
     return f"{cpu}, {cores} cores, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}"
 
 
+def contact_sheet(views: list[NDArray[np.uint8]], captions: list[str], path: Path, *, columns: int = 4) -> None:
+    """Save B scenes as a PNG: per scene its views (each (B, H, W, 3)) side by side, the caption below."""
+    from PIL import Image, ImageDraw
+
+    scenes = np.concatenate(views, axis=2)
+    gap, line = 8, 18
+    height, width = scenes.shape[1:3]
+    rows = -(-len(scenes) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (scene, caption) in enumerate(zip(scenes, captions, strict=True)):
+        x, y = gap + index % columns * (width + gap), gap + index // columns * (height + line + gap)
+        sheet.paste(Image.fromarray(scene), (x, y))
+        draw.text((x, y + height + 2), caption, fill="black", font_size=13)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())
+
+
 def _headline(report: Mapping[str, Any]) -> str:
     before, after = report.get("imitation"), report.get("rl")
     if not before or not after:

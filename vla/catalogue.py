@@ -1,0 +1,62 @@
+"""What a command line can name: suites, tasks, recipes, checkpoints. Part of the shell: it sees every room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vla.config import unknown
+
+Listing = tuple[str, tuple[str, ...], list[tuple[object, ...]]]
+"""A table: title, columns, rows."""
+
+
+def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
+    """`path`, if it is a checkpoint folder; else ValueError naming the nearest one. `others`: other right answers."""
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return folder
+    roots = {Path("runs"), folder.parent, folder} - {Path(".")}
+    depths = ("*", "*/*", "*/*/*")
+    found = {str(file.parent) for root in roots for depth in depths for file in root.glob(f"{depth}/config.json")}
+    if not found and not others:
+        raise ValueError(f"there is no checkpoint at '{path}'; `vla train` makes one")
+    raise ValueError(unknown(str(path), {*found, *others}, "checkpoint"))
+
+
+def list_suites() -> Listing:
+    from envs.suites import load_suite, suite_names
+
+    suites = [load_suite(name) for name in suite_names()]
+    rows = [(suite.name, ", ".join(suite.tasks), suite.horizon, suite.description) for suite in suites]
+    return "suites", ("suite", "tasks", "horizon", ""), rows
+
+
+def list_tasks() -> Listing:
+    from envs.suites import load_suite, suite_names
+
+    users: dict[str, list[str]] = {}
+    for suite in map(load_suite, suite_names()):
+        for task in suite.tasks:
+            users.setdefault(task, []).append(suite.name)
+    return "tasks", ("task", "suites"), [(task, ", ".join(names)) for task, names in sorted(users.items())]
+
+
+def list_recipes() -> Listing:
+    import rl.recipes
+    import vla.recipes
+
+    tables = {"vla train --recipe": vla.recipes.RECIPES, "vla rl": rl.recipes.RECIPES}
+    rows = [
+        (name, command, (recipe.__doc__ or "").splitlines()[0])
+        for command, recipes in tables.items()
+        for name, recipe in recipes.items()
+    ]
+    return "recipes", ("recipe", "for", ""), rows
+
+
+LISTINGS: dict[str, Callable[[], Listing]] = {
+    "suites": list_suites,
+    "recipes": list_recipes,
+    "tasks": list_tasks,
+}
