@@ -1,0 +1,206 @@
+"""A VLA as a stochastic policy over action chunks, the critic beside it, and both as `Policy` objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vla.features import Features
+from vla.types import ActionChunk, ActionSpec, Observation
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """The Gaussian's spread, in normalised action units ([-1, 1] spans the demonstrations)."""
+
+    motion_std: float = 0.2
+    gripper_std: float = 0.3
+    """Own value: the world reads only its sign, so small noise there explores nothing."""
+    std_min: float = 0.03
+    std_max: float = 0.5
+
+    def init_std(self, action_names: Sequence[str]) -> tuple[float, ...]:
+        """One initial standard deviation per action component; those called '...gripper...' get `gripper_std`."""
+        return tuple(self.gripper_std if "gripper" in name else self.motion_std for name in action_names)
+
+
+class GaussianChunkActor(nn.Module):
+    """Normal(mean = the imitation head's chunk, std per action dimension), scored over executed control steps.
+
+    The mean is the model's own noise-free path in fp32; no tanh, so at step 0 the greedy policy *is* the imitation
+    policy. The backbone is frozen: features are computed once per observation and reused in every epoch.
+    `model` is a `vla.model.VLA`: of it this needs backbone, processor, encode(inp), act(features, proprio) and save.
+    """
+
+    def __init__(self, model: nn.Module, action_names: Sequence[str], config: ActorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ActorConfig()
+        std = self.config.init_std(action_names)
+        if not all(self.config.std_min <= s <= self.config.std_max for s in std):
+            raise ValueError(
+                f"initial standard deviations {std} must lie in [{self.config.std_min}, {self.config.std_max}]; "
+                "change ActorConfig.motion_std/gripper_std or std_min/std_max"
+            )
+        self.model = model
+        self.model.backbone.requires_grad_(False)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError("the model has no trainable parameter outside its backbone: nothing for RL to train")
+        self.log_std = nn.Parameter(torch.tensor(std, dtype=torch.float32).log().to(self.device))
+        self.train(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def train(self, mode: bool = True) -> GaussianChunkActor:
+        """Stays in eval mode whatever is asked: with dropout, the policy scored would not be the one that acted."""
+        return super().train(False)
+
+    def named_policy_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What PPO's policy loss trains: everything trainable of the model, and `log_std`."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def encode(self, obs: Observation) -> tuple[Features, Tensor]:
+        """Features of the frozen backbone and normalised proprio (B, P)."""
+        inp = self.model.processor.prepare(obs)
+        return self.model.encode(inp), inp.proprio_BP.to(self.device)
+
+    def mean(self, features: Features, proprio_BP: Tensor) -> Tensor:
+        """(B, C, A) normalised fp32, whatever autocast surrounds us."""
+        # bf16 means at sigma 0.08 put a third of untouched samples outside a 0.1 clip band: fp32 is not optional here
+        with torch.autocast(device_type=proprio_BP.device.type, enabled=False):
+            return self.model.act(features, proprio_BP).float()
+
+    def sample(self, mean_BCA: Tensor, generator: torch.Generator, *, std_scale: float = 1.0) -> Tensor:
+        """One chunk per world, normalised and unclipped: this, not what the world executes, is what gets scored."""
+        noise = torch.randn(mean_BCA.shape, generator=generator).to(mean_BCA)
+        return mean_BCA + noise * (self.log_std.exp() * std_scale)
+
+    def log_prob(self, mean_BCA: Tensor, action_BCA: Tensor, executed_BC: Tensor) -> Tensor:
+        """(B,) joint log-density of the executed control steps; entries that were not executed cannot matter."""
+        # where before anything is multiplied: a masked NaN stays out, of the gradient too (0 * NaN is NaN)
+        z_BCA = torch.where(executed_BC[..., None], action_BCA - mean_BCA, 0.0) * (-self.log_std).exp()
+        per_step = self.log_std.sum() + self.log_std.numel() * LOG_SQRT_2PI
+        return -0.5 * z_BCA.square().sum((1, 2)) - executed_BC.sum(1) * per_step
+
+    @torch.no_grad()
+    def clamp_std(self) -> None:
+        """Keep every std within the configured band. On the parameter, so that a gradient can lead it back inside."""
+        self.log_std.clamp_(math.log(self.config.std_min), math.log(self.config.std_max))
+
+    def to_env(self, action_BCA: Tensor, spec: ActionSpec, n_action_steps: int) -> ActionChunk:
+        """Normalised chunk -> environment units, within the action bounds, first `n_action_steps` control steps."""
+        action = self.model.processor.unnormalise_action(action_BCA[:, :n_action_steps].cpu().numpy())
+        return np.clip(action, np.float32(spec.low), np.float32(spec.high)).astype(np.float32, copy=False)
+
+
+class GreedyPolicy:
+    """The mean action: what is evaluated and deployed. A `vla.types.Policy`."""
+
+    def __init__(self, actor: GaussianChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
+        self.actor, self.spec, self.n_action_steps = actor, spec, n_action_steps
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Nothing to forget: every decision is made from the observation alone."""
+
+    @torch.no_grad()
+    def act(self, obs: Observation) -> ActionChunk:
+        return self.actor.to_env(self.choose(self.actor.mean(*self.actor.encode(obs))), self.spec, self.n_action_steps)
+
+    def choose(self, mean_BCA: Tensor) -> Tensor:
+        return mean_BCA
+
+
+class SampledPolicy(GreedyPolicy):
+    """The actor with its exploration noise, scaled: what calibration measures."""
+
+    def __init__(
+        self,
+        actor: GaussianChunkActor,
+        spec: ActionSpec,
+        n_action_steps: int,
+        *,
+        generator: torch.Generator,
+        std_scale: float = 1.0,
+    ) -> None:
+        super().__init__(actor, spec, n_action_steps)
+        self.generator, self.std_scale = generator, std_scale
+
+    def choose(self, mean_BCA: Tensor) -> Tensor:
+        return self.actor.sample(mean_BCA, self.generator, std_scale=self.std_scale)
+
+
+class RunningNorm(nn.Module):
+    """Input normalisation by running mean and variance. Chan et al. 1983 for merging batches."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # float64: counts grow for hours, and the small differences are what a variance is made of
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(dim, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x_BS: Tensor) -> None:
+        """Merge the statistics of a batch (B, S)."""
+        x_BS = x_BS.double()
+        n, mean, var = float(len(x_BS)), x_BS.mean(0), x_BS.var(0, unbiased=False)
+        total = self.count + n
+        delta = mean - self.mean
+        # with count 0 the initial mean and var have no weight
+        self.var.copy_((self.var * self.count + var * n + delta.square() * self.count * n / total) / total)
+        self.mean.add_(delta * n / total)
+        self.count.copy_(total)
+
+    def forward(self, x_BS: Tensor) -> Tensor:
+        # 1e-6: a component that never moved stays near 0 instead of amplifying its rounding
+        scaled = (x_BS - self.mean.float()) / (self.var.float() + 1e-6).sqrt()
+        return scaled.clamp(-10.0, 10.0)
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value network. Asymmetric: it reads simulator state the policy never sees."""
+
+    hidden: tuple[int, ...] = (128, 128)
+
+
+class Critic(nn.Module):
+    """State value (B,) from [privileged, proprio, elapsed fraction of the horizon], normalised by running statistics.
+
+    Elapsed time is an input because the same state is worth less when the time limit is near.
+    """
+
+    def __init__(self, privileged_dim: int, proprio_dim: int, config: CriticConfig | None = None) -> None:
+        super().__init__()
+        self.state_dim = privileged_dim + proprio_dim + 1
+        self.norm = RunningNorm(self.state_dim)
+        layers: list[nn.Module] = []
+        width = self.state_dim
+        for hidden in (config or CriticConfig()).hidden:
+            layers += [nn.Linear(width, hidden), nn.Tanh()]
+            width = hidden
+        last = nn.Linear(width, 1)
+        nn.init.normal_(last.weight, std=0.02)  # starts near 0: before it has learnt, advantages are rewards
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(*layers, last)
+
+    def forward(self, state_BS: Tensor) -> Tensor:
+        return self.net(self.norm(state_BS)).squeeze(-1)
+
+
+def critic_state(obs: Observation, elapsed_fraction: NDArray[np.float32]) -> Tensor:
+    """(B, S+P+1) fp32 critic input. ValueError when the environment offers no privileged state."""
+    if obs.privileged is None:
+        raise ValueError("the critic needs Observation.privileged; RL runs in simulation, use an env that provides it")
+    parts = (obs.privileged, obs.proprio, elapsed_fraction[:, None])
+    return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))

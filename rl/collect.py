@@ -1,0 +1,147 @@
+"""Rollouts: worlds stepped chunk by chunk, every observation encoded once, finished worlds reset to fresh seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rl.actor import GaussianChunkActor, critic_state
+from rl.buffer import RolloutBuffer, require_finite
+from vla.types import Observation, Policy, VecEnv
+
+FIRST_EVALUATION_SEED = 5_000_000
+
+
+def play(policy: Policy, env: VecEnv, seeds: Sequence[int]) -> int:
+    """One episode per world, from `seeds`; returns how many succeeded."""
+    obs = env.reset(seeds=seeds)
+    policy.reset()
+    alive = np.ones(env.num_envs, bool)
+    successes = 0
+    while alive.any():
+        result = env.step_chunk(policy.act(obs))
+        done = alive & (result.terminated | result.truncated | (result.n_steps == 0))
+        successes += int((result.info["success"].astype(bool) & done).sum())
+        alive &= ~done
+        obs = result.obs
+    return successes
+
+
+class Collector:
+    """Fills rollout buffers from one vector environment, across episode ends.
+
+    Scene seeds run through `train_seeds` one after the other, from a place that depends on the run's seed.
+    """
+
+    def __init__(
+        self,
+        actor: GaussianChunkActor,
+        env: VecEnv,
+        *,
+        generator: torch.Generator,
+        train_seeds: tuple[int, int],
+        first_seed: int = 0,
+        n_action_steps: int | None = None,
+    ) -> None:
+        low, high = train_seeds
+        if not 0 <= low < high <= FIRST_EVALUATION_SEED:
+            raise ValueError(
+                f"train_seeds {train_seeds} must be an increasing pair within [0, {FIRST_EVALUATION_SEED}]: seeds from "
+                f"{FIRST_EVALUATION_SEED} on are for evaluation only"
+            )
+        if n_action_steps is not None and n_action_steps < 1:
+            raise ValueError(f"n_action_steps must be at least 1, got {n_action_steps}")
+        self.actor, self.env, self.generator = actor, env, generator
+        self.low, self.high = low, high
+        # a large odd stride keeps runs with neighbouring seeds on different scenes
+        self.offset = first_seed * 104_729 % (high - low)
+        self.seeds_used = 0
+        self.env_steps = 0
+        self.n_action_steps = n_action_steps or 1_000_000  # slicing past the chunk's end is the whole chunk
+        self._obs: Observation | None = None
+        self._elapsed = np.zeros(env.num_envs, np.int64)
+
+    def next_seeds(self, count: int) -> list[int]:
+        """The next `count` training seeds."""
+        span, start = self.high - self.low, self.offset + self.seeds_used
+        self.seeds_used += count
+        return [self.low + (start + i) % span for i in range(count)]
+
+    def forget_worlds(self) -> None:
+        """The next rollout starts new episodes everywhere (others stepped the worlds, or a checkpoint was made)."""
+        self._obs = None
+
+    @torch.no_grad()
+    def collect(self, buffer: RolloutBuffer) -> dict[str, float]:
+        """Fill `buffer`; returns rates over the episodes that ended. NonFiniteError: broken obs, action or reward."""
+        env, actor = self.env, self.actor
+        ended = succeeded = wrong = control_steps = 0
+        if self._obs is None:
+            self._obs = env.reset(seeds=self.next_seeds(env.num_envs))
+            self._elapsed[:] = 0
+        while not buffer.full:
+            obs = self._obs
+            state = critic_state(obs, self._elapsed_fraction())
+            where = f"in decision {buffer.filled} of the rollout"
+            require_finite("obs (privileged state or proprio)", state, where)
+            features, proprio = actor.encode(obs)
+            mean = actor.mean(buffer.put_features(features), proprio)
+            action = actor.sample(mean, self.generator)
+            require_finite("action", action, where)  # before it moves anything
+            result = env.step_chunk(actor.to_env(action, env.action_spec, self.n_action_steps))
+            if (result.n_steps < 1).any():
+                raise RuntimeError("a world executed no control step although its episode had been reset")
+            before = self._elapsed_fraction()
+            self._elapsed += result.n_steps
+            # no chunk ever starts at the time limit, so the critic has no value for that moment: ask about the last
+            # moment it knows, which is also what bootstrapping past a time limit means
+            after = np.where(result.truncated, before, self._elapsed_fraction())
+            n_steps = torch.from_numpy(result.n_steps)
+            executed = torch.arange(action.shape[1]) < n_steps[:, None]
+            to = actor.device
+            buffer.add(
+                proprio_BP=proprio,
+                action_BCA=action,
+                executed_BC=executed.to(to),
+                log_prob=actor.log_prob(mean, action, executed.to(to)),
+                state_BS=state.to(to),
+                next_state_BS=critic_state(result.obs, after).to(to),
+                reward=torch.from_numpy(result.reward).float().to(to),
+                terminated=torch.from_numpy(result.terminated).to(to),
+                truncated=torch.from_numpy(result.truncated).to(to),
+                n_steps=n_steps.to(to),
+            )
+            control_steps += int(result.n_steps.sum())
+            done = result.terminated | result.truncated
+            ended += int(done.sum())
+            succeeded += int(result.info["success"].astype(bool)[done].sum())
+            wrong += int(result.info["wrong_object"].astype(bool)[done].sum())
+            self._obs = result.obs
+            if done.any():
+                ids = np.flatnonzero(done).tolist()
+                self._obs = env.reset(seeds=self.next_seeds(len(ids)), env_ids=ids)
+                self._elapsed[done] = 0
+        self.env_steps += control_steps
+        metrics: dict[str, float] = {"episodes": ended, "control_steps": control_steps}
+        if ended:
+            metrics |= {"sampled_success": succeeded / ended, "wrong_object": wrong / ended}
+        return metrics
+
+    def _elapsed_fraction(self) -> np.ndarray:
+        return (self._elapsed / self.env.horizon).astype(np.float32)
+
+    def state(self) -> dict[str, object]:
+        """For an exact resume; the worlds themselves start anew (`forget_worlds`)."""
+        return {
+            "seeds_used": self.seeds_used,
+            "env_steps": self.env_steps,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state(self, state: dict[str, object]) -> None:
+        """Inverse of `state`."""
+        self.seeds_used, self.env_steps = state["seeds_used"], state["env_steps"]
+        self.generator.set_state(state["generator"])
+        self.forget_worlds()

@@ -1,0 +1,308 @@
+"""The loop: calibrate the noise, then collect -> advantages -> update, evaluating and checkpointing on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rl.actor import ActorConfig, Critic, CriticConfig, GaussianChunkActor, GreedyPolicy, SampledPolicy
+from rl.buffer import RolloutBuffer
+from rl.collect import Collector, play
+from rl.ppo import PPO, PPOConfig
+from vla.checkpoint import load_checkpoint, save_checkpoint
+from vla.config import encode
+from vla.types import Policy, VecEnv
+
+Evaluate = Callable[[Policy], tuple[int, int]]
+"""Plays a policy on fixed evaluation seeds -> (successes, episodes). It may use the runner's own environment."""
+
+BUDGET_FIELDS = frozenset({"max_updates", "max_env_steps", "max_seconds", "target_success", "calibrate_scales"})
+"""What may differ between a run and its continuation; everything else would make it another run."""
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """One refinement run."""
+
+    suite: str = "tabletop-pick"
+    num_envs: int = 48
+    decisions_per_update: int = 10
+    """Chunks per world between updates: the batch is num_envs times this."""
+    n_action_steps: int | None = None
+    """Execute only the first control steps of a chunk (None: all of them)."""
+    seed: int = 0
+    train_seeds: tuple[int, int] = (0, 1_000_000)
+    """First and one past the last scene seed of training episodes; evaluation seeds start at 5,000,000."""
+    max_updates: int = 200
+    max_env_steps: int | None = None
+    """Control steps, over all worlds."""
+    max_seconds: float | None = None
+    """Wall clock of calibration, training and evaluation, over all sittings of a resumed run."""
+    eval_every: int = 10
+    """Updates between evaluations. Each is also a checkpoint, after which all worlds start anew."""
+    target_success: float | None = 0.97
+    """Stop when two evaluations in a row reach this (None: use the whole budget)."""
+    calibrate_scales: tuple[float, ...] = (1.0, 0.6, 0.35)
+    """Multiples of the initial std to try, largest first; empty: no calibration."""
+    calibrate_keep: float = 0.7
+    """Take the largest scale whose sampled success is at least this fraction of greedy success."""
+    calibrate_episodes: int = 48
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `evaluations`: (update, successes, episodes), the first of the policy RL started from."""
+
+    updates: int
+    env_steps: int
+    seconds: float
+    std_scale: float
+    best_update: int
+    evaluations: tuple[tuple[int, int, int], ...]
+    stopped_by: str
+    """"target", "updates", "env_steps" or "seconds"."""
+
+
+class Runner:
+    """Refines `model` (a `vla.model.VLA`, changed in place) in `env` by chunk-level PPO.
+
+    `out` receives `best/` (by `model.save`: the best policy so far according to `evaluate`), `last/` (to resume)
+    and `metrics.jsonl`. `evaluate` should use seeds apart from those of the final report, since it selects the best.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        env: VecEnv,
+        config: RunnerConfig,
+        out: Path | str,
+        *,
+        evaluate: Evaluate | None = None,
+        on_update: Callable[[dict[str, float]], None] | None = None,
+    ) -> None:
+        if env.num_envs != config.num_envs:
+            raise ValueError(f"the environment has {env.num_envs} worlds, the configuration asks for {config.num_envs}")
+        self.model, self.env, self.config, self.out = model, env, config, Path(out)
+        self.evaluate, self.on_update = evaluate, on_update
+        self.actor = GaussianChunkActor(model, env.action_spec.names, config.actor)
+        # the critic's initial weights follow from the run's seed, not from whatever ran before in this process
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            critic = Critic(env.privileged_dim, env.proprio_dim, config.critic).to(self.actor.device)
+        self.ppo = PPO(self.actor, critic, config.ppo, generator=torch.Generator().manual_seed(2 * config.seed))
+        self.collector = Collector(
+            self.actor,
+            env,
+            generator=torch.Generator().manual_seed(2 * config.seed + 1),
+            train_seeds=config.train_seeds,
+            first_seed=config.seed,
+            n_action_steps=config.n_action_steps,
+        )
+        self.buffer = RolloutBuffer(config.decisions_per_update, config.num_envs)
+        self.std_scale = 1.0
+        self.evaluations: list[tuple[int, int, int]] = []
+        self.best_update = 0
+        self._best: dict[str, torch.Tensor] = {}
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock used, over all sittings."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def greedy_policy(self) -> GreedyPolicy:
+        """The current mean-action policy."""
+        return GreedyPolicy(self.actor, self.env.action_spec, self.collector.n_action_steps)
+
+    def run(self, *, resume: bool = False) -> RunResult:
+        """Train until target or budget; then the model holds the best parameters (without `evaluate`: the last).
+
+        `resume` continues the checkpoint in `out`, bit-exactly on CPU. ValueError when `out` holds a run and
+        `resume` is not asked, or holds none and it is, or was made with another configuration. Ctrl-C at any moment
+        leaves the checkpoint of the last evaluation.
+        """
+        self._started = time.monotonic()
+        if resume:
+            self.load()
+        else:
+            if (self.out / "last").exists():
+                raise ValueError(f"{self.out} already holds a run: resume it or choose another folder")
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.calibrate()
+            self._evaluate()
+            self.save()
+        stopped_by = self._stop_reason()
+        while not stopped_by:
+            stopped_by = self._one_update()
+        self._restore_best()
+        return RunResult(
+            updates=self.ppo.num_updates,
+            env_steps=self.collector.env_steps,
+            seconds=self.seconds,
+            std_scale=self.std_scale,
+            best_update=self.best_update,
+            evaluations=tuple(self.evaluations),
+            stopped_by=stopped_by,
+        )
+
+    def _one_update(self) -> str:
+        """Collect, update, and at the right moments evaluate and checkpoint. Returns why to stop, or ''."""
+        began = time.monotonic()
+        self.buffer.clear()
+        metrics = self.collector.collect(self.buffer)
+        collected = time.monotonic()
+        metrics |= self.ppo.update(self.buffer)
+        updated = time.monotonic()
+        stopped_by = self._stop_reason()
+        boundary = bool(stopped_by) or self.ppo.num_updates % self.config.eval_every == 0
+        if boundary and self.evaluate is not None:
+            metrics["eval_success"] = self._evaluate()
+            stopped_by = self._stop_reason()
+        row = {
+            "update": self.ppo.num_updates,
+            "env_steps": self.collector.env_steps,
+            "seconds": self.seconds,
+            "seconds_collect": collected - began,
+            "seconds_update": updated - collected,
+            "seconds_eval": time.monotonic() - updated,
+            "env_steps_per_s": metrics["control_steps"] / max(updated - began, 1e-9),
+            **metrics,
+        }
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if boundary:
+            self.save()
+        if self.on_update is not None:
+            self.on_update(row)
+        return stopped_by
+
+    def _stop_reason(self) -> str:
+        config = self.config
+        target = config.target_success
+        rates = [successes / episodes for _, successes, episodes in self.evaluations[-2:]]
+        if target is not None and len(rates) == 2 and min(rates) >= target:
+            return "target"
+        if self.ppo.num_updates >= config.max_updates:
+            return "updates"
+        if config.max_env_steps is not None and self.collector.env_steps >= config.max_env_steps:
+            return "env_steps"
+        if config.max_seconds is not None and self.seconds >= config.max_seconds:
+            return "seconds"
+        return ""
+
+    def calibrate(self) -> None:
+        """Shrink the initial std until noise costs little: where all samples fail there is nothing to learn from.
+
+        The largest of `calibrate_scales` keeping `calibrate_keep` of greedy success, else the smallest. On training
+        scenes.
+        """
+        config = self.config
+        if not config.calibrate_scales:
+            return
+        rounds = -(-config.calibrate_episodes // self.env.num_envs)
+        # one set of scenes for all: the scales are compared, not estimated
+        seeds = [self.collector.next_seeds(self.env.num_envs) for _ in range(rounds)]
+        greedy = sum(play(self.greedy_policy(), self.env, s) for s in seeds)
+        chosen = min(config.calibrate_scales)
+        for scale in sorted(config.calibrate_scales, reverse=True):
+            policy = SampledPolicy(
+                self.actor,
+                self.env.action_spec,
+                self.collector.n_action_steps,
+                generator=torch.Generator().manual_seed(config.seed),
+                std_scale=scale,
+            )
+            if sum(play(policy, self.env, s) for s in seeds) >= config.calibrate_keep * greedy:
+                chosen = scale
+                break
+        self.std_scale = chosen
+        with torch.no_grad():
+            self.actor.log_std.add_(float(np.log(chosen)))
+        self.actor.clamp_std()
+        self.collector.forget_worlds()
+
+    def _evaluate(self) -> float:
+        """Greedy success rate; keeps the parameters when they are the best so far. NaN without `evaluate`."""
+        if self.evaluate is None:
+            return float("nan")
+        successes, episodes = self.evaluate(self.greedy_policy())
+        rate = successes / episodes
+        best = max((s / n for _, s, n in self.evaluations), default=-1.0)
+        self.evaluations.append((self.ppo.num_updates, successes, episodes))
+        if rate >= best:  # at equal success the later policy has seen more
+            self.best_update = self.ppo.num_updates
+            self._best = {name: p.detach().clone() for name, p in self.actor.named_policy_parameters()}
+            self.model.save(self.out / "best")
+        return rate
+
+    def _restore_best(self) -> None:
+        if not self._best:
+            self.best_update = self.ppo.num_updates
+            self.model.save(self.out / "best")
+            return
+        with torch.no_grad():
+            for name, p in self.actor.named_policy_parameters():
+                p.copy_(self._best[name])
+
+    def save(self) -> None:
+        """Checkpoint what a continuation needs. All worlds then start new episodes, here as in the continuation."""
+        self.collector.forget_worlds()
+        trainer = {
+            "ppo": self.ppo.trainer_state(),
+            "collector": self.collector.state(),
+            "std_scale": self.std_scale,
+            "evaluations": [list(row) for row in self.evaluations],
+            "best_update": self.best_update,
+            "seconds": self.seconds,
+        }
+        tensors = self.ppo.tensors() | {f"best.{name}": t for name, t in self._best.items()}
+        save_checkpoint(self.out / "last", config=encode(self.config), tensors=tensors, stats={}, trainer_state=trainer)
+
+    def load(self) -> None:
+        """Continue from the checkpoint in `out`."""
+        saved = load_checkpoint(self.out / "last")
+        ours = encode(self.config)
+        differing = sorted(k for k in ours if k not in BUDGET_FIELDS and saved.config.get(k) != ours[k])
+        if differing:
+            k = differing[0]
+            raise ValueError(
+                f"{self.out} was made with {k}={saved.config.get(k)!r}, now it is {ours[k]!r}: resume with the same "
+                "configuration (budgets may change) or start a new run in another folder"
+            )
+        self.ppo.load_tensors(saved.tensors)
+        self._best = {n.removeprefix("best."): t for n, t in saved.tensors.items() if n.startswith("best.")}
+        trainer = saved.trainer_state
+        self.ppo.load_trainer_state(trainer["ppo"])
+        self.collector.load_state(trainer["collector"])
+        self.std_scale = trainer["std_scale"]
+        self.evaluations = [tuple(row) for row in trainer["evaluations"]]
+        self.best_update = trainer["best_update"]
+        self._seconds_before = trainer["seconds"]
+        _drop_metrics_after(self.out / "metrics.jsonl", self.ppo.num_updates)
+
+
+def _drop_metrics_after(path: Path, update: int) -> None:
+    """Remove rows of updates after `update` (newer than the checkpoint being resumed) and a torn last row."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["update"] <= update:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)

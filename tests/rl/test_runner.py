@@ -1,0 +1,180 @@
+"""Whole runs: they learn, they fail when the advantage lies, they repeat, resume exactly and survive Ctrl-C."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import rl.ppo
+from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
+from rl.collect import play
+from rl.recipes import RECIPES, smoke
+from rl.runner import Runner
+from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate, imitate
+
+
+@pytest.fixture(scope="module")
+def cloned() -> dict[str, torch.Tensor]:
+    return imitate(0).state_dict()
+
+
+def start(cloned, out, settings, **callbacks) -> Runner:
+    model = ToyVLA()
+    model.load_state_dict(cloned)
+    return Runner(model, PointReach(settings.num_envs), settings, out, **callbacks)
+
+
+def state_of(runner: Runner) -> dict[str, torch.Tensor]:
+    state = runner.ppo.tensors()
+    for name in ("policy_optimiser", "critic_optimiser"):
+        for i, entry in getattr(runner.ppo, name).state_dict()["state"].items():
+            state |= {f"{name}.{i}.{key}": value for key, value in entry.items()}
+    state |= {"noise": runner.collector.generator.get_state(), "order": runner.ppo.generator.get_state()}
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def learning_config():
+    return config(
+        num_envs=64, decisions_per_update=8, eval_every=10, max_updates=40, target_success=0.95,
+        ppo={"lr": 3e-4, "minibatch_size": 128, "critic_warmup": 3},
+    )  # fmt: skip
+
+
+def test_it_learns(cloned, tmp_path):
+    runner = start(cloned, tmp_path, learning_config(), evaluate=evaluate)
+    result = runner.run()
+    (_, before, n), *_, (_, after, _) = result.evaluations
+    assert 0.4 <= before / n <= 0.6 and after / n >= 0.95
+    assert result.stopped_by == "target" and result.updates < 40
+    # `best` holds what the model holds, and it really plays that well on scenes neither trained nor selected on
+    best = ToyVLA(seed=9)
+    best.load(tmp_path / "best")
+    policy = GreedyPolicy(GaussianChunkActor(best, SPEC.names), SPEC, CHUNK)
+    assert play(policy, PointReach(200), range(6_000_000, 6_000_200)) >= 180
+    assert all(torch.equal(a, b) for a, b in zip(best.parameters(), runner.model.parameters(), strict=True))
+
+
+def test_it_does_not_learn_from_a_sign_flipped_advantage(cloned, tmp_path, monkeypatch):
+    real = rl.ppo.normalise
+    monkeypatch.setattr(rl.ppo, "normalise", lambda advantages: -real(advantages))
+    settings = dataclasses.replace(learning_config(), max_updates=20)
+    result = start(cloned, tmp_path, settings, evaluate=evaluate).run()
+    assert result.evaluations[-1][1] < 0.5 * result.evaluations[0][1]
+    assert result.best_update == 0, "a run that only got worse hands back what it was given"
+
+
+def test_a_seed_fixes_the_run(cloned, tmp_path):
+    runs = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(hash(name) % 1000)  # what happened before in this process must not matter
+        runner = start(cloned, tmp_path / name, config(max_updates=3, seed=seed))
+        runner.run()
+        runs.append((state_of(runner), set(runner.env.seeds_seen)))
+    assert differing(runs[0][0], runs[1][0]) == []
+    assert differing(runs[0][0], runs[2][0])
+    assert runs[0][1] == runs[1][1] and not runs[0][1] & runs[2][1]
+
+
+def test_resume_is_bit_exact(cloned, tmp_path):
+    shape = {"calibrate_scales": (1.0, 0.5), "calibrate_episodes": 16, "ppo": {"bc_coef": 0.1}}
+    whole = start(cloned, tmp_path / "whole", config(max_updates=8, **shape), evaluate=evaluate)
+    expected = whole.run()
+    start(cloned, tmp_path / "parts", config(max_updates=4, **shape), evaluate=evaluate).run()
+    torch.manual_seed(77)
+    second = start(ToyVLA(seed=5).state_dict() | {k: v for k, v in cloned.items() if "backbone" in k},
+                   tmp_path / "parts", config(max_updates=8, **shape), evaluate=evaluate)  # fmt: skip
+    result = second.run(resume=True)
+    assert differing(state_of(whole), state_of(second)) == []
+    assert (result.evaluations, result.env_steps, result.std_scale) == (
+        expected.evaluations,
+        expected.env_steps,
+        expected.std_scale,
+    )
+    rows = [json.loads(line)["update"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(1, 9))
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_continues_as_if_nothing_had_happened(cloned, tmp_path):
+    whole = start(cloned, tmp_path / "whole", config(max_updates=6))
+    whole.run()
+
+    def interrupt(row):
+        if row["update"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(cloned, tmp_path / "cut", config(max_updates=6), on_update=interrupt).run()
+    with (tmp_path / "cut/metrics.jsonl").open("a") as file:
+        file.write('{"update": 4, "torn')
+    second = start(cloned, tmp_path / "cut", config(max_updates=6))
+    second.run(resume=True)
+    assert differing(state_of(whole), state_of(second)) == []
+    rows = [json.loads(line)["update"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3, 4, 5, 6]
+
+
+def test_runs_are_not_overwritten_nor_resumed_as_something_else(cloned, tmp_path):
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        start(cloned, tmp_path, config()).run(resume=True)
+    start(cloned, tmp_path, config(max_updates=1)).run()
+    with pytest.raises(ValueError, match="already holds a run"):
+        start(cloned, tmp_path, config(max_updates=1)).run()
+    with pytest.raises(ValueError, match="seed=0, now it is 1"):
+        start(cloned, tmp_path, config(max_updates=2, seed=1)).run(resume=True)
+    with pytest.raises(ValueError, match="16 worlds"):
+        Runner(ToyVLA(), PointReach(16), config(num_envs=8), tmp_path)
+
+
+def test_calibration_takes_the_largest_noise_that_keeps_success(tmp_path):
+    precise = imitate(0, offset=0.0).state_dict()
+    settings = config(num_envs=64, calibrate_scales=(0.1, 1.0, 20.0), calibrate_episodes=128)
+    settings = dataclasses.replace(settings, actor=dataclasses.replace(settings.actor, std_min=0.01, std_max=10.0))
+    runner = start(precise, tmp_path, settings)
+    seeds, env = range(4096, 4096 + 64), PointReach(64)
+
+    def sampled(scale: float) -> int:
+        noise = torch.Generator().manual_seed(1)
+        return play(SampledPolicy(runner.actor, SPEC, CHUNK, generator=noise, std_scale=scale), env, seeds)
+
+    greedy = play(runner.greedy_policy(), env, seeds)
+    assert sampled(1.0) > 0.9 * greedy and sampled(20.0) < 0.5 * greedy
+    runner.calibrate()
+    assert runner.std_scale == 1.0
+    assert float(runner.actor.log_std[0].detach().exp()) == pytest.approx(0.2)
+    assert max(runner.env.seeds_seen) < 1_000_000
+
+    hopeless = dataclasses.replace(settings, calibrate_scales=(20.0, 15.0))
+    runner = start(precise, tmp_path, hopeless)
+    runner.calibrate()
+    assert runner.std_scale == 15.0
+    assert float(runner.actor.log_std[0].detach().exp()) == pytest.approx(3.0)
+
+
+def test_budgets_stop_the_run(cloned, tmp_path):
+    by_steps = start(cloned, tmp_path / "steps", config(max_env_steps=400)).run()
+    assert by_steps.stopped_by == "env_steps" and 400 <= by_steps.env_steps < 800
+    by_clock = start(cloned, tmp_path / "clock", config(max_seconds=0.0)).run()
+    assert by_clock.stopped_by == "seconds" and by_clock.updates == 0
+
+
+def test_only_part_of_a_chunk_may_be_executed(cloned, tmp_path):
+    runner = start(cloned, tmp_path, config(max_updates=2, n_action_steps=2))
+    runner.run()
+    executed = runner.buffer.flat("executed")
+    assert executed[:, :2].any() and not executed[:, 2:].any()
+
+
+def test_recipes_are_runnable(cloned, tmp_path):
+    assert set(RECIPES) == {"tabletop-pick", "smoke"}
+    recipe = RECIPES["tabletop-pick"]()
+    assert (recipe.num_envs, recipe.ppo.clip, recipe.ppo.gamma) == (48, 0.2, 0.97)
+    rows = []
+    result = start(cloned, tmp_path, smoke(), evaluate=evaluate, on_update=rows.append).run()
+    assert result.updates == 4 and "policy_steps" in rows[2] and "policy_steps" not in rows[1]
+    assert "eval_success" in rows[1] and "eval_success" not in rows[0]
