@@ -1,4 +1,4 @@
-"""A tiny `DemoWorld` whose every frame follows from (seed, step), importable by worker processes. Seeds 3, 8, 13... fail."""
+"""A tiny `DemoWorld` whose frames follow from (seed, step), importable by worker processes. Seeds 3, 8, 13... fail."""
 
 import time
 
