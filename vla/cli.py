@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +14,10 @@ import tyro
 from tyro.conf import Positional
 
 from vla.config import lookup, unknown
+from vla.quickstart import VALIDATION_SEED0, QuickstartConfig, quickstart
 
 if TYPE_CHECKING:
+    from envs.rollout import EvalReport
     from vla.types import Policy, VecEnv
 
 AGENTS = ("expert", "zero", "random", "blind")
@@ -35,32 +37,14 @@ class Command(ABC):
 
 
 @dataclass(frozen=True)
-class Quickstart(Command):
+class Quickstart(QuickstartConfig, Command):
     """Teach a policy from demonstrations, refine it by online RL, serve it; writes report.html."""
 
-    suite: str = "tabletop-pick"
-    out: Path = Path("runs/quickstart")
-    """Everything goes here: demonstrations, checkpoints, report.json, report.html."""
-    seed: int = 0
-    smoke: bool = False
-    """Tiny budgets: every stage once, in about a minute. The policy learns nothing."""
-    demos: int | None = None
-    """Demonstrations to record."""
-    steps: int | None = None
-    """Gradient steps of imitation."""
-    rl_minutes: float | None = None
-    """Budget of online RL."""
-    episodes: int | None = None
-    """Episodes of each evaluation."""
-    workers: int = 2
-
-    def run(self) -> int | None:
-        from vla.quickstart import run_quickstart
-
-        return run_quickstart(**vars(self))
+    def run(self) -> None:
+        quickstart(self)
 
     def kept(self) -> str:
-        return f"what finished stays in {self.out}; the same command continues"
+        return f"what finished stays in {self.out}; remove it, or give another --out, to start again"
 
 
 @dataclass(frozen=True)
@@ -228,26 +212,25 @@ class RL(Command):
         init = checkpoint(self.init)
         from envs import make_vec
         from envs.rollout import evaluate
-        from envs.suites import load_suite
         from rl.runner import Runner
         from vla.console import progress, say
         from vla.model import VLA
 
         seconds = None if self.minutes is None else 60 * self.minutes
         config = replace(recipe(), **_given(suite=self.suite, max_seconds=seconds, seed=self.seed))
-        # Selection must not see the scenes of the final report, which start at eval_seed0.
-        first = load_suite(config.suite).eval_seed0 + SELECTION_OFFSET
         env = make_vec(config.suite, config.num_envs, num_workers=self.workers)
 
         def play(policy: Policy) -> tuple[int, int]:
-            report = evaluate(policy, env, range(first, first + 2 * config.num_envs))
+            # The best checkpoint is chosen on other scenes than those `vla eval` reports on.
+            seeds = range(VALIDATION_SEED0, VALIDATION_SEED0 + 2 * config.num_envs)
+            report = evaluate(policy, env, seeds, suite=config.suite)
             return report.successes, report.episodes
 
         try:
             with progress("online RL", config.max_updates, unit="updates") as update:
 
                 def show(row: Mapping[str, float]) -> None:
-                    update(row["update"], f"success {100 * row['success_rate']:.0f}% (exploring)")
+                    update(row["update"], f"success {row.get('success_rate', 0):.2f} while exploring")
 
                 runner = Runner(VLA.load(init), env, config, self.out, evaluate=play, on_update=show)
                 result = runner.run(resume=self.resume)
@@ -257,10 +240,6 @@ class RL(Command):
 
     def kept(self) -> str:
         return f"the last evaluated checkpoint stays in {self.out}; add --resume to continue"
-
-
-SELECTION_OFFSET = 1_000_000
-"""Evaluation seeds that online RL picks its best checkpoint with start this far behind those of the report."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +268,7 @@ class Eval(Command):
         suite = load_suite(self.suite)
         folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
         from envs import make_vec
-        from envs.rollout import evaluate
+        from envs.rollout import Count, evaluate
         from vla.config import save_json
         from vla.console import eval_table, progress, stdout
         from vla.report import provenance
@@ -297,17 +276,27 @@ class Eval(Command):
         seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
         worlds = min(self.num_envs, self.episodes)
         env = make_vec(self.suite, worlds, num_workers=self.workers, phrasings=self.phrasings)
+        seeds = range(seed0, seed0 + self.episodes)
         try:
-            policy = _agent(self.policy, env) if folder is None else _load_policy(folder)
-            with progress("evaluation", self.episodes, unit="episodes") as update:
-                report = evaluate(
-                    policy,
-                    env,
-                    range(seed0, seed0 + self.episodes),
-                    name=self.policy,
-                    controls=self.controls and folder is not None,
-                    on_progress=lambda done, total: update(done, total=total),
-                )
+            policy = _agent(self.policy, env, self.suite) if folder is None else _load_policy(folder)
+
+            def play(what: str, swap: bool) -> EvalReport:
+                with progress(what, self.episodes, unit="episodes") as update:
+                    return evaluate(
+                        policy,
+                        env,
+                        seeds,
+                        name=self.policy,
+                        suite=self.suite,
+                        swap_instruction=swap,
+                        on_progress=lambda done, total, won: update(done, f"{won} succeeded"),
+                    )
+
+            report = play("evaluation", False)
+            # An agent without ears cannot be misled.
+            if self.controls and folder is not None:
+                swapped = play("swapped instruction", True)
+                report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
         finally:
             env.close()
         result = {**report.to_dict(), **provenance()}
@@ -333,7 +322,6 @@ class Serve(Command):
 
         folder = checkpoint(self.policy)
         from policies.server import PolicyServer
-        from vla.console import say
 
         policy = _load_policy(folder)
         server = PolicyServer(
@@ -347,7 +335,8 @@ class Serve(Command):
             proprio_dim=policy.vla.processor.config.proprio_dim,
             metadata={"policy": folder.name},
         )
-        server.run(on_ready=lambda: say(f"serving {folder} at {server.uri} (Ctrl-C ends)"))
+        # On stdout and flushed: programs that start a server wait for this line.
+        server.run(on_ready=lambda: print(f"serving {folder} at {server.uri} (Ctrl-C ends)", flush=True))
 
     def kept(self) -> str:
         return "the server has stopped"
@@ -480,11 +469,18 @@ def _load_policy(folder: Path) -> Any:
     return VLAPolicy.load(folder)
 
 
-def _agent(name: str, env: VecEnv) -> Policy:
+def _agent(name: str, env: VecEnv, suite: str) -> Policy:
     """The policy that `expert`, `zero`, `random` or `blind` means in `env`."""
-    from envs.rollout import agent
+    from envs.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
+    from envs.experts import TabletopExpert
 
-    return agent(name, env)
+    makers: dict[str, Callable[[], Policy]] = {
+        "expert": lambda: TabletopExpert(env.num_envs),
+        "zero": lambda: ZeroPolicy(env.action_spec),
+        "random": lambda: RandomPolicy(env.action_spec),
+        "blind": lambda: BlindReplay(expert_actions(suite, 0), env.num_envs),
+    }
+    return makers[name]()
 
 
 if __name__ == "__main__":

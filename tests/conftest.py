@@ -1,0 +1,30 @@
+"""What every test gets: no display, one thread per worker, and no network beyond this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import pytest
+
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("LP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Tests must pass without a network: connecting to another machine fails at once instead of sometimes."""
+    connect = socket.socket.connect
+
+    def local_only(sock, address):
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in _LOCAL:
+            raise AssertionError(f"a test connected to {address}: tests are offline")
+        return connect(sock, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)

@@ -1,0 +1,148 @@
+"""The command line from outside: help, and errors that are one line with the nearest name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vla import cli, console
+from vla.catalogue import checkpoint
+from vla.config import save_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def vla(*args, cwd=ROOT, **environment):
+    """Run the command line in a fresh process."""
+    return subprocess.run(
+        [sys.executable, "-m", "vla.cli", *args],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def assert_user_error(code, err, *words):
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_help_names_every_command_and_is_fast():
+    vla("--help")  # warms the disk cache and writes the bytecode
+    start = time.perf_counter()
+    done = vla("--help")
+    assert time.perf_counter() - start < 2.0  # about 0.4 s; the allowance is for a busy machine
+    assert done.returncode == 0
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: vla {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["trian"], ["command 'trian'", "did you mean 'train'"]),
+        (["demos", "tabletop-pikc"], ["suite 'tabletop-pikc'", "did you mean 'tabletop-pick'"]),
+        (["view", "tabletop-pikc"], ["suite 'tabletop-pikc'", "did you mean 'tabletop-pick'"]),
+        (["eval", "expert", "--suite", "tabletop-pikc"], ["did you mean 'tabletop-pick'"]),
+        (["eval", "expret"], ["checkpoint 'expret'", "did you mean 'expert'"]),
+        (["train", "--dataset", "x", "--recipe", "tabletp"], ["recipe 'tabletp'", "did you mean 'tabletop'"]),
+        (["rl", "tabletop-pic", "--init", "x"], ["recipe 'tabletop-pic'", "did you mean 'tabletop-pick'"]),
+        (["list", "suits"], ["did you mean 'suites'"]),
+        (["serve", "no/such/policy"], ["no/such/policy"]),
+        (["train", "--dataset", "no/such/data"], ["no/such/data"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in cli.COMMANDS else "",
+)
+def test_wrong_names_get_one_line_with_the_nearest(args, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = cli.main(args)
+    assert_user_error(code, capsys.readouterr().err, *words)
+
+
+def test_the_exit_code_leaves_the_process(tmp_path):
+    done = vla("eval", "expret", cwd=tmp_path)
+    assert_user_error(done.returncode, done.stderr, "did you mean 'expert'")
+    assert done.stdout == ""
+
+
+def test_a_traceback_on_request(tmp_path):
+    done = vla("eval", "expret", cwd=tmp_path, BASCULE_TRACEBACK="1")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr and "did you mean 'expert'" in done.stderr.splitlines()[-1]
+
+
+def test_an_unknown_option_is_exit_2_without_traceback():
+    done = vla("train", "--datast", "x")
+    assert done.returncode == 2
+    assert "--datast" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_checkpoint_names_the_nearest_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_json(tmp_path / "runs/first/policy/config.json", {})
+    assert checkpoint("runs/first/policy") == Path("runs/first/policy")
+    with pytest.raises(ValueError, match="did you mean 'runs/first/policy'"):
+        checkpoint("runs/frist/policy")
+
+
+def test_ctrl_c_says_what_was_kept(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert console.run_guarded(interrupted, kept=lambda: "finished episodes stay in runs/x") == 130
+    assert capsys.readouterr().err == "vla: interrupted; finished episodes stay in runs/x\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("width 7\nis not 8"), "width 7 is not 8"),
+        (FileNotFoundError(2, "No such file", "runs/x"), "no such file or folder: 'runs/x'"),
+        (ConnectionRefusedError("nothing listens at ws://localhost:8000"), "nothing listens at ws://localhost:8000"),
+    ],
+)
+def test_user_errors_are_one_line(error, line, capsys):
+    def fail():
+        raise error
+
+    assert console.run_guarded(fail, kept=str) == 2
+    assert capsys.readouterr().err == f"vla: error: {line}\n"
+
+
+def test_defects_of_ours_keep_their_traceback():
+    def defect():
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        console.run_guarded(defect, kept=str)
+
+
+def test_list_shows_what_exists(capsys):
+    for what, expected in (("suites", "tabletop-pick"), ("tasks", "pick"), ("recipes", "vla rl")):
+        assert cli.main(["list", what]) == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_progress_and_tables_survive_markup_in_names(capsys):
+    with console.progress("demos", 3) as update:
+        update(2, "[red]x")
+    console.stdout().print(console.table("t", ("a", "b"), [("[bold]x", 1), ("y", 2.5)]))
+    assert "[bold]x" in capsys.readouterr().out

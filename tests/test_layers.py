@@ -1,0 +1,201 @@
+"""House rules that a machine can check: who imports whom, fences around third parties, file sizes, what is tracked."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("vla", "envs", "policies", "rl")
+MAX_LINES = 500
+
+SHELL = {"vla/cli.py", "vla/quickstart.py", "vla/bench.py", "vla/catalogue.py"}
+"""The shell around the rooms: may import any of them, inside functions."""
+FOUNDATION = {"vla.types": set(), "vla.config": set(), "vla.checkpoint": {"vla.config"}}
+"""Modules that stand on (almost) nothing of ours."""
+MAY_IMPORT = {
+    "vla": {"vla"},
+    "envs": {"envs", "vla.types", "vla.config"},
+    "policies": {"policies", "vla"},
+    "rl": {"rl", "vla", "envs"},
+}
+FENCES = {
+    "lerobot": ("vla/data.py", "envs/demos.py", "policies/robots.py", "policies/lerobot/"),
+    "tyro": ("vla/cli.py",),
+}
+ONE_FILE_EACH = ("mujoco_warp", "robosuite", "metaworld", "stable_baselines3")
+TORCH_FREE = ("vla", "vla.types", "vla.config", "vla.cli", "vla.report", "policies.client", "policies.wire", "envs")
+
+
+def python_files(*folders):
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(source, module, is_package=False):
+    """[(imported module or module.name, is at module level)] of a file called `module`."""
+    tree = ast.parse(source)
+    top = set()
+    pending = list(tree.body)
+    while pending:  # module level: not inside a function, class bodies and try/with/if included, TYPE_CHECKING not
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending += node.orelse
+            continue
+        top.add(node)
+        pending += ast.iter_child_nodes(node)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if is_package else module.split(".")[:-1]
+                base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+            found += [(f"{base}.{alias.name}", node in top) for alias in node.names]
+    return found
+
+
+def within(name, allowed):
+    return name == allowed or name.startswith(allowed + ".")
+
+
+def layer_violations(relative, source):
+    """Messages, one per forbidden import of the file at `relative`."""
+    module = relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    room = module.split(".")[0]
+    allowed = FOUNDATION.get(module, MAY_IMPORT[room])
+    messages = []
+    for name, at_top in imports(source, module, relative.endswith("__init__.py")):
+        if name.split(".")[0] not in (*ROOMS, "tests"):
+            continue
+        if relative in SHELL:
+            if at_top and not within(name, "vla"):
+                messages.append(f"{relative} imports {name} at module level, not inside a function")
+        elif not any(within(name, one) for one in allowed):
+            messages.append(f"{relative} imports {name}")
+        elif any(within(name, path.removesuffix(".py").replace("/", ".")) for path in SHELL):
+            messages.append(f"{relative} imports {name}, which is the shell")
+    return messages
+
+
+def third_parties(relative, source):
+    return {name.split(".")[0] for name, _ in imports(source, relative.removesuffix(".py").replace("/", "."))}
+
+
+def sources():
+    for path in python_files(*ROOMS):
+        yield path.relative_to(ROOT).as_posix(), path.read_text()
+
+
+def test_rooms_import_only_what_they_may():
+    assert [message for relative, source in sources() for message in layer_violations(relative, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("relative", "source"),
+    [
+        ("vla/model.py", "import envs.scene"),
+        ("vla/model.py", "def f():\n    from rl import ppo"),
+        ("vla/types.py", "from vla import config"),
+        ("vla/model.py", "from vla.cli import main"),
+        ("envs/scene.py", "from vla.model import VLA"),
+        ("envs/scene.py", "from vla import model"),
+        ("envs/scene.py", "from rl.actor import Actor"),
+        ("policies/server.py", "from envs import make_vec"),
+        ("policies/server.py", "from ..rl import ppo"),
+        ("rl/runner.py", "from policies.server import PolicyServer"),
+        ("vla/cli.py", "from envs import make_vec"),
+        ("rl/ppo.py", "import tests.conftest"),
+    ],
+)
+def test_the_layer_check_sees_a_violation(relative, source):
+    assert layer_violations(relative, source)
+
+
+@pytest.mark.parametrize(
+    ("relative", "source"),
+    [
+        ("envs/scene.py", "from vla.types import Observation\nfrom vla.config import lookup\nfrom envs import suites"),
+        ("rl/runner.py", "from vla.model import VLA\nfrom envs.rollout import evaluate\nfrom . import ppo"),
+        ("vla/cli.py", "def f():\n    from envs import make_vec"),
+        ("policies/__init__.py", "from .client import PolicyClient"),
+    ],
+)
+def test_the_layer_check_lets_pass(relative, source):
+    assert layer_violations(relative, source) == []
+
+
+def test_third_parties_stay_behind_their_fences():
+    importers = {}
+    for relative, source in sources():
+        for name in third_parties(relative, source):
+            importers.setdefault(name, []).append(relative)
+    assert importers["numpy"], "the scan found nothing: it is broken"
+    for name, homes in FENCES.items():
+        assert [file for file in importers.get(name, []) if not file.startswith(homes)] == [], name
+    for name in ONE_FILE_EACH:
+        assert len(importers.get(name, [])) <= 1, f"{name} is imported by {importers[name]}"
+
+
+def test_no_file_is_too_long():
+    lines = {path.relative_to(ROOT).as_posix(): path.read_text().count("\n") for path in python_files(*ROOMS, "tests")}
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_light_modules_import_no_torch():
+    # One process per claim would cost seconds; modules are imported in turn and the first heavy one is named.
+    code = (
+        "import importlib, sys\n"
+        f"for name in {TORCH_FREE!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = {'torch', 'transformers', 'lerobot', 'mujoco'} & set(sys.modules)\n"
+        "    assert not heavy, f'import {name} imports {heavy}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def tracked_texts():
+    """{path: text} of the files git tracks; all of the checkout's where there is no git (an unpacked sdist)."""
+    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, timeout=30)
+    if done.returncode == 0 and (ROOT / ".git").exists():
+        names = [name for name in done.stdout.split("\0") if name]
+    else:
+        names = [p.relative_to(ROOT).as_posix() for room in (*ROOMS, "tests") for p in (ROOT / room).rglob("*.*")]
+    found = {}
+    for name in names:
+        path = ROOT / name
+        if path.is_file() and path.stat().st_size < 1_000_000:
+            data = path.read_bytes()
+            if b"\0" not in data:
+                found[name] = data.decode("utf-8", "replace")
+    return found
+
+
+# Spelled in pieces, so that this file passes its own check.
+MACHINE_PATH = re.compile(r"(?<![\w.~$}])/(?:ro" + r"ot|ho" + r"me/\w+|Us" + r"ers/\w+|wo" + r"rk|tm" + r"p/\w+)/")
+REGISTRY = re.compile(r"py" + r"pi\.org|pythonho" + r"sted|download\.pyt" + r"orch|--(?:extra-)?index" + r"-url")
+LOCK_FILES = {"uv.lock", "poetry.lock", "pdm.lock", "pylock.toml", "Pipfile.lock", "requirements.lock"}
+
+
+def test_nothing_of_this_machine_is_tracked():
+    texts = tracked_texts()
+    assert "vla/types.py" in texts, "the scan found nothing: it is broken"
+    assert [name for name in texts if Path(name).name in LOCK_FILES] == []
+    for pattern in (MACHINE_PATH, REGISTRY):
+        hits = [f"{name}: {match.group()}" for name, text in texts.items() if (match := pattern.search(text))]
+        assert hits == []
+
+
+def test_the_machine_checks_see_what_they_should():
+    assert MACHINE_PATH.search("path = '/ro" + "ot/x'") and MACHINE_PATH.search("see /ho" + "me/ann/y")
+    assert not MACHINE_PATH.search("runs/root/x $HOME/work/ ~/tmp/x")
+    assert REGISTRY.search("https://py" + "pi.org/simple")
