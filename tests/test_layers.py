@@ -150,6 +150,18 @@ def test_no_file_is_too_long():
     assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
 
 
+def test_the_readme_maps_every_file():
+    readme = (ROOT / "README.md").read_text()
+    room, mapped = "", set()
+    for line in readme.partition("## File map")[2].splitlines():
+        if match := re.match(r"(\w+)/ ", line):
+            room = match.group(1)
+        elif match := re.match(r"  (\S+\.py) ", line):
+            mapped.add(f"{room}/{match.group(1)}")
+    files = {relative for relative, _ in sources() if not relative.endswith("__init__.py")}
+    assert {"unmapped": files - mapped, "gone": mapped - files} == {"unmapped": set(), "gone": set()}
+
+
 def test_light_modules_import_no_torch():
     # One process per claim would cost seconds; modules are imported in turn and the first heavy one is named.
     code = (

@@ -173,6 +173,13 @@ def test_lines_map_data_to_the_picture():
     ys = numbers(svg, "circle", "cy")
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1]) and xs[0] < xs[1]
     assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2]) and ys[0] > ys[1]  # y grows downwards in SVG
+    grid = numbers(svg, "line", "y1")
+    assert (ys[0], ys[2]) == (grid[0], grid[-1])  # 0 and 1 lie on the lines labelled 0% and 100%
+
+
+def test_lines_leave_out_what_is_not_a_number():
+    one = charts.Series("x", [0, 1, 2], [0.0, float("nan"), 1.0], markers=True)
+    assert len(numbers(charts.lines([one], x_label="", y_label="", percent=True), "circle", "cy")) == 2
 
 
 @pytest.mark.parametrize("ys", [[], [float("nan")], [0.0, -1.0]])
