@@ -62,8 +62,8 @@ class TrainConfig:
 
     log_every: int = 20
     save_every: int = 250
-    num_threads: int = 2
-    """Torch threads while training. Bit-exact resume needs the same number; 0: leave it as it is."""
+    num_threads: int = 0
+    """Torch threads. 0: one per idle core, at most 4, and the same again when resumed (bit-exactness needs that)."""
     encode_batch: int = 64
     keep_features: bool = False
     """Keep the backbone's features in OUT, so that a resumed run need not compute them again."""
@@ -175,10 +175,11 @@ def train(
     if taken and not resume:
         raise ValueError(f"{out} already holds a checkpoint: resume it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    with _threads(cfg.num_threads), _stop_signals() as stop, torch.random.fork_rng(devices=[]):
+    with _restored_threads(), _stop_signals() as stop, torch.random.fork_rng(devices=[]):
         run = _Run(cfg, vla, demos)
         if taken:
             run.restore(out)
+        torch.set_num_threads(run.threads)
         if run.step >= cfg.steps:
             return TrainReport(run.step, False, None, 0.0, 0.0, 0.0)
         save_json(out / "train.json", encode(cfg))
@@ -193,6 +194,7 @@ class _Run:
     def __init__(self, cfg: TrainConfig, vla: VLA, demos: DemoSet) -> None:
         self.cfg, self.vla, self.step = cfg, vla, 0
         self.data = _data_fingerprint(demos)
+        self.threads = cfg.num_threads or min(4, max(1, round(_idle_cores())))
         self.parameters = vla.trainable()
         matrices = [p for p in self.parameters if p.ndim >= 2 and p is not vla.bridge.position]
         others = [p for p in self.parameters if not any(p is matrix for matrix in matrices)]
@@ -230,6 +232,7 @@ class _Run:
             "step": self.step,
             "config": encode(self.cfg),
             "data": self.data,
+            "threads": self.threads,
             "optimiser": self.optimiser.state_dict(),
         }
         if self.average is None:
@@ -258,6 +261,7 @@ class _Run:
         self.vla.load_state_dict(checkpoint.tensors)
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
+        self.threads = self.cfg.num_threads or state["threads"]
         if self.average is not None:
             self.average = [p.detach().clone() for p in self.parameters]
             self._copy(state["raw"])
@@ -362,11 +366,27 @@ def _data_fingerprint(demos: DemoSet) -> str:
     return digest.hexdigest()
 
 
+def _idle_cores(window_s: float = 0.3) -> float:
+    """Cores' worth of idle time right now. A second thread that must share its core made training 10x slower: every
+    operation waits for the thread that is not running."""
+    cores = len(os.sched_getaffinity(0))
+
+    def jiffies() -> tuple[int, int]:
+        counts = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return counts[3] + counts[4], sum(counts)  # idle and waiting for disks; all
+
+    try:
+        idle, total = jiffies()
+        time.sleep(window_s)
+        idle_after, total_after = jiffies()
+    except OSError:
+        return cores
+    return cores * (idle_after - idle) / max(1, total_after - total)
+
+
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _restored_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
     try:
         yield
     finally:

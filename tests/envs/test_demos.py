@@ -150,6 +150,9 @@ def test_killed_recording_keeps_finished_episodes_and_continues(recorded, tmp_pa
     with pytest.raises(ValueError, match="unfinished recording"):
         load_dataset(out)
 
+    with pytest.raises(ValueError, match=r"holds a recording with noise=0\.15, not 0\.3"):
+        toy_record(out, noise=0.3)
+
     ran = []
     kept = {int(name.split(".")[0]) for name in before}
     toy_record(out, num_workers=1, on_progress=ran.append)

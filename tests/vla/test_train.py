@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_backbone
+from vla import train as trainer
 from vla.bridge import BridgeConfig
 from vla.cache import encode_demos
 from vla.checkpoint import load_checkpoint
@@ -287,6 +288,24 @@ def test_process_state_is_given_back(tmp_path):
     train(replace(CONFIG, steps=2, num_threads=2), vla, demos(), tmp_path)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_automatic_threads_are_kept_by_a_resumed_run(tmp_path, monkeypatch):
+    cfg, used = replace(CONFIG, num_threads=0, steps=6), []
+    monkeypatch.setattr(trainer, "_idle_cores", lambda: 1.8)
+
+    def look(progress):
+        used.append(torch.get_num_threads())
+        if progress.stage == "train" and progress.done == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(cfg, fresh(), demos(), tmp_path, on_step=look)
+    monkeypatch.setattr(trainer, "_idle_cores", lambda: 0.0)
+    train(cfg, fresh(), demos(), tmp_path, resume=True, on_step=lambda _: used.append(torch.get_num_threads()))
+    assert set(used) == {2}
+    monkeypatch.undo()
+    assert 0 <= trainer._idle_cores(0.05) <= os.cpu_count()
 
 
 def test_recipes_are_valid_and_survive_json():
