@@ -1,4 +1,4 @@
-"""Scripted experts: they read the simulator's state and solve every task. Demonstrations and upper bounds come from here."""
+"""Scripted experts: they read the simulator's state and solve every task. Source of demonstrations and upper bounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REACH, _CLOSE, _CARRY, _RELEASE = range(4)
 class TabletopExpert:
     """Policy for pick and place from privileged state (layout: `envs.worlds.Worlds.privileged`). Chunk of one step.
 
-    Phases: reach above and descend onto the object, close, carry (up; and over the plate when placing), release and rise.
+    Phases: reach above and descend onto the object, close, carry (up; over the plate when placing), release and rise.
     A dropped object sends it back to the first phase.
     """
 

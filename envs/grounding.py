@@ -179,15 +179,15 @@ def _questions(
         slot = held if held >= 0 and rng.random() < 0.5 else slot
         out.append((f"is {say(slot)} in the gripper", "yes" if slot == held else "no", slot, -1))
     if rng.random() < 0.5:
-        answer = "nothing" if held < 0 else "the {} {}".format(names[held][0], KIND_WORDS[names[held][1]][0])
+        answer = "nothing" if held < 0 else f"the {names[held][0]} {KIND_WORDS[names[held][1]][0]}"
         out.append(("what is in the gripper", answer, held, -1))
     else:
         side, slot = ("left", min(episode.slots, key=lambda s: y[s])) if rng.random() < 0.5 else (
             "right", max(episode.slots, key=lambda s: y[s]))  # fmt: skip
-        answer = "the {} {}".format(names[slot][0], KIND_WORDS[names[slot][1]][0])
+        answer = f"the {names[slot][0]} {KIND_WORDS[names[slot][1]][0]}"
         out.append((f"what is on the {side}", answer, slot, -1))
     order = sorted(episode.slots, key=lambda s: y[s])
-    caption = " and ".join("the {} {}".format(names[s][0], KIND_WORDS[names[s][1]][0]) for s in order)
+    caption = " and ".join(f"the {names[s][0]} {KIND_WORDS[names[s][1]][0]}" for s in order)
     out.append(("describe the table", caption, -1, -1))
     return out
 
@@ -235,7 +235,12 @@ def _painter() -> _Painter:
 
 
 def generate(
-    scenes: int, out: Path, *, seed: int = 0, num_workers: int = 2, on_progress: Callable[[int, int], None] | None = None
+    scenes: int,
+    out: Path,
+    *,
+    seed: int = 0,
+    num_workers: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete)."""
     if out.exists():

@@ -1,7 +1,8 @@
 """CPU backend: classic MuJoCo, worlds spread over worker processes, images in shared memory.
 
 Workers are spawned (a forked EGL context deadlocks), create their GL context themselves, and run one thread each
-(`LP_NUM_THREADS=1`: without it the software renderer's threads fight over the cores and two workers are no faster than one).
+(`LP_NUM_THREADS=1`: without it the software renderer's threads fight over the cores, and two workers are no faster
+than one).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import multiprocessing as mp
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 
@@ -21,7 +22,12 @@ from envs.language import Phrasings
 from envs.suites import Suite, load_suite
 from vla.types import ActionChunk, Observation, StepResult
 
-_WORKER_ENVIRONMENT = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_WORKER_ENVIRONMENT = {
+    "LP_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
 
 
 @contextmanager
@@ -213,10 +219,8 @@ class MujocoVecEnv:
         self._closed = True
         atexit.unregister(self.close)
         for pipe in self._pipes:
-            try:
+            with suppress(BrokenPipeError, OSError):
                 pipe.send(("close", None))
-            except (BrokenPipeError, OSError):
-                pass
         for process in self._processes:
             process.join(timeout=5)
             if process.is_alive():
@@ -226,9 +230,7 @@ class MujocoVecEnv:
         self._memory.unlink()
 
 
-def make_cpu_vec(
-    suite: str, num_envs: int, *, num_workers: int, image_size: int, phrasings: Phrasings
-) -> MujocoVecEnv:
+def make_cpu_vec(suite: str, num_envs: int, *, num_workers: int, image_size: int, phrasings: Phrasings) -> MujocoVecEnv:
     """Build the CPU backend of a suite by name."""
     return MujocoVecEnv(
         load_suite(suite), num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings

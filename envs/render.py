@@ -13,7 +13,7 @@ _OFF_FLAGS = ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX")
 
 
 class CameraRenderer:
-    """Square RGB images of one model's cameras. Create it inside the process that uses it (EGL contexts do not fork)."""
+    """Square RGB images of one model's cameras. Create it in the process that uses it (EGL contexts do not fork)."""
 
     def __init__(self, model: mujoco.MjModel, index: SceneIndex, image_size: int) -> None:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +71,7 @@ class EvalReport:
         return self.successes / max(1, self.episodes)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the films."""
+        """JSON-ready, without the films; whoever writes it adds commit and machine (`vla.report.provenance`)."""
         return {
             "suite": self.suite,
             "policy": self.policy,
@@ -90,34 +87,7 @@ class EvalReport:
             "chunk_size": self.chunk_size,
             "n_action_steps": self.n_action_steps,
             "controls": self.controls,
-            "commit": commit(),
-            "machine": machine(),
         }
-
-
-def commit() -> str:
-    """The repository's revision, with "+" when the working tree differs; "unknown" outside a repository."""
-    try:
-        root = Path(__file__).resolve().parent.parent
-        run = lambda *words: subprocess.run(  # noqa: E731
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def machine() -> str:
-    """Processor and core count, for the record beside a number."""
-    import os
-
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def evaluate(
@@ -136,8 +106,8 @@ def evaluate(
     """Play one episode per seed and count.
 
     `swap_instruction` tells the policy to handle another object than the one that counts: a policy that listens fails.
-    Which world plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first episodes'
-    frames, one per decision.
+    Which world plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
+    episodes' frames, one per decision.
     """
     seeds = [int(s) for s in seeds]
     if not seeds:

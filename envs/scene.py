@@ -1,7 +1,7 @@
 """Scenes: one MjSpec composed from `sim_configs/` (arena + robot) and primitive objects. No task knowledge here.
 
-Costs that shaped it (measured, 84 px, software EGL): one shadow-casting light 26x, 150k triangles 5-10x, MSAA 2x. So: no
-shadows, convex-hull meshes, primitives for objects, `offsamples=0`. Elliptic friction cone with impratio 10: with the
+Costs that shaped it (measured, 84 px, software EGL): one shadow-casting light 26x, 150k triangles 5-10x, MSAA 2x. So:
+no shadows, convex-hull meshes, primitives for objects, `offsamples=0`. Elliptic friction cone with impratio 10: with the
 pyramidal cone a held cube slides out of the fingers within 20 s.
 """
 
@@ -110,7 +110,9 @@ def compose(config: SceneConfig) -> mujoco.MjSpec:
             solref=[0.01, 1.0],
         )
     for m in range(config.num_plates):
-        body = spec.worldbody.add_body(name=f"plate{m}", mocap=True, pos=[PARKING_M[0] + 0.2, PARKING_M[1] + 0.15 * m, PARKING_M[2]])
+        body = spec.worldbody.add_body(
+            name=f"plate{m}", mocap=True, pos=[PARKING_M[0] + 0.2, PARKING_M[1] + 0.15 * m, PARKING_M[2]]
+        )
         body.add_geom(
             name=f"plate{m}",
             type=mujoco.mjtGeom.mjGEOM_CYLINDER,

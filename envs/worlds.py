@@ -223,7 +223,7 @@ class Worlds:
         return np.concatenate(columns, axis=1).astype(np.float32)
 
     def privileged(self) -> np.ndarray:
-        """(n, 16) float32 for critics and experts: target (3), target - grip (3), plate - target (2, 0 without a plate),
+        """(n, 16) float32 for critics and experts: target (3), target - grip (3), plate - target (2; 0 without plate),
         rest height, is_place, highest other object's lift, gripper command, hold counter, command (3)."""
         state = self.state
         at = rules.target_position(state)

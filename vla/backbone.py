@@ -1,8 +1,8 @@
 """Backbone: a Hugging Face vision-language model -> hidden states of every layer for [patches][instruction][queries].
 
 The action queries (VLA-Adapter's ActionQuery tokens) are appended to the instruction; causal attention lets them see
-everything. `points` are explicit: where each query looks, as attention-weighted image coordinates, because a policy needs
-positions and a frozen feature vector yields them reluctantly (measured: BENCHMARKS.md).
+everything. `points` are explicit: where each query looks, as attention-weighted image coordinates, because a policy
+needs positions and a frozen feature vector yields them reluctantly (measured: BENCHMARKS.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class Pointer(nn.Module):
         at_BVP2 = grid_P2 + 1.5 * self.patch_half * torch.tanh(self.shift(patch_BVPD).float())
         xy = torch.einsum("bqvp,bvpc->bqvc", weight, at_BVP2)
         seen = torch.einsum("bqvp,bvpc->bqvc", weight, patch_BVPD.float()) + query_BQD.float()[:, :, None]
-        logit = torch.nn.functional.linear(seen, self.visible.weight.float(), self.visible.bias.float())
+        logit = F.linear(seen, self.visible.weight.float(), self.visible.bias.float())
         return torch.cat([xy, logit], dim=-1), logits
 
 
@@ -65,6 +66,9 @@ class Backbone(nn.Module):
         self.side: int = self.image_size // config.vision_config.patch_size
         self.point_dim = 3 * num_views
         self.queries = nn.Parameter(torch.randn(num_queries, self.width) * 0.02)
+        # Queries start from the instruction's words. Without it they find the few words among a hundred patches only
+        # after thousands of steps: pre-training stayed at chance (100 mm) for 2,000 steps.
+        self.told = nn.Linear(self.width, self.width)
         self.pointer = Pointer(self.width)
         self.pointer.patch_half = 1.0 / self.side
         axis = (torch.arange(self.side) + 0.5) / self.side * 2 - 1
@@ -89,8 +93,15 @@ class Backbone(nn.Module):
         hidden = self.vlm.model.vision_tower(pixels).last_hidden_state
         return self.vlm.model.multi_modal_projector(hidden).view(b, -1, self.width)
 
+    def ask(self, words_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Action queries (B, Q, D): learned vectors plus the mean of the instruction's word embeddings."""
+        weight = mask_BT[..., None].to(words_BTD.dtype)
+        mean = (words_BTD * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+        told = self.told(F.rms_norm(mean.float(), (self.width,)))
+        return (self.queries + told[..., None, :]).to(words_BTD.dtype)
+
     def decode(self, embeds_BSD: Tensor, mask: Tensor, positions_BS: Tensor) -> tuple[Tensor, ...]:
-        """Hidden states after every decoder layer, the last one normalised. `mask` is (B, S) or additive (B, 1, S, S)."""
+        """Hidden states after every decoder layer, the last normalised. `mask` is (B, S) or additive (B, 1, S, S)."""
         out = self.vlm.model.language_model(
             inputs_embeds=embeds_BSD,
             attention_mask=mask,
@@ -110,7 +121,7 @@ class Backbone(nn.Module):
         b, n, q = len(images_BVHWC), self.num_patches, self.num_queries
         patches = self.embed_images(images_BVHWC)
         words = self.vlm.model.get_input_embeddings()(token_ids_BT)
-        queries = self.queries.to(words.dtype).expand(b, -1, -1)
+        queries = self.ask(words, token_mask_BT)
         embeds = torch.cat([patches.to(words.dtype), words, queries], 1)
         ones = torch.ones(b, 1, dtype=torch.bool, device=embeds.device)
         mask = torch.cat([ones.expand(-1, n), token_mask_BT.bool(), ones.expand(-1, q)], 1)
@@ -153,13 +164,10 @@ def _build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
 
     raw = dict(spec["vlm"])
     config = AutoConfig.for_model(raw.pop("model_type"), **raw)
-    config._attn_implementation = "eager"
-    vlm = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").float()
+    vlm = AutoModelForImageTextToText.from_config(config, attn_implementation="bascule_lean").float()
     vlm.tie_weights()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    return Backbone(
-        use_linear_patches(vlm), tokenizer, num_queries=spec["num_queries"], num_views=spec["num_views"]
-    )
+    return Backbone(use_linear_patches(vlm), tokenizer, num_queries=spec["num_queries"], num_views=spec["num_views"])
 
 
 def load_backbone(spec: str | dict[str, Any]) -> Backbone:

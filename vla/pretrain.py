@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing as mp
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,19 +38,20 @@ class PretrainConfig:
     minutes: float = 45.0
     """Wall-clock budget; the learning rate decays to its floor at its end."""
     max_steps: int = 1_000_000
-    batch_scenes: int = 48
+    batch_scenes: int = 32
     points_per_scene: int = 3
     answers_per_scene: int = 1
-    lr: float = 1.5e-3
+    lr: float = 1.2e-3
     warmup_steps: int = 100
     floor: float = 0.03
     weight_decay: float = 0.02
-    heatmap_weight: float = 0.15
+    heatmap_weight: float = 1.0
     answer_weight: float = 0.3
     num_queries: int = 8
     seed: int = 0
-    num_threads: int = 2
-    holdout: int = 512
+    num_processes: int = 2
+    """Data-parallel processes of one thread each: on small tensors they use two cores, two threads use 1.2."""
+    holdout: int = 256
 
 
 class GroundingSet:
@@ -106,8 +110,8 @@ def _pack(backbone: Backbone, images: Tensor, prompts: Tensor, answers: Tensor) 
     n, q = backbone.num_patches, backbone.num_queries
     embed = backbone.vlm.model.get_input_embeddings()
     patches = backbone.embed_images(images)
-    queries = backbone.queries.expand(b, kp, -1, -1)
-    point_segments = torch.cat([embed(prompts), queries.to(patches.dtype)], 2).flatten(1, 2)
+    words = embed(prompts)
+    point_segments = torch.cat([words, backbone.ask(words, prompts > 0)], 2).flatten(1, 2)
     embeds = torch.cat([patches, point_segments.to(patches.dtype), embed(answers).flatten(1, 2).to(patches.dtype)], 1)
 
     valid_p = torch.cat([prompts > 0, torch.ones(b, kp, q, dtype=torch.bool)], 2)
@@ -146,8 +150,8 @@ def _heatmap_loss(logits_BVP: Tensor, uv_BV3: Tensor, grid_P2: Tensor, sigma: fl
 def pointing_loss(
     backbone: Backbone, reader: Reader, hidden: Tensor, queries: Tensor, points: Tensor, grip: Tensor, weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of B questions. `hidden` (B, >=N, D) final states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where
-    nothing is named; query 0 points at the object, query Q/2 at the place, the others where they like."""
+    """Loss of B questions. `hidden` (B, >=N, D) final states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN
+    where nothing is named; query 0 points at the object, query Q/2 at the place, the others where they like."""
     half = backbone.num_queries // 2
     pointed, logits = backbone.point(hidden, queries)
     total = hidden.new_zeros((), dtype=torch.float32)
@@ -182,7 +186,7 @@ def _state_hidden(hidden_last: Tensor, n: int, kp: int, tp: int, q: int) -> tupl
 
 @torch.no_grad()
 def evaluate(backbone: Backbone, reader: Reader, data: GroundingSet, rows: np.ndarray) -> dict[str, float]:
-    """Held-out scenes: median and 90% position error (mm) of the named object and place, answer accuracy (all tokens right)."""
+    """Held-out scenes: position error (mm) of the named object and place, answer accuracy (all tokens right)."""
     backbone.eval()
     miss, place, right, total, yes = [], [], 0, 0, [0, 0]
     for part in np.array_split(rows, max(1, len(rows) // 64)):
@@ -215,6 +219,38 @@ def evaluate(backbone: Backbone, reader: Reader, data: GroundingSet, rows: np.nd
     }
 
 
+class _Team:
+    """Data-parallel processes on this machine: rank 0 is the caller's process, the others are spawned."""
+
+    def __init__(self, rank: int, size: int, store: str) -> None:
+        self.rank, self.size = rank, size
+        if size > 1:
+            dist.init_process_group("gloo", rank=rank, world_size=size, store=dist.FileStore(store, size))
+
+    def share(self, value: float) -> float:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(tensor, 0)
+        return float(tensor)
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Mean over ranks, through one flat buffer."""
+        if self.size == 1:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+    def close(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
 def pretrain(
     config: PretrainConfig,
     data_folder: Path,
@@ -223,10 +259,42 @@ def pretrain(
     on_step: Callable[[dict[str, float]], None] | None = None,
     initial: Path | None = None,
 ) -> dict[str, float]:
-    """Train the tiny backbone on a grounding set; writes a backbone folder to `out` and returns held-out figures."""
+    """Train the tiny backbone on a grounding set; writes a backbone folder to `out` and returns held-out figures.
+
+    `initial`: start from this backbone folder instead of from random weights.
+    """
+    if config.batch_scenes % config.num_processes:
+        raise ValueError(f"batch_scenes {config.batch_scenes} must be a multiple of {config.num_processes} processes")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        context = mp.get_context("spawn")
+        others = [
+            context.Process(target=_run, args=(rank, config, data_folder, out, store, initial, None), daemon=True)
+            for rank in range(1, config.num_processes)
+        ]
+        for process in others:
+            process.start()
+        try:
+            return _run(0, config, data_folder, out, store, initial, on_step)
+        finally:
+            for process in others:
+                process.join(timeout=20)
+                process.kill()
+
+
+def _run(
+    rank: int,
+    config: PretrainConfig,
+    data_folder: Path,
+    out: Path,
+    store: str,
+    initial: Path | None,
+    on_step: Callable[[dict[str, float]], None] | None,
+) -> dict[str, float]:
+    """One rank's training loop."""
+    torch.set_num_threads(1)
     torch.manual_seed(config.seed)
-    torch.set_num_threads(config.num_threads)
-    rng = np.random.default_rng(config.seed)
     if initial is None:
         data = GroundingSet(data_folder)
         backbone = Backbone(
@@ -241,57 +309,109 @@ def pretrain(
     reader = Reader(backbone.width, config.num_queries, backbone.point_dim)
     parameters = [*backbone.parameters(), *reader.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95))
+    rng = np.random.default_rng([config.seed, rank])
+    batch = config.batch_scenes // config.num_processes
     train_rows = len(data) - config.holdout
     held_out = np.arange(train_rows, len(data))
+    team = _Team(rank, config.num_processes, store)
+    log = (out / "metrics.jsonl").open("a") if rank == 0 else None
     start, step = time.monotonic(), 0
-    out.mkdir(parents=True, exist_ok=True)
-    log = (out / "metrics.jsonl").open("a")
+    try:
+        while True:
+            fraction = max((time.monotonic() - start) / (60 * config.minutes), step / config.max_steps)
+            fraction = team.share(fraction)
+            if fraction >= 1:
+                break
+            scale = config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * fraction))
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * scale * min(1.0, (step + 1) / config.warmup_steps)
+            total, row = _loss(backbone, reader, data, rng.choice(train_rows, batch, replace=False), rng, config)
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            team.average_gradients(parameters)
+            norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            if not math.isfinite(norm.item()):
+                raise FloatingPointError(f"pre-training gradient is {norm.item()} at step {step}: lower --lr")
+            optimiser.step()
+            step += 1
+            if log is None:
+                continue
+            row |= {"step": step, "seconds": round(time.monotonic() - start, 1), "fraction": fraction}
+            if step % 500 == 0:
+                row |= evaluate(backbone, reader, data, held_out)
+                backbone.save(out)
+            if step % 50 == 0:
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+            if on_step:
+                on_step(row)
+        if log is None:
+            return {}
+        figures = evaluate(backbone, reader, data, held_out) | {"steps": step, "seconds": time.monotonic() - start}
+        log.write(json.dumps(figures) + "\n")
+        backbone.save(out)
+        return figures
+    finally:
+        if log is not None:
+            log.close()
+        team.close()
+
+
+def _loss(
+    backbone: Backbone,
+    reader: Reader,
+    data: GroundingSet,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+    config: PretrainConfig,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of some of these scenes' questions, drawn afresh each time."""
     kp, ka, q = config.points_per_scene, config.answers_per_scene, config.num_queries
-    while step < config.max_steps:
-        fraction = max((time.monotonic() - start) / (60 * config.minutes), step / config.max_steps)
-        if fraction >= 1:
-            break
-        scale = config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * fraction))
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr * scale * min(1.0, (step + 1) / config.warmup_steps)
-        rows = np.sort(rng.choice(train_rows, config.batch_scenes, replace=False))
-        index = torch.from_numpy(rows)
-        pick_p = torch.from_numpy(rng.permuted(np.tile(np.arange(POINT_QUESTIONS), (len(rows), 1)), axis=1)[:, :kp])
-        pick_a = torch.from_numpy(rng.permuted(np.tile(np.arange(data.answers.shape[1]), (len(rows), 1)), axis=1)[:, :ka])
-        prompts = data.prompts[index[:, None], pick_p]
-        answers, labels = data.answers[index[:, None], pick_a], data.labels[index[:, None], pick_a]
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden, n = _pack(backbone, torch.from_numpy(data.images[rows]), prompts, answers)
-            patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
-            points = data.points[index[:, None], pick_p].flatten(0, 1)
-            grip = data.grip[index].repeat_interleave(kp, 0)
-            loss, info = pointing_loss(backbone, reader, patches, queries, points, grip, config.heatmap_weight)
-            tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, (ka, ANSWER_TOKENS))
-            counted = labels != _IGNORE
-            logits = backbone.vlm.lm_head(tail[counted])
-        answer_loss = F.cross_entropy(logits.float(), labels[counted])
-        total = loss + config.answer_weight * answer_loss
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        step += 1
-        if not math.isfinite(total.item()):
-            raise FloatingPointError(f"pre-training loss is {total.item()} at step {step}: lower --lr")
-        row = {
-            "step": step, "seconds": round(time.monotonic() - start, 1), "loss": total.item(),
-            "answer_loss": answer_loss.item(), "miss_mm": info["miss_mm"].median().item(), "fraction": fraction,
-        }  # fmt: skip
-        if step % 500 == 0:
-            row |= evaluate(backbone, reader, data, held_out)
-            backbone.save(out)
-        if step % 50 == 0:
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-        if on_step:
-            on_step(row)
-    figures = evaluate(backbone, reader, data, held_out) | {"steps": step, "seconds": time.monotonic() - start}
-    log.write(json.dumps(figures) + "\n")
-    log.close()
-    backbone.save(out)
-    return figures
+    rows = np.sort(rows)
+    index = torch.from_numpy(rows)
+    draw = lambda count: rng.permuted(np.tile(np.arange(count), (len(rows), 1)), axis=1)  # noqa: E731
+    pick_p = torch.from_numpy(draw(POINT_QUESTIONS)[:, :kp])
+    pick_a = torch.from_numpy(draw(data.answers.shape[1])[:, :ka])
+    prompts = data.prompts[index[:, None], pick_p]
+    answers, labels = data.answers[index[:, None], pick_a], data.labels[index[:, None], pick_a]
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden, n = _pack(backbone, torch.from_numpy(data.images[rows]), prompts, answers)
+        patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
+        points = data.points[index[:, None], pick_p].flatten(0, 1)
+        grip = data.grip[index].repeat_interleave(kp, 0)
+        loss, info = pointing_loss(backbone, reader, patches, queries, points, grip, config.heatmap_weight)
+        tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, (ka, ANSWER_TOKENS))
+        counted = labels != _IGNORE
+        logits = backbone.vlm.lm_head(tail[counted])
+    answer_loss = F.cross_entropy(logits.float(), labels[counted])
+    total = loss + config.answer_weight * answer_loss
+    return total, {
+        "loss": total.item(),
+        "answer_loss": answer_loss.item(),
+        "miss_mm": info["miss_mm"].median().item(),
+    }
+
+
+@torch.no_grad()
+def inspect(backbone: Backbone, data: GroundingSet) -> dict[str, float]:
+    """What a finished backbone sees in a grounding set, without the pre-training reader: median distance (pixels of
+    the front camera's 84) between where it points and the named object, and the share of yes/no questions it gets right."""
+    backbone.eval()
+    distances, right = [], []
+    for part in np.array_split(np.arange(len(data)), max(1, len(data) // 64)):
+        index = torch.from_numpy(part)
+        prompts, answers = data.prompts[index], data.answers[index]
+        hidden, n = _pack(backbone, torch.from_numpy(data.images[part]), prompts, answers)
+        kp, q = prompts.shape[1], backbone.num_queries
+        patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
+        points, _ = backbone.point(patches, queries)
+        truth = data.points[index][:, :kp, 0, 3:6].flatten(0, 1)
+        seen = truth[:, 2] > 0.5
+        distances.append((points[:, 0, 0, :2] - truth[:, :2]).norm(dim=1)[seen] * backbone.image_size / 2)
+        tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, answers.shape[1:])
+        guess, labels = backbone.vlm.lm_head(tail[:, 0]).argmax(-1), data.labels[index][:, 0]
+        right.append(((guess == labels) | (labels == _IGNORE)).all(-1).float())
+    return {
+        "point_error_px": torch.cat(distances).median().item(),
+        "yes_no_accuracy": torch.cat(right).mean().item(),
+    }

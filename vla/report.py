@@ -179,7 +179,7 @@ def _bars_section(report: Mapping[str, Any]) -> str:
         if name in CONTROL_NOTES
     )
     return (
-        '<section><h2>Success, and what must not succeed</h2>'
+        "<section><h2>Success, and what must not succeed</h2>"
         f'<div class="split"><div class="chart">{charts.bars(rows)}</div>'
         f'<ul class="notes"><li>Whiskers are Wilson 95% intervals.</li>{notes}</ul></div></section>'
     )

@@ -1,6 +1,6 @@
 """The embedded default backbone: a real (and really small) vision-language model made of `transformers` classes.
 
-A LLaVA (Liu et al. 2023): SigLIP vision tower, two-layer projector, Llama decoder, with a tokenizer of its own. It trains
+A LLaVA (Liu et al. 2023): SigLIP vision tower, two-layer projector, Llama decoder, with its own tokenizer. It trains
 from scratch on a laptop (`vla pretrain`) and loads through the same auto classes as its big relatives.
 """
 
@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PAD, END, IMAGE = "<pad>", "<end>", "<image>"
 IMAGE_SIZE, PATCH_SIZE = 84, 12
@@ -41,7 +43,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int = 640) -> PreTrainedT
 
 def tiny_config(vocab_size: int) -> LlavaConfig:
     """Shapes chosen for two CPU cores (`reference` figures in BENCHMARKS.md): 49 patches a view, 3 + 4 layers, 2.2 M
-    parameters; eager attention, because the CPU's fused attention is slow backward."""
+    parameters; explicit attention, because the CPU's fused attention is slow backward."""
     vision = SiglipVisionConfig(
         hidden_size=128,
         intermediate_size=384,
@@ -72,7 +74,7 @@ def tiny_config(vocab_size: int) -> LlavaConfig:
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
-        attn_implementation="eager",
+        attn_implementation="bascule_lean",
     )
 
 
@@ -103,3 +105,29 @@ def use_linear_patches(model: LlavaForConditionalGeneration) -> LlavaForConditio
         if type(conv) is nn.Conv2d and conv.kernel_size == conv.stride and conv.padding in ("valid", (0, 0)):
             conv.__class__ = _LinearPatches
     return model
+
+
+def lean_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Explicit softmax(q k^T) v for `transformers`' attention interface, in the inputs' own precision.
+
+    The library's eager version turns every score into float32 and back, which on a CPU costs more than the products.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = torch.matmul(query * scale, key.transpose(-1, -2))
+        if attention_mask is not None:
+            scores = scores + attention_mask[..., : key.shape[-2]].to(scores.dtype)
+        out = torch.matmul(scores.softmax(-1), value)
+    return out.transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("bascule_lean", lean_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register("bascule_lean", eager_mask)

@@ -1,7 +1,8 @@
 """The contracts everyone shares. This file imports nothing of ours and no torch.
 
 Tensor letters, used as suffixes where tensors mix:
-B batch (worlds), V views, P patches, N = V*P image tokens, T text tokens, Q action queries, L layers, D width, C chunk, A action dim.
+B batch (worlds), V views, P patches, N = V*P image tokens, T text tokens, Q action queries, L layers, D width, C chunk,
+A action dim.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class StepResult:
     truncated: NDArray[np.bool_]
     """(B,) the time limit cut the episode. Never merged with `terminated`: it bootstraps, that one does not."""
     n_steps: NDArray[np.int64]
-    """(B,) control steps really executed, 0..C; fewer than C when the episode ended inside the chunk. 0: already over."""
+    """(B,) control steps really executed, 0..C: fewer than C if the episode ended inside the chunk, 0 if before."""
     info: dict[str, NDArray] = field(default_factory=dict)
     """Per-world arrays; always holds bool `success` (B,) and bool `wrong_object` (B,)."""
 

@@ -1,0 +1,48 @@
+"""The grounding set's labels agree with what is drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.grounding import QUESTIONS_PER_SCENE, generate
+from envs.scene import COLORS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate(24, tmp_path_factory.mktemp("g") / "set", seed=3, num_workers=1)
+
+
+def test_points_lie_on_pixels_of_the_named_colour(folder: Path) -> None:
+    images, points = np.load(folder / "images.npy"), np.load(folder / "points.npy")
+    questions = json.loads((folder / "questions.json").read_text())
+    hits = []
+    for s, scene in enumerate(questions):
+        assert len(scene) == QUESTIONS_PER_SCENE
+        for q in range(4):
+            u, v, seen = points[s, q, 0, 3:6]  # front camera
+            named = [w for w in scene[q][0].split() if w in COLORS][0]
+            if not seen:
+                continue
+            row, column = int((v + 1) / 2 * 84), int((u + 1) / 2 * 84)
+            patch = images[s, 0, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].reshape(-1, 3)
+            direction = np.array(COLORS[named]) / np.linalg.norm(COLORS[named])
+            cosine = patch @ direction / (np.linalg.norm(patch, axis=1) + 1e-6)
+            hits.append(cosine.max() > 0.97)
+    assert len(hits) > 50
+    assert np.mean(hits) > 0.85  # the gripper may stand in front of some
+
+
+def test_answers_are_balanced_enough_to_need_eyes(folder: Path) -> None:
+    questions = json.loads((folder / "questions.json").read_text())
+    answers = [scene[5][1] for scene in questions]
+    assert {"yes", "no"} == set(answers) and 0.1 < np.mean([a == "yes" for a in answers]) < 0.9
+
+
+def test_an_existing_folder_is_not_overwritten(folder: Path) -> None:
+    with pytest.raises(ValueError, match="exists"):
+        generate(1, folder)

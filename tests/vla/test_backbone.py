@@ -1,0 +1,126 @@
+"""The embedded backbone: padding does not matter, packing is exact, pre-training learns and saves what it learnt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vla.backbone import Backbone, load_backbone
+from vla.pretrain import PROMPT_TOKENS, GroundingSet, PretrainConfig, _pack, _state_hidden, inspect, pretrain
+from vla.tiny import build_tiny, train_tokenizer
+
+PATCH = 12
+
+
+def build_backbone(seed: int = 0) -> Backbone:
+    tokenizer = train_tokenizer(["pick up the red cube and put it on the blue plate yes no"] * 50)
+    torch.manual_seed(seed)
+    return Backbone(build_tiny(len(tokenizer), seed), tokenizer, num_queries=8, num_views=2).eval()
+
+
+def images(batch: int) -> torch.Tensor:
+    return torch.randint(0, 255, (batch, 2, 84, 84, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def write_set(folder: Path, scenes: int) -> Path:
+    """Scenes of one bright square on black; the prompt asks for it and its colour decides the answer."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    picture = np.zeros((scenes, 2, 84, 84, 3), np.uint8)
+    points = np.full((scenes, 8, 2, 9), np.nan, np.float32)
+    texts = []
+    for s in range(scenes):
+        column, row, channel = *rng.integers(8, 76, 2), int(rng.integers(0, 2))
+        picture[s, :, row - 6 : row + 6, column - 6 : column + 6, 2 * channel] = 255
+        uv = np.array([column, row]) / 42 - 1
+        points[s, :5, 0] = [uv[0] * 0.1, uv[1] * 0.1, 0, *uv, 1, *uv, 1]
+        texts.append([["pick up the cube", ""]] * 5 + [["the cube", "yes" if channel else "no"]] * 3)
+    np.save(folder / "images.npy", picture)
+    np.save(folder / "points.npy", points)
+    np.save(folder / "grip.npy", np.zeros((scenes, 3), np.float32))
+    (folder / "questions.json").write_text(json.dumps(texts))
+    return folder
+
+
+@torch.no_grad()
+def test_padding_on_either_side_changes_nothing() -> None:
+    backbone = build_backbone()
+    ids = torch.tensor([[9, 8, 7]])
+    bare = backbone(images(1), ids, torch.ones(1, 3, dtype=torch.bool))
+    for left in (0, 4):
+        padded = torch.zeros(1, 7, dtype=torch.int64)
+        padded[0, left : left + 3] = ids
+        mask = torch.zeros(1, 7, dtype=torch.bool)
+        mask[0, left : left + 3] = True
+        other = backbone(images(1), padded, mask)
+        assert torch.allclose(bare.queries_BLQD, other.queries_BLQD, atol=1e-5)
+        assert torch.allclose(bare.points_BQE, other.points_BQE, atol=1e-5)
+    told_otherwise = backbone(images(1), ids.flip(1), torch.ones(1, 3, dtype=torch.bool))
+    assert not torch.allclose(bare.queries_BLQD, told_otherwise.queries_BLQD, atol=1e-3)
+
+
+@torch.no_grad()
+def test_packed_questions_are_separate_questions() -> None:
+    backbone = build_backbone()
+    prompts = torch.zeros(2, 3, PROMPT_TOKENS, dtype=torch.int64)
+    prompts[:, :, :3] = torch.randint(3, 200, (2, 3, 3), generator=torch.Generator().manual_seed(2))
+    prompts[0, 1, 3] = 5
+    answers = torch.zeros(2, 1, 6, dtype=torch.int64)
+    answers[:, :, :4] = 11
+    hidden, n = _pack(backbone, images(2), prompts, answers)
+    _, queries = _state_hidden(hidden[-1], n, 3, PROMPT_TOKENS, 8)
+    for k in range(3):
+        alone = backbone(images(2), prompts[:, k], prompts[:, k] > 0)
+        together = queries.view(2, 3, 8, -1)[:, k]
+        assert torch.allclose(alone.queries_BLQD[:, -1], together, atol=1e-5)
+
+
+@torch.no_grad()
+def test_lean_attention_is_the_librarys_eager_attention() -> None:
+    backbone = build_backbone()
+    ids, mask = torch.tensor([[9, 8, 7, 0]]), torch.tensor([[True, True, True, False]])
+    lean = backbone(images(1), ids, mask)
+    for part in (backbone.vlm.model.language_model, backbone.vlm.model.vision_tower):
+        part.config._attn_implementation = "eager"
+    eager = backbone(images(1), ids, mask)
+    assert torch.allclose(lean.queries_BLQD, eager.queries_BLQD, atol=1e-5)
+
+
+def test_patches_are_the_convolution_they_replace() -> None:
+    conv = build_tiny(300).model.vision_tower.vision_model.embeddings.patch_embedding
+    pixels = torch.randn(2, 3, 84, 84)
+    plain = torch.nn.functional.conv2d(pixels, conv.weight, conv.bias, stride=PATCH)
+    assert torch.allclose(conv(pixels), plain, atol=1e-5)
+
+
+def test_pretraining_learns_to_point_and_saves_it(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "set", 160)
+    config = PretrainConfig(
+        minutes=5, max_steps=60, batch_scenes=16, lr=3e-3, warmup_steps=5, num_processes=1, holdout=32
+    )
+    losses: list[float] = []
+    pretrain(config, data, tmp_path / "out", on_step=lambda row: losses.append(row["loss"]))
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+    again = load_backbone(str(tmp_path / "out"))
+    figures = inspect(again, GroundingSet(data, again.tokenizer))
+    assert figures["point_error_px"] < 12  # chance on these scenes is about 30
+
+
+def test_two_processes_train_like_one_team(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "set", 48)
+    config = PretrainConfig(minutes=5, max_steps=2, batch_scenes=8, num_processes=2, holdout=16)
+    figures = pretrain(config, data, tmp_path / "out")
+    assert figures["steps"] == 2 and load_backbone(str(tmp_path / "out")).num_queries == 8
+
+
+def test_names_and_folders_that_are_no_backbone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tiny"):
+        load_backbone("tinny")
+    with pytest.raises(ValueError, match="pretrain"):
+        load_backbone(str(tmp_path))
+    with pytest.raises(ValueError, match="ground-data"):
+        GroundingSet(tmp_path)

@@ -1,0 +1,185 @@
+"""`vla bench NAME`: speed, as rows {"name", "value", "unit", "baseline", "ratio", "config"}. Ratios are of one run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+_SECONDS = 4.0
+"""Each measurement lasts at least this long; the best of three is kept, since others may use the machine."""
+
+
+def _row(
+    name: str, value: float, unit: str, *, config: str = "", baseline: str | None = None, base: float = 0.0
+) -> Row:
+    ratio = None if baseline is None else value / base
+    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio, "config": config}
+
+
+def _best_rate(once: Callable[[], int]) -> float:
+    """Best of three rates of a function that returns how many units it did."""
+    rates = []
+    for _ in range(3):
+        begin, done = time.perf_counter(), 0
+        while time.perf_counter() - begin < _SECONDS / 3:
+            done += once()
+        rates.append(done / (time.perf_counter() - begin))
+    return max(rates)
+
+
+def _chunk_rate(num_workers: int, render: bool, worlds_per_worker: int = 16) -> float:
+    """Control steps/s of `step_chunk` on tabletop-pick under random actions, resets included."""
+    from envs import make_vec
+
+    env = make_vec("tabletop-pick", worlds_per_worker * num_workers, num_workers=num_workers)
+    env.set_rendering(render)  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    env.reset(seeds=range(env.num_envs))
+    fresh = iter(range(1000, 1_000_000))
+
+    def once() -> int:
+        chunk = rng.uniform(-1, 1, (env.num_envs, 8, env.action_spec.dim)).astype(np.float32)
+        result = env.step_chunk(chunk)
+        over = np.flatnonzero(result.terminated | result.truncated)
+        if len(over):
+            env.reset(seeds=[next(fresh) for _ in over], env_ids=over)
+        return int(result.n_steps.sum())
+
+    try:
+        once()
+        return _best_rate(once)
+    finally:
+        env.close()
+
+
+def _robosuite_lift_rate() -> float:
+    """Control steps/s of robosuite's Lift as it comes: stepped and rendered, two 84 px cameras, one process."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    logging.disable(logging.WARNING)
+    try:
+        import robosuite
+    except ImportError as error:
+        raise ValueError("vla bench sim compares with robosuite: `pip install robosuite==1.5.1`") from error
+    env = robosuite.make(
+        "Lift", robots="Panda", has_renderer=False, has_offscreen_renderer=True, use_camera_obs=True,
+        camera_names=["agentview", "robot0_eye_in_hand"], camera_heights=84, camera_widths=84, control_freq=20,
+        horizon=1_000_000, ignore_done=True,
+    )  # fmt: skip
+    env.reset()
+    rng = np.random.default_rng(0)
+
+    def once() -> int:
+        env.step(rng.uniform(-1, 1, env.action_dim))
+        return 1
+
+    try:
+        once()
+        return _best_rate(once)
+    finally:
+        env.close()
+        logging.disable(logging.NOTSET)
+
+
+def bench_sim() -> list[Row]:
+    """The CPU worlds, beside robosuite's Lift stepped and rendered in the same run."""
+    lift = _robosuite_lift_rate()
+    bare = _chunk_rate(1, render=False)
+    seen = _chunk_rate(1, render=True)
+    two = _chunk_rate(2, render=True)
+    what = "tabletop-pick, 2 cameras of 84 px, chunk 8"
+    unit = "control steps/s"
+    return [
+        _row("robosuite Lift, every step rendered", lift, unit, config="2 cameras of 84 px, its defaults"),
+        _row("physics and control only, 1 process", bare, unit, config="tabletop-pick, no rendering"),
+        _row("step_chunk, 1 process", seen, unit, config=what, baseline="robosuite Lift", base=lift),
+        _row("step_chunk, 2 processes", two, unit, config=what, baseline="1 process", base=seen),
+    ]
+
+
+def _tiny_policy() -> Any:
+    from envs.control import action_spec
+    from vla.model import VLA, VLAConfig, VLAPolicy
+    from vla.processor import Stats
+
+    rng = np.random.default_rng(0)
+    stats = Stats.from_arrays(rng.normal(size=(64, 8)), rng.uniform(-1, 1, (64, 4)))
+    return VLAPolicy(
+        VLA.build(VLAConfig(), stats=stats, action_spec=action_spec(20.0), cameras=("front", "wrist")).eval()
+    )
+
+
+def _observation(batch: int) -> Any:
+    from vla.types import Observation
+
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (batch, 84, 84, 3), dtype=np.uint8)
+    return Observation(
+        {"front": image, "wrist": image},
+        rng.normal(size=(batch, 8)).astype(np.float32),
+        ["pick up the red cube"] * batch,
+    )
+
+
+def bench_model() -> list[Row]:
+    """The default policy on this machine's CPU: decisions/s at batch 1 and 24 (a decision is a chunk of 8 actions)."""
+    import torch
+
+    torch.set_num_threads(1)
+    policy = _tiny_policy()
+    rates = {}
+    for batch in (1, 24):
+        obs = _observation(batch)
+
+        def once(obs: Any = obs, batch: int = batch) -> int:
+            policy.act(obs)
+            return batch
+
+        once()
+        rates[batch] = _best_rate(once)
+    config = "embedded backbone, 2 cameras of 84 px, fp32, 1 thread"
+    return [
+        _row("replans, batch 1", rates[1], "replans/s", config=config),
+        _row("actions, batch 1", 8 * rates[1], "actions/s", config=config),
+        _row("replans, batch 24", rates[24], "replans/s", config=config, baseline="batch 1", base=rates[1]),
+    ]
+
+
+def bench_serve() -> list[Row]:
+    """Round trips through server and client on loopback, beside the bare forward pass in the same run."""
+    import torch
+
+    from policies.client import PolicyClient
+    from policies.server import PolicyServer, serve_in_thread
+
+    torch.set_num_threads(1)
+    policy, obs, bare = _tiny_policy(), _observation(1), []
+    policy.act(obs)
+    for _ in range(200):
+        begin = time.perf_counter()
+        policy.act(obs)
+        bare.append(1e3 * (time.perf_counter() - begin))
+    server = PolicyServer(policy, action_spec=policy.action_spec, cameras=policy.cameras, port=0)
+    with serve_in_thread(server) as running, PolicyClient(running.uri) as client:
+        client.act(obs)
+        client.latencies_ms.clear()
+        for _ in range(200):
+            client.act(obs)
+        served = np.array(client.latencies_ms)
+    rows = []
+    for percentile in (50, 99):
+        forward = float(np.percentile(bare, percentile))
+        rows.append(_row(f"bare forward pass, p{percentile}", forward, "ms", config="200 decisions"))
+        value = float(np.percentile(served, percentile))
+        rows.append(
+            _row(f"served, p{percentile}", value, "ms", config="loopback", baseline="bare forward", base=forward)
+        )
+    return rows
+
+
+BENCHES: dict[str, Callable[[], list[Row]]] = {"sim": bench_sim, "model": bench_model, "serve": bench_serve}
