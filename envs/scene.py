@@ -1,8 +1,8 @@
 """Scenes: one MjSpec composed from `sim_configs/` (arena + robot) and primitive objects. No task knowledge here.
 
 Costs that shaped it (measured, 84 px, software EGL): one shadow-casting light 26x, 150k triangles 5-10x, MSAA 2x. So:
-no shadows, convex-hull meshes, primitives for objects, `offsamples=0`. Elliptic friction cone with impratio 10: with the
-pyramidal cone a held cube slides out of the fingers within 20 s.
+no shadows, convex-hull meshes, primitives for objects, `offsamples=0`. Elliptic friction cone with impratio 10: in
+the pyramidal cone a held cube slides out of the fingers within 20 s.
 """
 
 from __future__ import annotations

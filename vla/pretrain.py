@@ -394,8 +394,11 @@ def _loss(
 
 @torch.no_grad()
 def inspect(backbone: Backbone, data: GroundingSet) -> dict[str, float]:
-    """What a finished backbone sees in a grounding set, without the pre-training reader: median distance (pixels of
-    the front camera's 84) between where it points and the named object, and the share of yes/no questions it gets right."""
+    """What a finished backbone sees in a grounding set, without the pre-training reader.
+
+    Median distance between where it points and the named object, in pixels of the front camera's 84, and the share of
+    yes/no questions answered right.
+    """
     backbone.eval()
     distances, right = [], []
     for part in np.array_split(np.arange(len(data)), max(1, len(data) // 64)):
