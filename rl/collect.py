@@ -126,7 +126,7 @@ class Collector:
         self.env_steps += control_steps
         metrics: dict[str, float] = {"episodes": ended, "control_steps": control_steps}
         if ended:
-            metrics |= {"sampled_success": succeeded / ended, "wrong_object": wrong / ended}
+            metrics |= {"success_rate": succeeded / ended, "wrong_object": wrong / ended}
         return metrics
 
     def _elapsed_fraction(self) -> np.ndarray:

@@ -167,7 +167,7 @@ class Runner:
         stopped_by = self._stop_reason()
         boundary = bool(stopped_by) or self.ppo.num_updates % self.config.eval_every == 0
         if boundary and self.evaluate is not None:
-            metrics["eval_success"] = self._evaluate()
+            metrics["eval_success_rate"] = self._evaluate()
             stopped_by = self._stop_reason()
         row = {
             "update": self.ppo.num_updates,

@@ -177,4 +177,4 @@ def test_recipes_are_runnable(cloned, tmp_path):
     rows = []
     result = start(cloned, tmp_path, smoke(), evaluate=evaluate, on_update=rows.append).run()
     assert result.updates == 4 and "policy_steps" in rows[2] and "policy_steps" not in rows[1]
-    assert "eval_success" in rows[1] and "eval_success" not in rows[0]
+    assert "eval_success_rate" in rows[1] and "eval_success_rate" not in rows[0]
