@@ -34,10 +34,9 @@ class QuickstartConfig:
     out: str = "runs/quickstart"
     suite: str = "tabletop-pick"
     seed: int = 0
-    demos: int = 100
-    """Demonstrations. Scarce on purpose: imitation should leave RL something to do."""
-    imitation_steps: int = 900
-    rl_seconds: float = 300.0
+    demos: int = 400
+    imitation_steps: int = 1300
+    rl_seconds: float = 380.0
     rl_updates: int = 400
     eval_episodes: int = 400
     control_episodes: int = 200

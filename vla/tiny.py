@@ -122,6 +122,8 @@ def lean_attention(
     """
     with torch.autocast(query.device.type, enabled=False):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        # Under autocast the rotation may have promoted q and k; v tells the precision that was asked for.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         scores = torch.matmul(query * scale, key.transpose(-1, -2))
         if attention_mask is not None:
             scores = scores + attention_mask[..., : key.shape[-2]].to(scores.dtype)
