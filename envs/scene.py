@@ -35,7 +35,9 @@ PLATE_RADIUS_M = 0.055
 PLATE_THICKNESS_M = 0.008
 PARKING_M = (0.5, -0.25, -0.36)
 """Unused objects wait on the floor under the table, out of every camera's sight; spread along y."""
-HOME_QPOS = (0.0, 0.2, 0.0, -2.2, 0.0, 2.4, 0.785)
+HOME_QPOS = (0.0, 0.2, 0.0, -2.2, 0.0, 2.4, 2.356)
+"""Hand straight down in the orientation that the controller holds: any other home would turn the wrist camera by 90
+degrees during the first second."""
 FINGER_OPEN_M = 0.04
 
 

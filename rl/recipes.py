@@ -27,7 +27,7 @@ def tabletop_pick() -> RunnerConfig:
             epochs=4,
             minibatch_size=128,
             clip=0.2,
-            kl_stop=0.06,
+            kl_stop=0.12,
             gamma=0.97,
             lam=0.95,
             critic_warmup=4,

@@ -38,6 +38,9 @@ class BridgeConfig:
     points_at: tuple[int, ...] | None = None
     """Which blocks see the pointed coordinates; None: all."""
     dropout: float = 0.0
+    point_stem: bool = True
+    """Start the latent from the pointed coordinates and proprio through a small network, besides attending to them: the
+    head then need not discover that eight tokens hold positions."""
 
     def problem(self) -> str | None:
         """What is wrong with this configuration, or None."""
@@ -193,8 +196,11 @@ class Bridge(nn.Module):
         num_layers: int,
         proprio_dim: int,
         point_dim: int = 0,
+        num_queries: int = 0,
     ) -> None:
         """`feature_width`, `num_layers`, `point_dim`: the backbone's width D, tapped layers L and E (0: no points).
+
+        `num_queries` Q is only needed by the point stem.
 
         Raises ValueError for a configuration that fits neither itself nor the backbone.
         """
@@ -215,6 +221,16 @@ class Bridge(nn.Module):
             nn.Linear(proprio_dim, config.width), nn.GELU(), nn.Linear(config.width, config.width)
         )
         self.proprio_norm = nn.LayerNorm(config.width)
+        self.embed_points = None
+        if config.point_stem and self.needs_points and num_queries:
+            hidden = 2 * config.width
+            self.embed_points = nn.Sequential(
+                nn.Linear(num_queries * point_dim + proprio_dim, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, config.width),
+            )
         self.blocks = nn.ModuleList(
             BridgeBlock(config, feature_width=feature_width, point_dim=point_dim if block in points_at else 0)
             for block in range(len(taps))
@@ -239,6 +255,9 @@ class Bridge(nn.Module):
         state = self.embed_proprio(proprio_BP.to(dtype))
         token = self.proprio_norm(state)
         x_BCD = self.position + state[:, None]
+        if self.embed_points is not None:
+            assert points is not None
+            x_BCD = x_BCD + self.embed_points(torch.cat([points.flatten(1), proprio_BP.to(dtype)], 1))[:, None]
         for tap, block in zip(self.taps, self.blocks, strict=True):
             x_BCD = block(
                 x_BCD,

@@ -65,6 +65,7 @@ class VLA(nn.Module):
             num_layers=backbone.num_layers,
             proprio_dim=processor.config.proprio_dim,
             point_dim=backbone.point_dim,
+            num_queries=backbone.num_queries,
         )
         self.head = head(width=config.bridge.width, action_dim=len(processor.config.action_names))
         if config.freeze_backbone:
