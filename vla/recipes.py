@@ -12,8 +12,8 @@ from vla.train import TrainConfig
 def tabletop() -> TrainConfig:
     """The quickstart's imitation on two CPU cores: the tabletop suites, two cameras, the embedded backbone.
 
-    The gates start open (tanh 1 = 0.76), unlike the paper's 0: from 0 they were still below 0.02 after 900 steps, and the
-    policy read the raw patches hardly at all.
+    The gates start open (tanh 1 = 0.76), unlike the paper's 0: from 0 they were still below 0.02 after 900 steps, and
+    the policy read the raw patches hardly at all.
     """
     model = VLAConfig(backbone_dtype="bfloat16", bridge=BridgeConfig(gate_init=1.0))
     return TrainConfig(model=model, steps=1300, lr=1e-3, num_threads=2)

@@ -1,4 +1,4 @@
-"""The whole job with tiny budgets, through the command line: every stage runs, every file is there, nothing is claimed."""
+"""The whole job with tiny budgets, through the command line: every stage runs, every file is there."""
 
 from __future__ import annotations
 
