@@ -59,8 +59,10 @@ def test_padding_on_either_side_changes_nothing() -> None:
         other = backbone(images(1), padded, mask)
         assert torch.allclose(bare.queries_BLQD, other.queries_BLQD, atol=1e-5)
         assert torch.allclose(bare.points_BQE, other.points_BQE, atol=1e-5)
-    told_otherwise = backbone(images(1), ids.flip(1), torch.ones(1, 3, dtype=torch.bool))
-    assert not torch.allclose(bare.queries_BLQD, told_otherwise.queries_BLQD, atol=1e-3)
+    other_words = backbone(images(1), torch.tensor([[9, 8, 40]]), torch.ones(1, 3, dtype=torch.bool))
+    assert not torch.allclose(bare.queries_BLQD, other_words.queries_BLQD, atol=1e-2)
+    other_order = backbone(images(1), ids.flip(1), torch.ones(1, 3, dtype=torch.bool))
+    assert not torch.allclose(bare.queries_BLQD, other_order.queries_BLQD, atol=1e-5)
 
 
 @torch.no_grad()
