@@ -2,7 +2,7 @@
 
 The action queries (VLA-Adapter's ActionQuery tokens) are appended to the instruction; causal attention lets them see
 everything. `points` are explicit: where each query looks, as attention-weighted image coordinates, because a policy
-needs positions and a frozen feature vector yields them reluctantly (measured: BENCHMARKS.md).
+needs positions, and reading them from frozen features has to be learnt first.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Backbone(nn.Module):
         self.side: int = self.image_size // config.vision_config.patch_size
         self.point_dim = 3 * num_views
         self.queries = nn.Parameter(torch.randn(num_queries, self.width) * 0.02)
-        # Queries start from the instruction's words. Without it they find the few words among a hundred patches only
-        # after thousands of steps: pre-training stayed at chance (100 mm) for 2,000 steps.
+        # Queries start from the instruction's words, few among a hundred patches. Not ablated: pre-training came
+        # off its plateau (80-100 mm) after this and after a heavier heat-map loss (BENCHMARKS.md).
         self.told = nn.Linear(self.width, self.width)
         self.pointer = Pointer(self.width)
         self.pointer.patch_half = 1.0 / self.side

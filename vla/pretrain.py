@@ -2,7 +2,7 @@
 
 Several questions share one image: the image tokens come first and attention is causal, so they do not depend on the
 question, and one packed sequence [patches][question 1][question 2]... with a block mask computes exactly what separate
-sequences would, at a third of the cost.
+sequences would, without encoding the image again for each.
 """
 
 from __future__ import annotations

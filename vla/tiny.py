@@ -42,7 +42,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int = 640) -> PreTrainedT
 
 
 def tiny_config(vocab_size: int) -> LlavaConfig:
-    """Shapes chosen for two CPU cores (`reference` figures in BENCHMARKS.md): 49 patches a view, 3 + 4 layers, 2.2 M
+    """Shapes chosen for two CPU cores: 49 patches a view, 3 + 4 layers, 2.0 M
     parameters; explicit attention, because the CPU's fused attention is slow backward."""
     vision = SiglipVisionConfig(
         hidden_size=128,
@@ -86,7 +86,7 @@ def build_tiny(vocab_size: int, seed: int = 0) -> LlavaForConditionalGeneration:
 
 
 class _LinearPatches(nn.Conv2d):
-    """A patch embedding (kernel = stride) computed as one matrix product: 5x faster on a CPU, same parameters."""
+    """A patch embedding (kernel = stride) computed as one matrix product, with the same parameters."""
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         b, c, h, w = image_BCHW.shape
