@@ -1,0 +1,30 @@
+"""What every subcommand is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+
+class Command(ABC):
+    """One subcommand: a frozen dataclass whose fields are its arguments. The docstring's first line is its help."""
+
+    @abstractmethod
+    def run(self) -> int | None:
+        """Do it; the exit code, None for 0. User errors are raised as ValueError or OSError."""
+
+    def kept(self) -> str:
+        """After Ctrl-C: what is left, and how to go on."""
+        return "nothing was written"
+
+
+def given(**values: object) -> dict[str, Any]:
+    """Only the values a user gave."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def load_policy(folder: Path) -> Any:
+    from vla.model import VLAPolicy
+
+    return VLAPolicy.load(folder)

@@ -1,0 +1,75 @@
+"""Commands that make data: demonstrations, and questions about rendered scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from vla.commands.base import Command
+
+
+@dataclass(frozen=True)
+class Demos(Command):
+    """Record demonstrations of the scripted expert as a LeRobotDataset v3."""
+
+    suite: Positional[str]
+    episodes: int = 200
+    out: Path | None = None
+    """The dataset's folder. Default: runs/demos/SUITE."""
+    seed: int = 0
+    """Scene of the first episode; the following ones count up."""
+    noise: float = 0.15
+    """Disturbs the expert's commands, so that demonstrations show recoveries too."""
+    workers: int = 2
+
+    def _out(self) -> Path:
+        return self.out or Path("runs/demos") / self.suite
+
+    def run(self) -> None:
+        from envs.demos import record
+        from envs.suites import load_suite
+        from vla.console import progress, say
+
+        load_suite(self.suite)
+        with progress("demonstrations", self.episodes, unit="episodes") as update:
+            out = record(
+                self.suite,
+                self.episodes,
+                self._out(),
+                seed0=self.seed,
+                num_workers=self.workers,
+                noise=self.noise,
+                on_progress=lambda state: update(state.kept, f"{state.tried - state.kept} discarded"),
+            )
+        say(f"{self.episodes} demonstrations in {out}")
+
+    def kept(self) -> str:
+        return f"finished episodes stay in {self._out()}; the same command continues"
+
+
+@dataclass(frozen=True)
+class GroundData(Command):
+    """Render scenes with questions and answers about them, for the backbone's pre-training."""
+
+    out: Path = Path("runs/ground-data")
+    scenes: int = 20_000
+    seed: int = 0
+    workers: int = 2
+
+    def run(self) -> None:
+        from envs.grounding import generate
+        from vla.console import progress
+
+        with progress("scenes", self.scenes) as update:
+            generate(
+                self.scenes,
+                self.out,
+                seed=self.seed,
+                num_workers=self.workers,
+                on_progress=lambda done, total: update(done),
+            )
+
+    def kept(self) -> str:
+        return "nothing: the folder appears when it is complete"

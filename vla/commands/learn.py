@@ -1,0 +1,158 @@
+"""Commands that learn: pre-training, imitation, online RL, and all of them in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from vla.commands.base import Command, given
+from vla.config import lookup
+from vla.quickstart import VALIDATION_SEED0, QuickstartConfig, quickstart
+
+if TYPE_CHECKING:
+    from vla.types import Policy
+
+
+@dataclass(frozen=True)
+class Quickstart(QuickstartConfig, Command):
+    """Teach a policy from demonstrations, refine it by online RL, serve it; writes report.html."""
+
+    def run(self) -> None:
+        quickstart(self)
+
+    def kept(self) -> str:
+        return f"what finished stays in {self.out}; remove it, or give another --out, to start again"
+
+
+@dataclass(frozen=True)
+class Pretrain(Command):
+    """Pre-train the embedded vision-language backbone on what `vla ground-data` made."""
+
+    data: Path = Path("runs/ground-data")
+    out: Path = Path("runs/backbone")
+    minutes: float = 45.0
+    """Wall-clock budget; the learning rate decays to its end."""
+    steps: int | None = None
+    """Stop after so many steps, if that is sooner."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from vla.console import progress, table
+        from vla.console import stdout as results
+        from vla.pretrain import PretrainConfig, pretrain
+
+        config = replace(PretrainConfig(), **given(minutes=self.minutes, max_steps=self.steps, seed=self.seed))
+        with progress("pre-training", self.steps, unit="steps") as update:
+            figures = pretrain(
+                config, self.data, self.out, on_step=lambda row: update(row.get("step", 0), f"loss {row['loss']:.3f}")
+            )
+        results().print(table("held-out scenes", ("figure", "value"), list(figures.items())))
+
+    def kept(self) -> str:
+        return f"a backbone saved earlier in {self.out} is untouched"
+
+
+@dataclass(frozen=True)
+class Train(Command):
+    """Train a policy on demonstrations (any LeRobotDataset v3 folder) by imitation."""
+
+    dataset: Path
+    """The dataset's folder."""
+    out: Path = Path("runs/policy")
+    recipe: str = "tabletop"
+    """What the run is; `vla list recipes` names them. The flags below change it."""
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+    resume: bool = False
+    """Continue the run in OUT, exactly."""
+
+    def run(self) -> int | None:
+        from vla.recipes import RECIPES
+
+        recipe = lookup(self.recipe, RECIPES, "recipe")
+        from vla.console import progress, say
+        from vla.data import load_dataset
+        from vla.model import VLA
+        from vla.train import build_vla, train
+
+        changes = given(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
+        config = replace(recipe(), **changes)
+        demos = load_dataset(self.dataset, config.cameras)
+        resuming = self.resume and (self.out / "config.json").exists()
+        model = VLA.load(self.out) if resuming else build_vla(config, demos)
+        with progress("imitation", config.steps, unit="steps") as update:
+
+            def show(state: Any) -> None:
+                loss = "encoding images" if state.loss is None else f"loss {state.loss:.4f}"
+                update(state.done, loss, total=state.total)
+
+            report = train(config, model, demos, self.out, on_step=show, resume=self.resume)
+        if report.interrupted:
+            raise KeyboardInterrupt
+        say(f"policy after {report.step} steps in {self.out}")
+        return None
+
+    def kept(self) -> str:
+        return f"the last checkpoint stays in {self.out}; add --resume to continue"
+
+
+@dataclass(frozen=True)
+class RL(Command):
+    """Refine a policy by online RL in simulation."""
+
+    recipe: Positional[str]
+    """What the run is; `vla list recipes` names them."""
+    init: Path
+    """Checkpoint to start from."""
+    suite: str | None = None
+    """Another suite than the recipe's."""
+    out: Path = Path("runs/rl")
+    minutes: float | None = None
+    seed: int | None = None
+    resume: bool = False
+    """Continue the run in OUT, exactly."""
+    workers: int = 2
+
+    def run(self) -> None:
+        from rl.recipes import RECIPES
+
+        recipe = lookup(self.recipe, RECIPES, "recipe")
+        from vla.catalogue import checkpoint
+
+        init = checkpoint(self.init)
+        from envs import make_vec
+        from envs.rollout import evaluate
+        from rl.runner import Runner
+        from vla.console import progress, say
+        from vla.model import VLA
+
+        seconds = None if self.minutes is None else 60 * self.minutes
+        config = replace(recipe(), **given(suite=self.suite, max_seconds=seconds, seed=self.seed))
+        env = make_vec(config.suite, config.num_envs, num_workers=self.workers)
+
+        def play(policy: Policy) -> tuple[int, int]:
+            # The best checkpoint is chosen on other scenes than those `vla eval` reports on.
+            seeds = range(VALIDATION_SEED0, VALIDATION_SEED0 + 2 * config.num_envs)
+            report = evaluate(policy, env, seeds, suite=config.suite)
+            return report.successes, report.episodes
+
+        try:
+            with progress("online RL", config.max_updates, unit="updates") as update:
+
+                def show(row: Mapping[str, float]) -> None:
+                    update(row["update"], f"success {row.get('success_rate', 0):.2f} while exploring")
+
+                runner = Runner(VLA.load(init), env, config, self.out, evaluate=play, on_update=show)
+                result = runner.run(resume=self.resume)
+        finally:
+            env.close()
+        say(f"best policy (update {result.best_update} of {result.updates}) in {self.out / 'best'}")
+
+    def kept(self) -> str:
+        return f"the last evaluated checkpoint stays in {self.out}; add --resume to continue"

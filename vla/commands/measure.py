@@ -1,0 +1,119 @@
+"""Commands that measure: success in simulation, and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from vla.commands.base import Command, load_policy
+from vla.config import lookup
+
+if TYPE_CHECKING:
+    from envs.rollout import EvalReport
+    from vla.types import Policy, VecEnv
+
+AGENTS = ("expert", "zero", "random", "blind")
+"""Accepted by `vla eval` in place of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Eval(Command):
+    """Measure a checkpoint's success rate in simulation, with intervals and controls."""
+
+    policy: Positional[str]
+    """A checkpoint folder; or expert, zero, random, blind (one demonstration replayed without looking)."""
+    suite: str = "tabletop-pick"
+    episodes: int = 300
+    json: Path | None = None
+    """Write the result to this file too."""
+    seed0: int | None = None
+    """First scene. Default: the suite's first evaluation scene, far from every training scene."""
+    phrasings: Literal["train", "heldout"] = "train"
+    """heldout: instructions worded as in no demonstration."""
+    controls: bool = True
+    """Also ask for another object than the one counted."""
+    num_envs: int = 48
+    workers: int = 2
+
+    def run(self) -> None:
+        from envs.suites import load_suite
+        from vla.catalogue import checkpoint
+
+        suite = load_suite(self.suite)
+        folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
+        from envs import make_vec
+        from envs.rollout import Count, evaluate
+        from vla.config import save_json
+        from vla.console import eval_table, progress, stdout
+        from vla.report import provenance
+
+        seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
+        worlds = min(self.num_envs, self.episodes)
+        env = make_vec(self.suite, worlds, num_workers=self.workers, phrasings=self.phrasings)
+        seeds = range(seed0, seed0 + self.episodes)
+        try:
+            policy = _agent(self.policy, env, self.suite) if folder is None else load_policy(folder)
+
+            def play(what: str, swap: bool) -> EvalReport:
+                with progress(what, self.episodes, unit="episodes") as update:
+                    return evaluate(
+                        policy,
+                        env,
+                        seeds,
+                        name=self.policy,
+                        suite=self.suite,
+                        swap_instruction=swap,
+                        on_progress=lambda done, total, won: update(done, f"{won} succeeded"),
+                    )
+
+            report = play("evaluation", False)
+            # An agent without ears cannot be misled.
+            if self.controls and folder is not None:
+                swapped = play("swapped instruction", True)
+                report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
+        finally:
+            env.close()
+        result = {**report.to_dict(), **provenance()}
+        stdout().print(eval_table(result))
+        if self.json is not None:
+            save_json(self.json, result)
+
+
+@dataclass(frozen=True)
+class Bench(Command):
+    """Measure speed: sim, serve or model."""
+
+    name: Positional[str]
+    """sim, serve or model."""
+    json: Path | None = None
+    """Write the result to this file too."""
+
+    def run(self) -> None:
+        from vla.bench import BENCHES
+        from vla.config import save_json
+        from vla.console import bench_table, stdout
+        from vla.report import provenance
+
+        results = lookup(self.name, BENCHES, "bench")()
+        report = {"bench": self.name, **provenance(), "results": results}
+        stdout().print(bench_table(report))
+        if self.json is not None:
+            save_json(self.json, report)
+
+
+def _agent(name: str, env: VecEnv, suite: str) -> Policy:
+    """The policy that `expert`, `zero`, `random` or `blind` means in `env`."""
+    from envs.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
+    from envs.experts import TabletopExpert
+
+    makers: dict[str, Callable[[], Policy]] = {
+        "expert": lambda: TabletopExpert(env.num_envs),
+        "zero": lambda: ZeroPolicy(env.action_spec),
+        "random": lambda: RandomPolicy(env.action_spec),
+        "blind": lambda: BlindReplay(expert_actions(suite, 0), env.num_envs),
+    }
+    return makers[name]()
