@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vla.features import Features
+from rl.buffer import Conditions
 from vla.types import ActionChunk, ActionSpec, Observation
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -26,6 +26,8 @@ class ActorConfig:
     """Own value: the world reads only its sign, so small noise there explores nothing."""
     std_min: float = 0.03
     std_max: float = 0.5
+    refiner_width: int = 0
+    """Train only a residual of this width on the action (`vla.refine`), all else frozen. 0: train bridge and head."""
 
     def init_std(self, action_names: Sequence[str]) -> tuple[float, ...]:
         """One initial standard deviation per action component; those called '...gripper...' get `gripper_std`."""
@@ -37,10 +39,14 @@ class GaussianChunkActor(nn.Module):
 
     The mean is the model's own noise-free path in fp32; no tanh, so at step 0 the greedy policy *is* the imitation
     policy. The backbone is frozen: features are computed once per observation and reused in every epoch.
-    `model` is a `vla.model.VLA`: of it this needs backbone, processor, encode(inp), act(features, proprio) and save.
+    `model` is a `vla.model.VLA`: of it this needs backbone, processor, encode(inp), act(features, proprio) and save; for a refiner add_refiner, condition,
+    act_on and refiner.
     """
 
-    def __init__(self, model: nn.Module, action_names: Sequence[str], config: ActorConfig | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, action_names: Sequence[str], config: ActorConfig | None = None, *, seed: int = 0
+    ) -> None:
+        """`seed` is of the refiner's hidden layers, if one is added."""
         super().__init__()
         self.config = config or ActorConfig()
         std = self.config.init_std(action_names)
@@ -51,6 +57,10 @@ class GaussianChunkActor(nn.Module):
             )
         self.model = model
         self.model.backbone.requires_grad_(False)
+        if self.config.refiner_width:
+            model.add_refiner(self.config.refiner_width, seed=seed)
+            model.requires_grad_(False)
+            model.refiner.requires_grad_(True)
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("the model has no trainable parameter outside its backbone: nothing for RL to train")
         self.log_std = nn.Parameter(torch.tensor(std, dtype=torch.float32).log().to(self.device))
@@ -69,16 +79,20 @@ class GaussianChunkActor(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     @torch.no_grad()
-    def encode(self, obs: Observation) -> tuple[Features, Tensor]:
-        """Features of the frozen backbone and normalised proprio (B, P)."""
+    def encode(self, obs: Observation) -> tuple[Conditions, Tensor]:
+        """What the trained part reads (of the frozen backbone, or of everything before the refiner) and normalised
+        proprio (B, P)."""
         inp = self.model.processor.prepare(obs)
-        return self.model.encode(inp), inp.proprio_BP.to(self.device)
+        proprio_BP = inp.proprio_BP.to(self.device)
+        features = self.model.encode(inp)
+        return (self.model.condition(features, proprio_BP) if self.config.refiner_width else features), proprio_BP
 
-    def mean(self, features: Features, proprio_BP: Tensor) -> Tensor:
+    def mean(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
         """(B, C, A) normalised fp32, whatever autocast surrounds us."""
+        act = self.model.act_on if self.config.refiner_width else self.model.act
         # bf16 means at sigma 0.08 put a third of untouched samples outside a 0.1 clip band: fp32 is not optional here
         with torch.autocast(device_type=proprio_BP.device.type, enabled=False):
-            return self.model.act(features, proprio_BP).float()
+            return act(conditions, proprio_BP).float()
 
     def sample(self, mean_BCA: Tensor, generator: torch.Generator, *, std_scale: float = 1.0) -> Tensor:
         """One chunk per world, normalised and unclipped: this, not what the world executes, is what gets scored."""

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from vla.features import Features
+from vla.refine import Latents
+
+Conditions = Features | Latents
+"""What the trained part of the policy reads; everything before it is frozen."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -26,7 +30,7 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
 class PolicyBatch:
     """What the policy loss reads of a minibatch of M transitions."""
 
-    features: Features
+    conditions: Conditions
     proprio_BP: Tensor
     action_BCA: Tensor
     executed_BC: Tensor
@@ -45,7 +49,7 @@ class RolloutBuffer:
         self.num_decisions, self.num_envs = num_decisions, num_envs
         self.size = num_decisions * num_envs
         self.filled = 0
-        self._features: Features | None = None
+        self._conditions: Conditions | None = None
         self._rows: dict[str, Tensor] = {}
         self.advantages_TN: Tensor | None = None
         self.reference_means: Tensor | None = None
@@ -60,28 +64,26 @@ class RolloutBuffer:
     def full(self) -> bool:
         return self.filled == self.num_decisions
 
-    def put_features(self, features: Features) -> Features:
-        """Store the features of the decision about to be made; returns them as every later epoch will see them.
+    def put_conditions(self, conditions: Conditions) -> Conditions:
+        """Store what the decision about to be made is made from; returns it as every later epoch will see it.
 
         Hidden states are kept in fp16, handed out in fp32. The rollout acts on the rounded values too, else the ratio
         would not start at 1.
         """
         self._require_room()
-        where = f"from the backbone in decision {self.filled} of the rollout"
-        for name in ("raw_BLND", "queries_BLQD", "points_BQE"):
-            tensor = getattr(features, name)
-            if tensor is not None:
-                require_finite(f"obs (features {name})", tensor, where)
-        if self._features is None:
-            self._features = features.empty_like(self.size, dtype=torch.float16)
+        where = f"from the frozen model in decision {self.filled} of the rollout"
+        for name, tensor in conditions.tensors().items():
+            require_finite(f"obs (features {name})", tensor, where)
+        if self._conditions is None:
+            self._conditions = conditions.empty_like(self.size, dtype=torch.float16)
         start = self.filled * self.num_envs
-        self._features.write(start, features)
-        return self._features.select(slice(start, start + self.num_envs)).float()
+        self._conditions.write(start, conditions)
+        return self._conditions.select(slice(start, start + self.num_envs)).float()
 
-    def features(self, index: Tensor | slice) -> Features:
+    def conditions(self, index: Tensor | slice) -> Conditions:
         """Of these rows, in fp32."""
-        assert self._features is not None, "no features were put"
-        return self._features.select(index).float()
+        assert self._conditions is not None, "no conditions were put"
+        return self._conditions.select(index).float()
 
     def add(
         self,
@@ -97,7 +99,7 @@ class RolloutBuffer:
         truncated: Tensor,
         n_steps: Tensor,
     ) -> None:
-        """Store one decision of every world, after `put_features`. RuntimeError when full; NonFiniteError names NaNs.
+        """Store one decision of every world, after `put_conditions`. RuntimeError when full; NonFiniteError names NaNs.
 
         `action_BCA` is the unclipped normalised sample; `next_state_BS` the critic's input in the state the chunk
         really ended in (for a finished episode its final state, not the next episode's first).
@@ -160,7 +162,7 @@ class RolloutBuffer:
         take = {name: self._rows[name].index_select(0, index) for name in ("proprio", "action", "executed", "log_prob")}
         reference = self.reference_means
         return PolicyBatch(
-            features=self.features(index),
+            conditions=self.conditions(index),
             proprio_BP=take["proprio"],
             action_BCA=take["action"],
             executed_BC=take["executed"],

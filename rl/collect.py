@@ -86,8 +86,8 @@ class Collector:
             state = critic_state(obs, self._elapsed_fraction())
             where = f"in decision {buffer.filled} of the rollout"
             require_finite("obs (privileged state or proprio)", state, where)
-            features, proprio = actor.encode(obs)
-            mean = actor.mean(buffer.put_features(features), proprio)
+            conditions, proprio = actor.encode(obs)
+            mean = actor.mean(buffer.put_conditions(conditions), proprio)
             action = actor.sample(mean, self.generator)
             require_finite("action", action, where)  # before it moves anything
             result = env.step_chunk(actor.to_env(action, env.action_spec, self.n_action_steps))

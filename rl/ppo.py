@@ -124,7 +124,7 @@ class PPO:
 
     def policy_loss(self, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
         """(loss, log-ratio (M,), metrics) of a minibatch."""
-        mean_BCA = self.actor.mean(batch.features, batch.proprio_BP)
+        mean_BCA = self.actor.mean(batch.conditions, batch.proprio_BP)
         log_ratio = self.actor.log_prob(mean_BCA, batch.action_BCA, batch.executed_BC) - batch.log_prob_B
         loss, clip_fraction = clipped_surrogate(log_ratio, batch.advantage_B, self.config.clip)
         metrics = {"policy_loss": float(loss.detach()), "clip_fraction": clip_fraction, "kl": kl_estimate(log_ratio)}
@@ -194,7 +194,7 @@ class PPO:
         parts = []
         for start in range(0, size, step):
             stop = min(start + step, size)
-            parts.append(self.actor.mean(buffer.features(slice(start, stop)), proprio[start:stop]))
+            parts.append(self.actor.mean(buffer.conditions(slice(start, stop)), proprio[start:stop]))
         return torch.cat(parts)
 
     @contextmanager

@@ -94,7 +94,7 @@ class Runner:
             raise ValueError(f"the environment has {env.num_envs} worlds, the configuration asks for {config.num_envs}")
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
         self.evaluate, self.on_update = evaluate, on_update
-        self.actor = GaussianChunkActor(model, env.action_spec.names, config.actor)
+        self.actor = GaussianChunkActor(model, env.action_spec.names, config.actor, seed=config.seed)
         # the critic's initial weights follow from the run's seed, not from whatever ran before in this process
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

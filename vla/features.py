@@ -41,7 +41,7 @@ class Features:
     @property
     def nbytes(self) -> int:
         """Bytes held by all tensors (the shared coordinates once)."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        return self.coords_NE.nbytes + sum(tensor.nbytes for tensor in self.tensors().values())
 
     def select(self, index: Index) -> Features:
         """The observations in `index`, in that order. A slice gives a view, everything else a copy."""
@@ -131,9 +131,15 @@ class Features:
         if self.points_BQE is not None:
             self.points_BQE[rows] = part.points_BQE
 
-    def _tensors(self) -> list[Tensor]:
-        every = (self.raw_BLND, self.raw_mask_BN, self.queries_BLQD, self.points_BQE, self.coords_NE)
-        return [tensor for tensor in every if tensor is not None]
+    def tensors(self) -> dict[str, Tensor]:
+        """What differs between observations, by name, for whoever checks it."""
+        every = {
+            "raw_BLND": self.raw_BLND,
+            "raw_mask_BN": self.raw_mask_BN,
+            "queries_BLQD": self.queries_BLQD,
+            "points_BQE": self.points_BQE,
+        }
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from vla.config import decode, encode, lookup
 from vla.features import Features
 from vla.heads import HEADS
 from vla.processor import ModelInput, Processor, ProcessorConfig, Stats
+from vla.refine import Latents, Refiner
 from vla.types import ActionChunk, ActionSpec, Observation
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class VLAConfig:
     freeze_backbone: bool = True
     backbone_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
+    refiner_width: int = 0
+    """Of the residual that online RL trains (`vla.refine`). 0: there is none."""
 
 
 class VLA(nn.Module):
@@ -68,6 +71,7 @@ class VLA(nn.Module):
             num_queries=backbone.num_queries,
         )
         self.head = head(width=config.bridge.width, action_dim=len(processor.config.action_names))
+        self.refiner = self._new_refiner(config.refiner_width) if config.refiner_width else None
         if config.freeze_backbone:
             backbone.requires_grad_(False)
         self.train(self.training)
@@ -151,9 +155,38 @@ class VLA(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return self.bridge(features, proprio_BP)
 
+    def condition(self, features: Features, proprio_BP: Tensor) -> Latents:
+        """All that head and refiner read, float32: what a policy whose bridge is frozen need compute only once."""
+        with torch.autocast(self.device.type, enabled=False):
+            return Latents.of(self.bridge, features, proprio_BP)
+
+    def act_on(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
+        """Normalised actions (B, C, A), float32, of what `condition` gave."""
+        action_BCA = self.head(latents.latent_BCD)
+        if self.refiner is None:
+            return action_BCA
+        with torch.autocast(self.device.type, enabled=False):
+            return action_BCA + self.refiner(latents, proprio_BP)
+
     def act(self, features: Features, proprio_BP: Tensor) -> Tensor:
         """Normalised actions (B, C, A), float32: the same function in training and serving, no noise anywhere."""
-        return self.head(self.latent(features, proprio_BP))
+        return self.act_on(self.condition(features, proprio_BP), proprio_BP)
+
+    def add_refiner(self, width: int, *, seed: int) -> None:
+        """Give the policy a residual to be trained by RL; its actions stay what they are. Nothing if it has one."""
+        if self.refiner is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.refiner = self._new_refiner(width).to(self.device)
+            self.config = replace(self.config, refiner_width=width)
+
+    def _new_refiner(self, width: int) -> Refiner:
+        return Refiner(
+            latent_width=self.config.bridge.width,
+            proprio_dim=self.processor.config.proprio_dim,
+            action_dim=self.action_dim,
+            width=width,
+        )
 
     def loss(
         self, features: Features, proprio_BP: Tensor, action_BCA: Tensor, mask_BC: Tensor
@@ -165,6 +198,8 @@ class VLA(nn.Module):
                 f"loss needs actions of shape {expected} and a mask of shape {expected[:2]}, got "
                 f"{tuple(action_BCA.shape)} and {tuple(mask_BC.shape)}"
             )
+        if self.refiner is not None:
+            raise ValueError("this policy was refined by RL; imitation would train its head past the refiner")
         loss = self.head.loss(self.latent(features, proprio_BP), action_BCA, mask_BC)
         return loss, {"loss": loss.detach()}
 

@@ -200,11 +200,11 @@ def test_buffer_rows_belong_together_and_overflow_is_an_error(cloned):
     goal = buffer.flat("state")[index, :2]
     pixels = torch.cat([((goal + 1) * 127.5).round(), torch.zeros(4, 1)], 1)[:, None, None].expand(4, 4, 4, 3)
     expected = learner.actor.model.backbone(pixels.mean((1, 2)) / 127.5 - 1)
-    assert torch.allclose(batch.features.raw_BLND[:, 0, 0], expected, atol=2e-3)
-    assert batch.features.raw_BLND.dtype == torch.float32 and buffer._features.raw_BLND.dtype == torch.float16
+    assert torch.allclose(batch.conditions.raw_BLND[:, 0, 0], expected, atol=2e-3)
+    assert batch.conditions.raw_BLND.dtype == torch.float32 and buffer._conditions.raw_BLND.dtype == torch.float16
     assert torch.equal(batch.action_BCA[3], buffer.time_major("action")[1, 2])
     with pytest.raises(RuntimeError, match="overflow"):
-        buffer.put_features(batch.features)
+        buffer.put_conditions(batch.conditions)
 
 
 def test_a_finished_episode_keeps_its_final_state_and_the_world_gets_a_fresh_seed(cloned):

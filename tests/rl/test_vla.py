@@ -1,5 +1,7 @@
 """The real VLA (bridge, head, processor, checkpoint) under the real runner: one policy before, during and after."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,8 +27,8 @@ def make_vla() -> VLA:
     )
 
 
-@pytest.mark.parametrize("num_envs", [16, 6])
-def test_refining_a_vla(tmp_path, num_envs):
+@pytest.mark.parametrize(("num_envs", "refiner_width"), [(16, 0), (6, 0), (16, 24)])
+def test_refining_a_vla(tmp_path, num_envs, refiner_width):
     vla = make_vla().train()
     backbone = {name: p.clone() for name, p in vla.backbone.state_dict().items()}
     bridge = {name: p.clone() for name, p in vla.bridge.state_dict().items()}
@@ -34,12 +36,14 @@ def test_refining_a_vla(tmp_path, num_envs):
     imitation = VLAPolicy(vla).act(obs)
     rows = []
     settings = config(num_envs=num_envs, max_updates=4, ppo={"lr": 1e-3, "minibatch_size": 10})
+    settings = replace(settings, actor=replace(settings.actor, refiner_width=refiner_width))
     runner = Runner(vla, PointReach(num_envs), settings, tmp_path, evaluate=lambda p: (1, 2), on_update=rows.append)
     assert np.array_equal(runner.greedy_policy().act(obs), imitation), "at step 0 RL's greedy policy is the imitation"
     runner.run()
     assert all(row["first_log_ratio"] < 1e-5 for row in rows[1:]) and sum(row["policy_steps"] for row in rows[1:]) > 0
     assert all(torch.equal(p, backbone[name]) for name, p in vla.backbone.state_dict().items())
-    assert any(not torch.equal(p, bridge[name]) for name, p in vla.bridge.state_dict().items())
+    trained = [name for name, p in vla.bridge.state_dict().items() if not torch.equal(p, bridge[name])]
+    assert bool(trained) == (refiner_width == 0)
     saved = VLA.load(tmp_path / "best", load_backbone=lambda spec: _one_view(load_toy(spec)))
     assert np.array_equal(VLAPolicy(saved).act(obs), runner.greedy_policy().act(obs))
     assert not np.array_equal(VLAPolicy(saved).act(obs), imitation)
