@@ -15,12 +15,18 @@ class Head(Protocol):
         """Latent (B, C, D) -> normalised actions (B, C, A), float32, deterministic."""
 
     def loss(self, x_BCD: Tensor, target_BCA: Tensor, mask_BC: Tensor) -> Tensor:
-        """Scalar training loss over the steps where mask is 1 (0: padding after the episode's end)."""
+        """Scalar training loss over the steps where mask is 1 (0: padding after the episode's end).
+
+        The mask may be (B, C, A): components that a robot does not have are 0 in it.
+        """
 
 
 def masked_l1(error_BCA: Tensor, mask_BC: Tensor) -> Tensor:
     """Mean absolute value over the components of unmasked steps; 0 when every step is masked."""
-    mask = mask_BC.to(error_BCA.dtype)[..., None]
+    mask = mask_BC.to(error_BCA.dtype)
+    if mask.ndim == 3:  # (B, C, A): components that a robot lacks are masked as well
+        return (error_BCA.abs() * mask).sum() / mask.sum().clamp(min=1.0)
+    mask = mask[..., None]
     return (error_BCA.abs() * mask).sum() / (mask.sum() * error_BCA.shape[-1]).clamp(min=1.0)
 
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla.adapters import LoRAConfig, add_lora, merge_lora
 from vla.bridge import Bridge, BridgeConfig
 from vla.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from vla.config import decode, encode, lookup
@@ -41,6 +42,8 @@ class VLAConfig:
     chunk_size: int = 8
     """Control steps per decision."""
     freeze_backbone: bool = True
+    lora: LoRAConfig | None = None
+    """Train adapters on the frozen backbone."""
     backbone_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
 
@@ -63,13 +66,19 @@ class VLA(nn.Module):
             chunk_size=config.chunk_size,
             feature_width=backbone.width,
             num_layers=backbone.num_layers,
-            proprio_dim=processor.config.proprio_dim,
+            proprio_dim=processor.proprio_width,
             point_dim=backbone.point_dim,
             num_queries=backbone.num_queries,
         )
-        self.head = head(width=config.bridge.width, action_dim=len(processor.config.action_names))
+        self.head = head(width=config.bridge.width, action_dim=processor.action_width)
+        self.members: dict[str, Processor] = {}
+        """A policy for several robots: each one's processor, by name. `processor` is the one in use."""
         if config.freeze_backbone:
             backbone.requires_grad_(False)
+        if config.lora is not None:
+            if not config.freeze_backbone:
+                raise ValueError("lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora")
+            add_lora(backbone, config.lora)
         self.train(self.training)
 
     @staticmethod
@@ -121,7 +130,13 @@ class VLA(nn.Module):
 
     @property
     def action_dim(self) -> int:
-        return len(self.processor.config.action_names)
+        """Of the model: wider than one robot's when it was trained for several."""
+        return self.processor.action_width
+
+    @property
+    def backbone_learns(self) -> bool:
+        """Whether gradients flow into the backbone: its features may not be cached then."""
+        return not self.config.freeze_backbone or self.config.lora is not None
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -130,14 +145,14 @@ class VLA(nn.Module):
     def train(self, mode: bool = True) -> VLA:
         """As nn.Module's, but a frozen backbone stays in evaluation mode: no dropout, no running statistics."""
         super().train(mode)
-        if self.config.freeze_backbone:
+        if not self.backbone_learns:
             self.backbone.eval()
         return self
 
     def encode(self, inp: ModelInput) -> Features:
         """The backbone's view of a batch, float32. Without gradients when the backbone is frozen: fit for caching."""
         inp = inp.to(self.device)
-        gradients = torch.is_grad_enabled() and not self.config.freeze_backbone
+        gradients = torch.is_grad_enabled() and self.backbone_learns
         low = self.backbone_dtype != torch.float32
         with (
             torch.set_grad_enabled(gradients),
@@ -158,9 +173,12 @@ class VLA(nn.Module):
     def loss(
         self, features: Features, proprio_BP: Tensor, action_BCA: Tensor, mask_BC: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The head's loss on normalised target actions, and detached scalars to log. `mask_BC` 0 marks padding."""
+        """The head's loss on normalised target actions, and detached scalars to log. `mask_BC` 0 marks padding.
+
+        The mask may be (B, C, A) as well: components that a robot does not have are padding too.
+        """
         expected = (features.batch_size, self.chunk_size, self.action_dim)
-        if tuple(action_BCA.shape) != expected or tuple(mask_BC.shape) != expected[:2]:
+        if tuple(action_BCA.shape) != expected or tuple(mask_BC.shape) not in (expected[:2], expected):
             raise ValueError(
                 f"loss needs actions of shape {expected} and a mask of shape {expected[:2]}, got "
                 f"{tuple(action_BCA.shape)} and {tuple(mask_BC.shape)}"
@@ -188,6 +206,7 @@ class VLA(nn.Module):
                 "model": encode(self.config),
                 "processor": encode(self.processor.config),
                 "backbone": self.backbone.to_spec(),
+                "members": {name: _encode_processor(one) for name, one in self.members.items()},
             },
             tensors=self.state_dict(),
             stats=self.processor.stats.to_dict(),
@@ -196,11 +215,18 @@ class VLA(nn.Module):
         )
 
     @staticmethod
-    def load(folder: str | os.PathLike[str], *, load_backbone: BackboneLoader | None = None) -> VLA:
+    def load(
+        folder: str | os.PathLike[str],
+        *,
+        load_backbone: BackboneLoader | None = None,
+        member: str | None = None,
+        merge: bool = True,
+    ) -> VLA:
         """What `save` wrote, in evaluation mode on the CPU. ValueError naming the file that is missing or damaged.
 
         The backbone's shape comes from its saved specification, given a tokenizer folder (for the
         time of the call) as its "tokenizer"; its weights come from this checkpoint.
+        `member`: of a policy for several robots, the one to control. `merge`: add LoRA adapters into the weights.
         """
         if load_backbone is None:
             from vla.backbone import load_backbone
@@ -221,7 +247,21 @@ class VLA(nn.Module):
         processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
         vla = VLA(config, backbone, processor)
         vla.load_state_dict(checkpoint.tensors)
+        for name, one in checkpoint.config.get("members", {}).items():
+            own = Stats.from_dict(one["stats"])
+            vla.members[name] = Processor(decode(ProcessorConfig, one["processor"]), own, backbone.tokenizer)
+        if member is not None:
+            vla.processor = lookup(member, vla.members, "member")
+        if merge:
+            vla.merge_adapters()
         return vla.eval()
+
+    def merge_adapters(self) -> None:
+        """Make a plain policy of one with LoRA adapters: the same function, nothing beside the weights."""
+        if self.config.lora is not None:
+            merge_lora(self.backbone)
+            self.backbone.requires_grad_(False)
+            self.config = replace(self.config, lora=None)
 
 
 class VLAPolicy:
@@ -245,7 +285,7 @@ class VLAPolicy:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        return self.vla.processor.config.cameras
+        return tuple(camera for camera in self.vla.processor.config.cameras if camera)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget."""
@@ -267,6 +307,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         if before:
             model.train()
+
+
+def _encode_processor(processor: Processor) -> dict[str, Any]:
+    return {"processor": encode(processor.config), "stats": processor.stats.to_dict()}
 
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
