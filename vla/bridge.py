@@ -36,8 +36,8 @@ class BridgeConfig:
     gate_init: float = 0.0
     """Of g in tanh(g). 0 as in the paper: raw tokens join when they help."""
     taps: tuple[int, ...] | str | None = None
-    """Which of the backbone's L layers feeds each block: "all" (or None), "last", "last:N" (N blocks), "every:K",
-    "first:N", or the layers themselves, one per block. See `resolve_taps`."""
+    """Which of the backbone's L layers feeds each block: "all" (or None), "last", "last:N" (N blocks) or
+    "last:all", "every:K", "first:N", or the layers themselves, one per block. See `resolve_taps`."""
     points_at: tuple[int, ...] | None = None
     """Which blocks see the pointed coordinates; None: all."""
     dropout: float = 0.0
@@ -69,7 +69,7 @@ def resolve_taps(taps: tuple[int, ...] | str | None, num_layers: int) -> tuple[i
     """The layer, 0 .. num_layers - 1, that feeds each block.
 
     "every:K" counts down from the last layer, which it always includes. "first:N" lets the backbone stop after N
-    layers. "last:N" is N blocks that all read the last layer: the usual action head, at equal depth.
+    layers. "last:N" is N blocks that all read the last layer: the usual action head; "last:all" has it at full depth.
     Raises ValueError for anything that does not name layers of this backbone.
     """
     layers = range(num_layers)
@@ -77,7 +77,7 @@ def resolve_taps(taps: tuple[int, ...] | str | None, num_layers: int) -> tuple[i
         return tuple(layers)
     if isinstance(taps, str):
         rule, _, given = taps.partition(":")
-        count = int(given) if given.isdecimal() else None
+        count = num_layers if taps == "last:all" else int(given) if given.isdecimal() else None
         if taps == "last" or (rule == "last" and count):
             return (num_layers - 1,) * (count or 1)
         if rule == "every" and count and count <= num_layers:
@@ -85,7 +85,8 @@ def resolve_taps(taps: tuple[int, ...] | str | None, num_layers: int) -> tuple[i
         if rule == "first" and count and count <= num_layers:
             return tuple(layers[:count])
         raise ValueError(
-            f"bridge taps '{taps}' must be all, last, last:N, every:K, first:N (K, N in 1..{num_layers}) or layers"
+            f"bridge taps '{taps}' must be all, last, last:N, last:all, every:K, first:N (K, N from 1 to {num_layers}) "
+            "or a list of layers"
         )
     if not taps or not all(tap in layers for tap in taps):
         raise ValueError(f"bridge taps {taps} must name layers 0..{num_layers - 1} of the backbone")

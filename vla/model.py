@@ -19,8 +19,10 @@ from vla.adapters import LoRAConfig, add_lora, merge_lora
 from vla.bridge import Bridge, BridgeConfig
 from vla.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from vla.config import decode, encode, lookup
+from vla.faithful import FaithfulBridge, FaithfulConfig
 from vla.features import Features
 from vla.heads import HEADS
+from vla.no_decoder import NoDecoder
 from vla.processor import ModelInput, Processor, ProcessorConfig, Stats
 from vla.types import ActionChunk, ActionSpec, Observation
 
@@ -37,8 +39,10 @@ class VLAConfig:
 
     backbone: str | dict[str, Any] = "tiny"
     """A name, a local folder or a specification: what `vla.backbone.load_backbone` takes."""
-    bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    bridge: BridgeConfig | FaithfulConfig = field(default_factory=BridgeConfig)
+    """Ours, or a released VLA-Adapter policy's (see `vla.convert`)."""
     head: str = "l1"
+    """l1, linear, flow, bins or frequencies."""
     chunk_size: int = 8
     """Control steps per decision."""
     freeze_backbone: bool = True
@@ -46,6 +50,10 @@ class VLAConfig:
     """Train adapters on the frozen backbone."""
     backbone_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
+    decoder: bool = True
+    """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
+    language: bool = True
+    """False: the instruction is left blank. A control that must fail where instructions matter."""
 
 
 class VLA(nn.Module):
@@ -57,19 +65,15 @@ class VLA(nn.Module):
         if config.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {config.chunk_size}")
         head = lookup(config.head, HEADS, "head")
+        if not config.decoder:
+            backbone = NoDecoder(backbone)
         self.config = config
         self.processor = processor
         self.backbone = backbone
         self.backbone_dtype: torch.dtype = getattr(torch, config.backbone_dtype)
-        self.bridge = Bridge(
-            config.bridge,
-            chunk_size=config.chunk_size,
-            feature_width=backbone.width,
-            num_layers=backbone.num_layers,
-            proprio_dim=processor.proprio_width,
-            point_dim=backbone.point_dim,
-            num_queries=backbone.num_queries,
-        )
+        self.bridge = _make_bridge(config, backbone, processor)
+        if self.bridge.layers_needed < backbone.num_layers and hasattr(backbone, "stop_after"):
+            backbone.stop_after(self.bridge.layers_needed)
         self.head = head(width=config.bridge.width, action_dim=processor.action_width)
         self.members: dict[str, Processor] = {}
         """A policy for several robots: each one's processor, by name. `processor` is the one in use."""
@@ -122,7 +126,7 @@ class VLA(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.bridge.position.device
+        return next(self.bridge.parameters()).device
 
     @property
     def chunk_size(self) -> int:
@@ -152,6 +156,8 @@ class VLA(nn.Module):
     def encode(self, inp: ModelInput) -> Features:
         """The backbone's view of a batch, float32. Without gradients when the backbone is frozen: fit for caching."""
         inp = inp.to(self.device)
+        if not self.config.language:
+            inp = replace(inp, token_mask_BT=torch.zeros_like(inp.token_mask_BT))
         gradients = torch.is_grad_enabled() and self.backbone_learns
         low = self.backbone_dtype != torch.float32
         with (
@@ -294,6 +300,26 @@ class VLAPolicy:
         """(B, n_action_steps, A) in environment units."""
         chunk = self.vla.predict(self.vla.processor.prepare(obs))
         return np.ascontiguousarray(chunk[:, : self.n_action_steps])
+
+
+def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -> Bridge | FaithfulBridge:
+    if isinstance(config.bridge, FaithfulConfig):
+        return FaithfulBridge(
+            config.bridge,
+            chunk_size=config.chunk_size,
+            feature_width=backbone.width,
+            num_layers=backbone.num_layers,
+            proprio_dim=processor.proprio_width,
+        )
+    return Bridge(
+        config.bridge,
+        chunk_size=config.chunk_size,
+        feature_width=backbone.width,
+        num_layers=backbone.num_layers,
+        proprio_dim=processor.proprio_width,
+        point_dim=backbone.point_dim,
+        num_queries=backbone.num_queries,
+    )
 
 
 @contextmanager

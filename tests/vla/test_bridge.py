@@ -312,6 +312,7 @@ def test_wrong_inputs_are_named():
         ("all", (0, 1, 2, 3, 4, 5, 6)),
         ("last", (6,)),
         ("last:3", (6, 6, 6)),
+        ("last:all", (6,) * 7),
         ("every:2", (0, 2, 4, 6)),
         ("every:3", (0, 3, 6)),
         ("every:7", (6,)),
