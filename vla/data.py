@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class DemoSet:
     @property
     def episodes(self) -> list[int]:
         """Numbers of the episodes held, in order."""
-        return self.episode_index[self._starts()].tolist()
+        return self.episode_index[self._starts].tolist()
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +81,7 @@ class DemoSet:
         return Observation(
             images={camera: image[frames] for camera, image in self.images.items()},
             proprio=self.proprio[frames],
-            instruction=[self.instruction[i] for i in np.arange(self.num_frames)[frames]],
+            instruction=[self.instruction[i] for i in self._numbers(frames)],
         )
 
     def subset(self, episodes: Iterable[int]) -> DemoSet:
@@ -98,19 +99,26 @@ class DemoSet:
             episode_index=self.episode_index[rows],
         )
 
-    def chunks(self, chunk_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The actions from each frame on, (F, C, A), and their mask (F, C): 1 inside the episode, 0 after its end.
+    def chunks(
+        self, chunk_size: int, frames: Sequence[int] | NDArray[np.int64] | slice = slice(None)
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The actions from each of these frames on, (F, C, A), and their mask (F, C): 1 inside the episode, 0 after it.
 
         After the end the last action repeats, so that a padded entry is at least a plausible action.
         """
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        starts = self._starts()
+        starts = self._starts
         ends = np.append(starts[1:], self.num_frames)
-        last = np.repeat(ends - 1, ends - starts)
-        at = np.arange(self.num_frames)[:, None] + np.arange(chunk_size)
+        first = self._numbers(frames)
+        last = ends[np.searchsorted(ends, first, side="right")] - 1
+        at = first[:, None] + np.arange(chunk_size)
         return self.action[np.minimum(at, last[:, None])], (at <= last[:, None]).astype(np.float32)
 
+    def _numbers(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        return np.arange(self.num_frames)[frames] if isinstance(frames, slice) else np.asarray(frames, np.int64)
+
+    @cached_property
     def _starts(self) -> NDArray[np.int64]:
         changes = np.flatnonzero(np.diff(self.episode_index)) + 1
         return np.concatenate([np.zeros(min(1, self.num_frames), np.int64), changes])
