@@ -179,6 +179,7 @@ def own_pixels(family: str, images: np.ndarray, folder) -> dict[str, torch.Tenso
     options = {"do_resize": False, "return_tensors": "pt"}
     if family in ("smolvlm", "idefics3"):
         # one row of pictures: one observation
+        options["max_image_size"] = {"longest_edge": images.shape[1]}
         out = processor([pictures], do_image_splitting=False, do_pad=False, **options)
         return {"pixel_values": out["pixel_values"]}
     if family in ("qwen2_5_vl", "qwen3_vl"):
