@@ -100,12 +100,13 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
     cameras = align_cameras([cfg.cameras or tuple(part.images) for part in parts])
     action_slots, action_width = align_names([part.action_names for part in parts])
     state_slots, state_width = align_names([part.proprio_names for part in parts])
+    backbone = _for_views(cfg, backbone, len(cameras[0]))
     configs = [
         ProcessorConfig(
             cameras=cameras[i],
             proprio_dim=part.proprio.shape[1],
             action_names=part.action_names,
-            image_size=cfg.image_size,
+            image_size=cfg.image_size or backbone.image_size,
             max_text_tokens=cfg.max_text_tokens,
             control_hz=part.fps,
             proprio_slots=state_slots[i],
@@ -115,7 +116,6 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
         )
         for i, part in enumerate(parts)
     ]
-    backbone = _for_views(cfg, backbone, len(cameras[0]))
     processors = [
         Processor(config, part.stats(), backbone.tokenizer) for config, part in zip(configs, parts, strict=True)
     ]

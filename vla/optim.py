@@ -59,6 +59,8 @@ def checkpoint_layers(backbone: nn.Module, enabled: bool) -> Iterator[None]:
     if not getattr(vlm, "supports_gradient_checkpointing", False):
         raise ValueError("this backbone cannot recompute its layers: turn checkpointing off, or accumulate more parts")
     vlm.gradient_checkpointing_enable({"use_reentrant": False})
+    # The library also makes frozen embeddings ask for gradients, which only reentrant recomputation needs.
+    vlm.disable_input_require_grads()
     try:
         yield
     finally:

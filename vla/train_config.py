@@ -26,7 +26,8 @@ class TrainConfig:
     model: VLAConfig = field(default_factory=VLAConfig)
     cameras: tuple[str, ...] | None = None
     """Which cameras the policy sees, in order; None: all of the dataset."""
-    image_size: int = 84
+    image_size: int | None = 84
+    """Pixels of a view as it is stored and sent to the backbone, square; None: what the backbone reads."""
     max_text_tokens: int = 24
 
     steps: int = 1500
