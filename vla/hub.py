@@ -35,6 +35,8 @@ REMOTE: dict[str, str] = {
 }
 """Short names of repositories on the Hugging Face hub."""
 NUM_QUERIES, NUM_VIEWS = 64, 2
+_PARTS = ("dino", "siglip", "decoder")
+_KEYS = ("name", *_PARTS, "num_queries", "num_views", "num_layers", "image_size", "prompt", "pointing", "seed")
 
 
 def _smollm(**options: Any) -> Backbone:
@@ -66,13 +68,13 @@ def load(
     Prismatic pair with a fresh projector; or what `Backbone.to_spec` gave, with "tokenizer", a folder (without weights:
     the caller loads them).
 
-    `num_layers`: run only the first so many decoder layers. The others are for what has no trained queries yet:
-    `num_queries` (64), `num_views` (2), `image_size` (pixels, where the vision tower takes several), `prompt` (text
-    around "{instruction}"), `pointing` (with an untrained pointer), `seed` of the fresh weights.
+    `num_layers`: run only the first so many decoder layers. `num_views`: cameras (2, or as saved). The others are for
+    what has no trained queries yet: `num_queries` (64), `image_size` (pixels, where the vision tower takes several),
+    `prompt` (text around "{instruction}"), `pointing` (with an untrained pointer), `seed` of the fresh weights.
     ValueError for what is unknown or does not fit.
     """
     if isinstance(spec, dict) and "tokenizer" in spec:
-        return _truncated(_build(spec, Path(spec["tokenizer"])), num_layers)
+        return first_layers(_build(spec, Path(spec["tokenizer"])), num_layers)
     fresh = {"num_queries": num_queries, "num_views": num_views, "image_size": image_size, "prompt": prompt}
     given = {name: value for name, value in fresh.items() if value is not None}
     given |= {"pointing": True} if pointing else {}
@@ -96,25 +98,25 @@ def load(
 def _load_dict(spec: dict[str, Any], options: dict[str, Any]) -> Backbone:
     options = {**spec, **{name: value for name, value in options.items() if value is not None}}
     options["seed"] = spec.get("seed", options["seed"])
+    for name in options:
+        lookup(name, dict.fromkeys(_KEYS), "field of a backbone specification")
     if "name" in spec:
         return load(options.pop("name"), **options)
-    if not {"dino", "siglip", "decoder"} <= spec.keys():
+    if not set(_PARTS) <= spec.keys():
         raise ValueError(
             f"a backbone specification needs 'name', or 'dino', 'siglip' and 'decoder'; got {', '.join(sorted(spec))}"
         )
-    parts = [options.pop(name) for name in ("dino", "siglip", "decoder")]
+    parts = [options.pop(name) for name in _PARTS]
     vlm, tokenizer = prismatic.compose(*parts, seed=options["seed"])
     num_layers = options.pop("num_layers", None)
-    return _truncated(wrap(vlm, tokenizer, **options), num_layers)
+    return first_layers(wrap(vlm, tokenizer, **options), num_layers)
 
 
 def _load_ours(folder: Path, given: dict[str, Any], num_layers: int | None) -> Backbone:
     spec = json.loads((folder / SPEC_FILE).read_text())
-    for name in ("num_queries", "num_views"):
-        if given.get(name, spec[name]) != spec[name]:
-            raise ValueError(
-                f"{folder} was trained with {name} {spec[name]}: leave {name} out instead of {given[name]}"
-            )
+    spec["num_views"] = given.get("num_views", spec["num_views"])  # no weight depends on it
+    if given.get("num_queries", spec["num_queries"]) != spec["num_queries"]:
+        raise ValueError(f"{folder} was trained with {spec['num_queries']} queries: leave num_queries out")
     if extra := given.keys() - {"num_queries", "num_views"}:
         raise ValueError(f"{folder} is trained already: leave {sorted(extra)[0]} out")
     backbone = _build(spec, folder)
@@ -123,7 +125,7 @@ def _load_ours(folder: Path, given: dict[str, Any], num_layers: int | None) -> B
     missing = [name for name in missing if not name.endswith("lm_head.weight")]
     if missing or unexpected:
         raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its {SPEC_FILE}: {(missing or unexpected)[0]}")
-    return _truncated(backbone.eval(), num_layers)
+    return first_layers(backbone.eval(), num_layers)
 
 
 def _build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
@@ -220,7 +222,7 @@ def shorten(text_config: Any, num_layers: int | None) -> None:
     text_config.num_hidden_layers = num_layers
 
 
-def _truncated(backbone: Backbone, num_layers: int | None) -> Backbone:
+def first_layers(backbone: Backbone, num_layers: int | None) -> Backbone:
     """The same weights with only the first decoder layers, the last of them normalised as the decoder does.
 
     A pointer is left out: it was trained on the last layer.

@@ -105,7 +105,7 @@ class VLA(nn.Module):
         if backbone is None:
             from vla.backbone import load_backbone
 
-            backbone = load_backbone(config.backbone)
+            backbone = load_backbone(config.backbone, num_views=len(cameras))
         views = getattr(backbone, "num_views", len(cameras))
         if views != len(cameras):
             raise ValueError(f"the backbone reads {views} camera views, got {len(cameras)}: {', '.join(cameras)}")
