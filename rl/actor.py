@@ -39,8 +39,8 @@ class GaussianChunkActor(nn.Module):
 
     The mean is the model's own noise-free path in fp32; no tanh, so at step 0 the greedy policy *is* the imitation
     policy. The backbone is frozen: features are computed once per observation and reused in every epoch.
-    `model` is a `vla.model.VLA`: of it this needs backbone, processor, encode(inp), act(features, proprio) and save; for a refiner add_refiner, condition,
-    act_on and refiner.
+    `model` is a `vla.model.VLA`: of it this needs backbone, processor, encode(inp), act(features, proprio) and save;
+    for a refiner also add_refiner, refiner, condition and act_on.
     """
 
     def __init__(

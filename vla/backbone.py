@@ -1,8 +1,8 @@
 """Backbone: a Hugging Face vision-language model -> hidden states of every layer for [patches][instruction][queries].
 
-The action queries (VLA-Adapter's ActionQuery tokens) are appended to the instruction; causal attention lets them see
-everything. `points` are explicit: where each query looks, as attention-weighted image coordinates, because a policy
-needs positions, and reading them from frozen features has to be learnt first.
+The action queries (VLA-Adapter's ActionQuery tokens) come after the instruction and see everything before them; see
+`vla.families` for what each architecture adds. `points` are explicit: where each query looks, as attention-weighted
+image coordinates, because a policy needs positions, and reading them from frozen features has to be learnt first.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vla.config import lookup
+from vla.families import ImageSpec, Layout, decoder_of, family_named, prefix_positions, visible
 from vla.features import Features
 
-ASSETS = Path(__file__).resolve().parent / "assets"
-NAMED: dict[str, Path] = {"tiny": ASSETS / "tiny-vlm"}
-"""Backbones that ship with the package."""
-_SPEC_FILE, _WEIGHTS_FILE = "bascule.json", "model.safetensors"
+SPEC_FILE, WEIGHTS_FILE = "bascule.json", "model.safetensors"
+ATTENTION = {"embedded": "bascule_lean"}
+"""How a family's attention is computed unless its specification says otherwise; "sdpa" for all others."""
 POINTER_WIDTH = 64
+_HALF = (0.5, 0.5, 0.5)
 
 
 class Pointer(nn.Module):
     """Where each query looks: per view, softmax over its patches -> expected coordinate, and whether it is in sight."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, patch_half: float) -> None:
+        """`patch_half`: half a patch's side, where the image's is 2."""
         super().__init__()
         self.query = nn.Linear(width, POINTER_WIDTH)
         self.key = nn.Linear(width, POINTER_WIDTH)
         self.shift = nn.Linear(width, 2)
         self.visible = nn.Linear(width, 1)
-        self.patch_half = 1.0 / 7
+        self.patch_half = patch_half
 
     def forward(self, query_BQD: Tensor, patch_BVPD: Tensor, grid_P2: Tensor) -> tuple[Tensor, Tensor]:
         """Points (B, Q, V, 3) = x, y in [-1, 1] and a visibility logit, float32; attention logits (B, Q, V, P)."""
@@ -53,30 +53,66 @@ class Pointer(nn.Module):
 class Backbone(nn.Module):
     """A VLM read layer by layer. Inputs are raw uint8 images and token ids; see `Features` for what comes out."""
 
-    def __init__(self, vlm: nn.Module, tokenizer: Any, *, num_queries: int, num_views: int) -> None:
+    grid_P2: Tensor
+    coords_N3: Tensor
+
+    def __init__(
+        self,
+        vlm: nn.Module,
+        tokenizer: Any,
+        *,
+        num_queries: int,
+        num_views: int,
+        family: str | None = None,
+        image: ImageSpec | None = None,
+        layout: Layout | None = None,
+        pointing: bool = True,
+        told: bool | None = None,
+    ) -> None:
+        """`vlm` with its language head. `family`, `image`, `layout`: of `vla.families`; left out, the embedded one's.
+
+        `pointing`: a `Pointer` reads where the queries look; `told` (None: as `pointing`): they start from the
+        instruction's words. ValueError for an architecture that is not known.
+        """
         super().__init__()
         config = vlm.config
-        if config.model_type != "llava":
-            raise ValueError(f"backbone type {config.model_type!r} is not supported yet; supported: llava")
+        model_type = config.model_type
+        self.family_name = family or ("embedded" if model_type == "llava" else model_type)
+        self.family = family_named(self.family_name)
         self.vlm, self.tokenizer = vlm, tokenizer
-        self.width: int = config.text_config.hidden_size
-        self.num_layers: int = config.text_config.num_hidden_layers
+        text = config.get_text_config()
+        self.width: int = text.hidden_size
+        self.num_layers: int = text.num_hidden_layers
         self.num_queries, self.num_views = num_queries, num_views
-        self.image_size: int = config.vision_config.image_size
-        self.side: int = self.image_size // config.vision_config.patch_size
-        self.point_dim = 3 * num_views
+        self.image = image or ImageSpec(self.family.size(config), *self.family.pixels(config))
+        self.layout = layout or Layout()
+        self.image_size: int = self.image.size
+        self.side: int = int(self.family.side(config, self.image_size))
+        kinds = getattr(text, "layer_types", None) or []
+        self._window: int | None = text.sliding_window if "sliding_attention" in kinds else None
+        self._by_kind = bool(kinds)
         self.queries = nn.Parameter(torch.randn(num_queries, self.width) * 0.02)
         # Queries start from the instruction's words, few among a hundred patches. Not ablated: pre-training came
         # off its plateau (80-100 mm) after this and after a heavier heat-map loss (BENCHMARKS.md).
-        self.told = nn.Linear(self.width, self.width)
-        self.pointer = Pointer(self.width)
-        self.pointer.patch_half = 1.0 / self.side
+        self.told = nn.Linear(self.width, self.width) if (pointing if told is None else told) else None
+        self.pointer = Pointer(self.width, patch_half=1.0 / self.side) if pointing else None
+        self.point_dim = 3 * num_views if pointing else 0
         axis = (torch.arange(self.side) + 0.5) / self.side * 2 - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         grid = torch.stack([x, y], -1).view(-1, 2)
         self.register_buffer("grid_P2", grid, persistent=False)
         view = torch.arange(num_views, dtype=torch.float32).repeat_interleave(len(grid))[:, None]
         self.register_buffer("coords_N3", torch.cat([grid.repeat(num_views, 1), view], 1), persistent=False)
+        self._register_layout()
+
+    def _register_layout(self) -> None:
+        """Constants of the part in front of the instruction."""
+        layout, views, side = self.layout, self.num_views, self.side
+        positions, self._next_position = prefix_positions(layout, views=views, side=side, rope_3d=self.family.rope_3d)
+        self.register_buffer("_prefix_positions_RS", positions, persistent=False)
+        ids = torch.tensor(layout.frame_ids, dtype=torch.int64)
+        self.register_buffer("_frame_ids", ids, persistent=False)
+        self._prefix = layout.prefix_length(views, side * side)
 
     @property
     def num_patches(self) -> int:
@@ -84,66 +120,168 @@ class Backbone(nn.Module):
         return self.coords_N3.shape[0]
 
     def embed_images(self, images_BVHWC: Tensor) -> Tensor:
-        """uint8 (B, V, H, W, 3) -> patch embeddings (B, N, D) in the decoder's space."""
+        """uint8 (B, V, H, W, 3) of any size -> patch embeddings (B, N, D) in the decoder's space."""
+        return self._look(images_BVHWC)[0]
+
+    def normalise(self, images_BVHWC: Tensor) -> Tensor:
+        """uint8 (B, V, H, W, 3) -> (B * V, 3, S, S) as the vision tower was trained, in the queries' precision."""
         b, v = images_BVHWC.shape[:2]
         if v != self.num_views:
             raise ValueError(f"this backbone was made for {self.num_views} camera views, got {v}")
         pixels = images_BVHWC.flatten(0, 1).permute(0, 3, 1, 2)
-        pixels = pixels.to(self.queries.dtype).div(127.5).sub(1.0)
-        hidden = self.vlm.model.vision_tower(pixels).last_hidden_state
-        return self.vlm.model.multi_modal_projector(hidden).view(b, -1, self.width)
+        size = (self.image_size, self.image_size)
+        if pixels.shape[-2:] != size:
+            # Antialiased, and back on whole numbers: the same picture whoever resized it.
+            pixels = F.interpolate(pixels.float(), size=size, mode="bilinear", antialias=True).round().clamp(0, 255)
+        pixels = pixels.to(self.queries.dtype)
+        if self.image.mean == self.image.std == _HALF:
+            return pixels.div(127.5).sub(1.0)
+        mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.image.mean, self.image.std))
+        return (pixels / 255 - mean) / std
+
+    def _look(self, images_BVHWC: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        b = len(images_BVHWC)
+        patches, deep = self.family.patches(self.vlm, self.normalise(images_BVHWC))
+        return patches.reshape(b, -1, self.width), tuple(part.reshape(b, -1, self.width) for part in deep)
 
     def ask(self, words_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Action queries (B, Q, D): learned vectors plus the mean of the instruction's word embeddings."""
+        """Action queries (B, Q, D): learned vectors, plus the mean of the instruction's word embeddings if `told`."""
+        if self.told is None:
+            return self.queries.expand(*words_BTD.shape[:-2], -1, -1).to(words_BTD.dtype)
         weight = mask_BT[..., None].to(words_BTD.dtype)
         mean = (words_BTD * weight).sum(-2) / weight.sum(-2).clamp(min=1)
         told = self.told(F.rms_norm(mean.float(), (self.width,)))
         return (self.queries + told[..., None, :]).to(words_BTD.dtype)
 
-    def decode(self, embeds_BSD: Tensor, mask: Tensor, positions_BS: Tensor) -> tuple[Tensor, ...]:
-        """Hidden states after every decoder layer, the last normalised. `mask` is (B, S) or additive (B, 1, S, S)."""
-        out = self.vlm.model.language_model(
+    def decode(
+        self,
+        embeds_BSD: Tensor,
+        mask: Tensor | dict[str, Tensor],
+        positions: Tensor,
+        deep: tuple[Tensor, ...] = (),
+    ) -> tuple[Tensor, ...]:
+        """Hidden states after every decoder layer, the last normalised.
+
+        `mask` is (B, S), or (B, 1, S, S) additive or boolean, or such by kind of layer; `positions` (B, S) or, for
+        M-RoPE, (3, B, S); `deep` (B, N, D) each is added to the patches after the first layers (Qwen3-VL).
+        """
+        extra: dict[str, Any] = {}
+        if deep:
+            b, s = embeds_BSD.shape[:2]
+            at_S = torch.zeros(s, dtype=torch.bool, device=embeds_BSD.device)
+            self._patches_of(at_S[None, :, None])[:] = True  # a view: marks the patches' places
+            extra = {"visual_pos_masks": at_S.expand(b, -1), "deepstack_visual_embeds": [d.flatten(0, 1) for d in deep]}
+        out = decoder_of(self.vlm, self.family)(
             inputs_embeds=embeds_BSD,
             attention_mask=mask,
-            position_ids=positions_BS,
+            position_ids=positions,
             use_cache=False,
             output_hidden_states=True,
+            **extra,
         )
         return out.hidden_states[1:]
 
     def point(self, hidden_BSD: Tensor, queries_BQD: Tensor) -> tuple[Tensor, Tensor]:
         """`Pointer` on the decoder's last layer: points (B, Q, V, 3) and logits (B, Q, V, P)."""
-        patches = hidden_BSD[:, : self.num_patches]
-        return self.pointer(queries_BQD, patches.unflatten(1, (self.num_views, -1)), self.grid_P2)
+        if self.pointer is None:
+            raise ValueError("this backbone does not point; make it with pointing=True and train it")
+        return self.pointer(queries_BQD, self._patches_of(hidden_BSD), self.grid_P2)
 
     def forward(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Features:
         """Features of B observations. `token_mask_BT` is True on real tokens, which may be padded on either side."""
-        b, n, q = len(images_BVHWC), self.num_patches, self.num_queries
-        patches = self.embed_images(images_BVHWC)
-        words = self.vlm.model.get_input_embeddings()(token_ids_BT)
+        b, q = len(images_BVHWC), self.num_queries
+        patches, deep = self._look(images_BVHWC)
+        embed = self.vlm.model.get_input_embeddings()
+        words = embed(token_ids_BT)
         queries = self.ask(words, token_mask_BT)
-        embeds = torch.cat([patches.to(words.dtype), words, queries], 1)
+        prefix, after = self._framed(patches.to(words.dtype), embed)
+        embeds = torch.cat([prefix, words, *after, queries], 1)
+
         ones = torch.ones(b, 1, dtype=torch.bool, device=embeds.device)
-        mask = torch.cat([ones.expand(-1, n), token_mask_BT.bool(), ones.expand(-1, q)], 1)
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        hidden = self.decode(embeds, mask.long(), positions)
-        points, _ = self.point(hidden[-1], hidden[-1][:, -q:])
-        points = torch.cat([points[..., :2], points[..., 2:].sigmoid()], -1)
+        tail = [token_mask_BT.bool(), ones.expand(-1, len(self.layout.after) + q)]
+        mask = torch.cat([ones.expand(-1, self._prefix), *tail], 1)
+        # Padding takes no position: what follows it goes on where the words before it ended.
+        tail_positions = self._next_position - 1 + torch.cat(tail, 1).long().cumsum(1)
+        positions = torch.cat(
+            [
+                self._prefix_positions_RS[:, None].expand(-1, b, -1),
+                tail_positions.expand(len(self._prefix_positions_RS), -1, -1),
+            ],
+            2,
+        )
+        hidden = self.decode(embeds, self._mask(mask, embeds), positions if self.family.rope_3d else positions[0], deep)
+        points = None
+        if self.pointer is not None:
+            points, _ = self.point(hidden[-1], hidden[-1][:, -q:])
+            points = torch.cat([points[..., :2], points[..., 2:].sigmoid()], -1).flatten(2)
         return Features(
-            raw_BLND=torch.stack([h[:, :n] for h in hidden], 1),
+            raw_BLND=torch.stack([self._patches_of(h).flatten(1, 2) for h in hidden], 1),
             raw_mask_BN=None,
             queries_BLQD=torch.stack([h[:, -q:] for h in hidden], 1),
-            points_BQE=points.flatten(2),
+            points_BQE=points,
             coords_NE=self.coords_N3,
         )
 
+    def _framed(self, patches_BND: Tensor, embed: nn.Module) -> tuple[Tensor, list[Tensor]]:
+        """Everything in front of the instruction (B, S, D), and what comes between it and the queries."""
+        layout, b = self.layout, len(patches_BND)
+        if not layout.frame_ids:
+            return patches_BND, []
+        lengths = [len(ids) for ids in (layout.before, layout.opens, layout.closes, layout.between, layout.after)]
+        frame = embed(self._frame_ids).to(patches_BND.dtype)
+        before, opens, closes, between, after = (part.expand(b, -1, -1) for part in frame.split(lengths))
+        parts = [before]
+        for view in patches_BND.unflatten(1, (self.num_views, -1)).unbind(1):
+            parts += [opens, view, closes]
+        return torch.cat([*parts, between], 1), [after]
+
+    def _patches_of(self, x_BSD: Tensor) -> Tensor:
+        """The image tokens (B, V, P, D) of a whole sequence, as a view of it."""
+        layout, patches = self.layout, self.side**2
+        start, each = len(layout.before), layout.view_length(patches)
+        views = x_BSD[:, start : start + self.num_views * each].unflatten(1, (self.num_views, each))
+        return views[:, :, len(layout.opens) : len(layout.opens) + patches]
+
+    def _mask(self, mask_BS: Tensor, embeds_BSD: Tensor) -> Tensor | dict[str, Tensor]:
+        """What `decode` takes. Plain causal attention is left to the library, which knows faster ways."""
+        if self.family.sees_ahead == "nothing" and self._window is None:
+            return mask_BS.long()
+        group_S = torch.full((mask_BS.shape[1],), -1, device=mask_BS.device)
+        if self.family.sees_ahead == "prefix":
+            group_S[: -self.num_queries] = 0
+        elif self.family.sees_ahead == "own view":
+            views = torch.arange(self.num_views, device=mask_BS.device)
+            self._patches_of(group_S[None, :, None])[:] = views[None, :, None, None]
+        order = mask_BS.long().cumsum(1)
+        implementation = decoder_of(self.vlm, self.family).config._attn_implementation
+
+        def finished(window: int | None) -> Tensor:
+            sees = visible(mask_BS, order, group_S, window)
+            if implementation == "sdpa":
+                return sees
+            return torch.zeros_like(sees, dtype=embeds_BSD.dtype).masked_fill(~sees, torch.finfo(embeds_BSD.dtype).min)
+
+        if not self._by_kind:
+            return finished(None)
+        return {"full_attention": finished(None), "sliding_attention": finished(self._window)}
+
     def to_spec(self) -> dict[str, Any]:
         """What `load_backbone` needs, besides the weights and a tokenizer folder, to build this again."""
-        return {
-            "vlm": json.loads(self.vlm.config.to_json_string()),
+        from vla.config import encode
+
+        spec = {
+            "vlm": _portable(json.loads(self.vlm.config.to_json_string())),
             "num_queries": self.num_queries,
             "num_views": self.num_views,
         }
+        if self.family_name != "embedded":
+            spec |= {"family": self.family_name, "image": encode(self.image), "layout": encode(self.layout)}
+        if self.pointer is None:
+            spec |= {"pointing": False, "told": self.told is not None}
+        attention = self.vlm.config._attn_implementation
+        if attention != ATTENTION.get(self.family_name, "sdpa"):
+            spec["attention"] = attention
+        return spec
 
     def save(self, folder: Path) -> None:
         """Write a folder that `load_backbone` takes: specification, fp16 weights, tokenizer."""
@@ -151,37 +289,23 @@ class Backbone(nn.Module):
         from vla.config import save_json
 
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.half().contiguous() for k, v in self.state_dict().items() if not k.endswith("lm_head.weight")}
-        save_tensors(folder / _WEIGHTS_FILE, tensors, {})
-        save_json(folder / _SPEC_FILE, self.to_spec())
+        tied = self.vlm.lm_head.weight is self.vlm.get_input_embeddings().weight
+        dropped = "vlm.lm_head.weight" if tied else None
+        tensors = {k: v.half().contiguous() for k, v in self.state_dict().items() if k != dropped}
+        save_tensors(folder / WEIGHTS_FILE, tensors, {})
+        save_json(folder / SPEC_FILE, self.to_spec())
         self.tokenizer.save_pretrained(folder)
 
 
-def _build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
-    from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
-
-    from vla.tiny import use_linear_patches
-
-    raw = dict(spec["vlm"])
-    config = AutoConfig.for_model(raw.pop("model_type"), **raw)
-    vlm = AutoModelForImageTextToText.from_config(config, attn_implementation="bascule_lean").float()
-    vlm.tie_weights()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    return Backbone(use_linear_patches(vlm), tokenizer, num_queries=spec["num_queries"], num_views=spec["num_views"])
+def _portable(config: Any) -> Any:
+    """A model configuration without where on this machine it was read from."""
+    if isinstance(config, dict):
+        return {key: _portable(value) for key, value in config.items() if key != "_name_or_path"}
+    return config
 
 
-def load_backbone(spec: str | dict[str, Any]) -> Backbone:
-    """A backbone by name ("tiny"), by folder (what `Backbone.save` or `vla pretrain` wrote), or from a specification
-    whose "tokenizer" names a folder (random weights: the caller loads them). ValueError for an unknown name."""
-    if isinstance(spec, dict):
-        return _build(spec, Path(spec["tokenizer"]))
-    folder = Path(spec) if Path(spec).is_dir() else lookup(spec, NAMED, "backbone")
-    if not (folder / _SPEC_FILE).is_file():
-        raise ValueError(f"{folder} holds no backbone (no {_SPEC_FILE}); make one with `vla pretrain`")
-    backbone = _build(json.loads((folder / _SPEC_FILE).read_text()), folder)
-    tensors = {name: t.float() for name, t in load_file(folder / _WEIGHTS_FILE).items()}
-    missing, unexpected = backbone.load_state_dict(tensors, strict=False)
-    missing = [name for name in missing if not name.endswith("lm_head.weight")]
-    if missing or unexpected:
-        raise ValueError(f"{folder / _WEIGHTS_FILE} does not fit its {_SPEC_FILE}: {(missing or unexpected)[0]}")
-    return backbone.eval()
+def load_backbone(spec: str | dict[str, Any], **options: Any) -> Backbone:
+    """A backbone by name, folder or specification: see `vla.hub.load`, which this calls."""
+    from vla.hub import load
+
+    return load(spec, **options)

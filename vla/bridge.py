@@ -29,18 +29,26 @@ class BridgeConfig:
     """Rotary positions over the chunk in the self-attention, on top of the learned ones."""
     raw: bool = True
     """Read the raw image tokens (the gated attention). False: action queries and proprio only."""
+    queries: bool = True
+    """Read the action queries, and where they point. False: raw tokens and proprio only."""
     coordinate_values: bool = True
     """Raw tokens' values carry their image coordinates, so that attention returns where it looked."""
     gate_init: float = 0.0
     """Of g in tanh(g). 0 as in the paper: raw tokens join when they help."""
-    taps: tuple[int, ...] | None = None
-    """Which of the backbone's L layers feeds each block; None: one block per layer."""
+    taps: tuple[int, ...] | str | None = None
+    """Which of the backbone's L layers feeds each block: "all" (or None), "last", "last:N" (N blocks) or
+    "last:all", "every:K", "first:N", or the layers themselves, one per block. See `resolve_taps`."""
     points_at: tuple[int, ...] | None = None
     """Which blocks see the pointed coordinates; None: all."""
     dropout: float = 0.0
     point_stem: bool = True
     """Start the latent from the pointed coordinates and proprio through a small network, besides attending to them: the
     head then need not discover that eight tokens hold positions."""
+    grouped: bool = False
+    """Group the keys and values of queries, proprio and chunk by `kv_heads` as well, not only those of raw tokens."""
+    shared_projections: bool = False
+    """One query projection for the three attentions and one output projection of their sum (as the released code has
+    them), instead of one each: a third of those weights."""
 
     def problem(self) -> str | None:
         """What is wrong with this configuration, or None."""
@@ -52,7 +60,37 @@ class BridgeConfig:
             return f"rope needs an even head width, not {self.width // self.heads}: change width or heads"
         if not 0.0 <= self.dropout < 1.0:
             return f"bridge dropout {self.dropout} is not in [0, 1)"
+        if not (self.raw or self.queries):
+            return "a bridge that reads neither raw tokens nor queries is blind: set raw or queries"
         return None
+
+
+def resolve_taps(taps: tuple[int, ...] | str | None, num_layers: int) -> tuple[int, ...]:
+    """The layer, 0 .. num_layers - 1, that feeds each block.
+
+    "every:K" counts down from the last layer, which it always includes. "first:N" lets the backbone stop after N
+    layers. "last:N" is N blocks that all read the last layer: the usual action head; "last:all" has it at full depth.
+    Raises ValueError for anything that does not name layers of this backbone.
+    """
+    layers = range(num_layers)
+    if taps is None or taps == "all":
+        return tuple(layers)
+    if isinstance(taps, str):
+        rule, _, given = taps.partition(":")
+        count = num_layers if taps == "last:all" else int(given) if given.isdecimal() else None
+        if taps == "last" or (rule == "last" and count):
+            return (num_layers - 1,) * (count or 1)
+        if rule == "every" and count and count <= num_layers:
+            return tuple(layers[num_layers - 1 :: -count][::-1])
+        if rule == "first" and count and count <= num_layers:
+            return tuple(layers[:count])
+        raise ValueError(
+            f"bridge taps '{taps}' must be all, last, last:N, last:all, every:K, first:N (K, N from 1 to {num_layers}) "
+            "or a list of layers"
+        )
+    if not taps or not all(tap in layers for tap in taps):
+        raise ValueError(f"bridge taps {taps} must name layers 0..{num_layers - 1} of the backbone")
+    return taps
 
 
 def rope_table(length: int, head_width: int, *, base: float = 100.0) -> tuple[Tensor, Tensor]:
@@ -91,12 +129,17 @@ class BridgeBlock(nn.Module):
         self.head_width = width // config.heads
         self.scale = self.head_width**-0.5
         self.norm = nn.LayerNorm(width)
-        # Queries of each attention, then keys and values of the self-attention, in one product.
         self.attentions = 3 if config.raw else 2
-        self.project_x = nn.Linear(width, (self.attentions + 2) * width, bias=False)
-        self.project_queries = nn.Linear(feature_width, 2 * width, bias=False)
-        self.project_proprio = nn.Linear(width, 2 * width, bias=False)
-        self.project_points = nn.Linear(point_dim, 2 * width, bias=False) if point_dim else None
+        self.shared = config.shared_projections
+        self.repeat = config.heads // config.kv_heads if config.grouped else 1
+        kv_width = width // self.repeat
+        # Queries of each attention, then keys and values of the self-attention, in one product.
+        asked = 1 if self.shared else self.attentions
+        self.parts_of_x = [width] * asked + [kv_width] * 2
+        self.project_x = nn.Linear(width, sum(self.parts_of_x), bias=False)
+        self.project_queries = nn.Linear(feature_width, 2 * kv_width, bias=False) if config.queries else None
+        self.project_proprio = nn.Linear(width, 2 * kv_width, bias=False)
+        self.project_points = nn.Linear(point_dim, 2 * kv_width, bias=False) if point_dim else None
         if config.raw:
             self.raw_key = nn.Parameter(torch.empty(config.kv_heads, self.head_width, feature_width))
             self.raw_value = nn.Parameter(torch.empty(config.kv_heads, self.head_width, feature_width))
@@ -108,7 +151,7 @@ class BridgeBlock(nn.Module):
             else:
                 self.coordinate_value = None
             self.gate = nn.Parameter(torch.tensor(float(config.gate_init)))
-        self.out = nn.Linear(self.attentions * width, width)
+        self.out = nn.Linear((1 if self.shared else self.attentions) * width, width)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = nn.Sequential(
             nn.Linear(width, config.ffn_multiple * width), nn.GELU(), nn.Linear(config.ffn_multiple * width, width)
@@ -119,55 +162,88 @@ class BridgeBlock(nn.Module):
         self,
         x_BCD: Tensor,
         raw_BND: Tensor | None,
-        queries_BQD: Tensor,
+        queries_BQD: Tensor | None,
         proprio_BD: Tensor,
         *,
         points_BQE: Tensor | None = None,
         coords_NE: Tensor | None = None,
         raw_mask_BN: Tensor | None = None,
+        raw_stats: tuple[Tensor, Tensor] | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The latent (B, C, width) after this block. Conditions come already normalised: zero mean, unit variance."""
-        mixed = self.project_x(self.norm(x_BCD)).chunk(self.attentions + 2, dim=-1)
-        query_cond, query_self, key_self, value_self = (self._split(part) for part in mixed[-4:])
+        """The latent (B, C, width) after this block. Queries come already normalised: zero mean, unit variance.
+
+        Raw tokens do too, or else with their `raw_stats`: mean and 1 / standard deviation, each (B, N).
+        """
+        *asked, key_self, value_self = self.project_x(self.norm(x_BCD)).split(self.parts_of_x, dim=-1)
+        # The order of the reads: raw tokens, conditions, the chunk itself.
+        query_cond, query_self = self._split(asked[-2] if len(asked) > 1 else asked[-1]), self._split(asked[-1])
+        key_self, value_self = self._split(key_self), self._split(value_self)
         if rope is not None:
             query_self, key_self = rotate(query_self, *rope), rotate(key_self, *rope)
-        self_read = attention_weights(query_self @ key_self.transpose(-1, -2) * self.scale) @ value_self
-
-        cond_BQK = self.project_queries(queries_BQD)
-        if self.project_points is not None:
-            assert points_BQE is not None
-            cond_BQK = cond_BQK + self.project_points(points_BQE)
-        cond_BQK = torch.cat([cond_BQK, self.project_proprio(proprio_BD)[:, None]], dim=1)
+        cond_BQK = self.project_proprio(proprio_BD)[:, None]
+        if self.project_queries is not None:
+            assert queries_BQD is not None
+            told_BQK = self.project_queries(queries_BQD)
+            if self.project_points is not None:
+                assert points_BQE is not None
+                told_BQK = told_BQK + self.project_points(points_BQE)
+            cond_BQK = torch.cat([told_BQK, cond_BQK], dim=1)
         key_cond, value_cond = (self._split(part) for part in cond_BQK.chunk(2, dim=-1))
-        cond_read = attention_weights(query_cond @ key_cond.transpose(-1, -2) * self.scale) @ value_cond
 
-        reads = [self._merge(cond_read), self._merge(self_read)]
+        reads = [self._attend(query_cond, key_cond, value_cond), self._attend(query_self, key_self, value_self)]
         if self.attentions == 3:
             assert raw_BND is not None
-            reads.insert(0, self._read_raw(mixed[0], raw_BND, coords_NE, raw_mask_BN) * torch.tanh(self.gate))
-        x_BCD = x_BCD + self.dropout(self.out(torch.cat(reads, dim=-1)))
+            raw_read = self._read_raw(asked[0], raw_BND, coords_NE, raw_mask_BN, raw_stats)
+            reads.insert(0, raw_read * torch.tanh(self.gate))
+        x_BCD = x_BCD + self.dropout(self.out(sum(reads) if self.shared else torch.cat(reads, dim=-1)))
         return x_BCD + self.dropout(self.ffn(self.ffn_norm(x_BCD)))
 
-    def _read_raw(self, query_BCD: Tensor, raw_BND: Tensor, coords_NE: Tensor | None, mask_BN: Tensor | None) -> Tensor:
+    def _attend(self, query_BHCW: Tensor, key_BGTW: Tensor, value_BGTW: Tensor) -> Tensor:
+        """Attention of all heads over T tokens with G groups of keys and values, (B, C, width)."""
+        chunk = query_BHCW.shape[2]
+        if self.repeat > 1:  # the heads of a group ask together, as more rows of one product
+            query_BHCW = query_BHCW.unflatten(1, (-1, self.repeat)).flatten(2, 3)
+        read = attention_weights(query_BHCW @ key_BGTW.transpose(-1, -2) * self.scale) @ value_BGTW
+        if self.repeat > 1:
+            read = read.unflatten(2, (self.repeat, chunk)).flatten(1, 2)
+        return read.transpose(1, 2).flatten(2)
+
+    def _read_raw(
+        self,
+        query_BCD: Tensor,
+        raw_BND: Tensor,
+        coords_NE: Tensor | None,
+        mask_BN: Tensor | None,
+        stats: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
         """Attention over the raw tokens, (B, C, width).
 
         Few queries read many tokens, so the key and value projections move to the query's side of each product:
         q . (Wk r) = (Wk' q) . r and sum_n a_n Wv r_n = Wv sum_n a_n r_n. Keys and values of N tokens are never formed.
+        Nor are normalised tokens: p . (r - m) s = (p . r - m sum p) s, and sum_n a_n (r_n - m_n) s_n likewise.
         """
         batch, chunk, _ = query_BCD.shape
         groups, per_group = self.kv_heads, self.heads // self.kv_heads
-        query = query_BCD.view(batch, chunk, groups, per_group, self.head_width)
+        query = query_BCD.reshape(batch, chunk, groups, per_group, self.head_width)
         query = query.permute(2, 0, 3, 1, 4).reshape(groups, -1, self.head_width)  # (G, B*R*C, head)
         probe = torch.bmm(query * self.scale, self.raw_key).view(groups, batch, per_group * chunk, -1)
         probe = probe.transpose(0, 1).reshape(batch, groups * per_group * chunk, -1)  # (B, G*R*C, D)
-        mask = None if mask_BN is None else mask_BN[:, None, :]
-        weight = attention_weights(torch.bmm(probe, raw_BND.transpose(1, 2)), mask)  # (B, G*R*C, N)
+        score = torch.bmm(probe, raw_BND.transpose(1, 2))  # (B, G*R*C, N)
+        if stats is not None:
+            mean_B1N, inverse_B1N = (stat[:, None] for stat in stats)
+            score = (score - probe.sum(-1, keepdim=True) * mean_B1N) * inverse_B1N
+        weight = attention_weights(score, None if mask_BN is None else mask_BN[:, None, :])
+        if stats is None:
+            mixed = torch.bmm(weight, raw_BND)
+        else:
+            scaled = weight * inverse_B1N
+            mixed = torch.bmm(scaled, raw_BND) - (scaled @ mean_B1N.transpose(1, 2))
 
         def per_kv_head(read: Tensor) -> Tensor:
             return read.view(batch, groups, per_group * chunk, -1).transpose(0, 1).reshape(groups, -1, read.shape[-1])
 
-        value = torch.bmm(per_kv_head(torch.bmm(weight, raw_BND)), self.raw_value.transpose(1, 2))
+        value = torch.bmm(per_kv_head(mixed), self.raw_value.transpose(1, 2))
         if self.coordinate_value is not None:
             assert coords_NE is not None
             value = value + torch.bmm(per_kv_head(weight @ coords_NE), self.coordinate_value.transpose(1, 2))
@@ -175,10 +251,7 @@ class BridgeBlock(nn.Module):
         return value.permute(1, 3, 0, 2, 4).reshape(batch, chunk, -1)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
-
-    def _merge(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2)
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
 
 class Bridge(nn.Module):
@@ -207,13 +280,14 @@ class Bridge(nn.Module):
         super().__init__()
         if problem := config.problem():
             raise ValueError(problem)
-        taps = tuple(range(num_layers)) if config.taps is None else config.taps
-        if not taps or not all(0 <= tap < num_layers for tap in taps):
-            raise ValueError(f"bridge taps {taps} must name layers 0..{num_layers - 1} of the backbone")
+        taps = resolve_taps(config.taps, num_layers)
         points_at = tuple(range(len(taps))) if config.points_at is None else config.points_at
         if not all(0 <= block < len(taps) for block in points_at):
             raise ValueError(f"bridge points_at {points_at} must name blocks 0..{len(taps) - 1}")
+        points_at = points_at if config.queries else ()  # points belong to queries
         self.config, self.taps = config, taps
+        self.layers_needed = max(taps) + 1
+        """The backbone may stop after so many layers."""
         self.chunk_size, self.width, self.proprio_dim = chunk_size, config.width, proprio_dim
         self.needs_points = point_dim > 0 and len(points_at) > 0
         self.position = nn.Parameter(torch.randn(chunk_size, config.width) * 0.5)
@@ -259,24 +333,34 @@ class Bridge(nn.Module):
             assert points is not None
             x_BCD = x_BCD + self.embed_points(torch.cat([points.flatten(1), proprio_BP.to(dtype)], 1))[:, None]
         for tap, block in zip(self.taps, self.blocks, strict=True):
+            raw = features.raw_BLND[:, tap].to(dtype) if self.config.raw else None
             x_BCD = block(
                 x_BCD,
-                self._normalised(features.raw_BLND[:, tap], dtype) if self.config.raw else None,
-                self._normalised(features.queries_BLQD[:, tap], dtype),
+                raw,
+                layer_normal(features.queries_BLQD[:, tap].to(dtype)) if self.config.queries else None,
                 token,
                 points_BQE=points,
                 coords_NE=coords,
                 raw_mask_BN=features.raw_mask_BN,
+                raw_stats=None if raw is None else layer_stats(raw),
                 rope=rope,
             )
         return x_BCD
 
-    def _normalised(self, hidden_BTD: Tensor, dtype: torch.dtype) -> Tensor:
-        """LayerNorm of one layer's conditions. Without scale and shift: each block's projections hold them already.
 
-        Layer by layer because one cast of all layers exceeds what the C allocator recycles: fresh pages every step.
-        """
-        return F.layer_norm(hidden_BTD.to(dtype), hidden_BTD.shape[-1:])
+def layer_normal(hidden_BTD: Tensor) -> Tensor:
+    """LayerNorm of one layer's conditions. Without scale and shift: each block's projections hold them already."""
+    return F.layer_norm(hidden_BTD, hidden_BTD.shape[-1:])
+
+
+def layer_stats(hidden_BTD: Tensor, *, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """What `layer_normal` subtracts and multiplies by, each (B, T): mean and 1 / standard deviation.
+
+    From the norm, because torch.var_mean is 20 times slower on a CPU; hidden states have means far below their norms.
+    """
+    mean = hidden_BTD.mean(dim=-1)
+    square = torch.linalg.vector_norm(hidden_BTD, dim=-1).square() / hidden_BTD.shape[-1]
+    return mean, ((square - mean.square()).clamp(min=0.0) + eps).rsqrt()
 
 
 def parameter_count(module: nn.Module) -> int:

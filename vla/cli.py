@@ -7,6 +7,7 @@ import sys
 import tyro
 
 from vla.commands.base import Command
+from vla.commands.convert import Convert
 from vla.commands.data import Demos, GroundData
 from vla.commands.deploy import Serve
 from vla.commands.learn import RL, Pretrain, Quickstart, Train
@@ -19,6 +20,7 @@ COMMANDS: dict[str, type[Command]] = {
     "demos": Demos,
     "train": Train,
     "rl": RL,
+    "convert": Convert,
     "eval": Eval,
     "serve": Serve,
     "view": View,

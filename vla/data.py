@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from vla.types import ActionSpec, Observation
 
 if TYPE_CHECKING:
     from vla.processor import Stats
+    from vla.stream import LazyFrames
 
 PROPRIO, ACTION = "observation.state", "action"
 _IMAGE_PREFIX = "observation.images."
@@ -35,8 +37,8 @@ _MEMORY_SHARE = 0.8
 class DemoSet:
     """F frames of demonstrations, episode after episode, in the order they were recorded."""
 
-    images: dict[str, NDArray[np.uint8]]
-    """Camera name -> (F, H, W, 3) RGB."""
+    images: dict[str, NDArray[np.uint8] | LazyFrames]
+    """Camera name -> (F, H, W, 3) RGB, in memory or left on disk."""
     proprio: NDArray[np.float32]
     """(F, P), raw units."""
     action: NDArray[np.float32]
@@ -56,7 +58,7 @@ class DemoSet:
     @property
     def episodes(self) -> list[int]:
         """Numbers of the episodes held, in order."""
-        return self.episode_index[self._starts()].tolist()
+        return self.episode_index[self._starts].tolist()
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +82,7 @@ class DemoSet:
         return Observation(
             images={camera: image[frames] for camera, image in self.images.items()},
             proprio=self.proprio[frames],
-            instruction=[self.instruction[i] for i in np.arange(self.num_frames)[frames]],
+            instruction=[self.instruction[i] for i in self._numbers(frames)],
         )
 
     def subset(self, episodes: Iterable[int]) -> DemoSet:
@@ -91,26 +93,33 @@ class DemoSet:
         rows = np.flatnonzero(np.isin(self.episode_index, list(wanted)))
         return replace(
             self,
-            images={camera: image[rows] for camera, image in self.images.items()},
+            images={camera: _rows_of(image, rows) for camera, image in self.images.items()},
             proprio=self.proprio[rows],
             action=self.action[rows],
             instruction=[self.instruction[i] for i in rows],
             episode_index=self.episode_index[rows],
         )
 
-    def chunks(self, chunk_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The actions from each frame on, (F, C, A), and their mask (F, C): 1 inside the episode, 0 after its end.
+    def chunks(
+        self, chunk_size: int, frames: Sequence[int] | NDArray[np.int64] | slice = slice(None)
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The actions from each of these frames on, (F, C, A), and their mask (F, C): 1 inside the episode, 0 after it.
 
         After the end the last action repeats, so that a padded entry is at least a plausible action.
         """
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        starts = self._starts()
+        starts = self._starts
         ends = np.append(starts[1:], self.num_frames)
-        last = np.repeat(ends - 1, ends - starts)
-        at = np.arange(self.num_frames)[:, None] + np.arange(chunk_size)
+        first = self._numbers(frames)
+        last = ends[np.searchsorted(ends, first, side="right")] - 1
+        at = first[:, None] + np.arange(chunk_size)
         return self.action[np.minimum(at, last[:, None])], (at <= last[:, None]).astype(np.float32)
 
+    def _numbers(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        return np.arange(self.num_frames)[frames] if isinstance(frames, slice) else np.asarray(frames, np.int64)
+
+    @cached_property
     def _starts(self) -> NDArray[np.int64]:
         changes = np.flatnonzero(np.diff(self.episode_index)) + 1
         return np.concatenate([np.zeros(min(1, self.num_frames), np.int64), changes])
@@ -123,14 +132,16 @@ def load_dataset(
     action_dim: int | None = None,
     proprio_dim: int | None = None,
     image_size: int | None = None,
+    lazy: bool | None = False,
     num_threads: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DemoSet:
-    """Read a whole LeRobotDataset v3 folder into memory.
+    """Read a whole LeRobotDataset v3 folder; its pixels into memory, or (`lazy`) only when a frame is asked for.
 
     `cameras`: names without "observation.images.", in the order wanted; None for all. `action_dim`, `proprio_dim`: the
-    widths the policy needs. `image_size`: resize to this square while decoding (large videos must). `on_progress(frames
-    decoded, frames to decode)` counts every camera. ValueError, one line, naming the feature at fault.
+    widths the policy needs. `image_size`: resize to this square while decoding (large videos must). `lazy` None: if the
+    pixels would take more than half of the free memory. `on_progress(frames decoded, frames to decode)` counts every
+    camera. ValueError, one line, naming the feature at fault.
     """
     root = Path(root)
     info = _read_info(root)
@@ -138,11 +149,15 @@ def load_dataset(
     keys = _camera_keys(features, cameras)
     for key, wanted in ((PROPRIO, proprio_dim), (ACTION, action_dim)):
         _check_width(features, key, wanted)
-    table = _read_table(root, info, [key for key in keys.values() if features[key]["dtype"] == "image"])
+    if lazy is None:
+        lazy = _pixels(features, list(keys.values()), info["total_frames"], image_size) > 0.5 * _free_memory()
+    in_memory = [] if lazy else [key for key in keys.values() if features[key]["dtype"] == "image"]
+    table, order = _read_table(root, info, in_memory)
     episode = table.column("episode_index").to_numpy()
     frame = table.column("frame_index").to_numpy()
     proprio, action = (_vectors(table, features, key, episode, frame) for key in (PROPRIO, ACTION))
-    _check_memory(features, list(keys.values()), len(table), image_size)
+    if not lazy:
+        _check_memory(features, list(keys.values()), len(table), image_size)
     done, total = 0, len(table) * len(keys)
 
     def count(frames: int) -> None:
@@ -151,9 +166,11 @@ def load_dataset(
         if on_progress is not None:
             on_progress(done, total)
 
-    images = {}
+    images: dict[str, NDArray[np.uint8] | LazyFrames] = {}
+    for camera, key in keys.items() if lazy else ():
+        images[camera] = _on_disk(root, info, table, order, key, image_size)
     with ThreadPoolExecutor(num_threads) as pool:
-        for camera, key in keys.items():
+        for camera, key in () if lazy else keys.items():
             if features[key]["dtype"] == "image":
                 images[camera] = decode_images(root, table, key, image_size, pool, count)
             else:
@@ -230,23 +247,45 @@ def _names(features: dict[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _check_memory(features: dict[str, Any], keys: list[str], frames: int, image_size: int | None) -> None:
-    needed = frames * sum(3 * image_size**2 if image_size else int(np.prod(features[key]["shape"])) for key in keys)
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    needed, available = _pixels(features, keys, frames, image_size), _free_memory()
     if needed > 1 << 30 and needed > _MEMORY_SHARE * available:
         raise ValueError(
             f"{frames} frames of {len(keys)} cameras need {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} "
-            "are free: use fewer cameras or a smaller image_size"
+            "are free: leave them on disk (lazy), use fewer cameras or a smaller image_size"
         )
+
+
+def _pixels(features: dict[str, Any], keys: list[str], frames: int, image_size: int | None) -> int:
+    """Bytes of these cameras, decoded."""
+    return frames * sum(3 * image_size**2 if image_size else int(np.prod(features[key]["shape"])) for key in keys)
+
+
+def _free_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _rows_of(image: NDArray[np.uint8] | LazyFrames, rows: NDArray[np.int64]) -> NDArray[np.uint8] | LazyFrames:
+    return image[rows] if isinstance(image, np.ndarray) else image.subset(rows)
+
+
+def _on_disk(
+    root: Path, info: dict[str, Any], table: pa.Table, order: NDArray[np.int64], key: str, size: int | None
+) -> LazyFrames:
+    from vla.stream import LazyFrames, ParquetImages, Videos
+
+    rows = np.arange(len(table))
+    if info["features"][key]["dtype"] == "image":
+        reader = ParquetImages(root, key, _data_files(root, info), order, size)
+    else:
+        reader = Videos(root, info, table, key, size)
+    height, width = reader.read(rows[:1])[0].shape[:2]
+    return LazyFrames(reader, rows, (height, width))
 
 
 # ---------------------------------------------------------------------- tables
-def _read_table(root: Path, info: dict[str, Any], image_keys: list[str]) -> pa.Table:
-    """All frames, sorted, of the columns that are needed."""
-    paths = sorted((root / "data").glob("*/*.parquet"))
-    if not paths:
-        raise ValueError(
-            f"{root} is unfinished: meta/info.json promises {info['total_frames']} frames, data/ holds none"
-        )
+def _read_table(root: Path, info: dict[str, Any], image_keys: list[str]) -> tuple[pa.Table, NDArray[np.int64]]:
+    """All frames, sorted, of the columns that are needed; and where each row lies in the files."""
+    paths = _data_files(root, info)
     columns = [*_BOOKKEEPING, PROPRIO, ACTION, *image_keys]
     table = pa.concat_tables([read_parquet(path, root, columns) for path in paths], promote_options="permissive")
     if len(table) != info["total_frames"]:
@@ -255,7 +294,17 @@ def _read_table(root: Path, info: dict[str, Any], image_keys: list[str]) -> pa.T
             f"{len(table)}"
         )
     index = table.column("index").to_numpy()
-    return table if (np.diff(index) > 0).all() else table.take(pa.array(np.argsort(index, kind="stable")))
+    order = np.argsort(index, kind="stable")
+    return (table if (np.diff(index) > 0).all() else table.take(pa.array(order))), order
+
+
+def _data_files(root: Path, info: dict[str, Any]) -> list[Path]:
+    paths = sorted((root / "data").glob("*/*.parquet"))
+    if not paths:
+        raise ValueError(
+            f"{root} is unfinished: meta/info.json promises {info['total_frames']} frames, data/ holds none"
+        )
+    return paths
 
 
 def _vectors(

@@ -34,11 +34,20 @@ def read_parquet(path: Path, root: Path, columns: list[str] | None = None) -> pa
         ) from None
 
 
-def _resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
+def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
     image = image.convert("RGB")
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def decode_image(cell: dict[str, Any], root: Path, key: str, size: int | None, where: str) -> NDArray[np.uint8]:
+    """(H, W, 3) of one cell of an image feature: encoded bytes, or a file relative to the dataset."""
+    try:
+        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else root / str(cell["path"])) as image:
+            return resized(image, size)
+    except OSError as problem:
+        raise ValueError(f"feature '{key}' holds an unreadable image at {where}: {problem}") from None
 
 
 class _Frames:
@@ -73,14 +82,9 @@ def decode_images(
     def fill(start: int, part: pa.StructArray) -> int:
         encoded, paths = part.field("bytes"), part.field("path")
         for i in range(len(part)):
-            data = encoded[i].as_py()
-            try:
-                with Image.open(io.BytesIO(data) if data else root / str(paths[i].as_py())) as image:
-                    pixels = _resized(image, size)
-            except OSError as problem:
-                where = f"episode {table['episode_index'][start + i]}, frame {table['frame_index'][start + i]}"
-                raise ValueError(f"feature '{key}' holds an unreadable image at {where}: {problem}") from None
-            out.put(start + i, pixels)
+            where = f"episode {table['episode_index'][start + i]}, frame {table['frame_index'][start + i]}"
+            cell = {"bytes": encoded[i].as_py(), "path": paths[i].as_py()}
+            out.put(start + i, decode_image(cell, root, key, size, where))
         return len(part)
 
     starts, parts, row = [], [], 0
@@ -95,7 +99,7 @@ def decode_images(
 
 
 @dataclass(frozen=True)
-class _VideoFile:
+class VideoFile:
     """One mp4, and which of its frames belong to which rows of the dataset."""
 
     path: Path
@@ -103,7 +107,7 @@ class _VideoFile:
     """Frame number in the file -> row."""
 
 
-def _video_files(root: Path, info: dict[str, Any], table: pa.Table, key: str) -> list[_VideoFile]:
+def video_files(root: Path, info: dict[str, Any], table: pa.Table, key: str) -> list[VideoFile]:
     place = [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")]
     parts = [
         read_parquet(path, root, ["episode_index", *place])
@@ -124,18 +128,24 @@ def _video_files(root: Path, info: dict[str, Any], table: pa.Table, key: str) ->
     for path in files:
         if not path.is_file():
             raise ValueError(f"feature '{key}' lacks its video file {path.relative_to(root)}")
-    return [_VideoFile(path, row_of) for path, row_of in files.items()]
+    return [VideoFile(path, row_of) for path, row_of in files.items()]
 
 
-def _video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
-    """(frame number, decoded frame) of a video, in order."""
+def open_video(path: Path) -> Any:
+    """A PyAV container whose decoder may use several threads."""
     try:
         import av
     except ImportError:
         raise ValueError("reading video datasets needs PyAV: install the package 'av'") from None
-    with av.open(str(path)) as container:
+    container = av.open(str(path))
+    container.streams.video[0].thread_type = "AUTO"
+    return container
+
+
+def _video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
+    """(frame number, decoded frame) of a video, in order."""
+    with open_video(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             yield round(float(frame.pts * stream.time_base) * fps), frame
 
@@ -150,15 +160,15 @@ def decode_videos(
     count: Callable[[int], None],
 ) -> NDArray[np.uint8]:
     """(F, H, W, 3) of a video feature, each file decoded once from front to back."""
-    files = _video_files(root, info, table, key)
+    files = video_files(root, info, table, key)
     out = _Frames(key, len(table))
     seen = np.zeros(len(table), bool)
 
-    def fill(file: _VideoFile) -> int:
+    def fill(file: VideoFile) -> int:
         for number, frame in _video_frames(file.path, info["fps"]):
             row = file.row_of.get(number)
             if row is not None:
-                out.put(row, _resized(frame.to_image(), size) if size else frame.to_ndarray(format="rgb24"))
+                out.put(row, resized(frame.to_image(), size) if size else frame.to_ndarray(format="rgb24"))
                 seen[row] = True
         return len(file.row_of)
 

@@ -1,4 +1,7 @@
-"""Action heads: what reads the bridge's latent and says what to do, in normalised action units."""
+"""Action heads: what reads the bridge's latent and says what to do, in normalised action units. One interface.
+
+Flow matching and discretised heads have files of their own; `HEADS` names all.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from vla.flow import FlowHead
+from vla.losses import masked_mean
+from vla.tokens import BinHead, FrequencyHead
 
 
 class Head(Protocol):
@@ -15,13 +22,15 @@ class Head(Protocol):
         """Latent (B, C, D) -> normalised actions (B, C, A), float32, deterministic."""
 
     def loss(self, x_BCD: Tensor, target_BCA: Tensor, mask_BC: Tensor) -> Tensor:
-        """Scalar training loss over the steps where mask is 1 (0: padding after the episode's end)."""
+        """Scalar training loss over the steps where mask is 1 (0: padding after the episode's end).
+
+        The mask may be (B, C, A): components that a robot does not have are 0 in it.
+        """
 
 
 def masked_l1(error_BCA: Tensor, mask_BC: Tensor) -> Tensor:
-    """Mean absolute value over the components of unmasked steps; 0 when every step is masked."""
-    mask = mask_BC.to(error_BCA.dtype)[..., None]
-    return (error_BCA.abs() * mask).sum() / (mask.sum() * error_BCA.shape[-1]).clamp(min=1.0)
+    """Mean absolute value over the unmasked components; 0 when all are masked. The mask may be (B, C, A)."""
+    return masked_mean(error_BCA.abs(), mask_BC)
 
 
 class L1Head(nn.Module):
@@ -46,5 +55,19 @@ class L1Head(nn.Module):
         return masked_l1(self(x_BCD) - target_BCA.float(), mask_BC)
 
 
-HEADS: dict[str, type[nn.Module]] = {"l1": L1Head}
+class LinearHead(L1Head):
+    """LayerNorm and one linear layer, trained as the L1 head is: the end of the released VLA-Adapter policy."""
+
+    def __init__(self, *, width: int, action_dim: int) -> None:
+        super().__init__(width=width, action_dim=action_dim)
+        self.mlp = nn.Identity()
+
+
+HEADS: dict[str, type[nn.Module]] = {
+    "l1": L1Head,
+    "linear": LinearHead,
+    "flow": FlowHead,
+    "bins": BinHead,
+    "frequencies": FrequencyHead,
+}
 """Heads a VLAConfig may name. A new one has L1Head's constructor and follows `Head`."""

@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla.adapters import LoRAConfig, add_lora, merge_lora
 from vla.bridge import Bridge, BridgeConfig
 from vla.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from vla.config import decode, encode, lookup
+from vla.faithful import FaithfulBridge, FaithfulConfig
 from vla.features import Features
 from vla.heads import HEADS
+from vla.no_decoder import NoDecoder
 from vla.processor import ModelInput, Processor, ProcessorConfig, Stats
 from vla.refine import Latents, Refiner
 from vla.types import ActionChunk, ActionSpec, Observation
@@ -37,15 +40,23 @@ class VLAConfig:
 
     backbone: str | dict[str, Any] = "tiny"
     """A name, a local folder or a specification: what `vla.backbone.load_backbone` takes."""
-    bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    bridge: BridgeConfig | FaithfulConfig = field(default_factory=BridgeConfig)
+    """Ours, or a released VLA-Adapter policy's (see `vla.convert`)."""
     head: str = "l1"
+    """l1, linear, flow, bins or frequencies."""
     chunk_size: int = 8
     """Control steps per decision."""
     freeze_backbone: bool = True
+    lora: LoRAConfig | None = None
+    """Train adapters on the frozen backbone."""
     backbone_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
     refiner_width: int = 0
     """Of the residual that online RL trains (`vla.refine`). 0: there is none."""
+    decoder: bool = True
+    """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
+    language: bool = True
+    """False: the instruction is left blank. A control that must fail where instructions matter."""
 
 
 class VLA(nn.Module):
@@ -57,23 +68,25 @@ class VLA(nn.Module):
         if config.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {config.chunk_size}")
         head = lookup(config.head, HEADS, "head")
+        if not config.decoder:
+            backbone = NoDecoder(backbone)
         self.config = config
         self.processor = processor
         self.backbone = backbone
         self.backbone_dtype: torch.dtype = getattr(torch, config.backbone_dtype)
-        self.bridge = Bridge(
-            config.bridge,
-            chunk_size=config.chunk_size,
-            feature_width=backbone.width,
-            num_layers=backbone.num_layers,
-            proprio_dim=processor.config.proprio_dim,
-            point_dim=backbone.point_dim,
-            num_queries=backbone.num_queries,
-        )
-        self.head = head(width=config.bridge.width, action_dim=len(processor.config.action_names))
+        self.bridge = _make_bridge(config, backbone, processor)
+        if self.bridge.layers_needed < backbone.num_layers and hasattr(backbone, "stop_after"):
+            backbone.stop_after(self.bridge.layers_needed)
+        self.head = head(width=config.bridge.width, action_dim=processor.action_width)
+        self.members: dict[str, Processor] = {}
+        """A policy for several robots: each one's processor, by name. `processor` is the one in use."""
         self.refiner = self._new_refiner(config.refiner_width) if config.refiner_width else None
         if config.freeze_backbone:
             backbone.requires_grad_(False)
+        if config.lora is not None:
+            if not config.freeze_backbone:
+                raise ValueError("lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora")
+            add_lora(backbone, config.lora)
         self.train(self.training)
 
     @staticmethod
@@ -96,7 +109,7 @@ class VLA(nn.Module):
         if backbone is None:
             from vla.backbone import load_backbone
 
-            backbone = load_backbone(config.backbone)
+            backbone = load_backbone(config.backbone, num_views=len(cameras))
         views = getattr(backbone, "num_views", len(cameras))
         if views != len(cameras):
             raise ValueError(f"the backbone reads {views} camera views, got {len(cameras)}: {', '.join(cameras)}")
@@ -117,7 +130,7 @@ class VLA(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.bridge.position.device
+        return next(self.bridge.parameters()).device
 
     @property
     def chunk_size(self) -> int:
@@ -125,7 +138,13 @@ class VLA(nn.Module):
 
     @property
     def action_dim(self) -> int:
-        return len(self.processor.config.action_names)
+        """Of the model: wider than one robot's when it was trained for several."""
+        return self.processor.action_width
+
+    @property
+    def backbone_learns(self) -> bool:
+        """Whether gradients flow into the backbone: its features may not be cached then."""
+        return not self.config.freeze_backbone or self.config.lora is not None
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -134,14 +153,16 @@ class VLA(nn.Module):
     def train(self, mode: bool = True) -> VLA:
         """As nn.Module's, but a frozen backbone stays in evaluation mode: no dropout, no running statistics."""
         super().train(mode)
-        if self.config.freeze_backbone:
+        if not self.backbone_learns:
             self.backbone.eval()
         return self
 
     def encode(self, inp: ModelInput) -> Features:
         """The backbone's view of a batch, float32. Without gradients when the backbone is frozen: fit for caching."""
         inp = inp.to(self.device)
-        gradients = torch.is_grad_enabled() and not self.config.freeze_backbone
+        if not self.config.language:
+            inp = replace(inp, token_mask_BT=torch.zeros_like(inp.token_mask_BT))
+        gradients = torch.is_grad_enabled() and self.backbone_learns
         low = self.backbone_dtype != torch.float32
         with (
             torch.set_grad_enabled(gradients),
@@ -182,8 +203,8 @@ class VLA(nn.Module):
 
     def _new_refiner(self, width: int) -> Refiner:
         return Refiner(
-            latent_width=self.config.bridge.width,
-            proprio_dim=self.processor.config.proprio_dim,
+            latent_width=self.bridge.width,
+            proprio_dim=self.bridge.proprio_dim,
             action_dim=self.action_dim,
             width=width,
         )
@@ -191,9 +212,12 @@ class VLA(nn.Module):
     def loss(
         self, features: Features, proprio_BP: Tensor, action_BCA: Tensor, mask_BC: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The head's loss on normalised target actions, and detached scalars to log. `mask_BC` 0 marks padding."""
+        """The head's loss on normalised target actions, and detached scalars to log. `mask_BC` 0 marks padding.
+
+        The mask may be (B, C, A) as well: components that a robot does not have are padding too.
+        """
         expected = (features.batch_size, self.chunk_size, self.action_dim)
-        if tuple(action_BCA.shape) != expected or tuple(mask_BC.shape) != expected[:2]:
+        if tuple(action_BCA.shape) != expected or tuple(mask_BC.shape) not in (expected[:2], expected):
             raise ValueError(
                 f"loss needs actions of shape {expected} and a mask of shape {expected[:2]}, got "
                 f"{tuple(action_BCA.shape)} and {tuple(mask_BC.shape)}"
@@ -223,6 +247,7 @@ class VLA(nn.Module):
                 "model": encode(self.config),
                 "processor": encode(self.processor.config),
                 "backbone": self.backbone.to_spec(),
+                "members": {name: _encode_processor(one) for name, one in self.members.items()},
             },
             tensors=self.state_dict(),
             stats=self.processor.stats.to_dict(),
@@ -231,11 +256,18 @@ class VLA(nn.Module):
         )
 
     @staticmethod
-    def load(folder: str | os.PathLike[str], *, load_backbone: BackboneLoader | None = None) -> VLA:
+    def load(
+        folder: str | os.PathLike[str],
+        *,
+        load_backbone: BackboneLoader | None = None,
+        member: str | None = None,
+        merge: bool = True,
+    ) -> VLA:
         """What `save` wrote, in evaluation mode on the CPU. ValueError naming the file that is missing or damaged.
 
         The backbone's shape comes from its saved specification, given a tokenizer folder (for the
         time of the call) as its "tokenizer"; its weights come from this checkpoint.
+        `member`: of a policy for several robots, the one to control. `merge`: add LoRA adapters into the weights.
         """
         if load_backbone is None:
             from vla.backbone import load_backbone
@@ -256,7 +288,21 @@ class VLA(nn.Module):
         processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
         vla = VLA(config, backbone, processor)
         vla.load_state_dict(checkpoint.tensors)
+        for name, one in checkpoint.config.get("members", {}).items():
+            own = Stats.from_dict(one["stats"])
+            vla.members[name] = Processor(decode(ProcessorConfig, one["processor"]), own, backbone.tokenizer)
+        if member is not None:
+            vla.processor = lookup(member, vla.members, "member")
+        if merge:
+            vla.merge_adapters()
         return vla.eval()
+
+    def merge_adapters(self) -> None:
+        """Make a plain policy of one with LoRA adapters: the same function, nothing beside the weights."""
+        if self.config.lora is not None:
+            merge_lora(self.backbone)
+            self.backbone.requires_grad_(False)
+            self.config = replace(self.config, lora=None)
 
 
 class VLAPolicy:
@@ -280,7 +326,7 @@ class VLAPolicy:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        return self.vla.processor.config.cameras
+        return tuple(camera for camera in self.vla.processor.config.cameras if camera)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget."""
@@ -289,6 +335,26 @@ class VLAPolicy:
         """(B, n_action_steps, A) in environment units."""
         chunk = self.vla.predict(self.vla.processor.prepare(obs))
         return np.ascontiguousarray(chunk[:, : self.n_action_steps])
+
+
+def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -> Bridge | FaithfulBridge:
+    if isinstance(config.bridge, FaithfulConfig):
+        return FaithfulBridge(
+            config.bridge,
+            chunk_size=config.chunk_size,
+            feature_width=backbone.width,
+            num_layers=backbone.num_layers,
+            proprio_dim=processor.proprio_width,
+        )
+    return Bridge(
+        config.bridge,
+        chunk_size=config.chunk_size,
+        feature_width=backbone.width,
+        num_layers=backbone.num_layers,
+        proprio_dim=processor.proprio_width,
+        point_dim=backbone.point_dim,
+        num_queries=backbone.num_queries,
+    )
 
 
 @contextmanager
@@ -302,6 +368,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         if before:
             model.train()
+
+
+def _encode_processor(processor: Processor) -> dict[str, Any]:
+    return {"processor": encode(processor.config), "stats": processor.stats.to_dict()}
 
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:

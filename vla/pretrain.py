@@ -114,27 +114,28 @@ def _pack(backbone: Backbone, images: Tensor, prompts: Tensor, answers: Tensor) 
     point_segments = torch.cat([words, backbone.ask(words, prompts > 0)], 2).flatten(1, 2)
     embeds = torch.cat([patches, point_segments.to(patches.dtype), embed(answers).flatten(1, 2).to(patches.dtype)], 1)
 
-    valid_p = torch.cat([prompts > 0, torch.ones(b, kp, q, dtype=torch.bool)], 2)
+    here = {"device": prompts.device}
+    valid_p = torch.cat([prompts > 0, torch.ones(b, kp, q, dtype=torch.bool, **here)], 2)
     valid_a = answers > 0
     positions = torch.cat(
         [
-            torch.arange(n).expand(b, -1),
+            torch.arange(n, **here).expand(b, -1),
             (n + valid_p.long().cumsum(2) - 1).flatten(1),
             (n + valid_a.long().cumsum(2) - 1).flatten(1),
         ],
         1,
     ).clamp(min=0)
-    valid = torch.cat([torch.ones(b, n, dtype=torch.bool), valid_p.flatten(1), valid_a.flatten(1)], 1)
+    valid = torch.cat([torch.ones(b, n, dtype=torch.bool, **here), valid_p.flatten(1), valid_a.flatten(1)], 1)
     segment = torch.cat(
         [
-            torch.zeros(n, dtype=torch.long),
-            1 + torch.arange(kp).repeat_interleave(tp + q),
-            1 + kp + torch.arange(ka).repeat_interleave(ta),
+            torch.zeros(n, dtype=torch.long, **here),
+            1 + torch.arange(kp, **here).repeat_interleave(tp + q),
+            1 + kp + torch.arange(ka, **here).repeat_interleave(ta),
         ]
     )
     same = (segment[None, :] == 0) | (segment[None, :] == segment[:, None])
     allowed = (same.tril())[None] & valid[:, None, :]
-    bias = torch.zeros(allowed.shape, dtype=torch.float32).masked_fill_(~allowed, -30000.0)
+    bias = torch.zeros(allowed.shape, dtype=torch.float32, **here).masked_fill_(~allowed, -30000.0)
     return backbone.decode(embeds, bias[:, None].to(embeds.dtype), positions), n
 
 
@@ -325,7 +326,7 @@ def _run(
             scale = config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * fraction))
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * scale * min(1.0, (step + 1) / config.warmup_steps)
-            total, row = _loss(backbone, reader, data, rng.choice(train_rows, batch, replace=False), rng, config)
+            total, row = scene_loss(backbone, reader, data, rng.choice(train_rows, batch, replace=False), rng, config)
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             team.average_gradients(parameters)
@@ -357,7 +358,7 @@ def _run(
         team.close()
 
 
-def _loss(
+def scene_loss(
     backbone: Backbone,
     reader: Reader,
     data: GroundingSet,
@@ -374,11 +375,13 @@ def _loss(
     pick_a = torch.from_numpy(draw(data.answers.shape[1])[:, :ka])
     prompts = data.prompts[index[:, None], pick_p]
     answers, labels = data.answers[index[:, None], pick_a], data.labels[index[:, None], pick_a]
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden, n = _pack(backbone, torch.from_numpy(data.images[rows]), prompts, answers)
+    device = backbone.queries.device
+    prompts, answers, labels = prompts.to(device), answers.to(device), labels.to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        hidden, n = _pack(backbone, torch.from_numpy(data.images[rows]).to(device), prompts, answers)
         patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
-        points = data.points[index[:, None], pick_p].flatten(0, 1)
-        grip = data.grip[index].repeat_interleave(kp, 0)
+        points = data.points[index[:, None], pick_p].flatten(0, 1).to(device)
+        grip = data.grip[index].repeat_interleave(kp, 0).to(device)
         loss, info = pointing_loss(backbone, reader, patches, queries, points, grip, config.heatmap_weight)
         tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, (ka, ANSWER_TOKENS))
         counted = labels != _IGNORE

@@ -96,7 +96,7 @@ class ProcessorConfig:
     """What a policy reads and writes."""
 
     cameras: tuple[str, ...]
-    """In the order in which the model sees their views."""
+    """In the order in which the model sees their views. "" is a view that this robot lacks: black."""
     proprio_dim: int
     action_names: tuple[str, ...]
     image_size: int = 84
@@ -106,6 +106,12 @@ class ProcessorConfig:
     """Bounds of what leaves the policy, environment units; None: the extremes of the training data."""
     action_high: tuple[float, ...] | None = None
     control_hz: float | None = None
+    proprio_slots: tuple[int, ...] | None = None
+    """Where this robot's state lies in a wider one that the model reads (policies for several robots); None: as is."""
+    proprio_width: int | None = None
+    action_slots: tuple[int, ...] | None = None
+    """Where this robot's action lies in the wider one that the model gives."""
+    action_width: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +163,8 @@ class Processor:
 
         ValueError when the statistics have other widths than the configuration.
         """
-        if not config.cameras or len(set(config.cameras)) != len(config.cameras):
+        named = [camera for camera in config.cameras if camera]
+        if not named or len(set(named)) != len(named):
             raise ValueError(f"cameras must be distinct names, at least one; got {config.cameras}")
         if stats.proprio.dim != config.proprio_dim:
             raise ValueError(f"proprio_dim is {config.proprio_dim} but the statistics have {stats.proprio.dim} values")
@@ -172,10 +179,28 @@ class Processor:
         if len(low) != dim or len(high) != dim:
             raise ValueError(f"action_low and action_high need {dim} values each, got {len(low)} and {len(high)}")
         self.config, self.stats, self.tokenizer = config, stats, tokenizer
+        _check_slots("proprio", config.proprio_slots, config.proprio_width, config.proprio_dim)
+        _check_slots("action", config.action_slots, config.action_width, dim)
         self._low, self._high = np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
         self._proprio = stats.proprio.affine()
         self._action = stats.action.affine()
         self._tokens: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def proprio_width(self) -> int:
+        """Components of the state as the model reads it."""
+        return self.config.proprio_width or self.config.proprio_dim
+
+    @property
+    def action_width(self) -> int:
+        """Components of the action as the model gives it."""
+        return self.config.action_width or len(self.config.action_names)
+
+    @property
+    def action_mask(self) -> NDArray[np.float32]:
+        """(action_width,) 1 for the model's components that this robot has, 0 for the others."""
+        slots = self.config.action_slots
+        return _spread(np.ones(len(self.config.action_names), np.float32), slots, self.action_width)
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -226,28 +251,37 @@ class Processor:
         _require_finite(proprio, "proprio")
         centre, half = self._proprio
         scaled = np.clip((proprio.astype(np.float64) - centre) / half, -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
-        return torch.from_numpy(scaled.astype(np.float32))
+        return torch.from_numpy(_spread(scaled.astype(np.float32), self.config.proprio_slots, self.proprio_width))
 
     @overload
     def normalise_action(self, action: Tensor) -> Tensor: ...
     @overload
     def normalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]: ...
     def normalise_action(self, action: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.float32]:
-        """(..., A) environment units -> float32, [-1, 1] between the quantiles of the training data. Not clipped."""
-        self._check_action(action)
+        """(..., A) environment units -> float32, [-1, 1] between the quantiles of the training data. Not clipped.
+
+        (..., action_width) where the model's action is wider than this robot's: 0 in the components it lacks.
+        """
+        self._check_action(action, len(self.config.action_names))
         centre, half = self._action
+        slots, width = self.config.action_slots, self.action_width
         if isinstance(action, Tensor):
-            return ((action.double() - _like(centre, action)) / _like(half, action)).float()
-        return ((np.asarray(action, dtype=np.float64) - centre) / half).astype(np.float32)
+            normal = ((action.double() - _like(centre, action)) / _like(half, action)).float()
+            if slots is None:
+                return normal
+            return normal.new_zeros(*normal.shape[:-1], width).index_copy(-1, _like(slots, normal), normal)
+        return _spread(((np.asarray(action, dtype=np.float64) - centre) / half).astype(np.float32), slots, width)
 
     @overload
     def unnormalise_action(self, action: Tensor) -> Tensor: ...
     @overload
     def unnormalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]: ...
     def unnormalise_action(self, action: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.float32]:
-        """(..., A) normalised -> float32 environment units, clipped to the action's bounds."""
-        self._check_action(action)
+        """(..., action_width) normalised -> (..., A) float32 environment units, clipped to the action's bounds."""
+        self._check_action(action, self.action_width)
         centre, half = self._action
+        if self.config.action_slots is not None:
+            action = action[..., list(self.config.action_slots)]
         if isinstance(action, Tensor):
             raw = (action.double() * _like(half, action) + _like(centre, action)).float()
             low, high = (torch.from_numpy(bound).to(action.device) for bound in (self._low, self._high))
@@ -273,16 +307,19 @@ class Processor:
 
     def _images(self, obs: Observation) -> Tensor:
         wanted, given = self.config.cameras, obs.images
-        for camera in wanted:
+        for camera in filter(None, wanted):
             if camera not in given:
                 has = ", ".join(f"'{name}'" for name in given) or "none"
-                reads = ", ".join(f"'{name}'" for name in wanted)
+                reads = ", ".join(f"'{name}'" for name in wanted if name)
                 raise ValueError(
                     f"the observation lacks camera '{camera}': this policy reads {reads}, the observation has {has}"
                 )
         size = self.config.image_size
         views = []
         for camera in wanted:
+            if not camera:
+                views.append(np.zeros((obs.batch_size, size, size, 3), np.uint8))
+                continue
             image = np.asarray(given[camera])
             if image.dtype != np.uint8:
                 raise ValueError(f"camera '{camera}' must be uint8 RGB in 0..255, got {image.dtype}")
@@ -291,11 +328,10 @@ class Processor:
             views.append(image if image.shape[1:3] == (size, size) else _resize(image, size))
         return torch.from_numpy(np.stack(views, axis=1))
 
-    def _check_action(self, action: Tensor | NDArray[np.floating]) -> None:
-        names = self.config.action_names
-        if not action.shape or action.shape[-1] != len(names):
+    def _check_action(self, action: Tensor | NDArray[np.floating], width: int) -> None:
+        if not action.shape or action.shape[-1] != width:
             raise ValueError(
-                f"an action of this policy has {len(names)} components ({', '.join(names)}), got shape "
+                f"an action of this policy has {width} components ({', '.join(self.config.action_names)}), got shape "
                 f"{tuple(action.shape)}"
             )
 
@@ -313,5 +349,23 @@ def _require_finite(values_BX: NDArray[np.floating], name: str) -> None:
         raise ValueError(f"{name} holds NaN or infinity: world {row}, component {column} is {values_BX[row, column]}")
 
 
-def _like(values: NDArray[np.float64], tensor: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(tensor.device)
+def _like(values: NDArray[np.float64] | Sequence[int], tensor: Tensor) -> Tensor:
+    return torch.as_tensor(values).to(tensor.device)
+
+
+def _check_slots(what: str, slots: tuple[int, ...] | None, width: int | None, dim: int) -> None:
+    if (slots is None) != (width is None):
+        raise ValueError(f"{what}_slots and {what}_width go together")
+    if slots is None or width is None:
+        return
+    if len(slots) != dim or len(set(slots)) != dim or not all(0 <= slot < width for slot in slots):
+        raise ValueError(f"{what}_slots must be {dim} different places below {width}, got {slots}")
+
+
+def _spread(values_X: NDArray[np.float32], slots: tuple[int, ...] | None, width: int) -> NDArray[np.float32]:
+    """(..., dim) -> (..., width): each component to its slot, 0 elsewhere. As it is without slots."""
+    if slots is None:
+        return values_X
+    out = np.zeros((*values_X.shape[:-1], width), np.float32)
+    out[..., list(slots)] = values_X
+    return out

@@ -36,10 +36,11 @@ class Latents:
     def of(bridge: Bridge, features: Features, proprio_BP: Tensor) -> Latents:
         """Everything upstream of the head, for these features."""
         latent_BCD = bridge(features, proprio_BP)
-        if bridge.embed_points is None or features.points_BQE is None:
+        stem = getattr(bridge, "embed_points", None)
+        if stem is None or features.points_BQE is None:
             return Latents(latent_BCD, torch.zeros_like(latent_BCD[:, 0]))
         points = torch.cat([features.points_BQE.flatten(1).to(latent_BCD), proprio_BP.to(latent_BCD)], 1)
-        return Latents(latent_BCD, bridge.embed_points(points))
+        return Latents(latent_BCD, stem(points))
 
     @property
     def batch_size(self) -> int:

@@ -1,165 +1,73 @@
-"""Imitation: train bridge and head on demonstrations, with the backbone frozen. One loop, exactly resumable.
+"""Imitation: train bridge and head on demonstrations, and the backbone too if asked. One loop, exactly resumable.
 
-`OUT` is one checkpoint folder (`vla.checkpoint`: saved atomically, always whole) plus `metrics.jsonl`. Batches follow
-from (seed, step) alone, so a run that was interrupted and resumed makes the same parameters, bit for bit, as one that
-was not.
+`OUT` is one checkpoint folder (`vla.checkpoint`: saved atomically, always whole) plus `metrics.jsonl`. Batches, dropout
+and augmentation follow from (seed, step) alone, so a run that was interrupted and resumed makes the same parameters,
+bit for bit, as one that was not.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vla.cache import EncodedDemos, check_demos, encode_demos
+from vla.augment import augment, draw_augmentation
+from vla.cache import check_demos, encode_demos
 from vla.checkpoint import CONFIG, load_checkpoint
-from vla.config import encode, save_json, write_atomic
+from vla.config import encode, save_json
+from vla.cotrain import LanguageTask
 from vla.data import DemoSet
-from vla.model import VLA, VLAConfig
-from vla.types import ActionSpec
+from vla.features import Features
+from vla.metrics import METRICS, Metrics
+from vla.mixture import build_vla, members_of
+from vla.model import VLA
+from vla.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
+from vla.parallel import assemble
+from vla.process import Stop, idle_cores, restored_threads, stop_signals
+from vla.processor import ModelInput, Processor
+from vla.source import Ahead, Batch, LiveDemos, Source, join
+from vla.train_config import (
+    MAY_CHANGE,
+    TrainConfig,
+    TrainProgress,
+    TrainReport,
+    batch_frames,
+    learning_rate,
+    mix,
+    mixed_frames,
+)
 
-METRICS = "metrics.jsonl"
-_MAY_CHANGE = ("log_every", "save_every", "num_threads", "encode_batch", "keep_features")
-"""Fields of TrainConfig that a resumed run may set differently: they do not decide what is learnt."""
+__all__ = [
+    "METRICS", "TrainConfig", "TrainProgress", "TrainReport", "TrainingDiverged", "batch_frames", "build_vla",
+    "learning_rate", "train",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One imitation run."""
-
-    model: VLAConfig = field(default_factory=VLAConfig)
-    cameras: tuple[str, ...] | None = None
-    """Which cameras the policy sees, in order; None: all of the dataset."""
-    image_size: int = 84
-    max_text_tokens: int = 24
-
-    steps: int = 1500
-    batch_size: int = 64
-    lr: float = 7e-4
-    warmup_steps: int = 100
-    lr_floor: float = 0.05
-    """The last step's learning rate, as a fraction of `lr`."""
-    weight_decay: float = 0.01
-    """On matrices only: biases, norms, gates and embeddings of positions stay free."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    ema_decay: float = 0.0
-    """Average the weights over about 1 / (1 - decay) steps; the checkpoint then holds the average. 0: off."""
-    seed: int = 0
-
-    log_every: int = 20
-    save_every: int = 250
-    num_threads: int = 0
-    """Torch threads. 0: one per idle core, at most 4, and the same again when resumed (bit-exactness needs that)."""
-    encode_batch: int = 64
-    keep_features: bool = False
-    """Keep the backbone's features in OUT, so that a resumed run need not compute them again."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        for name in ("steps", "batch_size", "log_every", "save_every", "encode_batch"):
-            if getattr(self, name) < 1:
-                return f"{name} must be at least 1, got {getattr(self, name)}"
-        if not (self.lr > 0 and self.grad_clip > 0):
-            return f"lr and grad_clip must be positive, got {self.lr} and {self.grad_clip}"
-        if not 0 <= self.ema_decay < 1:
-            return f"ema_decay must be in [0, 1), got {self.ema_decay}"
-        if not self.model.freeze_backbone:
-            return "training the backbone on actions is not supported yet: set freeze_backbone"
-        return None
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """What `on_step` receives: after each batch encoded and after each step trained."""
-
-    stage: Literal["encode", "train"]
-    done: int
-    """Frames encoded, or steps trained (since the very beginning, not since the resume)."""
-    total: int
-    loss: float | None = None
-    lr: float | None = None
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """How a call of `train` ended. The policy itself is in `vla` and in the checkpoint."""
-
-    step: int
-    interrupted: bool
-    """Ctrl-C or SIGTERM came before the last step; the checkpoint is valid, resume continues."""
-    loss: float | None
-    """Mean over the last `log_every` steps; None when no step was trained."""
-    encode_seconds: float
-    train_seconds: float
-    samples_per_second: float
+OnStep = Callable[[TrainProgress], None]
 
 
 class TrainingDiverged(FloatingPointError):
     """The loss or its gradient is no longer finite. The last checkpoint is from before."""
 
 
-def build_vla(
-    cfg: TrainConfig, demos: DemoSet, *, action_spec: ActionSpec | None = None, backbone: nn.Module | None = None
-) -> VLA:
-    """An untrained policy for these demonstrations. `action_spec`: the robot's true bounds, if known.
-
-    `backbone` is used instead of loading `cfg.model.backbone`.
-    """
-    return VLA.build(
-        cfg.model,
-        stats=demos.stats(),
-        action_spec=action_spec or demos.action_spec,
-        cameras=cfg.cameras or tuple(demos.images),
-        image_size=cfg.image_size,
-        max_text_tokens=cfg.max_text_tokens,
-        backbone=backbone,
-        seed=cfg.seed,
-    )
-
-
-def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Of step 0, 1, ..., steps - 1: linear warm-up, then half a cosine down to lr * lr_floor."""
-    if step < cfg.warmup_steps:
-        return cfg.lr * (step + 1) / cfg.warmup_steps
-    along = (step - cfg.warmup_steps) / max(1, cfg.steps - 1 - cfg.warmup_steps)
-    return cfg.lr * (cfg.lr_floor + (1 - cfg.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
-
-
-def batch_frames(seed: int, step: int, batch_size: int, num_frames: int) -> Tensor:
-    """(batch_size,) frames of a step. Epochs are permutations laid end to end: every frame once before any twice."""
-    first, last = step * batch_size, (step + 1) * batch_size
-    parts = []
-    for epoch in range(first // num_frames, (last - 1) // num_frames + 1):
-        order = torch.randperm(num_frames, generator=torch.Generator().manual_seed(_mix(seed, epoch)))
-        begin = epoch * num_frames
-        parts.append(order[max(first - begin, 0) : last - begin])
-    return torch.cat(parts)
-
-
 def train(
     cfg: TrainConfig,
     vla: VLA,
-    demos: DemoSet,
+    demos: DemoSet | Mapping[str, DemoSet],
     out: str | os.PathLike[str],
     *,
-    on_step: Callable[[TrainProgress], None] | None = None,
+    on_step: OnStep | None = None,
     resume: bool = False,
 ) -> TrainReport:
-    """Train `vla` in place and leave its checkpoint in `out`.
+    """Train `vla` in place and leave its checkpoint in `out`. Several named datasets: a policy built for all of them.
 
     `resume`: continue from the checkpoint in `out` if there is one. Ctrl-C and SIGTERM finish the step, save, return.
     ValueError: the demonstrations do not fit the policy, `out` is taken, or what is resumed was another run.
@@ -168,64 +76,129 @@ def train(
     out = Path(out)
     if problem := cfg.problem():
         raise ValueError(problem)
-    check_demos(vla, demos)
-    if vla.config.chunk_size != cfg.model.chunk_size:
-        raise ValueError(f"the policy has chunk_size {vla.config.chunk_size}, the recipe {cfg.model.chunk_size}")
+    _check_policy(cfg, vla)
+    members = members_of(vla, demos)
+    for processor, part in members.values():
+        check_demos(processor, part)
     taken = (out / CONFIG).exists()
     if taken and not resume:
         raise ValueError(f"{out} already holds a checkpoint: resume it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    with _restored_threads(), _stop_signals() as stop, torch.random.fork_rng(devices=[]):
-        run = _Run(cfg, vla, demos)
+    with restored_threads(), stop_signals() as stop, torch.random.fork_rng(devices=[]):
+        run = _Run(cfg, vla, {name: part for name, (_, part) in members.items()})
         if taken:
             run.restore(out)
         torch.set_num_threads(run.threads)
         if run.step >= cfg.steps:
             return TrainReport(run.step, False, None, 0.0, 0.0, 0.0)
-        save_json(out / "train.json", encode(cfg))
+        if run.team.rank == 0:
+            save_json(out / "train.json", encode(cfg))
         begin = time.monotonic()
-        encoded = _encoded(cfg, vla, demos, out, on_step, stop)
-        return _loop(run, encoded, out, on_step, stop, time.monotonic() - begin)
+        source = _source(run, members, out, on_step, stop)
+        with compile_parts(vla, cfg.compile), checkpoint_layers(vla.backbone, cfg.checkpointing):
+            return _loop(run, source, out, on_step, stop, time.monotonic() - begin)
+
+
+class Objective(nn.Module):
+    """Batch -> loss: what is wrapped, sharded and differentiated."""
+
+    def __init__(self, vla: VLA, language: LanguageTask | None) -> None:
+        super().__init__()
+        self.vla, self.language = vla, language
+
+    def forward(self, batch: Batch, weight: float, scenes: tuple | None, scenes_weight: float) -> tuple[Tensor, ...]:
+        """(what to differentiate, the actions' loss, the questions' loss)."""
+        seen = batch.seen
+        features = seen if isinstance(seen, Features) else self.vla.encode(seen)
+        action, _ = self.vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
+        if self.language is None or scenes is None:
+            return action * weight, action.detach(), action.new_zeros(())
+        language = self.language(self.vla.backbone, *scenes)
+        return action * weight + language * scenes_weight, action.detach(), language.detach()
 
 
 class _Run:
     """What a checkpoint must bring back: model, optimiser, average, step."""
 
-    def __init__(self, cfg: TrainConfig, vla: VLA, demos: DemoSet) -> None:
+    def __init__(self, cfg: TrainConfig, vla: VLA, demos: Mapping[str, DemoSet]) -> None:
         self.cfg, self.vla, self.step = cfg, vla, 0
-        self.data = _data_fingerprint(demos)
-        self.threads = cfg.num_threads or min(4, max(1, round(_idle_cores())))
-        self.parameters = vla.trainable()
-        matrices = [p for p in self.parameters if p.ndim >= 2 and p is not vla.bridge.position]
-        others = [p for p in self.parameters if not any(p is matrix for matrix in matrices)]
-        groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.live = vla.backbone_learns or cfg.augment is not None
+        """The backbone runs at every step, instead of once over the dataset."""
+        self.data = hashlib.blake2b("".join(map(_fingerprint, demos.values())).encode(), digest_size=16).hexdigest()
+        if len(demos) == 1:
+            self.data = _fingerprint(next(iter(demos.values())))
+        self.team = assemble(
+            shard=cfg.shard, wrap=[type(block) for block in vla.bridge.blocks[:1]], unused=vla.backbone_learns
+        )
+        if cfg.batch_size % (self.team.size * cfg.accumulate):
+            raise ValueError(
+                f"batch_size {cfg.batch_size} does not divide among {self.team.size} processes x {cfg.accumulate} parts"
+            )
+        self.threads = cfg.num_threads or min(4, max(1, round(idle_cores())))
+        language = None if cfg.language is None else LanguageTask(cfg.language, vla.backbone, seed=cfg.seed)
+        self.objective = Objective(vla, language)
+        self.team.place(self.objective)
+        groups, self.scales = parameter_groups(self.objective, cfg)
         self.optimiser = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas)
+        self.wrapped = self.team.prepare(self.objective, self.optimiser)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters] if cfg.ema_decay else None
 
-    def update(self, encoded: EncodedDemos) -> tuple[float, float, float]:
-        """One optimiser step: (loss, gradient norm, learning rate used)."""
+    def fetch(self, source: Source, step: int) -> list[tuple[Batch, float]]:
+        """This process's parts of a step's batch, with their shares of the whole batch's mean."""
         cfg = self.cfg
-        frames = batch_frames(cfg.seed, self.step, cfg.batch_size, encoded.num_frames)
-        torch.manual_seed(_mix(cfg.seed, -1 - self.step))  # dropout too must follow from (seed, step) alone
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(cfg, self.step)
-        device = self.vla.device
-        features, *tensors = encoded.batch(frames)
-        loss, _ = self.vla.loss(features.to(device=device), *(tensor.to(device) for tensor in tensors))
+        frames = mixed_frames(cfg.seed, step, cfg.batch_size, source.sizes, cfg.weights)
+        places = self.team.share(torch.arange(cfg.batch_size)).chunk(cfg.accumulate)
+        parts = [source.take(frames[place]) for place in places]
+        whole = max(1.0, source.weigh(frames)) if len(frames) > len(places[0]) else max(1.0, parts[0].weight)
+        if cfg.augment is not None:
+            views = parts[0].seen.images_BVHWC.shape[1]
+            draws = draw_augmentation(cfg.batch_size, views, mix(cfg.seed, -(1 << 40) - step))
+            parts = [_augmented(part, draws[place], cfg, self.vla) for part, place in zip(parts, places, strict=True)]
+        return [(part, part.weight / whole) for part in parts]
+
+    def update(self, parts: list[tuple[Batch, float]]) -> dict[str, float]:
+        """One optimiser step; its figures, as the optimiser saw them."""
+        cfg, team, size = self.cfg, self.team, self.team.size
+        # Dropout too must follow from (seed, step) alone; processes must not all drop the same places.
+        torch.manual_seed(mix(cfg.seed, -1 - self.step) + team.rank)
+        for group, scale in zip(self.optimiser.param_groups, self.scales, strict=True):
+            group["lr"] = learning_rate(cfg, self.step) * scale
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip))
-        value = float(loss.detach())
+        value = asked = 0.0
+        for number, (batch, share) in enumerate(parts):
+            scenes, scenes_weight = self._scenes(number, len(parts))
+            with team.part(self.wrapped, number == len(parts) - 1):
+                # Processes' gradients are averaged: undo that for the sum over the batch.
+                goal, action, language = self.wrapped(batch.to(self.vla.device), share * size, scenes, scenes_weight)
+                goal.backward()
+            value, asked = value + float(action) * share, asked + float(language) / len(parts) / size
+        value, asked = team.total(value, asked)
+        norm = float(team.whole(nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip)))
+        rate = self.optimiser.param_groups[0]["lr"]
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"loss {value} with gradient norm {norm} at step {self.step} (learning rate "
-                f"{self.optimiser.param_groups[0]['lr']:.2g}): lower lr, or look for extreme values in the data"
+                f"{rate:.2g}): lower lr, or look for extreme values in the data"
             )
         self.optimiser.step()
         if self.average is not None:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - cfg.ema_decay)
+            average_into(self.average, self.parameters, cfg.ema_decay)
         self.step += 1
-        return value, norm, self.optimiser.param_groups[0]["lr"]
+        figures = {"loss": value, "grad_norm": norm, "lr": rate}
+        return figures if cfg.language is None else figures | {"language_loss": asked}
+
+    def _scenes(self, number: int, parts: int) -> tuple[tuple | None, float]:
+        """The vision-language scenes of one part, and their weight."""
+        language = self.objective.language
+        if language is None:
+            return None, 0.0
+        rows, rng = language.draw(mix(self.cfg.seed, (1 << 41) + self.step))
+        place = number * self.team.size + self.team.rank
+        mine = rows[place :: parts * self.team.size]
+        if not len(mine):
+            mine = rows[:1]
+        return (mine, rng), self.cfg.language.weight / parts
 
     def save(self, out: Path) -> None:
         state: dict[str, Any] = {
@@ -235,180 +208,166 @@ class _Run:
             "threads": self.threads,
             "optimiser": self.optimiser.state_dict(),
         }
-        if self.average is None:
-            self.vla.save(out, trainer_state=state)
-            return
-        state["raw"] = [p.detach().clone() for p in self.parameters]
-        self._copy(self.average)
+        if self.objective.language is not None:
+            state["reader"] = self.objective.language.state_dict()
+        if self.average is not None:
+            state["raw"] = [p.detach().clone() for p in self.parameters]
+            copy_into(self.parameters, self.average)
         try:
-            self.vla.save(out, trainer_state=state)
+            if self.team.rank == 0:
+                self.vla.save(out, trainer_state=state)
+            self.team.wait()
         finally:
-            self._copy(state["raw"])
+            if self.average is not None:
+                copy_into(self.parameters, state["raw"])
 
     def restore(self, out: Path) -> None:
         checkpoint = load_checkpoint(out)
         state = checkpoint.trainer_state
         if state is None:
             raise ValueError(f"{out} holds a finished policy without its training state: it cannot be resumed")
-        before, now = state["config"], encode(self.cfg)
+        before, now = _filled(encode(TrainConfig()), state["config"]), encode(self.cfg)
         for name in now:
-            if name not in _MAY_CHANGE and before.get(name) != now[name]:
+            if name not in MAY_CHANGE and before[name] != now[name]:
                 raise ValueError(
-                    f"{out} was trained with {name}={before.get(name)!r}, not {now[name]!r}: it cannot be resumed so"
+                    f"{out} was trained with {name}={before[name]!r}, not {now[name]!r}: it cannot be resumed so"
                 )
         if state["data"] != self.data:
             raise ValueError(f"{out} was trained on other demonstrations: it cannot be resumed on these")
         self.vla.load_state_dict(checkpoint.tensors)
+        if self.objective.language is not None:
+            self.objective.language.load_state_dict(state["reader"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
         self.threads = self.cfg.num_threads or state["threads"]
         if self.average is not None:
             self.average = [p.detach().clone() for p in self.parameters]
-            self._copy(state["raw"])
+            copy_into(self.parameters, state["raw"])
 
     def finish(self) -> None:
         """Leave in `vla` what the checkpoint holds."""
         if self.average is not None:
-            self._copy(self.average)
-
-    def _copy(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
+            copy_into(self.parameters, self.average)
 
 
-class _Stop:
-    """Set by the first Ctrl-C or SIGTERM."""
+def _source(
+    run: _Run, members: Mapping[str, tuple[Processor, DemoSet]], out: Path, on_step: OnStep | None, stop: Stop
+) -> Source:
+    """Cached features where the backbone sees the same pictures every time, images otherwise."""
+    cfg, vla, team = run.cfg, run.vla, run.team
+    if run.live:
+        return join({name: LiveDemos(own, part, vla.chunk_size) for name, (own, part) in members.items()})
+    total = sum(part.num_frames for _, part in members.values())
+    before, encoded = 0, {}
+    # Several processes share one copy on disk: the first computes it, then the others find it there.
+    folder = out if cfg.keep_features or team.size > 1 else None
+    if team.rank:
+        team.wait()
+    for name, (processor, part) in members.items():
 
-    requested = False
+        def progress(done: int, _: int, before: int = before) -> None:
+            if stop.requested:
+                raise KeyboardInterrupt  # nothing has been learnt yet, and a checkpoint that was here still is
+            if on_step is not None:
+                on_step(TrainProgress("encode", before + done, total))
 
-
-def _encoded(
-    cfg: TrainConfig,
-    vla: VLA,
-    demos: DemoSet,
-    out: Path,
-    on_step: Callable[[TrainProgress], None] | None,
-    stop: _Stop,
-) -> EncodedDemos:
-    def progress(done: int, total: int) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt  # nothing has been learnt yet, and a checkpoint that was here still is
-        if on_step is not None:
-            on_step(TrainProgress("encode", done, total))
-
-    folder = out if cfg.keep_features else None
-    return encode_demos(vla, demos, batch_size=cfg.encode_batch, folder=folder, on_progress=progress)
+        encoded[name] = encode_demos(
+            vla,
+            part,
+            processor=processor,
+            batch_size=cfg.encode_batch,
+            folder=folder,
+            on_progress=progress,
+        )
+        before += part.num_frames
+    if team.rank == 0:
+        team.wait()
+    return join(encoded)
 
 
 def _loop(
-    run: _Run,
-    encoded: EncodedDemos,
-    out: Path,
-    on_step: Callable[[TrainProgress], None] | None,
-    stop: _Stop,
-    encode_seconds: float,
+    run: _Run, source: Source, out: Path, on_step: OnStep | None, stop: Stop, encode_seconds: float
 ) -> TrainReport:
-    cfg, vla, first = run.cfg, run.vla, run.step
-    _keep_metrics(out / METRICS, first)
+    cfg, vla, team, first = run.cfg, run.vla, run.team, run.step
+    ahead = Ahead(lambda step: run.fetch(source, step)) if run.live else None
     vla.train()
-    recent: list[tuple[float, float, float]] = []
+    recent: list[dict[str, float]] = []
     logged, begin = first, time.monotonic()
     mark = begin
-    with (out / METRICS).open("a", encoding="utf-8") as metrics:
-        while run.step < cfg.steps and not stop.requested:
-            recent = [*recent, run.update(encoded)][-cfg.log_every :]
-            loss, _, lr = recent[-1]
-            if run.step % cfg.log_every == 0 or run.step == cfg.steps:
-                now, count = time.monotonic(), run.step - logged
-                _log(metrics, run.step, recent[-count:], now - begin, cfg.batch_size * count / max(now - mark, 1e-9))
-                mark, logged = now, run.step
-            if run.step % cfg.save_every == 0 and run.step < cfg.steps:
-                run.save(out)
-            if on_step is not None:
-                on_step(TrainProgress("train", run.step, cfg.steps, loss, lr))
+    with _metrics(run, out) as metrics:
+        try:
+            while run.step < cfg.steps and not team.any(stop.requested):
+                last = run.step == cfg.steps - 1
+                parts = ahead.get(run.step, last) if ahead else run.fetch(source, run.step)
+                recent = [*recent, run.update(parts)][-cfg.log_every :]
+                if run.step % cfg.log_every == 0 or run.step == cfg.steps:
+                    now, count = time.monotonic(), run.step - logged
+                    if metrics is not None:
+                        rate = cfg.batch_size * count / max(now - mark, 1e-9)
+                        metrics.log(
+                            run.step, _mean(recent[-count:]) | {"seconds": now - begin, "samples_per_second": rate}
+                        )
+                    mark, logged = now, run.step
+                if run.step % cfg.save_every == 0 and run.step < cfg.steps:
+                    run.save(out)
+                if on_step is not None and team.rank == 0:
+                    on_step(TrainProgress("train", run.step, cfg.steps, recent[-1]["loss"], recent[-1]["lr"]))
+        finally:
+            if ahead is not None:
+                ahead.close()
     run.save(out)
     run.finish()
     vla.eval()
     seconds = time.monotonic() - begin
-    mean = sum(loss for loss, _, _ in recent) / len(recent) if recent else None
+    mean = sum(entry["loss"] for entry in recent) / len(recent) if recent else None
     rate = cfg.batch_size * (run.step - first) / max(seconds, 1e-9)
     return TrainReport(run.step, run.step < cfg.steps, mean, encode_seconds, seconds, rate)
 
 
-def _log(file: Any, step: int, recent: list[tuple[float, float, float]], seconds: float, rate: float) -> None:
-    loss, norm = (sum(entry[i] for entry in recent) / len(recent) for i in (0, 1))
-    entry = {"step": step, "loss": loss, "grad_norm": norm, "lr": recent[-1][2], "seconds": seconds}
-    file.write(json.dumps(entry | {"samples_per_second": rate}) + "\n")
-    file.flush()
+@contextmanager
+def _metrics(run: _Run, out: Path) -> Iterator[Metrics | None]:
+    """The first process's log; None in the others."""
+    if run.team.rank:
+        yield None
+        return
+    with Metrics(out, run.cfg.trackers, first_step=run.step, config=encode(run.cfg)) as metrics:
+        yield metrics
 
 
-def _keep_metrics(path: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint that is being resumed: it will be logged again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A killed run may have left half a line.
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-        write_atomic(path, "".join(kept).encode())
+def _augmented(batch: Batch, draws: Tensor, cfg: TrainConfig, vla: VLA) -> Batch:
+    """Its pictures changed, on the model's device."""
+    assert cfg.augment is not None and isinstance(batch.seen, ModelInput)
+    images = augment(batch.seen.images_BVHWC.to(vla.device), draws, cfg.augment)
+    return replace(batch, seen=replace(batch.seen, images_BVHWC=images))
 
 
-def _mix(seed: int, number: int) -> int:
-    """A generator seed from two integers; neighbours must not give related streams."""
-    return int.from_bytes(hashlib.blake2b(f"{seed},{number}".encode(), digest_size=7).digest())
+def _mean(entries: list[dict[str, float]]) -> dict[str, float]:
+    """Of what was logged; the learning rate is the last one's."""
+    return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]} | {
+        "lr": entries[-1]["lr"]
+    }
 
 
-def _data_fingerprint(demos: DemoSet) -> str:
+def _check_policy(cfg: TrainConfig, vla: VLA) -> None:
+    if vla.config.chunk_size != cfg.model.chunk_size:
+        raise ValueError(f"the policy has chunk_size {vla.config.chunk_size}, the recipe {cfg.model.chunk_size}")
+    for name in ("freeze_backbone", "lora"):
+        given, wanted = getattr(vla.config, name), getattr(cfg.model, name)
+        if given != wanted:
+            raise ValueError(f"the policy has {name}={given}, the recipe {wanted} (load it with merge=False to resume)")
+
+
+def _filled(defaults: Any, given: Any) -> Any:
+    """`given` with what it lacks from `defaults`: a field that did not exist yet had its default's meaning."""
+    if not (isinstance(defaults, dict) and isinstance(given, dict)):
+        return given
+    return {**defaults, **{key: _filled(defaults.get(key), value) for key, value in given.items()}}
+
+
+def _fingerprint(demos: DemoSet) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((demos.num_frames, demos.fps, demos.action_names)).encode())
     for array in (demos.proprio, demos.action, demos.episode_index):
         digest.update(array.tobytes())
     digest.update("\n".join(demos.instruction).encode())
     return digest.hexdigest()
-
-
-def _idle_cores(window_s: float = 0.3) -> float:
-    """Cores' worth of idle time right now. A second thread that must share its core made training 10x slower: every
-    operation waits for the thread that is not running."""
-    cores = len(os.sched_getaffinity(0))
-
-    def jiffies() -> tuple[int, int]:
-        counts = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return counts[3] + counts[4], sum(counts)  # idle and waiting for disks; all
-
-    try:
-        idle, total = jiffies()
-        time.sleep(window_s)
-        idle_after, total_after = jiffies()
-    except OSError:
-        return cores
-    return cores * (idle_after - idle) / max(1, total_after - total)
-
-
-@contextmanager
-def _restored_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C is the usual KeyboardInterrupt."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla.bridge import Bridge, BridgeBlock, BridgeConfig, rope_table, rotate
+from vla.bridge import Bridge, BridgeBlock, BridgeConfig, layer_normal, layer_stats, resolve_taps, rope_table, rotate
 from vla.features import Features
 
 B, L, N, D, Q, E, C, P = 3, 3, 7, 20, 4, 4, 5, 6
@@ -69,9 +69,14 @@ def _gelu(x):
 def slow_block(p, config, x_CD, raw_ND, queries_QD, token, points_QE, coords_NE, keep_N):
     W, H = config.width, config.heads
     h, share = W // H, config.heads // config.kv_heads
+    fold = share if config.grouped else 1  # heads that read the same keys of queries, proprio and chunk
+    K = W // fold
     normed = [_norm(x, p["norm.weight"], p["norm.bias"]) for x in x_CD]
     projected = [p["project_x.weight"] @ x for x in normed]
-    part = lambda c, i, head: projected[c][i * W + head * h : i * W + (head + 1) * h]  # noqa: E731
+    starts = np.cumsum([0] + [W] * (1 if config.shared_projections else 3) + [K])
+    query_at = [0, 0, 0] if config.shared_projections else starts[:3]
+    query = lambda c, i, head: projected[c][query_at[i] + head * h : query_at[i] + (head + 1) * h]  # noqa: E731
+    own = lambda c, i, head: projected[c][starts[-2 + i] + head * h : starts[-2 + i] + (head + 1) * h]  # noqa: E731
     cond = [p["project_queries.weight"] @ q for q in queries_QD]
     cond = [k + p["project_points.weight"] @ e for k, e in zip(cond, points_QE, strict=True)]
     cond.append(p["project_proprio.weight"] @ token)
@@ -79,31 +84,37 @@ def slow_block(p, config, x_CD, raw_ND, queries_QD, token, points_QE, coords_NE,
     for c in range(len(x_CD)):
         read_raw, read_cond, read_self = [], [], []
         for head in range(H):
-            group, at = head // share, slice(head * h, (head + 1) * h)
+            group, at = head // share, slice(head // fold * h, (head // fold + 1) * h)
             tokens = [n for n in range(len(raw_ND)) if keep_N[n]]
             keys = [p["raw_key"][group] @ raw_ND[n] for n in tokens]
             values = [p["raw_value"][group] @ raw_ND[n] + p["coordinate_value"][group] @ coords_NE[n] for n in tokens]
-            read_raw.append(_attend(part(c, 0, head), keys, values) * math.tanh(p["gate"]))
-            read_cond.append(_attend(part(c, 1, head), [k[:W][at] for k in cond], [k[W:][at] for k in cond]))
-            keys = [_rotated(part(j, 3, head), j) for j in range(len(x_CD))]
-            values = [part(j, 4, head) for j in range(len(x_CD))]
-            read_self.append(_attend(_rotated(part(c, 2, head), c), keys, values))
-        x = x_CD[c] + p["out.weight"] @ np.concatenate(read_raw + read_cond + read_self) + p["out.bias"]
+            read_raw.append(_attend(query(c, 0, head), keys, values) * math.tanh(p["gate"]))
+            read_cond.append(_attend(query(c, 1, head), [k[:K][at] for k in cond], [k[K:][at] for k in cond]))
+            keys = [_rotated(own(j, 0, head // fold), j) for j in range(len(x_CD))]
+            values = [own(j, 1, head // fold) for j in range(len(x_CD))]
+            read_self.append(_attend(_rotated(query(c, 2, head), c), keys, values))
+        reads = [np.concatenate(read) for read in (read_raw, read_cond, read_self)]
+        read = sum(reads) if config.shared_projections else np.concatenate(reads)
+        x = x_CD[c] + p["out.weight"] @ read + p["out.bias"]
         f = _norm(x, p["ffn_norm.weight"], p["ffn_norm.bias"])
         f = p["ffn.2.weight"] @ _gelu(p["ffn.0.weight"] @ f + p["ffn.0.bias"]) + p["ffn.2.bias"]
         new.append(x + f)
     return np.array(new)
 
 
-def test_block_is_the_equation():
+@pytest.mark.parametrize("raw_as_it_comes", [False, True])
+@pytest.mark.parametrize("change", [{}, {"grouped": True}, {"shared_projections": True, "grouped": True}])
+def test_block_is_the_equation(change, raw_as_it_comes):
     torch.manual_seed(3)
-    config = BridgeConfig(width=16, heads=4, kv_heads=2, gate_init=0.7)
+    config = BridgeConfig(width=16, heads=4, kv_heads=2, gate_init=0.7, **change)
     block = BridgeBlock(config, feature_width=D, point_dim=E).double()
     for name, parameter in block.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(parameter)  # so that a forgotten scale or shift shows
     f = make_features(4, mask=True)
     raw, queries = f.raw_BLND[:, 0].double(), f.queries_BLQD[:, 0].double()
+    if raw_as_it_comes:
+        raw = raw * 3 + 0.7
     x, token = torch.randn(B, C, 16, dtype=torch.float64), torch.randn(B, 16, dtype=torch.float64)
     cos, sin = (torch.as_tensor(t).double() for t in rope_table(C, 4))
     with torch.no_grad():
@@ -115,13 +126,26 @@ def test_block_is_the_equation():
             points_BQE=f.points_BQE.double(),
             coords_NE=f.coords_NE.double(),
             raw_mask_BN=f.raw_mask_BN,
+            raw_stats=layer_stats(raw) if raw_as_it_comes else None,
             rope=(cos, sin),
         ).numpy()
     p = {name: parameter.detach().numpy() for name, parameter in block.named_parameters()}
+    if raw_as_it_comes:
+        raw = torch.from_numpy(np.array([[_norm(token.numpy()) for token in tokens] for tokens in raw]))
     for b in range(B):
         args = (x[b], raw[b], queries[b], token[b], f.points_BQE[b].double(), f.coords_NE.double(), f.raw_mask_BN[b])
         slow = slow_block(p, config, *(a.numpy() for a in args))
         np.testing.assert_allclose(fast[b], slow, rtol=0, atol=1e-6)
+
+
+def test_layer_stats_are_a_layernorms_even_at_huge_activations():
+    hidden = torch.randn(2, 5, 896, generator=torch.Generator().manual_seed(0)) + 2.0
+    hidden[:, 0, 7] = 1e4  # language models have such channels
+    mean, inverse = layer_stats(hidden)
+    torch.testing.assert_close(
+        (hidden - mean[..., None]) * inverse[..., None], layer_normal(hidden), rtol=1e-4, atol=1e-4
+    )
+    assert layer_stats(torch.zeros(1, 2, 8))[1].isfinite().all()
 
 
 def test_bridge_is_its_blocks_in_the_order_of_the_taps():
@@ -130,7 +154,7 @@ def test_bridge_is_its_blocks_in_the_order_of_the_taps():
     embedded = bridge.embed_proprio(state)
     x = bridge.position + embedded[:, None]
     for tap, block in zip((2, 0), bridge.blocks, strict=True):
-        raw, queries = (torch.nn.functional.layer_norm(t[:, tap].double(), (D,)) for t in (f.raw_BLND, f.queries_BLQD))
+        raw, queries = (layer_normal(t[:, tap].double()) for t in (f.raw_BLND, f.queries_BLQD))
         x = block(
             x,
             raw,
@@ -220,7 +244,19 @@ def test_worlds_do_not_touch_each_other():
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"rope": False}, {"raw": False}, {"coordinate_values": False}, {"taps": (1,)}, {"kv_heads": 1}]
+    "config",
+    [
+        {},
+        {"rope": False},
+        {"raw": False},
+        {"queries": False},
+        {"coordinate_values": False},
+        {"taps": (1,)},
+        {"taps": "last:2"},
+        {"kv_heads": 1},
+        {"grouped": True},
+        {"shared_projections": True},
+    ],
 )
 def test_no_dead_parameters(config):
     bridge = make_bridge(**config)
@@ -247,6 +283,10 @@ def test_half_precision_features_are_read_in_float32():
         ({"taps": (0, 3)}, r"layers 0\.\.2"),
         ({"points_at": (4,)}, r"blocks 0\.\.2"),
         ({"dropout": 1.0}, "dropout"),
+        ({"raw": False, "queries": False}, "is blind"),
+        ({"taps": "every:9"}, "'every:9' must be all, last"),
+        ({"taps": "evry:2"}, "'evry:2' must be all, last"),
+        ({"taps": "last:0"}, "'last:0' must be all, last"),
     ],
 )
 def test_impossible_configurations(change, message):
@@ -260,6 +300,47 @@ def test_wrong_inputs_are_named():
     with pytest.raises(ValueError, match="no points"):
         make_bridge()(make_features(points=False), proprio())
     assert make_bridge(point_dim=0)(make_features(points=False), proprio()).shape == (B, C, 16)
+
+
+# --- taps ---
+
+
+@pytest.mark.parametrize(
+    ("taps", "layers"),
+    [
+        (None, (0, 1, 2, 3, 4, 5, 6)),
+        ("all", (0, 1, 2, 3, 4, 5, 6)),
+        ("last", (6,)),
+        ("last:3", (6, 6, 6)),
+        ("last:all", (6,) * 7),
+        ("every:2", (0, 2, 4, 6)),
+        ("every:3", (0, 3, 6)),
+        ("every:7", (6,)),
+        ("first:2", (0, 1)),
+        ((5, 1, 1), (5, 1, 1)),
+    ],
+)
+def test_taps_name_layers(taps, layers):
+    assert resolve_taps(taps, 7) == layers
+
+
+def test_layers_above_the_highest_tap_need_not_exist():
+    f, bridge = make_features(), make_bridge(taps="first:2")
+    assert bridge.layers_needed == 2 and len(bridge.blocks) == 2
+    short = Features(f.raw_BLND[:, :2], None, f.queries_BLQD[:, :2], f.points_BQE, f.coords_NE)
+    assert torch.equal(bridge(short, proprio()), bridge(f, proprio()))
+    assert make_bridge(taps="last:4").layers_needed == 3
+
+
+def test_each_source_can_be_left_out():
+    f = make_features()
+    other_raw = Features(-f.raw_BLND, None, f.queries_BLQD, f.points_BQE, f.coords_NE)
+    other_queries = Features(f.raw_BLND, None, -f.queries_BLQD, -f.points_BQE, f.coords_NE)
+    same = lambda bridge, other: torch.equal(bridge(f, proprio()), bridge(other, proprio()))  # noqa: E731
+    both, raw_only, queries_only = make_bridge(), make_bridge(queries=False), make_bridge(raw=False)
+    assert not same(both, other_raw) and not same(both, other_queries)
+    assert not same(raw_only, other_raw) and same(raw_only, other_queries)
+    assert same(queries_only, other_raw) and not same(queries_only, other_queries)
 
 
 # --- Features ---

@@ -218,16 +218,36 @@ def test_features_are_those_of_the_frames_and_can_be_kept(tmp_path):
     np.testing.assert_array_equal(encoded.action_FCA, expected)
     np.testing.assert_array_equal(encoded.mask_FC, data.chunks(4)[1])
 
-    (path,) = tmp_path.glob("features-*.safetensors")
+    (kept,) = tmp_path.glob("features-*")
+    assert isinstance(np.load(kept / "raw_BLND.npy", mmap_mode="r"), np.memmap)
     calls = []
     again = encode_demos(vla, data, folder=tmp_path, on_progress=lambda *a: calls.append(a))
-    assert calls == [] and torch.equal(again.features.raw_BLND, encoded.features.raw_BLND)
+    assert calls == [] and torch.equal(again.features.raw_BLND, encode_demos(vla, data).features.raw_BLND)
+    path = kept / "raw_BLND.npy"
     path.write_bytes(path.read_bytes()[:100])  # a damaged cache is made again
     encode_demos(vla, data, folder=tmp_path, on_progress=lambda *a: calls.append(a))
     assert calls
+
+    def stop(done, total):
+        raise Killed
+
     data.images["front"][3, 0, 0, 0] ^= 255
+    with pytest.raises(Killed):
+        encode_demos(vla, data, folder=tmp_path, on_progress=stop)
+    assert list(tmp_path.iterdir()) == [kept]  # nothing half written is left, or found next time
     encode_demos(vla, data, folder=tmp_path)
     assert len(list(tmp_path.glob("features-*"))) == 2
+    with torch.no_grad():
+        next(vla.backbone.parameters()).add_(1.0)  # other weights, other features
+    encode_demos(vla, data, folder=tmp_path)
+    assert len(list(tmp_path.glob("features-*"))) == 3
+
+
+def test_features_on_disk_and_in_memory_train_alike(tmp_path):
+    memory, disk = fresh(), fresh()
+    train(CONFIG, memory, demos(), tmp_path / "a")
+    train(replace(CONFIG, keep_features=True), disk, demos(), tmp_path / "b")
+    assert_bit_equal(weights(memory), weights(disk))
 
 
 def test_it_learns_what_the_demonstrations_show(tmp_path):
@@ -292,7 +312,7 @@ def test_process_state_is_given_back(tmp_path):
 
 def test_automatic_threads_are_kept_by_a_resumed_run(tmp_path, monkeypatch):
     cfg, used = replace(CONFIG, num_threads=0, steps=6), []
-    monkeypatch.setattr(trainer, "_idle_cores", lambda: 1.8)
+    monkeypatch.setattr(trainer, "idle_cores", lambda: 1.8)
 
     def look(progress):
         used.append(torch.get_num_threads())
@@ -301,11 +321,11 @@ def test_automatic_threads_are_kept_by_a_resumed_run(tmp_path, monkeypatch):
 
     with pytest.raises(Killed):
         train(cfg, fresh(), demos(), tmp_path, on_step=look)
-    monkeypatch.setattr(trainer, "_idle_cores", lambda: 0.0)
+    monkeypatch.setattr(trainer, "idle_cores", lambda: 0.0)
     train(cfg, fresh(), demos(), tmp_path, resume=True, on_step=lambda _: used.append(torch.get_num_threads()))
     assert set(used) == {2}
     monkeypatch.undo()
-    assert 0 <= trainer._idle_cores(0.05) <= os.cpu_count()
+    assert 0 <= trainer.idle_cores(0.05) <= os.cpu_count()
 
 
 def test_recipes_are_valid_and_survive_json():

@@ -1,0 +1,69 @@
+"""What a long run asks of its process: idle cores, restored threads, and Ctrl-C as a request."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+
+class Stop:
+    """Set by the first Ctrl-C or SIGTERM."""
+
+    requested = False
+
+
+def idle_cores(window_s: float = 0.3) -> float:
+    """Cores' worth of idle time right now. A second thread that must share its core made training 10x slower: every
+    operation waits for the thread that is not running."""
+    cores = len(os.sched_getaffinity(0))
+
+    def jiffies() -> tuple[int, int]:
+        counts = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return counts[3] + counts[4], sum(counts)  # idle and waiting for disks; all
+
+    try:
+        idle, total = jiffies()
+        time.sleep(window_s)
+        idle_after, total_after = jiffies()
+    except OSError:
+        return cores
+    return cores * (idle_after - idle) / max(1, total_after - total)
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """Torch's thread count afterwards is what it was before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C is the usual KeyboardInterrupt."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
