@@ -17,37 +17,12 @@ from torch import Tensor, nn
 
 from vla.families import ImageSpec, Layout, decoder_of, family_named, prefix_positions, visible
 from vla.features import Features
+from vla.pointer import Pointer, SharpPointer
 
 SPEC_FILE, WEIGHTS_FILE = "bascule.json", "model.safetensors"
 ATTENTION = {"embedded": "bascule_lean"}
 """How a family's attention is computed unless its specification says otherwise; "sdpa" for all others."""
-POINTER_WIDTH = 64
 _HALF = (0.5, 0.5, 0.5)
-
-
-class Pointer(nn.Module):
-    """Where each query looks: per view, softmax over its patches -> expected coordinate, and whether it is in sight."""
-
-    def __init__(self, width: int, *, patch_half: float) -> None:
-        """`patch_half`: half a patch's side, where the image's is 2."""
-        super().__init__()
-        self.query = nn.Linear(width, POINTER_WIDTH)
-        self.key = nn.Linear(width, POINTER_WIDTH)
-        self.shift = nn.Linear(width, 2)
-        self.visible = nn.Linear(width, 1)
-        self.patch_half = patch_half
-
-    def forward(self, query_BQD: Tensor, patch_BVPD: Tensor, grid_P2: Tensor) -> tuple[Tensor, Tensor]:
-        """Points (B, Q, V, 3) = x, y in [-1, 1] and a visibility logit, float32; attention logits (B, Q, V, P)."""
-        q, k = self.query(query_BQD), self.key(patch_BVPD)
-        logits = torch.einsum("bqd,bvpd->bqvp", q, k).float() * POINTER_WIDTH**-0.5
-        weight = logits.softmax(-1)
-        # Each patch may move its coordinate within (and a little beyond) itself: precision below the patch size.
-        at_BVP2 = grid_P2 + 1.5 * self.patch_half * torch.tanh(self.shift(patch_BVPD).float())
-        xy = torch.einsum("bqvp,bvpc->bqvc", weight, at_BVP2)
-        seen = torch.einsum("bqvp,bvpc->bqvc", weight, patch_BVPD.float()) + query_BQD.float()[:, :, None]
-        logit = F.linear(seen, self.visible.weight.float(), self.visible.bias.float())
-        return torch.cat([xy, logit], dim=-1), logits
 
 
 class Backbone(nn.Module):
@@ -68,11 +43,13 @@ class Backbone(nn.Module):
         layout: Layout | None = None,
         pointing: bool = True,
         told: bool | None = None,
+        sharp: bool = False,
     ) -> None:
         """`vlm` with its language head. `family`, `image`, `layout`: of `vla.families`; left out, the embedded one's.
 
         `pointing`: a `Pointer` reads where the queries look; `told` (None: as `pointing`): they start from the
-        instruction's words. ValueError for an architecture that is not known.
+        instruction's words; `sharp`: the queries that name something look a second time, at the picture itself.
+        ValueError for an architecture that is not known.
         """
         super().__init__()
         config = vlm.config
@@ -96,6 +73,9 @@ class Backbone(nn.Module):
         # off its plateau (80-100 mm) after this and after a heavier heat-map loss (BENCHMARKS.md).
         self.told = nn.Linear(self.width, self.width) if (pointing if told is None else told) else None
         self.pointer = Pointer(self.width, patch_half=1.0 / self.side) if pointing else None
+        self.sharp = SharpPointer(self.width, image_size=self.image_size, side=self.side) if sharp else None
+        self.naming = (0, num_queries // 2)
+        """The queries that pre-training taught to point at the named object and the named place."""
         self.point_dim = 3 * num_views if pointing else 0
         axis = (torch.arange(self.side) + 0.5) / self.side * 2 - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -121,7 +101,7 @@ class Backbone(nn.Module):
 
     def embed_images(self, images_BVHWC: Tensor) -> Tensor:
         """uint8 (B, V, H, W, 3) of any size -> patch embeddings (B, N, D) in the decoder's space."""
-        return self._look(images_BVHWC)[0]
+        return self._look(self.normalise(images_BVHWC))[0]
 
     def normalise(self, images_BVHWC: Tensor) -> Tensor:
         """uint8 (B, V, H, W, 3) -> (B * V, 3, S, S) as the vision tower was trained, in the queries' precision."""
@@ -139,9 +119,9 @@ class Backbone(nn.Module):
         mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.image.mean, self.image.std))
         return (pixels / 255 - mean) / std
 
-    def _look(self, images_BVHWC: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        b = len(images_BVHWC)
-        patches, deep = self.family.patches(self.vlm, self.normalise(images_BVHWC))
+    def _look(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        b = len(pixels) // self.num_views
+        patches, deep = self.family.patches(self.vlm, pixels)
         return patches.reshape(b, -1, self.width), tuple(part.reshape(b, -1, self.width) for part in deep)
 
     def ask(self, words_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -187,10 +167,29 @@ class Backbone(nn.Module):
             raise ValueError("this backbone does not point; make it with pointing=True and train it")
         return self.pointer(queries_BQD, self._patches_of(hidden_BSD), self.grid_P2)
 
+    def sharpen(
+        self, pixels: Tensor, queries_BQD: Tensor, points_BQVC: Tensor, coarse_BQVP: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`point`'s answer with that of `SharpPointer` for the naming queries, and the latter's logits (B, 2, V, P).
+
+        `pixels` as `normalise` gives them, of as many images as there are observations, or of one for each run of
+        equally many questions about it.
+        """
+        assert self.sharp is not None
+        scenes, named = len(pixels) // self.num_views, list(self.naming)
+        about = (scenes, -1)  # questions about one picture are asked together
+        queries = queries_BQD[:, named].flatten(0, 1).unflatten(0, about)
+        coarse = coarse_BQVP[:, named].flatten(0, 1).unflatten(0, about)
+        sharp, logits = self.sharp(pixels.unflatten(0, (scenes, self.num_views)), queries, coarse)
+        points_BQVC = points_BQVC.clone()
+        points_BQVC[:, named] = sharp.flatten(0, 1).unflatten(0, (-1, 2))
+        return points_BQVC, logits.flatten(0, 1).unflatten(0, (-1, 2))
+
     def forward(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Features:
         """Features of B observations. `token_mask_BT` is True on real tokens, which may be padded on either side."""
         b, q = len(images_BVHWC), self.num_queries
-        patches, deep = self._look(images_BVHWC)
+        pixels = self.normalise(images_BVHWC)
+        patches, deep = self._look(pixels)
         embed = self.vlm.model.get_input_embeddings()
         words = embed(token_ids_BT)
         queries = self.ask(words, token_mask_BT)
@@ -212,7 +211,9 @@ class Backbone(nn.Module):
         hidden = self.decode(embeds, self._mask(mask, embeds), positions if self.family.rope_3d else positions[0], deep)
         points = None
         if self.pointer is not None:
-            points, _ = self.point(hidden[-1], hidden[-1][:, -q:])
+            points, coarse = self.point(hidden[-1], hidden[-1][:, -q:])
+            if self.sharp is not None:
+                points, _ = self.sharpen(pixels, hidden[-1][:, -q:], points, coarse)
             points = torch.cat([points[..., :2], points[..., 2:].sigmoid()], -1).flatten(2)
         return Features(
             raw_BLND=torch.stack([self._patches_of(h).flatten(1, 2) for h in hidden], 1),
@@ -278,6 +279,8 @@ class Backbone(nn.Module):
             spec |= {"family": self.family_name, "image": encode(self.image), "layout": encode(self.layout)}
         if self.pointer is None:
             spec |= {"pointing": False, "told": self.told is not None}
+        if self.sharp is not None:
+            spec["sharp"] = True
         attention = self.vlm.config._attn_implementation
         if attention != ATTENTION.get(self.family_name, "sdpa"):
             spec["attention"] = attention

@@ -148,6 +148,7 @@ def _build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
         layout=decode(Layout, spec["layout"]) if "layout" in spec else None,
         pointing=spec.get("pointing", True),
         told=spec.get("told"),
+        sharp=spec.get("sharp", False),
     )
 
 

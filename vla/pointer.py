@@ -1,0 +1,102 @@
+"""Where the queries look, as image coordinates: over the decoder's patches, then again over the picture itself.
+
+A softmax over places and its expected coordinate (a soft argmax, as in Levine et al. 2016) learns positions in minutes
+where regression from a transformer's features takes hours (reference of the figures: BENCHMARKS.md).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+POINTER_WIDTH = 64
+STRIDE_PX = 4
+
+
+class Pointer(nn.Module):
+    """Where each query looks: per view, softmax over its patches -> expected coordinate, and whether it is in sight."""
+
+    def __init__(self, width: int, *, patch_half: float) -> None:
+        """`patch_half`: half a patch's side, where the image's is 2."""
+        super().__init__()
+        self.query = nn.Linear(width, POINTER_WIDTH)
+        self.key = nn.Linear(width, POINTER_WIDTH)
+        self.shift = nn.Linear(width, 2)
+        self.visible = nn.Linear(width, 1)
+        self.patch_half = patch_half
+
+    def forward(self, query_BQD: Tensor, patch_BVPD: Tensor, grid_P2: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (B, Q, V, 3) = x, y in [-1, 1] and a visibility logit, float32; attention logits (B, Q, V, P)."""
+        q, k = self.query(query_BQD), self.key(patch_BVPD)
+        logits = torch.einsum("bqd,bvpd->bqvp", q, k).float() * POINTER_WIDTH**-0.5
+        weight = logits.softmax(-1)
+        # Each patch may move its coordinate within (and a little beyond) itself: precision below the patch size.
+        at_BVP2 = grid_P2 + 1.5 * self.patch_half * torch.tanh(self.shift(patch_BVPD).float())
+        xy = torch.einsum("bqvp,bvpc->bqvc", weight, at_BVP2)
+        seen = torch.einsum("bqvp,bvpc->bqvc", weight, patch_BVPD.float()) + query_BQD.float()[:, :, None]
+        logit = F.linear(seen, self.visible.weight.float(), self.visible.bias.float())
+        return torch.cat([xy, logit], dim=-1), logits
+
+
+class SharpPointer(nn.Module):
+    """A second look at the picture, with the query in mind: as `Pointer`, over a convolution's cells of 4 pixels.
+
+    The patches that went through the language model know *what* is where, on a grid of 12 pixels; a small convolution
+    beside it knows *where* exactly. The coarse attention enters as a prior, so that it starts where the first look was.
+    """
+
+    grid_P2: Tensor
+
+    def __init__(self, width: int, *, image_size: int, side: int) -> None:
+        """`width` of the queries; `side` of the coarse grid. ValueError if the fine grid does not divide it evenly."""
+        super().__init__()
+        self.side = image_size // STRIDE_PX
+        if image_size % STRIDE_PX or self.side % side:
+            raise ValueError(f"a sharp pointer needs patches of a multiple of {STRIDE_PX} pixels, not {image_size}/{side}")
+        self.repeat = self.side // side
+        channels = POINTER_WIDTH
+        self.look = nn.Sequential(
+            nn.Conv2d(3, 24, 5, stride=2, padding=2),
+            nn.GELU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(48, channels, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 3, padding=2, dilation=2),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 3, padding=4, dilation=4),
+            nn.GELU(),
+        )
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.shift = nn.Conv2d(channels, 2, 1)
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, channels)
+        self.prior = nn.Parameter(torch.tensor(0.5))
+        self.visible = nn.Sequential(nn.Linear(width + channels, channels), nn.GELU(), nn.Linear(channels, 1))
+        axis = (torch.arange(self.side) + 0.5) / self.side * 2 - 1
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        self.register_buffer("grid_P2", torch.stack([x, y], -1).view(-1, 2), persistent=False)
+
+    def forward(self, pixels_BVCHW: Tensor, query_BQD: Tensor, coarse_BQVP: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Pointer`. `pixels_BVCHW` normalised images; `coarse_BQVP` its logits for the same queries."""
+        # float32 whatever autocast surrounds us: half precision would cost fractions of a pixel
+        with torch.autocast(pixels_BVCHW.device.type, enabled=False):
+            b, v = pixels_BVCHW.shape[:2]
+            seen = self.look(pixels_BVCHW.flatten(0, 1).float())
+            key_BVCP = self.key(seen).flatten(2).unflatten(0, (b, v))
+            shift_BVCP = torch.tanh(self.shift(seen)).flatten(2).unflatten(0, (b, v))
+            at_BVCP = self.grid_P2.T + (1.5 / self.side) * shift_BVCP
+            query = self.norm(query_BQD.float())
+            logits = torch.einsum("bqc,bvcp->bqvp", self.query(query), key_BVCP) * POINTER_WIDTH**-0.5
+            logits = logits + self.prior * self._finer(coarse_BQVP.float())
+            weight = logits.softmax(-1)
+            xy = torch.einsum("bqvp,bvcp->bqvc", weight, at_BVCP)
+            there = torch.einsum("bqvp,bvcp->bqvc", weight, seen.flatten(2).unflatten(0, (b, v)))
+            logit = self.visible(torch.cat([query[:, :, None].expand(-1, -1, v, -1), there], -1))
+            return torch.cat([xy, logit], -1), logits
+
+    def _finer(self, coarse_BQVP: Tensor) -> Tensor:
+        side = self.side // self.repeat
+        square = coarse_BQVP.unflatten(-1, (side, side))
+        return square.repeat_interleave(self.repeat, -1).repeat_interleave(self.repeat, -2).flatten(-2)
