@@ -116,6 +116,17 @@ class DemoSet:
         at = first[:, None] + np.arange(chunk_size)
         return self.action[np.minimum(at, last[:, None])], (at <= last[:, None]).astype(np.float32)
 
+    def summary(self, name: str) -> list[str]:
+        """What was found, for a console: one line for the numbers, one for the names."""
+        tasks = list(dict.fromkeys(self.instruction))
+        cameras = ", ".join(f"{camera} {image.shape[1]}x{image.shape[2]}" for camera, image in self.images.items())
+        where = "" if self.nbytes > self.proprio.nbytes + self.action.nbytes else ", left on disk"
+        said = f"'{tasks[0]}'" if len(tasks) == 1 else f"{len(tasks)} tasks"
+        return [
+            f"{name}: {len(self.episodes)} episodes, {self.num_frames} frames at {self.fps:g} Hz, {said}",
+            f"{name}: cameras {cameras}{where}; state {self.proprio.shape[1]}; action {', '.join(self.action_names)}",
+        ]
+
     def _numbers(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> NDArray[np.int64]:
         return np.arange(self.num_frames)[frames] if isinstance(frames, slice) else np.asarray(frames, np.int64)
 
@@ -185,6 +196,25 @@ def load_dataset(
         action_names=_names(features, ACTION),
         proprio_names=_names(features, PROPRIO),
     )
+
+
+def load_datasets(
+    roots: Sequence[str | os.PathLike[str]], cameras: Sequence[str] | None = None, *, lazy: bool | None = None
+) -> dict[str, DemoSet]:
+    """Several folders by the shortest names that tell them apart. An error names the folder when there are several."""
+    paths = [Path(root) for root in roots]
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [os.fspath(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError("a dataset is named twice")
+    found = {}
+    for name, path in zip(names, paths, strict=True):
+        try:
+            found[name] = load_dataset(path, cameras, lazy=lazy)
+        except ValueError as problem:
+            raise ValueError(f"{name}: {problem}" if len(paths) > 1 else str(problem)) from None
+    return found
 
 
 # ---------------------------------------------------------------------- what the folder says about itself

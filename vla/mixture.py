@@ -14,7 +14,7 @@ from torch import nn
 
 from vla.data import DemoSet
 from vla.model import VLA
-from vla.processor import Processor, ProcessorConfig
+from vla.processor import Processor, ProcessorConfig, plain_text
 from vla.train_config import TrainConfig
 from vla.types import ActionSpec
 
@@ -38,14 +38,15 @@ def build_vla(
     if isinstance(demos, Mapping):
         return _build_for_several(cfg, demos, backbone)
     cameras = cfg.cameras or tuple(demos.images)
+    backbone = _for_views(cfg, backbone, len(cameras))
     return VLA.build(
         cfg.model,
         stats=demos.stats(),
         action_spec=action_spec or demos.action_spec,
         cameras=cameras,
         image_size=cfg.image_size,
-        max_text_tokens=cfg.max_text_tokens,
-        backbone=_for_views(cfg, backbone, len(cameras)),
+        max_text_tokens=_room_for_text(cfg, backbone, [demos]),
+        backbone=backbone,
         seed=cfg.seed,
     )
 
@@ -107,7 +108,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
             proprio_dim=part.proprio.shape[1],
             action_names=part.action_names,
             image_size=cfg.image_size or backbone.image_size,
-            max_text_tokens=cfg.max_text_tokens,
+            max_text_tokens=_room_for_text(cfg, backbone, parts),
             control_hz=part.fps,
             proprio_slots=state_slots[i],
             proprio_width=state_width,
@@ -124,6 +125,14 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
         vla = VLA(cfg.model, backbone, processors[0])
     vla.members = dict(zip(demos, processors, strict=True))
     return vla
+
+
+def _room_for_text(cfg: TrainConfig, backbone: nn.Module, parts: Sequence[DemoSet]) -> int:
+    """Tokens of the longest instruction, if that is more than the recipe has room for."""
+    texts = {plain_text(text) for part in parts for text in part.instruction}
+    return max(
+        [cfg.max_text_tokens, *(len(backbone.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)]
+    )
 
 
 def _for_views(cfg: TrainConfig, backbone: nn.Module | None, views: int) -> nn.Module:

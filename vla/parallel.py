@@ -103,11 +103,16 @@ class _Processes(Team):
         self._accelerator.wait_for_everyone()
 
 
+def launched() -> tuple[int, int]:
+    """This process's rank and the number of processes, as the launcher's environment says."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def assemble(*, shard: bool, wrap: Sequence[type[nn.Module]] = (), unused: bool = False) -> Team:
     """The team that the launcher's environment (WORLD_SIZE) describes. `unused`: some parameters may get no gradient.
 
     `wrap`: kinds of layers that are sharded one by one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched()[1] > 1:
         return _Processes(shard=shard, wrap=wrap, unused=unused)
     return Team()

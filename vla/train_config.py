@@ -29,6 +29,7 @@ class TrainConfig:
     image_size: int | None = 84
     """Pixels of a view as it is stored and sent to the backbone, square; None: what the backbone reads."""
     max_text_tokens: int = 24
+    """Room for an instruction; more when the dataset's are longer."""
 
     steps: int = 1500
     batch_size: int = 64

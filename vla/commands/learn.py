@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -14,6 +14,7 @@ from vla.config import lookup
 from vla.quickstart import VALIDATION_SEED0, QuickstartConfig, quickstart
 
 if TYPE_CHECKING:
+    from vla.train_config import TrainConfig
     from vla.types import Policy
 
 
@@ -60,8 +61,8 @@ class Pretrain(Command):
 class Train(Command):
     """Train a policy on demonstrations (any LeRobotDataset v3 folder) by imitation."""
 
-    dataset: Path
-    """The dataset's folder."""
+    dataset: tuple[Path, ...]
+    """The dataset's folder; several make one policy for several robots."""
     out: Path = Path("runs/policy")
     recipe: str = "tabletop"
     """What the run is; `vla list recipes` names them. The flags below change it."""
@@ -72,34 +73,104 @@ class Train(Command):
     resume: bool = False
     """Continue the run in OUT, exactly."""
 
+    backbone: str | None = None
+    """Another vision-language model: a name, or a folder."""
+    tune: Literal["frozen", "lora", "full"] | None = None
+    """How much of it learns."""
+    cameras: tuple[str, ...] | None = None
+    """Which ones, in order; all of the dataset if not given."""
+    weights: tuple[float, ...] | None = None
+    """How often each of several datasets is drawn."""
+    chunk_size: int | None = None
+    accumulate: int | None = None
+    """Parts a batch is computed in, to save memory."""
+    augment: bool = False
+    """Random crops and colours; a frozen backbone then runs at every step."""
+    language: Path | None = None
+    """Folder of `vla ground-data`: keep a backbone that learns in practice with words."""
+    checkpointing: bool = False
+    """Recompute layers instead of keeping them."""
+    compile: bool = False
+    keep_features: bool = False
+    """A frozen backbone's features on disk in OUT instead of in memory."""
+    stream: bool | None = None
+    """Leave images on disk and decode them as needed; by default when they would fill half of the free memory."""
+    track: tuple[str, ...] = ()
+    """Besides OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    device: str = "auto"
+
     def run(self) -> int | None:
         from vla.recipes import RECIPES
 
         recipe = lookup(self.recipe, RECIPES, "recipe")
+        from vla.budget import estimate
         from vla.console import progress, say
-        from vla.data import load_dataset
+        from vla.console import stderr as console
+        from vla.data import load_datasets
         from vla.model import VLA
+        from vla.parallel import launched
         from vla.train import build_vla, train
 
-        changes = given(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
-        config = replace(recipe(), **changes)
-        demos = load_dataset(self.dataset, config.cameras)
+        config = self._config(recipe())
+        rank, processes = launched()
+        demos = load_datasets(self.dataset, config.cameras, lazy=self.stream)
         resuming = self.resume and (self.out / "config.json").exists()
-        model = VLA.load(self.out) if resuming else build_vla(config, demos)
+        model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
+        model.to(_device(self.device))
+        if rank == 0:
+            budget = estimate(config, model, demos, processes=processes)
+            for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
+                say(line)
+            if problem := budget.problem():
+                say(f"warning: {problem}")
+        quiet = rank > 0 or not console().is_terminal
         with progress("imitation", config.steps, unit="steps") as update:
 
             def show(state: Any) -> None:
                 loss = "encoding images" if state.loss is None else f"loss {state.loss:.4f}"
                 update(state.done, loss, total=state.total)
+                if quiet and state.stage == "train" and state.done % (10 * config.log_every) == 0:
+                    say(f"step {state.done} of {state.total}: {loss}, lr {state.lr:.2g}")
 
             report = train(config, model, demos, self.out, on_step=show, resume=self.resume)
         if report.interrupted:
             raise KeyboardInterrupt
-        say(f"policy after {report.step} steps in {self.out}")
+        if rank == 0:
+            say(f"policy after {report.step} steps in {self.out}")
         return None
+
+    def _config(self, config: TrainConfig) -> TrainConfig:
+        """The recipe with this command's changes."""
+        from vla.adapters import LoRAConfig
+        from vla.augment import AugmentConfig
+        from vla.cotrain import LanguageConfig
+
+        model = replace(config.model, **given(backbone=self.backbone, chunk_size=self.chunk_size))
+        if self.tune is not None:
+            adapters = (model.lora or LoRAConfig()) if self.tune == "lora" else None
+            model = replace(model, freeze_backbone=self.tune != "full", lora=adapters)
+        changes = given(
+            steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, cameras=self.cameras,
+            weights=self.weights, accumulate=self.accumulate, trackers=self.track or None,
+            augment=AugmentConfig() if self.augment else None,
+            language=None if self.language is None else LanguageConfig(data=str(self.language)),
+            checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
+            compile="inductor" if self.compile else None,
+        )  # fmt: skip
+        if self.backbone is not None:
+            changes["image_size"] = None  # the recipe's is that of its own backbone
+        return replace(config, model=model, **changes)
 
     def kept(self) -> str:
         return f"the last checkpoint stays in {self.out}; add --resume to continue"
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
