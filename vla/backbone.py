@@ -73,7 +73,9 @@ class Backbone(nn.Module):
         # off its plateau (80-100 mm) after this and after a heavier heat-map loss (BENCHMARKS.md).
         self.told = nn.Linear(self.width, self.width) if (pointing if told is None else told) else None
         self.pointer = Pointer(self.width, patch_half=1.0 / self.side) if pointing else None
-        self.sharp = SharpPointer(self.width, image_size=self.image_size, side=self.side) if sharp else None
+        self.sharp: SharpPointer | None = None
+        if sharp:
+            self.add_sharp()
         self.naming = (0, num_queries // 2)
         """The queries that pre-training taught to point at the named object and the named place."""
         self.point_dim = 3 * num_views if pointing else 0
@@ -101,7 +103,11 @@ class Backbone(nn.Module):
 
     def embed_images(self, images_BVHWC: Tensor) -> Tensor:
         """uint8 (B, V, H, W, 3) of any size -> patch embeddings (B, N, D) in the decoder's space."""
-        return self._look(self.normalise(images_BVHWC))[0]
+        return self.embed_pixels(self.normalise(images_BVHWC))
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """The same of images that `normalise` has seen."""
+        return self._look(pixels)[0]
 
     def normalise(self, images_BVHWC: Tensor) -> Tensor:
         """uint8 (B, V, H, W, 3) -> (B * V, 3, S, S) as the vision tower was trained, in the queries' precision."""
@@ -166,6 +172,11 @@ class Backbone(nn.Module):
         if self.pointer is None:
             raise ValueError("this backbone does not point; make it with pointing=True and train it")
         return self.pointer(queries_BQD, self._patches_of(hidden_BSD), self.grid_P2)
+
+    def add_sharp(self) -> None:
+        """Give the backbone an untrained second look, unless it has one."""
+        if self.sharp is None:
+            self.sharp = SharpPointer(self.width, image_size=self.image_size, side=self.side).to(self.queries.device)
 
     def sharpen(
         self, pixels: Tensor, queries_BQD: Tensor, points_BQVC: Tensor, coarse_BQVP: Tensor

@@ -53,7 +53,9 @@ class SharpPointer(nn.Module):
         super().__init__()
         self.side = image_size // STRIDE_PX
         if image_size % STRIDE_PX or self.side % side:
-            raise ValueError(f"a sharp pointer needs patches of a multiple of {STRIDE_PX} pixels, not {image_size}/{side}")
+            raise ValueError(
+                f"a sharp pointer needs patches of a multiple of {STRIDE_PX} pixels, not {image_size}/{side}"
+            )
         self.repeat = self.side // side
         channels = POINTER_WIDTH
         self.look = nn.Sequential(

@@ -48,6 +48,10 @@ class PretrainConfig:
     heatmap_weight: float = 1.0
     answer_weight: float = 0.3
     num_queries: int = 8
+    sharp: bool = True
+    """Teach the queries a second look, at the picture itself (`vla.pointer.SharpPointer`)."""
+    only_pointer: bool = False
+    """Train nothing but that second look, on a backbone that is otherwise finished."""
     seed: int = 0
     num_processes: int = 2
     """Data-parallel processes of one thread each: on small tensors they use two cores, two threads use 1.2."""
@@ -103,13 +107,14 @@ class Reader(nn.Module):
         return self.net(torch.cat([queries_BQD.float().flatten(1), points_BQE.float().flatten(1)], 1))
 
 
-def _pack(backbone: Backbone, images: Tensor, prompts: Tensor, answers: Tensor) -> tuple[tuple[Tensor, ...], int]:
-    """Hidden states of packed sequences; prompts (B, Kp, Tp), answers (B, Ka, Ta). Also the prefix length N."""
+def _pack(backbone: Backbone, pixels: Tensor, prompts: Tensor, answers: Tensor) -> tuple[tuple[Tensor, ...], int]:
+    """Hidden states of packed sequences; `pixels` normalised, prompts (B, Kp, Tp), answers (B, Ka, Ta). Also the
+    prefix length N."""
     b, kp, tp = prompts.shape
     ka, ta = answers.shape[1:]
     n, q = backbone.num_patches, backbone.num_queries
     embed = backbone.vlm.model.get_input_embeddings()
-    patches = backbone.embed_images(images)
+    patches = backbone.embed_pixels(pixels)
     words = embed(prompts)
     point_segments = torch.cat([words, backbone.ask(words, prompts > 0)], 2).flatten(1, 2)
     embeds = torch.cat([patches, point_segments.to(patches.dtype), embed(answers).flatten(1, 2).to(patches.dtype)], 1)
@@ -148,24 +153,56 @@ def _heatmap_loss(logits_BVP: Tensor, uv_BV3: Tensor, grid_P2: Tensor, sigma: fl
     return (loss * seen).sum() / seen.sum().clamp(min=1)
 
 
-def pointing_loss(
-    backbone: Backbone, reader: Reader, hidden: Tensor, queries: Tensor, points: Tensor, grip: Tensor, weight: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of B questions. `hidden` (B, >=N, D) final states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN
-    where nothing is named; query 0 points at the object, query Q/2 at the place, the others where they like."""
-    half = backbone.num_queries // 2
-    pointed, logits = backbone.point(hidden, queries)
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for k, query in enumerate((0, half)):
+def _look_loss(
+    pointed_B2VC: Tensor,
+    logits_B2VP: Tensor,
+    points: Tensor,
+    grid_P2: Tensor,
+    *,
+    spread: float,
+    beta: float,
+    weight: float,
+) -> Tensor:
+    """Of one look of the naming queries: attention near the point, coordinate on it, and whether it is in sight."""
+    total = pointed_B2VC.new_zeros((), dtype=torch.float32)
+    for k in range(2):
         named = ~points[:, k, 0].isnan()
         if not named.any():
             continue
         uv = points[named, k, 3:].unflatten(1, (-1, 3))
         seen = uv[..., 2] > 0.5
-        total = total + weight * _heatmap_loss(logits[named, query], uv, backbone.grid_P2, 1.0 / backbone.side)
-        error = F.smooth_l1_loss(pointed[named, query, :, :2], uv[..., :2], beta=0.1, reduction="none").sum(-1)
-        total = total + (error * seen).sum() / seen.sum().clamp(min=1)
-        total = total + 0.1 * F.binary_cross_entropy_with_logits(pointed[named, query, :, 2], uv[..., 2])
+        total = total + weight * _heatmap_loss(logits_B2VP[named, k], uv, grid_P2, spread)
+        error = F.smooth_l1_loss(pointed_B2VC[named, k, :, :2], uv[..., :2], beta=beta, reduction="none").sum(-1)
+        total = total + 0.1 / beta * (error * seen).sum() / seen.sum().clamp(min=1)
+        total = total + 0.1 * F.binary_cross_entropy_with_logits(pointed_B2VC[named, k, :, 2], uv[..., 2])
+    return total
+
+
+def pointing_loss(
+    backbone: Backbone,
+    reader: Reader,
+    pixels: Tensor,
+    hidden: Tensor,
+    queries: Tensor,
+    points: Tensor,
+    grip: Tensor,
+    weight: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of B questions. `pixels` of the scenes they are about, each asked equally often; `hidden` (B, >=N, D) final
+    states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where nothing is named; query 0 points at the
+    object, query Q/2 at the place, the others where they like."""
+    naming = list(backbone.naming)
+    pointed, logits = backbone.point(hidden, queries)
+    side = backbone.side
+    total = _look_loss(
+        pointed[:, naming], logits[:, naming], points, backbone.grid_P2, spread=1.0 / side, beta=0.1, weight=weight
+    )
+    if backbone.sharp is not None:
+        pointed, logits = backbone.sharpen(pixels, queries, pointed, logits)
+        side, grid = backbone.sharp.side, backbone.sharp.grid_P2
+        total = total + _look_loss(
+            pointed[:, naming], logits, points, grid, spread=1.3 / side, beta=0.03, weight=weight
+        )
     read = reader(queries, torch.cat([pointed[..., :2], pointed[..., 2:].sigmoid()], -1).flatten(2))
     xyz = points[:, :, :3]
     goal = torch.cat([xyz[:, 0], xyz[:, 0] - grip, xyz[:, 1], xyz[:, 1] - grip], 1) / 0.1
@@ -194,12 +231,13 @@ def evaluate(backbone: Backbone, reader: Reader, data: GroundingSet, rows: np.nd
         index = torch.from_numpy(part)
         with torch.autocast("cpu", torch.bfloat16):
             prompts, answers = data.prompts[index], data.answers[index]
-            hidden, n = _pack(backbone, torch.from_numpy(data.images[np.sort(part)]), prompts, answers)
+            pixels = backbone.normalise(torch.from_numpy(data.images[np.sort(part)]))
+            hidden, n = _pack(backbone, pixels, prompts, answers)
             kp, q = prompts.shape[1], backbone.num_queries
             patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
             grip = data.grip[index].repeat_interleave(kp, 0)
             labels = data.points[index][:, :kp].flatten(0, 1)
-            _, info = pointing_loss(backbone, reader, patches, queries, labels, grip, 0.0)
+            _, info = pointing_loss(backbone, reader, pixels, patches, queries, labels, grip, 0.0)
             tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, answers.shape[1:])
             guess = backbone.vlm.lm_head(tail).argmax(-1)
         miss.append(info["miss_mm"])
@@ -258,11 +296,11 @@ def pretrain(
     out: Path,
     *,
     on_step: Callable[[dict[str, float]], None] | None = None,
-    initial: Path | None = None,
+    initial: Path | str | None = None,
 ) -> dict[str, float]:
     """Train the tiny backbone on a grounding set; writes a backbone folder to `out` and returns held-out figures.
 
-    `initial`: start from this backbone folder instead of from random weights.
+    `initial`: start from this backbone, a name or a folder, instead of from random weights.
     """
     if config.batch_scenes % config.num_processes:
         raise ValueError(f"batch_scenes {config.batch_scenes} must be a multiple of {config.num_processes} processes")
@@ -290,7 +328,7 @@ def _run(
     data_folder: Path,
     out: Path,
     store: str,
-    initial: Path | None,
+    initial: Path | str | None,
     on_step: Callable[[dict[str, float]], None] | None,
 ) -> dict[str, float]:
     """One rank's training loop."""
@@ -299,16 +337,27 @@ def _run(
     if initial is None:
         data = GroundingSet(data_folder)
         backbone = Backbone(
-            build_tiny(len(data.tokenizer), config.seed), data.tokenizer, num_queries=config.num_queries, num_views=2
+            build_tiny(len(data.tokenizer), config.seed),
+            data.tokenizer,
+            num_queries=config.num_queries,
+            num_views=2,
+            sharp=config.sharp,
         )
     else:
         from vla.backbone import load_backbone
 
         backbone = load_backbone(str(initial))
         data = GroundingSet(data_folder, backbone.tokenizer)
+        if config.sharp:
+            backbone.add_sharp()
     backbone.train()
     reader = Reader(backbone.width, config.num_queries, backbone.point_dim)
-    parameters = [*backbone.parameters(), *reader.parameters()]
+    if config.only_pointer:
+        if backbone.sharp is None:
+            raise ValueError("only_pointer trains the second look: leave sharp on")
+        backbone.requires_grad_(False)
+        backbone.sharp.requires_grad_(True)
+    parameters = [p for p in (*backbone.parameters(), *reader.parameters()) if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95))
     rng = np.random.default_rng([config.seed, rank])
     batch = config.batch_scenes // config.num_processes
@@ -378,11 +427,13 @@ def scene_loss(
     device = backbone.queries.device
     prompts, answers, labels = prompts.to(device), answers.to(device), labels.to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        hidden, n = _pack(backbone, torch.from_numpy(data.images[rows]).to(device), prompts, answers)
+        pixels = backbone.normalise(torch.from_numpy(data.images[rows]).to(device))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not config.only_pointer):
+            hidden, n = _pack(backbone, pixels, prompts, answers)
         patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
         points = data.points[index[:, None], pick_p].flatten(0, 1).to(device)
         grip = data.grip[index].repeat_interleave(kp, 0).to(device)
-        loss, info = pointing_loss(backbone, reader, patches, queries, points, grip, config.heatmap_weight)
+        loss, info = pointing_loss(backbone, reader, pixels, patches, queries, points, grip, config.heatmap_weight)
         tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, (ka, ANSWER_TOKENS))
         counted = labels != _IGNORE
         logits = backbone.vlm.lm_head(tail[counted])
@@ -399,25 +450,30 @@ def scene_loss(
 def inspect(backbone: Backbone, data: GroundingSet) -> dict[str, float]:
     """What a finished backbone sees in a grounding set, without the pre-training reader.
 
-    Median distance between where it points and the named object, in pixels of the front camera's 84, and the share of
-    yes/no questions answered right.
+    Distance (median, and what nine in ten keep within) between where it points and the named object, in pixels of the
+    front camera's 84, and the share of yes/no questions answered right.
     """
     backbone.eval()
     distances, right = [], []
     for part in np.array_split(np.arange(len(data)), max(1, len(data) // 64)):
         index = torch.from_numpy(part)
         prompts, answers = data.prompts[index], data.answers[index]
-        hidden, n = _pack(backbone, torch.from_numpy(data.images[part]), prompts, answers)
+        pixels = backbone.normalise(torch.from_numpy(data.images[part]))
+        hidden, n = _pack(backbone, pixels, prompts, answers)
         kp, q = prompts.shape[1], backbone.num_queries
         patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
-        points, _ = backbone.point(patches, queries)
+        points, coarse = backbone.point(patches, queries)
+        if backbone.sharp is not None:
+            points, _ = backbone.sharpen(pixels, queries, points, coarse)
         truth = data.points[index][:, :kp, 0, 3:6].flatten(0, 1)
         seen = truth[:, 2] > 0.5
         distances.append((points[:, 0, 0, :2] - truth[:, :2]).norm(dim=1)[seen] * backbone.image_size / 2)
         tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, answers.shape[1:])
         guess, labels = backbone.vlm.lm_head(tail[:, 0]).argmax(-1), data.labels[index][:, 0]
         right.append(((guess == labels) | (labels == _IGNORE)).all(-1).float())
+    distance = torch.cat(distances)
     return {
-        "point_error_px": torch.cat(distances).median().item(),
+        "point_error_px": distance.median().item(),
+        "point_error_px_p90": distance.quantile(0.9).item(),
         "yes_no_accuracy": torch.cat(right).mean().item(),
     }

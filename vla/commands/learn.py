@@ -39,6 +39,10 @@ class Pretrain(Command):
     """Wall-clock budget; the learning rate decays to its end."""
     steps: int | None = None
     """Stop after so many steps, if that is sooner."""
+    initial: str | None = None
+    """Go on from this backbone (a name or a folder) instead of from random weights."""
+    only_pointer: bool = False
+    """Train only the second look of `initial`, at the picture itself; all else stays."""
     seed: int = 0
 
     def run(self) -> None:
@@ -46,10 +50,17 @@ class Pretrain(Command):
         from vla.console import stdout as results
         from vla.pretrain import PretrainConfig, pretrain
 
-        config = replace(PretrainConfig(), **given(minutes=self.minutes, max_steps=self.steps, seed=self.seed))
+        if self.only_pointer and self.initial is None:
+            raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
+        config = PretrainConfig(only_pointer=self.only_pointer)
+        config = replace(config, **given(minutes=self.minutes, max_steps=self.steps, seed=self.seed))
         with progress("pre-training", self.steps, unit="steps") as update:
             figures = pretrain(
-                config, self.data, self.out, on_step=lambda row: update(row.get("step", 0), f"loss {row['loss']:.3f}")
+                config,
+                self.data,
+                self.out,
+                on_step=lambda row: update(row.get("step", 0), f"loss {row['loss']:.3f}"),
+                initial=self.initial,
             )
         results().print(table("held-out scenes", ("figure", "value"), list(figures.items())))
 
