@@ -192,7 +192,7 @@ class Backbone(nn.Module):
         queries = queries_BQD[:, named].flatten(0, 1).unflatten(0, about)
         coarse = coarse_BQVP[:, named].flatten(0, 1).unflatten(0, about)
         sharp, logits = self.sharp(pixels.unflatten(0, (scenes, self.num_views)), queries, coarse)
-        points_BQVC = points_BQVC.clone()
+        points_BQVC = points_BQVC.float().clone()  # xy are float32 already; the visibility may be half
         points_BQVC[:, named] = sharp.flatten(0, 1).unflatten(0, (-1, 2))
         return points_BQVC, logits.flatten(0, 1).unflatten(0, (-1, 2))
 
