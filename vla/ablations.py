@@ -13,6 +13,8 @@ from typing import Any
 from vla.bridge import BridgeConfig
 from vla.model import VLAConfig
 
+_LEAN: dict[str, Any] = {"grouped": True, "shared_projections": True, "ffn_multiple": 1}
+
 
 def bridge(model: VLAConfig) -> VLAConfig:
     """The model itself: raw tokens and queries of every layer."""
@@ -44,6 +46,17 @@ def half_the_layers(model: VLAConfig) -> VLAConfig:
     return _with(model, taps="every:2")
 
 
+def lean(model: VLAConfig) -> VLAConfig:
+    """The same width and depth with `lean_bridge`'s fewer weights: what large backbones are given."""
+    return _with(model, **_LEAN)
+
+
+def lean_bridge(width: int = 896, heads: int = 8, **changes: Any) -> BridgeConfig:
+    """The bridge for a backbone of Qwen2.5-0.5B's size: grouped keys and values everywhere, shared projections, a
+    feed-forward no wider than the latent. Its gates start open, as on our suites."""
+    return BridgeConfig(**{**_LEAN, "width": width, "heads": heads, "gate_init": 1.0, "point_stem": False, **changes})
+
+
 def frozen(model: VLAConfig) -> VLAConfig:
     """The backbone as it was pre-trained, no adapters."""
     return replace(model, freeze_backbone=True, lora=None)
@@ -71,6 +84,7 @@ ABLATIONS: dict[str, Callable[[VLAConfig], VLAConfig]] = {
     "raw-only": raw_only,
     "queries-only": queries_only,
     "half-the-layers": half_the_layers,
+    "lean": lean,
     "frozen": frozen,
     "trained": trained,
     "no-language": no_language,

@@ -8,6 +8,8 @@ image coordinates, because a policy needs positions, and reading them from froze
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,7 @@ class Backbone(nn.Module):
         kinds = getattr(text, "layer_types", None) or []
         self._window: int | None = text.sliding_window if "sliding_attention" in kinds else None
         self._by_kind = bool(kinds)
+        self._layers_run = self.num_layers
         self.queries = nn.Parameter(torch.randn(num_queries, self.width) * 0.02)
         # Queries start from the instruction's words, few among a hundred patches. Not ablated: pre-training came
         # off its plateau (80-100 mm) after this and after a heavier heat-map loss (BENCHMARKS.md).
@@ -157,15 +160,31 @@ class Backbone(nn.Module):
             at_S = torch.zeros(s, dtype=torch.bool, device=embeds_BSD.device)
             self._patches_of(at_S[None, :, None])[:] = True  # a view: marks the patches' places
             extra = {"visual_pos_masks": at_S.expand(b, -1), "deepstack_visual_embeds": [d.flatten(0, 1) for d in deep]}
-        out = decoder_of(self.vlm, self.family)(
-            inputs_embeds=embeds_BSD,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-            output_hidden_states=True,
-            **extra,
-        )
-        return out.hidden_states[1:]
+        decoder = decoder_of(self.vlm, self.family)
+        with _first_layers(decoder, self._layers_run) as hidden:
+            out = decoder(
+                inputs_embeds=embeds_BSD,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+                output_hidden_states=True,
+                **extra,
+            )
+            hidden = out.hidden_states[1:]
+        return tuple(hidden)
+
+    def stop_after(self, layers: int) -> None:
+        """Run only the decoder's first `layers` layers: what a bridge needs whose taps lie there.
+
+        A backbone that points runs all of them, since the pointer reads the last; so does one that adds image features
+        between layers (Qwen3-VL).
+        """
+        if not 1 <= layers <= self.num_layers:
+            raise ValueError(f"stop_after takes 1..{self.num_layers} layers, got {layers}")
+        if self.pointer is None and not hasattr(
+            getattr(self.vlm.config, "vision_config", None), "deepstack_visual_indexes"
+        ):
+            self._layers_run = layers
 
     def point(self, hidden_BSD: Tensor, queries_BQD: Tensor) -> tuple[Tensor, Tensor]:
         """`Pointer` on the decoder's last layer: points (B, Q, V, 3) and logits (B, Q, V, P)."""
@@ -309,6 +328,38 @@ class Backbone(nn.Module):
         save_tensors(folder / WEIGHTS_FILE, tensors, {})
         save_json(folder / SPEC_FILE, self.to_spec())
         self.tokenizer.save_pretrained(folder)
+
+
+class _Enough(Exception):
+    """The decoder has run as far as it is needed."""
+
+
+@contextmanager
+def _first_layers(decoder: nn.Module, layers: int) -> Iterator[list[Tensor]]:
+    """Ends the decoder's forward pass, made within, after so many layers; the list receives their outputs.
+
+    Nothing happens when that is all of them.
+    """
+    kept: list[Tensor] = []
+    if layers >= len(decoder.layers):
+        yield kept
+        return
+
+    def keep(_module: nn.Module, _inputs: object, out: Any) -> None:
+        kept.append(out if isinstance(out, Tensor) else out[0])
+
+    def stop(_module: nn.Module, _inputs: object) -> None:
+        raise _Enough
+
+    hooks = [layer.register_forward_hook(keep) for layer in decoder.layers[:layers]]
+    hooks.append(decoder.layers[layers].register_forward_pre_hook(stop))
+    try:
+        yield kept
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _portable(config: Any) -> Any:

@@ -127,7 +127,8 @@ def _observation(batch: int) -> Any:
 
 
 def bench_model() -> list[Row]:
-    """The default policy on this machine's CPU: decisions/s at batch 1 and 24 (a decision is a chunk of 8 actions)."""
+    """The default policy on this machine's CPU: decisions/s at batch 1 and 24 (a decision is a chunk of 8 actions); one
+    decision beside a naive call; and the bridge beside the released Pro block at the released size. About a minute."""
     import torch
 
     torch.set_num_threads(1)
@@ -143,7 +144,11 @@ def bench_model() -> list[Row]:
         once()
         rates[batch] = _best_rate(once)
     config = "embedded backbone, 2 cameras of 84 px, fp32, 1 thread"
+    from vla.bench_model import call_rows, head_rows
+
     return [
+        *call_rows(_row, policy, _observation(1)),
+        *head_rows(_row),
         _row("replans, batch 1", rates[1], "replans/s", config=config),
         _row("actions, batch 1", 8 * rates[1], "actions/s", config=config),
         _row("replans, batch 24", rates[24], "replans/s", config=config, baseline="batch 1", base=rates[1]),

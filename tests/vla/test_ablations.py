@@ -74,3 +74,28 @@ def test_a_released_policy_has_no_bridge_to_vary():
         ABLATIONS["raw-only"](replace(BASE, bridge=FaithfulConfig("pro")))
     config = replace(BASE, bridge=FaithfulConfig("pro", width=16, num_blocks=2))
     assert decode(VLAConfig, encode(config)) == config
+
+
+def test_a_bridge_on_the_first_layers_stops_the_decoder_there(tmp_path):
+    def build(taps, pointing):
+        tokenizer = train_tokenizer(["pick up the red cube", "pick up the green cube"] * 3, vocab_size=300)
+        torch.manual_seed(0)
+        backbone = Backbone(build_tiny(len(tokenizer)), tokenizer, num_queries=4, num_views=2, pointing=pointing)
+        config = replace(BASE, bridge=replace(BASE.bridge, taps=taps))
+        vla = VLA.build(config, stats=toy_stats(), action_spec=SPEC, cameras=CAMERAS, backbone=backbone).eval()
+        ran = []
+        for layer in backbone.vlm.model.language_model.layers:
+            layer.register_forward_hook(lambda *_: ran.append(1))
+        return vla, ran
+
+    whole, ran_whole = build(None, False)
+    early, ran_early = build("first:2", False)
+    inp = whole.processor.prepare(toy_observation(batch=2, size=84))
+    a, b = whole.encode(inp), early.encode(inp)
+    assert len(ran_whole) == 4 and len(ran_early) == 2 and b.raw_BLND.shape[1] == 2
+    assert torch.equal(a.raw_BLND[:, :2], b.raw_BLND) and torch.equal(a.queries_BLQD[:, :2], b.queries_BLQD)
+    early.save(tmp_path)
+    np.testing.assert_array_equal(VLA.load(tmp_path).predict(inp), early.predict(inp))
+    pointing, ran = build("first:2", True)  # the pointer reads the last layer
+    pointing.encode(inp)
+    assert len(ran) == 4
