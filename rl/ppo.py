@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class PPOConfig:
     critic_warmup: int = 4
     """First updates that train the critic alone: advantages of a random critic would destroy the imitation policy."""
     max_grad_norm: float = 0.5
+    anneal_updates: int = 0
+    """Over so many updates learning rate and noise shrink to the fractions below (0: they stay). Near success most of
+    what is left of a gradient is noise, and most failures are the exploration's own."""
+    lr_final: float = 0.1
+    std_final: float = 0.5
     bc_coef: float = 0.0
     """Weight of the KL divergence towards the imitation mean (0: no reference is computed)."""
 
@@ -88,6 +94,7 @@ class PPO:
         returns, metrics = self.estimate(buffer)
         if self.num_updates >= self.config.critic_warmup:
             metrics |= self._improve_policy(buffer)
+            self._anneal()
         metrics |= self._fit_critic(buffer, returns)
         metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())
         self.num_updates += 1
@@ -171,6 +178,18 @@ class PPO:
             "policy_steps": float(len(history)),
             "first_log_ratio": first_log_ratio,
         }
+
+    @torch.no_grad()
+    def _anneal(self) -> None:
+        """One update further: the rate follows from the count of updates, the spread moves with what it has learnt."""
+        config = self.config
+        if not self.num_updates < config.anneal_updates:
+            return
+        left = 1.0 - (self.num_updates + 1) / config.anneal_updates
+        for group, lr in zip(self.policy_optimiser.param_groups, (config.lr, config.log_std_lr), strict=True):
+            group["lr"] = lr * (config.lr_final + (1.0 - config.lr_final) * left)
+        self.actor.log_std.add_(math.log(config.std_final) / config.anneal_updates)
+        self.actor.clamp_std()
 
     def _fit_critic(self, buffer: RolloutBuffer, returns: Tensor) -> dict[str, float]:
         # its own loop: it gathers no features, and a KL stop of the policy is no reason to stop learning values
