@@ -254,3 +254,18 @@ def test_evaluation_seeds_are_refused_for_training(cloned):
     with pytest.raises(ValueError, match="evaluation"):
         learner, collector, _ = setup(cloned)
         Collector(learner.actor, collector.env, generator=torch.Generator(), train_seeds=(0, 6_000_000))
+
+
+def test_rate_and_noise_shrink_over_the_stated_updates(cloned):
+    annealed = {"anneal_updates": 6, "lr": 1e-3, "lr_final": 0.1, "std_final": 0.5, "log_std_lr": 0.0}
+    learner, collector, buffer = setup(cloned, critic_warmup=2, **annealed)
+    before = learner.actor.log_std.detach().exp()
+    rates = []
+    for _ in range(8):
+        buffer.clear()
+        collector.collect(buffer)
+        learner.update(buffer)
+        rates.append(learner.policy_optimiser.param_groups[0]["lr"])
+    assert rates[:2] == [1e-3, 1e-3], "nothing shrinks while only the critic learns"
+    assert rates[1:6] == sorted(rates[1:6], reverse=True) and rates[5:] == [pytest.approx(1e-4)] * 3
+    assert torch.allclose(learner.actor.log_std.detach().exp(), before * 0.5 ** (4 / 6), atol=1e-5)
