@@ -33,7 +33,7 @@ def tabletop_pick() -> RunnerConfig:
             minibatch_size=240,
             clip=0.2,
             kl_stop=0.08,
-            anneal_updates=140,
+            anneal_updates=125,
             gamma=0.97,
             lam=0.9,
             # Success is counted within the horizon, and the critic sees the clock: running out of time is a failure,

@@ -204,6 +204,7 @@ class VLA(nn.Module):
     def _new_refiner(self, width: int) -> Refiner:
         return Refiner(
             latent_width=self.bridge.width,
+            point_width=self.backbone.num_queries * self.backbone.point_dim,
             proprio_dim=self.bridge.proprio_dim,
             action_dim=self.action_dim,
             width=width,

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from vla.bridge import Bridge
 from vla.features import Features
 
+POINT_SCALE = 2.0
+"""Coordinates span [-1, 1], and a tenth of that matters: brought nearer to the unit variance of the others."""
 Index = Tensor | NDArray[np.int64] | Sequence[int] | slice
 
 
@@ -31,16 +33,21 @@ class Latents:
     """The bridge's action latent."""
     stem_BD: Tensor
     """The bridge's view of the pointed coordinates; zeros for a backbone that does not point."""
+    points_BE: Tensor
+    """The pointed coordinates themselves (E = 0 without): imitation from few demonstrations keeps only part of them."""
 
     @staticmethod
     def of(bridge: Bridge, features: Features, proprio_BP: Tensor) -> Latents:
         """Everything upstream of the head, for these features."""
         latent_BCD = bridge(features, proprio_BP)
+        batch = len(latent_BCD)
+        points = latent_BCD.new_zeros(batch, 0)
+        if features.points_BQE is not None:
+            points = features.points_BQE.flatten(1).to(latent_BCD)
         stem = getattr(bridge, "embed_points", None)
-        if stem is None or features.points_BQE is None:
-            return Latents(latent_BCD, torch.zeros_like(latent_BCD[:, 0]))
-        points = torch.cat([features.points_BQE.flatten(1).to(latent_BCD), proprio_BP.to(latent_BCD)], 1)
-        return Latents(latent_BCD, stem(points))
+        if stem is None or not points.shape[1]:
+            return Latents(latent_BCD, latent_BCD.new_zeros(batch, latent_BCD.shape[-1]), points)
+        return Latents(latent_BCD, stem(torch.cat([points, proprio_BP.to(latent_BCD)], 1)), points)
 
     @property
     def batch_size(self) -> int:
@@ -50,7 +57,7 @@ class Latents:
         """The observations in `index`, in that order."""
         if not isinstance(index, slice):
             index = torch.as_tensor(index, dtype=torch.int64, device=self.latent_BCD.device)
-        return Latents(self.latent_BCD[index], self.stem_BD[index])
+        return Latents(*(tensor[index] for tensor in self.tensors().values()))
 
     def float(self) -> Latents:
         return self
@@ -68,16 +75,16 @@ class Latents:
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for whoever checks them."""
-        return {"latent_BCD": self.latent_BCD, "stem_BD": self.stem_BD}
+        return {"latent_BCD": self.latent_BCD, "stem_BD": self.stem_BD, "points_BE": self.points_BE}
 
 
 class Refiner(nn.Module):
-    """(latent, pointed stem, proprio) -> what to add to the head's normalised actions. Exactly 0 until trained."""
+    """(latent, pointed coordinates, proprio) -> what to add to the head's actions. Exactly 0 until trained."""
 
-    def __init__(self, *, latent_width: int, proprio_dim: int, action_dim: int, width: int) -> None:
+    def __init__(self, *, latent_width: int, point_width: int, proprio_dim: int, action_dim: int, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(2 * latent_width + proprio_dim, width),
+            nn.Linear(2 * latent_width + point_width + proprio_dim, width),
             nn.GELU(),
             nn.Linear(width, width),
             nn.GELU(),
@@ -90,5 +97,6 @@ class Refiner(nn.Module):
     def forward(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
         """(B, C, A) to add to the normalised action, float32. One network for all steps of the chunk."""
         latent_BCD = F.layer_norm(latents.latent_BCD, latents.latent_BCD.shape[-1:])
-        shared_BS = torch.cat([F.layer_norm(latents.stem_BD, latents.stem_BD.shape[-1:]), proprio_BP], -1)
+        stem_BD = F.layer_norm(latents.stem_BD, latents.stem_BD.shape[-1:])
+        shared_BS = torch.cat([stem_BD, latents.points_BE * POINT_SCALE, proprio_BP], -1)
         return self.net(torch.cat([latent_BCD, shared_BS[:, None].expand(-1, latent_BCD.shape[1], -1)], -1))
