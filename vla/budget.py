@@ -121,7 +121,8 @@ def _kept(cfg: TrainConfig, vla: VLA, source: LiveDemos) -> tuple[int, int, int]
             if vla.backbone_learns:
                 return one, two, 0
             with torch.no_grad():
-                return one, two, vla.encode(batches[0].seen).to(dtype=torch.float16).nbytes
+                features = vla.encode(batches[0].seen).to(dtype=torch.float16)
+            return one, two, features.nbytes - features.coords_NE.nbytes
     finally:
         vla.train(was_training)
 

@@ -19,6 +19,7 @@ class Metrics:
 
     def __init__(self, out: Path, trackers: tuple[str, ...] = (), *, first_step: int = 0, config: Any = None) -> None:
         """`first_step`: of a resumed run; what was logged after it is dropped, for it will be logged again."""
+        out.mkdir(parents=True, exist_ok=True)
         keep_metrics(out / METRICS, first_step)
         opened = [lookup(name, TRACKERS, "tracker")(out, config, first_step) for name in trackers]
         self._logs, self._closes = [log for log, _ in opened], [close for _, close in opened]

@@ -6,7 +6,6 @@ black in its views, and masked in its loss. Each keeps its own normalisation, wh
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -136,16 +135,7 @@ def _room_for_text(cfg: TrainConfig, backbone: nn.Module, parts: Sequence[DemoSe
 
 
 def _for_views(cfg: TrainConfig, backbone: nn.Module | None, views: int) -> nn.Module:
-    """The backbone, made to read so many camera views. Its weights do not depend on their number."""
+    """The backbone given, or the recipe's, made to read so many camera views."""
     from vla.backbone import load_backbone
 
-    if backbone is not None:
-        return backbone
-    backbone = load_backbone(cfg.model.backbone)
-    if getattr(backbone, "num_views", views) == views:
-        return backbone
-    with tempfile.TemporaryDirectory() as folder:
-        backbone.tokenizer.save_pretrained(folder)
-        again = load_backbone({**backbone.to_spec(), "num_views": views, "tokenizer": folder})
-    again.load_state_dict(backbone.state_dict())
-    return again.eval()
+    return load_backbone(cfg.model.backbone, num_views=views) if backbone is None else backbone

@@ -240,8 +240,17 @@ class VLA(nn.Module):
         """Parameters an optimiser should own."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def save(self, folder: str | os.PathLike[str], *, trainer_state: Mapping[str, Any] | None = None) -> None:
-        """A self-contained checkpoint: weights with the backbone's, statistics, tokenizer. Loads without a network."""
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        trainer_state: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """A self-contained checkpoint: weights with the backbone's, statistics, tokenizer. Loads without a network.
+
+        `tensors`: the state to write, where this process holds only shards of it.
+        """
         save_checkpoint(
             folder,
             config={
@@ -250,7 +259,7 @@ class VLA(nn.Module):
                 "backbone": self.backbone.to_spec(),
                 "members": {name: _encode_processor(one) for name, one in self.members.items()},
             },
-            tensors=self.state_dict(),
+            tensors=self.state_dict() if tensors is None else tensors,
             stats=self.processor.stats.to_dict(),
             trainer_state=trainer_state,
             files=_tokenizer_files(self.backbone.tokenizer),

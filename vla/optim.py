@@ -39,7 +39,7 @@ def parameter_groups(objective: nn.Module, cfg: TrainConfig) -> tuple[list[dict[
 
 def average_into(average: list[Tensor], parameters: Sequence[Tensor], decay: float) -> None:
     """Exponential moving average, in place."""
-    torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+    torch._foreach_lerp_(average, list(parameters), 1 - decay)
 
 
 def copy_into(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:

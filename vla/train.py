@@ -31,7 +31,7 @@ from vla.metrics import METRICS, Metrics
 from vla.mixture import build_vla, members_of
 from vla.model import VLA
 from vla.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
-from vla.parallel import assemble
+from vla.parallel import assemble, held, load_model, load_optimiser, part_of, whole
 from vla.process import Stop, idle_cores, restored_threads, stop_signals
 from vla.processor import ModelInput, Processor
 from vla.source import Ahead, Batch, LiveDemos, Source, join
@@ -127,9 +127,7 @@ class _Run:
         self.data = hashlib.blake2b("".join(map(_fingerprint, demos.values())).encode(), digest_size=16).hexdigest()
         if len(demos) == 1:
             self.data = _fingerprint(next(iter(demos.values())))
-        self.team = assemble(
-            shard=cfg.shard, wrap=[type(block) for block in vla.bridge.blocks[:1]], unused=vla.backbone_learns
-        )
+        self.team = assemble(shard=cfg.shard, unused=vla.backbone_learns)
         if cfg.batch_size % (self.team.size * cfg.accumulate):
             raise ValueError(
                 f"batch_size {cfg.batch_size} does not divide among {self.team.size} processes x {cfg.accumulate} parts"
@@ -138,11 +136,11 @@ class _Run:
         language = None if cfg.language is None else LanguageTask(cfg.language, vla.backbone, seed=cfg.seed)
         self.objective = Objective(vla, language)
         self.team.place(self.objective)
+        self.wrapped = self.team.wrap(self.objective)
         groups, self.scales = parameter_groups(self.objective, cfg)
         self.optimiser = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas)
-        self.wrapped = self.team.prepare(self.objective, self.optimiser)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters] if cfg.ema_decay else None
+        self.average = [p.clone() for p in held(self.parameters)] if cfg.ema_decay else None
 
     def fetch(self, source: Source, step: int) -> list[tuple[Batch, float]]:
         """This process's parts of a step's batch, with their shares of the whole batch's mean."""
@@ -174,7 +172,7 @@ class _Run:
                 goal.backward()
             value, asked = value + float(action) * share, asked + float(language) / len(parts) / size
         value, asked = team.total(value, asked)
-        norm = float(team.whole(nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip)))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip)))
         rate = self.optimiser.param_groups[0]["lr"]
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingDiverged(
@@ -183,7 +181,7 @@ class _Run:
             )
         self.optimiser.step()
         if self.average is not None:
-            average_into(self.average, self.parameters, cfg.ema_decay)
+            average_into(self.average, held(self.parameters), cfg.ema_decay)
         self.step += 1
         figures = {"loss": value, "grad_norm": norm, "lr": rate}
         return figures if cfg.language is None else figures | {"language_loss": asked}
@@ -206,20 +204,23 @@ class _Run:
             "config": encode(self.cfg),
             "data": self.data,
             "threads": self.threads,
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": whole(self.optimiser.state_dict()),
         }
         if self.objective.language is not None:
-            state["reader"] = self.objective.language.state_dict()
+            state["reader"] = whole(self.objective.language.state_dict())
+        mine = held(self.parameters)
+        raw = [] if self.average is None else [p.clone() for p in mine]
         if self.average is not None:
-            state["raw"] = [p.detach().clone() for p in self.parameters]
-            copy_into(self.parameters, self.average)
+            state["raw"] = [p.clone() for p in whole([p.detach() for p in self.parameters])]
+            copy_into(mine, self.average)
         try:
+            tensors = whole(self.vla.state_dict())
             if self.team.rank == 0:
-                self.vla.save(out, trainer_state=state)
+                self.vla.save(out, trainer_state=state, tensors=tensors)
             self.team.wait()
         finally:
             if self.average is not None:
-                copy_into(self.parameters, state["raw"])
+                copy_into(mine, raw)
 
     def restore(self, out: Path) -> None:
         checkpoint = load_checkpoint(out)
@@ -234,20 +235,21 @@ class _Run:
                 )
         if state["data"] != self.data:
             raise ValueError(f"{out} was trained on other demonstrations: it cannot be resumed on these")
-        self.vla.load_state_dict(checkpoint.tensors)
+        load_model(self.vla, checkpoint.tensors)
         if self.objective.language is not None:
-            self.objective.language.load_state_dict(state["reader"])
-        self.optimiser.load_state_dict(state["optimiser"])
+            load_model(self.objective.language, state["reader"])
+        load_optimiser(self.optimiser, state["optimiser"])
         self.step = state["step"]
         self.threads = self.cfg.num_threads or state["threads"]
         if self.average is not None:
-            self.average = [p.detach().clone() for p in self.parameters]
-            copy_into(self.parameters, state["raw"])
+            self.average = [p.clone() for p in held(self.parameters)]
+            raw = [part_of(value, p) for value, p in zip(state["raw"], self.parameters, strict=True)]
+            copy_into(held(self.parameters), held(raw))
 
     def finish(self) -> None:
         """Leave in `vla` what the checkpoint holds."""
         if self.average is not None:
-            copy_into(self.parameters, self.average)
+            copy_into(held(self.parameters), self.average)
 
 
 def _source(

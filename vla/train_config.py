@@ -87,6 +87,8 @@ class TrainConfig:
         learns = not self.model.freeze_backbone or self.model.lora is not None
         if not learns and (self.language is not None or self.checkpointing):
             return "language and checkpointing are for a backbone that learns: turn freeze_backbone off, or give lora"
+        if self.shard and not learns:
+            return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
         if self.weights is not None and not all(weight > 0 for weight in self.weights):
             return f"weights of datasets must be positive, got {self.weights}"
         for part in (self.augment, self.language, self.model.lora):

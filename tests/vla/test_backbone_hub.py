@@ -202,6 +202,7 @@ def test_smollm_still_knows_its_capitals(tmp_path):
     ids = torch.tensor([tokenizer("The capital of France is", add_special_tokens=False)["input_ids"]])
     answer = vlm.lm_head(vlm.model.language_model(input_ids=ids).last_hidden_state[:, -1]).argmax(-1)
     assert tokenizer.decode(answer) == " Paris"
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
 
     assert (backbone.width, backbone.num_layers, backbone.point_dim) == (576, 30, 0)
     images, text = pictures(backbone, 1), words(backbone, "pick up the red cube")

@@ -1,0 +1,56 @@
+"""The estimate against what training really keeps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.vla.test_learning_backbone import TINY_FULL, TINY_LORA, saved_bytes, tiny_demos, tiny_vla
+from tests.vla.test_train import CONFIG, demos, fresh
+from vla.augment import AugmentConfig
+from vla.budget import estimate
+from vla.cache import encode_demos
+
+
+@pytest.mark.parametrize(
+    "cfg", [TINY_FULL, TINY_LORA, replace(TINY_FULL, checkpointing=True)], ids=["full", "lora", "re"]
+)
+def test_activations_are_those_of_the_real_batch(cfg):
+    data, vla = tiny_demos(), tiny_vla(cfg, tiny_demos()).train()
+    budget = estimate(cfg, vla, data)
+    if cfg.checkpointing:
+        assert budget.activations < 0.6 * estimate(replace(cfg, checkpointing=False), vla, data).activations
+        return
+    assert budget.activations == pytest.approx(saved_bytes(vla, data), rel=0.1)  # of batches of 8, as in the recipe
+    assert estimate(replace(cfg, accumulate=4), vla, data).activations < 0.4 * budget.activations
+    assert all(p.grad is None for p in vla.parameters()) and vla.training
+
+
+def test_weights_gradients_and_optimiser_are_counted():
+    for cfg in (TINY_FULL, TINY_LORA):
+        vla = tiny_vla(cfg, tiny_demos())
+        budget = estimate(cfg, vla, tiny_demos())
+        learns = sum(p.numel() for p in vla.trainable())
+        assert budget.trainable == learns and budget.gradients == 4 * learns
+        optimiser = torch.optim.AdamW(vla.trainable())
+        for p in vla.trainable():
+            p.grad = torch.zeros_like(p)
+        optimiser.step()
+        held = sum(t.nbytes for state in optimiser.state.values() for t in state.values() if t.ndim)
+        assert budget.optimiser == pytest.approx(held, abs=64)  # the moments of the scalar gates are the rest
+        assert estimate(replace(cfg, ema_decay=0.9), vla, tiny_demos()).optimiser == pytest.approx(1.5 * held, abs=96)
+        assert estimate(cfg, vla, tiny_demos(), processes=2).gradients == 2 * budget.gradients
+
+
+def test_features_and_pictures_are_counted_where_they_are():
+    data, vla = demos(), fresh()
+    budget = estimate(CONFIG, vla, data)
+    assert budget.features == pytest.approx(encode_demos(vla, data).features.nbytes, rel=0.05)
+    assert budget.pixels == sum(image.nbytes for image in data.images.values())
+    assert budget.memory > budget.pixels + budget.features
+    on_disk = estimate(replace(CONFIG, keep_features=True), vla, data)
+    assert on_disk.memory == budget.memory - budget.features
+    assert estimate(replace(CONFIG, augment=AugmentConfig()), vla, data).features == 0
+    assert any("features on disk" in line for line in on_disk.lines())
+    assert budget.problem() is None
+    assert "smaller batch_size" in replace(budget, activations=1 << 50).problem()
