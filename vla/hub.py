@@ -247,7 +247,7 @@ def first_layers(backbone: Backbone, num_layers: int | None) -> Backbone:
         pointing=False,
         told=backbone.told is not None,
     )
-    own = {name: t for name, t in backbone.state_dict().items() if not name.startswith(("vlm.", "pointer."))}
+    own = {name: t for name, t in backbone.state_dict().items() if not name.startswith(("vlm.", "pointer.", "sharp."))}
     fewer.load_state_dict(own, strict=False)
     return fewer.eval()
 
