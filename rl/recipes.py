@@ -14,7 +14,8 @@ def tabletop_pick() -> RunnerConfig:
     return RunnerConfig(
         suite="tabletop-pick",
         num_envs=48,
-        decisions_per_update=10,
+        decisions_per_update=20,
+        n_action_steps=4,
         max_updates=400,
         max_seconds=450.0,
         eval_every=20,
@@ -30,11 +31,11 @@ def tabletop_pick() -> RunnerConfig:
             # With all before the refiner computed once, epochs are nearly free; the KL stop decides how many are run.
             epochs=16,
             critic_epochs=12,
-            minibatch_size=240,
+            minibatch_size=480,
             clip=0.2,
             kl_stop=0.08,
             anneal_updates=125,
-            gamma=0.97,
+            gamma=0.985,
             lam=0.9,
             # Success is counted within the horizon, and the critic sees the clock: running out of time is a failure,
             # and bootstrapping past it would tell the policy otherwise.

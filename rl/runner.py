@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from rl.collect import Collector, play
 from rl.ppo import PPO, PPOConfig
 from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.config import encode
+from vla.model import VLAConfig
 from vla.types import Policy, VecEnv
 
 Evaluate = Callable[[Policy], tuple[int, int]]
@@ -36,7 +37,7 @@ class RunnerConfig:
     decisions_per_update: int = 10
     """Chunks per world between updates: the batch is num_envs times this."""
     n_action_steps: int | None = None
-    """Execute only the first control steps of a chunk (None: all of them)."""
+    """Execute only the first so many control steps of a chunk (None: as the policy's configuration says)."""
     seed: int = 0
     train_seeds: tuple[int, int] = (0, 1_000_000)
     """First and one past the last scene seed of training episodes; evaluation seeds start at 5,000,000."""
@@ -100,13 +101,17 @@ class Runner:
             torch.manual_seed(config.seed)
             critic = Critic(env.privileged_dim, env.proprio_dim, config.critic).to(self.actor.device)
         self.ppo = PPO(self.actor, critic, config.ppo, generator=torch.Generator().manual_seed(2 * config.seed))
+        n_action_steps = config.n_action_steps
+        if isinstance(getattr(model, "config", None), VLAConfig):
+            n_action_steps = n_action_steps or model.config.n_action_steps
+            model.config = replace(model.config, n_action_steps=n_action_steps)  # to be served as it was trained
         self.collector = Collector(
             self.actor,
             env,
             generator=torch.Generator().manual_seed(2 * config.seed + 1),
             train_seeds=config.train_seeds,
             first_seed=config.seed,
-            n_action_steps=config.n_action_steps,
+            n_action_steps=n_action_steps,
         )
         self.buffer = RolloutBuffer(config.decisions_per_update, config.num_envs)
         self.std_scale = 1.0

@@ -45,7 +45,9 @@ class VLAConfig:
     head: str = "l1"
     """l1, linear, flow, bins or frequencies."""
     chunk_size: int = 8
-    """Control steps per decision."""
+    """Control steps predicted per decision."""
+    n_action_steps: int | None = None
+    """Of which so many are executed before the policy looks again. None: all of them."""
     freeze_backbone: bool = True
     lora: LoRAConfig | None = None
     """Train adapters on the frozen backbone."""
@@ -319,8 +321,9 @@ class VLAPolicy:
     """A `vla.types.Policy` around a VLA. Stateless: each observation decides alone."""
 
     def __init__(self, vla: VLA, *, n_action_steps: int | None = None) -> None:
-        """`n_action_steps`: give only the first n of each chunk to the robot before looking again; None: all."""
-        steps = vla.chunk_size if n_action_steps is None else n_action_steps
+        """`n_action_steps`: give only the first n of each chunk to the robot before looking again; None: as many as
+        the policy's configuration says."""
+        steps = vla.config.n_action_steps or vla.chunk_size if n_action_steps is None else n_action_steps
         if not 1 <= steps <= vla.chunk_size:
             raise ValueError(f"n_action_steps must be in 1..{vla.chunk_size} (the chunk size), got {steps}")
         self.vla, self.n_action_steps = vla, steps

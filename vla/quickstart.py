@@ -34,9 +34,9 @@ class QuickstartConfig:
     out: str = "runs/quickstart"
     suite: str = "tabletop-pick"
     seed: int = 0
-    demos: int = 150
+    demos: int = 100
     """Scarce on purpose: with 400 imitation alone reaches 95% and leaves RL nothing to do (BENCHMARKS.md)."""
-    imitation_steps: int = 800
+    imitation_steps: int = 700
     rl_seconds: float = 450.0
     rl_updates: int = 400
     eval_episodes: int = 400

@@ -13,9 +13,10 @@ def tabletop() -> TrainConfig:
     """The quickstart's imitation on two CPU cores: the tabletop suites, two cameras, the embedded backbone.
 
     The gates start open (tanh 1 = 0.76), unlike the paper's 0: from 0 they were still below 0.02 after 900 steps, and
-    the policy read the raw patches hardly at all.
+    the policy read the raw patches hardly at all. Looking again after 4 of the 8 steps of a chunk is worth much more
+    than it costs: the same policy succeeded in 130 of 192 episodes instead of 94.
     """
-    model = VLAConfig(backbone_dtype="bfloat16", bridge=BridgeConfig(gate_init=1.0))
+    model = VLAConfig(backbone_dtype="bfloat16", bridge=BridgeConfig(gate_init=1.0), n_action_steps=4)
     return TrainConfig(model=model, steps=1300, lr=1e-3, num_threads=2)
 
 

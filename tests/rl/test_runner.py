@@ -173,7 +173,7 @@ def test_only_part_of_a_chunk_may_be_executed(cloned, tmp_path):
 def test_recipes_are_runnable(cloned, tmp_path):
     assert set(RECIPES) == {"tabletop-pick", "smoke"}
     recipe = RECIPES["tabletop-pick"]()
-    assert (recipe.num_envs, recipe.ppo.clip, recipe.ppo.gamma) == (48, 0.2, 0.97)
+    assert (recipe.num_envs, recipe.ppo.clip, recipe.ppo.gamma) == (48, 0.2, 0.985)
     rows = []
     result = start(cloned, tmp_path, smoke(), evaluate=evaluate, on_update=rows.append).run()
     assert result.updates == 4 and "policy_steps" in rows[2] and "policy_steps" not in rows[1]

@@ -206,3 +206,15 @@ def test_mistakes_are_explained():
         vla.head.out.bias[0] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite"):
         vla.predict(inp)
+
+
+def test_a_policy_says_itself_how_many_steps_to_execute(tmp_path):
+    vla = toy_vla(bridge=SMALL, n_action_steps=3)
+    vla.save(tmp_path)
+    loaded = VLA.load(tmp_path, load_backbone=load_toy)
+    obs = toy_observation()
+    assert VLAPolicy(loaded).act(obs).shape[1] == 3
+    whole = VLAPolicy(loaded, n_action_steps=8).act(obs)
+    assert whole.shape[1] == 8 and np.array_equal(whole[:, :3], VLAPolicy(loaded).act(obs))
+    with pytest.raises(ValueError, match="n_action_steps"):
+        VLAPolicy(loaded, n_action_steps=0)
