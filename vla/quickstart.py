@@ -37,7 +37,7 @@ class QuickstartConfig:
     demos: int = 100
     """Scarce on purpose: with 400 imitation alone reaches 95% and leaves RL nothing to do (BENCHMARKS.md)."""
     imitation_steps: int = 700
-    rl_seconds: float = 450.0
+    rl_seconds: float = 360.0
     rl_updates: int = 400
     eval_episodes: int = 400
     control_episodes: int = 200
