@@ -1,0 +1,95 @@
+"""What LeRobot's tools know about a Bascule policy: `--policy.type=bascule` and its flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+
+
+def _identity() -> dict[str, NormalizationMode]:
+    # The policy normalises by itself, with the processor that trained it: LeRobot's tools pass everything through.
+    return dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY)
+
+
+@PreTrainedConfig.register_subclass("bascule")
+@dataclass
+class BasculeConfig(PreTrainedConfig):
+    """A fresh policy's choices, or (`parts`) what a trained one is made of.
+
+    A field of a fresh policy means what the field of that name means in `vla.model.VLAConfig`, `BridgeConfig`,
+    `ProcessorConfig` or `TrainConfig`.
+    """
+
+    chunk_size: int = 8
+    n_action_steps: int = 8
+    """Actions played before `select_action` looks again."""
+    backbone: str = "tiny"
+    """A name or a local folder: what `vla.backbone.load_backbone` takes."""
+    head: str = "l1"
+    freeze_backbone: bool = True
+    backbone_dtype: str = "float32"
+    bridge_width: int = 160
+    gate_init: float = 1.0
+    image_size: int = 84
+    max_text_tokens: int = 24
+    seed: int = 0
+    """Of the fresh bridge and head."""
+    optimizer_lr: float = 1e-3
+    optimizer_weight_decay: float = 0.01
+    optimizer_grad_clip_norm: float = 1.0
+    scheduler_warmup_steps: int = 100
+    scheduler_decay_steps: int = 10_000
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_identity)
+    action_feature_names: list[str] | None = None
+    """Filled by LeRobot from the dataset; `lerobot-rollout` orders a robot's actions by it."""
+    parts: dict[str, Any] | None = None
+    """Written when the policy is made: configuration, processor, statistics and backbone, as in a Bascule checkpoint.
+    From then on the fields of a fresh policy no longer count."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.n_action_steps <= self.chunk_size:
+            raise ValueError(
+                f"n_action_steps must be in 1..{self.chunk_size} (the chunk size), got {self.n_action_steps}"
+            )
+        if any(mode is not NormalizationMode.IDENTITY for mode in self.normalization_mapping.values()):
+            raise ValueError("bascule policies normalise by themselves: leave normalization_mapping alone")
+
+    def validate_features(self) -> None:
+        """ValueError where the dataset lacks what a policy needs."""
+        if not self.image_features:
+            raise ValueError("a bascule policy needs at least one camera: the dataset has no observation.images.*")
+        if self.robot_state_feature is None:
+            raise ValueError("a bascule policy needs the robot's state: the dataset has no observation.state")
+        if self.action_feature is None:
+            raise ValueError("a bascule policy needs actions: the dataset has no feature 'action'")
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        return AdamWConfig(
+            lr=self.optimizer_lr,
+            weight_decay=self.optimizer_weight_decay,
+            grad_clip_norm=self.optimizer_grad_clip_norm,
+        )
+
+    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
+        return CosineDecayWithWarmupSchedulerConfig(
+            peak_lr=self.optimizer_lr,
+            decay_lr=0.01 * self.optimizer_lr,
+            num_warmup_steps=self.scheduler_warmup_steps,
+            num_decay_steps=self.scheduler_decay_steps,
+        )
+
+    @property
+    def observation_delta_indices(self) -> None:
+        return None
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        return list(range(self.chunk_size))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        return None

@@ -1,0 +1,217 @@
+"""`vla.model.VLA` as a LeRobot policy. Actions leave it in environment units, equal to `VLAPolicy.act`'s.
+
+A saved policy is one folder that loads without a network: LeRobot's config.json (with `parts`: everything but weights
+and tokenizer) and model.safetensors, and the tokenizer beside them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from torch import Tensor
+
+from policies.lerobot.configuration_bascule import BasculeConfig
+from vla.backbone import load_backbone
+from vla.bridge import BridgeConfig
+from vla.config import decode, encode
+from vla.model import VLA, VLAConfig
+from vla.processor import Processor, ProcessorConfig, Stats, VectorStats
+from vla.types import ActionSpec, Observation
+
+TOKENIZER = "tokenizer"
+_COLUMNS = ("q01", "q99", "min", "max", "mean", "std")
+
+
+class BasculePolicy(PreTrainedPolicy):
+    """LeRobot's view of a VLA: batches of its dictionaries in, losses and actions out."""
+
+    config_class = BasculeConfig
+    name = "bascule"
+
+    def __init__(
+        self,
+        config: BasculeConfig,
+        *,
+        vla: VLA | None = None,
+        tokenizer: str | Path | None = None,
+        dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+        dataset_meta: Any = None,
+        **_: Any,
+    ) -> None:
+        """Around `vla`; or what `config.parts` describes, with the tokenizer in that folder; or a fresh policy for the
+        dataset whose statistics and metadata are given. ValueError when there is none of these."""
+        super().__init__(config)
+        config.validate_features()
+        if vla is None and config.parts is not None:
+            if tokenizer is None:
+                raise ValueError("a saved bascule policy is loaded with BasculePolicy.from_pretrained(FOLDER)")
+            vla = assemble(config.parts, tokenizer)
+        elif vla is None:
+            if dataset_stats is None:
+                raise ValueError(
+                    "a fresh bascule policy needs a dataset: its statistics and action names are part of it"
+                )
+            vla = _fresh(config, dataset_stats, dataset_meta)
+        self.vla = vla
+        config.parts = describe(vla)
+        self.reset()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> BasculePolicy:
+        """What `save_pretrained` wrote: a folder, or a repository on the Hub."""
+        folder = Path(pretrained_name_or_path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            hub = {name: kwargs.get(name) for name in ("revision", "cache_dir", "token")}
+            folder = Path(snapshot_download(str(pretrained_name_or_path), **hub))
+        if not (folder / TOKENIZER).is_dir():
+            raise ValueError(f"{folder} holds no bascule policy saved by LeRobot: it has no folder '{TOKENIZER}'")
+        return super().from_pretrained(folder, tokenizer=folder / TOKENIZER, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save_pretrained(save_directory, state_dict)
+        self.vla.backbone.tokenizer.save_pretrained(save_directory / TOKENIZER)
+
+    def get_optim_params(self) -> list[torch.nn.Parameter]:
+        return self.vla.trainable()
+
+    def reset(self) -> None:
+        """Forget the actions queued: a new episode starts."""
+        self._queue: deque[Tensor] = deque()
+
+    def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """The head's loss on the batch's actions (B, C, A), environment units; `reduction` "none" gives one each."""
+        inp = self.vla.processor.prepare(self.observation(batch)).to(self.vla.device)
+        target = self.vla.processor.normalise_action(batch[ACTION])
+        padded = batch.get(f"{ACTION}_is_pad")
+        mask = torch.ones(target.shape[:2], device=target.device) if padded is None else (~padded).float()
+        features = self.vla.encode(inp)
+        if reduction == "mean":
+            loss, logs = self.vla.loss(features, inp.proprio_BP, target, mask)
+            return loss, {name: value.item() for name, value in logs.items()}
+        latent = self.vla.latent(features, inp.proprio_BP)
+        rows = [slice(i, i + 1) for i in range(len(target))]
+        return torch.stack([self.vla.head.loss(latent[i], target[i], mask[i]) for i in rows]), {}
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
+        """(B, C, A), environment units, within the action's bounds."""
+        action = self.vla.predict(self.vla.processor.prepare(self.observation(batch)))
+        return torch.from_numpy(np.ascontiguousarray(action)).to(self.vla.device)
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """The next action (B, A); a new chunk is computed after every `n_action_steps`."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch, **kwargs)[:, : self.config.n_action_steps]
+            self._queue.extend(chunk.unbind(1))
+        return self._queue.popleft()
+
+    def observation(self, batch: Mapping[str, Any]) -> Observation:
+        """LeRobot's batch as ours: images (B, 3, H, W) float in 0..1 become (B, H, W, 3) uint8, exactly.
+
+        ValueError naming the key that is missing.
+        """
+        cameras = [camera for camera in self.vla.processor.config.cameras if camera]
+        for key in (*(f"{OBS_IMAGES}.{camera}" for camera in cameras), OBS_STATE, "task"):
+            if batch.get(key) is None:
+                raise ValueError(f"this policy reads '{key}', the batch has {', '.join(sorted(batch)) or 'nothing'}")
+        state, task = batch[OBS_STATE], batch["task"]
+        return Observation(
+            images={camera: _pixels(batch[f"{OBS_IMAGES}.{camera}"]) for camera in cameras},
+            proprio=state.detach().float().cpu().numpy(),
+            instruction=[task] * len(state) if isinstance(task, str) else list(task),
+        )
+
+
+def describe(vla: VLA) -> dict[str, Any]:
+    """What a policy is made of, beside weights and tokenizer, in JSON values."""
+    return {
+        "model": encode(vla.config),
+        "processor": encode(vla.processor.config),
+        "stats": vla.processor.stats.to_dict(),
+        "backbone": encode(vla.backbone.to_spec()),
+    }
+
+
+def assemble(parts: Mapping[str, Any], tokenizer: str | Path) -> VLA:
+    """The policy that `describe` told of; its weights hold anything until they are loaded."""
+    backbone = load_backbone({**parts["backbone"], "tokenizer": str(tokenizer)})
+    config = decode(VLAConfig, parts["model"])
+    processor_config = decode(ProcessorConfig, parts["processor"])
+    return VLA(config, backbone, Processor(processor_config, Stats.from_dict(parts["stats"]), backbone.tokenizer))
+
+
+def _fresh(config: BasculeConfig, stats: Mapping[str, Mapping[str, Any]], meta: Any) -> VLA:
+    action = _vector_stats(stats[ACTION])
+    names = config.action_feature_names or [f"a{i}" for i in range(action.dim)]
+    frames = int(np.asarray(stats[ACTION].get("count", [0])).reshape(-1)[0])
+    model = VLAConfig(
+        backbone=config.backbone,
+        bridge=BridgeConfig(width=config.bridge_width, gate_init=config.gate_init),
+        head=config.head,
+        chunk_size=config.chunk_size,
+        freeze_backbone=config.freeze_backbone,
+        backbone_dtype=config.backbone_dtype,
+    )
+    return VLA.build(
+        model,
+        stats=Stats(_vector_stats(stats[OBS_STATE]), action, frames),
+        # A dataset knows no bounds but the extremes of what was done, as in `vla train`.
+        action_spec=ActionSpec(tuple(names), action.min, action.max, float(getattr(meta, "fps", 0))),
+        cameras=[key.removeprefix(f"{OBS_IMAGES}.") for key in config.image_features],
+        image_size=config.image_size,
+        max_text_tokens=config.max_text_tokens,
+        seed=config.seed,
+    )
+
+
+def _vector_stats(stats: Mapping[str, Any]) -> VectorStats:
+    """LeRobot's statistics of a feature as ours. ValueError where the dataset has no quantiles."""
+    if missing := [name for name in _COLUMNS if name not in stats]:
+        raise ValueError(
+            f"the dataset's statistics lack {', '.join(missing)}: "
+            "run `python -m lerobot.scripts.augment_dataset_quantile_stats` on it"
+        )
+    column = {name: np.asarray(stats[name], dtype=np.float64).reshape(-1) for name in _COLUMNS}
+    # As in VectorStats.from_array, a switch keeps its values: within [-1, 1], a mean square of 1 means only -1 and 1.
+    within = (column["min"] >= -1) & (column["max"] <= 1)
+    switch = within & np.isclose(column["mean"] ** 2 + column["std"] ** 2, 1.0, atol=1e-5)
+    column["q01"] = np.where(switch, -1.0, column["q01"])
+    column["q99"] = np.where(switch, 1.0, column["q99"])
+    return VectorStats(**{name: tuple(values.tolist()) for name, values in column.items()})
+
+
+def _pixels(image_B3HW: Tensor) -> np.ndarray:
+    if image_B3HW.dtype == torch.uint8:
+        pixels = image_B3HW
+    else:
+        pixels = (image_B3HW.detach() * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def wrap(vla: VLA, *, device: str = "cpu") -> BasculePolicy:
+    """A LeRobot policy around `vla` itself (not a copy): the features LeRobot wants to know follow from its parts."""
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    spec, processor = vla.action_spec, vla.processor.config
+    picture = PolicyFeature(FeatureType.VISUAL, (3, processor.image_size, processor.image_size))
+    cameras = {f"{OBS_IMAGES}.{camera}": picture for camera in processor.cameras if camera}
+    config = BasculeConfig(
+        device=device,
+        push_to_hub=False,
+        chunk_size=vla.chunk_size,
+        n_action_steps=vla.chunk_size,
+        input_features={**cameras, OBS_STATE: PolicyFeature(FeatureType.STATE, (processor.proprio_dim,))},
+        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (spec.dim,))},
+        action_feature_names=list(spec.names),
+    )
+    return BasculePolicy(config, vla=vla).eval()

@@ -1,0 +1,186 @@
+"""Stable-Baselines3 beside our own RL: our worlds as its VecEnv, its models as our Policy. Extra: `sb3`.
+
+One action per control step, no images: the observation is proprio and the simulator's state in one vector. It answers
+two questions a VLA's learner cannot answer for itself: is the task learnable at all, and does a trusted library's PPO
+or SAC agree with what we compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs.suites import TRAIN_SEED_LIMIT
+from vla.types import ActionChunk, Observation, Policy, VecEnv
+
+try:
+    from stable_baselines3 import PPO, SAC, TD3
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv as SB3VecEnv
+    from stable_baselines3.common.vec_env import VecNormalize
+except ImportError as error:
+    raise ImportError("rl.sb3 needs stable-baselines3: install Bascule with the extra 'sb3'") from error
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3}
+
+
+def state_of(obs: Observation) -> NDArray[np.float32]:
+    """(B, P + S): proprio, then the simulator's state. ValueError outside simulation."""
+    if obs.privileged is None:
+        raise ValueError("an SB3 policy of this kind reads the simulator's state: Observation.privileged is None")
+    return np.concatenate([obs.proprio, obs.privileged], axis=1).astype(np.float32)
+
+
+class StateVecEnv(SB3VecEnv):
+    """One of our vector environments as Stable-Baselines3 wants it: reset by itself, truncation told in `info`.
+
+    A world that ends is reset at once; its last observation is `info["terminal_observation"]`, and
+    `info["TimeLimit.truncated"]` says that the horizon cut it, so that SB3 bootstraps. Episodes run through training
+    seeds, from a place that `seed` fixes. Images are switched off while this is in charge.
+    """
+
+    def __init__(self, env: VecEnv, *, seed: int = 0) -> None:
+        self.env = env
+        self.render_mode = None
+        spec, dim = env.action_spec, env.proprio_dim + env.privileged_dim
+        super().__init__(
+            env.num_envs,
+            spaces.Box(-np.inf, np.inf, (dim,), np.float32),
+            spaces.Box(np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32), dtype=np.float32),
+        )
+        _set_rendering(env, False)
+        self._rng = np.random.default_rng([seed, 53])
+        self._actions: np.ndarray | None = None
+        self.obs: Observation | None = None
+        """What the worlds show now, for scripted experts."""
+
+    def reset(self) -> NDArray[np.float32]:
+        if self._seeds[0] is not None:  # SB3's `seed()` since the last reset
+            self._rng = np.random.default_rng([int(self._seeds[0]), 53])
+        self._reset_seeds()
+        self._reset_options()
+        self.obs = self.env.reset(seeds=self._draw(self.num_envs))
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        return state_of(self.obs)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = np.asarray(actions, np.float32)
+
+    def step_wait(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        assert self._actions is not None, "step_async first"
+        result = self.env.step_chunk(self._actions[:, None])
+        self.obs, self._actions = result.obs, None
+        done = result.terminated | result.truncated
+        infos: list[dict[str, Any]] = [
+            {
+                "TimeLimit.truncated": bool(result.truncated[i] and not result.terminated[i]),
+                **{name: value[i].item() for name, value in result.info.items()},
+            }
+            for i in range(self.num_envs)
+        ]
+        over = np.flatnonzero(done)
+        if len(over):
+            last = state_of(result.obs)
+            for i in over:
+                infos[i]["terminal_observation"] = last[i]
+            self.obs = self.env.reset(seeds=self._draw(len(over)), env_ids=over)
+        return state_of(self.obs), result.reward, done, infos
+
+    def _draw(self, count: int) -> list[int]:
+        return [int(s) for s in self._rng.integers(TRAIN_SEED_LIMIT, size=count)]
+
+    def close(self) -> None:
+        """Hand the worlds back, images on. They are the caller's to close."""
+        with suppress(RuntimeError, OSError, BrokenPipeError):
+            _set_rendering(self.env, True)
+
+    # SB3 asks these of environments that are objects; ours are rows of arrays, all alike.
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        value = getattr(self, attr_name) if attr_name == "render_mode" else getattr(self.env, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise NotImplementedError("these worlds share one configuration: change it where they are made")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        raise NotImplementedError("these worlds are not separate objects: call the vector environment itself")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]
+
+
+def _set_rendering(env: VecEnv, on: bool) -> None:
+    switch = getattr(env, "set_rendering", None)
+    if switch is not None:
+        switch(on)
+    elif hasattr(env, "render_images"):
+        env.render_images = on
+
+
+class SB3Policy:
+    """A trained SB3 model as our Policy: chunks of one step, so `envs.rollout.evaluate` scores it like any other.
+
+    `normalise`: the VecNormalize that the model was trained under, if any; its statistics are used, not changed.
+    """
+
+    def __init__(
+        self, model: BaseAlgorithm, *, deterministic: bool = True, normalise: VecNormalize | None = None
+    ) -> None:
+        self.model, self.deterministic, self.normalise = model, deterministic, normalise
+
+    @classmethod
+    def load(cls, path: str | Path, algorithm: str, *, deterministic: bool = True) -> SB3Policy:
+        """From a file that `model.save` wrote. `algorithm`: ppo, sac or td3."""
+        from vla.config import lookup
+
+        if not Path(path).is_file():
+            raise ValueError(f"there is no SB3 model at '{path}'; `model.save` makes one (its name ends in .zip)")
+        model = lookup(algorithm, ALGORITHMS, "algorithm").load(path, device="cpu")
+        return cls(model, deterministic=deterministic)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Nothing to forget: these policies have no memory."""
+
+    def act(self, obs: Observation) -> ActionChunk:
+        """Observation of B worlds -> (B, 1, A)."""
+        state = state_of(obs)
+        if self.normalise is not None:
+            state = self.normalise.normalize_obs(state)
+        action, _ = self.model.predict(state, deterministic=self.deterministic)
+        return np.asarray(action, np.float32)[:, None]
+
+
+def fill_replay(
+    model: OffPolicyAlgorithm, policy: Policy, episodes: int, *, max_steps: int = 100_000
+) -> tuple[int, int]:
+    """Put a policy's (say, the scripted expert's) episodes into an off-policy model's replay buffer, before it learns.
+
+    Plays in the model's own environment until `episodes` have ended; returns (transitions stored, successes).
+    """
+    env, buffer = model.get_env(), getattr(model, "replay_buffer", None)
+    worlds = env.unwrapped if env is not None else None
+    if not isinstance(worlds, StateVecEnv) or buffer is None or isinstance(env, VecNormalize):
+        raise ValueError("fill_replay needs a SAC or TD3 model whose environment is a StateVecEnv without VecNormalize")
+    state, ended, successes, stored = env.reset(), 0, 0, 0
+    policy.reset()
+    while ended < episodes and stored < max_steps:
+        assert worlds.obs is not None
+        action = np.clip(policy.act(worlds.obs)[:, 0], env.action_space.low, env.action_space.high)
+        following, reward, done, infos = env.step(action)
+        real_next = following.copy()
+        for i in np.flatnonzero(done):
+            real_next[i] = infos[i]["terminal_observation"]
+            successes += bool(infos[i]["success"])
+        # The buffer holds actions as the network gives them, within [-1, 1].
+        buffer.add(state, real_next, model.policy.scale_action(action), reward, done, infos)
+        ended, stored, state = ended + int(done.sum()), stored + env.num_envs, following
+        if done.any():
+            policy.reset([int(i) for i in np.flatnonzero(done)])
+    return stored, successes

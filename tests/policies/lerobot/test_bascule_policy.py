@@ -1,0 +1,187 @@
+"""Real LeRobot around a real, small VLA: it trains, saves, resumes and loads, and nothing about the policy changes."""
+
+import sys
+from dataclasses import replace
+from importlib.metadata import distributions
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from envs.demo_store import WorldFacts, build_dataset, save_episode
+from envs.demo_world import run_episode
+from tests.envs import toy_demo_world as toy
+from vla.checkpoint import load_checkpoint
+from vla.model import VLAPolicy
+from vla.types import Observation
+
+SIZE = 84
+POLICY = ("--policy.type=bascule", "--policy.device=cpu", "--policy.push_to_hub=false", "--policy.bridge_width=32")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Written by the recorder behind `vla demos`."""
+    folder = tmp_path_factory.mktemp("demos")
+    world, files = toy.ToyWorld(SIZE), []
+    for seed in (0, 1, 2, 4):
+        files.append(folder / f"{seed}.parquet")
+        save_episode(files[-1], run_episode(world, seed, 0.1))
+    facts = WorldFacts(20, toy.SPEC.names, world.proprio_names, toy.CAMERAS, SIZE)
+    build_dataset(files, folder / "set", facts)
+    return folder / "set"
+
+
+def lerobot_train(*args):
+    """The command `lerobot-train ARGS`, in this process: its imports alone take 10 s."""
+    from lerobot.scripts import lerobot_train
+
+    before = sys.argv
+    sys.argv = ["lerobot-train", *args]
+    try:
+        lerobot_train.main()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    budget = ("--steps=4", "--batch_size=4", "--log_freq=1", "--save_freq=2", "--num_workers=0", "--env_eval_freq=0")
+    lerobot_train(*POLICY, "--dataset.repo_id=local/toy", f"--dataset.root={dataset}", f"--output_dir={out}", *budget)
+    return out
+
+
+def pretrained(run, step=4):
+    return run / "checkpoints" / f"{step:06d}" / "pretrained_model"
+
+
+def observation(count=3, seed=0):
+    rng = np.random.default_rng(seed)
+    images = {camera: rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8) for camera in toy.CAMERAS}
+    return Observation(images, rng.normal(size=(count, 4)).astype(np.float32), ["pick up object 1"] * count)
+
+
+def batch_of(obs):
+    """As LeRobot's dataset and robot loops hand it over: channels first, float in 0..1."""
+    images = {f"observation.images.{c}": torch.from_numpy(i).permute(0, 3, 1, 2) / 255 for c, i in obs.images.items()}
+    return {**images, "observation.state": torch.from_numpy(obs.proprio), "task": obs.instruction}
+
+
+def test_the_plugin_has_the_name_that_lerobot_looks_for():
+    names = [distribution.metadata["Name"] for distribution in distributions()]
+    assert "lerobot_policy_bascule" in names, "not installed: ./bascule setup"
+
+
+def test_a_policy_that_lerobot_trained_loads_offline_and_acts_as_ours(run, tmp_path):
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+    from policies.lerobot.exchange import from_lerobot, is_lerobot
+
+    folder = pretrained(run)
+    assert is_lerobot(folder) and {"config.json", "model.safetensors", "tokenizer"} <= {
+        p.name for p in folder.iterdir()
+    }
+    theirs = get_policy_class("bascule").from_pretrained(folder)
+    ours = VLAPolicy.load(from_lerobot(folder, tmp_path / "ours"))
+    assert ours.action_spec.names == toy.SPEC.names and ours.action_spec.control_hz == 20
+    obs = observation()
+    expected = ours.act(obs)
+    np.testing.assert_array_equal(theirs.predict_action_chunk(batch_of(obs)).numpy(), expected)
+
+    # Through the saved pipelines, one action after another, looking again after three of them.
+    pre, post = make_pre_post_processors(theirs.config, pretrained_path=str(folder))
+    theirs.config.n_action_steps = 3
+    later = observation(seed=1)
+    played = [post(theirs.select_action(pre(batch_of(obs if step < 3 else later)))).numpy() for step in range(5)]
+    np.testing.assert_array_equal(np.stack(played[:3], 1), expected[:, :3])
+    np.testing.assert_array_equal(np.stack(played[3:], 1), ours.act(later)[:, :2])
+    theirs.reset()
+    np.testing.assert_array_equal(post(theirs.select_action(pre(batch_of(obs)))).numpy(), expected[:, 0])
+
+
+def test_training_learnt_and_resuming_is_exact(run, tmp_path):
+    start, end = (load_weights(pretrained(run, step)) for step in (2, 4))
+    moved = {name.split(".")[1] for name in end if not torch.equal(start[name], end[name])}
+    assert moved == {"bridge", "head"}, "a frozen backbone stays as it is"
+    config = pretrained(run, 2) / "train_config.json"
+    lerobot_train(f"--config_path={config}", "--resume=true", f"--output_dir={tmp_path / 'again'}")
+    again = load_weights(pretrained(tmp_path / "again"))
+    assert all(torch.equal(again[name], end[name]) for name in end)
+
+
+def load_weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_our_checkpoint_goes_to_lerobot_and_back_unchanged(run, tmp_path):
+    from policies.lerobot.exchange import from_lerobot, is_lerobot, to_lerobot
+    from policies.lerobot.modeling_bascule import BasculePolicy
+
+    ours = from_lerobot(pretrained(run), tmp_path / "ours")
+    assert not is_lerobot(ours)
+    policy = BasculePolicy.from_pretrained(to_lerobot(ours, tmp_path / "theirs"))
+    obs = observation()
+    np.testing.assert_array_equal(policy.predict_action_chunk(batch_of(obs)).numpy(), VLAPolicy.load(ours).act(obs))
+    back = load_checkpoint(from_lerobot(tmp_path / "theirs", tmp_path / "back"))
+    before = load_checkpoint(ours)
+    assert back.config == before.config and back.stats == before.stats
+    assert all(torch.equal(back.tensors[name], tensor) for name, tensor in before.tensors.items())
+
+
+def test_the_loss_is_the_models_and_padding_does_not_count(run):
+    from policies.lerobot.modeling_bascule import BasculePolicy
+
+    policy = BasculePolicy.from_pretrained(pretrained(run))
+    obs = observation()
+    action = torch.from_numpy(np.random.default_rng(5).uniform(-0.4, 0.4, (3, 8, 3)).astype(np.float32))
+    pad = torch.zeros(3, 8, dtype=torch.bool)
+    pad[:, 5:] = True
+    batch = {**batch_of(obs), "action": action, "action_is_pad": pad}
+    loss, logs = policy.forward(batch)
+    inp = policy.vla.processor.prepare(obs)
+    target = policy.vla.processor.normalise_action(action)
+    expected, _ = policy.vla.loss(policy.vla.encode(inp), inp.proprio_BP, target, (~pad).float())
+    assert loss.item() == expected.item() == logs["loss"]
+    wild = torch.where(pad[..., None], 1e3, action)
+    assert policy.forward({**batch, "action": wild})[0].item() == loss.item()
+    each, _ = policy.forward(batch, reduction="none")
+    assert each.shape == (3,) and each.mean().item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_what_is_missing_is_named(run, tmp_path):
+    from policies.lerobot.configuration_bascule import BasculeConfig
+    from policies.lerobot.modeling_bascule import BasculePolicy
+
+    policy = BasculePolicy.from_pretrained(pretrained(run))
+    for key in ("observation.images.wrist", "observation.state", "task"):
+        batch = batch_of(observation())
+        del batch[key]
+        with pytest.raises(ValueError, match=key):
+            policy.predict_action_chunk(batch)
+    with pytest.raises(ValueError, match="n_action_steps must be in 1..4"):
+        BasculeConfig(device="cpu", chunk_size=4, n_action_steps=5)
+    with pytest.raises(ValueError, match="no folder 'tokenizer'"):
+        BasculePolicy.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="needs a dataset"):
+        BasculePolicy(replace(policy.config, parts=None))
+
+
+def test_statistics_are_those_of_the_frames_and_switches_keep_their_values(dataset, run):
+    from vla.data import load_dataset
+
+    config = pretrained(run)
+    from policies.lerobot.modeling_bascule import BasculePolicy, _vector_stats
+
+    stats = BasculePolicy.from_pretrained(config).vla.processor.stats
+    expected = load_dataset(Path(dataset)).stats()
+    assert stats.frames == expected.frames
+    np.testing.assert_allclose(stats.action.mean, expected.action.mean, atol=1e-5)
+    np.testing.assert_allclose(stats.proprio.q99, expected.proprio.q99, atol=1e-4)
+    values = {"q01": [1.0], "q99": [1.0], "min": [-1.0], "max": [1.0], "mean": [0.998], "std": [(1 - 0.998**2) ** 0.5]}
+    assert _vector_stats(values).q01 == (-1.0,)
+    with pytest.raises(ValueError, match="lack q01"):
+        _vector_stats({name: value for name, value in values.items() if name != "q01"})
