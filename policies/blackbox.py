@@ -1,0 +1,118 @@
+"""The black box of a controller: every input and decision of every tick as JSON lines, replayable bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from policies.guards import Decision, Governor, GuardConfig, Inputs, Kind
+from vla.config import decode
+from vla.types import ActionSpec
+
+FORMAT = 1
+
+
+class BlackBox:
+    """Writes one line at the start of a run and one per tick, each handed to the operating system at once."""
+
+    def __init__(self, path: Path) -> None:
+        """ValueError if the file is there: a log is evidence, and not written over."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file: TextIO = path.open("x", encoding="utf-8")
+        except FileExistsError:
+            raise ValueError(f"{path} is already there: choose another file for the log") from None
+
+    def start(
+        self,
+        config: GuardConfig,
+        spec: ActionSpec,
+        kinds: Sequence[Kind],
+        rest: Sequence[float],
+        proprio_names: Sequence[str],
+        **more: Any,
+    ) -> None:
+        """What a replay needs to know; `more` is for people."""
+        self._write(
+            {
+                "blackbox": FORMAT,
+                "guards": asdict(config),
+                "action_spec": asdict(spec),
+                "kinds": list(kinds),
+                "rest": list(rest),
+                "proprio_names": list(proprio_names),
+                **more,
+            }
+        )
+
+    def tick(self, inputs: Inputs, decision: Decision, **more: Any) -> None:
+        self._write({"inputs": asdict(inputs), "decision": asdict(decision), **more})
+
+    def event(self, **what: Any) -> None:
+        """Something between ticks."""
+        self._write(what)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+        self._file.flush()  # a run that ends badly is the one whose log is read
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(header, lines) of a log; a last line cut by a crash is left out. ValueError when it is no log of ours."""
+    lines = list(_lines(path))
+    if not lines or lines[0].get("blackbox") != FORMAT:
+        raise ValueError(f"{path} is no black-box log of format {FORMAT}")
+    return lines[0], lines[1:]
+
+
+def replay(path: Path) -> list[tuple[Decision, Decision]]:
+    """(logged, decided again) of every tick: the guards run anew on the logged inputs. Equal unless they changed."""
+    header, lines = read(path)
+    governor = Governor(
+        decode(GuardConfig, header["guards"]),
+        decode(ActionSpec, header["action_spec"]),
+        tuple(header["kinds"]),
+        rest=tuple(header["rest"]),
+        proprio_names=tuple(header["proprio_names"]),
+    )
+    pairs = []
+    for line in lines:
+        if "inputs" in line:
+            inputs = Inputs(**{name: _number(value) for name, value in line["inputs"].items()})
+            logged = Decision(**{name: _number(value) for name, value in line["decision"].items()})
+            pairs.append((logged, governor.decide(inputs)))
+    return pairs
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with Path(path).open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+_NOT_FINITE = ("nan", "inf", "-inf")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity, and here they are what matters: they become words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_number(item) for item in value)
+    return float(value) if isinstance(value, str) and value in _NOT_FINITE else value
