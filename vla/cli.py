@@ -12,7 +12,7 @@ from vla.commands.data import Demos, GroundData
 from vla.commands.deploy import Serve
 from vla.commands.learn import RL, Pretrain, Quickstart, Train
 from vla.commands.look import List, View
-from vla.commands.measure import Bench, Eval
+from vla.commands.measure import Bench, Eval, Experiment
 from vla.config import unknown
 
 COMMANDS: dict[str, type[Command]] = {
@@ -26,6 +26,7 @@ COMMANDS: dict[str, type[Command]] = {
     "view": View,
     "list": List,
     "bench": Bench,
+    "experiment": Experiment,
     "ground-data": GroundData,
     "pretrain": Pretrain,
 }

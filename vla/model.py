@@ -164,6 +164,8 @@ class VLA(nn.Module):
         inp = inp.to(self.device)
         if not self.config.language:
             inp = replace(inp, token_mask_BT=torch.zeros_like(inp.token_mask_BT))
+        if not (torch.is_grad_enabled() and self.backbone_learns):
+            inp = _without_padding(inp)
         gradients = torch.is_grad_enabled() and self.backbone_learns
         low = self.backbone_dtype != torch.float32
         with (
@@ -368,6 +370,15 @@ def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -
         point_dim=backbone.point_dim,
         num_queries=backbone.num_queries,
     )
+
+
+def _without_padding(inp: ModelInput) -> ModelInput:
+    """Without the columns of the text that are padding in every row: a third of the time goes into them."""
+    used = inp.token_mask_BT.any(0).nonzero().flatten()
+    if len(used) == 0 or len(used) == inp.token_mask_BT.shape[1]:
+        return inp
+    columns = slice(int(used[0]), int(used[-1]) + 1)
+    return replace(inp, token_ids_BT=inp.token_ids_BT[:, columns], token_mask_BT=inp.token_mask_BT[:, columns])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from vla.commands.base import Command, load_policy
+from vla.commands.base import Command, given, load_policy
 from vla.config import lookup
 
 if TYPE_CHECKING:
@@ -103,6 +103,55 @@ class Bench(Command):
         stdout().print(bench_table(report))
         if self.json is not None:
             save_json(self.json, report)
+
+
+@dataclass(frozen=True)
+class Experiment(Command):
+    """Run an experiment over several arms and seeds: ablation."""
+
+    name: Positional[str]
+    """ablation: which parts of bridge attention earn their place."""
+    out: Path = Path("runs/experiment")
+    """What is finished stays here; the same command goes on."""
+    json: Path | None = None
+    """Write the result to this file too."""
+    arms: tuple[str, ...] | None = None
+    """Default: the experiment's own."""
+    seeds: tuple[int, ...] | None = None
+    demos: int | None = None
+    steps: int | None = None
+    episodes: int | None = None
+    num_envs: int | None = None
+
+    def run(self) -> None:
+        from vla.experiments import EXPERIMENTS
+
+        make, perform = lookup(self.name, EXPERIMENTS, "experiment")
+        config = make(
+            **given(
+                arms=self.arms,
+                seeds=self.seeds,
+                demos=self.demos,
+                steps=self.steps,
+                episodes=self.episodes,
+                num_envs=self.num_envs,
+            )
+        )
+        from vla.config import save_json
+        from vla.console import format_rate, progress, stdout, table
+        from vla.report import provenance
+
+        with progress(self.name, unit="runs") as update:
+            result = perform(config, self.out, lambda done, total, what: update(done, what, total=total))
+        result |= provenance()
+        rows = [(arm, format_rate(counts), counts["trainable_parameters"]) for arm, counts in result["arms"].items()]
+        title = f"{self.name}, seeds {', '.join(map(str, result['seeds']))}"
+        stdout().print(table(title, ("arm", "success, Wilson 95%", "parameters"), rows))
+        if self.json is not None:
+            save_json(self.json, result)
+
+    def kept(self) -> str:
+        return f"finished runs stay in {self.out}; the same command continues"
 
 
 def _agent(name: str, env: VecEnv, suite: str) -> Policy:
