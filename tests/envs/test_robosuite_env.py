@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from importlib.util import find_spec
 
 import numpy as np
@@ -107,7 +108,12 @@ def test_frames_show_this_instant_and_robosuites_cameras() -> None:
     env, frames = default_lift(32)
     drawn = frames()
     theirs = env.step(np.zeros(7))[0]
+    gc.collect()
     assert frames() - drawn == 2, "robosuite's own Lift draws both cameras at every step"
+    env.sim._render_context_offscreen.gl_ctx.free()  # what a collected second context does to it
+    env.step(np.zeros(7))
+    with pytest.raises(RuntimeError, match="draws nothing"):
+        frames()
     env.close()
     worlds = RobosuiteWorlds(load_robosuite_suite(LIFT), 1, image_size=32)
     obs = worlds.reset(seeds=[4])
