@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from envs.experts import TabletopExpert
+from envs.experts import make_expert
+from envs.mujoco_env import worlds_class
 from envs.suites import load_suite
-from envs.worlds import Worlds
 from vla.types import ActionChunk, ActionSpec, Observation
 
 
@@ -77,11 +77,12 @@ class BlindReplay:
 
 def expert_actions(suite: str, seed: int) -> np.ndarray:
     """(T, A) actions of one successful scripted demonstration, from `seed` on."""
-    worlds = Worlds(load_suite(suite), 1)
+    spec = load_suite(suite)
+    worlds = worlds_class(spec)(spec, 1)
     worlds.render_images = False
     for attempt in range(seed, seed + 50):
         worlds.reset(seeds=[attempt])
-        expert = TabletopExpert(1)
+        expert = make_expert(suite, 1)
         actions = []
         while not worlds.over[0]:
             chunk = expert.act(worlds.observation())

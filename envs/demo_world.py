@@ -83,16 +83,17 @@ class SuiteWorld:
 
     def __init__(self, suite: str, image_size: int) -> None:
         # Lazily: the process that only waits for workers needs no simulator.
-        from envs.experts import TabletopExpert
+        from envs.experts import make_expert
+        from envs.mujoco_env import worlds_class
         from envs.suites import load_suite
-        from envs.worlds import PROPRIO_NAMES, Worlds
 
-        self._worlds = Worlds(load_suite(suite), 1, image_size=image_size)
-        self._expert = TabletopExpert(1)
+        spec = load_suite(suite)
+        self._worlds = worlds_class(spec)(spec, 1, image_size=image_size)
+        self._expert = make_expert(suite, 1)
         self._obs: Observation | None = None
         self.action_spec = self._worlds.action_spec
         self.cameras = tuple(self._worlds.cameras)
-        self.proprio_names = tuple(PROPRIO_NAMES)
+        self.proprio_names = tuple(self._worlds.proprio_names)
         self.horizon = self._worlds.horizon
         self.instruction = ""
         self.success = self.done = False

@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.control import ControlConfig
 from envs.scene import PLATE_THICKNESS_M
-from vla.types import ActionChunk, Observation
+from vla.types import ActionChunk, Observation, Policy
 
 HOVER_M = 0.09
 CARRY_M = 0.10
@@ -16,6 +16,15 @@ _CLOSE_STEPS = 4
 _ALIGN_M = 0.010
 _GRASP_DEPTH_M = 0.008
 _REACH, _CLOSE, _CARRY, _RELEASE = range(4)
+
+
+def make_expert(suite: str, num_envs: int) -> Policy:
+    """The scripted expert of a suite, tabletop or adapter."""
+    if suite.startswith("robosuite-"):
+        from envs.robosuite_experts import RobosuiteExpert
+
+        return RobosuiteExpert(num_envs)
+    return TabletopExpert(num_envs)
 
 
 class TabletopExpert:

@@ -46,19 +46,33 @@ def worker_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def worlds_class(suite: Suite) -> type:
+    """Which class plays a suite in one process: ours for a suite file, an adapter's for its own.
+
+    ValueError naming the extra that an adapter needs and does not find.
+    """
+    if isinstance(suite, Suite):
+        from envs.worlds import Worlds
+
+        return Worlds
+    from envs.robosuite_env import RobosuiteWorlds, require_robosuite
+
+    require_robosuite()
+    return RobosuiteWorlds
+
+
 def _serve(
     pipe: Connection, suite: Suite, num_worlds: int, image_size: int, phrasings: Phrasings, memory: str, offset: int
 ) -> None:
     """Worker main: owns some worlds, answers commands until told to close or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    from envs.worlds import Worlds
-
     shared = SharedMemory(name=memory)
     try:
         views = 2
         shape = (num_worlds, views, image_size, image_size, 3)
         images = np.ndarray(shape, np.uint8, buffer=shared.buf, offset=offset)
-        worlds = Worlds(suite, num_worlds, image_size=image_size, phrasings=phrasings, images_out=images)
+        make = worlds_class(suite)
+        worlds = make(suite, num_worlds, image_size=image_size, phrasings=phrasings, images_out=images)
         pipe.send(("ok", (worlds.action_spec, worlds.cameras, worlds.proprio_dim, worlds.privileged_dim)))
         while True:
             command, argument = pipe.recv()
@@ -232,6 +246,6 @@ class MujocoVecEnv:
 
 def make_cpu_vec(suite: str, num_envs: int, *, num_workers: int, image_size: int, phrasings: Phrasings) -> MujocoVecEnv:
     """Build the CPU backend of a suite by name."""
-    return MujocoVecEnv(
-        load_suite(suite), num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings
-    )
+    spec = load_suite(suite)
+    worlds_class(spec)  # a missing extra is told here, not by a worker that dies of it
+    return MujocoVecEnv(spec, num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings)

@@ -31,9 +31,24 @@ def suite_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (SIM_CONFIGS / "suites").glob("*.toml")))
 
 
+def all_suite_names() -> tuple[str, ...]:
+    """The suite files' names, then those of the adapters (robosuite), whether their extra is installed or not."""
+    from envs.robosuite_env import SUITES
+
+    return (*suite_names(), *SUITES)
+
+
 def load_suite(name: str) -> Suite:
-    """The suite called `name`. ValueError with the nearest name if there is none."""
-    path = lookup(name, {n: SIM_CONFIGS / "suites" / f"{n}.toml" for n in suite_names()}, "suite")
+    """The suite called `name` (an adapter's has the same name, description, tasks, horizon and eval_seed0).
+
+    ValueError with the nearest name if there is none.
+    """
+    from envs.robosuite_env import SUITES
+
+    if name in SUITES:
+        return SUITES[name]  # type: ignore[return-value]  # it has no scene file, and nothing asks for one
+    lookup(name, dict.fromkeys(all_suite_names()), "suite")
+    path = SIM_CONFIGS / "suites" / f"{name}.toml"
     raw = tomllib.loads(path.read_text())
     lookup(raw["scene"], SCENES, "scene")
     return Suite(name=name, **{**raw, "tasks": tuple(raw["tasks"])})

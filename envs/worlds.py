@@ -31,6 +31,8 @@ _START_NOISE_RAD = 0.06
 class Worlds:
     """`num_worlds` independent episodes of one suite. Not thread-safe; one per process."""
 
+    proprio_names = PROPRIO_NAMES
+
     def __init__(
         self,
         suite: Suite,

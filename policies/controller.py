@@ -75,7 +75,11 @@ def control(
     ticks_per_step = _ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
     try:
         robot.connect()
-        return _Loop(robot, policy, config, log, ticks_per_step, clock, sleep).run()
+        loop = _Loop(robot, policy, config, log, ticks_per_step, clock, sleep)
+        try:
+            return loop.run()
+        finally:
+            loop.inference.close()
     finally:
         robot.disconnect()
 
@@ -144,7 +148,6 @@ class _Loop:
                 overruns += 1
                 deadline = self.clock() + dt
             self.sleep(deadline - self.clock() if left < 0 else left)
-        self.inference.close()
         p50, p99 = np.percentile(self.latencies, [50, 99]).tolist() if self.latencies else (0.0, 0.0)
         report = ControlReport(
             ticks=ticks,

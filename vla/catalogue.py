@@ -25,18 +25,18 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
 
 
 def list_suites() -> Listing:
-    from envs.suites import load_suite, suite_names
+    from envs.suites import all_suite_names, load_suite
 
-    suites = [load_suite(name) for name in suite_names()]
+    suites = [load_suite(name) for name in all_suite_names()]
     rows = [(suite.name, ", ".join(suite.tasks), suite.horizon, suite.description) for suite in suites]
     return "suites", ("suite", "tasks", "horizon", ""), rows
 
 
 def list_tasks() -> Listing:
-    from envs.suites import load_suite, suite_names
+    from envs.suites import all_suite_names, load_suite
 
     users: dict[str, list[str]] = {}
-    for suite in map(load_suite, suite_names()):
+    for suite in map(load_suite, all_suite_names()):
         for task in suite.tasks:
             users.setdefault(task, []).append(suite.name)
     return "tasks", ("task", "suites"), [(task, ", ".join(names)) for task, names in sorted(users.items())]

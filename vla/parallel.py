@@ -58,6 +58,10 @@ class Team:
         """Around one accumulated part: gradients are exchanged at the last only."""
         yield
 
+    def clip(self, parameters: Sequence[Tensor], max_norm: float) -> float:
+        """Scale the gradients down to `max_norm` if theirs is larger; returns theirs."""
+        return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+
     def total(self, *values: float) -> list[float]:
         """Sums over the processes."""
         return list(values)
@@ -106,15 +110,28 @@ class _Shards(_Processes):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self._accelerator.device.type, (self.size,))
+        scalars = {parameter for parameter in objective.parameters() if parameter.ndim == 0}  # cannot be sharded
         for stack in [module for module in objective.modules() if isinstance(module, nn.ModuleList)]:
             for layer in stack:  # gathered one at a time, and let go after use
-                fully_shard(layer, mesh=mesh)
-        return fully_shard(objective, mesh=mesh)
+                fully_shard(layer, mesh=mesh, ignored_params=scalars)
+        return fully_shard(objective, mesh=mesh, ignored_params=scalars)
 
     @contextmanager
     def part(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
         wrapped.set_requires_gradient_sync(last)
         yield
+
+    def clip(self, parameters: Sequence[Tensor], max_norm: float) -> float:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        shards, copies = ([g for g in gradients if hasattr(g, "to_local") == sharded] for sharded in (True, False))
+        for gradient in copies:  # FSDP2 has averaged its own only
+            dist.all_reduce(gradient)
+            gradient /= self.size
+        squares = sum(float(g.to_local().double().square().sum()) for g in shards)
+        norm = (self.total(squares)[0] + sum(float(g.double().square()) for g in copies)) ** 0.5
+        for gradient in held(gradients):
+            gradient *= min(1.0, max_norm / (norm + 1e-6))
+        return norm
 
 
 # ---------------------------------------------------------------------- whole tensors and shards of them

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from vla.adapters import LoRAConfig
+from vla.augment import AugmentConfig
 from vla.bridge import BridgeConfig
 from vla.model import VLAConfig
 from vla.train import TrainConfig
@@ -20,6 +23,21 @@ def tabletop() -> TrainConfig:
     return TrainConfig(model=model, steps=1300, lr=1e-3, num_threads=2)
 
 
+def full() -> TrainConfig:
+    """The whole model learns, end to end, on augmented pictures: meant for a GPU, and not yet measured on one."""
+    cfg = tabletop()
+    model = replace(cfg.model, freeze_backbone=False)
+    return replace(cfg, model=model, steps=20_000, lr=2e-4, backbone_lr=0.5, augment=AugmentConfig(), num_threads=0)
+
+
+def lora() -> TrainConfig:
+    """As `full`, but of the backbone only LoRA adapters (and its queries) learn: for large ones on one GPU."""
+    cfg = full()
+    return replace(
+        cfg, model=replace(cfg.model, freeze_backbone=True, lora=LoRAConfig(rank=32, alpha=64.0)), backbone_lr=1.0
+    )
+
+
 def smoke() -> TrainConfig:
     """Seconds, not skill: does everything once. For tests and `--smoke`."""
     return TrainConfig(
@@ -32,4 +50,4 @@ def smoke() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"tabletop": tabletop, "smoke": smoke}
+RECIPES: dict[str, Callable[[], TrainConfig]] = {"tabletop": tabletop, "full": full, "lora": lora, "smoke": smoke}

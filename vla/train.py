@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from vla.augment import augment, draw_augmentation
 from vla.cache import check_demos, encode_demos
 from vla.checkpoint import CONFIG, load_checkpoint
-from vla.config import encode, save_json
+from vla.config import encode, lookup, save_json
 from vla.cotrain import LanguageTask
 from vla.data import DemoSet
 from vla.features import Features
-from vla.metrics import METRICS, Metrics
+from vla.metrics import METRICS, TRACKERS, Metrics
 from vla.mixture import build_vla, members_of
 from vla.model import VLA
 from vla.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
@@ -76,6 +76,8 @@ def train(
     out = Path(out)
     if problem := cfg.problem():
         raise ValueError(problem)
+    for name in cfg.trackers:
+        lookup(name, TRACKERS, "tracker")
     _check_policy(cfg, vla)
     members = members_of(vla, demos)
     for processor, part in members.values():
@@ -138,7 +140,9 @@ class _Run:
         self.team.place(self.objective)
         self.wrapped = self.team.wrap(self.objective)
         groups, self.scales = parameter_groups(self.objective, cfg)
-        self.optimiser = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas)
+        # Sharded and plain parameters (scalars) cannot be updated in one batched call.
+        batched = False if cfg.shard and self.team.size > 1 else None
+        self.optimiser = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, foreach=batched)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.average = [p.clone() for p in held(self.parameters)] if cfg.ema_decay else None
 
@@ -148,12 +152,12 @@ class _Run:
         frames = mixed_frames(cfg.seed, step, cfg.batch_size, source.sizes, cfg.weights)
         places = self.team.share(torch.arange(cfg.batch_size)).chunk(cfg.accumulate)
         parts = [source.take(frames[place]) for place in places]
-        whole = max(1.0, source.weigh(frames)) if len(frames) > len(places[0]) else max(1.0, parts[0].weight)
+        total = max(1.0, source.weigh(frames)) if len(frames) > len(places[0]) else max(1.0, parts[0].weight)
         if cfg.augment is not None:
             views = parts[0].seen.images_BVHWC.shape[1]
             draws = draw_augmentation(cfg.batch_size, views, mix(cfg.seed, -(1 << 40) - step))
             parts = [_augmented(part, draws[place], cfg, self.vla) for part, place in zip(parts, places, strict=True)]
-        return [(part, part.weight / whole) for part in parts]
+        return [(part, part.weight / total) for part in parts]
 
     def update(self, parts: list[tuple[Batch, float]]) -> dict[str, float]:
         """One optimiser step; its figures, as the optimiser saw them."""
@@ -172,7 +176,7 @@ class _Run:
                 goal.backward()
             value, asked = value + float(action) * share, asked + float(language) / len(parts) / size
         value, asked = team.total(value, asked)
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip)))
+        norm = team.clip(self.parameters, cfg.grad_clip)
         rate = self.optimiser.param_groups[0]["lr"]
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingDiverged(

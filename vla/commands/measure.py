@@ -157,10 +157,10 @@ class Experiment(Command):
 def _agent(name: str, env: VecEnv, suite: str) -> Policy:
     """The policy that `expert`, `zero`, `random` or `blind` means in `env`."""
     from envs.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
-    from envs.experts import TabletopExpert
+    from envs.experts import make_expert
 
     makers: dict[str, Callable[[], Policy]] = {
-        "expert": lambda: TabletopExpert(env.num_envs),
+        "expert": lambda: make_expert(suite, env.num_envs),
         "zero": lambda: ZeroPolicy(env.action_spec),
         "random": lambda: RandomPolicy(env.action_spec),
         "blind": lambda: BlindReplay(expert_actions(suite, 0), env.num_envs),
