@@ -44,7 +44,10 @@ def test_it_starts_where_the_first_look_was():
     points, logits = pointer(picture((20, 60)), torch.randn(1, 1, 8), coarse)
     row, column = divmod(int(logits.argmax()), 21)
     assert (row // 3, column // 3) == (1, 5)
-    assert abs(float(points[..., 0].detach()) - (5.5 / 7 * 2 - 1)) < 0.2 and abs(float(points[..., 1].detach()) - (1.5 / 7 * 2 - 1)) < 0.2
+    assert (
+        abs(float(points[..., 0].detach()) - (5.5 / 7 * 2 - 1)) < 0.2
+        and abs(float(points[..., 1].detach()) - (1.5 / 7 * 2 - 1)) < 0.2
+    )
 
 
 def test_grids_that_do_not_fit_are_refused():
