@@ -248,7 +248,7 @@ def _refine(config: QuickstartConfig, out: Path, envs: Any, extra: dict[str, Any
         train_seeds=(500_000, 1_000_000),
     )  # fmt: skip
     if config.smoke:
-        recipe = replace(recipe, decisions_per_update=2, eval_every=2, calibrate_scales=(1.0,))
+        recipe = replace(recipe, decisions_per_update=2, eval_every=2, calibrate_scales=())
     validation = range(VALIDATION_SEED0, VALIDATION_SEED0 + (envs.num_envs if config.smoke else 2 * envs.num_envs))
 
     def check(policy: Any) -> tuple[int, int]:
