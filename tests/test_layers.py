@@ -214,5 +214,5 @@ def test_nothing_of_this_machine_is_tracked():
 
 def test_the_machine_checks_see_what_they_should():
     assert MACHINE_PATH.search("path = '/ro" + "ot/x'") and MACHINE_PATH.search("see /ho" + "me/ann/y")
-    assert not MACHINE_PATH.search("runs/root/x $HOME/work/ ~/tmp/x")
+    assert not MACHINE_PATH.search("runs/ro" + "ot/x $HO" + "ME/wo" + "rk/ ~/tm" + "p/x")
     assert REGISTRY.search("https://py" + "pi.org/simple")
