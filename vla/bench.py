@@ -191,4 +191,16 @@ def bench_serve() -> list[Row]:
     return rows
 
 
-BENCHES: dict[str, Callable[[], list[Row]]] = {"sim": bench_sim, "model": bench_model, "serve": bench_serve}
+def bench_gpu() -> list[Row]:
+    """A policy of the published size on a CUDA device. ValueError without one."""
+    from vla.bench_gpu import bench
+
+    return bench(_row)
+
+
+BENCHES: dict[str, Callable[[], list[Row]]] = {
+    "sim": bench_sim,
+    "model": bench_model,
+    "serve": bench_serve,
+    "gpu": bench_gpu,
+}

@@ -166,6 +166,11 @@ class VLA(nn.Module):
             inp = replace(inp, token_mask_BT=torch.zeros_like(inp.token_mask_BT))
         if not (torch.is_grad_enabled() and self.backbone_learns):
             inp = _without_padding(inp)
+        return self.encode_as_is(inp)
+
+    def encode_as_is(self, inp: ModelInput) -> Features:
+        """`encode` of a batch on the device, padding included: nothing here depends on the values, so that a CUDA graph
+        can hold it."""
         gradients = torch.is_grad_enabled() and self.backbone_learns
         low = self.backbone_dtype != torch.float32
         with (

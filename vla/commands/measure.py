@@ -85,10 +85,10 @@ class Eval(Command):
 
 @dataclass(frozen=True)
 class Bench(Command):
-    """Measure speed: sim, serve or model."""
+    """Measure speed: sim, serve, model or gpu."""
 
     name: Positional[str]
-    """sim, serve or model."""
+    """sim, serve, model or gpu."""
     json: Path | None = None
     """Write the result to this file too."""
 
