@@ -101,11 +101,29 @@ class BasculePolicy(PreTrainedPolicy):
         rows = [slice(i, i + 1) for i in range(len(target))]
         return torch.stack([self.vla.head.loss(latent[i], target[i], mask[i]) for i in rows]), {}
 
+    def supports_rtc(self) -> bool:
+        return True
+
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """(B, C, A), environment units, within the action's bounds."""
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        *,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """(B, C, A), environment units, within the action's bounds.
+
+        LeRobot's real-time chunking: `prev_chunk_left_over` (T, A) is what the robot still had to play when it asked,
+        of which it will have played `inference_delay` actions when this chunk arrives. Those are repeated, and the rest
+        of the overlap passes linearly from the old chunk to the new one.
+        """
         action = self.vla.predict(self.vla.processor.prepare(self.observation(batch)))
-        return torch.from_numpy(np.ascontiguousarray(action)).to(self.vla.device)
+        chunk = torch.from_numpy(np.ascontiguousarray(action)).to(self.vla.device)
+        if prev_chunk_left_over is not None:
+            _continue(chunk, prev_chunk_left_over.to(chunk), inference_delay or 0)
+        return chunk
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
@@ -196,6 +214,17 @@ def _pixels(image_B3HW: Tensor) -> np.ndarray:
     else:
         pixels = (image_B3HW.detach() * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _continue(chunk_BCA: Tensor, old_TA: Tensor, delay: int) -> None:
+    """Begin the chunk, in place, where the old one is."""
+    old = old_TA if old_TA.ndim == 3 else old_TA[None]
+    # LeRobot fills a short leftover up with zeros: they are no actions, and would pull the robot toward them.
+    actions = old.ne(0).any(-1).any(0).nonzero()
+    overlap = min(int(actions.max()) + 1 if len(actions) else 0, chunk_BCA.shape[1])
+    weight = (torch.arange(overlap, device=old.device) - delay + 1) / (overlap - min(delay, overlap) + 1)
+    weight = weight.clamp(0, 1)[:, None]
+    chunk_BCA[:, :overlap] = (1 - weight) * old[:, :overlap] + weight * chunk_BCA[:, :overlap]
 
 
 def wrap(vla: VLA, *, device: str = "cpu") -> BasculePolicy:

@@ -152,6 +152,24 @@ def test_the_loss_is_the_models_and_padding_does_not_count(run):
     assert each.shape == (3,) and each.mean().item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_real_time_chunking_begins_where_the_old_chunk_is(run):
+    from policies.lerobot.modeling_bascule import BasculePolicy
+
+    policy = BasculePolicy.from_pretrained(pretrained(run))
+    batch = batch_of(observation(count=1))
+    fresh = policy.predict_action_chunk(batch)[0]
+    old = torch.zeros(10, 3)
+    old[:5] = torch.tensor([0.3, -0.3, 1.0])  # five actions left, filled up with zeros by LeRobot
+    joined = policy.predict_action_chunk(batch, inference_delay=2, prev_chunk_left_over=old)[0]
+    assert policy.supports_rtc() and torch.equal(joined[:2], old[:2]) and torch.equal(joined[5:], fresh[5:])
+    for step, weight in ((2, 0.25), (3, 0.5), (4, 0.75)):
+        torch.testing.assert_close(joined[step], (1 - weight) * old[0] + weight * fresh[step])
+    first = policy.predict_action_chunk(batch, inference_delay=1, prev_chunk_left_over=None)[0]
+    assert torch.equal(first, fresh)
+    late = policy.predict_action_chunk(batch, inference_delay=20, prev_chunk_left_over=old)[0]
+    assert torch.equal(late[:5], old[:5]) and torch.equal(late[5:], fresh[5:])
+
+
 def test_what_is_missing_is_named(run, tmp_path):
     from policies.lerobot.configuration_bascule import BasculeConfig
     from policies.lerobot.modeling_bascule import BasculePolicy

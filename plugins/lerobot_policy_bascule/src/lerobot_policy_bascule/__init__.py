@@ -1,5 +1,22 @@
-"""Imported by LeRobot's tools when they start. Registers what `policies.lerobot` and `policies.robots` define."""
+"""Imported by LeRobot's tools when they start: registers policy, simulated robot and scripted teleoperator.
 
+All of them live in `policies.lerobot`. Only the world behind the robot is joined on here, because policies do not know
+the simulator.
+"""
+
+from policies.lerobot.config_tabletop import BasculeExpertConfig, BasculeTabletopConfig
 from policies.lerobot.configuration_bascule import BasculeConfig
+from policies.lerobot.tabletop import Simulation, use_simulation
 
-__all__ = ["BasculeConfig"]
+__all__ = ["BasculeConfig", "BasculeExpertConfig", "BasculeTabletopConfig"]
+
+
+def _simulation(suite: str, image_size: int) -> Simulation:
+    from envs import make_vec
+    from envs.experts import TabletopExpert
+    from envs.worlds import PROPRIO_NAMES
+
+    return Simulation(make_vec(suite, 1, num_workers=1, image_size=image_size), TabletopExpert(1), PROPRIO_NAMES)
+
+
+use_simulation(_simulation)

@@ -1,0 +1,153 @@
+"""A tabletop world behind LeRobot's `Robot`, and the expert that can see its state behind `Teleoperator`.
+
+LeRobot's tools drop numbers that are named neither NAME.pos nor NAME.vel: displacements are called .vel, the rest .pos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lerobot.robots.robot import Robot
+from lerobot.teleoperators.teleoperator import Teleoperator
+
+from policies.lerobot.config_tabletop import BasculeExpertConfig, BasculeTabletopConfig
+from vla.types import Observation, Policy, VecEnv
+
+
+@dataclass
+class Simulation:
+    """One world and who can solve it."""
+
+    env: VecEnv
+    expert: Policy
+    proprio_names: tuple[str, ...]
+
+
+_make: Callable[[str, int], Simulation] | None = None
+_running: list[BasculeTabletop] = []  # connected robots: the teleoperator looks into the latest one's world
+
+
+def use_simulation(make: Callable[[str, int], Simulation]) -> None:
+    """Say how a suite's world is made, from its name and image size: policies know no simulator, the plugin does."""
+    global _make
+    _make = make
+
+
+class BasculeTabletop(Robot):
+    """The simulated robot. `send_action` runs one control step of the world."""
+
+    config_class = BasculeTabletopConfig
+    name = "bascule_tabletop"
+    is_calibrated = True
+
+    def __init__(self, config: BasculeTabletopConfig) -> None:
+        super().__init__(config)
+        if _make is None:
+            raise ValueError("the simulated robot needs the plugin lerobot_policy_bascule: ./bascule setup installs it")
+        self.config = config
+        self.simulation = _make(config.suite, config.image_size)
+        env = self.simulation.env
+        self.cameras = dict.fromkeys(env.cameras)  # LeRobot's tools count them
+        self._actions = tuple(f"{name}.{'pos' if name == 'gripper' else 'vel'}" for name in env.action_spec.names)
+        self._state = tuple(f"{name}.pos" for name in self.simulation.proprio_names)
+        self.latest: Observation | None = None
+        self.scenes = self.successes = 0
+        self._still = 0  # control steps since the scene was over
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        size = self.config.image_size
+        return {**dict.fromkeys(self._state, float), **dict.fromkeys(self.cameras, (size, size, 3))}
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        return dict.fromkeys(self._actions, float)
+
+    @property
+    def is_connected(self) -> bool:
+        return self.latest is not None
+
+    def connect(self, calibrate: bool = True) -> None:
+        self._new_scene()
+        _running.append(self)
+
+    def calibrate(self) -> None: ...
+
+    def configure(self) -> None: ...
+
+    def get_observation(self) -> dict[str, Any]:
+        if self.latest is None:
+            raise ConnectionError("the simulated robot is not connected")
+        state = dict(zip(self._state, map(float, self.latest.proprio[0]), strict=True))
+        return {**state, **{camera: image[0].copy() for camera, image in self.latest.images.items()}}
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        if self.latest is None:
+            raise ConnectionError("the simulated robot is not connected")
+        env = self.simulation.env
+        wanted = np.array([float(action[name]) for name in self._actions], np.float32)
+        sent = np.clip(wanted, env.action_spec.low, env.action_spec.high).astype(np.float32)
+        result = env.step_chunk(sent[None, None])
+        self.latest = result.obs
+        self.successes += int(result.info["success"][0])
+        if self._still or result.terminated[0] or result.truncated[0]:
+            self._still += 1
+        if self._still > self.config.pause_s * env.action_spec.control_hz:
+            self._new_scene()
+        return dict(zip(self._actions, map(float, sent), strict=True))
+
+    def disconnect(self) -> None:
+        if self.latest is not None:
+            self.latest = None
+            _running.remove(self)
+            self.simulation.env.close()
+
+    def _new_scene(self) -> None:
+        seed = self.config.seed + (self.scenes if self.config.new_scenes else 0)
+        self.simulation.expert.reset()
+        self.latest = self.simulation.env.reset(seeds=[seed])
+        self.scenes, self._still = self.scenes + 1, 0
+
+
+class BasculeExpert(Teleoperator):
+    """Acts for a person: the scripted expert of the connected simulated robot."""
+
+    config_class = BasculeExpertConfig
+    name = "bascule_expert"
+    is_calibrated = True
+    feedback_features: dict[str, Any] = {}
+
+    def __init__(self, config: BasculeExpertConfig) -> None:
+        super().__init__(config)
+        self.config, self._connected = config, False
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        return _running[-1].action_features if _running else {}
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connected
+
+    def connect(self, calibrate: bool = True) -> None:
+        self._connected = True
+
+    def calibrate(self) -> None: ...
+
+    def configure(self) -> None: ...
+
+    def get_action(self) -> dict[str, Any]:
+        if not _running:
+            raise ConnectionError("the scripted expert needs a connected robot: --robot.type=bascule_tabletop")
+        robot = _running[-1]
+        assert robot.latest is not None
+        action = np.clip(robot.simulation.expert.act(robot.latest)[0, 0], -1, 1)
+        return dict(zip(robot.action_features, map(float, action), strict=True))
+
+    def send_feedback(self, feedback: dict[str, Any]) -> None: ...
+
+    def disconnect(self) -> None:
+        self._connected = False
