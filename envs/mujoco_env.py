@@ -18,6 +18,7 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
+from envs.base import check_seeds
 from envs.language import Phrasings
 from envs.suites import Suite, load_suite
 from vla.types import ActionChunk, Observation, StepResult
@@ -193,8 +194,7 @@ class MujocoVecEnv:
     ) -> Observation:
         """See `vla.types.VecEnv.reset`."""
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, dtype=int)
-        if len(ids) != len(seeds):
-            raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
+        check_seeds(ids, seeds)
         arguments: dict[int, object] = {}
         for w in range(len(self._pipes)):
             mine = np.flatnonzero((ids >= self._bounds[w]) & (ids < self._bounds[w + 1]))

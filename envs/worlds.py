@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from envs import task as rules
+from envs.base import BaseWorlds
 from envs.control import ControlConfig, action_spec, advance_command, joint_targets
 from envs.episodes import Episode, sample_episode
 from envs.language import Phrasings
@@ -28,7 +29,7 @@ PRIVILEGED_DIM = 16
 _START_NOISE_RAD = 0.06
 
 
-class Worlds:
+class Worlds(BaseWorlds):
     """`num_worlds` independent episodes of one suite. Not thread-safe; one per process."""
 
     proprio_names = PROPRIO_NAMES
@@ -43,25 +44,19 @@ class Worlds:
         control: ControlConfig | None = None,
         images_out: np.ndarray | None = None,
     ) -> None:
-        self.suite, self.phrasings, self.image_size = suite, phrasings, image_size
         self.scene = SCENES[suite.scene]
         self.control = control or ControlConfig()
         self.model, self.index = build(self.scene)
+        super().__init__(
+            suite, num_worlds, action_spec=action_spec(self.scene.control_hz), cameras=self.index.cameras,
+            proprio_dim=len(PROPRIO_NAMES), privileged_dim=PRIVILEGED_DIM, image_size=image_size, phrasings=phrasings,
+            images_out=images_out,
+        )  # fmt: skip
         self.substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
         self.data = [mujoco.MjData(self.model) for _ in range(num_worlds)]
-        self.num_envs, self.horizon = num_worlds, suite.horizon
-        self.action_spec = action_spec(self.scene.control_hz)
-        self.cameras = self.index.cameras
-        self.proprio_dim, self.privileged_dim = len(PROPRIO_NAMES), PRIVILEGED_DIM
-        self.render_images = True
-        shape = (num_worlds, len(self.cameras), image_size, image_size, 3)
-        self.images = np.zeros(shape, np.uint8) if images_out is None else images_out
         self._renderer: CameraRenderer | None = None
 
         n, slots = num_worlds, len(self.scene.objects)
-        self.episodes: list[Episode | None] = [None] * n
-        self.over = np.ones(n, bool)
-        self.elapsed = np.zeros(n, np.int64)
         self._held = np.zeros(n, np.int64)
         self._success = np.zeros(n, bool)
         self._wrong = np.zeros(n, bool)
@@ -92,15 +87,13 @@ class Worlds:
         env_ids: Sequence[int] | None = None,
     ) -> Observation:
         """Start the episodes that `seeds` mean in worlds `env_ids`; see `vla.types.VecEnv.reset`."""
-        ids = range(self.num_envs) if env_ids is None else env_ids
-        if len(ids) != len(seeds):
-            raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
+        ids = self._ids(seeds, env_ids)
         for k, i in enumerate(ids):
             episode = sample_episode(
                 self.suite, self.scene, int(seeds[k]), task=tasks[k] if tasks else None, phrasings=self.phrasings
             )
             self.place(i, episode)
-        self._render(list(ids))
+        self._render(ids)
         return self.observation()
 
     def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
@@ -139,18 +132,10 @@ class Worlds:
         self._read(i)
         self._command[i] = state.grip[i]
 
-    def alternative_instructions(self) -> list[str]:
-        """Per world, an instruction that names another object than the one counted."""
-        return [e.swapped_instruction if e else "" for e in self.episodes]
-
     # ------------------------------------------------------------------ stepping
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
         """Run up to C control steps in each world that is not over; see `vla.types.VecEnv.step_chunk`."""
-        chunk = np.asarray(chunk, np.float64)
-        if chunk.ndim != 3 or chunk.shape[0] != self.num_envs or chunk.shape[2] != self.action_spec.dim:
-            raise ValueError(f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {chunk.shape}")
-        if not np.isfinite(chunk).all():
-            raise ValueError("action chunk holds NaN or Inf")
+        chunk = self._checked(chunk)
         was_over = self.over.copy()
         n_steps = np.zeros(self.num_envs, np.int64)
         terminated = np.zeros(self.num_envs, bool)
@@ -238,15 +223,6 @@ class Worlds:
             self._held[:, None] / rules.HOLD_STEPS, self._command,
         )  # fmt: skip
         return np.concatenate(columns, axis=1).astype(np.float32)
-
-    def observation(self) -> Observation:
-        """Of every world, now. Images are those of the last render, and are views: copy to keep."""
-        return Observation(
-            images={name: self.images[:, v] for v, name in enumerate(self.cameras)},
-            proprio=self.proprio(),
-            instruction=[e.instruction if e else "" for e in self.episodes],
-            privileged=self.privileged(),
-        )
 
     def close(self) -> None:
         if self._renderer is not None:
