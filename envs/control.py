@@ -1,7 +1,8 @@
 """Delta-end-effector control: a commanded pose, followed by damped-least-squares IK and position actuators.
 
-Batched over worlds, for numpy arrays (CPU backend) and torch tensors (GPU backend) alike. One action = (dx, dy, dz, gripper) in [-1, 1]: a displacement of the *commanded* grip position of
-up to `max_delta_m` per control step and a gripper command (> 0 open, <= 0 closed).
+Batched over worlds, for numpy arrays (CPU backend) and torch tensors (GPU backend) alike. One action =
+(dx, dy, dz, gripper) in [-1, 1]: a displacement of the *commanded* grip position of up to `max_delta_m` per control
+step and a gripper command (> 0 open, <= 0 closed).
 """
 
 from __future__ import annotations
