@@ -1,7 +1,7 @@
 """The published ablation as configurations: VLA-Adapter's conditions (arXiv 2509.09372, section 4.6), and baselines.
 
 Each function takes a model's configuration and returns the variant; everything else about a run stays as it is:
-`replace(config, model=lookup(name, ABLATIONS, "ablation")(config.model))`.
+`replace(config, model=ablation(name)(config.model))`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from vla.bridge import BridgeConfig
+from vla.config import lookup
 from vla.model import VLAConfig
 
 _LEAN: dict[str, Any] = {"grouped": True, "shared_projections": True, "ffn_multiple": 1}
@@ -90,6 +91,18 @@ ABLATIONS: dict[str, Callable[[VLAConfig], VLAConfig]] = {
     "no-language": no_language,
     "no-decoder": no_decoder,
 }
+
+
+def ablation(name: str) -> Callable[[VLAConfig], VLAConfig]:
+    """The one called `name`; several joined by "+" are applied in turn. ValueError with the nearest name."""
+    parts = [lookup(part, ABLATIONS, "ablation") for part in name.split("+")]
+
+    def applied(model: VLAConfig) -> VLAConfig:
+        for part in parts:
+            model = part(model)
+        return model
+
+    return applied
 
 
 def _with(model: VLAConfig, **changes: Any) -> VLAConfig:

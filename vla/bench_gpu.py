@@ -1,4 +1,4 @@
-"""`vla bench gpu`: a policy of the published size (two towers, a decoder of Qwen2.5-0.5B's shape): decisions and training.
+"""`vla bench gpu`: a policy of the published size (two towers, a decoder as Qwen2.5-0.5B): decisions and training.
 
 Random weights: speed does not depend on them. Correctness comes first: the recorded graph must say what the plain call
 says, or there are no figures.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vla.config import load_json, lookup, save_json
+from vla.config import load_json, save_json
 
 Report = Callable[[int, int, str], None]
 """(finished runs, all runs, what is going on)."""
@@ -23,7 +23,7 @@ class AblationConfig:
 
     suite: str = "tabletop-pick"
     arms: tuple[str, ...] = ("bridge", "last-layer", "raw-only", "queries-only", "lean", "no-language")
-    """Of `vla.ablations.ABLATIONS`; the first is what the others are compared with, no-language must fail."""
+    """Of `vla.ablations`, several joined by "+"; the first is what others are compared with, no-language must fail."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 100
@@ -36,10 +36,10 @@ class AblationConfig:
 
 def ablation(config: AblationConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
     """Imitation of every arm with every seed; {"experiment", "seeds", "arms": {arm: counts}, "seconds", ...}."""
-    from vla.ablations import ABLATIONS
+    from vla.ablations import ablation as variant
 
     for arm in config.arms:
-        lookup(arm, ABLATIONS, "arm")
+        variant(arm)
     runs = [(seed, arm) for seed in config.seeds for arm in config.arms]
     started = time.monotonic()
     rows = []
@@ -70,7 +70,7 @@ def _imitate_and_evaluate(config: AblationConfig, arm: str, seed: int, out: Path
     from envs.demos import record
     from envs.rollout import evaluate
     from envs.suites import load_suite
-    from vla.ablations import ABLATIONS
+    from vla.ablations import ablation as variant
     from vla.data import load_dataset
     from vla.model import VLAPolicy
     from vla.recipes import RECIPES
@@ -80,7 +80,7 @@ def _imitate_and_evaluate(config: AblationConfig, arm: str, seed: int, out: Path
         record(config.suite, config.demos, out / f"demos-{seed}", seed0=20_000 * seed, num_workers=config.workers)
     )
     recipe = RECIPES["tabletop"]()
-    recipe = replace(recipe, steps=config.steps, seed=seed, model=ABLATIONS[arm](recipe.model))
+    recipe = replace(recipe, steps=config.steps, seed=seed, model=variant(arm)(recipe.model))
     model = build_vla(recipe, demos)
     folder = out / f"{arm}-{seed}"
     began = time.monotonic()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
-from vla.ablations import ABLATIONS
+from vla.ablations import ABLATIONS, ablation
 from vla.backbone import Backbone
 from vla.bridge import BridgeConfig
 from vla.config import decode, encode
@@ -99,3 +99,11 @@ def test_a_bridge_on_the_first_layers_stops_the_decoder_there(tmp_path):
     pointing, ran = build("first:2", True)  # the pointer reads the last layer
     pointing.encode(inp)
     assert len(ran) == 4
+
+
+def test_joined_names_are_applied_in_turn_and_wrong_ones_are_named():
+    both = ablation("no-points+last-layer")(BASE)
+    assert both.bridge.taps == "last:all" and both.bridge.points_at == ()
+    assert ablation("no-points")(BASE).bridge.taps == BASE.bridge.taps
+    with pytest.raises(ValueError, match="last-layer"):
+        ablation("no-points+last-layr")
