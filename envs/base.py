@@ -36,6 +36,9 @@ class BaseWorlds(ABC):
         image_size: int,
         phrasings: Phrasings,
         images_out: NDArray[np.uint8] | None,
+        depth: bool = False,
+        depth_out: NDArray[np.float32] | None = None,
+        calibration: bool = False,
     ) -> None:
         self.suite, self.phrasings, self.image_size = suite, phrasings, image_size
         self.num_envs, self.horizon = num_worlds, suite.horizon
@@ -45,6 +48,11 @@ class BaseWorlds(ABC):
         """Off for experts that do not look: the images keep the last frame."""
         shape = (num_worlds, len(cameras), image_size, image_size, 3)
         self.images = np.zeros(shape, np.uint8) if images_out is None else images_out
+        self.depth = np.zeros(shape[:-1], np.float32) if depth and depth_out is None else depth_out
+        """(n, V, H, W) metres of the last render; None unless asked for."""
+        self.intrinsics = np.zeros((*shape[:2], 3, 3), np.float32) if calibration else None
+        self.extrinsics = np.zeros((*shape[:2], 4, 4), np.float32) if calibration else None
+        """See `vla.types.Observation`; of the last render, per world and camera."""
         self.episodes: list[Any] = [None] * num_worlds
         """Per world, what its seed meant: seed, task, instruction, template, swapped_instruction."""
         self.over = np.ones(num_worlds, bool)
@@ -61,9 +69,18 @@ class BaseWorlds(ABC):
 
     def observation(self) -> Observation:
         """Of every world, now. Images are those of the last render, and are views: copy to keep."""
-        images = {name: self.images[:, v] for v, name in enumerate(self.cameras)}
+
+        def by_camera(values: NDArray[Any] | None) -> dict[str, NDArray[Any]] | None:
+            return None if values is None else {name: values[:, v] for v, name in enumerate(self.cameras)}
+
         return Observation(
-            images, self.proprio(), [e.instruction if e else "" for e in self.episodes], self.privileged()
+            by_camera(self.images),
+            self.proprio(),
+            [e.instruction if e else "" for e in self.episodes],
+            self.privileged(),
+            depth=by_camera(self.depth),
+            intrinsics=by_camera(self.intrinsics),
+            extrinsics=by_camera(self.extrinsics),
         )
 
     def alternative_instructions(self) -> list[str]:

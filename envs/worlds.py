@@ -16,7 +16,7 @@ from envs.base import BaseWorlds
 from envs.control import ControlConfig, action_spec, advance_command, joint_targets
 from envs.episodes import Episode, sample_episode
 from envs.language import Phrasings
-from envs.render import CameraRenderer
+from envs.render import CameraRenderer, extrinsics, intrinsics
 from envs.scene import COLORS, HOME_QPOS, PLATE_THICKNESS_M, REST_HEIGHT_M, SCENES, build, parking_pos
 from envs.suites import Suite
 from vla.types import ActionChunk, Observation, StepResult
@@ -43,6 +43,9 @@ class Worlds(BaseWorlds):
         phrasings: Phrasings = "train",
         control: ControlConfig | None = None,
         images_out: np.ndarray | None = None,
+        depth: bool = False,
+        depth_out: np.ndarray | None = None,
+        calibration: bool = False,
     ) -> None:
         self.scene = SCENES[suite.scene]
         self.control = control or ControlConfig()
@@ -50,7 +53,7 @@ class Worlds(BaseWorlds):
         super().__init__(
             suite, num_worlds, action_spec=action_spec(self.scene.control_hz), cameras=self.index.cameras,
             proprio_dim=len(PROPRIO_NAMES), privileged_dim=PRIVILEGED_DIM, image_size=image_size, phrasings=phrasings,
-            images_out=images_out,
+            images_out=images_out, depth=depth, depth_out=depth_out, calibration=calibration,
         )  # fmt: skip
         self.substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
         self.data = [mujoco.MjData(self.model) for _ in range(num_worlds)]
@@ -197,11 +200,14 @@ class Worlds(BaseWorlds):
         if not self.render_images:
             return
         if self._renderer is None:
-            self._renderer = CameraRenderer(self.model, self.index, self.image_size)
+            self._renderer = CameraRenderer(self.model, self.index.camera_ids, self.image_size)
         for i in ids:
             self.model.geom_rgba[self._geoms] = self._rgba[i]
             mujoco.mj_camlight(self.model, self.data[i])
-            self._renderer.render(self.data[i], self.images[i])
+            self._renderer.render(self.data[i], self.images[i], None if self.depth is None else self.depth[i])
+            if self.intrinsics is not None:
+                self.intrinsics[i] = intrinsics(self.model, self.index.camera_ids, self.image_size)
+                self.extrinsics[i] = extrinsics(self.data[i], self.index.camera_ids)
 
     def proprio(self) -> np.ndarray:
         """(n, P) float32, see PROPRIO_NAMES."""

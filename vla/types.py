@@ -46,6 +46,15 @@ class Observation:
     """B natural-language instructions."""
     privileged: NDArray[np.float32] | None = None
     """(B, S) simulator state for critics and scripted experts; None outside simulation."""
+    depth: dict[str, NDArray[np.float32]] | None = None
+    """Camera name -> (B, H, W) metres along the camera's axis; None unless asked for, as all that follows."""
+    intrinsics: dict[str, NDArray[np.float32]] | None = None
+    """Camera name -> (B, 3, 3) pinhole matrix, pixels: the centre of row r, column c is at (c + 0.5, r + 0.5)."""
+    extrinsics: dict[str, NDArray[np.float32]] | None = None
+    """Camera name -> (B, 4, 4) world_from_camera, metres; camera axes x right, y down, z forward (OpenCV)."""
+    history: dict[str, NDArray[np.uint8]] | None = None
+    """Camera name -> (B, k, H, W, 3): the frames of the k decisions before this one, oldest first. An episode's first
+    frame stands in for those before it."""
 
     @property
     def batch_size(self) -> int:
@@ -54,11 +63,19 @@ class Observation:
     def select(self, index: Sequence[int] | NDArray[np.int64]) -> Observation:
         """The observation of the worlds in `index`, in that order."""
         ids = np.asarray(index, dtype=np.int64)
+
+        def pick(arrays: dict[str, NDArray] | None) -> dict[str, NDArray] | None:
+            return None if arrays is None else {name: array[ids] for name, array in arrays.items()}
+
         return Observation(
             images={name: image[ids] for name, image in self.images.items()},
             proprio=self.proprio[ids],
             instruction=[self.instruction[i] for i in ids],
             privileged=None if self.privileged is None else self.privileged[ids],
+            depth=pick(self.depth),
+            intrinsics=pick(self.intrinsics),
+            extrinsics=pick(self.extrinsics),
+            history=pick(self.history),
         )
 
 
