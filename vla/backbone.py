@@ -129,7 +129,7 @@ class Backbone(nn.Module):
         return (pixels / 255 - mean) / std
 
     def _look(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        b = len(pixels) // self.num_views
+        b = pixels.shape[0] // self.num_views
         patches, deep = self.family.patches(self.vlm, pixels)
         return patches.reshape(b, -1, self.width), tuple(part.reshape(b, -1, self.width) for part in deep)
 
@@ -206,7 +206,7 @@ class Backbone(nn.Module):
         equally many questions about it.
         """
         assert self.sharp is not None
-        scenes, named = len(pixels) // self.num_views, list(self.naming)
+        scenes, named = pixels.shape[0] // self.num_views, list(self.naming)
         about = (scenes, -1)  # questions about one picture are asked together
         queries = queries_BQD[:, named].flatten(0, 1).unflatten(0, about)
         coarse = coarse_BQVP[:, named].flatten(0, 1).unflatten(0, about)
@@ -217,7 +217,7 @@ class Backbone(nn.Module):
 
     def forward(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Features:
         """Features of B observations. `token_mask_BT` is True on real tokens, which may be padded on either side."""
-        b, q = len(images_BVHWC), self.num_queries
+        b, q = images_BVHWC.shape[0], self.num_queries  # len() would make an int of it in an export
         pixels = self.normalise(images_BVHWC)
         patches, deep = self._look(pixels)
         embed = self.vlm.model.get_input_embeddings()
@@ -255,7 +255,7 @@ class Backbone(nn.Module):
 
     def _framed(self, patches_BND: Tensor, embed: nn.Module) -> tuple[Tensor, list[Tensor]]:
         """Everything in front of the instruction (B, S, D), and what comes between it and the queries."""
-        layout, b = self.layout, len(patches_BND)
+        layout, b = self.layout, patches_BND.shape[0]
         if not layout.frame_ids:
             return patches_BND, []
         lengths = [len(ids) for ids in (layout.before, layout.opens, layout.closes, layout.between, layout.after)]

@@ -127,7 +127,7 @@ class FaithfulBridge(nn.Module):
         start = self.stem.weight.new_zeros(self.chunk_size, self.stem.in_features)
         if self.training:
             start = start + torch.randn_like(start) * self.config.noise_std
-        x_BCD = F.relu(self.stem(self.stem_norm(start))).expand(len(proprio), -1, -1)
+        x_BCD = F.relu(self.stem(self.stem_norm(start))).expand(proprio.shape[0], -1, -1)
         for tap, block in zip(self.taps, self.blocks, strict=True):
             cond = torch.cat([features.queries_BLQD[:, tap].to(dtype), proprio], dim=1)
             x_BCD = block(x_BCD, cond, features.raw_BLND[:, tap].to(dtype), features.raw_mask_BN)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from vla.losses import by_component, masked_mean
 
 FREQUENCIES = 16
+MAX_GUIDANCE = 5.0
+"""Of the pull toward a prefix; more overshoots when there are only a few Euler steps (the paper's beta)."""
 
 
 class VelocityBlock(nn.Module):
@@ -64,8 +66,17 @@ class FlowHead(nn.Module):
             hidden = block(hidden)
         return self.out(self.out_norm(hidden))
 
-    def forward(self, x_BCD: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Latent (B, C, D) -> normalised actions (B, C, A), float32. A `generator` draws the starting noise."""
+    def forward(
+        self,
+        x_BCD: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Latent (B, C, D) -> normalised actions (B, C, A), float32. A `generator` draws the starting noise.
+
+        `prefix`, actions (B, C, A) and weights (B, C) in [0, 1]: the chunk is led there, fully where the weight is 1.
+        """
         with torch.autocast(x_BCD.device.type, enabled=False):
             x_BCD = self.norm(x_BCD.float())
             shape = (*x_BCD.shape[:2], self.action_dim)
@@ -74,9 +85,26 @@ class FlowHead(nn.Module):
             else:
                 action = torch.randn(shape, generator=generator, device=generator.device).to(x_BCD)
             for step in range(self.sampling_steps):
-                time_B = x_BCD.new_full((len(x_BCD),), step / self.sampling_steps)
-                action = action + self.velocity(x_BCD, action, time_B) / self.sampling_steps
+                time_B = x_BCD.new_full((x_BCD.shape[0],), step / self.sampling_steps)
+                if prefix is None:
+                    velocity = self.velocity(x_BCD, action, time_B)
+                else:
+                    velocity = self._led(x_BCD, action, time_B, *prefix)
+                action = action + velocity / self.sampling_steps
             return action
+
+    def _led(self, x_BCD: Tensor, noisy_BCA: Tensor, time_B: Tensor, target_BCA: Tensor, weight_BC: Tensor) -> Tensor:
+        """The velocity, bent toward a chunk that agrees with the target: real-time chunking's guidance by the gradient
+        of the predicted end point. Black, Galliker and Levine 2025, eq. 2 to 4."""
+        at = time_B[:, None, None]
+        with torch.enable_grad():
+            noisy = noisy_BCA.detach().requires_grad_()
+            velocity = self.velocity(x_BCD.detach(), noisy, time_B)
+            end = noisy + (1 - at) * velocity
+            error = (weight_BC[..., None] * (target_BCA - end)).detach()
+            (pull,) = torch.autograd.grad(end, noisy, error)
+        strength = (at.square() + (1 - at).square()) / (at * (1 - at))  # infinite at time 0
+        return velocity.detach() + strength.clamp(max=MAX_GUIDANCE) * pull
 
     def loss(self, x_BCD: Tensor, target_BCA: Tensor, mask_BC: Tensor) -> Tensor:
         """Masked mean square of the velocity's error at one time and one noise per world, from torch's random state."""

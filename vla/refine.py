@@ -40,7 +40,7 @@ class Latents:
     def of(bridge: Bridge, features: Features, proprio_BP: Tensor) -> Latents:
         """Everything upstream of the head, for these features."""
         latent_BCD = bridge(features, proprio_BP)
-        batch = len(latent_BCD)
+        batch = latent_BCD.shape[0]
         points = latent_BCD.new_zeros(batch, 0)
         if features.points_BQE is not None:
             points = features.points_BQE.flatten(1).to(latent_BCD)
