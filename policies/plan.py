@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.guards import Kind
+from policies.joining import Blend, Join, Prefix
 from vla.types import ActionChunk, Observation, Policy
 
 
@@ -18,63 +21,79 @@ class Plan:
     """A chunk on the way: `ticks_per_step` robot ticks to each of the policy's actions, and a count of actions played.
 
     Chunk N+1 is computed while N is played. When it comes, the actions it holds for steps that were meanwhile *played*
-    are left out (counted, not estimated from clocks), and the next `blend_steps` pass gradually from old to new.
+    are left out (counted, not estimated from clocks), and `join` says how the rest takes over.
     """
 
     def __init__(
-        self, kinds: tuple[Kind, ...], *, ticks_per_step: int, blend_steps: int, rest: tuple[float, ...]
+        self,
+        kinds: tuple[Kind, ...],
+        *,
+        ticks_per_step: Fraction | int,
+        rest: tuple[float, ...],
+        join: Join | None = None,
     ) -> None:
+        """`join` None: switch at once. `rest`: the action before the first, positions move away from it."""
         self._position = np.array([kind == "position" for kind in kinds])
         self._displacement = np.array([kind == "displacement" for kind in kinds])
         self._switch = np.array([kind == "switch" for kind in kinds])
-        self._ticks, self._blend_steps = ticks_per_step, blend_steps
+        self._tick = 1 / Fraction(ticks_per_step)  # how much of an action one tick plays
+        self._played = Fraction(0)  # how much of the current one is played
+        self._join = join or Blend(0)
         self._actions = np.empty((0, len(kinds)), np.float64)
         self._before = np.array(rest, dtype=np.float64)
-        self._tick = 0
         self.step = 0
         """Actions of the policy played so far."""
         self.seen_s = -np.inf
         """When the observation was taken that the plan answers."""
+
+    def clear(self) -> None:
+        """Nothing is left to play, as at the start."""
+        self._actions, self.seen_s = self._actions[:0], -np.inf
 
     @property
     def remaining(self) -> int:
         """Actions that can still be played, the current one included."""
         return len(self._actions)
 
+    def left(self, delay: int) -> Prefix:
+        """What a policy is told that is to go on from here, its answer being `delay` actions away."""
+        actions = self._actions.astype(np.float32)[None]
+        return Prefix(actions, np.array([len(self._actions)]), np.array([delay]))
+
     def install(self, chunk_CA: NDArray[np.floating], *, asked_at_step: int, seen_s: float) -> int:
         """Take over a chunk whose first action was for step `asked_at_step`. How many of its actions came too late."""
         late = self.step - asked_at_step
         fresh = np.array(chunk_CA[late:], dtype=np.float64)
-        if not len(fresh):
-            return late
-        old = self._actions
-        shared = min(self._blend_steps, len(old), len(fresh))
-        for i in range(shared):
-            weight = (i + 1) / (shared + 1)
-            mixed = (1 - weight) * old[i] + weight * fresh[i]
-            fresh[i] = np.where(self._switch, fresh[i], mixed)
-        self._actions, self.seen_s = fresh, seen_s
+        if len(fresh):
+            joined = self._join(self._actions, fresh, step=self.step)
+            self._actions, self.seen_s = np.where(self._switch, fresh, joined), seen_s
         return late
 
     def wanted(self) -> tuple[float, ...] | None:
         """This tick's action, at the robot's rate; None when the plan is over.
 
-        Positions lie on the line from the last action to this one, displacements come in equal parts, switches as are.
+        Positions lie on the line from one action to the next. Of a displacement, a tick gets the part that falls into
+        it (of two, where an action ends within it). Switches are as they are at the tick's end.
         """
         if not len(self._actions):
             return None
-        action = self._actions[0]
-        part = (self._tick + 1) / self._ticks
-        value = np.where(self._position, self._before + (action - self._before) * part, action)
-        value = np.where(self._displacement, action / self._ticks, value)
+        end = self._played + self._tick
+        following = 1 if end > 1 and len(self._actions) > 1 else 0
+        action = self._actions[following]
+        before = self._actions[0] if following else self._before
+        position = before + (action - before) * float(min(end - following, Fraction(1)))
+        displacement = self._actions[0] * float(min(end, Fraction(1)) - self._played)
+        if following:
+            displacement = displacement + action * float(end - 1)
+        value = np.where(self._position, position, np.where(self._displacement, displacement, action))
         return tuple(value.astype(np.float32).tolist())
 
     def advance(self) -> None:
         """The action just wanted was played."""
-        self._tick += 1
-        if self._tick == self._ticks:
-            self._tick = 0
+        self._played += self._tick
+        if self._played >= 1:
             self._before, self._actions = self._actions[0], self._actions[1:]
+            self._played = self._played - 1 if len(self._actions) else Fraction(0)
             self.step += 1
 
 
@@ -89,13 +108,32 @@ class Answer:
     seconds: float
 
 
+class Asking(Protocol):
+    """Where a controller gets its chunks: one question at a time, the answer fetched when it is there."""
+
+    @property
+    def busy(self) -> bool:
+        """A question is out, or an answer waits to be fetched."""
+
+    def waiting_s(self) -> float:
+        """How long the question that is out has been out; 0 without one."""
+
+    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
+        """`prefix`: what is still to be played, for a policy that can go on from there."""
+
+    def fetch(self) -> Answer | None:
+        """The answer, once."""
+
+    def close(self) -> None: ...
+
+
 class Inference:
-    """Runs a policy beside the control loop: one question at a time, the answer fetched when it is there."""
+    """Runs a policy beside the control loop."""
 
     def __init__(self, policy: Policy, *, asynchronous: bool, clock: Callable[[], float] = time.monotonic) -> None:
         """`asynchronous=False` answers inside `ask`, and the loop waits."""
         self._policy, self._clock = policy, clock
-        self._question: tuple[Observation, int, float] | None = None
+        self._question: tuple[Observation, int, float, Prefix | None] | None = None
         self._answer: Answer | None = None
         self._asked_s: float | None = None
         self._wake = threading.Condition()
@@ -108,25 +146,22 @@ class Inference:
 
     @property
     def busy(self) -> bool:
-        """A question is out, or an answer waits to be fetched."""
         return self._asked_s is not None
 
     def waiting_s(self) -> float:
-        """How long the question that is out has been out; 0 without one."""
         return 0.0 if self._asked_s is None else self._clock() - self._asked_s
 
-    def ask(self, obs: Observation, *, step: int, seen_s: float) -> None:
+    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
         assert not self.busy, "one question at a time"
         self._asked_s = self._clock()
         if self._thread is None:
-            self._answer = self._run(obs, step, seen_s)
+            self._answer = self._run(obs, step, seen_s, prefix)
             return
         with self._wake:
-            self._question = (obs, step, seen_s)
+            self._question = (obs, step, seen_s, prefix)
             self._wake.notify()
 
     def fetch(self) -> Answer | None:
-        """The answer, once."""
         with self._wake:
             answer, self._answer = self._answer, None
         if answer is not None:
@@ -150,10 +185,11 @@ class Inference:
             with self._wake:
                 self._answer = answer
 
-    def _run(self, obs: Observation, step: int, seen_s: float) -> Answer:
+    def _run(self, obs: Observation, step: int, seen_s: float, prefix: Prefix | None) -> Answer:
         start = self._clock()
         try:
-            chunk, error = np.asarray(self._policy.act(obs))[0], None
+            chunks = self._policy.act(obs) if prefix is None else self._policy.act_after(obs, prefix)
+            chunk, error = np.asarray(chunks)[0], None
         except Exception as problem:  # whatever it is, the robot must come to rest in good order
             chunk, error = None, problem
         return Answer(chunk, error, step, seen_s, self._clock() - start)

@@ -11,6 +11,7 @@ from policies.blackbox import BlackBox, read, replay
 from policies.client import PolicyClient
 from policies.controller import ControlConfig, control
 from policies.guards import GuardConfig
+from policies.joining import Blend
 from policies.plan import Plan
 from policies.robots import WorldRobot
 from policies.server import PolicyServer, serve_in_thread
@@ -263,12 +264,22 @@ def test_interpolation_to_the_robots_rate():
     np.testing.assert_allclose(sent[:, 0], [0.1, 0.2, 0.3, 0.4], atol=1e-6)
     np.testing.assert_allclose(sent[:, 1], [0.015, 0.015, 0.03, 0.03], atol=1e-6)
     np.testing.assert_array_equal(sent[:, 2], [-1, -1, 1, 1])
-    with pytest.raises(ValueError, match="policy_hz must divide"):
-        drive(chunk, policy_hz=30)
+    with pytest.raises(ValueError, match="policy_hz must be at most"):
+        drive(chunk, policy_hz=60)
+
+
+def test_interpolation_between_rates_that_do_not_divide():
+    """Policy at 20 Hz, robot at 50 Hz: ticks end after 0.4, 0.8, 1.2, 1.6, 2 actions."""
+    robot, _ = drive([[0.2, 0.1, -1.0], [0.4, -0.1, 1.0]], policy_hz=20, n_action_steps=2, seconds=0.2)
+    sent = np.array(robot.sent)
+    np.testing.assert_allclose(sent[:5, 0], [0.08, 0.16, 0.24, 0.32, 0.4], atol=1e-6)
+    np.testing.assert_allclose(sent[:5, 1], [0.04, 0.04, 0.02 - 0.02, -0.04, -0.04], atol=1e-6)
+    np.testing.assert_array_equal(sent[:5, 2], [-1, -1, 1, 1, 1])
+    assert len(sent) == 10 and sent[5:, 1].sum() == pytest.approx(0, abs=1e-6), "every action's displacement in full"
 
 
 def test_a_late_chunk_loses_the_actions_already_played_and_no_others():
-    plan = Plan(KINDS, ticks_per_step=1, blend_steps=0, rest=(0, 0, 1))
+    plan = Plan(KINDS, ticks_per_step=1, rest=(0, 0, 1))
     first = np.arange(24, dtype=float).reshape(8, 3)
     assert plan.install(first, asked_at_step=0, seen_s=0) == 0
     for _ in range(3):
@@ -279,7 +290,7 @@ def test_a_late_chunk_loses_the_actions_already_played_and_no_others():
 
 
 def test_blending_goes_from_old_to_new_and_leaves_switches_alone():
-    plan = Plan(KINDS, ticks_per_step=1, blend_steps=3, rest=(0, 0, 1))
+    plan = Plan(KINDS, ticks_per_step=1, rest=(0, 0, 1), join=Blend(3))
     plan.install(np.array([[0.0, 0.0, 1.0]] * 8), asked_at_step=0, seen_s=0)
     plan.install(np.array([[1.0, 0.4, -1.0]] * 8), asked_at_step=0, seen_s=0)
     played = []
