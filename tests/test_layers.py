@@ -29,7 +29,18 @@ FENCES = {
     "tyro": ("vla/cli.py", "vla/commands/"),
 }
 ONE_FILE_EACH = ("mujoco_warp", "robosuite", "metaworld", "stable_baselines3")
-TORCH_FREE = ("vla", "vla.types", "vla.config", "vla.cli", "vla.report", "policies.client", "policies.wire", "envs")
+TORCH_FREE = (
+    "vla",
+    "vla.types",
+    "vla.config",
+    "vla.checkpoint",
+    "vla.preprocess",
+    "vla.cli",
+    "vla.report",
+    "policies.client",
+    "policies.wire",
+    "envs",
+)
 
 
 def python_files(*folders):

@@ -14,12 +14,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:  # imported where tensors are touched: exported policies are read without torch
+    from torch import Tensor
 
 FORMAT = 1
 CONFIG, MODEL, STATS, TRAINER = "config.json", "model.safetensors", "stats.json", "trainer/state.pt"
@@ -54,6 +52,8 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read what `save_tensors` wrote, on the CPU. ValueError naming the file when it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -81,18 +81,36 @@ def save_checkpoint(
     Cut at any moment (power included), the folder holds either the previous checkpoint or this one, whole.
     """
     folder = Path(folder)
+    writers: dict[str, Callable[[Path], None]] = {MODEL: lambda path: _write_tensors(path, tensors, {})}
+    if trainer_state is not None:
+        writers[TRAINER] = lambda path: _write_trainer(path, trainer_state)
+    _commit(folder, config, {STATS: _json_bytes(stats), **(files or {})}, writers)
+    if trainer_state is None and (folder / TRAINER).parent.exists():
+        shutil.rmtree((folder / TRAINER).parent)  # of the previous checkpoint: it would not fit these weights
+
+
+def save_files(
+    folder: str | os.PathLike[str], *, config: Mapping[str, Any], stats: Mapping[str, Any], files: Mapping[str, bytes]
+) -> None:
+    """As `save_checkpoint`, of a folder without weights of ours: an exported policy."""
+    _commit(Path(folder), config, {STATS: _json_bytes(stats), **files}, {})
+
+
+def _commit(
+    folder: Path,
+    config: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    writers: Mapping[str, Callable[[Path], None]],
+) -> None:
     if _ENTRY in config:
         raise ValueError(f"a checkpoint's config cannot have the field '{_ENTRY}': the format uses it")
     if (folder / CONFIG).exists():
         _settle(folder)
-    names = [MODEL, STATS, *(files or {})]
-    _prepare(folder, MODEL, lambda path: _write_tensors(path, tensors, {}))
-    _prepare(folder, STATS, lambda path: _write_bytes(path, _json_bytes(stats)))
-    for name, data in (files or {}).items():
+    for name, write in writers.items():
+        _prepare(folder, name, write)
+    for name, data in files.items():
         _prepare(folder, name, lambda path, data=data: _write_bytes(path, data))
-    if trainer_state is not None:
-        names.append(TRAINER)
-        _prepare(folder, TRAINER, lambda path: _write_trainer(path, trainer_state))
+    names = [*writers, *files]
     hashes = {name: _sha256(_next(folder, name)) for name in names}
     entry = {"format": FORMAT, "files": hashes}
     _prepare(folder, CONFIG, lambda path: _write_bytes(path, _json_bytes({**config, _ENTRY: entry})))
@@ -101,8 +119,6 @@ def save_checkpoint(
     os.replace(_next(folder, CONFIG), folder / CONFIG)  # the commit: before it the old checkpoint counts, after it this
     _sync_folder(folder)
     _settle(folder)
-    if trainer_state is None and (folder / TRAINER).parent.exists():
-        shutil.rmtree((folder / TRAINER).parent)  # of the previous checkpoint: it would not fit these weights
 
 
 def load_checkpoint(folder: str | os.PathLike[str], *, trainer: bool = True) -> Checkpoint:
@@ -114,6 +130,8 @@ def load_checkpoint(folder: str | os.PathLike[str], *, trainer: bool = True) -> 
     stats = json.loads(_verified(folder, STATS, files).read_text(encoding="utf-8"))
     state = None
     if trainer and TRAINER in files:
+        import torch
+
         # weights_only: a checkpoint may come from anywhere, and unpickling would run its code
         state = torch.load(_verified(folder, TRAINER, files), map_location="cpu", weights_only=True)
     return Checkpoint(config=config, tensors=tensors, stats=stats, trainer_state=state)
@@ -182,6 +200,9 @@ def _verified(folder: Path, name: str, files: Mapping[str, str]) -> Path:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -204,6 +225,8 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
 
 
 def _write_trainer(path: Path, state: Mapping[str, Any]) -> None:
+    import torch
+
     torch.save(dict(state), path)
     _sync_file(path)
 

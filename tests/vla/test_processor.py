@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, WORDS, ToyTokenizer, toy_observation, toy_stats
+from vla.preprocess import resize
 from vla.processor import Processor, ProcessorConfig, Stats, plain_text
 
 
@@ -123,6 +124,15 @@ def test_other_sizes_are_resized_by_averaging():
     assert (image.float() - 50).abs().max() <= 30
     wide = replace(obs, images={name: np.full((3, 20, 40, 3), 77, np.uint8) for name in CAMERAS})
     assert (make().prepare(wide).images_BVHWC == 77).all()
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (64, 48), (90, 20), (7, 300), (17, 16)])
+def test_resizing_is_what_torch_does(shape):
+    image = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(image).permute(0, 3, 1, 2).float()
+    expected = torch.nn.functional.interpolate(tensor, (16, 16), mode="bilinear", antialias=True)
+    got = torch.from_numpy(resize(image, 16)).permute(0, 3, 1, 2).float()
+    assert (got - expected).abs().max() < 0.51  # rounded to whole numbers, once
 
 
 def test_text_is_plain_and_tokenised_once():
