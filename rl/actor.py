@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rl.buffer import Conditions
+from rl.distribution import ChunkDistribution, ChunkGaussian
 from vla.types import ActionChunk, ActionSpec, Observation
-
-LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class ActorConfig:
     """Own value: the world reads only its sign, so small noise there explores nothing."""
     std_min: float = 0.03
     std_max: float = 0.5
+    correlation: float = 0.0
+    """Of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: independent."""
     refiner_width: int = 0
     """Train only a residual of this width on the action (`vla.refine`), all else frozen. 0: train bridge and head."""
 
@@ -49,6 +50,8 @@ class GaussianChunkActor(nn.Module):
         """`seed` is of the refiner's hidden layers, if one is added."""
         super().__init__()
         self.config = config or ActorConfig()
+        if not 0.0 <= self.config.correlation < 1.0:
+            raise ValueError(f"ActorConfig.correlation must be in [0, 1), got {self.config.correlation}")
         std = self.config.init_std(action_names)
         if not all(self.config.std_min <= s <= self.config.std_max for s in std):
             raise ValueError(
@@ -94,17 +97,13 @@ class GaussianChunkActor(nn.Module):
         with torch.autocast(device_type=proprio_BP.device.type, enabled=False):
             return act(conditions, proprio_BP).float()
 
-    def sample(self, mean_BCA: Tensor, generator: torch.Generator, *, std_scale: float = 1.0) -> Tensor:
-        """One chunk per world, normalised and unclipped: this, not what the world executes, is what gets scored."""
-        noise = torch.randn(mean_BCA.shape, generator=generator).to(mean_BCA)
-        return mean_BCA + noise * (self.log_std.exp() * std_scale)
+    def distribution(self, conditions: Conditions, proprio_BP: Tensor) -> ChunkDistribution:
+        """Over decisions. What it samples, not what the world executes of it, is what gets scored."""
+        return ChunkGaussian(self.mean(conditions, proprio_BP), self.log_std, self.config.correlation)
 
-    def log_prob(self, mean_BCA: Tensor, action_BCA: Tensor, executed_BC: Tensor) -> Tensor:
-        """(B,) joint log-density of the executed control steps; entries that were not executed cannot matter."""
-        # where before anything is multiplied: a masked NaN stays out, of the gradient too (0 * NaN is NaN)
-        z_BCA = torch.where(executed_BC[..., None], action_BCA - mean_BCA, 0.0) * (-self.log_std).exp()
-        per_step = self.log_std.sum() + self.log_std.numel() * LOG_SQRT_2PI
-        return -0.5 * z_BCA.square().sum((1, 2)) - executed_BC.sum(1) * per_step
+    def chunk_of(self, sample: Tensor) -> Tensor:
+        """The normalised chunk (B, C, A) that a sample means."""
+        return sample
 
     @torch.no_grad()
     def clamp_std(self) -> None:
@@ -128,10 +127,11 @@ class GreedyPolicy:
 
     @torch.no_grad()
     def act(self, obs: Observation) -> ActionChunk:
-        return self.actor.to_env(self.choose(self.actor.mean(*self.actor.encode(obs))), self.spec, self.n_action_steps)
+        return self.actor.to_env(self.choose(*self.actor.encode(obs)), self.spec, self.n_action_steps)
 
-    def choose(self, mean_BCA: Tensor) -> Tensor:
-        return mean_BCA
+    def choose(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
+        """The normalised chunk (B, C, A)."""
+        return self.actor.mean(conditions, proprio_BP)
 
 
 class SampledPolicy(GreedyPolicy):
@@ -149,8 +149,9 @@ class SampledPolicy(GreedyPolicy):
         super().__init__(actor, spec, n_action_steps)
         self.generator, self.std_scale = generator, std_scale
 
-    def choose(self, mean_BCA: Tensor) -> Tensor:
-        return self.actor.sample(mean_BCA, self.generator, std_scale=self.std_scale)
+    def choose(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
+        policy = self.actor.distribution(conditions, proprio_BP)
+        return self.actor.chunk_of(policy.sample(self.generator, std_scale=self.std_scale))
 
 
 class RunningNorm(nn.Module):

@@ -87,10 +87,11 @@ class Collector:
             where = f"in decision {buffer.filled} of the rollout"
             require_finite("obs (privileged state or proprio)", state, where)
             conditions, proprio = actor.encode(obs)
-            mean = actor.mean(buffer.put_conditions(conditions), proprio)
-            action = actor.sample(mean, self.generator)
-            require_finite("action", action, where)  # before it moves anything
-            result = env.step_chunk(actor.to_env(action, env.action_spec, self.n_action_steps))
+            policy = actor.distribution(buffer.put_conditions(conditions), proprio)
+            action = policy.sample(self.generator)
+            chunk = actor.chunk_of(action)
+            require_finite("action", chunk, where)  # before it moves anything
+            result = env.step_chunk(actor.to_env(chunk, env.action_spec, self.n_action_steps))
             if (result.n_steps < 1).any():
                 raise RuntimeError("a world executed no control step although its episode had been reset")
             before = self._elapsed_fraction()
@@ -99,13 +100,13 @@ class Collector:
             # moment it knows, which is also what bootstrapping past a time limit means
             after = np.where(result.truncated, before, self._elapsed_fraction())
             n_steps = torch.from_numpy(result.n_steps)
-            executed = torch.arange(action.shape[1]) < n_steps[:, None]
+            executed = torch.arange(chunk.shape[1]) < n_steps[:, None]
             to = actor.device
             buffer.add(
                 proprio_BP=proprio,
-                action_BCA=action,
+                action=action,
                 executed_BC=executed.to(to),
-                log_prob=actor.log_prob(mean, action, executed.to(to)),
+                log_prob=policy.log_prob(action, executed.to(to)),
                 state_BS=state.to(to),
                 next_state_BS=critic_state(result.obs, after).to(to),
                 reward=torch.from_numpy(result.reward).float().to(to),

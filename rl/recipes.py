@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from rl.actor import ActorConfig, CriticConfig
+from rl.filtered import FilteredConfig
+from rl.grpo import GRPOConfig
 from rl.ppo import PPOConfig
-from rl.runner import RunnerConfig
+from rl.run_config import RunnerConfig
 
 
 def tabletop_pick() -> RunnerConfig:
@@ -61,4 +64,30 @@ def smoke() -> RunnerConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], RunnerConfig]] = {"tabletop-pick": tabletop_pick, "smoke": smoke}
+def tabletop_pick_grpo() -> RunnerConfig:
+    """As tabletop-pick, with the other episodes of a group for a critic."""
+    return replace(
+        tabletop_pick(),
+        eval_every=4,
+        method=GRPOConfig(
+            lr=3e-4, epochs=8, minibatch_size=480, clip=0.2, clip_high=0.28, kl_stop=0.08, group_size=8,
+            episodes_per_update=96, max_rounds=4,
+        ),
+    )  # fmt: skip
+
+
+def tabletop_pick_filtered() -> RunnerConfig:
+    """As tabletop-pick, by imitation of its own successes: the baseline."""
+    return replace(
+        tabletop_pick(),
+        eval_every=4,
+        method=FilteredConfig(lr=3e-4, epochs=8, minibatch_size=480, episodes_per_update=96, max_rounds=4),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunnerConfig]] = {
+    "tabletop-pick": tabletop_pick,
+    "tabletop-pick-grpo": tabletop_pick_grpo,
+    "tabletop-pick-filtered": tabletop_pick_filtered,
+    "smoke": smoke,
+}

@@ -6,76 +6,29 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from rl.actor import ActorConfig, Critic, CriticConfig, GaussianChunkActor, GreedyPolicy, SampledPolicy
-from rl.buffer import RolloutBuffer
+from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.collect import Collector, play
-from rl.ppo import PPO, PPOConfig
+from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
 from vla.checkpoint import load_checkpoint, save_checkpoint
-from vla.config import encode
+from vla.config import encode, fill_defaults
 from vla.model import VLAConfig
+from vla.parallel import Team
 from vla.types import Policy, VecEnv
+
+__all__ = ["Evaluate", "Runner", "RunnerConfig", "RunResult"]
 
 Evaluate = Callable[[Policy], tuple[int, int]]
 """Plays a policy on fixed evaluation seeds -> (successes, episodes). It may use the runner's own environment."""
 
-BUDGET_FIELDS = frozenset({"max_updates", "max_env_steps", "max_seconds", "target_success", "calibrate_scales"})
-"""What may differ between a run and its continuation; everything else would make it another run."""
-
-
-@dataclass(frozen=True)
-class RunnerConfig:
-    """One refinement run."""
-
-    suite: str = "tabletop-pick"
-    num_envs: int = 48
-    decisions_per_update: int = 10
-    """Chunks per world between updates: the batch is num_envs times this."""
-    n_action_steps: int | None = None
-    """Execute only the first so many control steps of a chunk (None: as the policy's configuration says)."""
-    seed: int = 0
-    train_seeds: tuple[int, int] = (0, 1_000_000)
-    """First and one past the last scene seed of training episodes; evaluation seeds start at 5,000,000."""
-    max_updates: int = 200
-    max_env_steps: int | None = None
-    """Control steps, over all worlds."""
-    max_seconds: float | None = None
-    """Wall clock of calibration, training and evaluation, over all sittings of a resumed run."""
-    eval_every: int = 10
-    """Updates between evaluations. Each is also a checkpoint, after which all worlds start anew."""
-    target_success: float | None = 0.97
-    """Stop when two evaluations in a row reach this (None: use the whole budget)."""
-    calibrate_scales: tuple[float, ...] = (1.0, 0.6, 0.35)
-    """Multiples of the initial std to try, largest first; empty: no calibration."""
-    calibrate_keep: float = 0.7
-    """Take the largest scale whose sampled success is at least this fraction of greedy success."""
-    calibrate_episodes: int = 48
-    actor: ActorConfig = field(default_factory=ActorConfig)
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended. `evaluations`: (update, successes, episodes), the first of the policy RL started from."""
-
-    updates: int
-    env_steps: int
-    seconds: float
-    std_scale: float
-    best_update: int
-    evaluations: tuple[tuple[int, int, int], ...]
-    stopped_by: str
-    """"target", "updates", "env_steps" or "seconds"."""
-
 
 class Runner:
-    """Refines `model` (a `vla.model.VLA`, changed in place) in `env` by chunk-level PPO.
+    """Refines `model` (a `vla.model.VLA`, changed in place) in `env` by chunk-level PPO, or by the method configured.
 
     `out` receives `best/` (by `model.save`: the best policy so far according to `evaluate`), `last/` (to resume)
     and `metrics.jsonl`. `evaluate` should use seeds apart from those of the final report, since it selects the best.
@@ -96,11 +49,6 @@ class Runner:
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
         self.evaluate, self.on_update = evaluate, on_update
         self.actor = GaussianChunkActor(model, env.action_spec.names, config.actor, seed=config.seed)
-        # the critic's initial weights follow from the run's seed, not from whatever ran before in this process
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            critic = Critic(env.privileged_dim, env.proprio_dim, config.critic).to(self.actor.device)
-        self.ppo = PPO(self.actor, critic, config.ppo, generator=torch.Generator().manual_seed(2 * config.seed))
         n_action_steps = config.n_action_steps
         if isinstance(getattr(model, "config", None), VLAConfig):
             n_action_steps = n_action_steps or model.config.n_action_steps
@@ -113,7 +61,8 @@ class Runner:
             first_seed=config.seed,
             n_action_steps=n_action_steps,
         )
-        self.buffer = RolloutBuffer(config.decisions_per_update, config.num_envs)
+        method = make_method(config, self.actor, self.collector, Team())
+        self.learner, self.gather, self.buffer = method.learner, method.gather, method.buffer
         self.std_scale = 1.0
         self.evaluations: list[tuple[int, int, int]] = []
         self.best_update = 0
@@ -152,7 +101,7 @@ class Runner:
             stopped_by = self._one_update()
         self._restore_best()
         return RunResult(
-            updates=self.ppo.num_updates,
+            updates=self.learner.num_updates,
             env_steps=self.collector.env_steps,
             seconds=self.seconds,
             std_scale=self.std_scale,
@@ -165,17 +114,17 @@ class Runner:
         """Collect, update, and at the right moments evaluate and checkpoint. Returns why to stop, or ''."""
         began = time.monotonic()
         self.buffer.clear()
-        metrics = self.collector.collect(self.buffer)
+        metrics = self.gather.collect(self.buffer)
         collected = time.monotonic()
-        metrics |= self.ppo.update(self.buffer)
+        metrics |= self.learner.update(self.buffer)
         updated = time.monotonic()
         stopped_by = self._stop_reason()
-        boundary = bool(stopped_by) or self.ppo.num_updates % self.config.eval_every == 0
+        boundary = bool(stopped_by) or self.learner.num_updates % self.config.eval_every == 0
         if boundary and self.evaluate is not None:
             metrics["eval_success_rate"] = self._evaluate()
             stopped_by = self._stop_reason()
         row = {
-            "update": self.ppo.num_updates,
+            "update": self.learner.num_updates,
             "env_steps": self.collector.env_steps,
             "seconds": self.seconds,
             "seconds_collect": collected - began,
@@ -198,7 +147,7 @@ class Runner:
         rates = [successes / episodes for _, successes, episodes in self.evaluations[-2:]]
         if target is not None and len(rates) == 2 and min(rates) >= target:
             return "target"
-        if self.ppo.num_updates >= config.max_updates:
+        if self.learner.num_updates >= config.max_updates:
             return "updates"
         if config.max_env_steps is not None and self.collector.env_steps >= config.max_env_steps:
             return "env_steps"
@@ -244,16 +193,16 @@ class Runner:
         successes, episodes = self.evaluate(self.greedy_policy())
         rate = successes / episodes
         best = max((s / n for _, s, n in self.evaluations), default=-1.0)
-        self.evaluations.append((self.ppo.num_updates, successes, episodes))
+        self.evaluations.append((self.learner.num_updates, successes, episodes))
         if rate >= best:  # at equal success the later policy has seen more
-            self.best_update = self.ppo.num_updates
+            self.best_update = self.learner.num_updates
             self._best = {name: p.detach().clone() for name, p in self.actor.named_policy_parameters()}
             self.model.save(self.out / "best")
         return rate
 
     def _restore_best(self) -> None:
         if not self._best:
-            self.best_update = self.ppo.num_updates
+            self.best_update = self.learner.num_updates
             self.model.save(self.out / "best")
             return
         with torch.no_grad():
@@ -264,37 +213,38 @@ class Runner:
         """Checkpoint what a continuation needs. All worlds then start new episodes, here as in the continuation."""
         self.collector.forget_worlds()
         trainer = {
-            "ppo": self.ppo.trainer_state(),
+            "learner": self.learner.trainer_state(),
             "collector": self.collector.state(),
             "std_scale": self.std_scale,
             "evaluations": [list(row) for row in self.evaluations],
             "best_update": self.best_update,
             "seconds": self.seconds,
         }
-        tensors = self.ppo.tensors() | {f"best.{name}": t for name, t in self._best.items()}
+        tensors = self.learner.tensors() | {f"best.{name}": t for name, t in self._best.items()}
         save_checkpoint(self.out / "last", config=encode(self.config), tensors=tensors, stats={}, trainer_state=trainer)
 
     def load(self) -> None:
         """Continue from the checkpoint in `out`."""
         saved = load_checkpoint(self.out / "last")
         ours = encode(self.config)
-        differing = sorted(k for k in ours if k not in BUDGET_FIELDS and saved.config.get(k) != ours[k])
+        theirs = fill_defaults(encode(RunnerConfig()), saved.config)
+        differing = sorted(k for k in ours if k not in BUDGET_FIELDS and theirs.get(k) != ours[k])
         if differing:
             k = differing[0]
             raise ValueError(
-                f"{self.out} was made with {k}={saved.config.get(k)!r}, now it is {ours[k]!r}: resume with the same "
+                f"{self.out} was made with {k}={theirs.get(k)!r}, now it is {ours[k]!r}: resume with the same "
                 "configuration (budgets may change) or start a new run in another folder"
             )
-        self.ppo.load_tensors(saved.tensors)
+        self.learner.load_tensors(saved.tensors)
         self._best = {n.removeprefix("best."): t for n, t in saved.tensors.items() if n.startswith("best.")}
         trainer = saved.trainer_state
-        self.ppo.load_trainer_state(trainer["ppo"])
+        self.learner.load_trainer_state(trainer.get("learner", trainer.get("ppo")))
         self.collector.load_state(trainer["collector"])
         self.std_scale = trainer["std_scale"]
         self.evaluations = [tuple(row) for row in trainer["evaluations"]]
         self.best_update = trainer["best_update"]
         self._seconds_before = trainer["seconds"]
-        _drop_metrics_after(self.out / "metrics.jsonl", self.ppo.num_updates)
+        _drop_metrics_after(self.out / "metrics.jsonl", self.learner.num_updates)
 
 
 def _drop_metrics_after(path: Path, update: int) -> None:

@@ -147,6 +147,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def fill_defaults(defaults: Any, given: Any) -> Any:
+    """Encoded `given` with what it lacks from `defaults`: a field that did not exist yet had its default's meaning."""
+    if not (isinstance(defaults, dict) and isinstance(given, dict)):
+        return given
+    return {**defaults, **{key: fill_defaults(defaults.get(key), value) for key, value in given.items()}}
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file at `path` by `data`: after a crash it holds either the old bytes or the new ones."""
     path = Path(path)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vla.augment import augment, draw_augmentation
 from vla.cache import check_demos, encode_demos
 from vla.checkpoint import CONFIG, load_checkpoint
-from vla.config import encode, lookup, save_json
+from vla.config import encode, fill_defaults, lookup, save_json
 from vla.cotrain import LanguageTask
 from vla.data import DemoSet
 from vla.features import Features
@@ -231,7 +231,7 @@ class _Run:
         state = checkpoint.trainer_state
         if state is None:
             raise ValueError(f"{out} holds a finished policy without its training state: it cannot be resumed")
-        before, now = _filled(encode(TrainConfig()), state["config"]), encode(self.cfg)
+        before, now = fill_defaults(encode(TrainConfig()), state["config"]), encode(self.cfg)
         for name in now:
             if name not in MAY_CHANGE and before[name] != now[name]:
                 raise ValueError(
@@ -361,13 +361,6 @@ def _check_policy(cfg: TrainConfig, vla: VLA) -> None:
         given, wanted = getattr(vla.config, name), getattr(cfg.model, name)
         if given != wanted:
             raise ValueError(f"the policy has {name}={given}, the recipe {wanted} (load it with merge=False to resume)")
-
-
-def _filled(defaults: Any, given: Any) -> Any:
-    """`given` with what it lacks from `defaults`: a field that did not exist yet had its default's meaning."""
-    if not (isinstance(defaults, dict) and isinstance(given, dict)):
-        return given
-    return {**defaults, **{key: _filled(defaults.get(key), value) for key, value in given.items()}}
 
 
 def _fingerprint(demos: DemoSet) -> str:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rl.actor import ActorConfig, Critic, GaussianChunkActor, GreedyPolicy, RunningNorm, SampledPolicy, critic_state
+from rl.distribution import ChunkGaussian
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA
 
 
@@ -19,7 +20,7 @@ def test_log_prob_is_the_masked_sum_of_torch_normals():
     executed = torch.arange(CHUNK) < torch.randint(0, CHUNK + 1, (9, 1), generator=generator)
     density = torch.distributions.Normal(mean, actor.log_std.exp()).log_prob(action)
     expected = (density * executed[..., None]).sum((1, 2))
-    assert torch.allclose(actor.log_prob(mean, action, executed), expected, atol=1e-4)
+    assert torch.allclose(ChunkGaussian(mean, actor.log_std).log_prob(action, executed), expected, atol=1e-4)
 
 
 def test_gripper_has_its_own_spread_and_std_is_clamped():
@@ -36,7 +37,7 @@ def test_gripper_has_its_own_spread_and_std_is_clamped():
 def test_samples_have_the_stated_spread():
     actor = make_actor()
     mean = torch.zeros(20_000, CHUNK, 3)
-    sample = actor.sample(mean, torch.Generator().manual_seed(1), std_scale=0.5)
+    sample = ChunkGaussian(mean, actor.log_std).sample(torch.Generator().manual_seed(1), std_scale=0.5)
     assert torch.allclose(sample.std((0, 1)), torch.tensor([0.1, 0.1, 0.15]), rtol=0.02)
 
 

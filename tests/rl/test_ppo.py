@@ -8,7 +8,8 @@ import torch
 from rl.actor import Critic, GaussianChunkActor
 from rl.buffer import NonFiniteError, RolloutBuffer
 from rl.collect import Collector
-from rl.ppo import PPO, PPOConfig, clipped_surrogate, kl_estimate
+from rl.learner import clipped_surrogate, kl_estimate
+from rl.ppo import PPO, PPOConfig
 from tests.rl.toy import CHUNK, SPEC, Endless, PointReach, ToyVLA, imitate
 
 N, T = 16, 8
@@ -71,8 +72,8 @@ def test_what_was_not_executed_changes_nothing(cloned):
     assert idle.any()
     results = []
     for garbage in (0.0, 123.0, float("nan")):
-        action = torch.where(idle[..., None], batch.action_BCA + garbage, batch.action_BCA)
-        loss, _, _ = learner.policy_loss(dataclasses.replace(batch, action_BCA=action))
+        action = torch.where(idle[..., None], batch.action + garbage, batch.action)
+        loss, _, _ = learner.policy_loss(dataclasses.replace(batch, action=action))
         results.append([loss, *torch.autograd.grad(loss, learner.policy_parameters)])
     assert all(g.abs().max() > 0 for g in results[0][1:])
     assert same(results[0], results[1]) and same(results[0], results[2])
@@ -202,7 +203,7 @@ def test_buffer_rows_belong_together_and_overflow_is_an_error(cloned):
     expected = learner.actor.model.backbone(pixels.mean((1, 2)) / 127.5 - 1)
     assert torch.allclose(batch.conditions.raw_BLND[:, 0, 0], expected, atol=2e-3)
     assert batch.conditions.raw_BLND.dtype == torch.float32 and buffer._conditions.raw_BLND.dtype == torch.float16
-    assert torch.equal(batch.action_BCA[3], buffer.time_major("action")[1, 2])
+    assert torch.equal(batch.action[3], buffer.time_major("action")[1, 2])
     with pytest.raises(RuntimeError, match="overflow"):
         buffer.put_conditions(batch.conditions)
 

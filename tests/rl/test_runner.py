@@ -26,11 +26,11 @@ def start(cloned, out, settings, **callbacks) -> Runner:
 
 
 def state_of(runner: Runner) -> dict[str, torch.Tensor]:
-    state = runner.ppo.tensors()
+    state = runner.learner.tensors()
     for name in ("policy_optimiser", "critic_optimiser"):
-        for i, entry in getattr(runner.ppo, name).state_dict()["state"].items():
+        for i, entry in getattr(runner.learner, name).state_dict()["state"].items():
             state |= {f"{name}.{i}.{key}": value for key, value in entry.items()}
-    state |= {"noise": runner.collector.generator.get_state(), "order": runner.ppo.generator.get_state()}
+    state |= {"noise": runner.collector.generator.get_state(), "order": runner.learner.generator.get_state()}
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
@@ -171,7 +171,7 @@ def test_only_part_of_a_chunk_may_be_executed(cloned, tmp_path):
 
 
 def test_recipes_are_runnable(cloned, tmp_path):
-    assert set(RECIPES) == {"tabletop-pick", "smoke"}
+    assert {"tabletop-pick", "tabletop-pick-grpo", "tabletop-pick-filtered", "smoke"} <= set(RECIPES)
     recipe = RECIPES["tabletop-pick"]()
     assert (recipe.num_envs, recipe.ppo.clip, recipe.ppo.gamma) == (48, 0.2, 0.985)
     rows = []

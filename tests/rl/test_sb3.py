@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ from envs.experts import TabletopExpert  # noqa: E402
 from envs.rollout import evaluate  # noqa: E402
 from envs.suites import TRAIN_SEED_LIMIT, load_suite  # noqa: E402
 from envs.worlds import Worlds  # noqa: E402
-from rl.actor import GaussianChunkActor  # noqa: E402
 from rl.advantages import gae  # noqa: E402
+from rl.distribution import ChunkGaussian  # noqa: E402
 from rl.sb3 import SB3Policy, StateVecEnv, fill_replay, state_of  # noqa: E402
 from vla.types import Policy  # noqa: E402
 
@@ -202,6 +201,5 @@ def test_log_probabilities_of_one_step_chunks_are_sb3s() -> None:
     torch.manual_seed(0)
     mean, action, log_std = torch.randn(5, 4), torch.randn(5, 4), torch.randn(4) * 0.3
     theirs = DiagGaussianDistribution(4).proba_distribution(mean, log_std).log_prob(action)
-    actor = SimpleNamespace(log_std=log_std)  # all that log_prob reads of its actor
-    ours = GaussianChunkActor.log_prob(actor, mean[:, None], action[:, None], torch.ones(5, 1, dtype=torch.bool))
+    ours = ChunkGaussian(mean[:, None], log_std).log_prob(action[:, None], torch.ones(5, 1, dtype=torch.bool))
     assert torch.allclose(ours, theirs, atol=1e-5)

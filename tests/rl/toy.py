@@ -121,6 +121,8 @@ class ToyProcessor:
 class ToyVLA(nn.Module):
     """`vla.model.VLA` in miniature: frozen backbone -> Features; head with dropout -> chunk of normalised actions."""
 
+    chunk_size = CHUNK
+
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
