@@ -27,8 +27,10 @@ MAY_IMPORT = {
 FENCES = {
     "lerobot": ("vla/data.py", "envs/demos.py", "policies/robots.py", "policies/lerobot/"),
     "tyro": ("vla/cli.py", "vla/commands/"),
+    "mujoco_warp": ("envs/warp_sim.py", "envs/warp_render.py"),
+    "warp": ("envs/warp_sim.py", "envs/warp_render.py"),
 }
-ONE_FILE_EACH = ("mujoco_warp", "robosuite", "metaworld", "stable_baselines3")
+ONE_FILE_EACH = ("robosuite", "metaworld", "stable_baselines3")
 TORCH_FREE = (
     "vla",
     "vla.types",
