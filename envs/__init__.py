@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from envs.language import Phrasings
@@ -14,16 +15,37 @@ def make_vec(
     num_envs: int,
     *,
     num_workers: int = 2,
-    backend: Literal["cpu"] = "cpu",
+    backend: Literal["cpu", "warp"] = "cpu",
+    device: str | None = None,
     image_size: int = 84,
     phrasings: Phrasings = "train",
+    depth: bool = False,
+    calibration: bool = False,
+    history: int = 0,
+    nconmax: int | None = None,
+    njmax: int | None = None,
 ) -> VecEnv:
     """`num_envs` worlds of a suite (see `vla list suites`), stepped together.
 
-    ValueError with the nearest name for an unknown suite or backend.
+    `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions before) fill
+    the optional fields of `vla.types.Observation`.
+    `backend="warp"` runs all worlds on one `device` (the first GPU, else Warp's CPU device) instead of in `num_workers`
+    processes, with room for `nconmax` contacts and `njmax` constraint rows per world.
+    ValueError with the nearest name for an unknown suite or backend, and for an extra that is not installed.
     """
-    if backend != "cpu":
-        raise ValueError(f"unknown backend {backend!r}; known: cpu")
+    from vla.config import lookup
+
+    lookup(backend, dict.fromkeys(("cpu", "warp")), "backend")
+    options: dict[str, Any] = {"image_size": image_size, "phrasings": phrasings}
+    options |= {"depth": depth, "calibration": calibration, "history": history}
+    if backend == "warp":
+        if find_spec("mujoco_warp") is None:
+            raise ValueError("backend 'warp' needs MuJoCo Warp: `./bascule setup warp`")
+        from envs.warp_env import make_warp_vec
+
+        return make_warp_vec(suite, num_envs, device=device, nconmax=nconmax, njmax=njmax, **options)
+    if device is not None:
+        raise ValueError(f"device {device!r} is for backend 'warp'; the CPU backend takes num_workers")
     from envs.mujoco_env import make_cpu_vec
 
-    return make_cpu_vec(suite, num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings)
+    return make_cpu_vec(suite, num_envs, num_workers=num_workers, **options)

@@ -28,7 +28,7 @@ from envs.demo_store import (
     save_episode,
 )
 from envs.demo_world import DemoWorld, MakeWorld, run_episode, suite_world
-from envs.mujoco_env import worker_environment
+from envs.worker import worker_environment
 from vla.config import load_json, save_json, write_atomic
 
 SEED_LIMIT = 1_000_000

@@ -21,7 +21,7 @@ import numpy as np
 from envs.control import joint_targets
 from envs.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.language import KIND_WORDS, instruction, object_phrase, plate_phrase
-from envs.mujoco_env import worker_environment
+from envs.worker import worker_environment
 from envs.scene import COLORS, PLATE_RADIUS_M, PLATE_THICKNESS_M, REST_HEIGHT_M
 from envs.suites import Suite
 from envs.worlds import Worlds

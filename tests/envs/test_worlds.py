@@ -151,10 +151,6 @@ def test_workers_give_the_same_worlds_as_one_process() -> None:
         with pytest.raises(ValueError, match="action chunk"):
             env.step_chunk(np.full((3, 1, 4), np.nan, np.float32))
         assert env.step_chunk(chunk).n_steps.max() == 8  # an error does not break the workers
-        env._processes[0].kill()
-        with pytest.raises((RuntimeError, BrokenPipeError), match="worker|pipe"):
-            env._processes[0].join()
-            env.step_chunk(chunk)
     finally:
         env.close()
 

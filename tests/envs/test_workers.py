@@ -1,0 +1,129 @@
+"""Worker processes: one that is killed or hangs is replaced, its episodes are marked, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.mujoco_env import MujocoVecEnv
+from envs.suites import load_suite
+from envs.worlds import Worlds
+
+ROOT = Path(__file__).resolve().parents[2]
+STAY = np.zeros((4, 8, 4), np.float32)
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[MujocoVecEnv]:
+    """Four worlds in two workers: new processes cost seconds, so the tests hurt the same ones in turn."""
+    env = MujocoVecEnv(load_suite("tabletop-pick"), 4, num_workers=2, image_size=32, answer_timeout_s=8.0)
+    yield env
+    env.close()
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_worker_is_replaced_and_its_episodes_are_cut_short(env: MujocoVecEnv) -> None:
+    twin = Worlds(load_suite("tabletop-pick"), 4, image_size=32)
+    for one in (env, twin):
+        one.reset(seeds=[1, 2, 3, 4])
+        before = one.step_chunk(STAY)
+    assert not env.step_chunk(STAY).info["worker_restarted"].any()
+    twin.step_chunk(STAY)
+    before, pids = env.observation(), env.worker_pids
+    kill(pids[1])
+    hurt, whole = env.step_chunk(STAY), twin.step_chunk(STAY)
+    assert env.worker_pids[0] == pids[0] and env.worker_pids[1] != pids[1]
+    assert hurt.info["worker_restarted"].tolist() == [False, False, True, True]
+    assert hurt.truncated.tolist() == [False, False, True, True]
+    assert not hurt.terminated.any() and not hurt.info["success"].any() and not hurt.reward.any()
+    assert hurt.n_steps.tolist() == [8, 8, 0, 0]
+    # What the other worker plays is what it would have played; the lost worlds show what was last seen of them.
+    assert np.array_equal(hurt.obs.proprio[:2], whole.obs.proprio[:2])
+    assert np.array_equal(hurt.obs.images["front"][:2], whole.obs.images["front"][:2])
+    assert np.array_equal(hurt.obs.proprio[2:], before.proprio[2:])
+    assert np.array_equal(hurt.obs.images["wrist"][2:], before.images["wrist"][2:])
+    assert hurt.obs.instruction == before.instruction
+    # Until they are reset, they stand still and are not reported again.
+    again = env.step_chunk(STAY)
+    twin.step_chunk(STAY)
+    assert again.n_steps.tolist() == [8, 8, 0, 0]
+    assert not again.truncated.any() and not again.info["worker_restarted"].any()
+    for one in (env, twin):
+        one.reset(seeds=[8, 9], env_ids=[2, 3])
+    # The new process plays the same worlds as the old one would have.
+    mine, theirs = env.step_chunk(STAY), twin.step_chunk(STAY)
+    assert mine.n_steps.tolist() == [8, 8, 8, 8]
+    assert np.array_equal(mine.obs.proprio, theirs.obs.proprio)
+    assert np.array_equal(mine.obs.images["front"], theirs.obs.images["front"])
+    twin.close()
+
+
+def test_a_worker_killed_before_a_reset_loses_only_what_was_playing(env: MujocoVecEnv) -> None:
+    env.reset(seeds=[1, 2, 3, 4])
+    kill(env.worker_pids[1])
+    env.reset(seeds=[5], env_ids=[3])  # world 3 starts anew; world 2 was in mid-episode
+    result = env.step_chunk(STAY)
+    assert result.info["worker_restarted"].tolist() == [False, False, True, False]
+    assert result.truncated.tolist() == [False, False, True, False]
+    assert result.n_steps.tolist() == [8, 8, 0, 8]
+
+
+def test_a_worker_that_hangs_is_killed_in_time(env: MujocoVecEnv) -> None:
+    env.reset(seeds=[1, 2, 3, 4])
+    os.kill(env.worker_pids[0], signal.SIGSTOP)
+    began = time.monotonic()
+    result = env.step_chunk(STAY)
+    assert result.info["worker_restarted"].tolist() == [True, True, False, False]
+    assert time.monotonic() - began < 60
+    env.reset(seeds=[1, 2], env_ids=[0, 1])
+    assert env.step_chunk(STAY).n_steps.tolist() == [8, 8, 8, 8]
+
+
+def test_a_worker_that_dies_at_every_step_is_an_error_not_a_loop(env: MujocoVecEnv) -> None:
+    with pytest.raises(RuntimeError, match="simulation worker 0 died .* 3 times"):
+        for _ in range(4):
+            env.reset(seeds=[1, 2, 3, 4])
+            kill(env.worker_pids[0])
+            env.step_chunk(STAY)
+
+
+_BROKEN = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import envs.scene
+envs.scene.SIM_CONFIGS = Path({configs!r})  # the workers run this file too, and so build the broken scene
+if __name__ == "__main__":
+    from envs import make_vec
+    try:
+        make_vec("tabletop-pick", 2, num_workers=2, image_size=32)
+    except OSError as error:
+        print(error)
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage"])
+def test_a_scene_with_a_broken_mesh_names_the_file(tmp_path: Path, damage: str) -> None:
+    configs = tmp_path / "sim_configs"
+    shutil.copytree(ROOT / "sim_configs", configs)
+    mesh = next(configs.rglob("link5.stl"))
+    mesh.unlink() if damage == "missing" else mesh.write_bytes(b"not a mesh" * 20)
+    script = tmp_path / "broken.py"
+    script.write_text(_BROKEN.format(root=str(ROOT), configs=str(configs)))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "link5.stl" in done.stdout and "Traceback" not in done.stderr
