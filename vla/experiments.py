@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.config import load_json, save_json
+from vla.experiment_latency import LatencyConfig, latency
 
 Report = Callable[[int, int, str], None]
 """(finished runs, all runs, what is going on)."""
@@ -61,6 +62,7 @@ def ablation(config: AblationConfig, out: Path, on_progress: Report | None = Non
         "experiment": "ablation",
         "seeds": list(config.seeds),
         "arms": {arm: _together([row for row in rows if row["arm"] == arm]) for arm in config.arms},
+        "columns": ["trainable_parameters"],
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -118,5 +120,8 @@ def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {"ablation": (AblationConfig, ablation)}
+EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
+    "ablation": (AblationConfig, ablation),
+    "latency": (LatencyConfig, latency),
+}
 """By name: its configuration, and what runs it."""

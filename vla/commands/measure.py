@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -107,16 +107,20 @@ class Bench(Command):
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run an experiment over several arms and seeds: ablation."""
+    """Run an experiment over several arms and seeds: ablation, latency."""
 
     name: Positional[str]
-    """ablation: which parts of bridge attention earn their place."""
+    """ablation: which parts of bridge attention earn their place; latency: answers that come late."""
     out: Path = Path("runs/experiment")
     """What is finished stays here; the same command goes on."""
     json: Path | None = None
     """Write the result to this file too."""
     arms: tuple[str, ...] | None = None
     """Default: the experiment's own."""
+    policy: tuple[Path, ...] | None = None
+    """latency: checkpoints to drive with."""
+    conditions: tuple[str, ...] | None = None
+    """latency: which ones; by default 0 to 300 ms, jitter, stalls and drops."""
     seeds: tuple[int, ...] | None = None
     demos: int | None = None
     steps: int | None = None
@@ -127,15 +131,18 @@ class Experiment(Command):
         from vla.experiments import EXPERIMENTS
 
         make, perform = lookup(self.name, EXPERIMENTS, "experiment")
-        config = make(
-            **given(
+        config = _made(
+            make,
+            given(
                 arms=self.arms,
+                policy=self.policy,
+                conditions=self.conditions,
                 seeds=self.seeds,
                 demos=self.demos,
                 steps=self.steps,
                 episodes=self.episodes,
                 num_envs=self.num_envs,
-            )
+            ),
         )
         from vla.config import save_json
         from vla.console import format_rate, progress, stdout, table
@@ -144,14 +151,26 @@ class Experiment(Command):
         with progress(self.name, unit="runs") as update:
             result = perform(config, self.out, lambda done, total, what: update(done, what, total=total))
         result |= provenance()
-        rows = [(arm, format_rate(counts), counts["trainable_parameters"]) for arm, counts in result["arms"].items()]
+        more = result.pop("columns")
+        rows = [
+            (arm, format_rate(counts), *(counts.get(name, "") for name in more))
+            for arm, counts in result["arms"].items()
+        ]
         title = f"{self.name}, seeds {', '.join(map(str, result['seeds']))}"
-        stdout().print(table(title, ("arm", "success, Wilson 95%", "parameters"), rows))
+        stdout().print(table(title, ("arm", "success, Wilson 95%", *(name.replace("_", " ") for name in more)), rows))
         if self.json is not None:
             save_json(self.json, result)
 
     def kept(self) -> str:
         return f"finished runs stay in {self.out}; the same command continues"
+
+
+def _made(make: type[Any], values: dict[str, Any]) -> Any:
+    """The experiment's configuration. ValueError for a flag that another experiment takes."""
+    known = {field.name for field in fields(make)}
+    if foreign := [name for name in values if name not in known]:
+        raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")
+    return make(**values)
 
 
 def _agent(name: str, env: VecEnv, suite: str) -> Policy:

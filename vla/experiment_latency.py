@@ -1,0 +1,300 @@
+"""`vla experiment latency`: what becomes of a policy whose answers are late. Part of the shell: it sees every room.
+
+The controller's own loop (`policies.controller.ControlLoop`), one for each of many worlds, in virtual time: a control
+step is a tick, however long it takes to compute. Only the way from question to answer is made up: as long as the
+condition says, sometimes longer, sometimes without an answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla.config import load_json, lookup, save_json
+
+if TYPE_CHECKING:
+    from policies.joining import Prefix
+    from policies.plan import Answer
+    from vla.types import ActionSpec, Observation
+
+TIMEOUT_S = 0.4
+"""After which a client gives up waiting for an answer and asks again."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """From question to answer."""
+
+    latency_s: float
+    jitter_s: float = 0.0
+    """Uniformly more or less by up to this."""
+    stalls: float = 0.0
+    """Share of the answers that take half a second longer."""
+    drops: float = 0.0
+    """Share that never comes."""
+
+    def draw(self, rng: np.random.Generator) -> tuple[float, bool]:
+        """(seconds, whether an answer comes then or the client gives up)."""
+        if rng.random() < self.drops:
+            return TIMEOUT_S, False
+        late = rng.uniform(-self.jitter_s, self.jitter_s) + (0.5 if rng.random() < self.stalls else 0.0)
+        return max(0.0, self.latency_s + late), True
+
+
+CONDITIONS: dict[str, Condition] = {
+    "0 ms": Condition(0.0),
+    "100 ms": Condition(0.1),
+    "200 ms": Condition(0.2),
+    "300 ms": Condition(0.3),
+    "200 ms, jitter": Condition(0.2, jitter_s=0.1),
+    "100 ms, stalls": Condition(0.1, stalls=0.1),
+    "100 ms, drops": Condition(0.1, drops=0.1),
+}
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """Late answers, and the ways to join chunks that were computed too early."""
+
+    policy: tuple[Path, ...] = ()
+    """Checkpoints. At least twice as many actions to a chunk as an answer takes control steps, or robots run dry."""
+    suite: str = "tabletop-pick"
+    arms: tuple[str, ...] = ("switch", "blend", "ensemble", "rtc")
+    """Of `policies.controller.ControlConfig.join`; switch is the naive way."""
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    episodes: int = 96
+    num_envs: int = 48
+    workers: int = 2
+
+
+def latency(config: LatencyConfig, out: Path, on_progress: Callable[[int, int, str], None] | None = None) -> dict:
+    """Success and jerk of every policy, arm and condition; each cell is kept in OUT. ValueError without a policy."""
+    if not config.policy:
+        raise ValueError("vla experiment latency needs trained policies: --policy CHECKPOINT [CHECKPOINT ...]")
+    for name in config.conditions:
+        lookup(name, CONDITIONS, "condition")
+    cells = [(p, arm, c) for p in config.policy for c in config.conditions for arm in config.arms]
+    started, arms, sync = time.monotonic(), {}, {}
+    for done, (folder, arm, condition) in enumerate(cells):
+        if on_progress:
+            on_progress(done, len(cells), f"{folder.name}, {arm}, {condition}")
+        if folder not in sync:
+            sync[folder] = _cell(config, out, folder, "waits", "0 ms")
+            arms[f"{folder.name}: no latency"] = sync[folder]
+        row = _cell(config, out, folder, arm, condition)
+        kept = row["success_rate"] / max(sync[folder]["success_rate"], 1e-9)
+        arms[f"{folder.name}: {arm}, {condition}"] = row | {"kept": round(kept, 3)}
+    if on_progress:
+        on_progress(len(cells), len(cells), "")
+    seconds = round(time.monotonic() - started, 1)
+    return {"experiment": "latency", "seeds": [0], "arms": arms, "columns": ["kept", "jerk"], "seconds": seconds}
+
+
+def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: str) -> dict[str, Any]:
+    file = out / f"{folder.name}-{arm}-{condition.replace(' ', '').replace(',', '-')}.json"
+    asked = {"suite": config.suite, "episodes": config.episodes, "policy": str(folder)}
+    if file.is_file():
+        row = load_json(file)
+        if row["asked"] != asked:
+            raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
+        return row
+    from envs import make_vec
+    from envs.suites import load_suite
+    from policies.rtc import RealTimePolicy
+    from vla.model import VLA
+
+    env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
+    try:
+        first = load_suite(config.suite).eval_seed0
+        seeds = range(first, first + config.episodes)
+        row = play(RealTimePolicy(VLA.load(folder)), env, seeds, join=arm, condition=CONDITIONS[condition])
+    finally:
+        env.close()
+    row["asked"] = asked
+    save_json(file, row)
+    return row
+
+
+def play(policy: Any, env: Any, seeds: Sequence[int], *, join: str, condition: Condition) -> dict[str, Any]:
+    """One episode per seed under one condition. `join` "waits": answers at once, the world standing still meanwhile.
+
+    {"successes", ..., "jerk"}: mean size of the third derivative of the hand's measured position, m/s^3.
+    """
+    from envs.rollout import Count
+
+    successes, jerks, delays = 0, [], []
+    for start in range(0, len(seeds), env.num_envs):
+        wave = list(seeds[start : start + env.num_envs])
+        success, jerk, delay = _wave(policy, env, wave, join, condition)
+        successes, jerks, delays = successes + success, jerks + jerk, delays + delay
+    measured = {"jerk": round(float(np.mean(jerks)), 2), "delay": round(float(np.mean(delays or [0])), 2)}
+    return Count(successes, len(seeds)).to_dict() | measured
+
+
+def _wave(
+    policy: Any, env: Any, seeds: list[int], join: str, condition: Condition
+) -> tuple[int, list[float], list[int]]:
+    from policies.controller import ControlConfig, ControlLoop
+    from policies.guards import GuardConfig
+
+    world = _Worlds(env, seeds)
+    waits = join == "waits"
+    config = ControlConfig(
+        join="switch" if waits else join,  # type: ignore[arg-type]
+        asynchronous=not waits,
+        n_action_steps=policy.n_action_steps,
+        guards=GuardConfig(give_up_s=60.0),  # nobody stands near this robot: it may wait for as long as an episode
+    )
+    loops = []
+    for i, seed in enumerate(seeds):
+        post = _Post(world, condition, np.random.default_rng([seed, 97]), policy if waits else None)
+        loops.append(ControlLoop(_Row(world, i), post, config, clock=world.clock))
+        loops[-1].chunk_size = policy.vla.chunk_size
+    world.look()
+    track = [[world.obs.proprio[i, :3].copy()] for i in range(len(seeds))]
+    while running := [i for i in range(len(seeds)) if not world.over[i]]:
+        for i in running:
+            loops[i].tick(world.now)
+        _answer(policy, world.obs, [(i, loops[i].inference) for i in running])
+        world.step(render=any(loops[i].inference.may_be_asked(world.now + world.dt) for i in running))
+        for i in running:
+            track[i].append(world.obs.proprio[i, :3].copy())
+    jerk = [float(np.linalg.norm(np.diff(path, n=3, axis=0), axis=1).mean() / world.dt**3) for path in track]
+    return (
+        int(world.success.sum()),
+        jerk,
+        [late for loop in loops for late, n in loop.report().delays.items() for _ in range(n)],
+    )
+
+
+def _answer(policy: Any, obs: Observation, posts: list[tuple[int, _Post]]) -> None:
+    """All questions of this tick in one batch."""
+    from policies.joining import Prefix
+
+    asking = [(i, post) for i, post in posts if post.open]
+    if not asking:
+        return
+    seen = obs.select([i for i, _ in asking])
+    prefixes: list[Prefix | None] = [post.prefix for _, post in asking]
+    if all(prefix is None for prefix in prefixes):
+        chunks = policy.act(seen)
+    else:
+        actions = np.zeros((len(asking), policy.vla.chunk_size, policy.action_spec.dim), np.float32)
+        left, delay = np.zeros((2, len(asking)), np.int64)
+        for row, prefix in enumerate(prefixes):
+            if prefix is not None:
+                left[row], delay[row] = prefix.left[0], prefix.delay[0]
+                actions[row, : left[row]] = prefix.actions[0]
+        chunks = policy.act_after(seen, Prefix(actions, left, delay))
+    for (_, post), chunk in zip(asking, chunks, strict=True):
+        post.send(chunk)
+
+
+class _Worlds:
+    """The environment, one control step at a time, and the virtual clock."""
+
+    def __init__(self, env: Any, seeds: list[int]) -> None:
+        self.env, self.dt, self.now = env, 1.0 / env.action_spec.control_hz, 0.0
+        spare = [seeds[0]] * (env.num_envs - len(seeds))
+        env.set_rendering(True)
+        self.obs = env.reset(seeds=[*seeds, *spare])
+        self.over = np.zeros(len(seeds), bool)
+        self.success = np.zeros(len(seeds), bool)
+        self.actions = np.zeros((env.num_envs, 1, env.action_spec.dim), np.float32)
+        self._renders = True
+
+    def clock(self) -> float:
+        return self.now
+
+    def look(self) -> None:
+        self.obs = self.env.observation()
+
+    def step(self, *, render: bool) -> None:
+        if render != self._renders:  # most frames are seen by nobody, and they cost more than the physics
+            self.env.set_rendering(render)
+            self._renders = render
+        result = self.env.step_chunk(self.actions)
+        n = len(self.over)
+        self.obs, self.now = result.obs, self.now + self.dt
+        self.over |= (result.terminated | result.truncated)[:n]
+        self.success |= result.info["success"][:n]
+
+
+class _Row:
+    """One of the worlds as `policies.robots.Robot`."""
+
+    proprio_names: tuple[str, ...] = ()
+    done = False
+
+    def __init__(self, world: _Worlds, index: int) -> None:
+        self._world, self._index = world, index
+        self.action_spec: ActionSpec = world.env.action_spec
+        self.kinds = tuple("switch" if name == "gripper" else "displacement" for name in self.action_spec.names)
+
+    def connect(self) -> None: ...
+
+    def disconnect(self) -> None: ...
+
+    def rest(self) -> tuple[float, ...]:
+        return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
+
+    def observe(self) -> tuple[Observation, float]:
+        return self._world.obs.select([self._index]), self._world.now
+
+    def send(self, action_A: np.ndarray) -> None:
+        self._world.actions[self._index, 0] = action_A
+
+
+class _Post:
+    """`policies.plan.Asking` in virtual time: who is asked answers later, or not at all."""
+
+    def __init__(self, world: _Worlds, condition: Condition, rng: np.random.Generator, policy: Any = None) -> None:
+        """`policy`: answers at once."""
+        self._world, self._condition, self._rng, self._policy = world, condition, rng, policy
+        self._asked: tuple[int, float] | None = None  # step, time
+        self._arrives_s, self._comes = 0.0, True
+        self._chunk: np.ndarray | None = None
+        self.prefix: Prefix | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._asked is not None
+
+    @property
+    def open(self) -> bool:
+        """A question that nobody has thought about yet."""
+        return self.busy and self._chunk is None
+
+    def may_be_asked(self, at_s: float) -> bool:
+        return not self.busy or self._arrives_s <= at_s + 1e-9
+
+    def waiting_s(self) -> float:
+        return 0.0 if self._asked is None else self._world.now - self._asked[1]
+
+    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
+        self._asked, self.prefix, self._chunk = (step, seen_s), prefix, None
+        seconds, self._comes = self._condition.draw(self._rng)
+        self._arrives_s = self._world.now + max(seconds, self._world.dt)  # no answer is there in the tick that asks
+        if self._policy is not None:
+            self._arrives_s, self._comes = self._world.now, True
+            self._chunk = self._policy.act(obs)[0]
+
+    def send(self, chunk_CA: np.ndarray) -> None:
+        self._chunk = chunk_CA
+
+    def fetch(self) -> Answer | None:
+        from policies.plan import Answer
+
+        if self._asked is None or self._chunk is None or self._world.now < self._arrives_s - 1e-9:
+            return None
+        (step, seen_s), self._asked = self._asked, None
+        error = None if self._comes else TimeoutError("no answer")
+        chunk, self._chunk = (self._chunk if self._comes else None), None
+        return Answer(chunk, error, step, seen_s, self._world.now - seen_s)
+
+    def close(self) -> None: ...
