@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rl.buffer import Conditions
-from rl.distribution import ChunkDistribution, ChunkGaussian
+from rl.conditions import Conditions, Seen, summary
+from rl.distribution import ChunkDistribution, ChunkGaussian, FlowChain
+from rl.scale import StateScale
+from vla.adapters import LoRAConfig, add_lora
+from vla.flow import FlowHead
+from vla.model import VLAConfig
+from vla.refine import Latents
 from vla.types import ActionChunk, ActionSpec, Observation
 
 
@@ -25,10 +31,17 @@ class ActorConfig:
     """Own value: the world reads only its sign, so small noise there explores nothing."""
     std_min: float = 0.03
     std_max: float = 0.5
+    noise: Literal["action", "flow"] = "action"
+    """On the chunk itself, or between the denoising steps of a flow head, which then learns as a chain of normals."""
     correlation: float = 0.0
     """Of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: independent."""
+    state_std: bool = False
+    """Let the spread depend on the state: fitted to demonstrations, then frozen (`rl.scale`)."""
     refiner_width: int = 0
-    """Train only a residual of this width on the action (`vla.refine`), all else frozen. 0: train bridge and head."""
+    """Train only a residual of this width on the action (`vla.refine`), all else frozen. 0: as `trains` says."""
+    trains: Literal["head", "bridge", "lora", "all"] = "bridge"
+    """The head; bridge and head; these and adapters on the backbone; these and the backbone itself."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     def init_std(self, action_names: Sequence[str]) -> tuple[float, ...]:
         """One initial standard deviation per action component; those called '...gripper...' get `gripper_std`."""
@@ -38,16 +51,19 @@ class ActorConfig:
 class GaussianChunkActor(nn.Module):
     """Normal(mean = the imitation head's chunk, std per action dimension), scored over executed control steps.
 
+    (A flow head may have the same noise spread over its denoising steps instead.)
+
     The mean is the model's own noise-free path in fp32; no tanh, so at step 0 the greedy policy *is* the imitation
-    policy. The backbone is frozen: features are computed once per observation and reused in every epoch.
-    `model` is a `vla.model.VLA`: of it this needs backbone, processor, encode(inp), act(features, proprio) and save;
-    for a refiner also add_refiner, refiner, condition and act_on.
+    policy. What is frozen is computed once per observation and reused in every epoch: the backbone's features, or all
+    up to the head; if the backbone learns, nothing is kept and every step sees the pictures.
+    `model` is a `vla.model.VLA`: of it this needs backbone, processor, chunk_size, encode(inp), act(features, proprio)
+    and save; for a refiner or the head alone also add_refiner, refiner, head, condition and act_on.
     """
 
     def __init__(
         self, model: nn.Module, action_names: Sequence[str], config: ActorConfig | None = None, *, seed: int = 0
     ) -> None:
-        """`seed` is of the refiner's hidden layers, if one is added."""
+        """`seed` is of the refiner's hidden layers and the adapters, if they are added."""
         super().__init__()
         self.config = config or ActorConfig()
         if not 0.0 <= self.config.correlation < 1.0:
@@ -58,16 +74,44 @@ class GaussianChunkActor(nn.Module):
                 f"initial standard deviations {std} must lie in [{self.config.std_min}, {self.config.std_max}]; "
                 "change ActorConfig.motion_std/gripper_std or std_min/std_max"
             )
+        if self.config.noise == "flow" and (not isinstance(model.head, FlowHead) or self.config.refiner_width):
+            raise ValueError("noise 'flow' goes between the steps of a flow head (and trains it, without a refiner)")
         self.model = model
-        self.model.backbone.requires_grad_(False)
-        if self.config.refiner_width:
-            model.add_refiner(self.config.refiner_width, seed=seed)
-            model.requires_grad_(False)
-            model.refiner.requires_grad_(True)
+        self.scale: StateScale | None = None
+        """Set by whoever has demonstrations to fit it to."""
+        self._choose_what_trains(seed)
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("the model has no trainable parameter outside its backbone: nothing for RL to train")
         self.log_std = nn.Parameter(torch.tensor(std, dtype=torch.float32).log().to(self.device))
         self.train(False)
+
+    def _choose_what_trains(self, seed: int) -> None:
+        model, config = self.model, self.config
+        model.backbone.requires_grad_(False)
+        if config.refiner_width:
+            if config.trains != "bridge":
+                raise ValueError("refiner_width trains the refiner alone: leave ActorConfig.trains at its default")
+            model.add_refiner(config.refiner_width, seed=seed)
+            model.requires_grad_(False)
+            model.refiner.requires_grad_(True)
+        elif config.trains == "head":
+            model.requires_grad_(False)
+            model.head.requires_grad_(True)
+        elif config.trains == "lora":
+            if getattr(getattr(model, "config", None), "lora", None) is not None:
+                raise ValueError("this policy holds adapters already: load it merged, as `VLA.load` does by default")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                add_lora(model.backbone, config.lora)
+        elif config.trains == "all":
+            model.backbone.requires_grad_(True)
+        if isinstance(getattr(model, "config", None), VLAConfig):
+            if config.trains == "lora":
+                model.config = replace(model.config, lora=config.lora)
+            elif config.trains == "all":
+                model.config = replace(model.config, freeze_backbone=False)
+        self.reads_latents = bool(config.refiner_width) or config.trains == "head"
+        self.backbone_learns = config.trains in ("lora", "all") and not config.refiner_width
 
     @property
     def device(self) -> torch.device:
@@ -83,27 +127,59 @@ class GaussianChunkActor(nn.Module):
 
     @torch.no_grad()
     def encode(self, obs: Observation) -> tuple[Conditions, Tensor]:
-        """What the trained part reads (of the frozen backbone, or of everything before the refiner) and normalised
-        proprio (B, P)."""
-        inp = self.model.processor.prepare(obs)
+        """What the trained part reads, and normalised proprio (B, P)."""
+        return self.conditions_of(self.model.processor.prepare(obs))
+
+    @torch.no_grad()
+    def conditions_of(self, inp: Any) -> tuple[Conditions, Tensor]:
+        """The same of the model's input."""
         proprio_BP = inp.proprio_BP.to(self.device)
+        if self.backbone_learns:
+            return Seen(inp), proprio_BP
         features = self.model.encode(inp)
-        return (self.model.condition(features, proprio_BP) if self.config.refiner_width else features), proprio_BP
+        return (self.model.condition(features, proprio_BP) if self.reads_latents else features), proprio_BP
 
     def mean(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
         """(B, C, A) normalised fp32, whatever autocast surrounds us."""
-        act = self.model.act_on if self.config.refiner_width else self.model.act
         # bf16 means at sigma 0.08 put a third of untouched samples outside a 0.1 clip band: fp32 is not optional here
         with torch.autocast(device_type=proprio_BP.device.type, enabled=False):
+            if isinstance(conditions, Seen):
+                conditions = self.model.encode(conditions.inp)
+            act = self.model.act_on if self.reads_latents else self.model.act
             return act(conditions, proprio_BP).float()
+
+    def log_std_of(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
+        """(A,), or (B, 1, A) with a state-dependent scale."""
+        if self.scale is None:
+            return self.log_std
+        factor_BA = self.scale(summary(conditions, proprio_BP))
+        low, high = math.log(self.config.std_min), math.log(self.config.std_max)
+        return (self.log_std + factor_BA[:, None]).clamp(low, high)
 
     def distribution(self, conditions: Conditions, proprio_BP: Tensor) -> ChunkDistribution:
         """Over decisions. What it samples, not what the world executes of it, is what gets scored."""
-        return ChunkGaussian(self.mean(conditions, proprio_BP), self.log_std, self.config.correlation)
+        log_std = self.log_std_of(conditions, proprio_BP)
+        if self.config.noise == "flow":
+            return self._chain(self.latent(conditions, proprio_BP), log_std)
+        return ChunkGaussian(self.mean(conditions, proprio_BP), log_std, self.config.correlation)
+
+    def latent(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
+        """(B, C, D) that the head reads, float32."""
+        if isinstance(conditions, Latents):
+            return conditions.latent_BCD
+        features = self.model.encode(conditions.inp) if isinstance(conditions, Seen) else conditions
+        return self.model.latent(features, proprio_BP)
+
+    def _chain(self, latent_BCD: Tensor, log_std: Tensor) -> FlowChain:
+        head = self.model.head
+        start = latent_BCD.new_zeros((*latent_BCD.shape[:2], head.action_dim))
+        return FlowChain(
+            lambda states, first: head.advance(latent_BCD, states, first), head.sampling_steps, start, log_std
+        )
 
     def chunk_of(self, sample: Tensor) -> Tensor:
         """The normalised chunk (B, C, A) that a sample means."""
-        return sample
+        return sample[:, -1] if self.config.noise == "flow" else sample
 
     @torch.no_grad()
     def clamp_std(self) -> None:

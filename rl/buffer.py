@@ -8,11 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vla.features import Features
-from vla.refine import Latents
-
-Conditions = Features | Latents
-"""What the trained part of the policy reads; everything before it is frozen."""
+from rl.conditions import Conditions
 
 
 class NonFiniteError(FloatingPointError):
@@ -24,6 +20,16 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise NonFiniteError(f"{name} is not finite ({bad} of {tensor.numel()} entries) {where}")
+
+
+@dataclass(frozen=True)
+class DemoBatch:
+    """Demonstrated decisions beside a minibatch."""
+
+    conditions: Conditions
+    proprio_BP: Tensor
+    action_BCA: Tensor
+    mask_BC: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class PolicyBatch:
     advantage_B: Tensor
     reference: Tensor | None
     """Means of the frozen imitation policy, when the loss is regularised towards it."""
+    demo: DemoBatch | None = None
 
 
 class Transitions:

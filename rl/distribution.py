@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,6 +93,73 @@ class ChunkGaussian:
             return z_BCA
         following = (z_BCA[:, 1:] - self.correlation * z_BCA[:, :-1]) / math.sqrt(1.0 - self.correlation**2)
         return torch.where(executed_BC[..., None], torch.cat([z_BCA[:, :1], following], 1), 0.0)
+
+
+@dataclass(eq=False)
+class FlowChain:
+    """A flow-matching head with noise between its Euler steps: every sample is a chain of normals, and has a density.
+
+    x_0 = 0, x_(k+1) ~ N(x_k + v(x_k, k / K) / K, std^2 / K) for K steps, x_K the chunk. The stored sample is the whole
+    chain (B, K + 1, C, A). Its joint density is exact, and without noise the chain is the head's own deterministic
+    sampling. ReinFlow (Zhang et al. 2025, arXiv 2505.22094), pi_RL's flow-noise (arXiv 2510.25889).
+    """
+
+    advance: Callable[[Tensor, int], Tensor]
+    """(states (B, S, C, A), number of the first step) -> the means of the states that follow them."""
+    steps: int
+    """K."""
+    start_BCA: Tensor
+    """x_0."""
+    log_std: Tensor
+    """(A,), or (B, 1, A): of the noise that all steps together add."""
+    _known: tuple[Tensor, Tensor] | None = None
+
+    def sample(self, generator: torch.Generator, *, std_scale: float = 1.0) -> Tensor:
+        """(B, K + 1, C, A)."""
+        chain = [self.start_BCA]
+        std = (self.log_std - 0.5 * math.log(self.steps)).exp() * std_scale
+        for step in range(self.steps):
+            mean = self.advance(chain[-1][:, None], step)[:, 0]
+            chain.append(mean + torch.randn(mean.shape, generator=generator).to(mean) * std)
+        return torch.stack(chain, 1)
+
+    def log_prob(self, sample: Tensor, executed_BC: Tensor) -> Tensor:
+        """(B,) of the whole chain. The last step's noise on actions that were not executed cannot matter; earlier
+        noise on them can, through the head's attention."""
+        counts_BKC = self._counts(sample, executed_BC)
+        log_std = self._step_log_std()
+        gap = torch.where(counts_BKC[..., None], sample[:, 1:] - self.means(sample), 0.0)
+        z_BKCA = gap * (-log_std).exp()
+        log_scale = log_std.sum(-1) + log_std.shape[-1] * LOG_SQRT_2PI
+        return -0.5 * z_BKCA.square().sum((1, 2, 3)) - (counts_BKC * log_scale).sum((1, 2))
+
+    def means(self, sample: Tensor) -> Tensor:
+        """(B, K, C, A) of every state after the first, given the one before."""
+        if self._known is None or self._known[0] is not sample:
+            # states of the last column are never conditioned on
+            self._known = (sample, self.advance(sample[:, :-1], 0))
+        return self._known[1]
+
+    def kl_from(self, reference: Tensor, sample: Tensor, executed_BC: Tensor) -> Tensor:
+        """(B,) sum of the steps' divergences along the sampled chain."""
+        drift = (self.means(sample) - reference) * (-self._step_log_std().detach()).exp()
+        drift = torch.where(self._counts(sample, executed_BC)[..., None], drift, 0.0)
+        return 0.5 * drift.square().sum((1, 2, 3))
+
+    def entropy(self, executed_BC: Tensor) -> Tensor:
+        """(B,) of the noise of all steps."""
+        log_std = self._step_log_std()
+        per_action = (log_std.sum(-1) + log_std.shape[-1] * (LOG_SQRT_2PI + 0.5)).squeeze()
+        return (executed_BC.sum(1) + (self.steps - 1) * executed_BC.shape[1]) * per_action
+
+    def _step_log_std(self) -> Tensor:
+        """(A,), or (B, 1, 1, A)."""
+        log_std = self.log_std - 0.5 * math.log(self.steps)
+        return log_std[:, None] if log_std.ndim == 3 else log_std
+
+    def _counts(self, sample: Tensor, executed_BC: Tensor) -> Tensor:
+        before = torch.ones_like(executed_BC)[:, None].expand(-1, self.steps - 1, -1)
+        return torch.cat([before, executed_BC[:, None]], 1)
 
 
 def correlate(noise_BCA: Tensor, correlation: float) -> Tensor:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rl.actor import GaussianChunkActor
 from rl.buffer import NonFiniteError, PolicyBatch, Transitions, require_finite
+from rl.scale import StateScale
+from vla.heads import masked_l1
 from vla.parallel import Team
+
+if TYPE_CHECKING:
+    from rl.demos import DemoRows
 
 MAX_FIRST_LOG_RATIO = 0.05
 """Before its first step the policy scored is the one that acted: fp32 leaves about 1e-5 of log-ratio, a bug more."""
@@ -51,6 +56,8 @@ class PolicyConfig:
     std_final: float = 0.5
     bc_coef: float = 0.0
     """Weight of the KL divergence towards the imitation mean (0: no reference is computed)."""
+    demo_coef: float = 0.0
+    """Weight of the L1 distance to demonstrated actions, at as many demonstrated decisions as are in a minibatch."""
     entropy_coef: float = 0.0
     """Weight of a bonus for noise. Fine-tuning has none: the imitation policy already explores where it should."""
 
@@ -119,6 +126,11 @@ class PolicyObjective(nn.Module):
             bc_loss = policy.kl_from(batch.reference, batch.action, batch.executed_BC).mean()
             metrics["bc_loss"] = float(bc_loss.detach())
             loss = loss + config.bc_coef * bc_loss
+        if batch.demo is not None:
+            error_BCA = self.actor.mean(batch.demo.conditions, batch.demo.proprio_BP) - batch.demo.action_BCA
+            demo_loss = masked_l1(error_BCA, batch.demo.mask_BC)
+            metrics["demo_loss"] = float(demo_loss.detach())
+            loss = loss + config.demo_coef * demo_loss
         if config.entropy_coef:
             loss = loss - config.entropy_coef * policy.entropy(batch.executed_BC).mean()
         return loss, log_ratio, metrics
@@ -151,6 +163,8 @@ class PolicyLearner:
         self.policy_optimiser = torch.optim.Adam([g for g in groups if g["params"]], fused=True)
         self._initial_lrs = [group["lr"] for group in self.policy_optimiser.param_groups]
         self.num_updates = 0
+        self.demos: DemoRows | None = None
+        """Needed for `demo_coef`; set by whoever has them."""
         self._imitation = {}
         if config.bc_coef > 0:
             self._imitation = {name: p.detach().clone() for name, p in named.items() if name != "log_std"}
@@ -213,18 +227,26 @@ class PolicyLearner:
         """Of this process's part of a minibatch, weighted so that the processes' mean is the whole minibatch's."""
         team = self.team
         if team.size == 1:
-            loss, log_ratio, metrics = self.policy_loss(buffer.policy_batch(index))
+            loss, log_ratio, metrics = self.policy_loss(self._batch(buffer, index))
             require_finite("loss", loss.detach(), where)
             return loss, log_ratio, metrics
         mine = len(index)
         if not mine:  # every process must take part in the exchange of gradients: with nothing to say, say zero
             index = torch.zeros(1, dtype=torch.int64, device=index.device)
-        loss, log_ratio, metrics = self.policy_loss(buffer.policy_batch(index))
+        loss, log_ratio, metrics = self.policy_loss(self._batch(buffer, index))
         totals = team.total(float(mine), *(value * mine for value in metrics.values()))
         if team.any(not torch.isfinite(loss.detach()).all()):
             raise NonFiniteError(f"loss is not finite {where}, in one process at least")
         together = {name: value / max(1.0, totals[0]) for name, value in zip(metrics, totals[1:], strict=True)}
         return loss * (mine * team.size / max(1.0, totals[0])), log_ratio, together
+
+    def _batch(self, buffer: Transitions, index: Tensor) -> PolicyBatch:
+        batch = buffer.policy_batch(index)
+        if not self.config.demo_coef:
+            return batch
+        if self.demos is None:
+            raise ValueError("demo_coef needs demonstrations: give the run a data set, or set it to 0")
+        return replace(batch, demo=self.demos.draw(len(index), self.generator))
 
     def _adapt_lr(self, kl: float, target: float) -> None:
         main = self.policy_optimiser.param_groups[0]["lr"]
@@ -268,13 +290,18 @@ class PolicyLearner:
                     p.copy_(kept[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained tensors by name: `policy.*` and, with a BC term, `imitation.*`."""
+        """Trained tensors by name: `policy.*`, and where there are such, `imitation.*` and `scale.*`."""
         out = {f"policy.{name}": p.detach() for name, p in self.actor.named_policy_parameters()}
+        if self.actor.scale is not None:
+            out |= {f"scale.{name}": t for name, t in self.actor.scale.state_dict().items()}
         return out | {f"imitation.{name}": t for name, t in self._imitation.items()}
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `tensors`. ValueError when a tensor is missing."""
+        scale = {name.removeprefix("scale."): t for name, t in tensors.items() if name.startswith("scale.")}
+        if scale:
+            self.actor.scale = StateScale.from_tensors(scale).to(self.actor.device)
         for name, target in self.tensors().items():
             if name not in tensors:
                 raise ValueError(f"the checkpoint has no tensor {name!r}: another model or configuration made it")

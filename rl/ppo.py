@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rl.actor import Critic, GaussianChunkActor
+from rl.actor import Critic, GaussianChunkActor, RunningNorm
 from rl.advantages import explained_variance, gae, normalise
 from rl.buffer import RolloutBuffer, require_finite
 from rl.learner import PolicyConfig, PolicyLearner
@@ -28,6 +28,9 @@ class PPOConfig(PolicyConfig):
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """What a truncated episode's last state is worth: its value, as if the clock had not run out, or (when finishing in
     time is itself the task) nothing. Pardo et al. 2018, "Time limits in reinforcement learning"."""
+    reward_scale: float = 1.0
+    scale_returns: bool = False
+    """Divide rewards by the running standard deviation of discounted returns: for rewards of unknown size."""
     critic_warmup: int = 4
     """First updates that train the critic alone: advantages of a random critic would destroy the imitation policy."""
 
@@ -48,6 +51,7 @@ class PPO(PolicyLearner):
     ) -> None:
         super().__init__(actor, config, generator=generator, team=team)
         self.critic = critic
+        self.return_norm = RunningNorm(1) if config.scale_returns else None
         self.critic_optimiser = torch.optim.Adam(critic.parameters(), lr=config.critic_lr, fused=True)
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
@@ -79,6 +83,7 @@ class PPO(PolicyLearner):
         terminated, truncated = buffer.time_major("terminated"), buffer.time_major("truncated")
         if config.time_limit == "terminal":
             terminated = terminated | truncated
+        rewards = self._scaled(rewards, discounts, terminated | truncated)
         advantages = gae(rewards, values, next_values, terminated, truncated, discounts, config.lam)
         returns = advantages + values
         buffer.advantages_TN = normalise(advantages)
@@ -90,6 +95,21 @@ class PPO(PolicyLearner):
             "explained_variance": explained_variance(values, returns),
         }
         return returns.reshape(-1), metrics
+
+    def _scaled(self, rewards: Tensor, discounts: Tensor, ended: Tensor) -> Tensor:
+        """Rewards (T, N) in the units that the critic learns in."""
+        if self.config.reward_scale != 1.0:
+            rewards = rewards * self.config.reward_scale
+        if self.return_norm is None:
+            return rewards
+        # discounted sums of what was rewarded so far in the episode, as VecNormalize has them (of this rollout only)
+        running, sums = torch.zeros_like(rewards[0]), []
+        for reward, discount, over in zip(rewards, discounts, ended, strict=True):
+            running = running * discount + reward
+            sums.append(running)
+            running = torch.where(over, 0.0, running)
+        self.return_norm.update(torch.stack(sums).reshape(-1, 1))
+        return rewards / (self.return_norm.var.float() + 1e-8).sqrt()
 
     def _fit_critic(self, buffer: RolloutBuffer, returns: Tensor) -> dict[str, float]:
         # its own loop: it gathers no features, and a KL stop of the policy is no reason to stop learning values
@@ -109,8 +129,11 @@ class PPO(PolicyLearner):
         return {"value_loss": sum(losses) / len(losses)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """As every learner's, and `critic.*`."""
-        return super().tensors() | {f"critic.{name}": t for name, t in self.critic.state_dict().items()}
+        """As every learner's, and `critic.*` (and `returns.*` if they are scaled)."""
+        out = super().tensors() | {f"critic.{name}": t for name, t in self.critic.state_dict().items()}
+        if self.return_norm is not None:
+            out |= {f"returns.{name}": t for name, t in self.return_norm.state_dict().items()}
+        return out
 
     def trainer_state(self) -> dict[str, Any]:
         return super().trainer_state() | {"critic_optimiser": self.critic_optimiser.state_dict()}

@@ -8,18 +8,23 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.collect import Collector, play
+from rl.demos import DemoRows
 from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
 from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.config import encode, fill_defaults
 from vla.model import VLAConfig
 from vla.parallel import Team
 from vla.types import Policy, VecEnv
+
+if TYPE_CHECKING:
+    from vla.data import DemoSet
 
 __all__ = ["Evaluate", "Runner", "RunnerConfig", "RunResult"]
 
@@ -42,6 +47,7 @@ class Runner:
         out: Path | str,
         *,
         evaluate: Evaluate | None = None,
+        demos: DemoSet | None = None,
         on_update: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         if env.num_envs != config.num_envs:
@@ -63,6 +69,10 @@ class Runner:
         )
         method = make_method(config, self.actor, self.collector, Team())
         self.learner, self.gather, self.buffer = method.learner, method.gather, method.buffer
+        needs_demos = config.actor.state_std or self.learner.config.demo_coef
+        if needs_demos and demos is None:
+            raise ValueError("state_std and demo_coef need demonstrations: name a data set, or leave them off")
+        self.learner.demos = DemoRows.of(self.actor, demos, seed=config.seed) if needs_demos and demos else None
         self.std_scale = 1.0
         self.evaluations: list[tuple[int, int, int]] = []
         self.best_update = 0
@@ -93,6 +103,8 @@ class Runner:
             if (self.out / "last").exists():
                 raise ValueError(f"{self.out} already holds a run: resume it or choose another folder")
             self.out.mkdir(parents=True, exist_ok=True)
+            if self.config.actor.state_std:
+                self.actor.scale = self.learner.demos.fit_scale(self.actor, seed=self.config.seed)
             self.calibrate()
             self._evaluate()
             self.save()

@@ -93,6 +93,22 @@ class FlowHead(nn.Module):
                 action = action + velocity / self.sampling_steps
             return action
 
+    def advance(self, x_BCD: Tensor, states_BSCA: Tensor, first: int = 0) -> Tensor:
+        """Where Euler steps number `first`, `first` + 1, ... lead from each of S states: (B, S, C, A), float32.
+
+        For samplers that put noise between the steps; without any, the chain from zeros is what `forward` computes.
+        """
+        with torch.autocast(x_BCD.device.type, enabled=False):
+            x_BCD = self.norm(x_BCD.float())
+            batch, count = states_BSCA.shape[:2]
+            time_S = torch.arange(first, first + count, device=x_BCD.device) / self.sampling_steps
+            velocity = self.velocity(
+                x_BCD[:, None].expand(-1, count, -1, -1).flatten(0, 1),
+                states_BSCA.flatten(0, 1),
+                time_S.to(x_BCD).repeat(batch),
+            )
+            return states_BSCA + velocity.unflatten(0, (batch, count)) / self.sampling_steps
+
     def _led(self, x_BCD: Tensor, noisy_BCA: Tensor, time_B: Tensor, target_BCA: Tensor, weight_BC: Tensor) -> Tensor:
         """The velocity, bent toward a chunk that agrees with the target: real-time chunking's guidance by the gradient
         of the predicted end point. Black, Galliker and Levine 2025, eq. 2 to 4."""

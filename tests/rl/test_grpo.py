@@ -13,12 +13,7 @@ from rl.filtered import FilteredConfig, FilteredImitation
 from rl.grpo import GRPO, GRPOConfig, group_advantages
 from rl.learner import clipped_surrogate
 from rl.runner import Runner
-from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate, imitate
-
-
-@pytest.fixture(scope="module")
-def cloned() -> dict[str, torch.Tensor]:
-    return imitate(0).state_dict()
+from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate
 
 
 def setup(cloned, how, num_envs=32, **collect) -> tuple[GRPO, EpisodeCollector, EpisodeBuffer]:

@@ -10,14 +10,9 @@ from rl.buffer import NonFiniteError, RolloutBuffer
 from rl.collect import Collector
 from rl.learner import clipped_surrogate, kl_estimate
 from rl.ppo import PPO, PPOConfig
-from tests.rl.toy import CHUNK, SPEC, Endless, PointReach, ToyVLA, imitate
+from tests.rl.toy import CHUNK, SPEC, Endless, PointReach, ToyVLA
 
 N, T = 16, 8
-
-
-@pytest.fixture(scope="module")
-def cloned() -> dict[str, torch.Tensor]:
-    return imitate(0, steps=60).state_dict()
 
 
 def setup(cloned, env=None, **ppo) -> tuple[PPO, Collector, RolloutBuffer]:

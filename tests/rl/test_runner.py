@@ -14,11 +14,6 @@ from rl.runner import Runner
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate, imitate
 
 
-@pytest.fixture(scope="module")
-def cloned() -> dict[str, torch.Tensor]:
-    return imitate(0).state_dict()
-
-
 def start(cloned, out, settings, **callbacks) -> Runner:
     model = ToyVLA()
     model.load_state_dict(cloned)

@@ -14,11 +14,13 @@ from vla.model import VLA, VLAConfig, VLAPolicy
 from vla.processor import Stats
 
 
-def make_vla() -> VLA:
+def make_vla(**config) -> VLA:
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     return VLA.build(
-        VLAConfig(backbone="toy", bridge=BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3, dropout=0.3)),
+        VLAConfig(
+            backbone="toy", bridge=BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3, dropout=0.3), **config
+        ),
         stats=Stats.from_arrays(rng.uniform(-1, 1, (400, 2)), rng.uniform(-1, 1, (400, 3)) * SPEC.high),
         action_spec=SPEC,
         cameras=("front",),
