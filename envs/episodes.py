@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.goals import Goal, GoalKind
 from envs.language import Phrasings, instruction
-from envs.scene import COLORS, PLATE_RADIUS_M, SceneConfig
+from envs.scene import COLORS, SceneConfig
+from envs.shapes import PLATE_RADIUS_M
 from envs.suites import Suite
 
 WORKSPACE_X = (0.43, 0.63)
@@ -40,6 +42,15 @@ class Episode:
     """The phrasing used, for per-phrasing success."""
     swapped_instruction: str
     """Names another object (and the other plate, if any) than the one counted."""
+    goals: tuple[Goal, ...] = ()
+    """What counts, in this order."""
+    swapped_goals: tuple[Goal, ...] = ()
+    """What `swapped_instruction` asks for."""
+    fixtures: tuple[tuple[float, float, float], ...] = ()
+    """(x, y, yaw) of each fixture of the scene."""
+    fixture_colors: tuple[str, ...] = ()
+    openings: tuple[float, ...] = ()
+    """Of each joint of the scene: 0 closed or released .. 1 open."""
 
 
 def _sample_layout(rng: np.random.Generator, num_plates: int, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,4 +107,10 @@ def sample_episode(
         instruction=text,
         template=template,
         swapped_instruction=swapped,
+        goals=(_pick_or_place(int(slots[chosen]), plate),),
+        swapped_goals=(_pick_or_place(int(slots[other]), other_plate),),
     )
+
+
+def _pick_or_place(slot: int, plate: int) -> Goal:
+    return Goal(GoalKind.LIFT, slot) if plate < 0 else Goal(GoalKind.ON, slot, place=plate)

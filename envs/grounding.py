@@ -20,10 +20,12 @@ import numpy as np
 
 from envs.control import joint_targets
 from envs.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
+from envs.goals import Goal, GoalKind
 from envs.language import KIND_WORDS, instruction, object_phrase, plate_phrase
-from envs.worker import worker_environment
-from envs.scene import COLORS, PLATE_RADIUS_M, PLATE_THICKNESS_M, REST_HEIGHT_M
+from envs.scene import COLORS, REST_HEIGHT_M
+from envs.shapes import PLATE_RADIUS_M, PLATE_THICKNESS_M
 from envs.suites import Suite
+from envs.worker import worker_environment
 from envs.worlds import Worlds
 
 QUESTIONS_PER_SCENE = 8
@@ -68,6 +70,7 @@ def _random_episode(rng: np.random.Generator, kinds: tuple[str, ...]) -> Episode
             plate_colors=tuple(str(c) for c in plate_colors),
             plate_xy=tuple((float(x), float(y)) for x, y in xy[:plates]),
             target=int(slots[0]), plate=-1, instruction="", template="", swapped_instruction="",
+            goals=(Goal(GoalKind.LIFT, int(slots[0])),),
         )  # fmt: skip
 
 

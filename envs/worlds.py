@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import mujoco
 import numpy as np
 
-from envs import task as rules
+from envs import goals as rules
 from envs.base import BaseWorlds
 from envs.control import ControlConfig, action_spec, advance_command, joint_targets
 from envs.episodes import Episode, sample_episode
 from envs.language import Phrasings
 from envs.render import CameraRenderer, extrinsics, intrinsics
-from envs.scene import COLORS, HOME_QPOS, PLATE_THICKNESS_M, REST_HEIGHT_M, SCENES, build, parking_pos
+from envs.scene import REST_HEIGHT_M, SCENES, build
+from envs.start import begin
 from envs.suites import Suite
 from vla.types import ActionChunk, Observation, StepResult
 
@@ -25,8 +26,6 @@ PROPRIO_NAMES = (
     "grip_x", "grip_y", "grip_z", "lead_x", "lead_y", "lead_z", "finger_opening", "gripper_command",
 )  # fmt: skip
 """Metres for the first six (grip position; commanded minus actual position), 0..1, -1 or +1."""
-PRIVILEGED_DIM = 16
-_START_NOISE_RAD = 0.06
 
 
 class Worlds(BaseWorlds):
@@ -50,36 +49,29 @@ class Worlds(BaseWorlds):
         self.scene = SCENES[suite.scene]
         self.control = control or ControlConfig()
         self.model, self.index = build(self.scene)
+        self._full = bool(self.scene.fixtures)
         super().__init__(
             suite, num_worlds, action_spec=action_spec(self.scene.control_hz), cameras=self.index.cameras,
-            proprio_dim=len(PROPRIO_NAMES), privileged_dim=PRIVILEGED_DIM, image_size=image_size, phrasings=phrasings,
+            proprio_dim=len(PROPRIO_NAMES), image_size=image_size, phrasings=phrasings,
+            privileged_dim=rules.PRIVILEGED_FULL_DIM if self._full else rules.PRIVILEGED_DIM,
             images_out=images_out, depth=depth, depth_out=depth_out, calibration=calibration,
         )  # fmt: skip
         self.substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
         self.data = [mujoco.MjData(self.model) for _ in range(num_worlds)]
         self._renderer: CameraRenderer | None = None
 
-        n, slots = num_worlds, len(self.scene.objects)
-        self._held = np.zeros(n, np.int64)
+        n, index = num_worlds, self.index
         self._success = np.zeros(n, bool)
         self._wrong = np.zeros(n, bool)
         self._command = np.zeros((n, 3))
         self._hold_rotation = np.diag([1.0, -1.0, -1.0])
-        self._rgba = np.ones((n, slots + self.scene.num_plates, 4), np.float32)
-        self._geoms = np.concatenate([self.index.object_geom, self.index.plate_geom])
+        self._geoms = index.colored_geom
+        self._rgba = np.ones((n, len(self._geoms), 4), np.float32)
         self._jacobian = np.zeros((n, 6, 7))
         self._jac_buffer = np.zeros((6, self.model.nv))
         self._gripper = np.ones(n)
-        self.state = rules.WorldState(
-            objects=np.zeros((n, slots, 3)),
-            rest_height=np.array([REST_HEIGHT_M[k] for k in self.scene.objects]),
-            active=np.zeros((n, slots), bool),
-            target=np.zeros(n, np.int64),
-            plate_xy=np.full((n, 2), np.nan),
-            is_place=np.zeros(n, bool),
-            grip=np.zeros((n, 3)),
-            finger_opening=np.ones(n),
-        )
+        rest = np.array([REST_HEIGHT_M[kind] for kind in self.scene.objects])
+        self.state = rules.empty_state(n, rest, index.place_radius, len(index.joint_qpos))
 
     # ------------------------------------------------------------------ episodes
     def reset(
@@ -102,38 +94,24 @@ class Worlds(BaseWorlds):
     def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
         """Put world `i` into the initial state of `episode` (no rendering)."""
         model, data, index = self.model, self.data[i], self.index
-        rng = np.random.default_rng([episode.seed, 31])
+        start = begin(
+            episode, self.scene, model, index, finger_open_m=self.control.finger_open_m, arm_noise=start_noise
+        )
         mujoco.mj_resetData(model, data)
-        for slot in range(len(self.scene.objects)):
-            a = index.object_qpos[slot]
-            data.qpos[a : a + 3] = parking_pos(slot)
-        for slot, (x, y, yaw) in zip(episode.slots, episode.poses, strict=True):
-            a = index.object_qpos[slot]
-            data.qpos[a : a + 7] = [x, y, self.state.rest_height[slot], np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-        for m, (x, y) in enumerate(episode.plate_xy):
-            data.mocap_pos[index.plate_mocap[m]] = [x, y, PLATE_THICKNESS_M / 2]
-        data.qpos[index.arm_qpos] = np.array(HOME_QPOS) + start_noise * rng.normal(0, _START_NOISE_RAD, 7)
-        data.qpos[index.finger_qpos] = [self.control.finger_open_m, -self.control.finger_open_m]
+        data.qpos[:], data.mocap_pos[:], data.mocap_quat[:] = start.qpos, start.mocap_pos, start.mocap_quat
+        data.xfrc_applied[:, 2] = start.lift_force
         data.ctrl[:7] = data.qpos[index.arm_qpos]
         data.ctrl[7:9] = data.qpos[index.finger_qpos]
         mujoco.mj_forward(model, data)
 
         self.episodes[i] = episode
         self.over[i] = self._success[i] = self._wrong[i] = False
-        self.elapsed[i] = self._held[i] = 0
+        self.elapsed[i] = 0
         self._gripper[i] = 1.0
-        self._rgba[i, :, :3] = 0.5
-        for slot, color in zip(episode.slots, episode.colors, strict=True):
-            self._rgba[i, slot, :3] = COLORS[color]
-        for m, color in enumerate(episode.plate_colors):
-            self._rgba[i, len(self.scene.objects) + m, :3] = COLORS[color]
-        state = self.state
-        state.active[i] = False
-        state.active[i, list(episode.slots)] = True
-        state.target[i], state.is_place[i] = episode.target, episode.task == "place"
-        state.plate_xy[i] = episode.plate_xy[episode.plate] if episode.plate >= 0 else np.nan
+        self._rgba[i] = start.rgba
+        rules.write_goals(self.state, i, episode.goals, episode.slots)
         self._read(i)
-        self._command[i] = state.grip[i]
+        self._command[i] = self.state.grip[i]
 
     # ------------------------------------------------------------------ stepping
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
@@ -150,9 +128,7 @@ class Worlds(BaseWorlds):
             self._control_step(live, chunk[live, c])
             n_steps[live] += 1
             self.elapsed[live] += 1
-            holds = rules.condition(self.state)
-            self._held = np.where(holds, self._held + 1, 0)
-            self._success[live] |= self._held[live] >= rules.HOLD_STEPS
+            self._success[live] |= rules.advance(self.state)[live]
             self._wrong[live] |= rules.wrong_object(self.state)[live]
             terminated[live] = self._success[live] | self._wrong[live]
             truncated[live] = ~terminated[live] & (self.elapsed[live] >= self.horizon)
@@ -194,6 +170,12 @@ class Worlds(BaseWorlds):
         state.objects[i] = data.xpos[index.object_body]
         state.grip[i] = data.site_xpos[index.grip_site]
         state.finger_opening[i] = data.qpos[index.finger_qpos[0]] / self.control.finger_open_m
+        if len(index.place_body):
+            state.places[i] = data.xpos[index.place_body]
+            state.places[i, :, 2] += index.place_height
+        if len(index.joint_qpos):
+            state.joints[i] = data.qpos[index.joint_qpos] / index.joint_travel
+            state.handles[i] = data.site_xpos[index.handle_site]
 
     # ------------------------------------------------------------------ observing
     def _render(self, ids: list[int]) -> None:
@@ -216,19 +198,8 @@ class Worlds(BaseWorlds):
         return np.concatenate(columns, axis=1).astype(np.float32)
 
     def privileged(self) -> np.ndarray:
-        """(n, 16) float32 for critics and experts: target (3), target - grip (3), plate - target (2; 0 without plate),
-        rest height, is_place, highest other object's lift, gripper command, hold counter, command (3)."""
-        state = self.state
-        at = rules.target_position(state)
-        plate = np.where(state.is_place[:, None], np.nan_to_num(state.plate_xy) - at[:, :2], 0.0)
-        lift = state.objects[:, :, 2] - state.rest_height
-        others = state.active & (np.arange(lift.shape[1])[None] != state.target[:, None])
-        columns = (
-            at, at - state.grip, plate, state.rest_height[state.target][:, None], state.is_place[:, None],
-            np.where(others, lift, 0.0).max(1)[:, None], self._gripper[:, None],
-            self._held[:, None] / rules.HOLD_STEPS, self._command,
-        )  # fmt: skip
-        return np.concatenate(columns, axis=1).astype(np.float32)
+        """(n, S) float32 for critics and experts, see `envs.goals.privileged`."""
+        return rules.privileged(self.state, self._gripper, self._command, np, full=self._full)
 
     def close(self) -> None:
         if self._renderer is not None:

@@ -99,13 +99,14 @@ def test_time_limit_truncates_and_does_not_terminate() -> None:
 def test_lifting_another_object_is_a_failure() -> None:
     worlds = build(n=1)
     worlds.reset(seeds=[11])
-    other = next(s for s in worlds.episodes[0].slots if s != worlds.episodes[0].target)
-    worlds.state.target[0] = other  # the expert now goes for `other` ...
+    state, named = worlds.state, worlds.episodes[0].goals[0].object
+    other = worlds.episodes[0].swapped_goals[0].object
+    assert other != named
     expert = TabletopExpert(1)
     while not worlds.over[0]:
-        worlds.state.target[0] = other
+        state.goal_object[0] = other  # the expert goes for `other` ...
         chunk = expert.act(worlds.observation())
-        worlds.state.target[0] = worlds.episodes[0].target  # ... and the rules still count the named one
+        state.goal_object[0] = named  # ... and the rules still count the named one
         result = worlds.step_chunk(chunk)
     assert result.info["wrong_object"][0] and result.terminated[0] and not result.info["success"][0]
     assert result.reward[0] == 0

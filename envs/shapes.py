@@ -1,0 +1,207 @@
+"""The shapes of things: what one lifts (free bodies) and what stands fixed (plates, containers, drawer, button).
+
+Primitives only, few of them: a contact pair costs more than anything else in a control step. Everything one lifts fits
+between the fingers (8 cm) along its local y axis and ends less than 3 cm above where it is held, below the palm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+_BOX, _CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
+_SPHERE = mujoco.mjtGeom.mjGEOM_SPHERE
+_FRICTION = (1.0, 0.02, 0.0001)
+_ROLLING_FRICTION = (1.0, 0.02, 0.004)
+_DARK, _WOOD, _METAL = (0.16, 0.16, 0.18, 1.0), (0.42, 0.31, 0.22, 1.0), (0.62, 0.63, 0.66, 1.0)
+
+PLATE_RADIUS_M = 0.055
+PLATE_THICKNESS_M = 0.008
+
+
+@dataclass(frozen=True)
+class Part:
+    """One geom of a body, in the body's frame."""
+
+    shape: mujoco.mjtGeom
+    size: tuple[float, float, float]
+    """Half sizes in metres (cylinder: radius, half height; sphere: radius)."""
+    pos: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rgba: tuple[float, float, float, float] | None = None
+    """None: the colour that the episode gives the thing."""
+    yaw: float = 0.0
+    solid: bool = True
+    """False: only seen."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A shape that one can lift; its origin is the point whose height is `rest_m` when it stands on the table."""
+
+    parts: tuple[Part, ...]
+    rest_m: float
+    grip_m: float = 0.0
+    """Where to hold it, above the origin."""
+    rolls: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "cube": Kind((Part(_BOX, (0.02, 0.02, 0.02)),), 0.02),
+    "can": Kind((Part(_CYLINDER, (0.018, 0.034, 0.0)),), 0.034, 0.012),
+    "brick": Kind((Part(_BOX, (0.034, 0.014, 0.014)),), 0.014),
+    "ball": Kind((Part(_SPHERE, (0.022, 0.0, 0.0)),), 0.022, rolls=True),
+    "bottle": Kind(
+        (
+            Part(_CYLINDER, (0.018, 0.026, 0.0)),
+            Part(_CYLINDER, (0.009, 0.009, 0.0), (0.0, 0.0, 0.035), (0.92, 0.92, 0.9, 1.0)),
+        ),
+        0.026,
+        0.016,
+    ),
+    "mug": Kind(
+        (
+            Part(_CYLINDER, (0.022, 0.023, 0.0)),
+            Part(_BOX, (0.008, 0.004, 0.013), (0.029, 0.0, 0.0)),
+            Part(_CYLINDER, (0.018, 0.0004, 0.0), (0.0, 0.0, 0.0232), _DARK, solid=False),
+        ),
+        0.023,
+        0.004,
+    ),
+    "arch": Kind(
+        (
+            Part(_BOX, (0.034, 0.013, 0.009), (0.0, 0.0, 0.013)),
+            Part(_BOX, (0.008, 0.013, 0.013), (-0.026, 0.0, -0.009)),
+            Part(_BOX, (0.008, 0.013, 0.013), (0.026, 0.0, -0.009)),
+        ),
+        0.022,
+        0.010,
+    ),
+    "pyramid": Kind(
+        (
+            Part(_BOX, (0.028, 0.028, 0.008), (0.0, 0.0, -0.016)),
+            Part(_BOX, (0.019, 0.019, 0.008)),
+            Part(_BOX, (0.010, 0.010, 0.008), (0.0, 0.0, 0.016)),
+        ),
+        0.024,
+        0.004,
+    ),
+    "puck": Kind((Part(_CYLINDER, (0.027, 0.011, 0.0)),), 0.011),
+    "domino": Kind((Part(_BOX, (0.022, 0.010, 0.030)),), 0.030, 0.010),
+}
+LOW_KINDS = frozenset({"cube", "brick", "puck"})
+"""What fits into the drawer and lets it be closed."""
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """A thing that an episode puts somewhere and that stays: a mocap body, perhaps with one joint."""
+
+    parts: tuple[Part, ...]
+    place: tuple[float, float] | None = None
+    """Height of its floor above the table and radius of what counts as inside, m; None if nothing is put there."""
+    rim_m: float = 0.0
+    """Height of its rim above the table."""
+    foot_m: float = 0.0
+    """Height of the body's origin above the table."""
+    joint: Callable[[mujoco.MjsBody, str], None] | None = None
+    """Adds the moving body called `name`, its joint of that name and a site `name_handle`."""
+    travel_m: float = 0.0
+    """Joint position that means open, or pressed down."""
+
+
+def _walls(half: float, height: float, count: int) -> tuple[Part, ...]:
+    """`count` upright boards around a floor whose inscribed radius is `half`."""
+    turns = [2 * np.pi * k / count for k in range(count)]
+    board = (0.004, half * np.tan(np.pi / count) + 0.003, height / 2)
+    return tuple(
+        Part(_BOX, board, (float(half * np.cos(t)), float(half * np.sin(t)), height / 2), yaw=float(t)) for t in turns
+    )
+
+
+def _drawer(cabinet: mujoco.MjsBody, name: str) -> None:
+    drawer = cabinet.add_body(name=name)
+    drawer.add_joint(
+        name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, -1, 0], range=[0, 0.1], limited=True,
+        damping=4.0, frictionloss=0.6, armature=0.05,
+    )  # fmt: skip
+    front = (0.0, -0.055, 0.0)
+    add_parts(
+        drawer,
+        name,
+        (
+            Part(_BOX, (0.060, 0.004, 0.024), (0.0, front[1], 0.029)),
+            Part(_BOX, (0.022, 0.005, 0.020), (0.0, front[1], 0.071), _METAL),
+            Part(_BOX, (0.056, 0.050, 0.002), (0.0, 0.0, 0.007), _WOOD),
+            Part(_BOX, (0.003, 0.050, 0.012), (-0.054, 0.0, 0.021), _WOOD),
+            Part(_BOX, (0.003, 0.050, 0.012), (0.054, 0.0, 0.021), _WOOD),
+            Part(_BOX, (0.056, 0.003, 0.012), (0.0, 0.048, 0.021), _WOOD),
+        ),
+        mass=0.4,
+    )
+    drawer.add_site(name=f"{name}_handle", pos=[0, front[1], 0.074], group=4)
+
+
+def _button(base: mujoco.MjsBody, name: str) -> None:
+    cap = base.add_body(name=name)
+    cap.add_joint(
+        name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, 0, -1], range=[0, 0.012], limited=True,
+        stiffness=120.0, damping=4.0, armature=0.02,
+    )  # fmt: skip
+    add_parts(cap, name, (Part(_CYLINDER, (0.022, 0.012, 0.0), (0.0, 0.0, 0.026)),), mass=0.05)
+    cap.add_site(name=f"{name}_handle", pos=[0, 0, 0.038], group=4)
+
+
+FIXTURES: dict[str, Fixture] = {
+    "plate": Fixture(
+        (Part(_CYLINDER, (PLATE_RADIUS_M, PLATE_THICKNESS_M / 2, 0.0)),),
+        (PLATE_THICKNESS_M, PLATE_RADIUS_M),
+        foot_m=PLATE_THICKNESS_M / 2,
+    ),
+    "bowl": Fixture(
+        (Part(_CYLINDER, (0.054, 0.003, 0.0), (0.0, 0.0, 0.003)), *_walls(0.052, 0.034, 8)), (0.006, 0.050), 0.034
+    ),
+    "box": Fixture(
+        (Part(_BOX, (0.060, 0.060, 0.003), (0.0, 0.0, 0.003)), *_walls(0.058, 0.042, 4)), (0.006, 0.062), 0.042
+    ),
+    "zone": Fixture((Part(_CYLINDER, (0.055, 0.0005, 0.0), (0.0, 0.0, 0.0005), solid=False),), (0.0, 0.040)),
+    "cabinet": Fixture(
+        (
+            Part(_BOX, (0.068, 0.055, 0.003), (0.0, 0.004, 0.057), _WOOD),
+            Part(_BOX, (0.003, 0.055, 0.030), (-0.065, 0.004, 0.030), _WOOD),
+            Part(_BOX, (0.003, 0.055, 0.030), (0.065, 0.004, 0.030), _WOOD),
+            Part(_BOX, (0.068, 0.003, 0.030), (0.0, 0.058, 0.030), _WOOD),
+        ),
+        (0.009, 0.060),
+        0.034,
+        joint=_drawer,
+        travel_m=0.1,
+    ),
+    "button": Fixture((Part(_BOX, (0.030, 0.030, 0.010), (0.0, 0.0, 0.010), _DARK),), joint=_button, travel_m=0.012),
+}
+
+
+def add_parts(
+    body: mujoco.MjsBody, name: str, parts: tuple[Part, ...], *, mass: float = 0.0, rolls: bool = False
+) -> None:
+    """Add the geoms `name`, `name_1`, ... to a body. A `mass` (kg), shared by volume, makes a thing to hold."""
+    solid = [part for part in parts if part.solid]
+    volume = [float(np.prod([s for s in part.size if s > 0])) for part in solid]
+    for number, part in enumerate(parts):
+        geom = body.add_geom(
+            name=name if number == 0 else f"{name}_{number}",
+            type=part.shape, size=list(part.size), pos=list(part.pos),
+            quat=[np.cos(part.yaw / 2), 0, 0, np.sin(part.yaw / 2)],
+            friction=list(_ROLLING_FRICTION if rolls else _FRICTION),
+        )  # fmt: skip
+        if part.rgba is not None:
+            geom.rgba = list(part.rgba)
+        if not part.solid:
+            geom.contype = geom.conaffinity = 0
+            geom.mass = 0.0
+        elif mass:
+            geom.mass = mass * (volume[solid.index(part)] / sum(volume))
+            geom.condim = 6 if rolls else 4
+            geom.solref = [0.01, 1.0]
