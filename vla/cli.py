@@ -10,6 +10,7 @@ from vla.commands.base import Command
 from vla.commands.convert import Convert
 from vla.commands.data import Demos, GroundData
 from vla.commands.deploy import Control, LeRobot, Serve
+from vla.commands.export import Export
 from vla.commands.learn import RL, Pretrain, Quickstart, Train
 from vla.commands.look import List, View
 from vla.commands.measure import Bench, Eval, Experiment
@@ -23,6 +24,7 @@ COMMANDS: dict[str, type[Command]] = {
     "convert": Convert,
     "eval": Eval,
     "serve": Serve,
+    "export": Export,
     "control": Control,
     "lerobot": LeRobot,
     "view": View,

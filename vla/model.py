@@ -341,6 +341,10 @@ class VLAPolicy:
         return VLAPolicy(VLA.load(folder), n_action_steps=n_action_steps)
 
     @property
+    def processor(self) -> Processor:
+        return self.vla.processor
+
+    @property
     def action_spec(self) -> ActionSpec:
         return self.vla.action_spec
 

@@ -25,6 +25,7 @@ def given(**values: object) -> dict[str, Any]:
 
 
 def load_policy(folder: Path) -> Any:
-    from vla.model import VLAPolicy
+    """The policy in a checkpoint folder, or in one that `vla export` wrote."""
+    from policies.load import load_policy
 
-    return VLAPolicy.load(folder)
+    return load_policy(folder)

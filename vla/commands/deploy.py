@@ -39,7 +39,7 @@ class Serve(Command):
             port=self.port,
             # A key given as a flag can be read by every user of the machine; one in the environment cannot.
             api_key=self.api_key or os.environ.get("BASCULE_API_KEY"),
-            proprio_dim=policy.vla.processor.config.proprio_dim,
+            proprio_dim=policy.processor.config.proprio_dim,
             metadata={"policy": folder.name},
         )
         # On stdout and flushed: programs that start a server wait for this line.

@@ -1,0 +1,54 @@
+"""`vla export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from vla.commands.base import Command
+
+
+@dataclass(frozen=True)
+class Export(Command):
+    """Export a checkpoint to ONNX or torch.export: a folder that runs without transformers, checked before written."""
+
+    policy: Positional[Path]
+    """A checkpoint folder."""
+    out: Path
+    """The folder to write. `vla serve`, `vla eval` and `vla control` take it as a policy."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx: for onnxruntime, without torch. torch: a torch.export package."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """bfloat16 with torch only, int8 (quantised weights) with onnx only."""
+    member: str | None = None
+    """Of a policy for several robots, the one to control."""
+    n_action_steps: int | None = None
+    """Actions executed of each chunk. Default: what the checkpoint says."""
+    observations: int = 100
+    """Random ones on which the export is compared with the model."""
+
+    def run(self) -> None:
+        from vla.catalogue import checkpoint
+
+        folder = checkpoint(self.policy)
+        from policies.export import export
+        from vla.console import stdout
+
+        config = export(
+            folder,
+            self.out,
+            format=self.format,
+            precision=self.precision,
+            member=self.member,
+            n_action_steps=self.n_action_steps,
+            observations=self.observations,
+        )
+        parity = config.parity
+        stdout().print(
+            f"{self.out}: {config.format}, {config.precision}; on {parity.observations} random observations its "
+            f"normalised actions differ from the model's by at most {parity.max_error:.1e} (mean "
+            f"{parity.mean_error:.1e})"
+        )
