@@ -23,7 +23,11 @@ def make_expert(suite: str, num_envs: int) -> Policy:
     if suite.startswith("robosuite-"):
         from envs.robosuite_experts import RobosuiteExpert
 
-        return RobosuiteExpert(num_envs)
+        return RobosuiteExpert(suite, num_envs)
+    if suite.startswith("metaworld-"):
+        from envs.metaworld_experts import MetaworldExpert
+
+        return MetaworldExpert()
     return TabletopExpert(num_envs)
 
 

@@ -32,10 +32,10 @@ def suite_names() -> tuple[str, ...]:
 
 
 def all_suite_names() -> tuple[str, ...]:
-    """The suite files' names, then those of the adapters (robosuite), whether their extra is installed or not."""
-    from envs.robosuite_env import SUITES
+    """The suite files' names, then those of the adapters (robosuite, Meta-World), their extras installed or not."""
+    from envs.adapter import adapter_suites
 
-    return (*suite_names(), *SUITES)
+    return (*suite_names(), *adapter_suites())
 
 
 def load_suite(name: str) -> Suite:
@@ -43,10 +43,10 @@ def load_suite(name: str) -> Suite:
 
     ValueError with the nearest name if there is none.
     """
-    from envs.robosuite_env import SUITES
+    from envs.adapter import adapter_suites
 
-    if name in SUITES:
-        return SUITES[name]  # type: ignore[return-value]  # it has no scene file, and nothing asks for one
+    if name in adapter_suites():
+        return adapter_suites()[name]  # type: ignore[return-value]  # it has no scene file, and nothing asks for one
     lookup(name, dict.fromkeys(all_suite_names()), "suite")
     path = SIM_CONFIGS / "suites" / f"{name}.toml"
     raw = tomllib.loads(path.read_text())

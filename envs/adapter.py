@@ -1,0 +1,203 @@
+"""What the adapters share: other people's environments behind the contract of `envs.worlds.Worlds`.
+
+An adapter says how an episode begins, what one control step is and what there is to read and to see. The rest is here:
+tasks and seeds, chunks that end with the episode, and frames drawn once per chunk by a renderer that leaves out what
+costs most of a software-rendered frame and shows a policy nothing: shadows, mirrors and multisampling.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.base import BaseWorlds
+from envs.language import Phrasings
+from vla.config import lookup
+from vla.types import ActionChunk, ActionSpec, Observation, StepResult
+
+_OFF_FLAGS = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION)
+
+
+def require(package: str) -> None:
+    """ValueError naming the extra when an adapter's package is not installed. Cheap: asked before workers start."""
+    if find_spec(package) is None:
+        raise ValueError(f"this suite needs {package}: `./bascule setup {package}`")
+
+
+@dataclass(frozen=True)
+class AdapterEpisode:
+    """What one seed means, beyond the state that the adapted environment draws."""
+
+    seed: int
+    task: str
+    instruction: str
+    template: str
+    swapped_instruction: str
+
+
+class AdapterWorlds(BaseWorlds):
+    """`num_worlds` adapted environments in this process."""
+
+    def __init__(
+        self,
+        suite: Any,
+        num_worlds: int,
+        *,
+        action_spec: ActionSpec,
+        cameras: tuple[str, ...],
+        privileged_dim: int,
+        image_size: int,
+        phrasings: Phrasings,
+        images_out: NDArray[np.uint8] | None,
+        show: Callable[[mujoco.MjvOption], None] = lambda option: None,
+    ) -> None:
+        super().__init__(
+            suite, num_worlds, action_spec=action_spec, cameras=cameras, proprio_dim=len(self.proprio_names),
+            privileged_dim=privileged_dim, image_size=image_size, phrasings=phrasings, images_out=images_out,
+        )  # fmt: skip
+        self._low, self._high = np.asarray(action_spec.low), np.asarray(action_spec.high)
+        self._proprio = np.zeros((num_worlds, self.proprio_dim), np.float32)
+        self._privileged = np.zeros((num_worlds, privileged_dim), np.float32)
+        self._renderer = TunedRenderer(image_size, show)
+
+    # ------------------------------------------------------------------ what an adapter says
+    @abstractmethod
+    def _begin(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
+        """Put world `i` into the initial state that `seed` (and the task, when given) means."""
+
+    @abstractmethod
+    def _step(self, i: int, action_A: NDArray[np.float64]) -> bool:
+        """One control step of world `i`: has it succeeded?"""
+
+    @abstractmethod
+    def _read(self, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(proprio, privileged state) of world `i`, now."""
+
+    @abstractmethod
+    def _draw(self, i: int) -> None:
+        """Write world `i`'s frames into `self.images[i]`."""
+
+    # ------------------------------------------------------------------ the contract
+    def reset(
+        self,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> Observation:
+        """Start the episodes that `seeds` mean in worlds `env_ids`; see `vla.types.VecEnv.reset`."""
+        ids = self._ids(seeds, env_ids)
+        for task in tasks or ():
+            lookup(task, dict.fromkeys(self.suite.tasks), "task")
+        for k, i in enumerate(ids):
+            self.episodes[i] = self._begin(i, int(seeds[k]), tasks[k] if tasks else None)
+            self.over[i], self.elapsed[i] = False, 0
+            self._proprio[i], self._privileged[i] = self._read(i)
+        self._render(ids)
+        return self.observation()
+
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """Run up to C control steps in each world that is not over; see `vla.types.VecEnv.step_chunk`."""
+        actions = np.clip(self._checked(chunk), self._low, self._high)
+        live = np.flatnonzero(~self.over)
+        n_steps = np.zeros(self.num_envs, np.int64)
+        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        for i in live:
+            for action in actions[i]:
+                terminated[i] = self._step(i, action)
+                n_steps[i] += 1
+                self.elapsed[i] += 1
+                truncated[i] = not terminated[i] and self.elapsed[i] >= self.horizon
+                if terminated[i] or truncated[i]:
+                    self.over[i] = True
+                    break
+            self._proprio[i], self._privileged[i] = self._read(i)
+        self._render(live)
+        info = {"success": terminated.copy(), "wrong_object": np.zeros(self.num_envs, bool)}
+        return StepResult(self.observation(), terminated.astype(np.float32), terminated, truncated, n_steps, info)
+
+    def _render(self, ids: Sequence[int] | NDArray[np.int64]) -> None:
+        if self.render_images:
+            for i in ids:
+                self._draw(i)
+
+    def proprio(self) -> NDArray[np.float32]:
+        return self._proprio.copy()
+
+    def privileged(self) -> NDArray[np.float32]:
+        return self._privileged.copy()
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+class TunedRenderer:
+    """Square RGB images of several models through one GL context. Create it in the process that uses it."""
+
+    def __init__(self, image_size: int, show: Callable[[mujoco.MjvOption], None]) -> None:
+        self._size = image_size
+        self._option = mujoco.MjvOption()
+        show(self._option)
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._area = mujoco.MjrRect(0, 0, image_size, image_size)
+        self._pixels = np.empty((image_size, image_size, 3), np.uint8)
+        self._context: Any = None
+        self._drawers: dict[str, tuple[mujoco.MjrContext, mujoco.MjvScene]] = {}
+
+    def draw(
+        self,
+        looks: str,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        cameras: Sequence[int],
+        out_VHWC: NDArray[np.uint8],
+    ) -> None:
+        """One image per camera. Models of the same `looks` share what is uploaded: the first one's meshes, textures."""
+        if self._context is None:
+            os.environ.setdefault("MUJOCO_GL", "egl")
+            self._context = mujoco.GLContext(self._size, self._size)
+        self._context.make_current()
+        if looks not in self._drawers:
+            quality, screen = model.vis.quality, model.vis.global_
+            # Before the upload: this is where the 4096-pixel shadow map and four samples per pixel are allocated.
+            quality.offsamples = quality.shadowsize = 0
+            screen.offwidth = screen.offheight = self._size
+            drawer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50), mujoco.MjvScene(model, maxgeom=5000)
+            for flag in _OFF_FLAGS:
+                drawer[1].flags[flag] = 0
+            self._drawers[looks] = drawer
+        context, scene = self._drawers[looks]
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+        mujoco.mj_camlight(model, data)
+        for view, camera in enumerate(cameras):
+            self._camera.fixedcamid = camera
+            mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
+            mujoco.mjr_render(self._area, scene, context)
+            mujoco.mjr_readPixels(self._pixels, None, self._area, context)
+            out_VHWC[view] = self._pixels[::-1]  # OpenGL counts rows from the bottom
+
+    def close(self) -> None:
+        """Free the GL context. Safe to call twice."""
+        for context, _ in self._drawers.values():
+            context.free()
+        self._drawers.clear()
+        if self._context is not None:
+            self._context.free()
+            self._context = None
+
+
+def adapter_suites() -> Mapping[str, Any]:
+    """Every adapter's suites by name, whether its extra is installed or not."""
+    from envs.metaworld_env import metaworld_suites
+    from envs.robosuite_suites import SUITES
+
+    return {**SUITES, **metaworld_suites()}

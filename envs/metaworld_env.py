@@ -1,0 +1,202 @@
+"""Meta-World MT50 v3 as our worlds: fifty Sawyer tasks, instructions, two cameras, rendered once per chunk.
+
+The only file that imports metaworld (extra `metaworld`). Physics, randomisation and success are Meta-World's own, set
+up as published VLA evaluations do (LeRobot's `MetaworldEnv`): objects and goals drawn anew from the seed, actions
+clipped to [-1, 1], an episode ends at its first success or after 500 steps, proprio is hand position and finger
+opening, camera `corner2` is moved and shown turned by 180 degrees. Ours are a second camera on the hand (`gripperPOV`),
+so that policies of two cameras find both, the words, and the tuned renderer (no shadows: not pixel-identical).
+
+Suites: `metaworld-mt50`; the published difficulty groups `metaworld-easy`, `-medium`, `-hard`, `-very-hard`; and every
+task alone, e.g. `metaworld-push`. In a suite of n tasks seed s plays task s mod n, so any n consecutive seeds play each
+task once: `--episodes 500` on mt50 is the published ten per task.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.adapter import AdapterEpisode, AdapterWorlds, require
+from envs.language import Phrasings
+from envs.scene import SIM_CONFIGS
+from vla.types import ActionSpec
+
+CAMERAS = {"front": "corner2", "wrist": "gripperPOV"}
+_CORNER2_POS = (0.75, 0.075, 0.7)
+"""Where the published data has `corner2`: nearer to the table than the package has it (m, world)."""
+PROPRIO_NAMES = ("hand_x", "hand_y", "hand_z", "finger_opening")
+"""Metres; 0 (closed) .. 1 (open)."""
+PRIVILEGED_DIM = 40
+"""Meta-World's own 39-dimensional observation (hand and objects now and one step ago, goal), then the task's index."""
+HORIZON = 500
+ACTION_SPEC = ActionSpec(names=("dx", "dy", "dz", "gripper"), low=(-1.0,) * 4, high=(1.0,) * 4, control_hz=80.0)
+"""Displacements of the commanded hand position, 1 being 1 cm; gripper force, +1 closes."""
+
+
+@dataclass(frozen=True)
+class MetaworldSuite:
+    """Some of the fifty tasks."""
+
+    name: str
+    description: str
+    tasks: tuple[str, ...]
+    horizon: int = HORIZON
+    eval_seed0: int = 5_000_000
+
+    @staticmethod
+    def worlds_class() -> type:
+        """What plays it. ValueError naming the extra when metaworld is not installed."""
+        require("metaworld")
+        return MetaworldWorlds
+
+
+@cache
+def _groups() -> dict[str, dict[str, list[list[str]]]]:
+    """{difficulty: {task: [training phrasings, held-out phrasings]}}."""
+    return tomllib.loads((SIM_CONFIGS / "metaworld.toml").read_text())
+
+
+@cache
+def phrasings_of(task: str) -> dict[Phrasings, tuple[str, ...]]:
+    """A task's instructions."""
+    train, heldout = next(tasks[task] for tasks in _groups().values() if task in tasks)
+    return {"train": tuple(train), "heldout": tuple(heldout)}
+
+
+@cache
+def task_names() -> tuple[str, ...]:
+    """All fifty, sorted; `PRIVILEGED_DIM`'s last entry is an index into this."""
+    return tuple(sorted(task for tasks in _groups().values() for task in tasks))
+
+
+@cache
+def metaworld_suites() -> dict[str, MetaworldSuite]:
+    """Every suite by name; needs no metaworld."""
+    groups = _groups()
+    suites = [MetaworldSuite("metaworld-mt50", "Meta-World v3: all fifty tasks", task_names())]
+    for group, tasks in groups.items():
+        words = f"Meta-World v3: the {len(tasks)} tasks of the {group} group"
+        suites.append(MetaworldSuite(f"metaworld-{group}", words, tuple(sorted(tasks))))
+    for group, tasks in groups.items():
+        for task, (train, _) in tasks.items():
+            suites.append(MetaworldSuite(f"metaworld-{task}", f"Meta-World v3 ({group}): {train[0]}", (task,)))
+    return {suite.name: suite for suite in suites}
+
+
+def group_rates(per_task: Mapping[str, float]) -> dict[str, float]:
+    """Success rate per difficulty group from rates per task, and the published average: the groups' unweighted mean.
+
+    ValueError unless all fifty tasks are there.
+    """
+    if missing := set(task_names()) - set(per_task):
+        raise ValueError(f"the published average needs all fifty tasks; missing: {', '.join(sorted(missing))}")
+    rates = {group: float(np.mean([per_task[task] for task in tasks])) for group, tasks in _groups().items()}
+    return {**rates, "average": float(np.mean(list(rates.values())))}
+
+
+def make_environment(task: str, **arguments: Any) -> Any:
+    """Meta-World's own environment of a task, drawing objects and goal anew; `arguments` as its class has them."""
+    require("metaworld")
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    env = ALL_V3_ENVIRONMENTS[f"{task}-v3"](**arguments)
+    # What MT1's `set_task` does, without drawing a hundred tasks first: the goal is observable. Then LeRobot's
+    # choice: a fresh draw at every reset, from the environment's own generator.
+    env._partially_observable = False
+    env.__dict__.pop("sawyer_observation_space", None)
+    env._set_task_called = True
+    env._freeze_rand_vec, env.seeded_rand_vec = False, True
+    env.model.camera("corner2").pos[:] = _CORNER2_POS
+    return env
+
+
+def scripted_policy(task: str) -> Any:
+    """Meta-World's own scripted policy of a task."""
+    require("metaworld")
+    from metaworld.policies import ENV_POLICY_MAP
+
+    return ENV_POLICY_MAP[f"{task}-v3"]()
+
+
+class MetaworldWorlds(AdapterWorlds):
+    """`num_worlds` Meta-World episodes in this process.
+
+    An environment of each task is compiled when a world first needs it and kept for the next (0.3-0.8 s and about 30 MB
+    each): a process that has played all of MT50 holds about 2 GB.
+    """
+
+    proprio_names = PROPRIO_NAMES
+
+    def __init__(
+        self,
+        suite: MetaworldSuite,
+        num_worlds: int,
+        *,
+        image_size: int = 84,
+        phrasings: Phrasings = "train",
+        images_out: NDArray[np.uint8] | None = None,
+    ) -> None:
+        require("metaworld")
+        super().__init__(
+            suite, num_worlds, action_spec=ACTION_SPEC, cameras=tuple(CAMERAS), privileged_dim=PRIVILEGED_DIM,
+            image_size=image_size, phrasings=phrasings, images_out=images_out,
+        )  # fmt: skip
+        self._envs: list[Any] = [None] * num_worlds
+        self._idle: dict[str, list[Any]] = {}
+        self._state = np.zeros((num_worlds, PRIVILEGED_DIM - 1))
+
+    def _begin(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
+        task = task or self.suite.tasks[seed % len(self.suite.tasks)]
+        if self._envs[i] is None or self.episodes[i].task != task:
+            if self._envs[i] is not None:
+                self._idle.setdefault(self.episodes[i].task, []).append(self._envs[i])
+            idle = self._idle.get(task)
+            self._envs[i] = idle.pop() if idle else make_environment(task)
+        self._envs[i].seed(seed)
+        self._state[i] = self._envs[i].reset()[0]
+        rng = np.random.default_rng([seed, 29])
+        words = phrasings_of(task)[self.phrasings]
+        text = words[rng.integers(len(words))]
+        rivals = self.suite.tasks if len(self.suite.tasks) > 1 else task_names()
+        rival = rivals[(rivals.index(task) + 1 + int(rng.integers(len(rivals) - 1))) % len(rivals)]
+        return AdapterEpisode(seed, task, text, text, phrasings_of(rival)[self.phrasings][0])
+
+    def _step(self, i: int, action_A: NDArray[np.float64]) -> bool:
+        self._state[i], _, _, _, info = self._envs[i].step(action_A.astype(np.float32))
+        return bool(info["success"] > 0)
+
+    def _read(self, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        state = self._state[i]
+        return state[: len(PROPRIO_NAMES)], np.append(state, task_names().index(self.episodes[i].task))
+
+    def _draw(self, i: int) -> None:
+        env, images = self._envs[i], self.images[i]
+        cameras = [env.model.camera(name).id for name in CAMERAS.values()]
+        self._renderer.draw(self.episodes[i].task, env.model, env.data, cameras, images)
+        images[0] = images[0, ::-1, ::-1].copy()  # `corner2` hangs upside down
+
+    def close(self) -> None:
+        super().close()
+        self._envs, self._idle = [None] * self.num_envs, {}
+
+
+def default_push(image_size: int = 84) -> tuple[Any, Any]:
+    """Meta-World's push as it comes, and a function that draws our two cameras with its own `render`: a baseline."""
+    env = make_environment("push", render_mode="rgb_array", width=image_size, height=image_size)
+    env.reset()
+    cameras = [env.model.camera(name).id for name in CAMERAS.values()]
+
+    def frames() -> list[NDArray[np.uint8]]:
+        drawn = []
+        for camera in cameras:
+            env.mujoco_renderer.camera_id = camera
+            drawn.append(env.render())
+        return drawn
+
+    return env, frames
