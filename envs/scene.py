@@ -7,6 +7,7 @@ the pyramidal cone a held cube slides out of the fingers within 20 s.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,8 +202,13 @@ def _own_geoms(model: mujoco.MjModel, name: str) -> list[int]:
     return [g for g in range(model.ngeom) if model.geom_bodyid[g] in ids and np.allclose(model.geom_rgba[g], default)]
 
 
-def build(config: SceneConfig) -> tuple[mujoco.MjModel, SceneIndex]:
-    """Compiled model and the addresses of everything the environment moves or reads."""
-    model = compose(config).compile()
+def build(
+    config: SceneConfig, edit: Callable[[mujoco.MjSpec], None] | None = None
+) -> tuple[mujoco.MjModel, SceneIndex]:
+    """Compiled model and the addresses of everything the environment moves or reads. `edit` may add to the scene."""
+    spec = compose(config)
+    if edit is not None:
+        edit(spec)
+    model = spec.compile()
     model.vis.quality.offsamples = 0
     return model, _index(model, config)

@@ -17,8 +17,8 @@ from envs.control import ControlConfig, action_spec, advance_command, joint_targ
 from envs.episodes import Episode, sample_episode
 from envs.language import Phrasings
 from envs.render import CameraRenderer, extrinsics, intrinsics
-from envs.scene import REST_HEIGHT_M, SCENES, build
-from envs.start import begin
+from envs.scene import REST_HEIGHT_M, SCENES, SceneIndex, build
+from envs.start import Start, begin
 from envs.suites import Suite
 from vla.types import ActionChunk, Observation, StepResult
 
@@ -48,7 +48,7 @@ class Worlds(BaseWorlds):
     ) -> None:
         self.scene = SCENES[suite.scene]
         self.control = control or ControlConfig()
-        self.model, self.index = build(self.scene)
+        self.model, self.index = self._build()
         self._full = bool(self.scene.fixtures)
         super().__init__(
             suite, num_worlds, action_spec=action_spec(self.scene.control_hz), cameras=self.index.cameras,
@@ -84,19 +84,25 @@ class Worlds(BaseWorlds):
         """Start the episodes that `seeds` mean in worlds `env_ids`; see `vla.types.VecEnv.reset`."""
         ids = self._ids(seeds, env_ids)
         for k, i in enumerate(ids):
-            episode = sample_episode(
-                self.suite, self.scene, int(seeds[k]), task=tasks[k] if tasks else None, phrasings=self.phrasings
-            )
-            self.place(i, episode)
+            self.place(i, self._sample(int(seeds[k]), tasks[k] if tasks else None))
         self._render(ids)
         return self.observation()
+
+    # What `envs.perturbed` changes: the model, what a seed means, and the state in which it begins.
+    def _build(self) -> tuple[mujoco.MjModel, SceneIndex]:
+        return build(self.scene)
+
+    def _sample(self, seed: int, task: str | None) -> Episode:
+        return sample_episode(self.suite, self.scene, seed, task=task, phrasings=self.phrasings)
+
+    def _begin(self, episode: Episode, arm_noise: float) -> Start:
+        width = self.control.finger_open_m
+        return begin(episode, self.scene, self.model, self.index, finger_open_m=width, arm_noise=arm_noise)
 
     def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
         """Put world `i` into the initial state of `episode` (no rendering)."""
         model, data, index = self.model, self.data[i], self.index
-        start = begin(
-            episode, self.scene, model, index, finger_open_m=self.control.finger_open_m, arm_noise=start_noise
-        )
+        start = self._begin(episode, start_noise)
         mujoco.mj_resetData(model, data)
         data.qpos[:], data.mocap_pos[:], data.mocap_quat[:] = start.qpos, start.mocap_pos, start.mocap_quat
         data.xfrc_applied[:, 2] = start.lift_force
