@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rl.advantages import moments
 from rl.conditions import Conditions, Seen, summary
 from rl.distribution import ChunkDistribution, ChunkGaussian, FlowChain
 from rl.scale import StateScale
 from vla.adapters import LoRAConfig, add_lora
 from vla.flow import FlowHead
 from vla.model import VLAConfig
+from vla.parallel import Team
 from vla.refine import Latents
 from vla.types import ActionChunk, ActionSpec, Observation
 
@@ -241,10 +243,9 @@ class RunningNorm(nn.Module):
         self.register_buffer("var", torch.ones(dim, dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, x_BS: Tensor) -> None:
-        """Merge the statistics of a batch (B, S)."""
-        x_BS = x_BS.double()
-        n, mean, var = float(len(x_BS)), x_BS.mean(0), x_BS.var(0, unbiased=False)
+    def update(self, x_BS: Tensor, team: Team | None = None) -> None:
+        """Merge the statistics of a batch (B, S), of all processes' batches."""
+        n, mean, var = moments(x_BS, team)
         total = self.count + n
         delta = mean - self.mean
         # with count 0 the initial mean and var have no weight

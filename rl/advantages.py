@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vla.parallel import Team
+
 
 def gae(
     rewards: Tensor,
@@ -45,10 +47,26 @@ def gae(
     return advantages
 
 
-def normalise(advantages: Tensor) -> Tensor:
-    """Zero mean, unit standard deviation over the whole batch; all zeros when there is nothing to tell apart."""
-    centred = advantages - advantages.mean()
-    return centred / (centred.square().mean().sqrt() + 1e-6)
+def normalise(advantages: Tensor, team: Team | None = None) -> Tensor:
+    """Zero mean, unit standard deviation over the whole batch (of all processes); all zeros when there is nothing to
+    tell apart."""
+    if team is None or team.size == 1:
+        centred = advantages - advantages.mean()
+        return centred / (centred.square().mean().sqrt() + 1e-6)
+    _, mean, variance = moments(advantages.reshape(-1, 1), team)
+    return ((advantages.double() - mean) / (variance.sqrt() + 1e-6)).to(advantages)
+
+
+def moments(x_BS: Tensor, team: Team | None = None) -> tuple[float, Tensor, Tensor]:
+    """(rows, means (S,), variances (S,)) in float64 over the rows of all processes."""
+    x_BS = x_BS.double()
+    if team is None or team.size == 1:
+        return float(len(x_BS)), x_BS.mean(0), x_BS.var(0, unbiased=False)
+    count, *sums = team.total(float(len(x_BS)), *x_BS.sum(0).tolist())
+    mean = x_BS.new_tensor(sums) / count
+    # the second pass: a difference of two large sums would lose what a variance is made of
+    squares = team.total(*(x_BS - mean).square().sum(0).tolist())
+    return count, mean, x_BS.new_tensor(squares) / count
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

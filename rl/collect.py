@@ -9,6 +9,7 @@ import torch
 
 from rl.actor import GaussianChunkActor, critic_state
 from rl.buffer import RolloutBuffer, require_finite
+from rl.curriculum import Curriculum
 from vla.types import Observation, Policy, VecEnv
 
 FIRST_EVALUATION_SEED = 5_000_000
@@ -44,7 +45,10 @@ class Collector:
         train_seeds: tuple[int, int],
         first_seed: int = 0,
         n_action_steps: int | None = None,
+        curriculum: Curriculum | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        """`curriculum` chooses the tasks; without one the seeds do. `share`: of the seeds, number i of n."""
         low, high = train_seeds
         if not 0 <= low < high <= FIRST_EVALUATION_SEED:
             raise ValueError(
@@ -57,6 +61,9 @@ class Collector:
         self.low, self.high = low, high
         # a large odd stride keeps runs with neighbouring seeds on different scenes
         self.offset = first_seed * 104_729 % (high - low)
+        self.share = share
+        self.curriculum = curriculum
+        self._tasks = [""] * env.num_envs
         self.seeds_used = 0
         self.env_steps = 0
         self.n_action_steps = n_action_steps or 1_000_000  # slicing past the chunk's end is the whole chunk
@@ -65,9 +72,25 @@ class Collector:
 
     def next_seeds(self, count: int) -> list[int]:
         """The next `count` training seeds."""
-        span, start = self.high - self.low, self.offset + self.seeds_used
+        span, (rank, size) = self.high - self.low, self.share
+        start = self.offset + self.seeds_used * size + rank
         self.seeds_used += count
-        return [self.low + (start + i) % span for i in range(count)]
+        return [self.low + (start + i * size) % span for i in range(count)]
+
+    def start(self, seeds: Sequence[int], ids: Sequence[int], tasks: Sequence[str] | None = None) -> Observation:
+        """New episodes in worlds `ids`, of these tasks if given, else of those that the curriculum draws."""
+        if tasks is None and self.curriculum is not None:
+            tasks = self.curriculum.draw(len(seeds))
+        if tasks is None:
+            return self.env.reset(seeds=seeds, env_ids=None if len(ids) == self.env.num_envs else ids)
+        for i, task in zip(ids, tasks, strict=True):
+            self._tasks[i] = task
+        return self.env.reset(seeds=seeds, tasks=tasks, env_ids=None if len(ids) == self.env.num_envs else ids)
+
+    def ended(self, world: int, success: bool) -> None:
+        """Tell the curriculum how an episode went."""
+        if self.curriculum is not None:
+            self.curriculum.record(self._tasks[world], success)
 
     def forget_worlds(self) -> None:
         """The next rollout starts new episodes everywhere (others stepped the worlds, or a checkpoint was made)."""
@@ -79,7 +102,7 @@ class Collector:
         env, actor = self.env, self.actor
         ended = succeeded = wrong = control_steps = 0
         if self._obs is None:
-            self._obs = env.reset(seeds=self.next_seeds(env.num_envs))
+            self._obs = self.start(self.next_seeds(env.num_envs), range(env.num_envs))
             self._elapsed[:] = 0
         while not buffer.full:
             obs = self._obs
@@ -122,13 +145,15 @@ class Collector:
             self._obs = result.obs
             if done.any():
                 ids = np.flatnonzero(done).tolist()
-                self._obs = env.reset(seeds=self.next_seeds(len(ids)), env_ids=ids)
+                for i in ids:
+                    self.ended(i, bool(result.info["success"][i]))
+                self._obs = self.start(self.next_seeds(len(ids)), ids)
                 self._elapsed[done] = 0
         self.env_steps += control_steps
         metrics: dict[str, float] = {"episodes": ended, "control_steps": control_steps}
         if ended:
             metrics |= {"success_rate": succeeded / ended, "wrong_object": wrong / ended}
-        return metrics
+        return metrics | (self.curriculum.metrics() if self.curriculum is not None else {})
 
     def _elapsed_fraction(self) -> np.ndarray:
         return (self._elapsed / self.env.horizon).astype(np.float32)
@@ -139,10 +164,13 @@ class Collector:
             "seeds_used": self.seeds_used,
             "env_steps": self.env_steps,
             "generator": self.generator.get_state(),
+            "curriculum": None if self.curriculum is None else self.curriculum.state(),
         }
 
     def load_state(self, state: dict[str, object]) -> None:
         """Inverse of `state`."""
         self.seeds_used, self.env_steps = state["seeds_used"], state["env_steps"]
         self.generator.set_state(state["generator"])
+        if self.curriculum is not None:
+            self.curriculum.load_state(state["curriculum"])
         self.forget_worlds()

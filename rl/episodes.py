@@ -101,7 +101,9 @@ class EpisodeCollector:
         for _ in range(self.max_rounds):
             rounds += 1
             seeds = self.worlds.next_seeds(num_envs // size)
-            rollout, returns_N, facts = self._play([seed for seed in seeds for _ in range(size)])
+            chosen = self.worlds.curriculum
+            tasks = None if chosen is None else [task for task in chosen.draw(len(seeds)) for _ in range(size)]
+            rollout, returns_N, facts = self._play([seed for seed in seeds for _ in range(size)], tasks)
             kept, advantages = self.judge(returns_N.view(-1, size))
             worlds = kept.repeat_interleave(size)
             decided = rollout.flat("n_steps")[: rollout.filled * num_envs].view(-1, num_envs) > 0
@@ -125,17 +127,17 @@ class EpisodeCollector:
             "kept_groups": mixed,
             "kept_episodes": kept_episodes,
             "rounds": rounds,
-        }
+        } | (self.worlds.curriculum.metrics() if self.worlds.curriculum is not None else {})
 
     @torch.no_grad()
-    def _play(self, seeds: list[int]) -> tuple[RolloutBuffer, Tensor, dict[str, int]]:
+    def _play(self, seeds: list[int], tasks: list[str] | None) -> tuple[RolloutBuffer, Tensor, dict[str, int]]:
         """One episode in every world: (its decisions, returns (N,), counts). Finished worlds wait for the others."""
         env, actor, num_envs = self.worlds.env, self.worlds.actor, self.worlds.env.num_envs
         if self._round is None:
             self._round = RolloutBuffer(self.max_decisions, num_envs)
         rollout = self._round
         rollout.clear()
-        obs, elapsed = env.reset(seeds=seeds), np.zeros(num_envs, np.int64)
+        obs, elapsed = self.worlds.start(seeds, range(num_envs), tasks), np.zeros(num_envs, np.int64)
         returns, success, wrong = torch.zeros(num_envs), np.zeros(num_envs, bool), np.zeros(num_envs, bool)
         over = np.zeros(num_envs, bool)
         while not over.all():
@@ -164,6 +166,8 @@ class EpisodeCollector:
             ended = ~over & (result.terminated | result.truncated)
             success |= ended & result.info["success"].astype(bool)
             wrong |= ended & result.info["wrong_object"].astype(bool)
+            for i in np.flatnonzero(ended):
+                self.worlds.ended(int(i), bool(result.info["success"][i]))
             elapsed += n_steps.numpy()
             over |= ended
             obs = result.obs

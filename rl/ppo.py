@@ -51,6 +51,7 @@ class PPO(PolicyLearner):
     ) -> None:
         super().__init__(actor, config, generator=generator, team=team)
         self.critic = critic
+        self._value = self.team.wrap(critic)
         self.return_norm = RunningNorm(1) if config.scale_returns else None
         self.critic_optimiser = torch.optim.Adam(critic.parameters(), lr=config.critic_lr, fused=True)
 
@@ -73,7 +74,7 @@ class PPO(PolicyLearner):
         """Set the buffer's normalised advantages; returns the critic's targets (T*N,) and what to log about them."""
         config = self.config
         # statistics first: values, targets and the fit of this update all see one and the same normalisation
-        self.critic.norm.update(buffer.flat("state"))
+        self.critic.norm.update(buffer.flat("state"), self.team)
         values = self.critic(buffer.flat("state")).view(buffer.num_decisions, buffer.num_envs)
         next_values = self.critic(buffer.flat("next_state")).view_as(values)
         require_finite("value", values, "in the critic's output")
@@ -86,7 +87,7 @@ class PPO(PolicyLearner):
         rewards = self._scaled(rewards, discounts, terminated | truncated)
         advantages = gae(rewards, values, next_values, terminated, truncated, discounts, config.lam)
         returns = advantages + values
-        buffer.advantages_TN = normalise(advantages)
+        buffer.advantages_TN = normalise(advantages, self.team)
         self.remember_imitation(buffer)
         metrics = {
             "return_mean": float(returns.mean()),
@@ -108,7 +109,7 @@ class PPO(PolicyLearner):
             running = running * discount + reward
             sums.append(running)
             running = torch.where(over, 0.0, running)
-        self.return_norm.update(torch.stack(sums).reshape(-1, 1))
+        self.return_norm.update(torch.stack(sums).reshape(-1, 1), self.team)
         return rewards / (self.return_norm.var.float() + 1e-8).sqrt()
 
     def _fit_critic(self, buffer: RolloutBuffer, returns: Tensor) -> dict[str, float]:
@@ -117,8 +118,8 @@ class PPO(PolicyLearner):
         losses: list[float] = []
         states = buffer.flat("state")
         for _ in range(config.critic_epochs):
-            for index in buffer.minibatches(config.minibatch_size, self.generator):
-                loss = (self.critic(states[index]) - returns[index]).square().mean()
+            for index in buffer.minibatches(max(1, config.minibatch_size // self.team.size), self.generator):
+                loss = (self._value(states[index]) - returns[index]).square().mean()
                 require_finite("loss (critic)", loss.detach(), where)
                 self.critic_optimiser.zero_grad(set_to_none=True)
                 loss.backward()

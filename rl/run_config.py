@@ -10,6 +10,7 @@ import torch
 from rl.actor import ActorConfig, Critic, CriticConfig, GaussianChunkActor
 from rl.buffer import RolloutBuffer, Transitions
 from rl.collect import Collector
+from rl.curriculum import CurriculumConfig
 from rl.episodes import EpisodeBuffer, EpisodeCollector
 from rl.filtered import FilteredConfig, FilteredImitation
 from rl.grpo import GRPO, GRPOConfig
@@ -17,7 +18,9 @@ from rl.learner import PolicyLearner
 from rl.ppo import PPO, PPOConfig
 from vla.parallel import Team
 
-BUDGET_FIELDS = frozenset({"max_updates", "max_env_steps", "max_seconds", "target_success", "calibrate_scales"})
+BUDGET_FIELDS = frozenset(
+    {"max_updates", "max_env_steps", "max_seconds", "target_success", "patience", "calibrate_scales", "trackers"}
+)
 """What may differ between a run and its continuation; everything else would make it another run."""
 
 
@@ -44,6 +47,8 @@ class RunnerConfig:
     """Updates between evaluations. Each is also a checkpoint, after which all worlds start anew."""
     target_success: float | None = 0.97
     """Stop when two evaluations in a row reach this (None: use the whole budget)."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a new best (None: never)."""
     calibrate_scales: tuple[float, ...] = (1.0, 0.6, 0.35)
     """Multiples of the initial std to try, largest first; empty: no calibration."""
     calibrate_keep: float = 0.7
@@ -54,6 +59,10 @@ class RunnerConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     method: GRPOConfig | FilteredConfig | None = None
     """Learn by this instead of PPO."""
+    curriculum: CurriculumConfig | None = None
+    """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""
+    trackers: tuple[str, ...] = ()
+    """Besides metrics.jsonl: tensorboard, wandb, trackio."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class RunResult:
     best_update: int
     evaluations: tuple[tuple[int, int, int], ...]
     stopped_by: str
-    """"target", "updates", "env_steps" or "seconds"."""
+    """"target", "patience", "updates", "env_steps" or "seconds"."""
 
 
 class Gather(Protocol):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +14,12 @@ import torch
 
 from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.collect import Collector, play
+from rl.curriculum import Curriculum
 from rl.demos import DemoRows
 from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
 from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.config import encode, fill_defaults
+from vla.metrics import Metrics
 from vla.model import VLAConfig
 from vla.parallel import Team
 from vla.types import Policy, VecEnv
@@ -48,10 +49,18 @@ class Runner:
         *,
         evaluate: Evaluate | None = None,
         demos: DemoSet | None = None,
+        team: Team | None = None,
         on_update: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        if env.num_envs != config.num_envs:
-            raise ValueError(f"the environment has {env.num_envs} worlds, the configuration asks for {config.num_envs}")
+        """`team`: several processes that learn together (`vla.parallel.assemble`), each with its share of the worlds
+        and of the evaluation episodes."""
+        self.team = team = team or Team()
+        if env.num_envs * team.size != config.num_envs:
+            raise ValueError(
+                f"the environment has {env.num_envs} worlds, the configuration asks for {config.num_envs}"
+                + (f" over {team.size} processes" if team.size > 1 else "")
+            )
+        team.place(model)
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
         self.evaluate, self.on_update = evaluate, on_update
         self.actor = GaussianChunkActor(model, env.action_spec.names, config.actor, seed=config.seed)
@@ -62,12 +71,15 @@ class Runner:
         self.collector = Collector(
             self.actor,
             env,
-            generator=torch.Generator().manual_seed(2 * config.seed + 1),
+            # every process explores on its own
+            generator=torch.Generator().manual_seed(2 * config.seed + 1 + 1_000_003 * team.rank),
             train_seeds=config.train_seeds,
             first_seed=config.seed,
             n_action_steps=n_action_steps,
+            curriculum=self._curriculum(),
+            share=(team.rank, team.size),
         )
-        method = make_method(config, self.actor, self.collector, Team())
+        method = make_method(config, self.actor, self.collector, team)
         self.learner, self.gather, self.buffer = method.learner, method.gather, method.buffer
         needs_demos = config.actor.state_std or self.learner.config.demo_coef
         if needs_demos and demos is None:
@@ -79,6 +91,20 @@ class Runner:
         self._best: dict[str, torch.Tensor] = {}
         self._seconds_before = 0.0
         self._started = time.monotonic()
+
+    def _curriculum(self) -> Curriculum | None:
+        config = self.config.curriculum
+        if config is None:
+            return None
+        tasks = getattr(getattr(self.env, "suite", None), "tasks", ())
+        if not tasks:
+            raise ValueError(f"a curriculum needs an environment with named tasks; {self.config.suite} has none")
+        return Curriculum(config, tasks, seed=self.config.seed + 7919 * self.team.rank)
+
+    @property
+    def env_steps(self) -> int:
+        """Control steps so far, over all processes."""
+        return int(self.team.total(float(self.collector.env_steps))[0])
 
     @property
     def seconds(self) -> float:
@@ -102,6 +128,7 @@ class Runner:
         else:
             if (self.out / "last").exists():
                 raise ValueError(f"{self.out} already holds a run: resume it or choose another folder")
+            self.team.wait()  # all must have looked before the first of them writes
             self.out.mkdir(parents=True, exist_ok=True)
             if self.config.actor.state_std:
                 self.actor.scale = self.learner.demos.fit_scale(self.actor, seed=self.config.seed)
@@ -109,12 +136,18 @@ class Runner:
             self._evaluate()
             self.save()
         stopped_by = self._stop_reason()
-        while not stopped_by:
-            stopped_by = self._one_update()
+        # only the first process keeps the books
+        books = None
+        if self.team.rank == 0:
+            config = encode(self.config)
+            books = Metrics(self.out, self.config.trackers, first_step=self.learner.num_updates, config=config)
+        with books or nullcontext():
+            while not stopped_by:
+                stopped_by = self._one_update(books)
         self._restore_best()
         return RunResult(
             updates=self.learner.num_updates,
-            env_steps=self.collector.env_steps,
+            env_steps=self.env_steps,
             seconds=self.seconds,
             std_scale=self.std_scale,
             best_update=self.best_update,
@@ -122,11 +155,11 @@ class Runner:
             stopped_by=stopped_by,
         )
 
-    def _one_update(self) -> str:
+    def _one_update(self, books: Metrics | None) -> str:
         """Collect, update, and at the right moments evaluate and checkpoint. Returns why to stop, or ''."""
         began = time.monotonic()
         self.buffer.clear()
-        metrics = self.gather.collect(self.buffer)
+        metrics = self._together(self.gather.collect(self.buffer))
         collected = time.monotonic()
         metrics |= self.learner.update(self.buffer)
         updated = time.monotonic()
@@ -137,7 +170,7 @@ class Runner:
             stopped_by = self._stop_reason()
         row = {
             "update": self.learner.num_updates,
-            "env_steps": self.collector.env_steps,
+            "env_steps": self.env_steps,
             "seconds": self.seconds,
             "seconds_collect": collected - began,
             "seconds_update": updated - collected,
@@ -145,27 +178,43 @@ class Runner:
             "env_steps_per_s": metrics["control_steps"] / max(updated - began, 1e-9),
             **metrics,
         }
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if books is not None:
+            books.log(self.learner.num_updates, row)
         if boundary:
             self.save()
         if self.on_update is not None:
             self.on_update(row)
         return stopped_by
 
+    def _together(self, metrics: dict[str, float]) -> dict[str, float]:
+        """A rollout's counts and rates over all processes."""
+        if self.team.size == 1:
+            return metrics
+        counts = [name for name in ("episodes", "control_steps", "kept_groups", "kept_episodes") if name in metrics]
+        rates = ("success_rate", "wrong_object")
+        played = metrics["episodes"]
+        totals = self.team.total(
+            *(metrics[name] for name in counts), *(metrics.get(name, 0.0) * played for name in rates)
+        )
+        out = metrics | dict(zip(counts, totals, strict=False))
+        if out["episodes"]:
+            out |= {name: value / out["episodes"] for name, value in zip(rates, totals[len(counts) :], strict=True)}
+        return out
+
     def _stop_reason(self) -> str:
         config = self.config
         target = config.target_success
         rates = [successes / episodes for _, successes, episodes in self.evaluations[-2:]]
-        if target is not None and len(rates) == 2 and min(rates) >= target:
-            return "target"
-        if self.learner.num_updates >= config.max_updates:
-            return "updates"
-        if config.max_env_steps is not None and self.collector.env_steps >= config.max_env_steps:
-            return "env_steps"
-        if config.max_seconds is not None and self.seconds >= config.max_seconds:
-            return "seconds"
-        return ""
+        since_best = sum(update > self.best_update for update, _, _ in self.evaluations)
+        reasons = {
+            "target": target is not None and len(rates) == 2 and min(rates) >= target,
+            "patience": config.patience is not None and since_best >= config.patience,
+            "updates": self.learner.num_updates >= config.max_updates,
+            "env_steps": config.max_env_steps is not None and self.env_steps >= config.max_env_steps,
+            # clocks differ: if one process has run out of time, all stop
+            "seconds": config.max_seconds is not None and self.team.any(self.seconds >= config.max_seconds),
+        }
+        return next((name for name, holds in reasons.items() if holds), "")
 
     def calibrate(self) -> None:
         """Shrink the initial std until noise costs little: where all samples fail there is nothing to learn from.
@@ -176,10 +225,10 @@ class Runner:
         config = self.config
         if not config.calibrate_scales:
             return
-        rounds = -(-config.calibrate_episodes // self.env.num_envs)
+        rounds = -(-config.calibrate_episodes // config.num_envs)
         # one set of scenes for all: the scales are compared, not estimated
         seeds = [self.collector.next_seeds(self.env.num_envs) for _ in range(rounds)]
-        greedy = sum(play(self.greedy_policy(), self.env, s) for s in seeds)
+        greedy = self._successes(self.greedy_policy(), seeds)
         chosen = min(config.calibrate_scales)
         for scale in sorted(config.calibrate_scales, reverse=True):
             policy = SampledPolicy(
@@ -189,7 +238,7 @@ class Runner:
                 generator=torch.Generator().manual_seed(config.seed),
                 std_scale=scale,
             )
-            if sum(play(policy, self.env, s) for s in seeds) >= config.calibrate_keep * greedy:
+            if self._successes(policy, seeds) >= config.calibrate_keep * greedy:
                 chosen = scale
                 break
         self.std_scale = chosen
@@ -198,24 +247,33 @@ class Runner:
         self.actor.clamp_std()
         self.collector.forget_worlds()
 
+    def _successes(self, policy: Policy, seeds: list[list[int]]) -> int:
+        return int(self.team.total(float(sum(play(policy, self.env, s) for s in seeds)))[0])
+
     def _evaluate(self) -> float:
         """Greedy success rate; keeps the parameters when they are the best so far. NaN without `evaluate`."""
         if self.evaluate is None:
             return float("nan")
-        successes, episodes = self.evaluate(self.greedy_policy())
+        played = self.evaluate(self.greedy_policy())
+        successes, episodes = (int(n) for n in self.team.total(*map(float, played)))
         rate = successes / episodes
         best = max((s / n for _, s, n in self.evaluations), default=-1.0)
         self.evaluations.append((self.learner.num_updates, successes, episodes))
         if rate >= best:  # at equal success the later policy has seen more
             self.best_update = self.learner.num_updates
             self._best = {name: p.detach().clone() for name, p in self.actor.named_policy_parameters()}
-            self.model.save(self.out / "best")
+            self._save_best()
         return rate
+
+    def _save_best(self) -> None:
+        if self.team.rank == 0:
+            self.model.save(self.out / "best")
+        self.team.wait()
 
     def _restore_best(self) -> None:
         if not self._best:
             self.best_update = self.learner.num_updates
-            self.model.save(self.out / "best")
+            self._save_best()
             return
         with torch.no_grad():
             for name, p in self.actor.named_policy_parameters():
@@ -231,9 +289,18 @@ class Runner:
             "evaluations": [list(row) for row in self.evaluations],
             "best_update": self.best_update,
             "seconds": self.seconds,
+            "processes": self.team.size,
         }
+        if self.team.rank:  # what is its own: the rest is the same everywhere, and the first process keeps it
+            save_checkpoint(self._own_folder(), config={}, tensors={}, stats={}, trainer_state=trainer)
+            self.team.wait()
+            return
         tensors = self.learner.tensors() | {f"best.{name}": t for name, t in self._best.items()}
         save_checkpoint(self.out / "last", config=encode(self.config), tensors=tensors, stats={}, trainer_state=trainer)
+        self.team.wait()
+
+    def _own_folder(self) -> Path:
+        return self.out / f"last-{self.team.rank}"
 
     def load(self) -> None:
         """Continue from the checkpoint in `out`."""
@@ -250,26 +317,13 @@ class Runner:
         self.learner.load_tensors(saved.tensors)
         self._best = {n.removeprefix("best."): t for n, t in saved.tensors.items() if n.startswith("best.")}
         trainer = saved.trainer_state
+        if trainer.get("processes", 1) != self.team.size:
+            raise ValueError(f"{self.out} was made by {trainer.get('processes', 1)} processes: resume it with as many")
+        if self.team.rank:
+            trainer = load_checkpoint(self._own_folder()).trainer_state
         self.learner.load_trainer_state(trainer.get("learner", trainer.get("ppo")))
         self.collector.load_state(trainer["collector"])
         self.std_scale = trainer["std_scale"]
         self.evaluations = [tuple(row) for row in trainer["evaluations"]]
         self.best_update = trainer["best_update"]
         self._seconds_before = trainer["seconds"]
-        _drop_metrics_after(self.out / "metrics.jsonl", self.learner.num_updates)
-
-
-def _drop_metrics_after(path: Path, update: int) -> None:
-    """Remove rows of updates after `update` (newer than the checkpoint being resumed) and a torn last row."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["update"] <= update:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)

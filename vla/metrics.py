@@ -45,7 +45,7 @@ def keep_metrics(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A killed run may have left half a line.
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line).get("step", 0) <= step]
         write_atomic(path, "".join(kept).encode())
 
 

@@ -57,7 +57,7 @@ def test_it_learns(cloned, tmp_path):
 
 def test_it_does_not_learn_from_a_sign_flipped_advantage(cloned, tmp_path, monkeypatch):
     real = rl.ppo.normalise
-    monkeypatch.setattr(rl.ppo, "normalise", lambda advantages: -real(advantages))
+    monkeypatch.setattr(rl.ppo, "normalise", lambda *batch: -real(*batch))
     settings = dataclasses.replace(learning_config(), max_updates=20)
     result = start(cloned, tmp_path, settings, evaluate=evaluate).run()
     assert result.evaluations[-1][1] < 0.5 * result.evaluations[0][1]
