@@ -14,7 +14,7 @@ task once: `--episodes 500` on mt50 is the published ten per task.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -186,17 +186,37 @@ class MetaworldWorlds(AdapterWorlds):
         self._envs, self._idle = [None] * self.num_envs, {}
 
 
-def default_push(image_size: int = 84) -> tuple[Any, Any]:
-    """Meta-World's push as it comes, and a function that draws our two cameras with its own `render`: a baseline."""
-    env = make_environment("push", render_mode="rgb_array", width=image_size, height=image_size)
-    env.reset()
-    cameras = [env.model.camera(name).id for name in CAMERAS.values()]
+class DefaultPush:
+    """Meta-World's push stepped and rendered as it comes, our two cameras after every step: a baseline."""
 
-    def frames() -> list[NDArray[np.uint8]]:
-        drawn = []
-        for camera in cameras:
-            env.mujoco_renderer.camera_id = camera
-            drawn.append(env.render())
-        return drawn
+    action_dim = ACTION_SPEC.dim
 
-    return env, frames
+    def __init__(self, image_size: int = 84) -> None:
+        self._env = make_environment("push", render_mode="rgb_array", width=image_size, height=image_size)
+        self._env.max_path_length = 10**9  # it refuses to step on after 500
+        self._env.reset()
+        self._cameras = [self._env.model.camera(name).id for name in CAMERAS.values()]
+        self._drawn = 0
+
+    def step(self, action_A: NDArray[np.float64]) -> list[NDArray[np.uint8]]:
+        """One control step, then one frame per camera."""
+        self._env.step(np.asarray(action_A, np.float32))
+        frames = []
+        for camera in self._cameras:
+            self._env.mujoco_renderer.camera_id = camera
+            frames.append(self._env.render())
+            self._drawn += int(np.ptp(frames[-1]) > 0)
+        return frames
+
+    def frames(self) -> int:
+        """How many frames have been drawn that show anything."""
+        return self._drawn
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def default_push(image_size: int = 84) -> tuple[DefaultPush, Callable[[], int]]:
+    """The baseline and its counter of frames, as `envs.robosuite_env.default_lift` returns them."""
+    env = DefaultPush(image_size)
+    return env, env.frames

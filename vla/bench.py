@@ -56,14 +56,12 @@ def _chunk_rate(num_workers: int, render: bool, worlds_per_worker: int = 16, sui
         env.close()
 
 
-def _robosuite_lift_rates() -> tuple[float, float]:
-    """(control steps/s of robosuite's Lift as it comes, frames it drew per step): 2 cameras of 84 px, one process.
+def _default_rates(default: Callable[[], tuple[Any, Callable[[], int]]]) -> tuple[float, float]:
+    """(control steps/s of an environment as it comes, frames it drew per step): 2 cameras of 84 px, one process.
 
     The frames are counted: a figure without them would not be of a rendered step.
     """
-    from envs.robosuite_env import default_lift
-
-    env, frames = default_lift()
+    env, frames = default()
     rng = np.random.default_rng(0)
     steps = 0
 
@@ -81,25 +79,40 @@ def _robosuite_lift_rates() -> tuple[float, float]:
     finally:
         env.close()
     if per_step < 1.99:
-        raise RuntimeError(f"robosuite drew {per_step:.2f} frames per step instead of 2: its figure means nothing")
+        raise RuntimeError(f"{default.__name__} drew {per_step:.2f} frames per step, not 2: its figure means nothing")
     return rate, per_step
 
 
+def bench_adapters() -> list[Row]:
+    """robosuite and Meta-World through our adapters, each beside itself as it comes, in the same run."""
+    from envs.metaworld_env import default_push
+    from envs.robosuite_env import default_lift
+
+    rows = []
+    for what, suite, default in (
+        ("robosuite Lift", "robosuite-lift", default_lift),
+        ("Meta-World push", "metaworld-push", default_push),
+    ):
+        base, frames = _default_rates(default)
+        ours = _chunk_rate(1, render=True, worlds_per_worker=2, suite=suite)
+        unit, config = "control steps/s", f"{suite}, 2 cameras of 84 px, chunk 8, 1 process"
+        defaults = f"its defaults, 84 px, {frames:.1f} frames a step"
+        rows.append(_row(f"{what}, every step rendered", base, unit, config=defaults))
+        rows.append(_row(f"{what}, step_chunk", ours, unit, config=config, baseline=what, base=base))
+    return rows
+
+
 def bench_sim() -> list[Row]:
-    """The CPU worlds, beside robosuite's Lift stepped and rendered in the same run."""
-    lift, frames = _robosuite_lift_rates()
-    adapted = _chunk_rate(1, render=True, worlds_per_worker=2, suite="robosuite-lift")
+    """The CPU worlds, beside robosuite's Lift and Meta-World's push stepped and rendered in the same run."""
+    adapters = bench_adapters()
+    lift = adapters[0]["value"]
     bare = _chunk_rate(1, render=False)
     seen = _chunk_rate(1, render=True)
     two = _chunk_rate(2, render=True)
     what = "tabletop-pick, 2 cameras of 84 px, chunk 8"
-    adapter = "robosuite-lift, 2 cameras of 84 px, chunk 8, 1 process"
     unit = "control steps/s"
     return [
-        _row(
-            "robosuite Lift, every step rendered", lift, unit, config=f"its defaults, 84 px, {frames:.1f} frames a step"
-        ),
-        _row("robosuite Lift, step_chunk", adapted, unit, config=adapter, baseline="robosuite Lift", base=lift),
+        *adapters,
         _row("physics and control only, 1 process", bare, unit, config="tabletop-pick, no rendering"),
         _row("step_chunk, 1 process", seen, unit, config=what, baseline="robosuite Lift", base=lift),
         _row("step_chunk, 2 processes", two, unit, config=what, baseline="1 process", base=seen),
