@@ -21,8 +21,7 @@ from envs.control import ControlConfig, action_spec, advance_command, joint_targ
 from envs.episodes import Episode, sample_episode
 from envs.language import Phrasings
 from envs.render import FrameHistory, intrinsics
-from envs.scene import SCENES, build
-from envs.shapes import KINDS
+from envs.scene import REST_HEIGHT_M, SCENES, build
 from envs.start import begin
 from envs.suites import Suite, load_suite
 from envs.warp_render import WarpCameras
@@ -85,7 +84,7 @@ class WarpVecEnv:
         self.scene, self.control = SCENES[suite.scene], control or ControlConfig()
         self.model, self.index = build(self.scene)
         self.action_spec, self.cameras = action_spec(self.scene.control_hz), self.index.cameras
-        self._full = len(self.index.joint_qpos) > 0 or bool(self.scene.fixtures)
+        self._full = bool(self.scene.fixtures)
         self.proprio_dim = len(PROPRIO_NAMES)
         self.privileged_dim = rules.PRIVILEGED_FULL_DIM if self._full else rules.PRIVILEGED_DIM
         substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
@@ -96,7 +95,7 @@ class WarpVecEnv:
         self._history = FrameHistory(history) if history else None
         self._drawing = True
 
-        self._rest = np.array([KINDS[kind].rest_m for kind in self.scene.objects])
+        self._rest = np.array([REST_HEIGHT_M[kind] for kind in self.scene.objects])
         self.state = self._to_device(self._empty(num_envs))
         self._ids = {name: self._long(values) for name, values in self._addresses().items()}
         self._place_up = self._float([[0.0, 0.0, float(h)] for h in self.index.place_height])
@@ -187,7 +186,7 @@ class WarpVecEnv:
             for seed, task in zip(seeds, tasks or [None] * len(ids), strict=True)
         ]
         self.place(ids, episodes)
-        self._render()
+        self.render()
         return ids
 
     def place(self, ids: Sequence[int], episodes: Sequence[Episode], *, arm_noise: float = 1.0) -> None:
@@ -218,7 +217,7 @@ class WarpVecEnv:
             if name.startswith("goal_") or name in ("active", "may_lift", "num_goals", "stage", "held"):
                 getattr(self.state, name)[rows] = values
         self.over[rows], self.elapsed[rows], self._gripper[rows] = False, 0, 1.0
-        self._read()
+        self.read()
         self._command[rows] = self.state.grip[rows]
 
     # ------------------------------------------------------------------ stepping
@@ -257,7 +256,7 @@ class WarpVecEnv:
             terminated |= live & (success | wrong)
             truncated |= live & ~terminated & ((self.elapsed >= self.horizon) | lost)
             self.over |= terminated | truncated
-        self._render()
+        self.render()
         success &= ~wrong & ~was_over
         overflow = self._overflow()
         self.num_diverged += int(diverged.sum())
@@ -265,6 +264,16 @@ class WarpVecEnv:
         return TensorStep(success.float(), terminated, truncated, n_steps, info)
 
     def _control_step(self, live: torch.Tensor, action_BA: torch.Tensor) -> None:
+        sim = self.sim
+        self.steer(live, action_BA)
+        sim.live.copy_(live)
+        sim.diverged.zero_()
+        sim.step()
+        self.read()
+        self._command = torch.where(sim.diverged[:, None], self.state.grip, self._command)
+
+    def steer(self, live: torch.Tensor, action_BA: torch.Tensor) -> None:
+        """Turn one control step's actions into the actuators' targets: `envs.control`, as on the CPU."""
         sim, state, arm = self.sim, self.state, self._ids["arm_joint"]
         axis, anchor = sim.stale_xaxis[:, arm], sim.stale_xanchor[:, arm]
         lever = torch.linalg.cross(axis, state.grip[:, None] - anchor)
@@ -279,13 +288,9 @@ class WarpVecEnv:
         self._gripper = torch.where(live, 2.0 * opened - 1.0, self._gripper)
         sim.ctrl[:, 7] = self.control.finger_open_m * opened
         sim.ctrl[:, 8] = -sim.ctrl[:, 7]
-        sim.live.copy_(live)
-        sim.diverged.zero_()
-        sim.step()
-        self._read()
-        self._command = torch.where(sim.diverged[:, None], state.grip, self._command)
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Take what the rules look at from the simulation's present state."""
         sim, state, ids = self.sim, self.state, self._ids
         state.objects = sim.xpos[:, ids["object"]]
         state.grip = sim.site_xpos[:, self.index.grip_site].clone()
@@ -314,7 +319,8 @@ class WarpVecEnv:
         return lost
 
     # ------------------------------------------------------------------ observing
-    def _render(self) -> None:
+    def render(self) -> None:
+        """Draw all worlds as they are now, unless drawing is switched off."""
         if self._drawing:
             self._cameras.render()
 
