@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from envs.language import Phrasings
+    from envs.perturb import Perturbation
     from vla.types import VecEnv
 
 
@@ -22,13 +23,14 @@ def make_vec(
     depth: bool = False,
     calibration: bool = False,
     history: int = 0,
+    perturb: Perturbation | None = None,
     nconmax: int | None = None,
     njmax: int | None = None,
 ) -> VecEnv:
     """`num_envs` worlds of a suite (see `vla list suites`), stepped together.
 
     `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions before) fill
-    the optional fields of `vla.types.Observation`.
+    the optional fields of `vla.types.Observation`. `perturb`: how the worlds differ from the plain ones.
     `backend="warp"` runs all worlds on one `device` (the first GPU, else Warp's CPU device) instead of in `num_workers`
     processes, with room for `nconmax` contacts and `njmax` constraint rows per world.
     ValueError with the nearest name for an unknown suite or backend, and for an extra that is not installed.
@@ -38,7 +40,10 @@ def make_vec(
     lookup(backend, dict.fromkeys(("cpu", "warp")), "backend")
     options: dict[str, Any] = {"image_size": image_size, "phrasings": phrasings}
     options |= {"depth": depth, "calibration": calibration, "history": history}
+    options |= {} if perturb is None else {"perturb": perturb}
     if backend == "warp":
+        if perturb is not None:
+            raise ValueError("perturbations run on backend 'cpu'")
         if find_spec("mujoco_warp") is None:
             raise ValueError("backend 'warp' needs MuJoCo Warp: `./bascule setup warp`")
         from envs.warp_env import make_warp_vec

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import atexit
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from envs.suites import Suite, load_suite
 from envs.worker import SharedFrames, Worker, WorkerDied
 from vla.types import ActionChunk, Observation, StepResult
 
+if TYPE_CHECKING:
+    from envs.perturb import Perturbation
+
 ANSWER_TIMEOUT_S = 120.0
 """A worker that is silent for so long hangs: a chunk takes well under a second per world."""
 _MAX_DEATHS_IN_A_ROW = 3
@@ -30,15 +33,24 @@ _MAX_DEATHS_IN_A_ROW = 3
 _log = logging.getLogger(__name__)
 
 
-def worlds_class(suite: Suite) -> type:
-    """Which class plays a suite in one process: ours for a suite file, an adapter's for its own.
+def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[..., Any]:
+    """What makes worlds of a suite in one process: our class for a suite file, an adapter's for its own.
 
-    ValueError naming the extra that an adapter needs and does not find.
+    ValueError naming the extra that an adapter needs and does not find, or saying that it knows no perturbations.
     """
+    if perturb is not None and (problem := perturb.problem()):
+        raise ValueError(problem)
+    perturbed = perturb is not None and perturb.any()
     if isinstance(suite, Suite):
+        if perturbed:
+            from envs.perturbed import PerturbedWorlds
+
+            return partial(PerturbedWorlds, perturb=perturb)
         from envs.worlds import Worlds
 
         return Worlds
+    if perturbed:
+        raise ValueError(f"suite {suite.name!r} has no perturbations: they are for the tabletop suites")
     return suite.worlds_class()
 
 
@@ -56,6 +68,7 @@ class MujocoVecEnv:
         depth: bool = False,
         calibration: bool = False,
         history: int = 0,
+        perturb: Perturbation | None = None,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         if num_envs < 1 or num_workers < 1:
@@ -67,7 +80,7 @@ class MujocoVecEnv:
         asked = {"image_size": image_size, "phrasings": phrasings}
         asked |= {"depth": True} if depth else {}
         asked |= {"calibration": True} if calibration else {}
-        make = partial(worlds_class(suite), suite)
+        make = partial(worlds_class(suite, perturb), suite)
         views = getattr(suite, "num_views", 2)
         frames = SharedFrames(num_envs, views, image_size, depth)
         self._memory: SharedMemory | None = SharedMemory(create=True, size=frames.num_bytes)
@@ -279,9 +292,9 @@ class MujocoVecEnv:
 
 
 def make_cpu_vec(
-    suite: str, num_envs: int, *, num_workers: int, image_size: int, phrasings: Phrasings, **sensing: Any
+    suite: str, num_envs: int, *, num_workers: int, image_size: int, phrasings: Phrasings, **options: Any
 ) -> MujocoVecEnv:
-    """Build the CPU backend of a suite by name; `sensing`: depth, calibration, history."""
-    spec = load_suite(suite)
-    worlds_class(spec)  # a missing extra is told here, not by a worker that dies of it
-    return MujocoVecEnv(spec, num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings, **sensing)
+    """Build the CPU backend of a suite by name; `options`: depth, calibration, history, perturb."""
+    return MujocoVecEnv(
+        load_suite(suite), num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings, **options
+    )
