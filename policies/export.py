@@ -7,12 +7,9 @@ the instruction: backbone, second look, bridge, head and the residual of online 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +29,7 @@ from policies.exported import (
     Parity,
     Precision,
     onnx_graph,
+    quietly,
     torch_graph,
 )
 from vla.checkpoint import MODEL, checkpoint_files, read_config, save_files
@@ -161,7 +159,7 @@ def _normalised(vla: VLA, obs: Observation) -> np.ndarray:
 
 def _onnx(vla: VLA, precision: Precision) -> tuple[bytes, Graph]:
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as problem:
@@ -169,7 +167,7 @@ def _onnx(vla: VLA, precision: Precision) -> tuple[bytes, Graph]:
     weights = sum(parameter.nbytes for parameter in vla.parameters())
     if weights > _ONNX_MAX_BYTES:
         raise ValueError(f"{weights / 2**30:.1f} GiB of weights do not fit into an ONNX file: use --format torch")
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    with tempfile.TemporaryDirectory() as folder, quietly():
         path = Path(folder, GRAPHS["onnx"])
         program = torch.onnx.export(
             trace(vla),
@@ -184,14 +182,15 @@ def _onnx(vla: VLA, precision: Precision) -> tuple[bytes, Graph]:
         if precision == "int8":
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
-            whole, path = path, path.with_suffix(".int8.onnx")
-            quantize_dynamic(whole, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+            model = onnx.load(path)
+            del model.graph.value_info[:]  # the exporter's notes on shapes, some of which are wrong
+            quantize_dynamic(model, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
         data = path.read_bytes()
     return data, onnx_graph(data, threads=1)
 
 
 def _torch(vla: VLA) -> tuple[bytes, Graph]:
-    with _quietly():
+    with quietly():
         program = trace(vla)
         program._example_inputs = None  # they would be pickled
         buffer = io.BytesIO()
@@ -217,20 +216,6 @@ def trace(vla: VLA) -> ExportedProgram:
     shapes = ({0: batch}, {0: batch, 1: text}, {0: batch, 1: text}, {0: batch})
     dynamic = dict(zip(INPUTS, shapes, strict=True))
     return torch.export.export(Decision(vla).eval(), example, dynamic_shapes=dynamic)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporters report every step, and warn of their own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _same_folder(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -166,13 +169,26 @@ def torch_graph(data: bytes, *, threads: int) -> Graph:
     import torch
 
     torch.set_num_threads(threads)
-    module = torch.export.load(io.BytesIO(data)).module()
+    with quietly():
+        module = torch.export.load(io.BytesIO(data)).module()
 
     def run(arrays: ModelArrays) -> NDArray[np.float32]:
         with torch.inference_mode():
             return module(*(torch.from_numpy(value) for value in feed(arrays).values())).numpy()
 
     return run
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """The exporters and their readers report every step, and warn of their own deprecations."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _refuse_pickles(data: bytes) -> None:
