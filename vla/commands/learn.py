@@ -200,6 +200,20 @@ class RL(Command):
     resume: bool = False
     """Continue the run in OUT, exactly."""
     workers: int = 2
+    """Processes that simulate (of each process that learns, under torchrun)."""
+    backend: Literal["cpu", "warp"] = "cpu"
+    num_envs: int | None = None
+    demos: Path | None = None
+    """Folder of demonstrations, for recipes that hold the policy to them or fit its noise to them."""
+    curriculum: str | None = None
+    """Draw tasks by their success: uniform, vla-rl, frontier, weakest."""
+    retain: tuple[str, ...] = ()
+    """Suites on which to compare the policy before and after, task by task: OUT/retention.json."""
+    retain_episodes: int = 96
+    """Per task."""
+    track: tuple[str, ...] = ()
+    """Besides OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    device: str = "auto"
 
     def run(self) -> None:
         from rl.recipes import RECIPES
@@ -208,19 +222,26 @@ class RL(Command):
         from vla.catalogue import checkpoint
 
         init = checkpoint(self.init)
-        from envs import make_vec
         from envs.rollout import evaluate
         from rl.runner import Runner
         from vla.console import progress, say
         from vla.model import VLA
+        from vla.parallel import assemble
 
-        seconds = None if self.minutes is None else 60 * self.minutes
-        config = replace(recipe(), **given(suite=self.suite, max_seconds=seconds, seed=self.seed))
-        env = make_vec(config.suite, config.num_envs, num_workers=self.workers)
+        config = self._config(recipe())
+        team = assemble(shard=False, unused=config.actor.trains in ("lora", "all"))
+        if config.num_envs % team.size:
+            raise ValueError(f"num_envs {config.num_envs} does not divide among {team.size} processes")
+        env = self._worlds(config.suite, config.num_envs // team.size)
+        demos = None
+        if self.demos is not None:
+            from vla.data import load_dataset
+
+            demos = load_dataset(self.demos)
 
         def play(policy: Policy) -> tuple[int, int]:
             # The best checkpoint is chosen on other scenes than those `vla eval` reports on.
-            seeds = range(VALIDATION_SEED0, VALIDATION_SEED0 + 2 * config.num_envs)
+            seeds = range(VALIDATION_SEED0, VALIDATION_SEED0 + 2 * config.num_envs)[team.rank :: team.size]
             report = evaluate(policy, env, seeds, suite=config.suite)
             return report.successes, report.episodes
 
@@ -230,11 +251,62 @@ class RL(Command):
                 def show(row: Mapping[str, float]) -> None:
                     update(row["update"], f"success {row.get('success_rate', 0):.2f} while exploring")
 
-                runner = Runner(VLA.load(init), env, config, self.out, evaluate=play, on_update=show)
+                model = VLA.load(init).to(_device(self.device))
+                runner = Runner(
+                    model, env, config, self.out, evaluate=play, demos=demos, team=team,
+                    on_update=show if team.rank == 0 else None,
+                )  # fmt: skip
                 result = runner.run(resume=self.resume)
         finally:
             env.close()
-        say(f"best policy (update {result.best_update} of {result.updates}) in {self.out / 'best'}")
+        if team.rank == 0:
+            say(f"best policy (update {result.best_update} of {result.updates}) in {self.out / 'best'}")
+            if self.retain:
+                self._report_retention(init)
+
+    def _config(self, config: Any) -> Any:
+        """The recipe with this command's changes."""
+        from rl.curriculum import CurriculumConfig
+
+        seconds = None if self.minutes is None else 60 * self.minutes
+        return replace(
+            config,
+            **given(
+                suite=self.suite, max_seconds=seconds, seed=self.seed, num_envs=self.num_envs,
+                curriculum=None if self.curriculum is None else CurriculumConfig(rule=self.curriculum),
+                trackers=self.track or None,
+            ),
+        )  # fmt: skip
+
+    def _worlds(self, suite: str, num_envs: int) -> Any:
+        from envs import make_vec
+
+        return make_vec(suite, num_envs, num_workers=self.workers, backend=self.backend)
+
+    def _report_retention(self, init: Path) -> None:
+        from envs.rollout import evaluate
+        from envs.suites import load_suite
+        from rl.retention import retention
+        from vla.config import save_json
+        from vla.console import format_rate, stdout, table
+        from vla.model import VLAPolicy
+
+        def play(policy: Policy, suite: str) -> Any:
+            env = self._worlds(suite, min(48, self.retain_episodes))
+            try:
+                first = VALIDATION_SEED0 + 10_000
+                count = self.retain_episodes * len(load_suite(suite).tasks)
+                return evaluate(policy, env, range(first, first + count), suite=suite)
+            finally:
+                env.close()
+
+        report = retention(VLAPolicy.load(init), VLAPolicy.load(self.out / "best"), self.retain, play)
+        save_json(self.out / "retention.json", report)
+        rows = [
+            (f"{row['suite']}/{row['task']}", format_rate(row["before"]), format_rate(row["after"]), row["verdict"])
+            for row in report["tasks"]
+        ]
+        stdout().print(table("retention", ("task", "before", "after", ""), rows))
 
     def kept(self) -> str:
         return f"the last evaluated checkpoint stays in {self.out}; add --resume to continue"
