@@ -161,10 +161,18 @@ def bench_model() -> list[Row]:
         once()
         rates[batch] = _best_rate(once)
     config = "embedded backbone, 2 cameras of 84 px, fp32, 1 thread"
+    import tempfile
+
+    from policies.export import export
+    from policies.exported import ExportedPolicy
     from vla.bench_model import call_rows, head_rows
 
+    with tempfile.TemporaryDirectory() as folder:
+        policy.vla.save(f"{folder}/checkpoint")
+        export(f"{folder}/checkpoint", f"{folder}/exported")
+        exported = ExportedPolicy.load(f"{folder}/exported", threads=1)
     return [
-        *call_rows(_row, policy, _observation(1)),
+        *call_rows(_row, policy, _observation(1), {"exported policy (ONNX)": exported}),
         *head_rows(_row),
         _row("replans, batch 1", rates[1], "replans/s", config=config),
         _row("actions, batch 1", 8 * rates[1], "actions/s", config=config),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,8 +118,13 @@ def head_rows(row: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def call_rows(row: Callable[..., dict[str, Any]], policy: Any, obs: Any) -> list[dict[str, Any]]:
-    """Milliseconds of one decision, taken in turns so that a busy machine slows all alike; medians."""
+def call_rows(
+    row: Callable[..., dict[str, Any]], policy: Any, obs: Any, others: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Decisions/s at batch 1, taken in turns so that a busy machine slows all alike; medians.
+
+    `others`: by name, more policies that decide the same.
+    """
     from vla.fast import FastPolicy
 
     fast, processor = FastPolicy(policy.vla), policy.vla.processor
@@ -130,6 +136,7 @@ def call_rows(row: Callable[..., dict[str, Any]], policy: Any, obs: Any) -> list
         processor.unnormalise_action(action.detach().numpy())
 
     arms = {"naive": naive, "policy": lambda: policy.act(obs), "fast policy": lambda: fast.act(obs)}
+    arms |= {name: partial(other.act, obs) for name, other in others.items()}
     times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(63):
         for name, call in arms.items():
