@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.base import BaseWorlds
-from envs.language import Phrasings
+from envs.render import extrinsics, intrinsics
 from vla.config import lookup
 from vla.types import ActionChunk, ActionSpec, Observation, StepResult
 
@@ -46,27 +46,30 @@ class AdapterEpisode:
 class AdapterWorlds(BaseWorlds):
     """`num_worlds` adapted environments in this process."""
 
+    turned_views: tuple[int, ...] = ()
+    """Views of cameras that hang upside down."""
+
     def __init__(
         self,
         suite: Any,
         num_worlds: int,
         *,
         action_spec: ActionSpec,
-        cameras: tuple[str, ...],
+        cameras: Mapping[str, str],
         privileged_dim: int,
-        image_size: int,
-        phrasings: Phrasings,
-        images_out: NDArray[np.uint8] | None,
         show: Callable[[mujoco.MjvOption], None] = lambda option: None,
+        **drawing: Any,
     ) -> None:
+        """`drawing`: image_size, phrasings, images_out and the like, as `BaseWorlds` has them."""
         super().__init__(
-            suite, num_worlds, action_spec=action_spec, cameras=cameras, proprio_dim=len(self.proprio_names),
-            privileged_dim=privileged_dim, image_size=image_size, phrasings=phrasings, images_out=images_out,
+            suite, num_worlds, action_spec=action_spec, cameras=tuple(cameras), proprio_dim=len(self.proprio_names),
+            privileged_dim=privileged_dim, **drawing,
         )  # fmt: skip
+        self._their_names = tuple(cameras.values())
         self._low, self._high = np.asarray(action_spec.low), np.asarray(action_spec.high)
         self._proprio = np.zeros((num_worlds, self.proprio_dim), np.float32)
         self._privileged = np.zeros((num_worlds, privileged_dim), np.float32)
-        self._renderer = TunedRenderer(image_size, show)
+        self._renderer = TunedRenderer(self.image_size, show)
 
     # ------------------------------------------------------------------ what an adapter says
     @abstractmethod
@@ -82,8 +85,8 @@ class AdapterWorlds(BaseWorlds):
         """(proprio, privileged state) of world `i`, now."""
 
     @abstractmethod
-    def _draw(self, i: int) -> None:
-        """Write world `i`'s frames into `self.images[i]`."""
+    def _scene(self, i: int) -> tuple[str, mujoco.MjModel, mujoco.MjData]:
+        """(a name that worlds of the same looks share, model, data) to draw world `i` from."""
 
     # ------------------------------------------------------------------ the contract
     def reset(
@@ -125,9 +128,27 @@ class AdapterWorlds(BaseWorlds):
         return StepResult(self.observation(), terminated.astype(np.float32), terminated, truncated, n_steps, info)
 
     def _render(self, ids: Sequence[int] | NDArray[np.int64]) -> None:
-        if self.render_images:
-            for i in ids:
-                self._draw(i)
+        if not self.render_images:
+            return
+        for i in ids:
+            looks, model, data = self._scene(i)
+            cameras = [model.camera(name).id for name in self._their_names]
+            self._renderer.draw(
+                looks, model, data, cameras, self.images[i], None if self.depth is None else self.depth[i]
+            )
+            if self.intrinsics is not None and self.extrinsics is not None:
+                self.intrinsics[i] = intrinsics(model, cameras, self.image_size)
+                self.extrinsics[i] = extrinsics(data, cameras)
+            for view in self.turned_views:
+                self._turn(i, view)
+
+    def _turn(self, i: int, view: int) -> None:
+        """Show a view turned by 180 degrees about its axis, and say so in its calibration."""
+        self.images[i, view] = self.images[i, view, ::-1, ::-1].copy()
+        if self.depth is not None:
+            self.depth[i, view] = self.depth[i, view, ::-1, ::-1].copy()
+        if self.extrinsics is not None:
+            self.extrinsics[i, view, :3, :2] *= -1
 
     def proprio(self) -> NDArray[np.float32]:
         return self._proprio.copy()
@@ -160,8 +181,12 @@ class TunedRenderer:
         data: mujoco.MjData,
         cameras: Sequence[int],
         out_VHWC: NDArray[np.uint8],
+        depth_VHW: NDArray[np.float32] | None = None,
     ) -> None:
-        """One image per camera. Models of the same `looks` share what is uploaded: the first one's meshes, textures."""
+        """One image per camera, and metres along its axis if asked for.
+
+        Models of the same `looks` share what is uploaded: the first one's meshes and textures.
+        """
         if self._context is None:
             os.environ.setdefault("MUJOCO_GL", "egl")
             self._context = mujoco.GLContext(self._size, self._size)
@@ -172,6 +197,7 @@ class TunedRenderer:
             quality.offsamples = quality.shadowsize = 0
             screen.offwidth = screen.offheight = self._size
             drawer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50), mujoco.MjvScene(model, maxgeom=5000)
+            drawer[0].readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # reversed: far away is where floats are dense
             for flag in _OFF_FLAGS:
                 drawer[1].flags[flag] = 0
             self._drawers[looks] = drawer
@@ -182,8 +208,12 @@ class TunedRenderer:
             self._camera.fixedcamid = camera
             mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
             mujoco.mjr_render(self._area, scene, context)
-            mujoco.mjr_readPixels(self._pixels, None, self._area, context)
+            buffer = None if depth_VHW is None else np.empty((self._size, self._size), np.float32)
+            mujoco.mjr_readPixels(self._pixels, buffer, self._area, context)
             out_VHWC[view] = self._pixels[::-1]  # OpenGL counts rows from the bottom
+            if depth_VHW is not None and buffer is not None:
+                near, far = (plane * model.stat.extent for plane in (model.vis.map.znear, model.vis.map.zfar))
+                depth_VHW[view] = near * far / (near + buffer[::-1].astype(np.float64) * (far - near))
 
     def close(self) -> None:
         """Free the GL context. Safe to call twice."""

@@ -79,11 +79,14 @@ class RobosuiteWorlds(AdapterWorlds):
         image_size: int = 84,
         phrasings: Phrasings = "train",
         images_out: NDArray[np.uint8] | None = None,
+        **sensing: Any,
     ) -> None:
+        """`sensing`: depth, depth_out, calibration, as `BaseWorlds` has them."""
         robosuite = import_robosuite()
         super().__init__(
-            suite, num_worlds, action_spec=ACTION_SPEC, cameras=tuple(CAMERAS), privileged_dim=suite.privileged_dim,
+            suite, num_worlds, action_spec=ACTION_SPEC, cameras=CAMERAS, privileged_dim=suite.privileged_dim,
             image_size=image_size, phrasings=phrasings, images_out=images_out, show=_show_what_robosuite_draws,
+            **sensing,
         )  # fmt: skip
         self._envs = []
         for _ in range(num_worlds):
@@ -118,10 +121,9 @@ class RobosuiteWorlds(AdapterWorlds):
         quat *= 1.0 if quat[1] >= 0 else -1.0
         return np.concatenate([grip, quat, data.qpos[self._fingers[i]]]), self.suite.state(env, grip)
 
-    def _draw(self, i: int) -> None:
-        model, data = self._envs[i].sim.model._model, self._envs[i].sim.data._data
-        cameras = [model.camera(name).id for name in CAMERAS.values()]
-        self._renderer.draw(self.suite.name, model, data, cameras, self.images[i])
+    def _scene(self, i: int) -> tuple[str, mujoco.MjModel, mujoco.MjData]:
+        sim = self._envs[i].sim
+        return self.suite.name, sim.model._model, sim.data._data
 
     def close(self) -> None:
         super().close()

@@ -10,6 +10,7 @@ import pytest
 
 from envs import make_vec
 from envs.experts import make_expert
+from envs.render import backproject
 from envs.robosuite_env import RobosuiteWorlds, default_lift
 from envs.robosuite_suites import SUITES, load_robosuite_suite
 from envs.rollout import evaluate
@@ -126,6 +127,16 @@ def test_frames_show_this_instant_and_robosuites_cameras() -> None:
     chunk[:, :, 2] = 1
     after = worlds.step_chunk(chunk).obs
     assert all(np.abs(after.images[name][0] - images[name]).mean() > 1 for name in worlds.cameras)
+    worlds.close()
+
+
+@needs_robosuite
+def test_depth_and_calibration_find_the_table() -> None:
+    worlds = RobosuiteWorlds(load_robosuite_suite(LIFT), 1, image_size=32, depth=True, calibration=True)
+    obs = worlds.reset(seeds=[4])
+    for name in worlds.cameras:
+        points = backproject(obs.depth[name][0], obs.intrinsics[name][0], obs.extrinsics[name][0])
+        assert (np.abs(points[..., 2] - 0.8) < 0.005).mean() > 0.3, name
     worlds.close()
 
 
