@@ -13,6 +13,7 @@ from typing import Any
 
 from vla.config import load_json, save_json
 from vla.experiment_latency import LatencyConfig, latency
+from vla.experiment_robustness import RobustnessConfig, robustness
 
 Report = Callable[[int, int, str], None]
 """(finished runs, all runs, what is going on)."""
@@ -123,5 +124,6 @@ def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "ablation": (AblationConfig, ablation),
     "latency": (LatencyConfig, latency),
+    "robustness": (RobustnessConfig, robustness),
 }
 """By name: its configuration, and what runs it."""

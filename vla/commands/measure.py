@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,13 @@ class Eval(Command):
     """Also ask for another object than the one counted."""
     num_envs: int = 48
     workers: int = 2
+    perturb: tuple[str, ...] = ()
+    """Worlds unlike those of training, AXIS=SEVERITY from 0 to 1 or AXIS=FROM:TO each; axes: camera, light, texture,
+    distractors, layout, robot, instruction, noise."""
+    backend: Literal["cpu", "warp"] = "cpu"
+    """warp: MuJoCo Warp, all worlds on one device."""
+    device: str | None = None
+    """Of the warp backend; the first GPU if not given, else its CPU device."""
 
     def run(self) -> None:
         from envs.suites import load_suite
@@ -46,17 +53,27 @@ class Eval(Command):
         suite = load_suite(self.suite)
         folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
         from envs import make_vec
+        from envs.perturb import parse
         from envs.rollout import Count, evaluate
         from vla.config import save_json
         from vla.console import eval_table, progress, stdout
         from vla.report import provenance
 
+        perturb = parse(self.perturb) if self.perturb else None
         seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
         worlds = min(self.num_envs, self.episodes)
-        env = make_vec(self.suite, worlds, num_workers=self.workers, phrasings=self.phrasings)
+        env = make_vec(
+            self.suite,
+            worlds,
+            num_workers=self.workers,
+            phrasings=self.phrasings,
+            backend=self.backend,
+            device=self.device,
+            perturb=perturb,
+        )
         seeds = range(seed0, seed0 + self.episodes)
         try:
-            policy = _agent(self.policy, env, self.suite) if folder is None else load_policy(folder)
+            policy = resolve_policy(self.policy, env, self.suite)
 
             def play(what: str, swap: bool) -> EvalReport:
                 with progress(what, self.episodes, unit="episodes") as update:
@@ -66,6 +83,7 @@ class Eval(Command):
                         seeds,
                         name=self.policy,
                         suite=self.suite,
+                        backend=self.backend,
                         swap_instruction=swap,
                         on_progress=lambda done, total, won: update(done, f"{won} succeeded"),
                     )
@@ -77,7 +95,7 @@ class Eval(Command):
                 report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
         finally:
             env.close()
-        result = {**report.to_dict(), **provenance()}
+        result = {**report.to_dict(), **({} if perturb is None else {"perturb": asdict(perturb)}), **provenance()}
         stdout().print(eval_table(result))
         if self.json is not None:
             save_json(self.json, result)
@@ -91,6 +109,14 @@ class Bench(Command):
     """sim, serve, model or gpu."""
     json: Path | None = None
     """Write the result to this file too."""
+    backend: Literal["cpu", "warp"] = "cpu"
+    """sim: warp measures the MuJoCo Warp worlds, after checking them against the CPU's."""
+    device: str | None = None
+    """Of the warp backend; the first GPU if not given."""
+    worlds: tuple[int, ...] | None = None
+    """Of the warp backend: how many, one measurement each."""
+    suite: str | None = None
+    """Of the warp backend."""
 
     def run(self) -> None:
         from vla.bench import BENCHES
@@ -98,7 +124,16 @@ class Bench(Command):
         from vla.console import bench_table, stdout
         from vla.report import provenance
 
-        results = lookup(self.name, BENCHES, "bench")()
+        bench = lookup(self.name, BENCHES, "bench")
+        asked = given(device=self.device, worlds=self.worlds, suite=self.suite)
+        if self.backend == "warp" and self.name == "sim":
+            from vla.bench_warp import bench_warp
+
+            results = bench_warp(**asked)
+        elif asked or self.backend == "warp":
+            raise ValueError("--backend warp, --device, --worlds and --suite are for `vla bench sim --backend warp`")
+        else:
+            results = bench()
         report = {"bench": self.name, **provenance(), "results": results}
         stdout().print(bench_table(report))
         if self.json is not None:
@@ -107,10 +142,11 @@ class Bench(Command):
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run an experiment over several arms and seeds: ablation, latency."""
+    """Run an experiment over several arms and seeds: ablation, latency, robustness."""
 
     name: Positional[str]
-    """ablation: which parts of bridge attention earn their place; latency: answers that come late."""
+    """ablation: which parts of bridge attention earn their place; latency: answers that come late; robustness: worlds
+    unlike those of training."""
     out: Path = Path("runs/experiment")
     """What is finished stays here; the same command goes on."""
     json: Path | None = None
@@ -118,9 +154,11 @@ class Experiment(Command):
     arms: tuple[str, ...] | None = None
     """Default: the experiment's own."""
     policy: tuple[Path, ...] | None = None
-    """latency: checkpoints to drive with."""
+    """latency, robustness: checkpoints to drive with."""
     conditions: tuple[str, ...] | None = None
-    """latency: which ones; by default 0 to 300 ms, jitter, stalls and drops."""
+    """latency: which ones; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
+    suite: str | None = None
+    """latency, robustness: where."""
     seeds: tuple[int, ...] | None = None
     demos: int | None = None
     steps: int | None = None
@@ -137,6 +175,7 @@ class Experiment(Command):
                 arms=self.arms,
                 policy=self.policy,
                 conditions=self.conditions,
+                suite=self.suite,
                 seeds=self.seeds,
                 demos=self.demos,
                 steps=self.steps,
@@ -173,8 +212,12 @@ def _made(make: type[Any], values: dict[str, Any]) -> Any:
     return make(**values)
 
 
-def _agent(name: str, env: VecEnv, suite: str) -> Policy:
-    """The policy that `expert`, `zero`, `random` or `blind` means in `env`."""
+def resolve_policy(name: str, env: VecEnv, suite: str) -> Policy:
+    """What `expert`, `zero`, `random`, `blind` or a checkpoint's folder means in `env`. ValueError for neither."""
+    if name not in AGENTS:
+        from vla.catalogue import checkpoint
+
+        return load_policy(checkpoint(name, AGENTS))
     from envs.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
     from envs.experts import make_expert
 
