@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.goals import Goal, GoalKind
-from envs.language import Phrasings, instruction
-from envs.scene import COLORS, SceneConfig
-from envs.shapes import PLATE_RADIUS_M
+from envs.language import Phrasings, fixture_phrase, goal_instruction, instruction, object_phrase, related_phrase
+from envs.layout import Layout, sample_layout
+from envs.scene import COLORS, SceneConfig, fixture_names, joint_names, place_names
+from envs.shapes import LOW_KINDS, PLATE_RADIUS_M
 from envs.suites import Suite
+from envs.tasks import RELATIONS, TASKS, Step, Task, novel_color, related, swapped
 
 WORKSPACE_X = (0.43, 0.63)
 WORKSPACE_Y = (-0.17, 0.17)
@@ -47,7 +49,7 @@ class Episode:
     swapped_goals: tuple[Goal, ...] = ()
     """What `swapped_instruction` asks for."""
     fixtures: tuple[tuple[float, float, float], ...] = ()
-    """(x, y, yaw) of each fixture of the scene."""
+    """(x, y, yaw) of each of the scene's fixtures, plates apart."""
     fixture_colors: tuple[str, ...] = ()
     openings: tuple[float, ...] = ()
     """Of each joint of the scene: 0 closed or released .. 1 open."""
@@ -74,9 +76,14 @@ def _sample_layout(rng: np.random.Generator, num_plates: int, num_objects: int) 
 def sample_episode(
     suite: Suite, scene: SceneConfig, seed: int, *, task: str | None = None, phrasings: Phrasings = "train"
 ) -> Episode:
-    """The episode that `seed` means in `suite`. Scene and target do not depend on `phrasings`, only the words do."""
+    """The episode that `seed` means in `suite`. Scene and target do not depend on `phrasings`, only the words do; but
+    "novel" also changes the colours, to those that are kept out of every other episode (`envs.tasks.novel_color`)."""
     if task is not None and task not in suite.tasks:
         raise ValueError(f"suite {suite.name!r} has no task {task!r}; it has: {', '.join(suite.tasks)}")
+    if scene.fixtures:
+        return _sample_goals(suite, scene, seed, task, phrasings)
+    if phrasings == "novel":
+        raise ValueError(f"suite {suite.name!r} holds no colours back; novel works with the suites that have goals")
     rng = np.random.default_rng([seed, 17])
     task = task or suite.tasks[rng.integers(len(suite.tasks))]
     slots = rng.permutation(len(scene.objects))[: suite.objects_per_episode]
@@ -114,3 +121,132 @@ def sample_episode(
 
 def _pick_or_place(slot: int, plate: int) -> Goal:
     return Goal(GoalKind.LIFT, slot) if plate < 0 else Goal(GoalKind.ON, slot, place=plate)
+
+
+def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None, phrasings: Phrasings) -> Episode:
+    rng = np.random.default_rng([seed, 53])
+    drawn = suite.tasks[rng.integers(len(suite.tasks))]
+    name = task or drawn
+    plan = TASKS[name]
+    fixtures = [kind for _, kind in fixture_names(scene)]
+    slots = _choose_slots(rng, plan, scene.objects, suite.objects_per_episode)
+    layout = sample_layout(rng, plan, fixtures, len(slots))
+    yaws = rng.uniform(-0.5, 0.5, len(slots))
+    openings = [float(rng.random() < 0.5) if kind == "cabinet" else 0.0 for _, kind in joint_names(scene)]
+    if plan.drawer is not None:
+        openings = [plan.drawer if kind == "cabinet" else 0.0 for _, kind in joint_names(scene)]
+    roles = dict(zip("ab", slots, strict=False))
+    colors = _choose_colors(rng, plan, [scene.objects[s] for s in slots], fixtures, novel=phrasings == "novel")
+    object_colors, fixture_colors = colors[: len(slots)], dict(zip(fixtures, colors[len(slots) :], strict=True))
+
+    words = np.random.default_rng([seed, 29])
+    relations = _relations(plan, layout, fixtures) if plan.relation else ("", "")
+
+    def tell(steps: tuple[Step, ...], relation: str) -> tuple[str, str]:
+        def name_of(role: str) -> str:
+            slot = slots.index(roles[role])
+            color, kind = object_colors[slot], scene.objects[roles[role]]
+            if not relation:
+                return object_phrase(color, kind, words, phrasings)
+            return related_phrase(
+                relation, color, kind, fixture_colors["plate"], fixture_colors["bowl"], words, phrasings
+            )
+
+        return goal_instruction(
+            [
+                (
+                    step.words,
+                    {
+                        "o": name_of(step.object) if step.object else "",
+                        "b": name_of(step.base) if step.base else "",
+                        "f": fixture_phrase(fixture_colors[step.fixture], step.fixture, words, phrasings)
+                        if step.fixture
+                        else "",
+                    },
+                )
+                for step in steps
+            ],
+            words,
+            phrasings,
+        )
+
+    text, template = tell(plan.steps, relations[0])
+    other_text, _ = tell(swapped(plan), relations[1])
+    goals = _goals(plan.steps, roles, scene)
+    placed = [goal.place for goal in goals if goal.kind in (GoalKind.ON, GoalKind.IN, GoalKind.PUSH)]
+    plates = scene.num_plates
+    return Episode(
+        seed=seed,
+        task=name,
+        slots=slots,
+        colors=tuple(object_colors),
+        poses=tuple((x, y, float(w)) for (x, y), w in zip(layout.objects, yaws, strict=True)),
+        plate_colors=tuple(fixture_colors[kind] for kind in fixtures[:plates]),
+        plate_xy=tuple((x, y) for x, y, _ in layout.fixtures[:plates]),
+        target=goals[0].object,
+        plate=placed[0] if placed else -1,
+        instruction=text,
+        template=template,
+        swapped_instruction=other_text,
+        goals=goals,
+        swapped_goals=_goals(swapped(plan), roles, scene),
+        fixtures=layout.fixtures[plates:],
+        fixture_colors=tuple(fixture_colors[kind] for kind in fixtures[plates:]),
+        openings=tuple(openings),
+    )
+
+
+def _choose_slots(rng: np.random.Generator, plan: Task, kinds: tuple[str, ...], count: int) -> tuple[int, ...]:
+    """Slots of `count` objects: first the task's `a`, then `b`, then whatever else stands about."""
+    low = any(step.fixture == "cabinet" and step.object for step in plan.steps)
+    order = [int(slot) for slot in rng.permutation(len(kinds)) if not low or kinds[slot] in LOW_KINDS]
+    if plan.kind:
+        order.sort(key=lambda slot: kinds[slot] != plan.kind)
+    return tuple(order[:count])
+
+
+def _choose_colors(
+    rng: np.random.Generator, plan: Task, objects: list[str], fixtures: list[str], *, novel: bool
+) -> list[str]:
+    """Colours of the objects (all different, but all alike where a relation tells them apart), then of the fixtures.
+    What a goal names first has a colour that is kept for "novel" episodes, or has none of those."""
+    things = [*objects, *fixtures]
+    held_back: dict[int, list[str]] = {}
+    for step in plan.steps:
+        thing = "ab".index(step.object) if step.object else len(objects) + fixtures.index(step.fixture)
+        words = f"{step.words} {plan.relation}" if plan.relation else f"{step.words} {step.fixture}"
+        held_back.setdefault(thing, []).append(novel_color(things[thing], words))
+    while True:
+        if plan.relation:
+            colors = [str(rng.choice(list(COLORS)))] * len(objects)
+        else:
+            colors = [str(c) for c in rng.permutation(list(COLORS))[: len(objects)]]
+        colors += [str(c) for c in rng.choice(list(COLORS), len(fixtures))]
+        if all(
+            (colors[thing] == ones[0]) if novel else (colors[thing] not in ones) for thing, ones in held_back.items()
+        ):
+            return colors
+
+
+def _relations(plan: Task, layout: Layout, fixtures: list[str]) -> tuple[str, str]:
+    """(the task's relation, one that means `b`), both clear in this layout."""
+    plate, bowl = (layout.fixtures[fixtures.index(kind)][:2] for kind in ("plate", "bowl"))
+    for relation in RELATIONS:
+        if related(relation, layout.objects, plate, bowl) == 1:
+            return plan.relation, relation
+    raise AssertionError("sample_layout returns no layout without a name for b")
+
+
+def _goals(steps: tuple[Step, ...], roles: dict[str, int], scene: SceneConfig) -> tuple[Goal, ...]:
+    places = [kind for _, kind in place_names(scene)]
+    joints = [kind for _, kind in joint_names(scene)]
+    return tuple(
+        Goal(
+            step.kind,
+            object=roles.get(step.object, 0),
+            base=roles.get(step.base, 0),
+            place=places.index(step.fixture) if step.object and step.fixture else 0,
+            joint=0 if step.object else joints.index(step.fixture),
+        )
+        for step in steps
+    )

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from envs.control import ControlConfig
-from envs.scene import PLATE_THICKNESS_M
+from envs.scene import SCENES
+from envs.shapes import PLATE_THICKNESS_M
+from envs.suites import load_suite
 from vla.types import ActionChunk, Observation, Policy
 
 HOVER_M = 0.09
@@ -28,6 +30,10 @@ def make_expert(suite: str, num_envs: int) -> Policy:
         from envs.metaworld_experts import MetaworldExpert
 
         return MetaworldExpert()
+    if SCENES[load_suite(suite).scene].fixtures:
+        from envs.goal_expert import GoalExpert
+
+        return GoalExpert(num_envs)
     return TabletopExpert(num_envs)
 
 

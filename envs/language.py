@@ -6,16 +6,25 @@ demonstrations or in the grounding set, but every one of its words does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-Phrasings = Literal["train", "heldout"]
+Phrasings = Literal["train", "heldout", "novel"]
+"""Worded as in training; worded anew; worded as in training, about things in colours that were never their subject."""
 
 KIND_WORDS: dict[str, tuple[str, ...]] = {
     "cube": ("cube", "block"),
     "can": ("can", "cylinder"),
     "brick": ("brick", "bar"),
+    "ball": ("ball", "sphere"),
+    "bottle": ("bottle", "flask"),
+    "mug": ("mug", "cup"),
+    "arch": ("arch", "bridge"),
+    "pyramid": ("pyramid", "steps"),
+    "puck": ("puck", "disc"),
+    "domino": ("domino", "tile"),
 }
 
 # {o}: a reference to the object, {p}: to the plate. Referring forms are chosen separately.
@@ -48,7 +57,8 @@ _PLATE_FORMS = {"train": ("the {c} plate", "the plate that is {c}"), "heldout": 
 
 def object_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Phrasings = "train") -> str:
     """A referring expression, e.g. "the red cube"."""
-    form = _OBJECT_FORMS[phrasings][rng.integers(len(_OBJECT_FORMS[phrasings]))]
+    forms = _OBJECT_FORMS["heldout" if phrasings == "heldout" else "train"]
+    form = forms[rng.integers(len(forms))]
     words = KIND_WORDS[kind]
     return form.format(c=color, k=words[rng.integers(len(words))])
 
@@ -73,3 +83,127 @@ def instruction(
         o=object_phrase(*target, rng, phrasings),
         p="" if plate_color is None else plate_phrase(plate_color, rng, phrasings),
     ), template
+
+
+# ---------------------------------------------------------------------- goals of the tabletop suites
+# {o}: the object, {b}: the object underneath, {f}: the place, or the thing that opens or is pressed.
+GOAL_TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
+    "lift": {split: tuple(t.replace("{p}", "{f}") for t in _PICK[split]) for split in _PICK},
+    "on": {split: tuple(t.replace("{p}", "{f}") for t in _PLACE[split]) for split in _PLACE},
+    "in": {
+        "train": (
+            "put {o} in {f}",
+            "place {o} in {f}",
+            "drop {o} into {f}",
+            "move {o} into {f}",
+            "pick up {o} and put it in {f}",
+            "take {o} and drop it in {f}",
+        ),
+        "heldout": ("into {f} drop {o}", "take {o} and put it into {f}"),
+    },
+    "push": {
+        "train": (
+            "push {o} to {f}",
+            "slide {o} to {f}",
+            "push {o} onto {f}",
+            "slide {o} onto {f}",
+            "move {o} to {f} without lifting it",
+        ),
+        "heldout": ("onto {f} push {o}", "without lifting it slide {o} onto {f}"),
+    },
+    "stack": {
+        "train": (
+            "stack {o} on {b}",
+            "put {o} on top of {b}",
+            "place {o} on {b}",
+            "set {o} on top of {b}",
+            "pick up {o} and stack it on {b}",
+        ),
+        "heldout": ("on top of {b} stack {o}", "pick up {o} and set it on {b}"),
+    },
+    "open": {
+        "train": ("open {f}", "pull {f} open", "pull out {f}", "slide {f} open", "please open {f}"),
+        "heldout": ("pull open {f}", "please pull {f} out"),
+    },
+    "close": {
+        "train": ("close {f}", "push {f} shut", "shut {f}", "slide {f} shut", "please close {f}"),
+        "heldout": ("push shut {f}", "please shut {f}"),
+    },
+    "press": {
+        "train": ("press {f}", "push {f}", "push down {f}", "press down on {f}", "please press {f}"),
+        "heldout": ("press {f} down", "please push down on {f}"),
+    },
+}
+_JOINS = {
+    "train": (("", " then "), ("", " and then "), ("first ", " then ")),
+    "heldout": (("first ", " and then "),),
+}
+_FIXTURE_WORDS: dict[str, tuple[str, ...]] = {
+    "plate": ("plate",),
+    "bowl": ("bowl", "dish"),
+    "box": ("box", "tray"),
+    "zone": ("zone", "spot"),
+    "cabinet": ("drawer",),
+    "button": ("button", "switch"),
+}
+_FIXTURE_FORMS = {
+    "train": ("the {k}", "the {c} {k}", "the {k} that is {c}"),
+    "heldout": ("the {k}", "the {c} {k}"),
+}
+# {o}: an object without its article, {p}: the plate, {s}: the bowl.
+_RELATION_FORMS: dict[str, dict[str, tuple[str, ...]]] = {
+    relation: {"train": (f"the {{o}} {words}", *more), "heldout": (f"the {{o}} that is {words}",)}
+    for relation, words, *more in (
+        ("left", "left of {p}", "the {o} to the left of {p}"),
+        ("right", "right of {p}", "the {o} to the right of {p}"),
+        ("front", "in front of {p}"),
+        ("behind", "behind {p}"),
+        ("nearest", "nearest to {p}", "the {o} closest to {p}"),
+        ("farthest", "farthest from {p}"),
+        ("between", "between {p} and {s}", "the {o} between {s} and {p}"),
+        ("leftmost", "farthest to the left", "the leftmost {o}"),
+        ("rightmost", "farthest to the right", "the rightmost {o}"),
+    )
+}
+
+
+def _draw(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[rng.integers(len(options))]
+
+
+def fixture_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Phrasings = "train") -> str:
+    """A referring expression for a thing that stays, e.g. "the bowl that is red". It is the only one of its kind."""
+    form = _draw(_FIXTURE_FORMS["heldout" if phrasings == "heldout" else "train"], rng)
+    return form.format(c=color, k=_draw(_FIXTURE_WORDS[kind], rng))
+
+
+def related_phrase(
+    relation: str,
+    color: str,
+    kind: str,
+    plate_color: str,
+    bowl_color: str,
+    rng: np.random.Generator,
+    phrasings: Phrasings = "train",
+) -> str:
+    """A referring expression that tells an object from its likes, e.g. "the red cube left of the plate"."""
+    form = _draw(_RELATION_FORMS[relation]["heldout" if phrasings == "heldout" else "train"], rng)
+    word = _draw(KIND_WORDS[kind], rng)
+    return form.format(
+        o=f"{color} {word}" if rng.random() < 0.5 else word,
+        p=fixture_phrase(plate_color, "plate", rng, phrasings),
+        s=fixture_phrase(bowl_color, "bowl", rng, phrasings),
+    )
+
+
+def goal_instruction(
+    steps: Sequence[tuple[str, dict[str, str]]], rng: np.random.Generator, phrasings: Phrasings = "train"
+) -> tuple[str, str]:
+    """(text, template) for goals in order; each is its key in GOAL_TEMPLATES and what its template is filled with."""
+    split = "heldout" if phrasings == "heldout" else "train"
+    templates = [_draw(GOAL_TEMPLATES[words][split], rng) for words, _ in steps]
+    texts = [template.format(**names) for template, (_, names) in zip(templates, steps, strict=True)]
+    if len(steps) == 1:
+        return texts[0], templates[0]
+    first, join = _JOINS[split][rng.integers(len(_JOINS[split]))]
+    return first + join.join(texts), first + join.join(templates)

@@ -15,7 +15,6 @@ import mujoco
 import numpy as np
 
 from envs.shapes import FIXTURES, KINDS, add_parts
-from envs.shapes import PLATE_THICKNESS_M as PLATE_THICKNESS_M
 
 SIM_CONFIGS = Path(__file__).resolve().parent.parent / "sim_configs"
 

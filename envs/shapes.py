@@ -1,7 +1,7 @@
 """The shapes of things: what one lifts (free bodies) and what stands fixed (plates, containers, drawer, button).
 
 Primitives only, few of them: a contact pair costs more than anything else in a control step. Everything one lifts fits
-between the fingers (8 cm) along its local y axis and ends less than 3 cm above where it is held, below the palm.
+between the fingers (8 cm) along its local x axis and ends less than 3 cm above where it is held, below the palm.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ _FRICTION = (1.0, 0.02, 0.0001)
 _ROLLING_FRICTION = (1.0, 0.02, 0.004)
 _DARK, _WOOD, _METAL = (0.16, 0.16, 0.18, 1.0), (0.42, 0.31, 0.22, 1.0), (0.62, 0.63, 0.66, 1.0)
 
+_FRONT_M = -0.055
+
+DRAWER_TRAVEL_M = 0.09
 PLATE_RADIUS_M = 0.055
 PLATE_THICKNESS_M = 0.008
 
@@ -39,27 +42,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Kind:
-    """A shape that one can lift; its origin is the point whose height is `rest_m` when it stands on the table."""
+    """A shape that one can lift. Its origin is at half its height, `rest_m` above the table when it stands."""
 
     parts: tuple[Part, ...]
     rest_m: float
-    grip_m: float = 0.0
-    """Where to hold it, above the origin."""
     rolls: bool = False
 
 
 KINDS: dict[str, Kind] = {
     "cube": Kind((Part(_BOX, (0.02, 0.02, 0.02)),), 0.02),
-    "can": Kind((Part(_CYLINDER, (0.018, 0.034, 0.0)),), 0.034, 0.012),
+    "can": Kind((Part(_CYLINDER, (0.018, 0.034, 0.0)),), 0.034),
     "brick": Kind((Part(_BOX, (0.034, 0.014, 0.014)),), 0.014),
     "ball": Kind((Part(_SPHERE, (0.022, 0.0, 0.0)),), 0.022, rolls=True),
     "bottle": Kind(
         (
-            Part(_CYLINDER, (0.018, 0.026, 0.0)),
-            Part(_CYLINDER, (0.009, 0.009, 0.0), (0.0, 0.0, 0.035), (0.92, 0.92, 0.9, 1.0)),
+            Part(_CYLINDER, (0.018, 0.028, 0.0), (0.0, 0.0, -0.007)),
+            Part(_CYLINDER, (0.009, 0.007, 0.0), (0.0, 0.0, 0.028), (0.92, 0.92, 0.9, 1.0)),
         ),
-        0.026,
-        0.016,
+        0.035,
     ),
     "mug": Kind(
         (
@@ -68,7 +68,6 @@ KINDS: dict[str, Kind] = {
             Part(_CYLINDER, (0.018, 0.0004, 0.0), (0.0, 0.0, 0.0232), _DARK, solid=False),
         ),
         0.023,
-        0.004,
     ),
     "arch": Kind(
         (
@@ -77,7 +76,6 @@ KINDS: dict[str, Kind] = {
             Part(_BOX, (0.008, 0.013, 0.013), (0.026, 0.0, -0.009)),
         ),
         0.022,
-        0.010,
     ),
     "pyramid": Kind(
         (
@@ -86,10 +84,9 @@ KINDS: dict[str, Kind] = {
             Part(_BOX, (0.010, 0.010, 0.008), (0.0, 0.0, 0.016)),
         ),
         0.024,
-        0.004,
     ),
     "puck": Kind((Part(_CYLINDER, (0.027, 0.011, 0.0)),), 0.011),
-    "domino": Kind((Part(_BOX, (0.022, 0.010, 0.030)),), 0.030, 0.010),
+    "domino": Kind((Part(_BOX, (0.022, 0.010, 0.030)),), 0.030),
 }
 LOW_KINDS = frozenset({"cube", "brick", "puck"})
 """What fits into the drawer and lets it be closed."""
@@ -102,8 +99,6 @@ class Fixture:
     parts: tuple[Part, ...]
     place: tuple[float, float] | None = None
     """Height of its floor above the table and radius of what counts as inside, m; None if nothing is put there."""
-    rim_m: float = 0.0
-    """Height of its rim above the table."""
     foot_m: float = 0.0
     """Height of the body's origin above the table."""
     joint: Callable[[mujoco.MjsBody, str], None] | None = None
@@ -124,24 +119,23 @@ def _walls(half: float, height: float, count: int) -> tuple[Part, ...]:
 def _drawer(cabinet: mujoco.MjsBody, name: str) -> None:
     drawer = cabinet.add_body(name=name)
     drawer.add_joint(
-        name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, -1, 0], range=[0, 0.1], limited=True,
+        name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, -1, 0], range=[0, DRAWER_TRAVEL_M], limited=True,
         damping=4.0, frictionloss=0.6, armature=0.05,
     )  # fmt: skip
-    front = (0.0, -0.055, 0.0)
     add_parts(
         drawer,
         name,
         (
-            Part(_BOX, (0.060, 0.004, 0.024), (0.0, front[1], 0.029)),
-            Part(_BOX, (0.022, 0.005, 0.020), (0.0, front[1], 0.071), _METAL),
-            Part(_BOX, (0.056, 0.050, 0.002), (0.0, 0.0, 0.007), _WOOD),
-            Part(_BOX, (0.003, 0.050, 0.012), (-0.054, 0.0, 0.021), _WOOD),
-            Part(_BOX, (0.003, 0.050, 0.012), (0.054, 0.0, 0.021), _WOOD),
-            Part(_BOX, (0.056, 0.003, 0.012), (0.0, 0.048, 0.021), _WOOD),
+            Part(_BOX, (0.052, 0.004, 0.024), (0.0, _FRONT_M, 0.029)),
+            Part(_BOX, (0.020, 0.005, 0.020), (0.0, _FRONT_M, 0.071), _METAL),
+            Part(_BOX, (0.048, 0.050, 0.002), (0.0, 0.0, 0.007), _WOOD),
+            Part(_BOX, (0.003, 0.050, 0.012), (-0.047, 0.0, 0.021), _WOOD),
+            Part(_BOX, (0.003, 0.050, 0.012), (0.047, 0.0, 0.021), _WOOD),
+            Part(_BOX, (0.048, 0.003, 0.012), (0.0, 0.048, 0.021), _WOOD),
         ),
         mass=0.4,
     )
-    drawer.add_site(name=f"{name}_handle", pos=[0, front[1], 0.074], group=4)
+    drawer.add_site(name=f"{name}_handle", pos=[0, _FRONT_M, 0.076], group=4)
 
 
 def _button(base: mujoco.MjsBody, name: str) -> None:
@@ -154,6 +148,12 @@ def _button(base: mujoco.MjsBody, name: str) -> None:
     cap.add_site(name=f"{name}_handle", pos=[0, 0, 0.038], group=4)
 
 
+# A square frame painted on the table: a filled disc would look like a plate.
+_MARK = [
+    Part(_BOX, (0.006, 0.052, 0.0005), (0.046 * np.cos(t), 0.046 * np.sin(t), 0.0005), yaw=float(t), solid=False)
+    for t in np.pi / 2 * np.arange(4)
+]
+
 FIXTURES: dict[str, Fixture] = {
     "plate": Fixture(
         (Part(_CYLINDER, (PLATE_RADIUS_M, PLATE_THICKNESS_M / 2, 0.0)),),
@@ -161,23 +161,20 @@ FIXTURES: dict[str, Fixture] = {
         foot_m=PLATE_THICKNESS_M / 2,
     ),
     "bowl": Fixture(
-        (Part(_CYLINDER, (0.054, 0.003, 0.0), (0.0, 0.0, 0.003)), *_walls(0.052, 0.034, 8)), (0.006, 0.050), 0.034
+        (Part(_CYLINDER, (0.054, 0.003, 0.0), (0.0, 0.0, 0.003)), *_walls(0.052, 0.034, 8)), (0.006, 0.050)
     ),
-    "box": Fixture(
-        (Part(_BOX, (0.060, 0.060, 0.003), (0.0, 0.0, 0.003)), *_walls(0.058, 0.042, 4)), (0.006, 0.062), 0.042
-    ),
-    "zone": Fixture((Part(_CYLINDER, (0.055, 0.0005, 0.0), (0.0, 0.0, 0.0005), solid=False),), (0.0, 0.040)),
+    "box": Fixture((Part(_BOX, (0.060, 0.060, 0.003), (0.0, 0.0, 0.003)), *_walls(0.058, 0.036, 4)), (0.006, 0.062)),
+    "zone": Fixture(tuple(_MARK), (0.0, 0.040)),
     "cabinet": Fixture(
         (
-            Part(_BOX, (0.068, 0.055, 0.003), (0.0, 0.004, 0.057), _WOOD),
-            Part(_BOX, (0.003, 0.055, 0.030), (-0.065, 0.004, 0.030), _WOOD),
-            Part(_BOX, (0.003, 0.055, 0.030), (0.065, 0.004, 0.030), _WOOD),
-            Part(_BOX, (0.068, 0.003, 0.030), (0.0, 0.058, 0.030), _WOOD),
+            Part(_BOX, (0.058, 0.055, 0.003), (0.0, 0.004, 0.057), _WOOD),
+            Part(_BOX, (0.003, 0.055, 0.030), (-0.055, 0.004, 0.030), _WOOD),
+            Part(_BOX, (0.003, 0.055, 0.030), (0.055, 0.004, 0.030), _WOOD),
+            Part(_BOX, (0.058, 0.003, 0.030), (0.0, 0.058, 0.030), _WOOD),
         ),
         (0.009, 0.060),
-        0.034,
         joint=_drawer,
-        travel_m=0.1,
+        travel_m=DRAWER_TRAVEL_M,
     ),
     "button": Fixture((Part(_BOX, (0.030, 0.030, 0.010), (0.0, 0.0, 0.010), _DARK),), joint=_button, travel_m=0.012),
 }
