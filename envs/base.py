@@ -59,6 +59,10 @@ class BaseWorlds(ABC):
         self.elapsed = np.zeros(num_worlds, np.int64)
         """Control steps since the reset."""
 
+    def set_rendering(self, on: bool) -> None:
+        """Draw images at resets and after chunks, or not. Every `VecEnv` of ours has this switch."""
+        self.render_images = on
+
     @abstractmethod
     def proprio(self) -> NDArray[np.float32]:
         """(n, P), see `proprio_names`."""

@@ -15,18 +15,40 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import nn
 
 from envs.suites import TRAIN_SEED_LIMIT
-from vla.types import ActionChunk, Observation, Policy, VecEnv
+from vla.types import ActionChunk, Observation, Policy, StepResult, VecEnv
 
 try:
     from stable_baselines3 import PPO, SAC, TD3
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+    from stable_baselines3.common.policies import ContinuousCritic
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
     from stable_baselines3.common.vec_env import VecEnv as SB3VecEnv
     from stable_baselines3.common.vec_env import VecNormalize
+    from stable_baselines3.sac.policies import SACPolicy
 except ImportError as error:
     raise ImportError("rl.sb3 needs stable-baselines3: install Bascule with the extra 'sb3'") from error
+
+
+class LayerNormCritics(SACPolicy):
+    """SAC's policy with LayerNorm in its critics: what keeps off-policy values finite at many updates per step.
+
+    Ball et al. 2023 (RLPD, arXiv 2302.02948). A policy class for `SAC(LayerNormCritics, ...)`.
+    """
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        critic = super().make_critic(features_extractor)
+        given = self.critic_kwargs
+        for i in range(critic.n_critics):
+            width = critic.q_networks[i][0].in_features
+            layers = create_mlp(width, 1, given["net_arch"], given["activation_fn"], post_linear_modules=[nn.LayerNorm])
+            critic.q_networks[i] = nn.Sequential(*layers).to(self.device)
+            setattr(critic, f"qf{i}", critic.q_networks[i])
+        return critic
+
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3}
 
@@ -49,13 +71,12 @@ class StateVecEnv(SB3VecEnv):
     def __init__(self, env: VecEnv, *, seed: int = 0) -> None:
         self.env = env
         self.render_mode = None
-        spec, dim = env.action_spec, env.proprio_dim + env.privileged_dim
+        spec = env.action_spec
+        bounds = spaces.Box(np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32), dtype=np.float32)
         super().__init__(
-            env.num_envs,
-            spaces.Box(-np.inf, np.inf, (dim,), np.float32),
-            spaces.Box(np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32), dtype=np.float32),
+            env.num_envs, spaces.Box(-np.inf, np.inf, (self._state_dim(),), np.float32), self._action_space(bounds)
         )
-        _set_rendering(env, False)
+        env.set_rendering(False)  # type: ignore[attr-defined]  # every backend of ours offers it
         self._rng = np.random.default_rng([seed, 53])
         self._actions: np.ndarray | None = None
         self.obs: Observation | None = None
@@ -66,16 +87,16 @@ class StateVecEnv(SB3VecEnv):
             self._rng = np.random.default_rng([int(self._seeds[0]), 53])
         self._reset_seeds()
         self._reset_options()
-        self.obs = self.env.reset(seeds=self._draw(self.num_envs))
+        self.obs = self._begin(range(self.num_envs))
         self.reset_infos = [{} for _ in range(self.num_envs)]
-        return state_of(self.obs)
+        return self._state(self.obs)
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = np.asarray(actions, np.float32)
 
     def step_wait(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         assert self._actions is not None, "step_async first"
-        result = self.env.step_chunk(self._actions[:, None])
+        result = self._step(self._actions)
         self.obs, self._actions = result.obs, None
         done = result.terminated | result.truncated
         infos: list[dict[str, Any]] = [
@@ -87,11 +108,32 @@ class StateVecEnv(SB3VecEnv):
         ]
         over = np.flatnonzero(done)
         if len(over):
-            last = state_of(result.obs)
+            last = self._state(result.obs)
             for i in over:
                 infos[i]["terminal_observation"] = last[i]
-            self.obs = self.env.reset(seeds=self._draw(len(over)), env_ids=over)
-        return state_of(self.obs), result.reward, done, infos
+            self.obs = self._begin(over.tolist())
+        return self._state(self.obs), result.reward, done, infos
+
+    # What another view of the same worlds changes (`rl.residual`).
+    def _state_dim(self) -> int:
+        return self.env.proprio_dim + self.env.privileged_dim
+
+    def _action_space(self, bounds: spaces.Box) -> spaces.Box:
+        return bounds
+
+    def _state(self, obs: Observation) -> NDArray[np.float32]:
+        return state_of(obs)
+
+    def _begin(self, ids: Sequence[int]) -> Observation:
+        """New episodes in these worlds."""
+        return self.env.reset(seeds=self._draw(len(ids)), env_ids=None if len(ids) == self.num_envs else ids)
+
+    def _step(self, actions: NDArray[np.float32]) -> StepResult:
+        return self.env.step_chunk(actions[:, None])
+
+    def action_of(self, env_action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The action (B, A) here that does what `env_action` does in the worlds, as nearly as possible."""
+        return np.clip(env_action, self.action_space.low, self.action_space.high)
 
     def _draw(self, count: int) -> list[int]:
         return [int(s) for s in self._rng.integers(TRAIN_SEED_LIMIT, size=count)]
@@ -99,7 +141,7 @@ class StateVecEnv(SB3VecEnv):
     def close(self) -> None:
         """Hand the worlds back, images on. They are the caller's to close."""
         with suppress(RuntimeError, OSError, BrokenPipeError):
-            _set_rendering(self.env, True)
+            self.env.set_rendering(True)  # type: ignore[attr-defined]
 
     # SB3 asks these of environments that are objects; ours are rows of arrays, all alike.
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
@@ -107,21 +149,19 @@ class StateVecEnv(SB3VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise NotImplementedError("these worlds share one configuration: change it where they are made")
+        raise AttributeError(
+            f"{attr_name!r} cannot be set through SB3: these worlds share one configuration; change it where they are "
+            "made"
+        )
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        raise NotImplementedError("these worlds are not separate objects: call the vector environment itself")
+        raise AttributeError(
+            f"{method_name!r} cannot be called through SB3: these worlds are rows of arrays, not separate objects; "
+            "call the vector environment itself"
+        )
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         return [False for _ in self._get_indices(indices)]
-
-
-def _set_rendering(env: VecEnv, on: bool) -> None:
-    switch = getattr(env, "set_rendering", None)
-    if switch is not None:
-        switch(on)
-    elif hasattr(env, "render_images"):
-        env.render_images = on
 
 
 class SB3Policy:
@@ -172,7 +212,7 @@ def fill_replay(
     policy.reset()
     while ended < episodes and stored < max_steps:
         assert worlds.obs is not None
-        action = np.clip(policy.act(worlds.obs)[:, 0], env.action_space.low, env.action_space.high)
+        action = worlds.action_of(policy.act(worlds.obs)[:, 0])
         following, reward, done, infos = env.step(action)
         real_next = following.copy()
         for i in np.flatnonzero(done):

@@ -79,6 +79,12 @@ class PointReach:
         info = {"success": terminated.copy(), "wrong_object": np.zeros(self.num_envs, bool)}
         return StepResult(self._obs(), reward, terminated, truncated, n_steps, info)
 
+    def set_rendering(self, on: bool) -> None:
+        self.drawing = on
+
+    def observation(self) -> Observation:
+        return self._obs()
+
     def alternative_instructions(self) -> list[str]:
         return ["reach nothing"] * self.num_envs
 
