@@ -110,11 +110,15 @@ class Program:
     def __call__(self) -> None:
         """Run after everything on torch's current stream, before whatever torch does next."""
         if self._graph is None:
-            with wp.ScopedDevice(self._device):
-                self._launches()
+            self.launch()
         else:
             stream = wp.stream_from_torch(torch.cuda.current_stream(wp.device_to_torch(self._device)))
             wp.capture_launch(self._graph, stream=stream)
+
+    def launch(self) -> None:
+        """The same without the graph, on Warp's own stream: for machines without graphs, and to check them."""
+        with wp.ScopedDevice(self._device):
+            self._launches()
 
 
 class WarpSim:
@@ -126,8 +130,6 @@ class WarpSim:
         self.num_worlds, self.substeps, self.buffers = num_worlds, substeps, buffers or Buffers()
         self.warp_device = wp.get_device(device)
         self.device = torch.device(wp.device_to_torch(self.warp_device))
-        start = mujoco.MjData(model)
-        mujoco.mj_forward(model, start)
         with wp.ScopedDevice(self.warp_device):
             self.model = mjw.put_model(model)
             self.data = mjw.make_data(model, nworld=num_worlds, nconmax=self.buffers.nconmax, njmax=self.buffers.njmax)
@@ -145,8 +147,9 @@ class WarpSim:
         self.peak_contacts = wp.to_torch(self._peak_contacts)
         self.stale_xanchor, self.stale_xaxis = map(wp.to_torch, self._stale)
         """Joint anchors and axes at the start of the last physics step: what `mj_jacSite` on the CPU backend uses."""
-        self._kinematics = Program(lambda: mjw.kinematics(self.model, self.data), self.warp_device)
-        self._step = Program(self._launch_step, self.warp_device)
+        self.kinematics = Program(lambda: mjw.kinematics(self.model, self.data), self.warp_device)
+        self.step = Program(self._launch_step, self.warp_device)
+        """One control step of every world in `live`; the others keep their state. Poses are current afterwards."""
 
     def _state(self) -> list[wp.array]:
         return [self.data.qpos, self.data.qvel, self.data.qacc_warmstart]
@@ -173,10 +176,6 @@ class WarpSim:
         )
         mjw.kinematics(self.model, data)
 
-    def step(self) -> None:
-        """One control step of every world in `live`; the others keep their state. Poses are current afterwards."""
-        self._step()
-
     def place(
         self,
         ids: torch.Tensor,
@@ -193,7 +192,7 @@ class WarpSim:
         self.qvel[ids] = self.qacc_warmstart[ids] = 0.0
         self.mocap_pos[ids], self.mocap_quat[ids] = mocap_pos, mocap_quat
         self.xfrc_applied[ids, :, 2] = lift_force
-        self._kinematics()
+        self.kinematics()
         self.stale_xanchor[ids], self.stale_xaxis[ids] = self.xanchor[ids], self.xaxis[ids]
 
     def overflow(self) -> tuple[torch.Tensor, int, int]:
