@@ -59,6 +59,12 @@ class BlackBox:
     def close(self) -> None:
         self._file.close()
 
+    def __enter__(self) -> BlackBox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
         self._file.flush()  # a run that ends badly is the one whose log is read

@@ -39,6 +39,8 @@ class ControlConfig:
     what is still to be played: `policies.rtc`)."""
     blend_steps: int = 2
     """Actions over which "blend" takes over."""
+    catch_up_steps: int = 3
+    """Actions over which displacements that came too late are made up for; 0: never."""
     ensemble_decay: float = 0.01
     """Of "ensemble": 0 is the plain mean, more favours older chunks."""
     asynchronous: bool = True
@@ -147,7 +149,14 @@ class ControlLoop:
         rest, names = tuple(robot.rest()), robot.proprio_names
         self.governor = Governor(config.guards, robot.action_spec, robot.kinds, rest=rest, proprio_names=names)
         per_step = ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
-        self.plan = Plan(robot.kinds, ticks_per_step=per_step, rest=rest, join=_join(config))
+        self.plan = Plan(
+            robot.kinds,
+            ticks_per_step=per_step,
+            rest=rest,
+            join=_join(config),
+            catch_up_steps=config.catch_up_steps,
+            bounds=(robot.action_spec.low, robot.action_spec.high),
+        )
         self.delay = DelayEstimate()
         self.chunk_size = 0
         self.started = 0.0
@@ -279,8 +288,9 @@ class ControlLoop:
                 self.log.event(error=f"{type(answer.error).__name__}: {answer.error}")
 
     def _refill_at(self) -> int:
+        """With so many actions left it asks: early enough that the robot does not run dry before the answer comes."""
         played = self.config.n_action_steps or (self.chunk_size + 1) // 2
-        return max(self.chunk_size - played, 0)
+        return max(self.chunk_size - played, self.delay.steps if self.config.asynchronous else 0)
 
     def _inputs(self) -> Inputs:
         # Looked for last, so that nothing is sent that was decided before somebody pressed it.

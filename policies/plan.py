@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -21,7 +22,9 @@ class Plan:
     """A chunk on the way: `ticks_per_step` robot ticks to each of the policy's actions, and a count of actions played.
 
     Chunk N+1 is computed while N is played. When it comes, the actions it holds for steps that were meanwhile *played*
-    are left out (counted, not estimated from clocks), and `join` says how the rest takes over.
+    are left out (counted, not estimated from clocks), and `join` says how the rest takes over. Displacements left out
+    were meant to bring the robot somewhere, and those played instead brought it elsewhere: the difference is made up
+    for over the next `catch_up_steps` actions.
     """
 
     def __init__(
@@ -31,8 +34,11 @@ class Plan:
         ticks_per_step: Fraction | int,
         rest: tuple[float, ...],
         join: Join | None = None,
+        catch_up_steps: int = 0,
+        bounds: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        """`join` None: switch at once. `rest`: the action before the first, positions move away from it."""
+        """`join` None: switch at once. `rest`: the action before the first, positions move away from it. `bounds`: of
+        the robot's action, lowest and highest; what is made up for stays within them."""
         self._position = np.array([kind == "position" for kind in kinds])
         self._displacement = np.array([kind == "displacement" for kind in kinds])
         self._switch = np.array([kind == "switch" for kind in kinds])
@@ -41,6 +47,13 @@ class Plan:
         self._join = join or Blend(0)
         self._actions = np.empty((0, len(kinds)), np.float64)
         self._before = np.array(rest, dtype=np.float64)
+        self._past: deque[NDArray[np.float64]] = deque(maxlen=256)  # what was played, the latest last
+        self._catch_up_steps = catch_up_steps
+        # A displacement is that of a whole action here, and a robot's bounds are those of a tick.
+        self._low, self._high = (
+            np.full(len(kinds), sign * np.inf) if bounds is None else np.array(bounds[end]) * float(ticks_per_step)
+            for end, sign in ((0, -1), (1, 1))
+        )
         self.step = 0
         """Actions of the policy played so far."""
         self.seen_s = -np.inf
@@ -65,9 +78,23 @@ class Plan:
         late = self.step - asked_at_step
         fresh = np.array(chunk_CA[late:], dtype=np.float64)
         if len(fresh):
+            if self._catch_up_steps and 0 < late <= len(self._past):
+                self._catch_up(fresh, np.sum(chunk_CA[:late], axis=0) - np.sum(list(self._past)[-late:], axis=0))
             joined = self._join(self._actions, fresh, step=self.step)
             self._actions, self.seen_s = np.where(self._switch, fresh, joined), seen_s
         return late
+
+    def _catch_up(self, fresh_SA: NDArray[np.float64], debt_A: NDArray[np.float64]) -> None:
+        """Add `debt` to the displacements, in equal parts where the bounds allow it, later where they do not."""
+        debt = np.where(self._displacement, debt_A, 0.0)
+        part = debt / self._catch_up_steps
+        for i in range(len(fresh_SA)):
+            share = np.where(np.abs(part) < np.abs(debt), part, debt)
+            moved = np.clip(fresh_SA[i] + share, self._low, self._high) - fresh_SA[i]
+            # never against the debt: an action beyond the bounds is the guards' business
+            moved = np.where(moved * debt > 0, moved, 0.0)
+            fresh_SA[i] += moved
+            debt = debt - moved
 
     def wanted(self) -> tuple[float, ...] | None:
         """This tick's action, at the robot's rate; None when the plan is over.
@@ -92,6 +119,7 @@ class Plan:
         """The action just wanted was played."""
         self._played += self._tick
         if self._played >= 1:
+            self._past.append(self._actions[0])
             self._before, self._actions = self._actions[0], self._actions[1:]
             self._played = self._played - 1 if len(self._actions) else Fraction(0)
             self.step += 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.guards import Kind
+from vla.config import lookup
 from vla.types import ActionSpec, Observation, VecEnv
 
 
@@ -92,8 +94,27 @@ class WorldRobot:
         self._latest = Observation(obs.images, obs.proprio, obs.instruction)
 
 
+def lerobot_robot(kind: str, values: Mapping[str, str]) -> Any:
+    """LeRobot's robot of a type, from the words of a command line. ValueError naming the types or flags there are.
+
+    Types of installed plugins are known, too.
+    """
+    import draccus
+    from lerobot import robots  # noqa: F401 registers LeRobot's own
+    from lerobot.robots import RobotConfig
+    from lerobot.robots.utils import make_robot_from_config
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+    config = lookup(kind, RobotConfig.get_known_choices(), "LeRobot robot")
+    names = {field.name for field in fields(config)}
+    if foreign := [name for name in values if name not in names]:
+        raise ValueError(f"robot {kind} has no '{foreign[0]}'; it has {', '.join(sorted(names))}")
+    return make_robot_from_config(draccus.decode(config, dict(values)))
+
+
 class LeRobotRobot:
-    """Any LeRobot `Robot` (positions of joints in, positions of joints out) under this interface."""
+    """Any LeRobot `Robot` under this interface. Components NAME.vel are displacements, the others positions."""
 
     def __init__(
         self,
@@ -113,11 +134,16 @@ class LeRobotRobot:
         low, high = zip(*(limits[name] for name in names), strict=True)
         self._robot, self._instruction = robot, instruction
         self.action_spec = ActionSpec(names, tuple(map(float, low)), tuple(map(float, high)), control_hz)
-        self.kinds: tuple[Kind, ...] = ("position",) * len(names)
+        self.kinds: tuple[Kind, ...] = tuple(_kind(name) for name in names)
         features = robot.observation_features
         self.proprio_names = tuple(name for name, kind in features.items() if kind is float)
         self._cameras = tuple(name for name, kind in features.items() if isinstance(kind, tuple))
-        if absent := [name for name in names if name not in self.proprio_names]:
+        absent = [
+            name
+            for name, kind in zip(names, self.kinds, strict=True)
+            if kind == "position" and name not in self.proprio_names
+        ]
+        if absent:
             raise ValueError(f"the robot does not report '{absent[0]}', so it cannot be held where it is")
         self.done = False
 
@@ -134,7 +160,10 @@ class LeRobotRobot:
 
     def rest(self) -> tuple[float, ...]:
         seen = self._robot.get_observation()
-        return tuple(float(seen[name]) for name in self.action_spec.names)
+        return tuple(
+            float(seen[name]) if kind == "position" else 0.0
+            for name, kind in zip(self.action_spec.names, self.kinds, strict=True)
+        )
 
     def send(self, action_A: NDArray[np.float32]) -> None:
         self._robot.send_action(dict(zip(self.action_spec.names, map(float, action_A), strict=True)))
@@ -142,3 +171,7 @@ class LeRobotRobot:
     def disconnect(self) -> None:
         if self._robot.is_connected:
             self._robot.disconnect()
+
+
+def _kind(name: str) -> Kind:
+    return "displacement" if name.endswith(".vel") else "position"

@@ -7,9 +7,10 @@ import sys
 import tyro
 
 from vla.commands.base import Command
+from vla.commands.control import Control
 from vla.commands.convert import Convert
 from vla.commands.data import Demos, GroundData
-from vla.commands.deploy import Control, LeRobot, Serve
+from vla.commands.deploy import LeRobot, Serve
 from vla.commands.export import Export
 from vla.commands.learn import RL, Pretrain, Quickstart, Train
 from vla.commands.look import List, View

@@ -146,6 +146,7 @@ def _wave(
     waits = join == "waits"
     config = ControlConfig(
         join="switch" if waits else join,  # type: ignore[arg-type]
+        catch_up_steps=0 if join == "switch" else ControlConfig.catch_up_steps,  # the naive way
         asynchronous=not waits,
         n_action_steps=policy.n_action_steps,
         guards=GuardConfig(give_up_s=60.0),  # nobody stands near this robot: it may wait for as long as an episode

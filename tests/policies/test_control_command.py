@@ -28,13 +28,13 @@ def checkpoint(tmp_path_factory):
 
 def test_a_checkpoint_drives_the_simulated_robot_and_the_log_replays(checkpoint, tmp_path, capsys):
     log, report = tmp_path / "log.jsonl", tmp_path / "report.json"
-    args = ["--duration-s", "2", "--give-up-s", "9", "--log", str(log), "--json", str(report)]
+    args = ["--duration-s", "2", "--give-up-s", "9", "--log", str(log), "--json", str(report), "--join", "rtc"]
     assert main(["control", str(checkpoint), *args, "--velocity", "dx", "3"]) == 0
     written = json.loads(report.read_text())
     assert written["report"]["ended"] == "time" and written["report"]["answers"] >= 1
     assert written["success"] is False and "ticks" in capsys.readouterr().out
     actions = [json.loads(line)["decision"]["action"] for line in log.read_text().splitlines() if "inputs" in line]
-    assert len(actions) == written["report"]["ticks"] and np.abs(np.array(actions)[:, 0]).max() <= 3 / 20 + 1e-6
+    assert len(actions) == written["report"]["ticks"] and np.abs(np.array(actions)[:, 0]).max() <= 3 / 50 + 1e-6
     assert main(["control", str(log), "--replay"]) == 0
     log.write_text(log.read_text().replace('"dx": 3.0', '"dx": 0.001', 1))
     assert main(["control", str(log), "--replay"]) == 1

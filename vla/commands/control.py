@@ -1,0 +1,235 @@
+"""`vla control`: a policy at the controls of a robot, simulated or any of LeRobot's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from vla.commands.base import Command, load_policy
+
+
+@dataclass(frozen=True)
+class Control(Command):
+    """Drive a robot in real time: guards, e-stop, black-box log. Policy: a checkpoint or a server."""
+
+    policy: Positional[str]
+    """A checkpoint folder, or ws://HOST:PORT of a `vla serve`."""
+    robot: str | None = None
+    """Type of a LeRobot robot, as in LeRobot's own --robot.type. Default: the simulated one."""
+    robot_args: dict[str, str] = field(default_factory=dict)
+    """Of a LeRobot robot, e.g. port /dev/ttyACM0 id left."""
+    task: str | None = None
+    """What a LeRobot robot is to do, in words; for the simulated one, the suite's task."""
+    limits: tuple[str, ...] = ()
+    """NAME:LOW:HIGH of a LeRobot robot's actions. Default: the range in the policy's demonstrations."""
+    suite: str = "tabletop-pick"
+    """The simulated robot's world: one of `vla list suites`."""
+    seed: int = 0
+    """Of the scene."""
+    endless: bool = False
+    """Simulated: one scene after the other, until the time is over."""
+    hz: float = 50.0
+    """Rate at which the robot is commanded. The policy's actions are interpolated to it."""
+    duration_s: float = 20.0
+    """The run also ends when the task does."""
+    n_action_steps: int | None = None
+    """Ask again after this many actions of a chunk. Default: the policy's choice."""
+    join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
+    """How a new chunk takes over from the one being played."""
+    blend_steps: int = 2
+    """Actions over which "blend" does."""
+    asynchronous: bool = True
+    """Compute the next chunk while the current one is played, in a process of its own."""
+    dry_run: bool = False
+    """Do everything but send actions to the robot."""
+    estop_file: Path | None = None
+    """The robot is let go as soon as this file exists."""
+    estop_key: bool = True
+    """It is let go, too, at any key in the terminal the command runs in."""
+    log: Path | None = None
+    """Black box: one JSON line per tick. `--replay` decides them again."""
+    replay: bool = False
+    """Run no robot: POLICY is a log; are its decisions what the guards decide now?"""
+    velocity: dict[str, float] = field(default_factory=dict)
+    """Limits: component and speed, action units per second, e.g. dx 12 dy 12."""
+    acceleration: dict[str, float] = field(default_factory=dict)
+    """Limits: component and change of speed, action units per second squared."""
+    workspace: tuple[str, ...] = ()
+    """Limits: NAME:LOW:HIGH of measured state, e.g. grip_z:0.005:0.4."""
+    max_observation_age_s: float = 0.5
+    max_action_age_s: float = 2.0
+    give_up_s: float = 3.0
+    """A hold that lasts longer becomes a slow stop."""
+    stop_s: float = 0.5
+    """Length of a slow stop."""
+    server_timeout_s: float = 1.0
+    """An answer that takes longer counts as a dead server."""
+    image_size: int = 84
+    api_key: str | None = None
+    """Of the server. Default: $BASCULE_API_KEY."""
+    json: Path | None = None
+    """Write the report here, too."""
+
+    def run(self) -> int | None:
+        if self.replay:
+            return self._replay()
+        from contextlib import ExitStack
+
+        from policies.blackbox import BlackBox
+        from policies.controller import control
+        from policies.estop import key_pressed
+        from vla.config import save_json
+
+        guards = self._guards()
+        with ExitStack() as open_ones:
+            policy = self._policy()
+            open_ones.callback(policy.close)
+            robot = self._robot(policy.action_spec)
+            open_ones.callback(robot.disconnect)
+            _check_actions(policy.action_spec, robot.action_spec)
+            config = self._config(guards, policy)
+            pressed = open_ones.enter_context(key_pressed()) if self.estop_key else lambda: False
+            box = None if self.log is None else open_ones.enter_context(BlackBox(self.log))
+            report = control(robot, policy, config, log=box, pressed=pressed)
+        scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
+        if self.json is not None:
+            save_json(self.json, {"report": report, "success": getattr(robot, "success", None), **scenes})
+        self._tell(report, scenes)
+        return 0 if report.ended in ("done", "time") else 1
+
+    def _guards(self) -> Any:
+        from policies.guards import GuardConfig
+
+        return GuardConfig(
+            max_observation_age_s=self.max_observation_age_s,
+            max_action_age_s=self.max_action_age_s,
+            give_up_s=self.give_up_s,
+            stop_s=self.stop_s,
+            velocity=self.velocity,
+            acceleration=self.acceleration,
+            workspace=dict(map(_range, self.workspace)),
+        )
+
+    def _config(self, guards: Any, policy: Any) -> Any:
+        from policies.controller import ControlConfig
+
+        spec = policy.action_spec
+        return ControlConfig(
+            duration_s=self.duration_s,
+            # a stock openpi server does not say at which rate its actions were meant
+            policy_hz=None if spec is None else spec.control_hz or None,
+            n_action_steps=self.n_action_steps or getattr(policy, "n_action_steps", None),
+            join=self.join,
+            blend_steps=self.blend_steps,
+            asynchronous=self.asynchronous,
+            dry_run=self.dry_run,
+            estop_file=self.estop_file,
+            server_timeout_s=self.server_timeout_s,
+            guards=guards,
+        )
+
+    def _policy(self) -> Any:
+        if "://" in self.policy:
+            from policies.client import PolicyClient
+
+            return PolicyClient(self.policy, api_key=self.api_key or os.environ.get("BASCULE_API_KEY"))
+        from functools import partial
+
+        from policies.beside import PolicyProcess
+        from vla.catalogue import checkpoint
+
+        return PolicyProcess(partial(whole_chunks, checkpoint(Path(self.policy))))
+
+    def _robot(self, spec: Any) -> Any:
+        if self.robot is not None:
+            from policies.robots import LeRobotRobot, lerobot_robot
+
+            limits = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
+            limits |= dict(map(_range, self.limits))
+            robot = lerobot_robot(self.robot, self.robot_args)
+            return LeRobotRobot(robot, instruction=self.task or "", control_hz=self.hz, limits=limits)
+        from functools import partial
+
+        from envs.mujoco_env import worlds_class
+        from envs.suites import load_suite
+        from envs.worker import worker_environment
+        from policies.live import LiveWorld
+
+        names = worlds_class(load_suite(self.suite)).proprio_names
+        with worker_environment():
+            return LiveWorld(
+                partial(one_world, self.suite, self.image_size),
+                control_hz=self.hz,
+                seed=self.seed,
+                task=self.task,
+                proprio_names=names,
+                endless=self.endless,
+            )
+
+    def _tell(self, report: Any, scenes: dict[str, int]) -> None:
+        tripped = ", ".join(f"{name} {count}" for name, count in report.guards.items()) or "none"
+        done = f", {scenes['successes']} of {scenes['scenes']} scenes succeeded" if scenes else ""
+        print(
+            f"{report.ended} after {report.ticks} ticks ({report.seconds:.1f} s), {report.overruns} deadlines missed"
+            f" ({100 * report.overruns / max(report.ticks, 1):.3f}%){done}"
+        )
+        late, work, answers = report.late_ms, report.work_ms, report.latency_ms
+        print(
+            f"ticks late p99 {late['p99']:.2f} ms, max {late['max']:.2f}; work p99 {work['p99']:.2f} ms; guards: "
+            f"{tripped}; {report.answers} answers, p50 {answers['p50']:.1f} ms, p99 {answers['p99']:.1f} ms"
+        )
+
+    def _replay(self) -> int:
+        from policies.blackbox import replay
+
+        pairs = replay(Path(self.policy))
+        differ = [i for i, (logged, again) in enumerate(pairs) if logged != again]
+        print(f"{len(pairs)} ticks, {len(pairs) - len(differ)} decided as logged")
+        if differ:
+            print(f"first difference: tick {differ[0] + 1}")
+        return 1 if differ else 0
+
+    def kept(self) -> str:
+        return "the robot was let go" + ("" if self.log is None else f"; its log is in {self.log}")
+
+
+def whole_chunks(folder: Path) -> Any:
+    """The policy in a checkpoint, giving all of each chunk: a controller that waits for the next one needs them."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the other half is the robot's
+    policy = load_policy(folder)
+    if not hasattr(policy, "vla"):
+        return policy
+    from policies.rtc import RealTimePolicy
+
+    return RealTimePolicy(policy.vla)
+
+
+def one_world(suite: str, image_size: int) -> Any:
+    """One world of a suite, in this process."""
+    from envs.mujoco_env import worlds_class
+    from envs.suites import load_suite
+
+    spec = load_suite(suite)
+    return worlds_class(spec)(spec, 1, image_size=image_size)
+
+
+def _range(text: str) -> tuple[str, tuple[float, float]]:
+    """NAME:LOW:HIGH."""
+    try:
+        name, low, high = text.split(":")
+        bounds = float(low), float(high)
+    except ValueError:
+        raise ValueError(f"a limit is NAME:LOW:HIGH, got {text!r}") from None
+    return name, bounds
+
+
+def _check_actions(policy: Any, robot: Any) -> None:
+    """ValueError unless the policy's actions are the robot's: the same names in the same order."""
+    if policy is not None and tuple(policy.names) != tuple(robot.names):
+        raise ValueError(f"the policy acts on {', '.join(policy.names)}, the robot on {', '.join(robot.names)}")
