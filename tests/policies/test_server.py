@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgpack
@@ -22,7 +22,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from policies import wire
-from policies.server import ObservationReader, PolicyServer, libero_key_map, serve_in_thread
+from policies.layouts import LAYOUTS, Layout, ObservationReader
+from policies.server import PolicyServer, serve_in_thread
 from vla.types import ActionSpec, Observation
 
 SPEC = ActionSpec(names=("dx", "dy", "gripper"), low=(-1.0,) * 3, high=(1.0,) * 3, control_hz=20.0)
@@ -49,8 +50,9 @@ class SumPolicy:
         self.threads.add(threading.get_ident())
         time.sleep(self.delay_s)
         prompt = obs.instruction[0]
+        length = np.array([len(text) for text in obs.instruction])[:, None, None]
         value = obs.proprio.sum(1) + obs.images["front"].mean((1, 2, 3)) + 2 * obs.images["wrist"].mean((1, 2, 3))
-        actions = value[:, None, None] + len(prompt) + np.arange(CHUNK)[None, :, None] + np.zeros((1, 1, SPEC.dim))
+        actions = value[:, None, None] + length + np.arange(CHUNK)[None, :, None] + np.zeros((1, 1, SPEC.dim))
         self.busy -= 1
         if prompt == "crash":
             raise KeyError("two\nlines")
@@ -87,6 +89,13 @@ def talking(server: PolicyServer, **options: object) -> Iterator[ClientConnectio
         yield ws
 
 
+def wait_for(happens: Callable[[], object], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happens():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
+
+
 def ask(ws: ClientConnection, frame: object) -> object:
     ws.send(frame if isinstance(frame, bytes | str) else wire.pack(frame))
     reply = ws.recv(timeout=5)
@@ -96,7 +105,7 @@ def ask(ws: ClientConnection, frame: object) -> object:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[PolicyServer]:
     """One server for the tests that only send it things: each thereby also shows that it survived the others."""
-    with serving(key_map=libero_key_map(CAMERAS), metadata={"policy": "sum"}) as server:
+    with serving(layout=LAYOUTS["libero"], metadata={"policy": "sum"}) as server:
         yield server
 
 
@@ -293,10 +302,10 @@ def test_refuses_to_face_the_network_without_a_key() -> None:
 
 
 def test_bad_configuration_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="unknown key 'images/top'; known: images/front, images/wrist, state, prompt"):
-        ObservationReader(CAMERAS, key_map={"observation/image": "images/top"})
-    with pytest.raises(ValueError, match="1 or 2 cameras, this policy has 3"):
-        libero_key_map(("a", "b", "c"))
+    with pytest.raises(ValueError, match="2 views, none of them for camera c: this policy reads a, b, c"):
+        ObservationReader(("a", "b", "c"), layout=LAYOUTS["libero"])
+    with pytest.raises(ValueError, match="none of them for camera front"):
+        ObservationReader(("front",), layout=Layout(("observation/image",), cameras=("top",)))
     with pytest.raises(ValueError, match="cannot be sent"):
         PolicyServer(SumPolicy(), action_spec=SPEC, cameras=CAMERAS, metadata={"policy": SumPolicy()})
 
@@ -312,10 +321,11 @@ def test_flat_native_keys_are_accepted() -> None:
 def test_slow_policy_serves_clients_in_turn_on_one_thread_and_keeps_the_loop_free() -> None:
     policy = SumPolicy()
     policy.delay_s = 0.15
-    with serving(policy) as server, contextlib.ExitStack() as stack:
+    with serving(policy, max_batch=1) as server, contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(talking(server)) for _ in range(3)]
         for i, ws in enumerate(sockets):
             ws.send(wire.pack(observation("lift" + i * "!")))
+        wait_for(lambda: policy.busy)
         start = time.perf_counter()
         assert get(server, "/healthz") == (200, b"OK\n")
         assert sockets[0].ping().wait(timeout=1)
@@ -330,9 +340,7 @@ def test_policy_is_reset_for_a_lone_client_only() -> None:
     with serving(policy) as server:
         with talking(server), talking(server):
             assert policy.resets == 1
-        deadline = time.monotonic() + 2
-        while server._clients and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: not server._clients.total())
         with talking(server):
             assert policy.resets == 2
 

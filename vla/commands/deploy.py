@@ -13,56 +13,62 @@ from vla.commands.base import Command, load_policy
 
 @dataclass(frozen=True)
 class Serve(Command):
-    """Serve a checkpoint to robot controllers over a websocket (openpi's protocol)."""
+    """Serve checkpoints or exported policies to robot controllers over a websocket (openpi's protocol)."""
 
-    policy: Positional[Path]
-    """A checkpoint folder."""
+    policies: Positional[tuple[str, ...]]
+    """Folders of `vla train`, `vla rl` or `vla export`, each perhaps as NAME=FOLDER. Clients choose one by ws://.../NAME
+    or with the key "policy"; the first is the default."""
     host: str = "127.0.0.1"
     port: int = 8000
     """0 takes any free port."""
     api_key: str | None = None
     """What clients must send. Needed to listen to other machines. Default: $BASCULE_API_KEY."""
+    layout: str = "native"
+    """Where clients put cameras, state and prompt: native, libero, droid, aloha, or a .toml file."""
+    tls_cert: Path | None = None
+    """PEM; clients then connect to wss://."""
+    tls_key: Path | None = None
+    max_batch: int = 16
+    """Most observations of different clients in one forward pass."""
+    max_clients: int = 64
+    reload_s: float | None = 2.0
+    """Look for newer checkpoints in the folders so often. SIGHUP looks at once."""
 
     def run(self) -> None:
+        from policies.served import by_name
         from vla.catalogue import checkpoint
 
-        folder = checkpoint(self.policy)
-        from policies.server import PolicyServer
+        if not self.policies:
+            raise ValueError("name at least one checkpoint folder to serve")
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("--tls-key goes with --tls-cert")
+        folders = {name: checkpoint(path) for name, path in by_name(self.policies).items()}
+        import logging
 
-        policy = load_policy(folder)
+        from policies.layouts import find_layout
+        from policies.served import Served
+        from policies.server import Limits, PolicyServer, tls_context
+
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+        logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every connection
+        layout = find_layout(self.layout)
+        tls = None
+        if self.tls_cert is not None:
+            tls = tls_context(str(self.tls_cert), None if self.tls_key is None else str(self.tls_key))
         server = PolicyServer(
-            policy,
-            action_spec=policy.action_spec,
-            cameras=policy.cameras,
+            {name: Served.of_folder(folder, load=load_policy, layout=layout) for name, folder in folders.items()},
             host=self.host,
             port=self.port,
             # A key given as a flag can be read by every user of the machine; one in the environment cannot.
             api_key=self.api_key or os.environ.get("BASCULE_API_KEY"),
-            proprio_dim=policy.processor.config.proprio_dim,
-            metadata={"policy": folder.name},
+            tls=tls,
+            limits=Limits(clients=self.max_clients),
+            max_batch=self.max_batch,
+            reload_s=self.reload_s,
         )
+        what = ", ".join(str(folder) for folder in folders.values())
         # On stdout and flushed: programs that start a server wait for this line.
-        server.run(on_ready=lambda: print(f"serving {folder} at {server.uri} (Ctrl-C ends)", flush=True))
+        server.run(on_ready=lambda: print(f"serving {what} at {server.uri} (Ctrl-C ends)", flush=True))
 
     def kept(self) -> str:
         return "the server has stopped"
-
-
-@dataclass(frozen=True)
-class LeRobot(Command):
-    """Turn a checkpoint into one that LeRobot's tools load (--policy.path), or one of theirs into ours."""
-
-    checkpoint: Positional[Path]
-    """A folder of ours, or LeRobot's `pretrained_model` folder of a bascule policy."""
-    out: Positional[Path]
-    """Where the other one goes: a folder that is not there yet, or empty."""
-
-    def run(self) -> None:
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"{self.out} is not empty: choose another folder")
-        from policies.lerobot.exchange import from_lerobot, is_lerobot, to_lerobot
-
-        if is_lerobot(self.checkpoint):
-            print(f"{from_lerobot(self.checkpoint, self.out)}: a checkpoint of ours, for vla eval, serve, rl")
-        else:
-            print(f"{to_lerobot(self.checkpoint, self.out)}: for LeRobot's tools, --policy.path={self.out}")

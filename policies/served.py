@@ -1,0 +1,121 @@
+"""A policy behind the server, and its replacement by a newer checkpoint while clients stay connected."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from policies import wire
+from policies.layouts import Layout, ObservationReader
+from vla.checkpoint import CONFIG
+from vla.types import ActionSpec, Policy
+
+Loader = Callable[[Path], Any]
+"""Folder -> a policy with `action_spec`, `cameras` and `processor`."""
+
+
+class Served:
+    """One policy: what clients may send it, what they are told about it, and where a newer one would appear."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        action_spec: ActionSpec,
+        cameras: Sequence[str],
+        proprio_dim: int | None = None,
+        layout: Layout | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`proprio_dim`: the width `state` must have; None leaves that check to the policy. `metadata`: what clients
+        get on connecting, beside `action_spec`, `cameras` and `observation_keys`."""
+        self.policy = policy
+        self.action_spec, self.cameras, self.proprio_dim = action_spec, tuple(cameras), proprio_dim
+        self.action_dim = action_spec.dim
+        self.reader = ObservationReader(cameras, proprio_dim=proprio_dim, layout=layout)
+        spec = {
+            "names": list(action_spec.names),
+            "low": list(action_spec.low),
+            "high": list(action_spec.high),
+            "control_hz": action_spec.control_hz,
+        }
+        self.metadata = {
+            **(metadata or {}),
+            "action_spec": spec,
+            "cameras": list(cameras),
+            "observation_keys": self.reader.keys,
+        }
+        wire.pack(self.metadata)  # what cannot be sent is found out now
+        self.folder: Path | None = None
+        self._load: Loader | None = None
+        self._stamp: object = None
+
+    @staticmethod
+    def of_folder(folder: str | os.PathLike[str], *, load: Loader, layout: Layout | None = None) -> Served:
+        """The policy that `load` finds in a folder, which `refresh` will look at again."""
+        folder = Path(folder)
+        stamp = _stamp(folder)
+        policy = load(folder)
+        served = Served(
+            policy,
+            action_spec=policy.action_spec,
+            cameras=policy.cameras,
+            proprio_dim=policy.processor.config.proprio_dim,
+            layout=layout,
+            metadata={"policy": folder.name, "n_action_steps": policy.n_action_steps},
+        )
+        served.folder, served._load, served._stamp = folder, load, stamp
+        return served
+
+    def changed(self) -> bool:
+        """Whether the folder holds another checkpoint than the one served."""
+        return self.folder is not None and _stamp(self.folder) not in (None, self._stamp)
+
+    def refresh(self) -> None:
+        """Load the folder's checkpoint and serve it from the next batch on; the old one stays if anything is wrong.
+
+        ValueError or OSError for what cannot be loaded, TypeError for a policy that connected clients could not use.
+        """
+        if self.folder is None or self._load is None:
+            return
+        stamp = _stamp(self.folder)
+        policy = self._load(self.folder)
+        has = policy.action_spec, tuple(policy.cameras), policy.processor.config.proprio_dim
+        for what, old, new in zip(
+            ("action_spec", "cameras", "proprio_dim"),
+            (self.action_spec, self.cameras, self.proprio_dim),
+            has,
+            strict=True,
+        ):
+            if old != new:
+                self._stamp = stamp  # it will not become right by waiting
+                raise TypeError(f"{self.folder}: the new policy has another {what}: restart the server to serve it")
+        self.policy, self._stamp = policy, stamp
+        self.metadata = {**self.metadata, "n_action_steps": policy.n_action_steps}
+
+
+def by_name(given: Sequence[str]) -> dict[str, Path]:
+    """["runs/a", "pick=runs/b"] -> {"a": .., "pick": ..}. ValueError for two of one name, or names no URL can hold."""
+    found: dict[str, Path] = {}
+    for entry in given:
+        name, equals, path = entry.partition("=")
+        if not equals:
+            name, path = Path(entry).resolve().name, entry
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII) or name in ("healthz", "metrics"):
+            raise ValueError(f"{name!r} cannot name a policy in an address: write NAME={path}")
+        if name in found:
+            raise ValueError(f"two policies are called '{name}': write NAME={path} for one of them")
+        found[name] = Path(path)
+    return found
+
+
+def _stamp(folder: Path) -> object:
+    """Changes when another checkpoint has been committed there: config.json holds the hash of every file."""
+    try:
+        return json.loads((folder / CONFIG).read_bytes())["checkpoint"]["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
