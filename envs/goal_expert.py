@@ -15,12 +15,14 @@ _TRAVEL_M = 0.15
 _CARRY_M = 0.105
 """Height of a carried thing's underside on the way."""
 _CLOSE_STEPS = 5
-_ALIGN_M, _DEPTH_M, _NEAR_M = 0.008, 0.006, 0.03
+_ALIGN_M, _DEPTH_M, _NEAR_M = 0.008, 0.005, 0.03
 _DROP_M = 0.068
 """Fingertips above a container when they let go: clear of its rim, the palm clear of the drawer's handle."""
+_BELOW_TOP_M = 0.027
+"""How far below its top a tall thing is held: as low as the palm allows, else it slips."""
 _HOVER_M = 0.005
-_SLIDE_M = 0.018
-"""Per control step: a thing pushed faster slips or tips."""
+_SLIDE_M, _SWING_M = 0.018, 0.024
+"""Per control step, pushed and carried: faster, a thing tips or slips out of the fingers."""
 _CLEAR, _REACH, _CLOSE, _ACT, _RELEASE = range(5)
 
 
@@ -129,7 +131,7 @@ class GoalExpert:
         down = floor + rest + hold + 0.003
         if kind == GoalKind.IN:
             down = max(down, _DROP_M)
-        high = max(_CARRY_M + rest + hold, down + 0.02)
+        high = max(_CARRY_M + rest + min(hold, 0.02), down + 0.02)
         goal_xy = grip[:2] + row[6:8]
         near = 0.008 if kind == GoalKind.STACK else 0.015
         if over < near and grip[2] - down < 0.006:
@@ -139,14 +141,16 @@ class GoalExpert:
             return np.array([*goal_xy, down]), -1.0
         if grip[2] < high - 0.02:
             return np.array([grip[0], grip[1], high]), -1.0
-        return np.array([*goal_xy, high]), -1.0
+        across = goal_xy - row[13:15]
+        across *= min(1.0, _SWING_M / max(float(np.hypot(*across)), 1e-9))
+        return np.array([*(row[13:15] + across), high]), -1.0
 
 
 def _hold_point(row: np.ndarray, kind: GoalKind) -> np.ndarray:
     """Where the grip site goes to take hold of the subject: low enough for a firm grip, the palm clear of its top."""
     if kind >= GoalKind.OPEN:
         return row[0:3].copy()
-    return row[0:3] + np.array([0.0, 0.0, max(0.0, row[8] - 0.022)])
+    return row[0:3] + np.array([0.0, 0.0, max(0.0, row[8] - _BELOW_TOP_M)])
 
 
 def _approach(grip: np.ndarray, hold: np.ndarray) -> np.ndarray:
