@@ -72,3 +72,23 @@ class Serve(Command):
 
     def kept(self) -> str:
         return "the server has stopped"
+
+
+@dataclass(frozen=True)
+class LeRobot(Command):
+    """Turn a checkpoint into one that LeRobot's tools load (--policy.path), or one of theirs into ours."""
+
+    checkpoint: Positional[Path]
+    """A folder of ours, or LeRobot's `pretrained_model` folder of a bascule policy."""
+    out: Positional[Path]
+    """Where the other one goes: a folder that is not there yet, or empty."""
+
+    def run(self) -> None:
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(f"{self.out} is not empty: choose another folder")
+        from policies.lerobot.exchange import from_lerobot, is_lerobot, to_lerobot
+
+        if is_lerobot(self.checkpoint):
+            print(f"{from_lerobot(self.checkpoint, self.out)}: a checkpoint of ours, for vla eval, serve, rl")
+        else:
+            print(f"{to_lerobot(self.checkpoint, self.out)}: for LeRobot's tools, --policy.path={self.out}")
