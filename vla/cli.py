@@ -11,6 +11,7 @@ from vla.commands.control import Control
 from vla.commands.convert import Convert
 from vla.commands.data import Demos, GroundData
 from vla.commands.deploy import LeRobot, Serve
+from vla.commands.doctor import Doctor
 from vla.commands.export import Export
 from vla.commands.learn import RL, Pretrain, Quickstart, Train
 from vla.commands.look import List, View
@@ -28,6 +29,7 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "control": Control,
     "lerobot": LeRobot,
+    "doctor": Doctor,
     "view": View,
     "list": List,
     "bench": Bench,

@@ -26,6 +26,8 @@ class Control(Command):
     """What a LeRobot robot is to do, in words; for the simulated one, the suite's task."""
     limits: tuple[str, ...] = ()
     """NAME:LOW:HIGH of a LeRobot robot's actions. Default: the range in the policy's demonstrations."""
+    switches: tuple[str, ...] = ()
+    """A LeRobot robot's on/off commands, e.g. gripper.pos. NAME.vel are displacements, all others positions."""
     suite: str = "tabletop-pick"
     """The simulated robot's world: one of `vla list suites`."""
     seed: int = 0
@@ -151,7 +153,9 @@ class Control(Command):
             limits = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
             limits |= dict(map(_range, self.limits))
             robot = lerobot_robot(self.robot, self.robot_args)
-            return LeRobotRobot(robot, instruction=self.task or "", control_hz=self.hz, limits=limits)
+            return LeRobotRobot(
+                robot, instruction=self.task or "", control_hz=self.hz, limits=limits, switches=self.switches
+            )
         from functools import partial
 
         from envs.mujoco_env import worlds_class
