@@ -21,9 +21,10 @@ cd "$(dirname "$0")/.."
 aside=${BASCULE_GPU:-${TMPDIR:-/tmp}/bascule-gpu}
 
 pack() {
-    local site=.venv/lib/python3.12/site-packages names=() path
+    local site=.venv/lib/python3.12/site-packages names=() path ignored
     rm -rf .gpu && mkdir .gpu
-    grep -qs '^/.gpu/$' .git/info/exclude || echo '/.gpu/' >>.git/info/exclude
+    ignored=$(git rev-parse --git-path info/exclude)
+    grep -qs '^/.gpu/$' "$ignored" || { mkdir -p "$(dirname "$ignored")" && echo '/.gpu/' >>"$ignored"; }
     if [ "${1:-}" = kernels ]; then compile_kernels "${2:-90}"; fi
     for path in "$site"/{warp,mujoco,mujoco.libs,mujoco_warp} "$site"/{warp_lang,mujoco_warp,mujoco}-*.dist-info; do
         if [ -e "$path" ]; then names+=("$(basename "$path")"); fi
@@ -31,8 +32,9 @@ pack() {
     # warp-clang.so compiles for CPUs only. The rest left out is documentation in code.
     tar -C "$site" --exclude=warp-clang.so --exclude=__pycache__ --exclude=warp/tests --exclude=warp/examples \
         --exclude='*_test.py' --exclude=test_data -cf - "${names[@]}" $([ -d .gpu/kernels ] && echo -C "$PWD/.gpu" kernels) |
-        xz -6 -T2 | split -n 2 -a 1 /dev/stdin .gpu/part- 2>/dev/null || return 1
-    rm -rf .gpu/kernels
+        xz -6 >.gpu/all
+    split -n 2 -a 1 .gpu/all .gpu/part-
+    rm -rf .gpu/all .gpu/kernels
     ls -l .gpu
 }
 

@@ -42,8 +42,6 @@ def make_vec(
     options |= {"depth": depth, "calibration": calibration, "history": history}
     options |= {} if perturb is None else {"perturb": perturb}
     if backend == "warp":
-        if perturb is not None:
-            raise ValueError("perturbations run on backend 'cpu'")
         if find_spec("mujoco_warp") is None:
             raise ValueError("backend 'warp' needs MuJoCo Warp: `./bascule setup warp`")
         from envs.warp_env import make_warp_vec

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mujoco
 import numpy as np
 import torch
 
@@ -20,16 +21,14 @@ from envs.base import check_seeds
 from envs.control import ControlConfig, action_spec, advance_command, joint_targets
 from envs.episodes import Episode, sample_episode
 from envs.language import Phrasings
-from envs.render import FrameHistory, intrinsics
-from envs.scene import REST_HEIGHT_M, SCENES, build
-from envs.start import begin
+from envs.render import FrameHistory
+from envs.scene import REST_HEIGHT_M, SCENES, SceneIndex, build
+from envs.start import Start, begin
 from envs.suites import Suite, load_suite
 from envs.warp_render import WarpCameras
 from envs.warp_sim import Buffers, WarpSim
 from envs.worlds import PROPRIO_NAMES
 from vla.types import ActionChunk, Observation, StepResult
-
-_OPENCV_FROM_OPENGL = (1.0, -1.0, -1.0)
 
 
 @dataclass
@@ -82,7 +81,7 @@ class WarpVecEnv:
         self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
         self.phrasings, self.image_size = phrasings, image_size
         self.scene, self.control = SCENES[suite.scene], control or ControlConfig()
-        self.model, self.index = build(self.scene)
+        self.model, self.index = self._build()
         self.action_spec, self.cameras = action_spec(self.scene.control_hz), self.index.cameras
         self._full = bool(self.scene.fixtures)
         self.proprio_dim = len(PROPRIO_NAMES)
@@ -124,7 +123,7 @@ class WarpVecEnv:
         return {
             "object": index.object_body, "place": index.place_body, "slide": index.joint_qpos,
             "handle": index.handle_site, "arm": index.arm_qpos, "colored": index.colored_geom,
-            "arm_joint": model.dof_jntid[index.arm_dof], "camera": np.array(index.camera_ids),
+            "arm_joint": model.dof_jntid[index.arm_dof],
         }  # fmt: skip
 
     def _empty(self, num_worlds: int) -> rules.WorldState:
@@ -181,23 +180,29 @@ class WarpVecEnv:
         check_seeds(ids, seeds)
         if not ids:
             return ids
-        episodes = [
-            sample_episode(self.suite, self.scene, int(seed), task=task, phrasings=self.phrasings)
-            for seed, task in zip(seeds, tasks or [None] * len(ids), strict=True)
-        ]
+        episodes = [self._sample(int(s), task) for s, task in zip(seeds, tasks or [None] * len(ids), strict=True)]
         self.place(ids, episodes)
         self.render()
         return ids
 
+    # What `envs.warp_perturbed` changes: the model, what a seed means, the state in which it begins, and its colours.
+    def _build(self) -> tuple[mujoco.MjModel, SceneIndex]:
+        return build(self.scene)
+
+    def _sample(self, seed: int, task: str | None) -> Episode:
+        return sample_episode(self.suite, self.scene, seed, task=task, phrasings=self.phrasings)
+
+    def _begin(self, episode: Episode, arm_noise: float) -> Start:
+        width = self.control.finger_open_m
+        return begin(episode, self.scene, self.model, self.index, finger_open_m=width, arm_noise=arm_noise)
+
+    def _paint(self, rows: torch.Tensor, episodes: Sequence[Episode], starts: Sequence[Start]) -> None:
+        colors = self._float([start.rgba for start in starts])
+        self._cameras.fields["geom_rgba"][rows[:, None], self._ids["colored"]] = colors
+
     def place(self, ids: Sequence[int], episodes: Sequence[Episode], *, arm_noise: float = 1.0) -> None:
         """Put worlds `ids` into the initial states of `episodes`; the others stay exactly as they are. No rendering."""
-        starts = [
-            begin(
-                episode, self.scene, self.model, self.index, finger_open_m=self.control.finger_open_m,
-                arm_noise=arm_noise,
-            )
-            for episode in episodes
-        ]  # fmt: skip
+        starts = [self._begin(episode, arm_noise) for episode in episodes]
         rows, fresh = self._long(ids), self._empty(len(ids))
         for k, (i, episode) in enumerate(zip(ids, episodes, strict=True)):
             self.episodes[i] = episode
@@ -212,7 +217,7 @@ class WarpVecEnv:
             mocap_quat=self._float([start.mocap_quat for start in starts]),
             lift_force=self._float([start.lift_force for start in starts]),
         )
-        self._cameras.geom_rgba[rows[:, None], self._ids["colored"]] = self._float([start.rgba for start in starts])
+        self._paint(rows, episodes, starts)
         for name, values in vars(self._to_device(fresh)).items():
             if name.startswith("goal_") or name in ("active", "may_lift", "num_goals", "stage", "held"):
                 getattr(self.state, name)[rows] = values
@@ -346,16 +351,15 @@ class WarpVecEnv:
 
     def observation(self) -> Observation:
         """Of every world, now. Copies: safe to keep."""
-        size, calibrated = self.image_size, self._calibration
-        inner = np.tile(intrinsics(self.model, self.index.camera_ids, size), (self.num_envs, 1, 1, 1))
+        cameras, calibrated = self._cameras, self._calibration
         return Observation(
             self._numpy_images(),
             self.proprio().cpu().numpy(),
             self._instructions(),
             self.privileged().cpu().numpy(),
-            depth=_numpy(self._by_camera(self._cameras.depth)),
-            intrinsics={name: inner[:, v] for v, name in enumerate(self.cameras)} if calibrated else None,
-            extrinsics=_numpy(self._by_camera(self._extrinsics())) if calibrated else None,
+            depth=_numpy(self._by_camera(cameras.depth)),
+            intrinsics=_numpy(self._by_camera(cameras.intrinsics())) if calibrated else None,
+            extrinsics=_numpy(self._by_camera(cameras.extrinsics())) if calibrated else None,
             history=None if self._history is None else self._history.before(),
         )
 
@@ -366,13 +370,6 @@ class WarpVecEnv:
         images = _numpy(self._by_camera(self._cameras.rgb))
         assert images is not None
         return images
-
-    def _extrinsics(self) -> torch.Tensor:
-        """(B, V, 4, 4) world_from_camera at the last render, OpenCV axes."""
-        out = torch.eye(4, device=self.device).repeat(self.num_envs, len(self.cameras), 1, 1)
-        out[..., :3, :3] = self._cameras.cam_xmat[:, self._ids["camera"]] * self._float(_OPENCV_FROM_OPENGL)
-        out[..., :3, 3] = self._cameras.cam_xpos[:, self._ids["camera"]]
-        return out
 
     def close(self) -> None:
         """Nothing to stop: the device's memory goes with the object."""
@@ -401,4 +398,7 @@ def make_warp_vec(
         raise ValueError(f"suite {suite!r} runs on the CPU backend only: its physics is another package's")
     room = {name: value for name, value in (("nconmax", nconmax), ("njmax", njmax)) if value is not None}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return WarpVecEnv(spec, num_envs, device=place, buffers=Buffers(**room), **options)
+    make = WarpVecEnv
+    if "perturb" in options:
+        from envs.warp_perturbed import PerturbedWarpVecEnv as make
+    return make(spec, num_envs, device=place, buffers=Buffers(**room), **options)

@@ -114,8 +114,11 @@ def _shade(
 
 class WarpCameras:
     """Square images of a `WarpSim`'s cameras. `rgb` (N, V, H, W, 3) uint8 and `depth` (N, V, H, W) are torch tensors on
-    its device, overwritten by every `render`. `geom_rgba` (N, G, 4) and `headlight` (N, 2, 3: ambient, diffuse),
-    `light_diffuse` (N, L, 3) are each world's own: write them in place."""
+    its device, overwritten by every `render`.
+
+    `fields`: each world's own values of what a picture depends on, (N, ...) in MjModel's shapes, to be written in
+    place: geom_rgba, cam_pos, cam_quat, cam_fovy, light_dir, light_diffuse, and headlight (N, 2, 3: ambient, diffuse).
+    """
 
     def __init__(
         self, sim: WarpSim, model: mujoco.MjModel, camera_ids: Sequence[int], image_size: int, *, depth: bool = False
@@ -131,23 +134,46 @@ class WarpCameras:
             self._camera_ids = wp.array(np.array(camera_ids), dtype=int)
             self._rgb = wp.zeros((n, views, pixels, 3), dtype=wp.uint8)
             self._depth_data = wp.zeros((n, views, pixels) if depth else (1, 1, 1), dtype=float)
-            self._geom_rgba = _per_world(model.geom_rgba, n, wp.vec4)
-            headlight = np.stack([lamp.ambient, lamp.diffuse]) * float(lamp.active)
-            self._headlight = _per_world(headlight, n, wp.vec3)
             self._light_ambient = _per_world(model.light_ambient, n, wp.vec3)
-            self._light_diffuse = _per_world(model.light_diffuse, n, wp.vec3)
+            self._own = {
+                "geom_rgba": _per_world(model.geom_rgba, n, wp.vec4),
+                "cam_pos": _per_world(model.cam_pos, n, wp.vec3),
+                "cam_quat": _per_world(model.cam_quat, n, wp.quat),
+                "cam_fovy": _per_world(model.cam_fovy, n, float),
+                "light_dir": _per_world(model.light_dir, n, wp.vec3),
+                "light_diffuse": _per_world(model.light_diffuse, n, wp.vec3),
+                "headlight": _per_world(np.stack([lamp.ambient, lamp.diffuse]) * float(lamp.active), n, wp.vec3),
+            }
+        for name in ("geom_rgba", "cam_pos", "cam_quat", "cam_fovy", "light_dir"):
+            setattr(sim.model, name, self._own[name])
+        self.fields = {name: wp.to_torch(array) for name, array in self._own.items()}
         shape = (n, views, image_size, image_size)
         self.rgb = wp.to_torch(self._rgb).view(*shape, 3)
         self.depth = wp.to_torch(self._depth_data).view(shape) if depth else None
-        self.geom_rgba, self.headlight = wp.to_torch(self._geom_rgba), wp.to_torch(self._headlight)
-        self.light_diffuse = wp.to_torch(self._light_diffuse)
-        self.cam_xpos, self.cam_xmat = wp.to_torch(sim.data.cam_xpos), wp.to_torch(sim.data.cam_xmat)
+        self._cam_xpos, self._cam_xmat = wp.to_torch(sim.data.cam_xpos), wp.to_torch(sim.data.cam_xmat)
+        self._ids = torch.as_tensor(np.array(camera_ids, np.int64), device=sim.device)
         self._render = Program(self._launch, sim.warp_device)
 
     def render(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw every camera of every world as it is now; kinematics must be current, as after `WarpSim.step`."""
         self._render()
         return self.rgb, self.depth
+
+    def intrinsics(self) -> torch.Tensor:
+        """(N, V, 3, 3) pinhole matrices, pixels; see `vla.types.Observation.intrinsics`."""
+        fovy = self.fields["cam_fovy"][:, self._ids]
+        out = torch.zeros(*fovy.shape, 3, 3, device=fovy.device)
+        out[..., 0, 0] = out[..., 1, 1] = 0.5 * self._size / torch.tan(0.5 * torch.deg2rad(fovy))
+        out[..., :2, 2], out[..., 2, 2] = 0.5 * self._size, 1.0
+        return out
+
+    def extrinsics(self) -> torch.Tensor:
+        """(N, V, 4, 4) world_from_camera at the last render, OpenCV axes: x right, y down, z forward."""
+        rotation, position = self._cam_xmat[:, self._ids], self._cam_xpos[:, self._ids]
+        out = torch.eye(4, device=position.device).repeat(*position.shape[:2], 1, 1)
+        out[..., :3, :3] = rotation * torch.tensor([1.0, -1.0, -1.0], device=position.device)
+        out[..., :3, 3] = position
+        return out
 
     def _launch(self) -> None:
         m, d, c = self._sim.model, self._sim.data, self._context
@@ -157,9 +183,9 @@ class WarpCameras:
             _shade,
             dim=(self._sim.num_worlds, self._rgb.shape[1], self._size * self._size),
             inputs=[
-                m.geom_type, m.geom_dataid, m.geom_matid, m.geom_size, self._geom_rgba, m.mat_rgba,
+                m.geom_type, m.geom_dataid, m.geom_matid, m.geom_size, m.geom_rgba, m.mat_rgba,
                 m.flex_vertadr, m.flex_edge, m.flex_radius, m.cam_fovy, m.light_type, m.light_active,
-                self._light_ambient, self._light_diffuse, self._headlight,
+                self._light_ambient, self._own["light_diffuse"], self._own["headlight"],
                 d.geom_xpos, d.geom_xmat, d.flexvert_xpos, d.cam_xpos, d.cam_xmat, d.light_xpos, d.light_xdir,
                 c.bvh_id, c.group_root, c.bvh_ngeom, c.bvh_nflexgeom, c.enabled_geom_ids, c.mesh_bvh_id,
                 c.hfield_bvh_id, c.flex_geom_flexid, c.flex_geom_edgeid, c.flex_bvh_id, c.flex_group_root,

@@ -13,6 +13,8 @@ import pytest
 
 from envs import make_vec
 from envs.experts import make_expert
+from envs.perturb import Perturbation
+from envs.perturbed import PerturbedWorlds
 from envs.suites import load_suite, suite_names
 from envs.worlds import Worlds
 from vla.types import VecEnv
@@ -227,6 +229,19 @@ def test_the_contract(env):
             env.step_chunk(chunk)
     with pytest.raises(ValueError, match="one seed per world"):
         env.reset(seeds=[1])
+
+
+def test_a_perturbed_world_is_the_same_on_both():
+    perturb = Perturbation(camera=1.0, light=1.0, robot=0.5, layout=1.0, noise=0.3)
+    theirs = warp_env(perturb=perturb, calibration=True).reset(seeds=[3, 4])
+    worlds = PerturbedWorlds(load_suite(PICK), 2, perturb=perturb, calibration=True)
+    ours = worlds.reset(seeds=[3, 4])
+    worlds.close()
+    assert np.abs(ours.proprio - theirs.proprio).max() < 1e-6  # noise included
+    for name, image in ours.images.items():
+        assert np.abs(image.astype(int) - theirs.images[name]).mean() < SAME_STATE
+        assert np.abs(ours.extrinsics[name] - theirs.extrinsics[name]).max() < 1e-5
+        assert np.abs(ours.intrinsics[name] - theirs.intrinsics[name]).max() < 1e-3
 
 
 def test_what_cannot_be_built_is_said():
