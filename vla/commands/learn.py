@@ -281,7 +281,8 @@ class RL(Command):
     def _worlds(self, suite: str, num_envs: int) -> Any:
         from envs import make_vec
 
-        return make_vec(suite, num_envs, num_workers=self.workers, backend=self.backend)
+        device = None if self.backend == "cpu" else _device(self.device)
+        return make_vec(suite, num_envs, num_workers=self.workers, backend=self.backend, device=device)
 
     def _report_retention(self, init: Path) -> None:
         from envs.rollout import evaluate
