@@ -1,0 +1,161 @@
+"""A world and a policy in processes of their own, and the control loop that neither can hold up."""
+
+import os
+import pty
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policies.beside import PolicyProcess
+from policies.controller import ControlConfig, control
+from policies.estop import key_pressed
+from policies.guards import GuardConfig
+from policies.joining import Prefix
+from policies.live import LiveWorld
+from vla.types import Observation
+
+# A spawned process finds a module by its name, and `tests` may be somebody else's package there.
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_processes import Plain, Steady, World, broken  # noqa: E402
+
+
+def observation(text="go"):
+    return Observation({"front": np.zeros((1, 8, 8, 3), np.uint8)}, np.zeros((1, 3), np.float32), [text])
+
+
+@pytest.fixture(scope="module")
+def beside():
+    policy = PolicyProcess(partial(Steady, 0.15))
+    yield policy
+    policy.close()
+
+
+def live(**more):
+    return LiveWorld(World, control_hz=50.0, seed=5, proprio_names=("x", "gripper", "seed"), **more)
+
+
+def test_a_policy_beside_answers_as_itself(beside):
+    assert beside.pid != os.getpid() and beside.action_spec == Steady.action_spec and beside.n_action_steps == 4
+    np.testing.assert_array_equal(beside.act(observation()), np.full((1, 8, 2), 0.25, np.float32))
+    prefix = Prefix(np.zeros((1, 3, 2), np.float32), np.array([3]), np.array([2]))
+    assert beside.act_after(observation(), prefix)[0, 0, 0] == 2.25
+    with pytest.raises(KeyError, match="camera"):
+        beside.act(observation("fail"))
+    assert beside.act(observation()).shape == (1, 8, 2), "an error does not end it"
+
+
+def test_a_policy_that_cannot_be_built_or_dies_says_so():
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        PolicyProcess(broken)
+    plain = PolicyProcess(Plain)
+    assert not hasattr(plain, "act_after")
+    os.kill(plain.pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            plain.act(observation())
+    plain.close()
+
+
+def test_the_loop_keeps_its_rate_while_the_policy_thinks(beside):
+    """Half of a second's work in every second, in another process: no tick waits for it."""
+    robot = live(endless=True)
+    config = ControlConfig(duration_s=2.0, policy_hz=20.0, n_action_steps=4)
+    report = control(robot, beside, config)
+    assert report.ended == "time" and report.answers >= 5
+    assert report.ticks >= 95 and report.overruns <= 5, "a busy machine may cost a few"
+    assert report.work_ms["p50"] < 5 and report.latency_ms["p50"] >= 150
+    assert max(report.delays) >= 2, "and actions were played while it thought"
+
+
+def test_displacements_add_up_to_the_worlds_own_steps():
+    robot = live()
+    robot.connect()
+    try:
+        first, _ = robot.observe()
+        assert first.instruction == ["scene 5"] and first.proprio[0].tolist() == [0, 1, 5]
+        assert robot.action_spec.high == (pytest.approx(0.4), 1.0) and robot.action_spec.control_hz == 50
+        for _ in range(4):  # four at once, 1.6 in all: more than one step of the world takes
+            robot.send(np.array([0.4, -1.0], np.float32))
+        obs, seen_s = eventually(robot, lambda obs: obs.proprio[0, 0] >= 1.59)
+        assert obs.proprio[0].tolist() == pytest.approx([1.6, -1, 5]) and not robot.done
+        assert obs.images["front"][0, 0, 0, 0] == int(abs(float(obs.proprio[0, 0])) * 100)
+        assert 0 <= time.monotonic() - seen_s < 1
+        robot.send(np.array([0.4, -1.0], np.float32))
+        until = time.monotonic() + 5
+        while not robot.done and time.monotonic() < until:
+            robot.observe()
+        assert robot.done and robot.success and (robot.scenes, robot.successes) == (1, 1)
+    finally:
+        robot.disconnect()
+        robot.disconnect()
+
+
+def eventually(robot, condition):
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        obs, seen_s = robot.observe()
+        if condition(obs):
+            return obs, seen_s
+        time.sleep(0.005)
+    raise AssertionError("it never came")
+
+
+def test_a_world_that_stands_still_is_a_stale_observation_and_one_that_is_gone_a_lost_robot():
+    limits = GuardConfig(max_observation_age_s=0.3, give_up_s=0.2, stop_s=0.1)
+
+    class Quick(Steady):
+        def act(self, obs):
+            return np.zeros((1, 8, 2), np.float32)
+
+    stalls = LiveWorld(partial(World, 3.0), control_hz=50.0, seed=0)
+    report = control(stalls, Quick(), ControlConfig(duration_s=5, policy_hz=20, guards=limits))
+    assert report.ended == "stopped" and report.guards["stale_observation"] >= 5
+
+    robot = live()
+
+    class Kills(Quick):
+        asked = 0
+
+        def act(self, obs):
+            self.asked += 1
+            if self.asked == 3:
+                os.kill(robot.pid, signal.SIGKILL)
+            return super().act(obs)
+
+    report = control(robot, Kills(), ControlConfig(duration_s=5, policy_hz=20, n_action_steps=2))
+    assert report.ended == "disconnect" and report.guards["robot_lost"] == 1
+
+
+def test_slow_rates_are_refused():
+    with pytest.raises(ValueError, match="20 Hz"):
+        LiveWorld(World, control_hz=10.0, seed=0)
+
+
+def test_any_key_is_an_estop():
+    ours, theirs = pty.openpty()
+    try:
+        with key_pressed(theirs) as pressed:
+            time.sleep(0.1)
+            assert not pressed()
+            os.write(ours, b" ")  # no Enter
+            until = time.monotonic() + 5
+            while not pressed() and time.monotonic() < until:
+                time.sleep(0.01)
+            assert pressed()
+            robot = live()
+            report = control(robot, PlainOne(), ControlConfig(duration_s=1, policy_hz=20), pressed=pressed)
+        assert report.ended == "disconnect" and report.guards == {"estop": 1}
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    with key_pressed(None) as never:
+        assert not never(), "no terminal, no key"
+
+
+class PlainOne(Plain):
+    def reset(self, env_ids=None): ...

@@ -1,0 +1,77 @@
+"""A policy and a world for other processes to build: no torch, no simulator."""
+
+import os
+import time
+
+import numpy as np
+
+from vla.types import ActionSpec, Observation, StepResult
+
+SPEC = ActionSpec(("dx", "gripper"), (-1.0, -1.0), (1.0, 1.0), 20.0)
+
+
+class Steady:
+    """Says where the hand is, and which process says it; thinks for `seconds` without letting go of the lock."""
+
+    action_spec, n_action_steps = SPEC, 4
+
+    def __init__(self, seconds=0.0):
+        self.seconds = seconds
+
+    def reset(self, env_ids=None):
+        pass
+
+    def act(self, obs):
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            pass
+        if obs.instruction[0] == "die":
+            os._exit(3)
+        if obs.instruction[0] == "fail":
+            raise KeyError("camera")
+        return np.full((1, 8, 2), 0.25, np.float32)
+
+    def act_after(self, obs, prefix):
+        return self.act(obs) + np.float32(prefix.delay[0])
+
+
+class Plain:
+    """One that cannot be told what is still to be played."""
+
+    action_spec = SPEC
+
+    def act(self, obs):
+        return np.zeros((1, 8, 2), np.float32)
+
+
+def broken():
+    raise ValueError("no such checkpoint")
+
+
+class World:
+    """A hand on a line: over when it is 2.0 away from where it began, which is a success."""
+
+    num_envs, action_spec, cameras, proprio_dim = 1, SPEC, ("front",), 3
+
+    def __init__(self, stall_s=0.0):
+        self.stall_s = stall_s
+
+    def reset(self, *, seeds, tasks=None, env_ids=None):
+        self.x, self.gripper, self.seed = 0.0, 1.0, seeds[0]
+        return self._see()
+
+    def step_chunk(self, chunk):
+        time.sleep(self.stall_s)
+        assert np.abs(chunk[0, 0]).max() <= 1.0 + 1e-6
+        self.x, self.gripper = self.x + float(chunk[0, 0, 0]), float(chunk[0, 0, 1])
+        over = np.array([abs(self.x) >= 2.0 - 1e-6])
+        none = np.zeros(1, bool)
+        return StepResult(self._see(), np.zeros(1, np.float32), over, none, np.ones(1, np.int64), {"success": over})
+
+    def _see(self):
+        pixels = np.full((1, 8, 8, 3), int(abs(self.x) * 100) % 256, np.uint8)
+        proprio = np.array([[self.x, self.gripper, self.seed]], np.float32)
+        return Observation({"front": pixels}, proprio, [f"scene {self.seed}"])
+
+    def close(self):
+        pass
