@@ -37,6 +37,8 @@ class ActorConfig:
     """On the chunk itself, or between the denoising steps of a flow head, which then learns as a chain of normals."""
     correlation: float = 0.0
     """Of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: independent."""
+    log_prob_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is there to measure what it costs: at small spreads its rounding alone leaves the clip band."""
     state_std: bool = False
     """Let the spread depend on the state: fitted to demonstrations, then frozen (`rl.scale`)."""
     refiner_width: int = 0
@@ -163,7 +165,8 @@ class GaussianChunkActor(nn.Module):
         log_std = self.log_std_of(conditions, proprio_BP)
         if self.config.noise == "flow":
             return self._chain(self.latent(conditions, proprio_BP), log_std)
-        return ChunkGaussian(self.mean(conditions, proprio_BP), log_std, self.config.correlation)
+        mean = self.mean(conditions, proprio_BP)
+        return ChunkGaussian(mean, log_std, self.config.correlation, getattr(torch, self.config.log_prob_dtype))
 
     def latent(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
         """(B, C, D) that the head reads, float32."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -45,6 +45,8 @@ class ChunkGaussian:
     """(A,), or (B, 1, A) where the spread depends on the state."""
     correlation: float = 0.0
     """rho of neighbouring steps, in [0, 1)."""
+    dtype: torch.dtype = torch.float32
+    """In which `log_prob` is computed."""
 
     def sample(self, generator: torch.Generator, *, std_scale: float = 1.0) -> Tensor:
         """(B, C, A)."""
@@ -55,6 +57,9 @@ class ChunkGaussian:
 
     def log_prob(self, sample: Tensor, executed_BC: Tensor) -> Tensor:
         """(B,) joint log-density of the executed control steps; entries that were not executed cannot matter."""
+        if self.dtype != torch.float32:
+            low = replace(self, mean_BCA=self.mean_BCA.to(self.dtype), log_std=self.log_std.to(self.dtype))
+            return replace(low, dtype=torch.float32).log_prob(sample.to(self.dtype), executed_BC).float()
         # where before anything is multiplied: a masked NaN stays out, of the gradient too (0 * NaN is NaN)
         z_BCA = torch.where(executed_BC[..., None], sample - self.mean_BCA, 0.0) * (-self.log_std).exp()
         steps_B = executed_BC.sum(1)

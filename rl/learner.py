@@ -195,7 +195,8 @@ class PolicyLearner:
                 loss, log_ratio, metrics = self._shared_loss(buffer, index, where)
                 if not history:
                     first_log_ratio = float(log_ratio.detach().abs().max())
-                    if team.any(first_log_ratio > MAX_FIRST_LOG_RATIO):
+                    exact = self.actor.config.log_prob_dtype == "float32"
+                    if team.any(exact and first_log_ratio > MAX_FIRST_LOG_RATIO):
                         raise RuntimeError(
                             f"log-ratio {first_log_ratio:.3f} before the first policy step: the model scored is not "
                             "the one that acted (dropout, bf16 in the head, or parameters changed since the rollout?)"

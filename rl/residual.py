@@ -7,7 +7,8 @@ in the chunk that is, and the latents that the VLA's own head read. Policy Decor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,12 @@ def learn_residual(
     control_steps: int,
     seed: int = 0,
     demonstrator: Policy | None = None,
+    judge: Callable[[SAC], float] | None = None,
+    checkpoints: int = 1,
 ) -> tuple[SAC, dict[str, Any]]:
     """SAC on the residual for `control_steps` (those that fill the buffer included): (model, figures).
+
+    With a `judge`, which must not use `env`, what it likes best of so many evenly spaced `checkpoints` is returned.
 
     `demonstrator`'s episodes are put into the buffer first, as nearly as a correction of at most alpha can follow them;
     None: the VLA's own, uncorrected.
@@ -220,7 +225,16 @@ def learn_residual(
         if config.demo_episodes:
             first = demonstrator or _Uncorrected(worlds.plans)
             stored, successes = fill_replay(model, first, config.demo_episodes)
-        model.learn(max(0, control_steps - stored), log_interval=None)  # type: ignore[arg-type]
+        best, best_score = None, -np.inf
+        for part in range(checkpoints):
+            # counted by the worlds: what the buffer was filled with is part of the budget
+            goal = stored + (control_steps - stored) * (part + 1) // checkpoints
+            left = max(0, goal - worlds.control_steps)
+            model.learn(left, log_interval=None, reset_num_timesteps=part == 0)  # type: ignore[arg-type]
+            if judge is not None and (score := judge(model)) >= best_score:
+                best, best_score = deepcopy(model.get_parameters()), score
+        if best is not None:
+            model.set_parameters(best)
     finally:
         worlds.close()
     return model, {"stored": stored, "stored_successes": successes, "control_steps": worlds.control_steps}

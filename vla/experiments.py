@@ -9,11 +9,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla.config import load_json, save_json
 from vla.experiment_latency import LatencyConfig, latency
+from vla.experiment_rl import RLConfig, rl
 from vla.experiment_robustness import RobustnessConfig, robustness
+
+if TYPE_CHECKING:
+    from vla.model import VLA, VLAConfig
+
+    Variant = Callable[[VLAConfig], VLAConfig]
 
 Report = Callable[[int, int, str], None]
 """(finished runs, all runs, what is going on)."""
@@ -68,14 +74,13 @@ def ablation(config: AblationConfig, out: Path, on_progress: Report | None = Non
     }
 
 
-def _imitate_and_evaluate(config: AblationConfig, arm: str, seed: int, out: Path) -> dict[str, Any]:
-    from envs import make_vec
+def imitate(
+    config: AblationConfig | RLConfig, seed: int, out: Path, folder: Path, variant: Variant | None = None
+) -> VLA:
+    """The seed's imitation policy in `folder`, from demonstrations in `out`; a run that was stopped goes on exactly
+    where it was. KeyboardInterrupt when it is stopped again."""
     from envs.demos import record
-    from envs.rollout import evaluate
-    from envs.suites import load_suite
-    from vla.ablations import ablation as variant
     from vla.data import load_dataset
-    from vla.model import VLAPolicy
     from vla.recipes import RECIPES
     from vla.train import build_vla, train
 
@@ -83,14 +88,22 @@ def _imitate_and_evaluate(config: AblationConfig, arm: str, seed: int, out: Path
         record(config.suite, config.demos, out / f"demos-{seed}", seed0=20_000 * seed, num_workers=config.workers)
     )
     recipe = RECIPES["tabletop"]()
-    recipe = replace(recipe, steps=config.steps, seed=seed, model=variant(arm)(recipe.model))
+    recipe = replace(recipe, steps=config.steps, seed=seed, model=variant(recipe.model) if variant else recipe.model)
     model = build_vla(recipe, demos)
-    folder = out / f"{arm}-{seed}"
-    began = time.monotonic()
-    # a run that was stopped goes on exactly where it was
-    trained = train(recipe, model, demos, folder, resume=(folder / "config.json").exists())
-    if trained.interrupted:
+    if train(recipe, model, demos, folder, resume=(folder / "config.json").exists()).interrupted:
         raise KeyboardInterrupt
+    return model
+
+
+def _imitate_and_evaluate(config: AblationConfig, arm: str, seed: int, out: Path) -> dict[str, Any]:
+    from envs import make_vec
+    from envs.rollout import evaluate
+    from envs.suites import load_suite
+    from vla.ablations import ablation as variant
+    from vla.model import VLAPolicy
+
+    began = time.monotonic()
+    model = imitate(config, seed, out, out / f"{arm}-{seed}", variant(arm))
     seconds = time.monotonic() - began
     first = load_suite(config.suite).eval_seed0
     envs = make_vec(config.suite, config.num_envs, num_workers=config.workers)
@@ -124,6 +137,7 @@ def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "ablation": (AblationConfig, ablation),
     "latency": (LatencyConfig, latency),
+    "rl": (RLConfig, rl),
     "robustness": (RobustnessConfig, robustness),
 }
 """By name: its configuration, and what runs it."""

@@ -32,8 +32,8 @@ class Eval(Command):
     """Write the result to this file too."""
     seed0: int | None = None
     """First scene. Default: the suite's first evaluation scene, far from every training scene."""
-    phrasings: Literal["train", "heldout"] = "train"
-    """heldout: instructions worded as in no demonstration."""
+    phrasings: Literal["train", "heldout", "novel"] = "train"
+    """heldout: instructions worded as in no demonstration; novel: things in colours that no demonstration handles."""
     controls: bool = True
     """Also ask for another object than the one counted."""
     num_envs: int = 48
@@ -96,6 +96,8 @@ class Eval(Command):
         finally:
             env.close()
         result = {**report.to_dict(), **({} if perturb is None else {"perturb": asdict(perturb)}), **provenance()}
+        if hasattr(suite, "summary"):  # an adapter's may be published as more than one rate
+            result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
         stdout().print(eval_table(result))
         if self.json is not None:
             save_json(self.json, result)
@@ -142,11 +144,11 @@ class Bench(Command):
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run an experiment over several arms and seeds: ablation, latency, robustness."""
+    """Run an experiment over several arms and seeds: ablation, latency, rl, robustness."""
 
     name: Positional[str]
-    """ablation: which parts of bridge attention earn their place; latency: answers that come late; robustness: worlds
-    unlike those of training."""
+    """ablation: which parts of bridge attention earn their place; latency: answers that come late; rl: ways to
+    refine a policy online; robustness: worlds unlike those of training."""
     out: Path = Path("runs/experiment")
     """What is finished stays here; the same command goes on."""
     json: Path | None = None
@@ -164,6 +166,8 @@ class Experiment(Command):
     steps: int | None = None
     episodes: int | None = None
     num_envs: int | None = None
+    control_steps: int | None = None
+    """rl: the budget of every arm."""
 
     def run(self) -> None:
         from vla.experiments import EXPERIMENTS
@@ -181,6 +185,7 @@ class Experiment(Command):
                 steps=self.steps,
                 episodes=self.episodes,
                 num_envs=self.num_envs,
+                control_steps=self.control_steps,
             ),
         )
         from vla.config import save_json
