@@ -168,7 +168,7 @@ class RobosuiteExpert:
 
 
 def _grasp(see: Sight) -> Script:
-    """Lift, Stack, Can: grasp from above along the nearest face, and let go over the goal if there is one."""
+    """Lift, Stack, Can: grasp from above, and let go over the goal if there is one; again, if that was no success."""
     has_goal = see.state[7] > 0.5
 
     def grasp() -> Vector:
@@ -182,7 +182,7 @@ def _grasp(see: Sight) -> Script:
 
     while True:
         mine = float(np.arctan2(see.rotation[1, 0], see.rotation[0, 0]))
-        hand = _downward(mine + _wrapped(see.state[3] - mine, np.pi / 2))
+        hand = _downward(mine + _face(see.state, mine))
         yield from _go(see, lambda: grasp() + 0.10 * _UP, hand, _OPEN, within_m=0.015, within_rad=0.05)
         yield from _go(see, grasp, hand, _OPEN, within_m=0.006, within_rad=0.05, steps=40)
         yield from _stay(grasp, hand, _CLOSED, 6)
@@ -196,7 +196,20 @@ def _grasp(see: Sight) -> Script:
         except _Lost:
             continue
         yield from _stay(lambda: see.grip, hand, _OPEN, 6)
-        return (yield from _go(see, lambda: see.grip + 0.1 * _UP, hand, _OPEN, within_m=0.0))
+        yield from _go(see, lambda: see.grip + 0.1 * _UP, hand, _OPEN, within_m=0.0, steps=15)
+
+
+def _face(state: Vector, rest_yaw: float) -> float:
+    """Turn of the hand (rad from `rest_yaw`) that has the fingers close on two faces of a box.
+
+    The nearest such turn; but beside what it is to be stacked on, if that is close, the one with more room for fingers.
+    """
+    turn = _wrapped(state[3] - rest_yaw, np.pi / 2)
+    beside = state[4:6] - state[0:2]
+    if state[7] < 0.5 or np.linalg.norm(beside) > 0.12:
+        return turn
+    other = turn - np.copysign(np.pi / 2, turn)
+    return min((turn, other), key=lambda yaw: abs(beside @ [np.cos(rest_yaw + yaw), np.sin(rest_yaw + yaw)]))
 
 
 def _square(see: Sight) -> Script:

@@ -118,6 +118,7 @@ def eval_table(report: Mapping[str, Any]) -> Table:
     rows: list[tuple[str, str]] = [("all", format_rate(report))]
     for group in ("per_task", "per_phrasing"):
         rows += [(f"{group[4:]} {name!r}", format_rate(part)) for name, part in report.get(group, {}).items()]
+    rows += [(f"group {name}", f"{100 * rate:.1f}%") for name, rate in report.get("group_rates", {}).items()]
     rows += [(f"control {name}", format_rate(part)) for name, part in report.get("controls", {}).items()]
     return table(f"{report['policy']} on {report['suite']}", ("what", "success, Wilson 95%"), rows)
 

@@ -61,6 +61,8 @@ def test_the_published_average_is_of_the_groups_not_of_the_tasks() -> None:
     easy = set(load_suite("metaworld-easy").tasks)
     rates = group_rates({task: float(task in easy) for task in task_names()})
     assert rates == {"easy": 1.0, "medium": 0.0, "hard": 0.0, "very-hard": 0.0, "average": 0.25}
+    assert load_suite("metaworld-mt50").summary(dict.fromkeys(task_names(), 0.5))["group_rates"]["average"] == 0.5
+    assert load_suite(PUSH).summary({"push": 1.0}) == {}
     with pytest.raises(ValueError, match="all fifty"):
         group_rates({"push": 1.0})
 

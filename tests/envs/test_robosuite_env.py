@@ -48,6 +48,31 @@ def test_the_expert_lifts(two: RobosuiteWorlds) -> None:
 
 
 @needs_robosuite
+@pytest.mark.parametrize("suite", ["robosuite-stack", "robosuite-can", "robosuite-square", "robosuite-door"])
+def test_the_expert_solves(suite: str) -> None:
+    worlds = RobosuiteWorlds(load_robosuite_suite(suite), 1, image_size=16)
+    worlds.render_images = False
+    expert = make_expert(suite, 1)
+    assert evaluate(expert, worlds, [3001], suite=suite).successes == 1
+    worlds.close()
+
+
+@needs_robosuite
+def test_the_door_stays_shut_unless_its_handle_is_turned() -> None:
+    worlds = RobosuiteWorlds(load_robosuite_suite("robosuite-door"), 1, image_size=16)
+    worlds.render_images = False
+    obs, expert = worlds.reset(seeds=[3000]), make_expert("robosuite-door", 1)
+    latch_before_it_moved = 0.0
+    while not worlds.over[0]:
+        obs = worlds.step_chunk(expert.act(obs)).obs
+        latch, hinge = obs.privileged[0, 12:14]
+        if hinge < 0.05:
+            latch_before_it_moved = max(latch_before_it_moved, latch)
+    assert hinge > 0.3 and latch_before_it_moved > 1.0
+    worlds.close()
+
+
+@needs_robosuite
 def test_a_seed_is_an_episode_and_leaves_numpys_generator_alone(two: RobosuiteWorlds) -> None:
     np.random.seed(5)
     expected = np.random.RandomState(5).rand(3)

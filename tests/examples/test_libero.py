@@ -1,4 +1,4 @@
-"""examples/libero against a real policy server, with a stand-in for LIBERO's simulator, whose assets we cannot bundle."""
+"""examples/libero against a real policy server, with a stand-in for LIBERO's simulator, whose assets are not ours."""
 
 from __future__ import annotations
 
