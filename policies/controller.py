@@ -7,6 +7,7 @@ missed ticks are never made up in a burst.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -148,10 +149,11 @@ class ControlLoop:
         self.pressed, self.clock, self.dt = pressed, clock, 1.0 / robot.action_spec.control_hz
         rest, names = tuple(robot.rest()), robot.proprio_names
         self.governor = Governor(config.guards, robot.action_spec, robot.kinds, rest=rest, proprio_names=names)
-        per_step = ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
+        self._ticks_per_step = ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
+        self._asked_at_tick = 0
         self.plan = Plan(
             robot.kinds,
-            ticks_per_step=per_step,
+            ticks_per_step=self._ticks_per_step,
             rest=rest,
             join=_join(config),
             catch_up_steps=config.catch_up_steps,
@@ -270,6 +272,7 @@ class ControlLoop:
     def _ask(self, obs: Observation, seen_s: float) -> None:
         going_on = self.config.join == "rtc" and self.plan.remaining > 0
         prefix = self.plan.left(self.delay.steps) if going_on else None
+        self._asked_at_tick = self.ticks
         self.inference.ask(obs, step=self.plan.step, seen_s=seen_s, prefix=prefix)
 
     def _take(self, answer: Answer) -> None:
@@ -278,7 +281,8 @@ class ControlLoop:
             self._latencies.append(answer.seconds)
             self.chunk_size = len(answer.chunk)
             late = self.plan.install(answer.chunk, asked_at_step=answer.asked_at_step, seen_s=answer.seen_s)
-            self.delay.add(late)
+            # Held ticks count here as if they had been played: a robot that ran dry must learn to ask earlier.
+            self.delay.add(math.ceil((self.ticks - self._asked_at_tick) / self._ticks_per_step))
             self._delays[late] += 1
         elif isinstance(answer.error, OSError):  # ConnectionError, TimeoutError: the server is gone, maybe not for good
             self._server_failed = True

@@ -95,7 +95,7 @@ class DelayEstimate:
         self._first = True
 
     def add(self, delay: int) -> None:
-        """An answer came when `delay` actions of the old plan had been played since the question."""
+        """An answer came when `delay` actions had been played since the question, or could have been."""
         if not self._first:
             self._seen.append(delay)
         self._first = False

@@ -9,10 +9,10 @@ import pytest
 
 from policies.blackbox import BlackBox, read, replay
 from policies.client import PolicyClient
-from policies.controller import ControlConfig, control
+from policies.controller import ControlConfig, ControlLoop, control
 from policies.guards import GuardConfig
 from policies.joining import Blend
-from policies.plan import Plan
+from policies.plan import Answer, Plan
 from policies.robots import WorldRobot
 from policies.server import PolicyServer, serve_in_thread
 from vla.types import ActionSpec, Observation
@@ -337,6 +337,49 @@ def test_inference_inside_the_loop_costs_deadlines_and_none_is_made_up_for_in_a_
     assert report.overruns == report.answers >= 10 and report.ticks < 40
     assert np.diff(robot.times).min() >= 1 / HZ - 1e-9
     assert report.latency_ms["p50"] == pytest.approx(50)
+
+
+def test_a_robot_that_runs_dry_asks_earlier_and_late_displacements_are_made_up_for():
+    """An answer takes five ticks; it says how far it is to 0.4 from where the hand was when it was asked."""
+    clock, robot = Clock(), None
+
+    class Post:
+        """Inference in virtual time."""
+
+        asked = None
+        busy = property(lambda self: self.asked is not None)
+
+        def ask(self, obs, *, step, seen_s, prefix=None):
+            self.asked = (float(obs.proprio[0, 1]), step, seen_s, clock.now)
+
+        def fetch(self):
+            if self.asked is None or clock.now < self.asked[3] + 5 / HZ - 1e-9:
+                return None
+            (y, step, seen_s, _), self.asked = self.asked, None
+            return Answer(np.array([[0.0, (0.4 - y) / 12, 1.0]] * 12, np.float32), None, step, seen_s, 0.1)
+
+        def waiting_s(self):
+            return 0.0
+
+    def run(catch_up_steps):
+        nonlocal robot
+        robot = Slide(clock)
+        robot.connect()
+        config = ControlConfig(n_action_steps=12, join="switch", catch_up_steps=catch_up_steps)
+        loop = ControlLoop(robot, Post(), config, clock=clock)
+        loop.chunk_size = 8
+        loop.start()
+        held = []
+        for _ in range(60):
+            held.append("stale_action" in loop.tick(clock.now).guards)
+            clock.sleep(1 / HZ)
+        return held, float(robot.position[1])
+
+    held, reached = run(3)
+    assert all(held[:5]) and any(held[5:25]) and not any(held[40:]), "it learnt to ask five actions before the end"
+    assert reached == pytest.approx(0.4, abs=0.01)
+    _, overshot = run(0)
+    assert abs(overshot - 0.4) > abs(reached - 0.4), "without, what was played meanwhile is played twice"
 
 
 def test_dry_run_sends_nothing():
