@@ -25,6 +25,8 @@ from policies import wire
 from vla.types import ActionChunk, ActionSpec, Observation
 
 if TYPE_CHECKING:
+    import ssl
+
     from websockets.sync.client import ClientConnection
 
 _BACKOFF_S = (0.05, 1.0)
@@ -39,7 +41,16 @@ class PolicyClient:
     bad observation or a failed policy (the connection stays usable). Calls from several threads take turns.
     """
 
-    def __init__(self, uri: str, api_key: str | None = None, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        uri: str,
+        api_key: str | None = None,
+        timeout_s: float = 5.0,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`uri` ws://HOST:PORT, wss:// with TLS, /NAME behind it for one of several policies. `tls` for certificates
+        that the system does not know."""
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
         self.uri = uri if "://" in uri else f"ws://{uri}"
@@ -48,6 +59,7 @@ class PolicyClient:
         """Round trips of the latest answered requests: send, inference, receive."""
         self.metadata: dict[str, Any] = {}
         """What the server says about itself: for ours, `action_spec`, `cameras`, `observation_keys` and more."""
+        self._tls = tls
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key is not None else {}
         self._connection: ClientConnection | None = None
         self._resources = contextlib.ExitStack()
@@ -133,6 +145,10 @@ class PolicyClient:
                     f"policy server at {self.uri} refused this client (HTTP {failure.response.status_code}): "
                     "pass the api_key that `vla serve` was given"
                 ) from failure
+            if type(failure).__name__ == "SSLCertVerificationError":  # no import of ssl for those who need none
+                raise ConnectionError(
+                    f"policy server at {self.uri}: {wire.one_line(failure, limit=120)}: pass its certificate as tls"
+                ) from failure
             if _left(deadline) <= pause_s:
                 reason = wire.one_line(failure, limit=120) or type(failure).__name__
                 raise ConnectionError(
@@ -154,6 +170,7 @@ class PolicyClient:
                 max_size=wire.MAX_FRAME_BYTES,
                 open_timeout=max(_left(deadline), 1e-3),
                 close_timeout=0.5,
+                **({} if self._tls is None else {"ssl": self._tls}),
                 proxy=None,  # a robot talks to its policy directly, whatever http_proxy says
             )
         )

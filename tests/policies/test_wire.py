@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from policies import wire
+from policies.metrics import resident_bytes
 
 DTYPES = ["bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))]
 DTYPES += ["float16", "float32", "float64"]
@@ -225,15 +226,25 @@ def assert_plain(value: object) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_three_thousand_mutated_frames_decode_or_raise_wire_error() -> None:
+@pytest.mark.parametrize("count", [3000, pytest.param(120_000, marks=pytest.mark.slow)])
+def test_mutated_frames_decode_or_raise_wire_error(count: int) -> None:
+    """No crash, no hang, memory flat. All 120,000: pytest -m slow tests/policies/test_wire.py."""
     rng = random.Random(0)
     small = {"images": {"front": np.zeros((2, 1, 3), np.uint8)}, "state": np.ones(2, np.float32), "n": np.float32(1)}
     seeds = [wire.pack(observation()), wire.pack(small), wire.pack(np.eye(2))]
-    refused = 0
-    for i in range(3000):
+    refused, slowest, early = 0, 0.0, None
+    for i in range(count):
+        frame = mutate(seeds[i % len(seeds)], rng)
+        start = time.perf_counter()
         try:
-            assert_plain(wire.unpack(mutate(seeds[i % len(seeds)], rng)))
+            assert_plain(wire.unpack(frame))
         except wire.WireError as error:
             refused += 1
             assert "\n" not in str(error) and len(str(error)) < 600
-    assert 500 < refused < 3000  # both outcomes occur: the mutations are neither trivial nor hopeless
+        slowest = max(slowest, time.perf_counter() - start)
+        if i == count // 10:
+            early = resident_bytes()
+    assert count // 6 < refused < count  # both outcomes occur: the mutations are neither trivial nor hopeless
+    assert slowest < 1.0
+    if early is not None:
+        assert resident_bytes() - early < 16 * 2**20
