@@ -25,11 +25,16 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
 
 
 def list_suites() -> Listing:
-    from envs.suites import all_suite_names, load_suite
+    from envs.suites import Suite, all_suite_names, load_suite
 
-    suites = [load_suite(name) for name in all_suite_names()]
-    rows = [(suite.name, ", ".join(suite.tasks), suite.horizon, suite.description) for suite in suites]
-    return "suites", ("suite", "tasks", "horizon", ""), rows
+    def tasks(names: tuple[str, ...]) -> str:
+        return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])}, ... ({len(names)})"
+
+    rows = []
+    for suite in map(load_suite, all_suite_names()):
+        backend = "cpu, warp" if isinstance(suite, Suite) else f"cpu ({suite.name.partition('-')[0]})"
+        rows.append((suite.name, tasks(suite.tasks), suite.horizon, backend, suite.description))
+    return "suites", ("suite", "tasks", "horizon", "backend", ""), rows
 
 
 def list_tasks() -> Listing:

@@ -83,7 +83,7 @@ def robustness(config: RobustnessConfig, out: Path, on_progress: Callable[[int, 
         "seeds": [0],
         "arms": arms,
         "controls": controls,
-        "columns": ["kept", "wrong_object"],
+        "columns": ["kept", "wrong_object", *(["refused"] if any("refused" in row for row in arms.values()) else [])],
         "seconds": seconds,
     }
 
@@ -109,6 +109,11 @@ def _cell(
         seeds = range(first, first + config.episodes)
         agent = resolve_policy(policy, env, config.suite)
         report = evaluate(agent, env, seeds, name=policy, suite=config.suite, num_films=1)
+    except ValueError as error:
+        if axis != "instruction":
+            raise
+        # A policy never reads half a sentence; one with little room for text may be unable to read these.
+        return Count(0, 0).to_dict() | {"axis": axis, "severity": severity, "wrong_object": 0, "refused": str(error)}
     finally:
         env.close()
     shown = PngInfo()
@@ -156,7 +161,10 @@ def _show(config: RobustnessConfig, axes: tuple[str, ...], severities: list[floa
     scenes, captions = [], []
     for axis in axes:
         for name, severity in [("plain", 0.0), *((axis, s) for s in severities)]:
-            with Image.open(_file(config, out, str(config.policy[0]), name, severity).with_suffix(".png")) as image:
+            picture = _file(config, out, str(config.policy[0]), name, severity).with_suffix(".png")
+            if not picture.is_file():  # refused
+                picture = _file(config, out, str(config.policy[0]), "plain", 0.0).with_suffix(".png")
+            with Image.open(picture) as image:
                 scenes.append(np.asarray(image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)))
                 said = f": {image.text['instruction']}" if axis == "instruction" else ""
             captions.append(f"{axis} {severity:g}{said}")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from tyro.conf import Positional
 
 from vla.commands.base import Command
 from vla.config import lookup
+
+if TYPE_CHECKING:
+    from vla.types import VecEnv
 
 
 @dataclass(frozen=True)
@@ -29,28 +33,77 @@ class List(Command):
 
 @dataclass(frozen=True)
 class View(Command):
-    """Draw first scenes of a suite, with their instructions, as one picture."""
+    """Draw scenes of a suite with their instructions, and film its expert at every task."""
 
     suite: Positional[str]
     out: Path | None = None
-    """A PNG file. Default: runs/SUITE.png."""
+    """A folder for scenes.png and TASK.mp4. Default: runs/view/SUITE."""
     scenes: int = 12
+    """In the picture; every task at least once."""
     seed: int = 0
-    phrasings: Literal["train", "heldout"] = "train"
+    phrasings: Literal["train", "heldout", "novel"] = "train"
+    perturb: tuple[str, ...] = ()
+    """Worlds unlike those of training: AXIS=SEVERITY, as in `vla eval`."""
+    films: bool = True
+    image_size: int = 168
+    workers: int = 2
 
     def run(self) -> None:
         from envs.suites import load_suite
 
-        load_suite(self.suite)
+        tasks = load_suite(self.suite).tasks
         from envs import make_vec
+        from envs.perturb import parse
         from vla.console import say
         from vla.report import contact_sheet
 
-        env = make_vec(self.suite, self.scenes, num_workers=1, image_size=168, phrasings=self.phrasings)
+        folder = self.out or Path("runs") / "view" / self.suite
+        env = make_vec(
+            self.suite,
+            len(tasks),
+            num_workers=self.workers,
+            image_size=self.image_size,
+            phrasings=self.phrasings,
+            perturb=parse(self.perturb) if self.perturb else None,
+        )
         try:
-            obs = env.reset(seeds=range(self.seed, self.seed + self.scenes))
+            pictures, words = [], []
+            for start in range(0, max(self.scenes, len(tasks)), len(tasks)):
+                first = self.seed + start
+                obs = env.reset(seeds=range(first, first + len(tasks)), tasks=tasks)
+                pictures.append(np.concatenate(list(obs.images.values()), axis=2))
+                words += obs.instruction
+            shown = max(self.scenes, len(tasks))
+            contact_sheet([np.concatenate(pictures)[:shown]], words[:shown], folder / "scenes.png")
+            say(f"{shown} scenes in {folder / 'scenes.png'}")
+            if self.films:
+                failed = _film(env, self.suite, tasks, range(self.seed, self.seed + len(tasks)), folder)
+                say(f"{len(tasks)} films in {folder}")
+                if failed:
+                    say(f"the expert failed at: {', '.join(failed)}")
         finally:
             env.close()
-        out = self.out or Path("runs") / f"{self.suite}.png"
-        contact_sheet(list(obs.images.values()), obs.instruction, out)
-        say(f"{self.scenes} scenes in {out}")
+
+
+def _film(env: VecEnv, suite: str, tasks: tuple[str, ...], seeds: range, folder: Path) -> list[str]:
+    """FOLDER/TASK.mp4 of the expert in every world of `env`, a frame per control step; returns the tasks it failed."""
+    from envs.experts import make_expert
+    from vla.console import progress
+    from vla.film import FilmWriter
+
+    obs, expert = env.reset(seeds=seeds, tasks=tasks), make_expert(suite, env.num_envs)
+    films = [FilmWriter(folder / f"{task}.mp4", env.action_spec.control_hz) for task in tasks]
+    over, failed = np.zeros(env.num_envs, bool), []
+    with progress("films", len(tasks), unit="tasks") as update:
+        while not over.all():
+            for k in np.flatnonzero(~over):
+                films[k].add(np.concatenate([image[k] for image in obs.images.values()], axis=1))
+            result = env.step_chunk(expert.act(obs)[:, :1])
+            obs = result.obs
+            for k in np.flatnonzero((result.terminated | result.truncated) & ~over):
+                films[k].add(np.concatenate([image[k] for image in obs.images.values()], axis=1))
+                films[k].close()
+                over[k] = True
+                failed += [] if result.info["success"][k] else [tasks[k]]
+            update(int(over.sum()))
+    return failed

@@ -1,0 +1,58 @@
+"""`vla view`: a picture of every task and a film of its expert; `vla list suites`."""
+
+import av
+import numpy as np
+from PIL import Image
+
+from envs.suites import load_suite
+from vla import cli
+from vla.film import FilmWriter
+
+
+def frames(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_every_task_is_drawn_and_filmed(tmp_path, capsys):
+    out = tmp_path / "shown"
+    arguments = ["view", "tabletop-goal", "--out", str(out), "--image-size", "56", "--workers", "1"]
+    assert cli.main(arguments) == 0
+    tasks = load_suite("tabletop-goal").tasks
+    assert sorted(path.name for path in out.iterdir()) == sorted([*(f"{task}.mp4" for task in tasks), "scenes.png"])
+    assert "failed" not in capsys.readouterr().err
+    sheet = np.asarray(Image.open(out / "scenes.png"))
+    assert sheet.shape[1] == 4 * (2 * 56 + 8) + 8 and (sheet != 255).any(axis=(0, 2)).mean() > 0.8
+    for task in tasks:
+        film = frames(out / f"{task}.mp4")
+        assert film[0].shape == (56, 112, 3) and 8 < len(film) <= load_suite("tabletop-goal").horizon + 1
+        assert np.abs(film[-1].astype(int) - film[0]).mean() > 1  # something happened
+
+
+def test_a_perturbed_suite_looks_different(tmp_path):
+    for name, more in (("plain", []), ("dark", ["--perturb", "light=1", "texture=1"])):
+        arguments = ["view", "tabletop-pick", "--out", str(tmp_path / name), "--scenes", "2", "--no-films", *more]
+        assert cli.main([*arguments, "--image-size", "56", "--workers", "1"]) == 0
+    plain, dark = (np.asarray(Image.open(tmp_path / name / "scenes.png")).astype(int) for name in ("plain", "dark"))
+    assert plain.shape == dark.shape and np.abs(plain - dark).mean() > 3
+    assert [path.name for path in (tmp_path / "dark").iterdir()] == ["scenes.png"]
+
+
+def test_a_film_is_what_was_added(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [np.kron(rng.integers(0, 255, (4, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(6)]
+    film = FilmWriter(tmp_path / "a" / "film.mp4", 20.0)
+    for picture in pictures:
+        film.add(picture[:-1])  # an odd number of rows
+    assert not (tmp_path / "a").exists()
+    found = frames(film.close())
+    assert len(found) == 6 and found[0].shape == (30, 40, 3)
+    errors = np.array([[np.abs(a.astype(int) - b[:30]).mean() for b in pictures] for a in found])
+    assert (errors.argmin(1) == np.arange(6)).all() and np.diag(errors).max() < 25
+
+
+def test_suites_are_listed_with_horizon_and_backend(capsys):
+    assert cli.main(["list", "suites"]) == 0
+    text = capsys.readouterr().out
+    assert "cpu, warp" in text and "cpu (robosuite)" in text and "cpu (metaworld)" in text
+    assert "horizon" in text and "(16)" in text  # long lists of tasks are cut
