@@ -16,16 +16,16 @@ def frames(path):
 
 def test_every_task_is_drawn_and_filmed(tmp_path, capsys):
     out = tmp_path / "shown"
-    arguments = ["view", "tabletop-goal", "--out", str(out), "--image-size", "56", "--workers", "1"]
+    arguments = ["view", "tabletop-mixed", "--out", str(out), "--image-size", "56", "--workers", "1"]
     assert cli.main(arguments) == 0
-    tasks = load_suite("tabletop-goal").tasks
+    tasks = load_suite("tabletop-mixed").tasks
     assert sorted(path.name for path in out.iterdir()) == sorted([*(f"{task}.mp4" for task in tasks), "scenes.png"])
     assert "failed" not in capsys.readouterr().err
     sheet = np.asarray(Image.open(out / "scenes.png"))
     assert sheet.shape[1] == 4 * (2 * 56 + 8) + 8 and (sheet != 255).any(axis=(0, 2)).mean() > 0.8
     for task in tasks:
         film = frames(out / f"{task}.mp4")
-        assert film[0].shape == (56, 112, 3) and 8 < len(film) <= load_suite("tabletop-goal").horizon + 1
+        assert film[0].shape == (56, 112, 3) and 8 < len(film) <= load_suite("tabletop-mixed").horizon + 1
         assert np.abs(film[-1].astype(int) - film[0]).mean() > 1  # something happened
 
 
