@@ -20,6 +20,7 @@ SHELL = (
     "vla/quickstart.py",
     "vla/bench.py",
     "vla/bench_warp.py",
+    "vla/bench_serve.py",
     "vla/catalogue.py",
     "vla/experiment",
 )

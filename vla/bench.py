@@ -180,36 +180,18 @@ def bench_model() -> list[Row]:
     ]
 
 
-def bench_serve() -> list[Row]:
-    """Round trips through server and client on loopback, beside the bare forward pass in the same run."""
+def bench_serve(*, clients: int | None = None, seconds: float = 20.0) -> list[Row]:
+    """Round trips through server and client on loopback, beside the bare forward pass in the same run; with `clients`,
+    so many of them for some time instead."""
     import torch
 
-    from policies.client import PolicyClient
-    from policies.server import PolicyServer, serve_in_thread
+    from vla.bench_serve import import_time, load, round_trips
 
     torch.set_num_threads(1)
-    policy, obs, bare = _tiny_policy(), _observation(1), []
-    policy.act(obs)
-    for _ in range(200):
-        begin = time.perf_counter()
-        policy.act(obs)
-        bare.append(1e3 * (time.perf_counter() - begin))
-    server = PolicyServer(policy, action_spec=policy.action_spec, cameras=policy.cameras, port=0)
-    with serve_in_thread(server) as running, PolicyClient(running.uri) as client:
-        client.act(obs)
-        client.latencies_ms.clear()
-        for _ in range(200):
-            client.act(obs)
-        served = np.array(client.latencies_ms)
-    rows = []
-    for percentile in (50, 99):
-        forward = float(np.percentile(bare, percentile))
-        rows.append(_row(f"bare forward pass, p{percentile}", forward, "ms", config="200 decisions"))
-        value = float(np.percentile(served, percentile))
-        rows.append(
-            _row(f"served, p{percentile}", value, "ms", config="loopback", baseline="bare forward", base=forward)
-        )
-    return rows
+    policy = _tiny_policy()
+    if clients is not None:
+        return load(_row, policy, clients=clients, seconds=seconds)
+    return [*round_trips(_row, policy), import_time(_row)]
 
 
 def bench_gpu() -> list[Row]:
@@ -219,7 +201,7 @@ def bench_gpu() -> list[Row]:
     return bench(_row)
 
 
-BENCHES: dict[str, Callable[[], list[Row]]] = {
+BENCHES: dict[str, Callable[..., list[Row]]] = {
     "sim": bench_sim,
     "model": bench_model,
     "serve": bench_serve,

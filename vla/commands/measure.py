@@ -119,6 +119,9 @@ class Bench(Command):
     """Of the warp backend: how many, one measurement each."""
     suite: str | None = None
     """Of the warp backend."""
+    clients: int | None = None
+    """serve: so many at once, for `seconds`, instead of round trips one by one."""
+    seconds: float | None = None
 
     def run(self) -> None:
         from vla.bench import BENCHES
@@ -128,6 +131,9 @@ class Bench(Command):
 
         bench = lookup(self.name, BENCHES, "bench")
         asked = given(device=self.device, worlds=self.worlds, suite=self.suite)
+        load = given(clients=self.clients, seconds=self.seconds)
+        if load and (self.name != "serve" or self.clients is None):
+            raise ValueError("--clients and --seconds go together, for `vla bench serve`")
         if self.backend == "warp" and self.name == "sim":
             from vla.bench_warp import bench_warp
 
@@ -135,7 +141,7 @@ class Bench(Command):
         elif asked or self.backend == "warp":
             raise ValueError("--backend warp, --device, --worlds and --suite are for `vla bench sim --backend warp`")
         else:
-            results = bench()
+            results = bench(**load)
         report = {"bench": self.name, **provenance(), "results": results}
         stdout().print(bench_table(report))
         if self.json is not None:
