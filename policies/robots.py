@@ -123,10 +123,12 @@ class LeRobotRobot:
         instruction: str,
         control_hz: float,
         limits: Mapping[str, tuple[float, float]],
+        switches: Sequence[str] = (),
     ) -> None:
         """`limits`: the range of every action component, by LeRobot's name for it; LeRobot itself knows none.
+        `switches`: components that are on/off commands.
 
-        ValueError naming a component without one.
+        ValueError naming a component without limits.
         """
         names = tuple(robot.action_features)
         if missing := [name for name in names if name not in limits]:
@@ -134,7 +136,7 @@ class LeRobotRobot:
         low, high = zip(*(limits[name] for name in names), strict=True)
         self._robot, self._instruction = robot, instruction
         self.action_spec = ActionSpec(names, tuple(map(float, low)), tuple(map(float, high)), control_hz)
-        self.kinds: tuple[Kind, ...] = tuple(_kind(name) for name in names)
+        self.kinds: tuple[Kind, ...] = tuple("switch" if name in switches else _kind(name) for name in names)
         features = robot.observation_features
         self.proprio_names = tuple(name for name, kind in features.items() if kind is float)
         self._cameras = tuple(name for name, kind in features.items() if isinstance(kind, tuple))
@@ -161,7 +163,7 @@ class LeRobotRobot:
     def rest(self) -> tuple[float, ...]:
         seen = self._robot.get_observation()
         return tuple(
-            float(seen[name]) if kind == "position" else 0.0
+            {"position": float(seen.get(name, 0.0)), "displacement": 0.0, "switch": 1.0}[kind]
             for name, kind in zip(self.action_spec.names, self.kinds, strict=True)
         )
 

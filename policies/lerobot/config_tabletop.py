@@ -1,11 +1,17 @@
-"""The simulated robot and its scripted teleoperator as LeRobot's flags: --robot.type, --teleop.type."""
+"""The simulated robot, its teleoperator and its worlds as LeRobot's flags: --robot.type, --teleop.type, --env.type."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+from gymnasium.vector import VectorEnv
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs.configs import EnvConfig
 from lerobot.robots.config import RobotConfig
 from lerobot.teleoperators.config import TeleoperatorConfig
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 
 @RobotConfig.register_subclass("bascule_tabletop")
@@ -28,3 +34,41 @@ class BasculeTabletopConfig(RobotConfig):
 @dataclass(kw_only=True)
 class BasculeExpertConfig(TeleoperatorConfig):
     """The scripted expert at the controls of the simulated robot."""
+
+
+@EnvConfig.register_subclass("bascule")
+@dataclass
+class BasculeEnvConfig(EnvConfig):
+    """--env.type=bascule: the tabletop worlds for `lerobot-eval`, with the scenes and horizon of `vla eval`."""
+
+    task: str | None = "tabletop-pick"
+    """A suite."""
+    fps: int = 20
+    image_size: int = 84
+    first_seed: int = 5_000_000
+    """LeRobot counts episodes from 1000 on; here such numbers are training scenes. Added to its seeds."""
+    features: dict[str, PolicyFeature] = field(default_factory=dict)
+    features_map: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.features = {
+            "agent_pos": PolicyFeature(FeatureType.STATE, (8,)),
+            ACTION: PolicyFeature(FeatureType.ACTION, (4,)),
+        }
+        self.features_map = {"agent_pos": OBS_STATE, ACTION: ACTION}
+        for camera in ("front", "wrist"):
+            self.features[f"pixels/{camera}"] = PolicyFeature(FeatureType.VISUAL, (self.image_size, self.image_size, 3))
+            self.features_map[f"pixels/{camera}"] = f"{OBS_IMAGES}.{camera}"
+
+    @property
+    def gym_kwargs(self) -> dict[str, Any]:
+        return {}
+
+    def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, VectorEnv]]:
+        """Every world has a process of its own anyway: one loop over them is as parallel as it gets."""
+        from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+        from policies.lerobot.tabletop import TabletopEnv
+
+        make = partial(TabletopEnv, str(self.task), self.image_size, self.first_seed)
+        return {self.type: {0: SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)}}

@@ -23,10 +23,29 @@ def to_lerobot(checkpoint: Path, out: Path) -> Path:
 
 def from_lerobot(folder: Path, out: Path) -> Path:
     """Write a policy that LeRobot trained (its `pretrained_model` folder) as a checkpoint of ours."""
+    if (Path(folder) / "adapter_config.json").is_file():
+        policy = _with_adapters(folder)
+    else:
+        policy = BasculePolicy.from_pretrained(folder, config=_on_cpu(folder))
+    policy.vla.save(out)
+    return out
+
+
+def _with_adapters(folder: Path) -> BasculePolicy:
+    """What `lerobot-train --peft...` wrote: adapters, and where the policy lies that they adapt."""
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    if not Path(base).is_dir():
+        raise ValueError(f"{folder} holds adapters of the policy in {base}, which is not there")
+    adapted = PeftModel.from_pretrained(BasculePolicy.from_pretrained(base, config=_on_cpu(base)), folder)
+    return adapted.merge_and_unload()
+
+
+def _on_cpu(folder: str | Path) -> PreTrainedConfig:
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = "cpu"
-    BasculePolicy.from_pretrained(folder, config=config).vla.save(out)
-    return out
+    return config
 
 
 def is_lerobot(folder: Path) -> bool:

@@ -17,7 +17,9 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
+from policies.joining import Prefix
 from policies.lerobot.configuration_bascule import BasculeConfig
+from policies.rtc import continue_chunk
 from vla.backbone import load_backbone
 from vla.bridge import BridgeConfig
 from vla.config import decode, encode
@@ -116,14 +118,21 @@ class BasculePolicy(PreTrainedPolicy):
         """(B, C, A), environment units, within the action's bounds.
 
         LeRobot's real-time chunking: `prev_chunk_left_over` (T, A) is what the robot still had to play when it asked,
-        of which it will have played `inference_delay` actions when this chunk arrives. Those are repeated, and the rest
-        of the overlap passes linearly from the old chunk to the new one.
+        of which it will have played `inference_delay` actions when this chunk arrives (`policies.rtc`).
         """
-        action = self.vla.predict(self.vla.processor.prepare(self.observation(batch)))
-        chunk = torch.from_numpy(np.ascontiguousarray(action)).to(self.vla.device)
-        if prev_chunk_left_over is not None:
-            _continue(chunk, prev_chunk_left_over.to(chunk), inference_delay or 0)
-        return chunk
+        inp = self.vla.processor.prepare(self.observation(batch))
+        if prev_chunk_left_over is None:
+            action = self.vla.predict(inp)
+        else:
+            prefix = _prefix(prev_chunk_left_over, inference_delay or 0, len(inp.proprio_BP))
+            action = continue_chunk(self.vla, inp, prefix)
+        return torch.from_numpy(np.ascontiguousarray(action)).to(self.vla.device)
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """`lerobot-train --peft.method_type=LORA` adapts what imitation trains: bridge and head."""
+        learns = ("vla.bridge.", "vla.head.")
+        linear = [name for name, module in self.named_modules() if isinstance(module, torch.nn.Linear)]
+        return {"target_modules": [name for name in linear if name.startswith(learns)], "modules_to_save": []}
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
@@ -216,15 +225,14 @@ def _pixels(image_B3HW: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def _continue(chunk_BCA: Tensor, old_TA: Tensor, delay: int) -> None:
-    """Begin the chunk, in place, where the old one is."""
-    old = old_TA if old_TA.ndim == 3 else old_TA[None]
+def _prefix(left_over: Tensor, delay: int, batch: int) -> Prefix:
+    """What the robot still has to play, from (T, A) or (B, T, A) environment units."""
+    old = left_over.detach().float().cpu().numpy()
+    old = np.broadcast_to(old, (batch, *old.shape[-2:]))
     # LeRobot fills a short leftover up with zeros: they are no actions, and would pull the robot toward them.
-    actions = old.ne(0).any(-1).any(0).nonzero()
-    overlap = min(int(actions.max()) + 1 if len(actions) else 0, chunk_BCA.shape[1])
-    weight = (torch.arange(overlap, device=old.device) - delay + 1) / (overlap - min(delay, overlap) + 1)
-    weight = weight.clamp(0, 1)[:, None]
-    chunk_BCA[:, :overlap] = (1 - weight) * old[:, :overlap] + weight * chunk_BCA[:, :overlap]
+    steps = np.arange(1, old.shape[1] + 1)
+    left = (np.any(old != 0, axis=-1) * steps).max(axis=1, initial=0)
+    return Prefix(old, left, np.full(batch, delay))
 
 
 def wrap(vla: VLA, *, device: str = "cpu") -> BasculePolicy:

@@ -162,8 +162,9 @@ def test_real_time_chunking_begins_where_the_old_chunk_is(run):
     old[:5] = torch.tensor([0.3, -0.3, 1.0])  # five actions left, filled up with zeros by LeRobot
     joined = policy.predict_action_chunk(batch, inference_delay=2, prev_chunk_left_over=old)[0]
     assert policy.supports_rtc() and torch.equal(joined[:2], old[:2]) and torch.equal(joined[5:], fresh[5:])
-    for step, weight in ((2, 0.25), (3, 0.5), (4, 0.75)):
-        torch.testing.assert_close(joined[step], (1 - weight) * old[0] + weight * fresh[step])
+    for step, remains in ((2, 0.75), (3, 0.5), (4, 0.25)):
+        weight = remains * np.expm1(remains) / np.expm1(1)
+        torch.testing.assert_close(joined[step], weight * old[0] + (1 - weight) * fresh[step])
     first = policy.predict_action_chunk(batch, inference_delay=1, prev_chunk_left_over=None)[0]
     assert torch.equal(first, fresh)
     late = policy.predict_action_chunk(batch, inference_delay=20, prev_chunk_left_over=old)[0]

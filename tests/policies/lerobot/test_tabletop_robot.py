@@ -1,12 +1,15 @@
 """The simulated robot in LeRobot's own tools: recorded by lerobot-record, driven by lerobot-rollout."""
 
+import json
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from policies.controller import ControlConfig, control
-from policies.robots import LeRobotRobot
+from policies.robots import LeRobotRobot, lerobot_robot
 from vla.data import load_dataset
 
 QUIET = ("--play_sounds=false",)
@@ -83,8 +86,99 @@ def test_lerobot_rollout_drives_it_with_a_policy_trained_on_the_recording(traine
         *("--task=pick up the thing", "--fps=20", "--duration=2", *inference, *QUIET),
     )
     actions = np.array([list(action.values()) for action in sent])
-    assert len(actions) >= 3 and np.isfinite(actions).all() and np.abs(actions).max() <= 1
+    assert len(actions) >= 1 and np.isfinite(actions).all() and np.abs(actions).max() <= 1
     assert np.abs(actions[:, :3]).max() > 0 and tabletop._running == []
+
+
+def test_lerobot_eval_plays_our_evaluation_scenes(trained, tmp_path, monkeypatch):
+    from policies.lerobot import tabletop
+
+    seen = []
+    reset = tabletop.TabletopEnv.reset
+    monkeypatch.setattr(
+        tabletop.TabletopEnv,
+        "reset",
+        lambda self, **kwargs: seen.append((kwargs.get("seed"), result := reset(self, **kwargs))) or result,
+    )
+    run_tool(
+        "lerobot_eval",
+        *(f"--policy.path={trained}", "--policy.device=cpu", "--env.type=bascule", "--env.image_size=32"),
+        *("--eval.n_episodes=2", "--eval.batch_size=2", f"--output_dir={tmp_path}", "--seed=7"),
+    )
+    overall = json.loads((tmp_path / "eval_info.json").read_text())["overall"]
+    assert overall["n_episodes"] == 2 and overall["pc_success"] == 0, "one step of training is no skill"
+    assert list(tmp_path.rglob("*.mp4"))
+    # The scenes are those that `vla eval` plays for these numbers.
+    from envs import make_vec
+
+    assert [seed for seed, _ in seen[:2]] == [7, 8]
+    world = make_vec("tabletop-pick", 1, num_workers=1, image_size=32)
+    expected = world.reset(seeds=[5_000_008])
+    world.close()
+    np.testing.assert_array_equal(seen[1][1][0]["agent_pos"], expected.proprio[0])
+    np.testing.assert_array_equal(seen[1][1][0]["pixels"]["front"], expected.images["front"][0])
+
+
+def test_lora_trains_adapters_of_bridge_and_head_that_we_load(recording, trained, tmp_path):
+    pytest.importorskip("peft")
+    import torch
+
+    from policies.lerobot.exchange import from_lerobot
+    from vla.model import VLA
+
+    out = tmp_path / "lora"
+    run_tool(
+        "lerobot_train",
+        *(f"--policy.path={trained}", "--policy.device=cpu", "--policy.push_to_hub=false", "--peft.method_type=LORA"),
+        *("--peft.r=4", "--dataset.repo_id=local/rec", f"--dataset.root={recording}", f"--output_dir={out}"),
+        *("--steps=2", "--batch_size=4", "--num_workers=0", "--env_eval_freq=0"),
+    )
+    folder = out / "checkpoints" / "000002" / "pretrained_model"
+    assert (folder / "adapter_model.safetensors").is_file() and not (folder / "model.safetensors").exists()
+    before = VLA.load(from_lerobot(trained, tmp_path / "base")).state_dict()
+    after = VLA.load(from_lerobot(folder, tmp_path / "adapted")).state_dict()
+    assert before.keys() == after.keys()
+    moved = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {"bridge", "head"}
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(recording, tmp_path):
+    """`torchrun --nproc_per_node=2 lerobot-train`: two starts of LeRobot, 30 s of imports on two cores."""
+    out = tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    done = subprocess.run(
+        [
+            *torchrun, "-m", "lerobot.scripts.lerobot_train", "--policy.type=bascule", "--policy.device=cpu",
+            "--policy.push_to_hub=false", "--policy.bridge_width=32", "--dataset.repo_id=local/rec",
+            f"--dataset.root={recording}", f"--output_dir={out}", "--steps=2", "--batch_size=2", "--num_workers=0",
+            "--env_eval_freq=0",
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 x 2 = 4" in done.stderr + done.stdout, "the batch of both"
+    from policies.lerobot.modeling_bascule import BasculePolicy
+
+    BasculePolicy.from_pretrained(out / "checkpoints" / "000002" / "pretrained_model")
+
+
+def test_the_command_line_names_lerobots_robots():
+    robot = lerobot_robot("bascule_tabletop", {"seed": "3", "image_size": "32"})
+    try:
+        assert robot.config.seed == 3 and robot.config.image_size == 32
+        limits = {name: (-1.0, 1.0) for name in robot.action_features}
+        ours = LeRobotRobot(robot, instruction="x", control_hz=20, limits=limits, switches=("gripper.pos",))
+        assert ours.kinds == ("displacement",) * 3 + ("switch",)
+        robot.connect()
+        assert ours.rest() == (0.0, 0.0, 0.0, 1.0)
+    finally:
+        robot.disconnect()
+    with pytest.raises(ValueError, match="bascule_tabletop"):
+        lerobot_robot("bascule_tabeltop", {})
+    with pytest.raises(ValueError, match="no 'sed'"):
+        lerobot_robot("bascule_tabletop", {"sed": "3"})
 
 
 def test_the_controller_drives_a_lerobot_robot():

@@ -1,14 +1,14 @@
-"""Imported by LeRobot's tools when they start: registers policy, simulated robot and scripted teleoperator.
+"""Imported by LeRobot's tools when they start: registers policy, worlds, simulated robot and scripted teleoperator.
 
 All of them live in `policies.lerobot`. Only the world behind the robot is joined on here, because policies do not know
 the simulator.
 """
 
-from policies.lerobot.config_tabletop import BasculeExpertConfig, BasculeTabletopConfig
+from policies.lerobot.config_tabletop import BasculeEnvConfig, BasculeExpertConfig, BasculeTabletopConfig
 from policies.lerobot.configuration_bascule import BasculeConfig
 from policies.lerobot.tabletop import Simulation, use_simulation
 
-__all__ = ["BasculeConfig", "BasculeExpertConfig", "BasculeTabletopConfig"]
+__all__ = ["BasculeConfig", "BasculeEnvConfig", "BasculeExpertConfig", "BasculeTabletopConfig"]
 
 
 def _simulation(suite: str, image_size: int) -> Simulation:
