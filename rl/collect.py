@@ -9,7 +9,9 @@ import torch
 
 from rl.actor import GaussianChunkActor, critic_state
 from rl.buffer import RolloutBuffer, require_finite
+from rl.conditions import Conditions
 from rl.curriculum import Curriculum
+from rl.process_reward import Shaping
 from vla.types import Observation, Policy, VecEnv
 
 FIRST_EVALUATION_SEED = 5_000_000
@@ -63,6 +65,8 @@ class Collector:
         self.offset = first_seed * 104_729 % (high - low)
         self.share = share
         self.curriculum = curriculum
+        self.shaping: Shaping | None = None
+        """A reward for progress, beside the world's."""
         self._tasks = [""] * env.num_envs
         self.seeds_used = 0
         self.env_steps = 0
@@ -79,6 +83,8 @@ class Collector:
 
     def start(self, seeds: Sequence[int], ids: Sequence[int], tasks: Sequence[str] | None = None) -> Observation:
         """New episodes in worlds `ids`, of these tasks if given, else of those that the curriculum draws."""
+        if self.shaping is not None:
+            self.shaping.begin(ids)
         if tasks is None and self.curriculum is not None:
             tasks = self.curriculum.draw(len(seeds))
         if tasks is None:
@@ -104,13 +110,17 @@ class Collector:
         if self._obs is None:
             self._obs = self.start(self.next_seeds(env.num_envs), range(env.num_envs))
             self._elapsed[:] = 0
+        before: tuple[np.ndarray, np.ndarray] | None = None
         while not buffer.full:
             obs = self._obs
             state = critic_state(obs, self._elapsed_fraction())
             where = f"in decision {buffer.filled} of the rollout"
             require_finite("obs (privileged state or proprio)", state, where)
             conditions, proprio = actor.encode(obs)
-            policy = actor.distribution(buffer.put_conditions(conditions), proprio)
+            conditions = buffer.put_conditions(conditions)
+            if self.shaping is not None:
+                now = self._shape(buffer, before, conditions, proprio)
+            policy = actor.distribution(conditions, proprio)
             action = policy.sample(self.generator)
             chunk = actor.chunk_of(action)
             require_finite("action", chunk, where)  # before it moves anything
@@ -139,6 +149,8 @@ class Collector:
             )
             control_steps += int(result.n_steps.sum())
             done = result.terminated | result.truncated
+            if self.shaping is not None:
+                before = (now, done)
             ended += int(done.sum())
             succeeded += int(result.info["success"].astype(bool)[done].sum())
             wrong += int(result.info["wrong_object"].astype(bool)[done].sum())
@@ -149,11 +161,28 @@ class Collector:
                     self.ended(i, bool(result.info["success"][i]))
                 self._obs = self.start(self.next_seeds(len(ids)), ids)
                 self._elapsed[done] = 0
+        if self.shaping is not None:
+            self._shape(buffer, before, *actor.encode(self._obs))
         self.env_steps += control_steps
         metrics: dict[str, float] = {"episodes": ended, "control_steps": control_steps}
         if ended:
             metrics |= {"success_rate": succeeded / ended, "wrong_object": wrong / ended}
         return metrics | (self.curriculum.metrics() if self.curriculum is not None else {})
+
+    def _shape(
+        self,
+        buffer: RolloutBuffer,
+        before: tuple[np.ndarray, np.ndarray] | None,
+        conditions: Conditions,
+        proprio: torch.Tensor,
+    ) -> np.ndarray:
+        """The worlds' potentials now; their change joins the reward of the decision before, in this rollout."""
+        assert self.shaping is not None, "nothing shapes the reward"
+        now = self.shaping.potential(conditions, proprio)
+        if before is not None:
+            gained = torch.from_numpy(self.shaping.reward(before[0], now, before[1]))
+            buffer.time_major("reward")[buffer.filled - 1] += gained.to(self.actor.device)
+        return now
 
     def _elapsed_fraction(self) -> np.ndarray:
         return (self._elapsed / self.env.horizon).astype(np.float32)

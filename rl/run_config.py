@@ -16,6 +16,7 @@ from rl.filtered import FilteredConfig, FilteredImitation
 from rl.grpo import GRPO, GRPOConfig
 from rl.learner import PolicyLearner
 from rl.ppo import PPO, PPOConfig
+from rl.process_reward import ShapingConfig
 from vla.parallel import Team
 
 BUDGET_FIELDS = frozenset(
@@ -61,6 +62,8 @@ class RunnerConfig:
     """Learn by this instead of PPO."""
     curriculum: CurriculumConfig | None = None
     """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""
+    shaping: ShapingConfig | None = None
+    """Add a learnt reward for progress (PPO only). None: the world's reward alone."""
     trackers: tuple[str, ...] = ()
     """Besides metrics.jsonl: tensorboard, wandb, trackio."""
 

@@ -16,9 +16,10 @@ from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.collect import Collector, play
 from rl.curriculum import Curriculum
 from rl.demos import DemoRows
+from rl.process_reward import ProgressModel, Shaping, ShapingConfig, fit_progress, watch
 from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
 from vla.checkpoint import load_checkpoint, save_checkpoint
-from vla.config import encode, fill_defaults
+from vla.config import encode, fill_defaults, save_json
 from vla.metrics import Metrics
 from vla.model import VLAConfig
 from vla.parallel import Team
@@ -60,6 +61,8 @@ class Runner:
                 f"the environment has {env.num_envs} worlds, the configuration asks for {config.num_envs}"
                 + (f" over {team.size} processes" if team.size > 1 else "")
             )
+        if config.shaping is not None and (config.method is not None or team.size > 1):
+            raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
         team.place(model)
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
         self.evaluate, self.on_update = evaluate, on_update
@@ -133,6 +136,8 @@ class Runner:
             if self.config.actor.state_std:
                 self.actor.scale = self.learner.demos.fit_scale(self.actor, seed=self.config.seed)
             self.calibrate()
+            if self.config.shaping is not None:
+                self._learn_progress(self.config.shaping)
             self._evaluate()
             self.save()
         stopped_by = self._stop_reason()
@@ -247,6 +252,26 @@ class Runner:
         self.actor.clamp_std()
         self.collector.forget_worlds()
 
+    def _learn_progress(self, config: ShapingConfig) -> None:
+        """Train and calibrate a process reward model on the policy's own episodes; OUT/progress.json says how good."""
+        count = -(-config.episodes // self.env.num_envs) * self.env.num_envs
+        policy = SampledPolicy(
+            self.actor,
+            self.env.action_spec,
+            self.collector.n_action_steps,
+            generator=torch.Generator().manual_seed(self.config.seed + 17),
+        )
+        episodes = watch(self.actor, policy, self.env, self.collector.next_seeds(count))
+        model, report = fit_progress(episodes, config.progress, seed=self.config.seed)
+        if self.team.rank == 0:
+            save_json(self.out / "progress.json", report.to_dict())
+        self._use_progress(model, config)
+        self.collector.forget_worlds()
+
+    def _use_progress(self, model: ProgressModel, config: ShapingConfig) -> None:
+        gamma = self.config.ppo.gamma if self.config.ppo.discount_per == "chunk" else 1.0
+        self.collector.shaping = Shaping(model.to(self.actor.device), self.env.num_envs, coef=config.coef, gamma=gamma)
+
     def _successes(self, policy: Policy, seeds: list[list[int]]) -> int:
         return int(self.team.total(float(sum(play(policy, self.env, s) for s in seeds)))[0])
 
@@ -296,6 +321,8 @@ class Runner:
             self.team.wait()
             return
         tensors = self.learner.tensors() | {f"best.{name}": t for name, t in self._best.items()}
+        if self.collector.shaping is not None:
+            tensors |= {f"progress.{n}": t for n, t in self.collector.shaping.model.state_dict().items()}
         save_checkpoint(self.out / "last", config=encode(self.config), tensors=tensors, stats={}, trainer_state=trainer)
         self.team.wait()
 
@@ -316,6 +343,9 @@ class Runner:
             )
         self.learner.load_tensors(saved.tensors)
         self._best = {n.removeprefix("best."): t for n, t in saved.tensors.items() if n.startswith("best.")}
+        if self.config.shaping is not None:
+            progress = {n.removeprefix("progress."): t for n, t in saved.tensors.items() if n.startswith("progress.")}
+            self._use_progress(ProgressModel.from_tensors(progress), self.config.shaping)
         trainer = saved.trainer_state
         if trainer.get("processes", 1) != self.team.size:
             raise ValueError(f"{self.out} was made by {trainer.get('processes', 1)} processes: resume it with as many")

@@ -12,7 +12,7 @@ from vla.config import lookup  # noqa: E402
 from vla.experiment_rl import RLConfig  # noqa: E402
 from vla.experiments import EXPERIMENTS  # noqa: E402
 
-ARMS = ("imitation", "grpo", "residual-sac")
+ARMS = ("imitation", "no-kl-stop", "residual-sac")
 SMALL = RLConfig(
     arms=ARMS, seeds=(0,), demos=1, steps=1, control_steps=50, episodes=2, validation_episodes=2, num_envs=8, workers=1
 )
@@ -27,12 +27,12 @@ def test_every_kind_of_arm_runs_once_and_is_reported(tmp_path, monkeypatch):
     assert all(arm["episodes"] == 2 for arm in result["arms"].values())
     steps = {arm: result["arms"][arm]["control_steps"][0] for arm in ARMS}
     assert steps["imitation"] == 0 and all(steps[arm] >= 50 for arm in ARMS[1:])
-    assert result["arms"]["grpo"]["sampled"][1] == 2 and result["arms"]["imitation"]["sampled"] is None
+    assert result["arms"]["no-kl-stop"]["sampled"][1] == 2 and result["arms"]["imitation"]["sampled"] is None
     assert (tmp_path / "residual-sac-0" / "residual.zip").is_file()
     # finished runs are kept: what is in the file is what is reported
-    file = tmp_path / "grpo-0.json"
+    file = tmp_path / "no-kl-stop-0.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"successes": 1}))
-    assert perform(SMALL, tmp_path)["arms"]["grpo"]["successes"] == 1
+    assert perform(SMALL, tmp_path)["arms"]["no-kl-stop"]["successes"] == 1
     with pytest.raises(ValueError, match="choose another --out"):
         perform(replace(SMALL, control_steps=60), tmp_path)
 
