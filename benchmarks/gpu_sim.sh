@@ -32,7 +32,7 @@ pack() {
     # warp-clang.so compiles for CPUs only. The rest left out is documentation in code.
     tar -C "$site" --exclude=warp-clang.so --exclude=__pycache__ --exclude=warp/tests --exclude=warp/examples \
         --exclude='*_test.py' --exclude=test_data -cf - "${names[@]}" $([ -d .gpu/kernels ] && echo -C "$PWD/.gpu" kernels) |
-        xz -6 >.gpu/all
+        xz -3 >.gpu/all
     split -n 2 -a 1 .gpu/all .gpu/part-
     rm -rf .gpu/all .gpu/kernels
     ls -l .gpu

@@ -244,6 +244,21 @@ def test_a_perturbed_world_is_the_same_on_both():
         assert np.abs(ours.intrinsics[name] - theirs.intrinsics[name]).max() < 1e-3
 
 
+def test_the_benchmark_refuses_to_measure_what_is_wrong(env):
+    from vla.bench_warp import _check_images
+    from vla.commands.measure import Bench
+
+    assert all(row["value"] < SAME_STATE for row in _check_images(env, PICK, "here"))
+    lamp = env._cameras.fields["headlight"]
+    before = lamp.clone()
+    lamp.zero_()
+    with pytest.raises(RuntimeError, match="correctness check failed"):
+        _check_images(env, PICK, "here")
+    lamp.copy_(before)
+    with pytest.raises(ValueError, match="--backend warp"):
+        Bench("model", worlds=(2,)).run()
+
+
 def test_what_cannot_be_built_is_said():
     with pytest.raises(ValueError, match="backend"):
         make_vec(PICK, 1, backend="wrap")
