@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from envs.baselines import Film
 from vla.types import Observation, Policy, VecEnv
 
+_MAX_REPLAYS = 2
+"""Of an episode whose worker died; one that kills it again and again is a failure."""
 Progress = Callable[[int, int, int], None]
 """(finished, wanted, successes), called after every decision in which an episode ended."""
 
@@ -123,7 +125,7 @@ def evaluate(
     films = {k: Film(obs.instruction[k]) for k in range(min(num_films, width))}
     success = np.zeros(len(seeds), bool)
     wrong = np.zeros(len(seeds), bool)
-    steps = np.zeros(len(seeds), np.int64)
+    steps, replays = np.zeros(len(seeds), np.int64), np.zeros(len(seeds), np.int64)
     labels: list[tuple[str, str]] = [("", "")] * len(seeds)
     for world in range(width):
         labels[world] = _labels(env, world)
@@ -133,7 +135,7 @@ def evaluate(
         for k, film in films.items():
             for world in np.flatnonzero(playing == k):
                 film.add(obs, world, told[world])
-        seen = Observation(obs.images, obs.proprio, told, obs.privileged)
+        seen = replace(obs, instruction=told)
         chunk = policy.act(seen)
         chunk_size = chunk.shape[1]
         result = env.step_chunk(chunk)
@@ -141,6 +143,16 @@ def evaluate(
         steps[playing[live]] += result.n_steps[live]
         over = live & (result.terminated | result.truncated)
         obs = result.obs
+        lost = over & result.info.get("worker_restarted", np.zeros(env.num_envs, bool))
+        lost[lost] = replays[playing[lost]] < _MAX_REPLAYS
+        if lost.any():  # the machine's failure, not the policy's: the same episode once more
+            again, over = np.flatnonzero(lost), over & ~lost
+            replays[playing[again]] += 1
+            steps[playing[again]] = 0
+            for k in set(playing[again].tolist()) & set(films):
+                films[k].frames.clear()
+            obs = env.reset(seeds=[seeds[playing[w]] for w in again], env_ids=again.tolist())
+            policy.reset(again.tolist())
         if over.any():
             ended = np.flatnonzero(over)
             indices = playing[ended]

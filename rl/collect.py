@@ -125,7 +125,9 @@ class Collector:
             chunk = actor.chunk_of(action)
             require_finite("action", chunk, where)  # before it moves anything
             result = env.step_chunk(actor.to_env(chunk, env.action_spec, self.n_action_steps))
-            if (result.n_steps < 1).any():
+            # A world whose process died took no step: its decision counts for nothing, and its episode is cut short.
+            lost = result.info.get("worker_restarted", np.zeros(env.num_envs, bool))
+            if ((result.n_steps < 1) & ~lost).any():
                 raise RuntimeError("a world executed no control step although its episode had been reset")
             before = self._elapsed_fraction()
             self._elapsed += result.n_steps

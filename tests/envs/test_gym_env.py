@@ -19,7 +19,7 @@ from envs.worlds import Worlds
 from vla.types import Observation
 
 ROOT = Path(__file__).resolve().parents[2]
-IDS = {"tabletop-pick": "TabletopPick", "tabletop-place": "TabletopPlace", "tabletop-mixed": "TabletopMixed"}
+IDS = {name: "".join(map(str.capitalize, name.split("-"))) for name in suite_names()}
 
 
 def expert_action(expert: TabletopExpert, obs: dict, info: dict) -> np.ndarray:
@@ -40,6 +40,7 @@ def test_gymnasium_accepts_every_suite(suite: str) -> None:
 
 
 def test_every_suite_file_has_an_id() -> None:
+    assert IDS["tabletop-pick"] == "TabletopPick" and len(IDS) >= 7
     assert {f"bascule/{name}-v0" for name in IDS.values()} <= set(gymnasium.registry)
     assert {spec.kwargs["suite"] for spec in gymnasium.registry.values() if spec.namespace == "bascule"} == {
         *suite_names()

@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.experts import TabletopExpert
 from envs.mujoco_env import MujocoVecEnv
+from envs.rollout import evaluate
 from envs.suites import load_suite
 from envs.worlds import Worlds
+from vla.types import ActionChunk, Observation
 
 ROOT = Path(__file__).resolve().parents[2]
 STAY = np.zeros((4, 8, 4), np.float32)
@@ -89,6 +92,28 @@ def test_a_worker_that_hangs_is_killed_in_time(env: MujocoVecEnv) -> None:
     assert time.monotonic() - began < 60
     env.reset(seeds=[1, 2], env_ids=[0, 1])
     assert env.step_chunk(STAY).n_steps.tolist() == [8, 8, 8, 8]
+
+
+class _Saboteur(TabletopExpert):
+    """An expert that kills a worker process at its fifth decision."""
+
+    def __init__(self, env: MujocoVecEnv) -> None:
+        super().__init__(env.num_envs)
+        self.env, self.decisions = env, 0
+
+    def act(self, obs: Observation) -> ActionChunk:
+        self.decisions += 1
+        if self.decisions == 5:
+            kill(self.env.worker_pids[0])
+        return super().act(obs)
+
+
+def test_an_evaluation_plays_lost_episodes_again(env: MujocoVecEnv) -> None:
+    seeds = range(100, 106)
+    whole = evaluate(TabletopExpert(4), env, seeds)
+    hurt = evaluate(_Saboteur(env), env, seeds, num_films=1)
+    assert (hurt.successes, hurt.episodes, hurt.mean_steps) == (whole.successes, 6, whole.mean_steps)
+    assert hurt.successes == 6 and len(hurt.films[0].frames) < 50
 
 
 def test_a_worker_that_dies_at_every_step_is_an_error_not_a_loop(env: MujocoVecEnv) -> None:
