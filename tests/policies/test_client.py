@@ -174,6 +174,49 @@ def test_reconnects_after_the_server_restarts() -> None:
         client.close()
 
 
+SLOW_SERVER = """
+import sys, time
+import numpy as np
+from policies.server import PolicyServer
+from vla.types import ActionSpec
+class P:
+    def reset(self, env_ids=None): pass
+    def act(self, obs):
+        print("busy", flush=True)
+        time.sleep(float(sys.argv[2]))
+        return np.full((1, 3, 2), float(sys.argv[3]))
+spec = ActionSpec(("dx", "gripper"), (-1.0, 0.0), (1.0, 1.0), 20.0)
+server = PolicyServer(P(), action_spec=spec, cameras=("front",), port=int(sys.argv[1]))
+server.run(on_ready=lambda: print(server.port, flush=True))
+"""
+
+
+def test_a_server_killed_in_the_middle_of_a_chunk_is_asked_again() -> None:
+    def start(port: int, seconds: float, answer: float) -> tuple[subprocess.Popen[str], int]:
+        command = [sys.executable, "-c", SLOW_SERVER, str(port), str(seconds), str(answer)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        return process, int(process.stdout.readline())
+
+    first, port = start(0, 60, 1)
+    second: list[subprocess.Popen[str]] = []
+
+    def replace() -> None:
+        assert first.stdout.readline() == "busy\n"  # it has the observation, and will never answer
+        first.kill()
+        first.wait()
+        second.append(start(port, 0, 2)[0])
+
+    thread = threading.Thread(target=replace)
+    try:
+        with PolicyClient(f"ws://127.0.0.1:{port}", timeout_s=20) as client:
+            thread.start()
+            assert client.infer(MESSAGE)["actions"][0, 0] == 2
+    finally:
+        thread.join(20)
+        for process in (first, *second):
+            process.kill()
+
+
 def test_refuses_to_go_on_with_another_policy() -> None:
     with serving() as server:
         client = PolicyClient(server.uri, timeout_s=2)
