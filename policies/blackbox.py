@@ -1,23 +1,32 @@
-"""The black box of a controller: every input and decision of every tick as JSON lines, replayable bit for bit."""
+"""The black box of a controller: every input and decision of every tick as JSON lines, replayable bit for bit.
+
+What the cameras saw lies beside it (LOG.frames, raw pixels, each frame once); a tick names the frame that was the
+latest. `policies.lerobot.recording` makes a LeRobotDataset of both.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TextIO
+
+import numpy as np
 
 from policies.guards import Decision, Governor, GuardConfig, Inputs, Kind
 from vla.config import decode
-from vla.types import ActionSpec
+from vla.types import ActionSpec, Observation
 
 FORMAT = 1
 
 
 class BlackBox:
-    """Writes one line at the start of a run and one per tick, each handed to the operating system at once."""
+    """Writes one line at the start of a run and one per tick. A thread of its own does: a disk that is busy must not
+    hold up a robot. Lines are handed to the operating system one by one, as soon as they come."""
 
     def __init__(self, path: Path) -> None:
         """ValueError if the file is there: a log is evidence, and not written over."""
@@ -26,6 +35,12 @@ class BlackBox:
             self._file: TextIO = path.open("x", encoding="utf-8")
         except FileExistsError:
             raise ValueError(f"{path} is already there: choose another file for the log") from None
+        self._frames = frames_file(path).open("wb")
+        self._shown: Observation | None = None
+        self._frame = -1
+        self._queue: SimpleQueue[dict[str, Any] | Observation | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._work, name="black box", daemon=True)
+        self._writer.start()
 
     def start(
         self,
@@ -49,15 +64,27 @@ class BlackBox:
             }
         )
 
-    def tick(self, inputs: Inputs, decision: Decision, **more: Any) -> None:
-        self._write({"inputs": asdict(inputs), "decision": asdict(decision), **more})
+    def tick(self, inputs: Inputs, decision: Decision, *, obs: Observation | None = None, **more: Any) -> None:
+        """`obs`: the latest observation; its pictures are written when it is another than at the last tick."""
+        if obs is not None and obs is not self._shown:
+            if self._shown is None or obs.instruction != self._shown.instruction:
+                self._queue.put(
+                    {"cameras": {n: i.shape[1:] for n, i in obs.images.items()}, "task": obs.instruction[0]}
+                )
+            self._queue.put(obs)
+            self._shown, self._frame = obs, self._frame + 1
+        self._queue.put({"inputs": inputs, "decision": decision, "frame": self._frame, **more})
 
     def event(self, **what: Any) -> None:
         """Something between ticks."""
-        self._write(what)
+        self._queue.put(what)
 
     def close(self) -> None:
+        """Everything is on its way to the disk. Safe to call twice."""
+        self._queue.put(None)
+        self._writer.join()
         self._file.close()
+        self._frames.close()
 
     def __enter__(self) -> BlackBox:
         return self
@@ -66,8 +93,23 @@ class BlackBox:
         self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
-        self._file.flush()  # a run that ends badly is the one whose log is read
+        self._queue.put(line)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, Observation):
+                for image in item.images.values():
+                    self._frames.write(np.ascontiguousarray(image[0]).tobytes())
+                self._frames.flush()
+                continue
+            plain = {key: asdict(value) if is_dataclass(value) else value for key, value in item.items()}
+            self._file.write(json.dumps(_plain(plain), allow_nan=False) + "\n")
+            self._file.flush()  # a run that ends badly is the one whose log is read
+
+
+def frames_file(log: Path) -> Path:
+    """Where the pictures of a log are."""
+    return log.with_name(log.name + ".frames")
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -209,7 +209,13 @@ class ControlLoop:
         if self.log is not None:
             plan = {"step": self.plan.step, "remaining": self.plan.remaining}
             self.log.tick(
-                inputs, decision, tick=self.ticks, late_s=self._late_s[-1], work_s=self._work_s[-1], plan=plan
+                inputs,
+                decision,
+                obs=None if self._latest is None else self._latest[0],
+                tick=self.ticks,
+                late_s=self._late_s[-1],
+                work_s=self._work_s[-1],
+                plan=plan,
             )
         if decision.reaction in ("stopped", "disconnect"):
             self.ended = decision.reaction

@@ -32,6 +32,10 @@ from vla.types import ActionSpec
 Kind = Literal["position", "displacement", "switch"]
 """What an action component is: a target, a change per robot step, or an on/off command."""
 Reaction = Literal["run", "hold", "slow stop", "stopped", "disconnect"]
+GUARDS = (
+    "action_limit", "velocity_limit", "acceleration_limit", "stale_observation", "stale_action", "dead_server",
+    "nonfinite_action", "policy_error", "workspace", "estop", "robot_lost",
+)  # fmt: skip
 KINDS: tuple[Kind, ...] = ("position", "displacement", "switch")
 
 

@@ -36,8 +36,28 @@ def test_a_checkpoint_drives_the_simulated_robot_and_the_log_replays(checkpoint,
     actions = [json.loads(line)["decision"]["action"] for line in log.read_text().splitlines() if "inputs" in line]
     assert len(actions) == written["report"]["ticks"] and np.abs(np.array(actions)[:, 0]).max() <= 3 / 50 + 1e-6
     assert main(["control", str(log), "--replay"]) == 0
+    as_dataset(log, tmp_path / "set", actions)
     log.write_text(log.read_text().replace('"dx": 3.0', '"dx": 0.001', 1))
     assert main(["control", str(log), "--replay"]) == 1
+
+
+def as_dataset(log, folder, actions):
+    """The run as a LeRobotDataset: every tick, what was sent, and the frame that was seen last."""
+    from policies.blackbox import frames_file
+    from vla.data import load_dataset
+
+    assert main(["control", str(log), "--to-dataset", str(folder)]) == 0
+    data = load_dataset(folder)
+    np.testing.assert_array_equal(data.action, np.array(actions, np.float32))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    ticks = [line for line in lines if "inputs" in line]
+    np.testing.assert_array_equal(data.proprio, np.array([t["inputs"]["proprio"] for t in ticks], np.float32))
+    raw = np.fromfile(frames_file(log), np.uint8).reshape(-1, 2, 84, 84, 3)
+    shown = [tick["frame"] for tick in ticks]
+    assert len(raw) == shown[-1] + 1 < len(ticks), "pictures come more slowly than ticks, and each is kept once"
+    np.testing.assert_array_equal(data.images["wrist"][[0, -1]], raw[[shown[0], shown[-1]], 1])
+    assert set(data.instruction) == {next(line["task"] for line in lines if "task" in line)}
+    assert main(["control", str(log), "--to-dataset", str(folder)]) == 2, "never over another one"
 
 
 def test_a_server_drives_it_and_an_estop_ends_it(checkpoint, tmp_path):

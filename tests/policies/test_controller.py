@@ -411,6 +411,27 @@ def test_the_black_box_replays_bit_for_bit(tmp_path):
         BlackBox(tmp_path / "log.jsonl")
 
 
+def test_a_disk_that_stands_still_does_not_hold_up_the_loop(tmp_path, monkeypatch):
+    box = BlackBox(tmp_path / "log.jsonl")
+    flush, waits = box._file.flush, threading.Event()
+
+    class File:
+        write = staticmethod(box._file.write)
+        close = staticmethod(box._file.close)
+
+        def flush(self):
+            waits.wait(20)
+            flush()
+
+    monkeypatch.setattr(box, "_file", File())
+    robot, report = drive(STEADY, log=box)
+    assert report.ticks == 50 and (tmp_path / "log.jsonl").stat().st_size == 0
+    waits.set()
+    box.close()
+    box.close()
+    assert len(replay(tmp_path / "log.jsonl")) == 50, "and nothing is lost"
+
+
 def test_limits_on_what_the_robot_lacks_are_refused():
     for limits, word in (
         (GuardConfig(velocity={"z": 1.0}), "'z'"),

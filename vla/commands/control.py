@@ -56,6 +56,8 @@ class Control(Command):
     """Black box: one JSON line per tick. `--replay` decides them again."""
     replay: bool = False
     """Run no robot: POLICY is a log; are its decisions what the guards decide now?"""
+    to_dataset: Path | None = None
+    """Run no robot: POLICY is a log; write it as a LeRobotDataset to this folder."""
     velocity: dict[str, float] = field(default_factory=dict)
     """Limits: component and speed, action units per second, e.g. dx 12 dy 12."""
     acceleration: dict[str, float] = field(default_factory=dict)
@@ -77,6 +79,11 @@ class Control(Command):
     """Write the report here, too."""
 
     def run(self) -> int | None:
+        if self.to_dataset is not None:
+            from policies.lerobot.recording import to_dataset
+
+            print(f"{to_dataset(Path(self.policy), self.to_dataset)}: a LeRobotDataset of the run")
+            return None
         if self.replay:
             return self._replay()
         from contextlib import ExitStack
@@ -207,7 +214,8 @@ def whole_chunks(folder: Path) -> Any:
 
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the other half is the robot's
     policy = load_policy(folder)
-    if not hasattr(policy, "vla"):
+    if not hasattr(policy, "vla"):  # exported: its graph cannot be told what is left
+        policy.n_action_steps = policy.config.chunk_size
         return policy
     from policies.rtc import RealTimePolicy
 

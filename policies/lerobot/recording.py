@@ -1,0 +1,81 @@
+"""A controller's black box as a LeRobotDataset: one episode, one frame per tick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from policies.blackbox import frames_file, read
+from policies.guards import GUARDS, Reaction
+
+TIMING = ("now_s", "late_s", "work_s", "observation_age_s", "action_age_s")
+
+
+def to_dataset(log: Path, out: Path) -> Path:
+    """Write `log` (and its frames) to the new folder `out`: observation, action sent, action wanted, guards, timing.
+
+    The action of a tick that sent or wanted nothing is 0, the age of what never was -1: a dataset's statistics bear
+    nothing that is not finite. ValueError for a log without pictures, or a folder that is there.
+    """
+    if out.exists():
+        raise ValueError(f"{out} is already there: choose another folder")
+    header, lines = read(log)
+    ticks = [line for line in lines if "inputs" in line]
+    facts = [line for line in lines if "cameras" in line]
+    if not ticks or not facts:
+        raise ValueError(f"{log} holds no tick that saw anything")
+    cameras = {name: tuple(shape) for name, shape in facts[0]["cameras"].items()}
+    size = sum(int(np.prod(shape)) for shape in cameras.values())
+    pixels = np.memmap(frames_file(log), np.uint8, "r")
+    frames = pixels[: len(pixels) // size * size].reshape(-1, size)
+
+    spec, reactions = header["action_spec"], get_args(Reaction)
+    proprio = header["proprio_names"] or [f"s{i}" for i in range(len(ticks[0]["inputs"]["proprio"]))]
+    vectors = {
+        "observation.state": proprio,
+        "action": spec["names"],
+        "wanted": spec["names"],
+        "guards": list(GUARDS),
+        "reaction": list(reactions),
+        "timing": list(TIMING),
+    }
+    features: dict[str, Any] = {
+        name: {"dtype": "float32", "shape": (len(names),), "names": list(names)} for name, names in vectors.items()
+    }
+    for name, shape in cameras.items():
+        features[f"observation.images.{name}"] = {
+            "dtype": "image", "shape": shape, "names": ["height", "width", "channels"],
+        }  # fmt: skip
+    fps = round(spec["control_hz"])
+    dataset = LeRobotDataset.create(f"local/{out.name}", fps, root=out, features=features, use_videos=False)
+    task = ""
+    for line in lines:
+        task = line.get("task", task)
+        if "inputs" not in line or not 0 <= line["frame"] < len(frames):
+            continue  # the pictures of the last ticks may be missing where the run was cut off
+        said, decided = line["inputs"], line["decision"]
+        row = {
+            "observation.state": said["proprio"],
+            "action": decided["action"] or [0.0] * len(spec["names"]),
+            "wanted": said["wanted"] or [0.0] * len(spec["names"]),
+            "guards": [guard in decided["guards"] for guard in GUARDS],
+            "reaction": [decided["reaction"] == reaction for reaction in reactions],
+            "timing": [float(said.get(name, line.get(name, -1.0))) for name in TIMING],
+        }
+        frame = {name: _finite(values) for name, values in row.items()}
+        start, raw = 0, frames[line["frame"]]
+        for name, shape in cameras.items():
+            end = start + int(np.prod(shape))
+            frame[f"observation.images.{name}"] = np.array(raw[start:end]).reshape(shape)
+            start = end
+        dataset.add_frame({**frame, "task": task})
+    dataset.save_episode()
+    dataset.finalize()
+    return out
+
+
+def _finite(values: Any) -> np.ndarray:
+    return np.nan_to_num(np.array([float(x) for x in values], np.float32), nan=0.0, posinf=-1.0, neginf=-1.0)
