@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rl.actor import ActorConfig, CriticConfig
+from rl.curriculum import CurriculumConfig
 from rl.filtered import FilteredConfig
 from rl.grpo import GRPOConfig
 from rl.ppo import PPOConfig
+from rl.process_reward import ShapingConfig
 from rl.run_config import RunnerConfig
 
 
@@ -85,9 +87,37 @@ def tabletop_pick_filtered() -> RunnerConfig:
     )
 
 
+def tabletop_pick_shaped() -> RunnerConfig:
+    """As tabletop-pick, with a learnt reward for progress beside success."""
+    return replace(tabletop_pick(), shaping=ShapingConfig())
+
+
+def tabletop_pick_flow() -> RunnerConfig:
+    """For a policy with a flow head: the head itself learns, as a chain of normals."""
+    config = tabletop_pick()
+    return replace(
+        config,
+        actor=replace(config.actor, refiner_width=0, trains="head", noise="flow"),
+        ppo=replace(config.ppo, lr=1e-4, epochs=8),
+    )
+
+
+def multitask() -> RunnerConfig:
+    """Many tasks in one policy, drawn by how they succeed; choose the suite with --suite."""
+    config = tabletop_pick()
+    return replace(
+        config,
+        suite="tabletop-mixed",
+        curriculum=CurriculumConfig(rule="vla-rl", temperature=0.5, floor=0.3),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunnerConfig]] = {
     "tabletop-pick": tabletop_pick,
     "tabletop-pick-grpo": tabletop_pick_grpo,
     "tabletop-pick-filtered": tabletop_pick_filtered,
+    "tabletop-pick-shaped": tabletop_pick_shaped,
+    "tabletop-pick-flow": tabletop_pick_flow,
+    "multitask": multitask,
     "smoke": smoke,
 }

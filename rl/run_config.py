@@ -58,7 +58,7 @@ class RunnerConfig:
     actor: ActorConfig = field(default_factory=ActorConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    method: GRPOConfig | FilteredConfig | None = None
+    method: FilteredConfig | GRPOConfig | None = None
     """Learn by this instead of PPO."""
     curriculum: CurriculumConfig | None = None
     """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""

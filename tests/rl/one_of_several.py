@@ -61,7 +61,7 @@ def method_of(name):
     }[name]
 
 
-def whole_run(out, method, team, *, max_updates, resume=False):
+def whole_run(out, method, team, *, max_updates, resume=False, folder=None):
     from rl.runner import Runner
     from tests.rl.toy import PointReach, ToyVLA, config
     from vla.checkpoint import load_tensors
@@ -71,7 +71,7 @@ def whole_run(out, method, team, *, max_updates, resume=False):
     settings = config(max_updates=max_updates, num_envs=2 * WORLDS, calibrate_scales=(1.0, 0.5), calibrate_episodes=16)
     settings = replace(settings, method=method_of(method), max_env_steps=100_000)
     runner = Runner(
-        model, PointReach(settings.num_envs // team.size), settings, out / method, team=team,
+        model, PointReach(settings.num_envs // team.size), settings, out / (folder or method), team=team,
         evaluate=lambda policy: (3 + team.rank, 10),
     )  # fmt: skip
     return runner, runner.run(resume=resume)
@@ -82,7 +82,7 @@ def main(out):
 
     from tests.rl.toy import ToyVLA
     from vla.checkpoint import load_tensors, save_tensors
-    from vla.parallel import assemble
+    from vla.parallel import Team, assemble
 
     out, team = Path(out), assemble(shard=False)
     torch.set_num_threads(1)
@@ -96,6 +96,8 @@ def main(out):
     features = {f"features.{name}": t for name, t in buffer.kept_conditions.tensors().items()}
     save_tensors(out / f"rows-{team.rank}.safetensors", rows | features, {})
     save_tensors(out / f"after-{team.rank}.safetensors", after(learner), {})
+    if team.rank == 0:  # on its own, for a resume in another process
+        whole_run(out, "ppo", Team(), max_updates=2, folder="elsewhere")
     for method in ("ppo", "grpo", "filtered"):
         whole_run(out, method, team, max_updates=2)
         runner, result = whole_run(out, method, team, max_updates=4, resume=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from rl.advantages import moments, normalise
 from rl.buffer import RolloutBuffer
-from tests.rl.one_of_several import DECISIONS, WORLDS, after, learner_on
+from tests.rl.one_of_several import DECISIONS, WORLDS, after, learner_on, whole_run
 from tests.rl.toy import ToyVLA
 from tests.vla.test_parallel import free_port
 from vla.checkpoint import load_tensors, save_tensors
@@ -93,6 +94,17 @@ def test_processes_stay_equal_through_runs_and_resumes(together, method):
     assert (together / method / "best" / "model.safetensors").is_file()
     if method == "ppo":  # every world takes part in every decision: all steps are counted, of both processes
         assert rows[-1]["env_steps"] > 4 * 4 * WORLDS * 1.2
+
+
+def test_resume_exact_of_what_another_process_began(together, tmp_path, cloned):
+    save_tensors(tmp_path / "cloned.safetensors", cloned, {})
+    shutil.copytree(together / "elsewhere", tmp_path / "elsewhere")
+    whole, _ = whole_run(tmp_path, "ppo", Team(), max_updates=4)
+    parts, _ = whole_run(tmp_path, "ppo", Team(), max_updates=4, resume=True, folder="elsewhere")
+    for name, tensor in whole.learner.tensors().items():
+        assert torch.equal(tensor, parts.learner.tensors()[name]), name
+    ours, theirs = (runner.collector.state() for runner in (whole, parts))
+    assert torch.equal(ours.pop("generator"), theirs.pop("generator")) and ours == theirs
 
 
 def test_advantage_norm_is_global(monkeypatch):

@@ -10,8 +10,10 @@ import rl.ppo
 from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.collect import play
 from rl.recipes import RECIPES, smoke
-from rl.runner import Runner
-from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate, imitate
+from rl.runner import Runner, RunnerConfig
+from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate
+from vla.checkpoint import load_checkpoint, save_checkpoint
+from vla.config import decode, encode
 
 
 def start(cloned, out, settings, **callbacks) -> Runner:
@@ -126,8 +128,39 @@ def test_runs_are_not_overwritten_nor_resumed_as_something_else(cloned, tmp_path
         Runner(ToyVLA(), PointReach(16), config(num_envs=8), tmp_path)
 
 
-def test_calibration_takes_the_largest_noise_that_keeps_success(tmp_path):
-    precise = imitate(0, offset=0.0).state_dict()
+def test_ppo_does_not_degrade_a_policy_that_is_good_already(precise, tmp_path):
+    settings = dataclasses.replace(learning_config(), max_updates=20, target_success=None)
+    (_, before, n), *_, (_, after, _) = start(precise, tmp_path, settings, evaluate=evaluate).run().evaluations
+    assert before / n >= 0.95 and after / n >= 0.9
+
+
+def test_it_stops_when_nothing_improves(cloned, tmp_path):
+    answers = iter([(5, 10), (6, 10), (5, 10), (4, 10), (9, 10)])
+    settings = config(max_updates=50, eval_every=1, patience=2)
+    result = start(cloned, tmp_path, settings, evaluate=lambda policy: next(answers)).run()
+    assert (result.stopped_by, result.updates, result.best_update) == ("patience", 3, 1)
+
+
+def test_checkpoint_compat_a_run_of_an_older_version_goes_on(cloned, tmp_path):
+    """As version 1 wrote them: the learner's state under another name, and none of the fields that came later."""
+    start(cloned, tmp_path / "whole", config(max_updates=4)).run()
+    start(cloned, tmp_path / "old", config(max_updates=2)).run()
+    saved = load_checkpoint(tmp_path / "old/last")
+    later = {"method", "curriculum", "shaping", "trackers", "patience"}
+    old = {name: value for name, value in saved.config.items() if name not in later}
+    old["ppo"] = {k: v for k, v in old["ppo"].items() if k not in ("clip_high", "kl_target", "scale_returns")}
+    old["actor"] = {k: v for k, v in old["actor"].items() if k in ("motion_std", "gripper_std", "std_min", "std_max")}
+    state = {name: value for name, value in saved.trainer_state.items() if name not in ("learner", "processes")}
+    state["ppo"] = saved.trainer_state["learner"]
+    save_checkpoint(tmp_path / "old/last", config=old, tensors=saved.tensors, stats={}, trainer_state=state)
+    again = start(cloned, tmp_path / "old", config(max_updates=4))
+    again.run(resume=True)
+    whole = start(cloned, tmp_path / "whole", config(max_updates=4))
+    whole.run(resume=True)
+    assert differing(state_of(whole), state_of(again)) == []
+
+
+def test_calibration_takes_the_largest_noise_that_keeps_success(precise, tmp_path):
     settings = config(num_envs=64, calibrate_scales=(0.1, 1.0, 20.0), calibrate_episodes=128)
     settings = dataclasses.replace(settings, actor=dataclasses.replace(settings.actor, std_min=0.01, std_max=10.0))
     runner = start(precise, tmp_path, settings)
@@ -167,6 +200,11 @@ def test_only_part_of_a_chunk_may_be_executed(cloned, tmp_path):
 
 def test_recipes_are_runnable(cloned, tmp_path):
     assert {"tabletop-pick", "tabletop-pick-grpo", "tabletop-pick-filtered", "smoke"} <= set(RECIPES)
+    for name, make in RECIPES.items():
+        made = make()
+        learner = made.method or made.ppo
+        assert learner.problem() is None and (made.curriculum is None or made.curriculum.problem() is None), name
+        assert decode(RunnerConfig, encode(made)) == made, name
     recipe = RECIPES["tabletop-pick"]()
     assert (recipe.num_envs, recipe.ppo.clip, recipe.ppo.gamma) == (48, 0.2, 0.985)
     rows = []
