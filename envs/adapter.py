@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.base import BaseWorlds
+from envs.language import holds_nothing_back
 from envs.render import extrinsics, intrinsics
 from vla.config import lookup
 from vla.types import ActionChunk, ActionSpec, Observation, StepResult
@@ -61,6 +62,8 @@ class AdapterWorlds(BaseWorlds):
         **drawing: Any,
     ) -> None:
         """`drawing`: image_size, phrasings, images_out and the like, as `BaseWorlds` has them."""
+        if drawing.get("phrasings") == "novel":
+            raise holds_nothing_back(suite.name)
         super().__init__(
             suite, num_worlds, action_spec=action_spec, cameras=tuple(cameras), proprio_dim=len(self.proprio_names),
             privileged_dim=privileged_dim, **drawing,

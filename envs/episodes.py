@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.goals import Goal, GoalKind
-from envs.language import Phrasings, fixture_phrase, goal_instruction, instruction, object_phrase, related_phrase
+from envs.language import (
+    Phrasings,
+    fixture_phrase,
+    goal_instruction,
+    holds_nothing_back,
+    instruction,
+    object_phrase,
+    related_phrase,
+)
 from envs.layout import Layout, sample_layout
 from envs.scene import COLORS, SceneConfig, fixture_names, joint_names, place_names
 from envs.shapes import LOW_KINDS, PLATE_RADIUS_M
@@ -83,7 +91,7 @@ def sample_episode(
     if scene.fixtures:
         return _sample_goals(suite, scene, seed, task, phrasings)
     if phrasings == "novel":
-        raise ValueError(f"suite {suite.name!r} holds no colours back; novel works with the suites that have goals")
+        raise holds_nothing_back(suite.name)
     rng = np.random.default_rng([seed, 17])
     task = task or suite.tasks[rng.integers(len(suite.tasks))]
     slots = rng.permutation(len(scene.objects))[: suite.objects_per_episode]
@@ -209,22 +217,23 @@ def _choose_colors(
     rng: np.random.Generator, plan: Task, objects: list[str], fixtures: list[str], *, novel: bool
 ) -> list[str]:
     """Colours of the objects (all different, but all alike where a relation tells them apart), then of the fixtures.
-    What a goal names first has a colour that is kept for "novel" episodes, or has none of those."""
+    Nothing is the subject of a goal in the colour held back for that, except the first subject of a "novel" episode."""
     things = [*objects, *fixtures]
     held_back: dict[int, list[str]] = {}
     for step in plan.steps:
         thing = "ab".index(step.object) if step.object else len(objects) + fixtures.index(step.fixture)
         words = f"{step.words} {plan.relation}" if plan.relation else f"{step.words} {step.fixture}"
         held_back.setdefault(thing, []).append(novel_color(things[thing], words))
+    first, *_ = held_back
     while True:
         if plan.relation:
             colors = [str(rng.choice(list(COLORS)))] * len(objects)
         else:
             colors = [str(c) for c in rng.permutation(list(COLORS))[: len(objects)]]
         colors += [str(c) for c in rng.choice(list(COLORS), len(fixtures))]
-        if all(
-            (colors[thing] == ones[0]) if novel else (colors[thing] not in ones) for thing, ones in held_back.items()
-        ):
+        if novel and colors[first] == held_back[first][0]:
+            return colors
+        if not novel and all(colors[thing] not in ones for thing, ones in held_back.items()):
             return colors
 
 

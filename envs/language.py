@@ -23,7 +23,6 @@ KIND_WORDS: dict[str, tuple[str, ...]] = {
     "mug": ("mug", "cup"),
     "arch": ("arch", "bridge"),
     "pyramid": ("pyramid", "steps"),
-    "puck": ("puck", "disc"),
     "domino": ("domino", "tile"),
 }
 
@@ -53,6 +52,11 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {"pick": _PICK, "place": _PLA
 # "that is" is a training form only for plates, and the held-out form for objects: its words are known, its use is new.
 _OBJECT_FORMS = {"train": ("the {c} {k}",), "heldout": ("the {c} {k}", "the {k} that is {c}")}
 _PLATE_FORMS = {"train": ("the {c} plate", "the plate that is {c}"), "heldout": ("the {c} plate",)}
+
+
+def holds_nothing_back(suite: str) -> ValueError:
+    """What to raise when "novel" is asked of a suite without held-out colours."""
+    return ValueError(f"suite {suite!r} holds no colours back: phrasings must be train or heldout")
 
 
 def object_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Phrasings = "train") -> str:

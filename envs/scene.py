@@ -56,7 +56,7 @@ SCENES: dict[str, SceneConfig] = {
     "tabletop": SceneConfig(),
     "row": SceneConfig(objects=("cube", "cube", "cube"), num_plates=1, fixtures=("bowl",), parked_float=True),
     "shapes": SceneConfig(
-        objects=("cube", "ball", "bottle", "mug", "arch", "pyramid", "puck", "domino"),
+        objects=("cube", "ball", "bottle", "mug", "arch", "pyramid", "brick", "domino"),
         num_plates=0,
         fixtures=("box",),
         parked_float=True,

@@ -85,10 +85,9 @@ KINDS: dict[str, Kind] = {
         ),
         0.024,
     ),
-    "puck": Kind((Part(_CYLINDER, (0.027, 0.011, 0.0)),), 0.011),
     "domino": Kind((Part(_BOX, (0.022, 0.010, 0.030)),), 0.030),
 }
-LOW_KINDS = frozenset({"cube", "brick", "puck"})
+LOW_KINDS = frozenset({"cube", "brick"})
 """What fits into the drawer and lets it be closed."""
 
 

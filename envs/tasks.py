@@ -63,7 +63,7 @@ _CLOSE = Step(GoalKind.CLOSE, "close", fixture="cabinet")
 _PRESS = Step(GoalKind.PRESS, "press", fixture="button")
 
 RELATIONS = ("left", "right", "front", "behind", "nearest", "farthest", "between", "leftmost", "rightmost")
-_SHAPES = ("cube", "ball", "bottle", "mug", "arch", "pyramid", "puck", "domino")
+_SHAPES = ("cube", "ball", "bottle", "mug", "arch", "pyramid", "brick", "domino")
 
 TASKS: dict[str, Task] = {
     **{f"lift-{relation}": Task((_lift(),), relation=relation) for relation in RELATIONS},
