@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.demo_store import DemoEpisode
 from vla.types import ActionSpec, Observation
+
+if TYPE_CHECKING:
+    from envs.perturb import Perturbation
 
 NOISE_CORRELATION = 0.7
 """Lag-1 correlation of the execution noise: independent noise on displacements averages out and disturbs nothing."""
@@ -81,14 +84,14 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
 class SuiteWorld:
     """A `DemoWorld` of a suite in `sim_configs/suites`: one world and its expert. Create it where it is used."""
 
-    def __init__(self, suite: str, image_size: int) -> None:
+    def __init__(self, suite: str, image_size: int, perturb: Perturbation | None = None) -> None:
         # Lazily: the process that only waits for workers needs no simulator.
         from envs.experts import make_expert
         from envs.mujoco_env import worlds_class
         from envs.suites import load_suite
 
         spec = load_suite(suite)
-        self._worlds = worlds_class(spec)(spec, 1, image_size=image_size)
+        self._worlds = worlds_class(spec, perturb)(spec, 1, image_size=image_size)
         self._expert = make_expert(suite, 1)
         self._obs: Observation | None = None
         self.action_spec = self._worlds.action_spec
@@ -122,6 +125,6 @@ class SuiteWorld:
         self._worlds.close()
 
 
-def suite_world(suite: str, image_size: int) -> DemoWorld:
+def suite_world(suite: str, image_size: int, perturb: Perturbation | None = None) -> DemoWorld:
     """The demonstration world of a suite. ValueError with the nearest name if there is none."""
-    return SuiteWorld(suite, image_size)
+    return SuiteWorld(suite, image_size, perturb)

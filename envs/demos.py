@@ -16,9 +16,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.demo_store import (
     WorldFacts,
@@ -30,6 +31,9 @@ from envs.demo_store import (
 from envs.demo_world import DemoWorld, MakeWorld, run_episode, suite_world
 from envs.worker import worker_environment
 from vla.config import load_json, save_json, write_atomic
+
+if TYPE_CHECKING:
+    from envs.perturb import Perturbation
 
 SEED_LIMIT = 1_000_000
 """Demonstration seeds stay below this: evaluation scenes start far above."""
@@ -55,6 +59,7 @@ class _Request:
     seed0: int
     noise: float
     image_size: int
+    perturb: str | None = None
 
 
 def _facts(world: DemoWorld, image_size: int) -> WorldFacts:
@@ -210,15 +215,18 @@ def record(
     image_size: int = 84,
     on_progress: Callable[[RecordingProgress], None] | None = None,
     make_world: MakeWorld | None = None,
+    perturb: Perturbation | None = None,
 ) -> Path:
     """Record the first `episodes` successful demonstrations of seeds seed0, seed0+1, ... as a LeRobotDataset v3.
 
     The result depends on neither `num_workers` nor interruptions. Calling it again on a finished `out` returns at once;
-    on an unfinished one it continues. `make_world` is for other worlds than the suites'. ValueError if `out` holds
+    on an unfinished one it continues. `make_world` is for other worlds than the suites'; `perturb`
+    randomises the suites'. ValueError if `out` holds
     something else; RuntimeError if a worker fails or the expert hardly ever succeeds.
     """
     out = Path(out)
-    request = _Request(suite, seed0, float(noise), image_size)
+    words = perturb.words() if perturb is not None else ""
+    request = _Request(suite, seed0, float(noise), image_size, words or None)
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")
     if not 0 <= seed0 < SEED_LIMIT:
@@ -234,7 +242,8 @@ def record(
             _check_same(load_json(settings), request, out)
         else:
             save_json(settings, request)
-        facts = _record_seeds(folder, request, episodes, num_workers, on_progress, make_world or suite_world)
+        make_world = make_world or (partial(suite_world, perturb=perturb) if words else suite_world)
+        facts = _record_seeds(folder, request, episodes, num_workers, on_progress, make_world)
         _complete(folder, out, request, facts, episodes)
     shutil.rmtree(folder)
     return out

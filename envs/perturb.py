@@ -85,6 +85,11 @@ class Perturbation:
     def any(self) -> bool:
         return any(self.on(axis) for axis in AXES)
 
+    def words(self) -> str:
+        """As on a command line, active axes only: "camera=0.5 light=0:1"; what `parse` reads."""
+        ranges = [(axis, *self.range_of(axis)) for axis in AXES if self.on(axis)]
+        return " ".join(f"{axis}={low:g}" + (f":{high:g}" if high > low else "") for axis, low, high in ranges)
+
 
 AXES: tuple[str, ...] = tuple(field.name for field in fields(Perturbation))
 

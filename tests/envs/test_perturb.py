@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import colorsys
+import io
+import json
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from envs import make_vec
+from envs.demos import record
 from envs.experts import make_expert
 from envs.perturb import AXES, Perturbation, parse
 from envs.perturbed import PerturbedWorlds
@@ -202,3 +208,22 @@ def test_words_on_the_command_line() -> None:
         make_vec("robosuite-lift", 1, perturb=Perturbation(camera=1.0))
     with pytest.raises(ValueError, match="0..1"):
         make_vec("tabletop-pick", 1, perturb=Perturbation(camera=3.0))
+
+
+def first_frame(dataset: Path) -> np.ndarray:
+    file = next((dataset / "data").rglob("*.parquet"))
+    cell = pq.read_table(file, columns=["observation.images.front"])[0][0].as_py()
+    return np.asarray(Image.open(io.BytesIO(cell["bytes"]))).astype(float)
+
+
+def test_demonstrations_are_randomised_and_remember_it(tmp_path: Path) -> None:
+    random = Perturbation(texture=(0.5, 1.0), light=1.0)
+    assert parse(random.words().split()) == random
+    plain, mixed = tmp_path / "plain", tmp_path / "mixed"
+    record("tabletop-pick", 1, plain, num_workers=1, image_size=32)
+    record("tabletop-pick", 1, mixed, num_workers=1, image_size=32, perturb=random)
+    first = [first_frame(out) for out in (plain, mixed)]
+    assert np.abs(first[0] - first[1]).mean() > 10
+    assert json.loads((mixed / "meta" / "bascule.json").read_text())["perturb"] == "light=1 texture=0.5:1"
+    with pytest.raises(ValueError, match="perturb"):
+        record("tabletop-pick", 1, mixed, num_workers=1, image_size=32)

@@ -23,16 +23,20 @@ class Demos(Command):
     noise: float = 0.15
     """Disturbs the expert's commands, so that demonstrations show recoveries too."""
     workers: int = 2
+    perturb: tuple[str, ...] = ()
+    """Domain randomisation: AXIS=FROM:TO each, as in `vla eval`, e.g. camera=0:1 light=0:1 texture=0:1."""
 
     def _out(self) -> Path:
         return self.out or Path("runs/demos") / self.suite
 
     def run(self) -> None:
         from envs.demos import record
+        from envs.perturb import parse
         from envs.suites import load_suite
         from vla.console import progress, say
 
         load_suite(self.suite)
+        perturb = parse(self.perturb) if self.perturb else None
         with progress("demonstrations", self.episodes, unit="episodes") as update:
             out = record(
                 self.suite,
@@ -41,6 +45,7 @@ class Demos(Command):
                 seed0=self.seed,
                 num_workers=self.workers,
                 noise=self.noise,
+                perturb=perturb,
                 on_progress=lambda state: update(state.kept, f"{state.tried - state.kept} discarded"),
             )
         say(f"{self.episodes} demonstrations in {out}")
