@@ -141,7 +141,7 @@ def _button(base: mujoco.MjsBody, name: str) -> None:
     cap = base.add_body(name=name)
     cap.add_joint(
         name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, 0, -1], range=[0, 0.012], limited=True,
-        stiffness=120.0, damping=4.0, armature=0.02,
+        stiffness=120.0, springref=-0.008, damping=4.0, armature=0.02,
     )  # fmt: skip
     add_parts(cap, name, (Part(_CYLINDER, (0.022, 0.012, 0.0), (0.0, 0.0, 0.026)),), mass=0.05)
     cap.add_site(name=f"{name}_handle", pos=[0, 0, 0.038], group=4)
