@@ -48,6 +48,8 @@ def serving(folder: str, *options: str) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait(timeout=20)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def message(pixels: int, seed: int = 0) -> dict[str, Any]:
