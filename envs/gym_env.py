@@ -21,8 +21,9 @@ from gymnasium.vector.utils import batch_space
 
 from envs import make_vec
 from envs.language import Phrasings
-from envs.suites import TRAIN_SEED_LIMIT, load_suite, suite_names
-from envs.worlds import Worlds
+from envs.mujoco_env import worlds_class
+from envs.perturb import Perturbation
+from envs.suites import TRAIN_SEED_LIMIT, all_suite_names, load_suite
 from vla.types import ActionSpec, Observation
 
 _MAX_INSTRUCTION = 256
@@ -56,12 +57,19 @@ class SuiteEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(
-        self, suite: str, *, image_size: int = 84, phrasings: Phrasings = "train", render_mode: str | None = None
+        self,
+        suite: str,
+        *,
+        image_size: int = 84,
+        phrasings: Phrasings = "train",
+        perturb: Perturbation | None = None,
+        render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
-        self._worlds = Worlds(load_suite(suite), 1, image_size=image_size, phrasings=phrasings)
+        spec = load_suite(suite)
+        self._worlds = worlds_class(spec, perturb)(spec, 1, image_size=image_size, phrasings=phrasings)
         self.metadata = {**self.metadata, "render_fps": self._worlds.action_spec.control_hz}
         self.observation_space = observation_space(self._worlds.cameras, image_size, self._worlds.proprio_dim)
         self.action_space = action_space(self._worlds.action_spec)
@@ -128,12 +136,15 @@ class SuiteVectorEnv(VectorEnv):
         num_workers: int = 2,
         image_size: int = 84,
         phrasings: Phrasings = "train",
+        perturb: Perturbation | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
-        self._env = make_vec(suite, num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings)
+        self._env = make_vec(
+            suite, num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings, perturb=perturb
+        )
         self.num_envs = num_envs
         self.metadata = {
             "render_modes": ["rgb_array"],
@@ -204,7 +215,7 @@ def gym_id(suite: str) -> str:
     return f"bascule/{''.join(word.capitalize() for word in suite.split('-'))}-v0"
 
 
-for _suite in suite_names():
+for _suite in all_suite_names():  # an adapter's too: what it needs is asked for when one is made
     if gym_id(_suite) not in registry:
         register(
             gym_id(_suite),

@@ -14,7 +14,8 @@ from gymnasium.utils.env_checker import check_env
 
 import envs.gym_env  # noqa: F401 - registers the ids
 from envs.experts import TabletopExpert
-from envs.suites import load_suite, suite_names
+from envs.perturb import Perturbation
+from envs.suites import all_suite_names, load_suite, suite_names
 from envs.worlds import Worlds
 from vla.types import Observation
 
@@ -39,12 +40,29 @@ def test_gymnasium_accepts_every_suite(suite: str) -> None:
     assert [text for text in about if "infinity" not in text] == []
 
 
-def test_every_suite_file_has_an_id() -> None:
+@pytest.mark.parametrize(("package", "name"), [("robosuite", "RobosuiteLift"), ("metaworld", "MetaworldPush")])
+def test_gymnasium_accepts_an_adapter(package: str, name: str) -> None:
+    pytest.importorskip(package)
+    env = gymnasium.make(f"bascule/{name}-v0", image_size=32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_env(env.unwrapped)
+    env.close()
+
+
+def test_a_perturbed_environment_is_one_too() -> None:
+    pair = [gymnasium.make("bascule/TabletopPick-v0", image_size=32, perturb=p) for p in (None, Perturbation(light=1))]
+    plain, lit = (env.reset(seed=3)[0]["images"]["front"] for env in pair)
+    assert np.abs(plain.astype(int) - lit).mean() > 3
+    for env in pair:
+        env.close()
+
+
+def test_every_suite_has_an_id() -> None:
     assert IDS["tabletop-pick"] == "TabletopPick" and len(IDS) >= 7
     assert {f"bascule/{name}-v0" for name in IDS.values()} <= set(gymnasium.registry)
-    assert {spec.kwargs["suite"] for spec in gymnasium.registry.values() if spec.namespace == "bascule"} == {
-        *suite_names()
-    }
+    ours = {spec.kwargs["suite"] for spec in gymnasium.registry.values() if spec.namespace == "bascule"}
+    assert ours == {*all_suite_names()}
 
 
 def test_a_seed_is_the_episode_it_is_everywhere() -> None:

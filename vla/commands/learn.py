@@ -14,6 +14,7 @@ from vla.config import lookup
 from vla.quickstart import VALIDATION_SEED0, QuickstartConfig, quickstart
 
 if TYPE_CHECKING:
+    from envs.perturb import Perturbation
     from vla.train_config import TrainConfig
     from vla.types import Policy
 
@@ -213,6 +214,8 @@ class RL(Command):
     """Per task."""
     track: tuple[str, ...] = ()
     """Besides OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    perturb: tuple[str, ...] = ()
+    """Domain randomisation of the worlds it learns and is chosen in: AXIS=FROM:TO each, as in `vla eval`."""
     device: str = "auto"
 
     def run(self) -> None:
@@ -232,7 +235,10 @@ class RL(Command):
         team = assemble(shard=False, unused=config.actor.trains in ("lora", "all"))
         if config.num_envs % team.size:
             raise ValueError(f"num_envs {config.num_envs} does not divide among {team.size} processes")
-        env = self._worlds(config.suite, config.num_envs // team.size)
+        from envs.perturb import parse
+
+        perturb = parse(self.perturb) if self.perturb else None
+        env = self._worlds(config.suite, config.num_envs // team.size, perturb)
         demos = None
         if self.demos is not None:
             from vla.data import load_dataset
@@ -278,11 +284,11 @@ class RL(Command):
             ),
         )  # fmt: skip
 
-    def _worlds(self, suite: str, num_envs: int) -> Any:
+    def _worlds(self, suite: str, num_envs: int, perturb: Perturbation | None = None) -> Any:
         from envs import make_vec
 
         device = None if self.backend == "cpu" else _device(self.device)
-        return make_vec(suite, num_envs, num_workers=self.workers, backend=self.backend, device=device)
+        return make_vec(suite, num_envs, num_workers=self.workers, backend=self.backend, device=device, perturb=perturb)
 
     def _report_retention(self, init: Path) -> None:
         from envs.rollout import evaluate
