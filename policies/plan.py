@@ -78,15 +78,20 @@ class Plan:
         late = self.step - asked_at_step
         fresh = np.array(chunk_CA[late:], dtype=np.float64)
         if len(fresh):
-            if self._catch_up_steps and 0 < late <= len(self._past):
-                self._catch_up(fresh, np.sum(chunk_CA[:late], axis=0) - np.sum(list(self._past)[-late:], axis=0))
-            joined = self._join(self._actions, fresh, step=self.step)
-            self._actions, self.seen_s = np.where(self._switch, fresh, joined), seen_s
+            joined = np.where(self._switch, fresh, self._join(self._actions, fresh, step=self.step))
+            if self._catch_up_steps and late <= len(self._past):
+                meant = np.sum(chunk_CA[:late], axis=0) - np.sum(list(self._past)[len(self._past) - late :], axis=0)
+                if isinstance(self._join, Blend):  # it too plays other displacements than the chunk's, for a while
+                    meant = meant + np.sum(fresh - joined, axis=0)
+                self._catch_up(joined, meant)
+            self._actions, self.seen_s = joined, seen_s
         return late
 
     def _catch_up(self, fresh_SA: NDArray[np.float64], debt_A: NDArray[np.float64]) -> None:
         """Add `debt` to the displacements, in equal parts where the bounds allow it, later where they do not."""
         debt = np.where(self._displacement, debt_A, 0.0)
+        if not np.isfinite(debt).all():
+            return  # the chunk is damaged: the guards stop the robot when it is played
         part = debt / self._catch_up_steps
         for i in range(len(fresh_SA)):
             share = np.where(np.abs(part) < np.abs(debt), part, debt)
