@@ -40,7 +40,7 @@ class ControlConfig:
     what is still to be played: `policies.rtc`)."""
     blend_steps: int = 2
     """Actions over which "blend" takes over."""
-    catch_up_steps: int = 3
+    catch_up_steps: int = 4
     """Actions over which displacements that came too late are made up for; 0: never."""
     ensemble_decay: float = 0.01
     """Of "ensemble": 0 is the plain mean, more favours older chunks."""
