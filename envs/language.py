@@ -203,11 +203,12 @@ def related_phrase(
 def goal_instruction(
     steps: Sequence[tuple[str, dict[str, str]]], rng: np.random.Generator, phrasings: Phrasings = "train"
 ) -> tuple[str, str]:
-    """(text, template) for goals in order; each is its key in GOAL_TEMPLATES and what its template is filled with."""
+    """(text, template) for goals in order; each is its key in GOAL_TEMPLATES and what its template is filled with. The
+    template of a sequence is how its parts are joined."""
     split = "heldout" if phrasings == "heldout" else "train"
     templates = [_draw(GOAL_TEMPLATES[words][split], rng) for words, _ in steps]
     texts = [template.format(**names) for template, (_, names) in zip(templates, steps, strict=True)]
     if len(steps) == 1:
         return texts[0], templates[0]
     first, join = _JOINS[split][rng.integers(len(_JOINS[split]))]
-    return first + join.join(texts), first + join.join(templates)
+    return first + join.join(texts), first + join.join("..." for _ in steps)
