@@ -204,6 +204,8 @@ def test_each_kind_of_goal() -> None:
     assert not rules.holds(tipped)[0, 0]
     tipped.goal_kind[:] = GoalKind.IN  # within a container it may lie
     assert rules.holds(tipped)[0, 0]
+    tipped.objects[0, 0, 2] = 0.05  # on the rim
+    assert not rules.holds(tipped)[0, 0]
     stacked = placed((Goal(GoalKind.STACK, 0, base=1),))
     assert not rules.holds(stacked)[0, 0]
     stacked.objects[0, 0] = [0.605, 0.0, 0.06]
