@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
+_STEPS = "control steps/s"
 _SECONDS = 4.0
 """Each measurement lasts at least this long; the best of three is kept, since others may use the machine."""
 
@@ -84,39 +85,54 @@ def _default_rates(default: Callable[[], tuple[Any, Callable[[], int]]]) -> tupl
 
 
 def bench_adapters() -> list[Row]:
-    """robosuite and Meta-World through our adapters, each beside itself as it comes, in the same run."""
+    """robosuite and Meta-World through our adapters, each beside itself as it comes, in the same run.
+
+    One whose extra is not installed is left out, and said.
+    """
     from envs.metaworld_env import default_push
     from envs.robosuite_env import default_lift
+    from vla.console import say
 
     rows = []
     for what, suite, default in (
         ("robosuite Lift", "robosuite-lift", default_lift),
         ("Meta-World push", "metaworld-push", default_push),
     ):
-        base, frames = _default_rates(default)
+        try:
+            base, frames = _default_rates(default)
+        except ValueError as problem:
+            say(f"{what} is left out: {problem}")
+            continue
         ours = _chunk_rate(1, render=True, worlds_per_worker=2, suite=suite)
-        unit, config = "control steps/s", f"{suite}, 2 cameras of 84 px, chunk 8, 1 process"
         defaults = f"its defaults, 84 px, {frames:.1f} frames a step"
-        rows.append(_row(f"{what}, every step rendered", base, unit, config=defaults))
-        rows.append(_row(f"{what}, step_chunk", ours, unit, config=config, baseline=what, base=base))
+        rows.append(_row(f"{what}, every step rendered", base, _STEPS, config=defaults))
+        rows.append(
+            _row(f"{what}, step_chunk", ours, _STEPS, config=_seen(suite), baseline=f"{what} as it comes", base=base)
+        )
     return rows
 
 
 def bench_sim() -> list[Row]:
-    """The CPU worlds, beside robosuite's Lift and Meta-World's push stepped and rendered in the same run."""
-    adapters = bench_adapters()
-    lift = adapters[0]["value"]
-    bare = _chunk_rate(1, render=False)
-    seen = _chunk_rate(1, render=True)
-    two = _chunk_rate(2, render=True)
-    what = "tabletop-pick, 2 cameras of 84 px, chunk 8"
-    unit = "control steps/s"
-    return [
-        *adapters,
-        _row("physics and control only, 1 process", bare, unit, config="tabletop-pick, no rendering"),
-        _row("step_chunk, 1 process", seen, unit, config=what, baseline="robosuite Lift", base=lift),
-        _row("step_chunk, 2 processes", two, unit, config=what, baseline="1 process", base=seen),
-    ]
+    """The CPU worlds of every tabletop suite, and robosuite's Lift and Meta-World's push beside themselves."""
+    from envs.suites import suite_names
+
+    rows, first = bench_adapters(), "tabletop-pick"
+    for suite in (first, *(name for name in suite_names() if name != first)):
+        bare = _chunk_rate(1, render=False, suite=suite)
+        rows.append(_row(f"physics and control only, {suite}", bare, _STEPS, config="1 process, no rendering"))
+        one = _chunk_rate(1, render=True, suite=suite)
+        rows.append(_row(f"step_chunk, {suite}", one, _STEPS, config=_seen(suite)))
+        if suite == first:
+            two = _chunk_rate(2, render=True, suite=suite)
+            config = _seen(suite, 2)
+            rows.append(
+                _row(f"step_chunk, {suite}, 2 processes", two, _STEPS, config=config, baseline="1 process", base=one)
+            )
+    return rows
+
+
+def _seen(suite: str, processes: int = 1) -> str:
+    return f"{suite}, 2 cameras of 84 px, chunk 8, {processes} process{'es' if processes > 1 else ''}"
 
 
 def _tiny_policy() -> Any:
