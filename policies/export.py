@@ -215,7 +215,14 @@ def trace(vla: VLA) -> ExportedProgram:
     )
     shapes = ({0: batch}, {0: batch, 1: text}, {0: batch, 1: text}, {0: batch})
     dynamic = dict(zip(INPUTS, shapes, strict=True))
-    return torch.export.export(Decision(vla).eval(), example, dynamic_shapes=dynamic)
+    try:
+        # Conditions on sizes that the tracer cannot prove (large VLMs' masks have some) are checked when it runs.
+        return torch.export.export(
+            Decision(vla).eval(), example, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
+        )
+    except Exception as problem:  # the tracer has many errors, each pages long
+        reason = " ".join(str(problem).split())[:200]
+        raise ValueError(f"this backbone cannot be exported ({type(problem).__name__}): {reason}") from problem
 
 
 def _same_folder(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
