@@ -14,7 +14,7 @@ from vla.experiments import EXPERIMENTS  # noqa: E402
 
 ARMS = ("imitation", "no-kl-stop", "residual-sac")
 SMALL = RLConfig(
-    arms=ARMS, seeds=(0,), demos=1, steps=1, control_steps=50, episodes=2, validation_episodes=2, num_envs=8, workers=1
+    arms=ARMS, seeds=(0,), demos=1, steps=1, control_steps=50, episodes=2, validation_episodes=2, num_envs=2, workers=1
 )
 
 

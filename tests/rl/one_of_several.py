@@ -24,7 +24,9 @@ def learner_on(num_envs, team, model):
     # processes start apart: what the first one holds must become everyone's
     torch.manual_seed(team.rank)
     critic = Critic(env.privileged_dim, env.proprio_dim)
-    config = PPOConfig(epochs=1, critic_epochs=1, minibatch_size=10_000, critic_warmup=0, bc_coef=0.1, kl_stop=1e9)
+    config = PPOConfig(
+        epochs=1, critic_epochs=1, minibatch_size=10_000, critic_warmup=0, bc_coef=0.1, kl_stop=1e9, max_grad_norm=1e9
+    )  # a clipped gradient would hide its size
     return PPO(actor, critic, config, generator=torch.Generator().manual_seed(0), team=team), env
 
 

@@ -57,7 +57,8 @@ def test_ddp_equiv_gradients_are_those_of_one_process_with_twice_the_worlds(toge
     learner.load_tensors(first)
     buffer = RolloutBuffer(DECISIONS, 2 * WORLDS)
     rows = read(together, "rows")
-    assert not torch.equal(rows[0]["state"], rows[1]["state"]), "other scenes in every process"
+    starts = [{tuple(state.tolist()) for state in part["state"][:WORLDS]} for part in rows]
+    assert len(starts[0] | starts[1]) == 2 * WORLDS, "other scenes in every process"
 
     def joined(name):
         parts = [part[name].view(DECISIONS, WORLDS, *part[name].shape[1:]) for part in rows]

@@ -1,5 +1,7 @@
 """A frozen VLA with a corrector learnt by SB3's SAC: without a correction it is the VLA, and the VLA never changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,15 +50,16 @@ def test_without_a_correction_it_is_the_vla_looking_as_often():
 
 def test_pictures_are_drawn_only_when_the_vla_looks():
     env = Counting(4)
-    worlds = ResidualVecEnv(env, make_vla(), SMALL, seed=0)
+    worlds = ResidualVecEnv(env, make_vla(), replace(SMALL, n_action_steps=5), seed=0)
     state = worlds.reset()
+    assert worlds.plans.action().any(), "it has looked"
     assert state.shape == (4, worlds.observation_space.shape[0]) and np.isfinite(state).all()
     for _ in range(11):
         state, _, done, _ = worlds.step(np.zeros((4, 3), np.float32))
         assert not done.any()
-    assert env.drawn == [False, False, True] * 3 + [False, False]
+    assert env.drawn == ([False] * 4 + [True]) * 2 + [False]
     before = worlds.plans._chunk.copy()
-    state, _, done, infos = worlds.step(np.zeros((4, 3), np.float32))  # the horizon: a look, and a reset
+    state, _, done, infos = worlds.step(np.zeros((4, 3), np.float32))  # the horizon: new episodes, and a look at them
     assert done.all() and all(i["TimeLimit.truncated"] for i in infos)
     assert not np.array_equal(before, worlds.plans._chunk) and (worlds.plans.at == 0).all()
     assert not np.allclose(state, [i["terminal_observation"] for i in infos])
@@ -91,7 +94,7 @@ def test_sac_learns_on_a_frozen_vla_with_demonstrations_in_its_buffer(tmp_path):
             gap = np.clip(obs.privileged[:, 2:4], -0.2, 0.2)
             return np.concatenate([gap, np.ones((4, 1), np.float32)], 1)[:, None].astype(np.float32)
 
-    wide = ResidualConfig(**{**SMALL.__dict__, "alpha": 1.0})
+    wide = replace(SMALL, alpha=1.0)
     model, figures = learn_residual(env, vla, wide, control_steps=160, demonstrator=Expert())
     assert figures["stored_successes"] >= 2 and figures["control_steps"] >= 160 and model._n_updates > 10
     assert fingerprint(vla) == before and not any(p.requires_grad for p in vla.parameters())
