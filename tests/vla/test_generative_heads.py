@@ -201,7 +201,7 @@ def test_rl_takes_any_head(name):
     greedy = GreedyPolicy(actor, vla.action_spec, vla.chunk_size).act(obs)
     np.testing.assert_allclose(greedy, VLAPolicy(vla).act(obs), atol=1e-6)
     features, state = actor.encode(obs)
-    mean = actor.mean(features, state)
-    action = actor.sample(mean.detach(), torch.Generator().manual_seed(0))
-    actor.log_prob(mean, action, torch.ones(3, 8, dtype=torch.bool)).sum().backward()
+    with torch.no_grad():
+        action = actor.distribution(features, state).sample(torch.Generator().manual_seed(0))
+    actor.distribution(features, state).log_prob(action, torch.ones(3, 8, dtype=torch.bool)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in vla.head.parameters())
