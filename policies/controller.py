@@ -94,7 +94,7 @@ def control(
     """
     ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
     if config.join == "rtc" and not hasattr(policy, "act_after"):
-        raise ValueError("this policy cannot be told what is still to be played: choose the join blend, not rtc")
+        raise ValueError("rtc needs a flow head that can be told what is still to be played: choose the join blend")
     try:
         robot.connect()
         inference = Inference(policy, asynchronous=config.asynchronous, clock=clock)

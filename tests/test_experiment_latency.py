@@ -124,6 +124,7 @@ def test_the_command_reports_every_cell_and_keeps_it(tmp_path, capsys):
     assert list(result["arms"]) == ["tiny: no latency", "tiny: blend, 200 ms"] and "commit" in result
     assert result["arms"]["tiny: blend, 200 ms"]["delay"] >= 3
     capsys.readouterr()
+    assert main([*arguments, "--arms", "rtc"]) == 2 and "flow head" in capsys.readouterr().err
     assert main([*arguments, "--episodes", "2"]) == 2 and "--out" in capsys.readouterr().err
     assert main(["experiment", "latency"]) == 2 and "--policy" in capsys.readouterr().err
     assert main(["experiment", "latency", "--policy", "x", "--demos", "3"]) == 2

@@ -64,8 +64,8 @@ class LatencyConfig:
     policy: tuple[Path, ...] = ()
     """Checkpoints. At least twice as many actions to a chunk as an answer takes control steps, or robots run dry."""
     suite: str = "tabletop-pick"
-    arms: tuple[str, ...] = ("switch", "blend", "ensemble", "rtc")
-    """Of `policies.controller.ControlConfig.join`; switch is the naive way."""
+    arms: tuple[str, ...] = ("switch", "blend", "ensemble")
+    """Of `policies.controller.ControlConfig.join`; switch is the naive way, rtc is for flow heads."""
     conditions: tuple[str, ...] = tuple(CONDITIONS)
     episodes: int = 96
     num_envs: int = 48
@@ -112,7 +112,10 @@ def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: s
     try:
         first = load_suite(config.suite).eval_seed0
         seeds = range(first, first + config.episodes)
-        row = play(RealTimePolicy(VLA.load(folder)), env, seeds, join=arm, condition=CONDITIONS[condition])
+        policy = RealTimePolicy(VLA.load(folder))
+        if arm == "rtc" and not hasattr(policy, "act_after"):
+            raise ValueError(f"{folder.name} has no flow head, so it cannot be led: leave rtc out of --arms")
+        row = play(policy, env, seeds, join=arm, condition=CONDITIONS[condition])
     finally:
         env.close()
     row["asked"] = asked

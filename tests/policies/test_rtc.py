@@ -6,7 +6,7 @@ import torch
 
 from policies.joining import Blend, DelayEstimate, Ensemble, Prefix, prefix_weights
 from policies.plan import Plan
-from policies.rtc import RealTimePolicy
+from policies.rtc import RealTimePolicy, continue_chunk
 from vla.bridge import BridgeConfig
 from vla.flow import FlowHead
 from vla.model import VLA, VLAConfig, VLAPolicy
@@ -99,12 +99,17 @@ def test_a_policy_goes_on_from_what_is_left(policy):
     np.testing.assert_array_equal(VLAPolicy(policy.vla).act(obs), free[:, :4])
     left = np.full((2, 6, 3), 0.5, np.float32)
     # The second world has nothing left: what stands in its row must not count.
-    chunk = policy.act_after(obs, Prefix(left, np.array([6, 0]), np.array([3, 0])))
+    chunk = go_on(policy, obs, Prefix(left, np.array([6, 0]), np.array([3, 0])))
     np.testing.assert_allclose(chunk[1], free[1], atol=1e-5)
     assert np.abs(chunk[0, :3] - 0.5).max() < 0.15 * np.abs(free[0, :3] - 0.5).max() + 1e-6
     assert np.abs(chunk[0, 3] - 0.5).max() < np.abs(free[0, 3] - 0.5).max()
     longer = Prefix(np.full((2, 20, 3), 0.5, np.float32), np.array([20, 20]), np.array([1, 1]))
-    assert policy.act_after(obs, longer).shape == (2, 8, 3)
+    assert go_on(policy, obs, longer).shape == (2, 8, 3)
+    assert hasattr(policy, "act_after") == (policy.vla.config.head == "flow")
+
+
+def go_on(policy, obs, prefix):
+    return continue_chunk(policy.vla, policy.vla.processor.prepare(obs), prefix)
 
 
 def test_a_damaged_policy_says_so(policy):
@@ -114,6 +119,6 @@ def test_a_damaged_policy_says_so(policy):
         parameter.fill_(float("nan"))
     prefix = Prefix(np.zeros((1, 4, 3), np.float32), np.array([4]), np.array([1]))
     with pytest.raises(FloatingPointError):
-        policy.act_after(observation(1), prefix)
+        go_on(policy, observation(1), prefix)
     with torch.no_grad():
         parameter.copy_(kept)
