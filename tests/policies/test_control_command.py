@@ -28,10 +28,10 @@ def checkpoint(tmp_path_factory):
 
 def test_a_checkpoint_drives_the_simulated_robot_and_the_log_replays(checkpoint, tmp_path, capsys):
     log, report = tmp_path / "log.jsonl", tmp_path / "report.json"
-    args = ["--duration-s", "4", "--give-up-s", "9", "--log", str(log), "--json", str(report), "--join", "rtc"]
+    args = ["--duration-s", "2", "--give-up-s", "9", "--log", str(log), "--json", str(report), "--join", "rtc"]
     assert main(["control", str(checkpoint), *args, "--velocity", "dx", "3"]) == 0
     written = json.loads(report.read_text())
-    assert written["report"]["ended"] == "time" and written["report"]["answers"] >= 1
+    assert written["report"]["ended"] in ("time", "done") and written["report"]["answers"] >= 1
     assert written["success"] is False and "ticks" in capsys.readouterr().out
     actions = [json.loads(line)["decision"]["action"] for line in log.read_text().splitlines() if "inputs" in line]
     assert len(actions) == written["report"]["ticks"] and np.abs(np.array(actions)[:, 0]).max() <= 3 / 50 + 1e-6
