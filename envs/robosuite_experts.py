@@ -290,7 +290,6 @@ def _door(see: Sight) -> Script:
     From above there is no room: the hand is wider than the gap between bar and door. Reaching toward the door, with one
     finger over and one under the bar, it has all the room there is, and its grip holds while the door swings.
     """
-    start = see.rotation.copy()
 
     def pose(more_latch: float = 0.0, more_hinge: float = 0.0, out: float = 0.0) -> tuple[Vector, Vector]:
         """(grip position, hand rotation) on the bar once latch and hinge have moved on by so much (rad)."""
@@ -301,8 +300,10 @@ def _door(see: Sight) -> Script:
         bar, outward = _turned(bar, _UP, more_hinge), _turned(outward, _UP, more_hinge)
         closing = np.cross(-outward, bar)
         hand = np.stack([closing, np.cross(-outward, closing), -outward], axis=1)
-        flipped = hand * [-1.0, -1.0, 1.0]  # the fingers are alike: the wrist takes the shorter way
-        return point, max(hand, flipped, key=lambda rotation: np.trace(start.T @ rotation))
+        flipped = hand * [-1.0, -1.0, 1.0]
+        # The fingers are alike: the wrist takes the shorter way from where it is. (From where it began, a latch turned
+        # by 1.2 rad is as far one way as the other, and the hand went to and fro.)
+        return point, max(hand, flipped, key=lambda rotation: np.trace(see.rotation.T @ rotation))
 
     while True:
         yield from _go(see, lambda: pose(out=0.10)[0], pose()[1], _OPEN, within_m=0.015, within_rad=0.08, steps=80)
