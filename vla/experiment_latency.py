@@ -68,6 +68,8 @@ class LatencyConfig:
     """Of `policies.controller.ControlConfig.join`; switch is the naive way, rtc is for flow heads."""
     conditions: tuple[str, ...] = tuple(CONDITIONS)
     episodes: int = 96
+    seed0: int | None = None
+    """First scene. None: the suite's first evaluation scene."""
     num_envs: int = 48
     workers: int = 2
 
@@ -98,6 +100,7 @@ def latency(config: LatencyConfig, out: Path, on_progress: Callable[[int, int, s
 def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: str) -> dict[str, Any]:
     file = out / f"{folder.name}-{arm}-{condition.replace(' ', '').replace(',', '-')}.json"
     asked = {"suite": config.suite, "episodes": config.episodes, "policy": str(folder)}
+    asked |= {} if config.seed0 is None else {"seed0": config.seed0}
     if file.is_file():
         row = load_json(file)
         if row["asked"] != asked:
@@ -110,7 +113,7 @@ def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: s
 
     env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
     try:
-        first = load_suite(config.suite).eval_seed0
+        first = load_suite(config.suite).eval_seed0 if config.seed0 is None else config.seed0
         seeds = range(first, first + config.episodes)
         policy = RealTimePolicy(VLA.load(folder))
         if arm == "rtc" and not hasattr(policy, "act_after"):

@@ -168,6 +168,8 @@ class Experiment(Command):
     suite: str | None = None
     """latency, robustness: where."""
     seeds: tuple[int, ...] | None = None
+    seed0: int | None = None
+    """latency: first scene; by default the suite's first evaluation scene."""
     demos: int | None = None
     steps: int | None = None
     episodes: int | None = None
@@ -187,6 +189,7 @@ class Experiment(Command):
                 conditions=self.conditions,
                 suite=self.suite,
                 seeds=self.seeds,
+                seed0=self.seed0,
                 demos=self.demos,
                 steps=self.steps,
                 episodes=self.episodes,
