@@ -5,46 +5,24 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.episodes import Episode
-from envs.perturb import (
-    Perturbation,
-    edit_spec,
-    model_fields,
-    noisy_images,
-    noisy_proprio,
-    perturb_episode,
-    perturb_start,
-)
-from envs.scene import SceneIndex, build
-from envs.start import Start
+from envs.opening import PerturbedOpening
+from envs.perturb import Perturbation, model_fields, noisy_images, noisy_proprio
 from envs.suites import Suite
 from envs.worlds import Worlds
 
 
-class PerturbedWorlds(Worlds):
+class PerturbedWorlds(PerturbedOpening, Worlds):
     """`envs.worlds.Worlds` that differ from them by a `Perturbation`; by nothing where every severity is 0."""
 
     def __init__(self, suite: Suite, num_worlds: int, *, perturb: Perturbation, **options: Any) -> None:
-        if problem := perturb.problem():
-            raise ValueError(problem)
-        self.perturb = perturb
-        super().__init__(suite, num_worlds, **options)
+        super().__init__(suite, num_worlds, perturb=perturb, **options)
         self._plain = copy.copy(self.model)
         """The model before any world wrote its own colours, lights and cameras into the shared one."""
         self._fields: list[dict[str, NDArray]] = [{} for _ in range(num_worlds)]
-
-    def _build(self) -> tuple[mujoco.MjModel, SceneIndex]:
-        return build(self.scene, edit=lambda spec: edit_spec(self.perturb, spec))
-
-    def _sample(self, seed: int, task: str | None) -> Episode:
-        return perturb_episode(self.perturb, super()._sample(seed, task))
-
-    def _begin(self, episode: Episode, arm_noise: float) -> Start:
-        return perturb_start(self.perturb, super()._begin(episode, arm_noise), episode, self.model, self.index)
 
     def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
         super().place(i, episode, start_noise=start_noise)

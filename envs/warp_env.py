@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 
 from envs import goals as rules
 from envs.base import check_seeds
 from envs.control import ControlConfig, action_spec, advance_command, joint_targets
-from envs.episodes import Episode, sample_episode
+from envs.episodes import Episode
 from envs.language import Phrasings
+from envs.opening import Opening
 from envs.render import FrameHistory
-from envs.scene import REST_HEIGHT_M, SCENES, SceneIndex, build
-from envs.start import Start, begin
+from envs.scene import REST_HEIGHT_M, SCENES
+from envs.start import Start
 from envs.suites import Suite, load_suite
 from envs.warp_render import WarpCameras
 from envs.warp_sim import Buffers, WarpSim
@@ -53,7 +53,7 @@ class TensorStep:
     info: dict[str, torch.Tensor]
 
 
-class WarpVecEnv:
+class WarpVecEnv(Opening):
     """`vla.types.VecEnv` on one device.
 
     `info` adds, per world: `overflow`, contacts or constraints were dropped for want of room; `diverged`, the state was
@@ -184,17 +184,6 @@ class WarpVecEnv:
         self.place(ids, episodes)
         self.render()
         return ids
-
-    # What `envs.warp_perturbed` changes: the model, what a seed means, the state in which it begins, and its colours.
-    def _build(self) -> tuple[mujoco.MjModel, SceneIndex]:
-        return build(self.scene)
-
-    def _sample(self, seed: int, task: str | None) -> Episode:
-        return sample_episode(self.suite, self.scene, seed, task=task, phrasings=self.phrasings)
-
-    def _begin(self, episode: Episode, arm_noise: float) -> Start:
-        width = self.control.finger_open_m
-        return begin(episode, self.scene, self.model, self.index, finger_open_m=width, arm_noise=arm_noise)
 
     def _paint(self, rows: torch.Tensor, episodes: Sequence[Episode], starts: Sequence[Start]) -> None:
         colors = self._float([start.rgba for start in starts])

@@ -7,44 +7,18 @@ box, so a patterned table has its colour only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import mujoco
 import torch
 
 from envs.episodes import Episode
-from envs.perturb import (
-    Perturbation,
-    edit_spec,
-    model_fields,
-    noisy_images,
-    noisy_proprio,
-    perturb_episode,
-    perturb_start,
-)
-from envs.scene import SceneIndex, build
+from envs.opening import PerturbedOpening
+from envs.perturb import model_fields, noisy_images, noisy_proprio
 from envs.start import Start
-from envs.suites import Suite
 from envs.warp_env import WarpVecEnv
 
 
-class PerturbedWarpVecEnv(WarpVecEnv):
+class PerturbedWarpVecEnv(PerturbedOpening, WarpVecEnv):
     """`envs.warp_env.WarpVecEnv` whose worlds differ from plain ones by a `Perturbation`."""
-
-    def __init__(self, suite: Suite, num_envs: int, *, perturb: Perturbation, **options: Any) -> None:
-        if problem := perturb.problem():
-            raise ValueError(problem)
-        self.perturb = perturb
-        super().__init__(suite, num_envs, **options)
-
-    def _build(self) -> tuple[mujoco.MjModel, SceneIndex]:
-        return build(self.scene, edit=lambda spec: edit_spec(self.perturb, spec))
-
-    def _sample(self, seed: int, task: str | None) -> Episode:
-        return perturb_episode(self.perturb, super()._sample(seed, task))
-
-    def _begin(self, episode: Episode, arm_noise: float) -> Start:
-        return perturb_start(self.perturb, super()._begin(episode, arm_noise), episode, self.model, self.index)
 
     def _paint(self, rows: torch.Tensor, episodes: Sequence[Episode], starts: Sequence[Start]) -> None:
         super()._paint(rows, episodes, starts)

@@ -14,11 +14,11 @@ import numpy as np
 from envs import goals as rules
 from envs.base import BaseWorlds
 from envs.control import ControlConfig, action_spec, advance_command, joint_targets
-from envs.episodes import Episode, sample_episode
+from envs.episodes import Episode
 from envs.language import Phrasings
+from envs.opening import Opening
 from envs.render import CameraRenderer, extrinsics, intrinsics
-from envs.scene import REST_HEIGHT_M, SCENES, SceneIndex, build
-from envs.start import Start, begin
+from envs.scene import REST_HEIGHT_M, SCENES
 from envs.suites import Suite
 from vla.types import ActionChunk, Observation, StepResult
 
@@ -28,7 +28,7 @@ PROPRIO_NAMES = (
 """Metres for the first six (grip position; commanded minus actual position), 0..1, -1 or +1."""
 
 
-class Worlds(BaseWorlds):
+class Worlds(Opening, BaseWorlds):
     """`num_worlds` independent episodes of one suite. Not thread-safe; one per process."""
 
     proprio_names = PROPRIO_NAMES
@@ -87,17 +87,6 @@ class Worlds(BaseWorlds):
             self.place(i, self._sample(int(seeds[k]), tasks[k] if tasks else None))
         self._render(ids)
         return self.observation()
-
-    # What `envs.perturbed` changes: the model, what a seed means, and the state in which it begins.
-    def _build(self) -> tuple[mujoco.MjModel, SceneIndex]:
-        return build(self.scene)
-
-    def _sample(self, seed: int, task: str | None) -> Episode:
-        return sample_episode(self.suite, self.scene, seed, task=task, phrasings=self.phrasings)
-
-    def _begin(self, episode: Episode, arm_noise: float) -> Start:
-        width = self.control.finger_open_m
-        return begin(episode, self.scene, self.model, self.index, finger_open_m=width, arm_noise=arm_noise)
 
     def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
         """Put world `i` into the initial state of `episode` (no rendering)."""
