@@ -292,8 +292,8 @@ def test_random_resets_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
         episode = sample_episode(*args, **kwargs)  # type: ignore[arg-type]
         return dataclasses.replace(episode, poses=tuple((0.5, 0.01 * k, 0.0) for k in range(len(episode.poses))))
 
-    monkeypatch.setattr("envs.worlds.sample_episode", heap)
+    monkeypatch.setattr("envs.opening.sample_episode", heap)
     assert check_resets(["tabletop-spatial"], 5)["tabletop-spatial"].shifted == 5
-    monkeypatch.setattr("envs.worlds.sample_episode", lambda *args, **kwargs: next(itertools.count(1 / 0)))
+    monkeypatch.setattr("envs.opening.sample_episode", lambda *args, **kwargs: next(itertools.count(1 / 0)))
     broken = check_resets(["tabletop-spatial"], 5)["tabletop-spatial"]
     assert broken.exceptions == 5 and "ZeroDivision" in broken.first_error
