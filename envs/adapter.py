@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.base import BaseWorlds
+from envs.divergence import diverged
 from envs.language import holds_nothing_back
 from envs.render import extrinsics, intrinsics
 from vla.config import lookup
@@ -111,23 +112,29 @@ class AdapterWorlds(BaseWorlds):
         return self.observation()
 
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
-        """Run up to C control steps in each world that is not over; see `vla.types.VecEnv.step_chunk`."""
+        """Run up to C control steps in each world that is not over; see `vla.types.VecEnv.step_chunk`.
+
+        `info["diverged"]` (n,): the simulation blew up, which truncates the episode; what is shown is from before.
+        """
         actions = np.clip(self._checked(chunk), self._low, self._high)
         live = np.flatnonzero(~self.over)
         n_steps = np.zeros(self.num_envs, np.int64)
-        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        terminated, truncated, lost = (np.zeros(self.num_envs, bool) for _ in range(3))
         for i in live:
             for action in actions[i]:
-                terminated[i] = self._step(i, action)
+                succeeded = self._step(i, action)
+                lost[i] = diverged(self._scene(i)[2])
+                terminated[i] = succeeded and not lost[i]
                 n_steps[i] += 1
                 self.elapsed[i] += 1
-                truncated[i] = not terminated[i] and self.elapsed[i] >= self.horizon
+                truncated[i] = not terminated[i] and (self.elapsed[i] >= self.horizon or lost[i])
                 if terminated[i] or truncated[i]:
                     self.over[i] = True
                     break
-            self._proprio[i], self._privileged[i] = self._read(i)
-        self._render(live)
-        info = {"success": terminated.copy(), "wrong_object": np.zeros(self.num_envs, bool)}
+            if not lost[i]:
+                self._proprio[i], self._privileged[i] = self._read(i)
+        self._render(live[~lost[live]])
+        info = {"success": terminated.copy(), "wrong_object": np.zeros(self.num_envs, bool), "diverged": lost}
         return StepResult(self.observation(), terminated.astype(np.float32), terminated, truncated, n_steps, info)
 
     def _render(self, ids: Sequence[int] | NDArray[np.int64]) -> None:

@@ -65,6 +65,8 @@ class EvalReport:
     horizon: int
     chunk_size: int
     n_action_steps: int
+    diverged: int = 0
+    """Episodes that ended because the simulation blew up; failures."""
     films: list[Film] = field(default_factory=list)
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -81,6 +83,7 @@ class EvalReport:
             **Count(self.successes, self.episodes).to_dict(),
             "wrong_object": self.wrong_object,
             "mean_steps": self.mean_steps,
+            "diverged": self.diverged,
             "per_task": {name: count.to_dict() for name, count in sorted(self.per_task.items())},
             "per_phrasing": {name: count.to_dict() for name, count in sorted(self.per_phrasing.items())},
             "seeds": list(self.seeds),
@@ -124,7 +127,7 @@ def evaluate(
     obs = _observe(env)
     films = {k: Film(obs.instruction[k]) for k in range(min(num_films, width))}
     success = np.zeros(len(seeds), bool)
-    wrong = np.zeros(len(seeds), bool)
+    wrong, diverged = np.zeros(len(seeds), bool), np.zeros(len(seeds), bool)
     steps, replays = np.zeros(len(seeds), np.int64), np.zeros(len(seeds), np.int64)
     labels: list[tuple[str, str]] = [("", "")] * len(seeds)
     for world in range(width):
@@ -158,6 +161,7 @@ def evaluate(
             indices = playing[ended]
             success[indices] = result.info["success"][ended]
             wrong[indices] = result.info["wrong_object"][ended]
+            diverged[indices] = result.info.get("diverged", np.zeros(env.num_envs, bool))[ended]
             for k, film in films.items():
                 for world in ended[indices == k]:
                     film.finish(obs, world, bool(success[k]), bool(wrong[k]))
@@ -189,6 +193,7 @@ def evaluate(
         horizon=env.horizon,
         chunk_size=chunk_size,
         n_action_steps=chunk_size,
+        diverged=int(diverged.sum()),
         films=[films[k] for k in sorted(films)],
     )
 

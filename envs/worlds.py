@@ -14,6 +14,7 @@ import numpy as np
 from envs import goals as rules
 from envs.base import BaseWorlds
 from envs.control import ControlConfig, action_spec, advance_command, joint_targets
+from envs.divergence import diverged
 from envs.episodes import Episode
 from envs.language import Phrasings
 from envs.opening import Opening
@@ -110,32 +111,36 @@ class Worlds(Opening, BaseWorlds):
 
     # ------------------------------------------------------------------ stepping
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
-        """Run up to C control steps in each world that is not over; see `vla.types.VecEnv.step_chunk`."""
+        """Run up to C control steps in each world that is not over; see `vla.types.VecEnv.step_chunk`.
+
+        `info["diverged"]` (n,): the simulation blew up, which truncates the episode; what is shown is from before.
+        """
         chunk = self._checked(chunk)
         was_over = self.over.copy()
         n_steps = np.zeros(self.num_envs, np.int64)
-        terminated = np.zeros(self.num_envs, bool)
-        truncated = np.zeros(self.num_envs, bool)
+        terminated, truncated, lost = (np.zeros(self.num_envs, bool) for _ in range(3))
         for c in range(chunk.shape[1]):
             live = np.flatnonzero(~self.over)
             if not len(live):
                 break
-            self._control_step(live, chunk[live, c])
+            lost[live] = self._control_step(live, chunk[live, c])
             n_steps[live] += 1
             self.elapsed[live] += 1
-            self._success[live] |= rules.advance(self.state)[live]
-            self._wrong[live] |= rules.wrong_object(self.state)[live]
+            self._success[live] |= rules.advance(self.state)[live] & ~lost[live]
+            self._wrong[live] |= rules.wrong_object(self.state)[live] & ~lost[live]
             terminated[live] = self._success[live] | self._wrong[live]
-            truncated[live] = ~terminated[live] & (self.elapsed[live] >= self.horizon)
+            truncated[live] = ~terminated[live] & ((self.elapsed[live] >= self.horizon) | lost[live])
             self.over[live] = terminated[live] | truncated[live]
         self._success &= ~self._wrong
-        self._render(list(np.flatnonzero(~was_over)))
+        self._render(list(np.flatnonzero(~was_over & ~lost)))
         success = self._success & ~was_over
-        info = {"success": success & terminated, "wrong_object": self._wrong & ~was_over}
+        info = {"success": success & terminated, "wrong_object": self._wrong & ~was_over, "diverged": lost}
         reward = info["success"].astype(np.float32)
         return StepResult(self.observation(), reward, terminated, truncated, n_steps, info)
 
-    def _control_step(self, live: np.ndarray, action_nA: np.ndarray) -> None:
+    def _control_step(self, live: np.ndarray, action_nA: np.ndarray) -> np.ndarray:
+        """One control step of worlds `live`: which of them blew up (bool). Of those, what was read last stays."""
+        lost = np.zeros(len(live), bool)
         model, index, state = self.model, self.index, self.state
         rotation = np.empty((len(live), 3, 3))
         qpos = np.empty((len(live), 7))
@@ -158,7 +163,10 @@ class Worlds(Opening, BaseWorlds):
             data.ctrl[7], data.ctrl[8] = width, -width
             mujoco.mj_step(model, data, self.substeps)
             mujoco.mj_kinematics(model, data)
-            self._read(i)
+            lost[k] = diverged(data)
+            if not lost[k]:
+                self._read(i)
+        return lost
 
     def _read(self, i: int) -> None:
         data, index, state = self.data[i], self.index, self.state

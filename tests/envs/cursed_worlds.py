@@ -1,0 +1,25 @@
+"""Tabletop worlds in which one seed's episode blows up. A module of its own: spawned workers import it by name."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.worlds import Worlds
+
+CURSED = 13
+LAST_STEP = 4
+
+
+class CursedWorlds(Worlds):
+    """One seed's arm is thrown at the speed of light in its fourth control step."""
+
+    def _control_step(self, live: np.ndarray, action_nA: np.ndarray) -> np.ndarray:
+        for i in live:
+            if self.episodes[i].seed == CURSED and self.elapsed[i] == LAST_STEP - 1:
+                self.data[i].qvel[2] = 3e8
+        return super()._control_step(live, action_nA)
+
+
+def cursed(suite, perturb=None) -> type[Worlds]:
+    """In the place of `envs.mujoco_env.worlds_class`."""
+    return CursedWorlds
