@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from policies.guards import Kind
 from policies.joining import Blend, Join, Prefix
+from vla.catch_up import catch_up
 from vla.types import ActionChunk, Observation, Policy
 
 
@@ -92,14 +93,7 @@ class Plan:
         debt = np.where(self._displacement, debt_A, 0.0)
         if not np.isfinite(debt).all():
             return  # the chunk is damaged: the guards stop the robot when it is played
-        part = debt / self._catch_up_steps
-        for i in range(len(fresh_SA)):
-            share = np.where(np.abs(part) < np.abs(debt), part, debt)
-            moved = np.clip(fresh_SA[i] + share, self._low, self._high) - fresh_SA[i]
-            # never against the debt: an action beyond the bounds is the guards' business
-            moved = np.where(moved * debt > 0, moved, 0.0)
-            fresh_SA[i] += moved
-            debt = debt - moved
+        catch_up(fresh_SA, debt, self._low, self._high, steps=self._catch_up_steps)
 
     def wanted(self) -> tuple[float, ...] | None:
         """This tick's action, at the robot's rate; None when the plan is over.

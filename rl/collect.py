@@ -135,7 +135,9 @@ class Collector:
             # moment it knows, which is also what bootstrapping past a time limit means
             after = np.where(result.truncated, before, self._elapsed_fraction())
             n_steps = torch.from_numpy(result.n_steps)
-            executed = torch.arange(chunk.shape[1]) < n_steps[:, None]
+            # (of a late answer, later actions play a part, too: in the next decision)
+            until = torch.from_numpy(result.info.get("played_until", result.n_steps))
+            executed = torch.arange(chunk.shape[1]) < until[:, None]
             to = actor.device
             buffer.add(
                 proprio_BP=proprio,

@@ -216,6 +216,9 @@ class RL(Command):
     """Besides OUT/metrics.jsonl: tensorboard, wandb, trackio."""
     perturb: tuple[str, ...] = ()
     """Domain randomisation of the worlds it learns and is chosen in: AXIS=FROM:TO each, as in `vla eval`."""
+    late_steps: int = 0
+    """Train for slow links: a chunk comes into play up to so many control steps after its picture was taken, how many
+    is drawn for each episode. The chunk must have so many actions more than are played between two decisions."""
     device: str = "auto"
 
     def run(self) -> None:
@@ -239,6 +242,8 @@ class RL(Command):
 
         perturb = parse(self.perturb) if self.perturb else None
         env = self._worlds(config.suite, config.num_envs // team.size, perturb)
+        if self.late_steps:
+            env = self._late(env, config, init)
         demos = None
         if self.demos is not None:
             from vla.data import load_dataset
@@ -289,6 +294,21 @@ class RL(Command):
 
         device = None if self.backend == "cpu" else _device(self.device)
         return make_vec(suite, num_envs, num_workers=self.workers, backend=self.backend, device=device, perturb=perturb)
+
+    def _late(self, env: Any, config: Any, init: Path) -> Any:
+        """The worlds with answers that come late, as many control steps apart as the policy will be asked."""
+        from envs.late import LateVecEnv
+        from vla.model import VLAPolicy
+
+        policy = VLAPolicy.load(init)
+        between, chunk_size = config.n_action_steps or policy.n_action_steps, policy.vla.chunk_size
+        if between + self.late_steps > chunk_size:
+            env.close()
+            raise ValueError(
+                f"--late-steps {self.late_steps}: chunks of {chunk_size} actions, {between} of them played between "
+                f"decisions, leave room for {chunk_size - between}"
+            )
+        return LateVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
 
     def _report_retention(self, init: Path) -> None:
         from envs.rollout import evaluate
