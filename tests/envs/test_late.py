@@ -78,11 +78,11 @@ def test_what_was_meant_and_not_played_is_made_up_for():
     env, track = worlds()
     env.step_chunk(chunk_of([0.0] * 5)(env.num_envs, 1.0))
     env.step_chunk(chunk_of([0.4, 0.4, 0.0, 0.0, 0.0])(env.num_envs, 1.0))
-    # a late robot plays nothing of what a chunk begins with, but gets there, as far as the chunk has actions left:
-    # a debt is paid in four parts, and a chunk that comes d late has 5 - d actions
+    # a late robot plays nothing of what a chunk begins with, but goes there: a debt is paid in four parts, and three
+    # actions are played before the next chunk takes over
     goes_to = track.x + np.array([env._left[i, :d, 0].sum() for i, d in enumerate(env.late)])
     assert np.allclose(goes_to[env.late == 0], 0.8)
-    assert np.allclose(goes_to[env.late == 1], 0.8)
+    assert np.allclose(goes_to[env.late == 1], 0.4 + 0.4 * 3 / 4)
     assert np.allclose(goes_to[env.late == 2], 0.8 * 3 / 4)
 
 
