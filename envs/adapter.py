@@ -19,12 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.base import BaseWorlds
+from envs.culling import Culling
 from envs.divergence import diverged
 from envs.language import holds_nothing_back
 from envs.render import extrinsics, intrinsics
 from vla.config import lookup
 from vla.types import ActionChunk, ActionSpec, Observation, StepResult
 
+_NOT_DRAWN = 5
+"""A geom group that no adapter shows."""
 _OFF_FLAGS = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION)
 
 
@@ -177,6 +180,9 @@ class TunedRenderer:
         self._size = image_size
         self._option = mujoco.MjvOption()
         show(self._option)
+        self._option.geomgroup[_NOT_DRAWN] = 0
+        self._culling: dict[int, Culling] = {}
+        """By the model's id; each keeps its model, so that an id is not given to another."""
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._area = mujoco.MjrRect(0, 0, image_size, image_size)
@@ -214,9 +220,14 @@ class TunedRenderer:
         context, scene = self._drawers[looks]
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
         mujoco.mj_camlight(model, data)
+        if id(model) not in self._culling:
+            self._culling[id(model)] = Culling(model)
         for view, camera in enumerate(cameras):
             self._camera.fixedcamid = camera
+            shown = model.geom_group.copy()
+            model.geom_group[~self._culling[id(model)].in_sight(data, camera)] = _NOT_DRAWN
             mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
+            model.geom_group[:] = shown
             mujoco.mjr_render(self._area, scene, context)
             buffer = None if depth_VHW is None else np.empty((self._size, self._size), np.float32)
             mujoco.mjr_readPixels(self._pixels, buffer, self._area, context)

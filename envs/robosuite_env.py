@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from envs.adapter import AdapterEpisode, AdapterWorlds, require
 from envs.language import Phrasings
+from envs.robosuite_step import ControlMaths, LeanStep
 from envs.robosuite_suites import RobosuiteSuite
 from vla.types import ActionSpec
 
@@ -98,6 +99,10 @@ class RobosuiteWorlds(AdapterWorlds):
                         hard_reset=False, horizon=suite.horizon,
                     )
                 )  # fmt: skip
+        from robosuite.utils import control_utils as theirs
+
+        maths = ControlMaths(theirs.opspace_matrices, theirs.nullspace_torques, theirs.orientation_error)
+        self._steps = [LeanStep(env, maths) if LeanStep.suits(env) else env.step for env in self._envs]
         self._site = [env.robots[0].eef_site_id["right"] for env in self._envs]
         self._fingers = [env.robots[0]._ref_gripper_joint_pos_indexes["right"] for env in self._envs]
 
@@ -109,7 +114,7 @@ class RobosuiteWorlds(AdapterWorlds):
         return AdapterEpisode(seed, self.suite.tasks[0], text, text, self.suite.swapped)
 
     def _step(self, i: int, action_A: NDArray[np.float64]) -> bool:
-        self._envs[i].step(action_A)
+        self._steps[i](action_A)
         return bool(self._envs[i]._check_success())
 
     def _read(self, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -129,7 +134,7 @@ class RobosuiteWorlds(AdapterWorlds):
         super().close()
         for env in self._envs:
             env.close()
-        self._envs = []
+        self._envs, self._steps = [], []
 
 
 def default_lift(image_size: int = 84) -> tuple[Any, Callable[[], int]]:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from envs import make_vec
+from envs.culling import Culling
 from envs.experts import make_expert
 from envs.render import backproject
 from envs.robosuite_env import RobosuiteWorlds, default_lift
+from envs.robosuite_step import LeanStep
 from envs.robosuite_suites import SUITES, load_robosuite_suite
 from envs.rollout import evaluate
 from envs.suites import all_suite_names, load_suite
@@ -176,3 +178,40 @@ def test_make_vec_spreads_it_over_a_worker() -> None:
         assert env.step_chunk(np.zeros((1, 2, 7), np.float32)).n_steps.tolist() == [2]
     finally:
         env.close()
+
+
+@needs_robosuite
+def test_a_lean_step_is_robosuites_own_to_the_last_bit(two: RobosuiteWorlds) -> None:
+    two.render_images = False
+    rng, lean = np.random.default_rng(0), two._steps
+    assert all(isinstance(step, LeanStep) for step in lean)
+    two._steps = [lean[0], two._envs[1].step]
+    try:
+        for seed in (3, 4):  # a second episode: resets renew what the lean step has hold of
+            two.reset(seeds=[seed, seed])
+            for _ in range(6):
+                action = rng.uniform(-1, 1, (1, 5, 7)).astype(np.float32)
+                action[..., 2] -= 0.5  # down onto the table: contacts are in it
+                two.step_chunk(np.repeat(action, 2, axis=0))
+            states = [np.concatenate([env.sim.data.qpos, env.sim.data.qvel]) for env in two._envs]
+            assert np.array_equal(*states) and two._envs[0].cur_time == two._envs[1].cur_time
+    finally:
+        two._steps, two.render_images = lean, True
+
+
+@needs_robosuite
+def test_what_is_left_out_of_a_picture_would_not_have_been_in_it(two: RobosuiteWorlds, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    two.reset(seeds=[5, 6])
+    left_out, all_of_it = 0, lambda self, data, camera: np.ones(len(data.geom_xpos), bool)
+    real = Culling.in_sight
+    for _ in range(4):
+        two.step_chunk(rng.uniform(-1, 1, (2, 6, 7)).astype(np.float32))
+        culled = two.images.copy()
+        _, model, data = two._scene(0)
+        left_out += sum((~real(Culling(model), data, model.camera(name).id)).sum() for name in two._their_names)
+        with monkeypatch.context() as patch:
+            patch.setattr(Culling, "in_sight", all_of_it)
+            two._render([0, 1])
+        assert np.array_equal(two.images, culled)
+    assert left_out > 4 * len(two._their_names) * 30, "most of the robot is out of sight, and was drawn"
