@@ -48,9 +48,11 @@ class PolicyClient:
         timeout_s: float = 5.0,
         *,
         tls: ssl.SSLContext | None = None,
+        whole_chunks: bool = False,
     ) -> None:
         """`uri` ws://HOST:PORT, wss:// with TLS, /NAME behind it for one of several policies. `tls` for certificates
-        that the system does not know."""
+        that the system does not know. `whole_chunks`: `act` asks for all actions of a chunk, as a controller needs that
+        goes on with them while the next answer is on its way; else for those that are meant to be played."""
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
         self.uri = uri if "://" in uri else f"ws://{uri}"
@@ -59,6 +61,7 @@ class PolicyClient:
         """Round trips of the latest answered requests: send, inference, receive."""
         self.metadata: dict[str, Any] = {}
         """What the server says about itself: for ours, `action_spec`, `cameras`, `observation_keys` and more."""
+        self.whole_chunks = whole_chunks
         self._tls = tls
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key is not None else {}
         self._connection: ClientConnection | None = None
@@ -81,6 +84,12 @@ class PolicyClient:
             control_hz=float(spec["control_hz"]),
         )
 
+    @property
+    def n_action_steps(self) -> int | None:
+        """How many actions of a chunk are meant to be played; None when the server does not say."""
+        steps = self.metadata.get("n_action_steps")
+        return steps if isinstance(steps, int) and steps > 0 else None
+
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """One observation (unbatched) -> the server's answer, its "actions" being (C, A) in environment units."""
         frame = wire.pack(dict(observation))
@@ -93,7 +102,9 @@ class PolicyClient:
         chunks = []
         for i in range(obs.batch_size):
             images = {camera: image[i] for camera, image in obs.images.items()}
-            answer = self.infer({"images": images, "state": obs.proprio[i], "prompt": obs.instruction[i]})
+            # Only servers that speak of chunk sizes know the key; others (openpi's) send whole chunks anyway.
+            whole = {"whole_chunk": True} if self.whole_chunks and "chunk_size" in self.metadata else {}
+            answer = self.infer({"images": images, "state": obs.proprio[i], "prompt": obs.instruction[i], **whole})
             actions = answer.get("actions")
             if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not np.isfinite(actions).all():
                 raise RuntimeError(f"policy server at {self.uri}: its answer holds no finite actions (C, A)")
@@ -144,6 +155,12 @@ class PolicyClient:
                 raise ConnectionError(
                     f"policy server at {self.uri} refused this client (HTTP {failure.response.status_code}): "
                     "pass the api_key that `vla serve` was given"
+                ) from failure
+            if isinstance(failure, InvalidStatus) and failure.response.status_code < 500:  # waiting will not help
+                said = wire.one_line((failure.response.body or b"").decode(errors="replace"), limit=120)
+                raise ConnectionError(
+                    f"{self.uri} is not where a policy is served (HTTP {failure.response.status_code}"
+                    f"{': ' + said if said else ''}): check its port and the name behind it"
                 ) from failure
             if type(failure).__name__ == "SSLCertVerificationError":  # no import of ssl for those who need none
                 raise ConnectionError(

@@ -76,6 +76,8 @@ class ControlReport:
     """How long its work took: p50, p99, max."""
     delays: dict[int, int]
     """Actions of a chunk that came too late because the robot had played those steps -> how often."""
+    error: str | None = None
+    """What the policy, its server or the robot said, where that is why a guard tripped; the last one."""
 
 
 def control(
@@ -165,6 +167,7 @@ class ControlLoop:
         self.ticks = self.overruns = 0
         self.ended: str | None = None
         self._fault: str | None = None
+        self._error: str | None = None
         self._server_failed = False
         self._latest: tuple[Observation, float] | None = None
         self._latencies: list[float] = []
@@ -236,6 +239,7 @@ class ControlLoop:
             late_ms=dict(zip(("p50", "p99", "max"), _quantiles_ms(self._late_s), strict=True)),
             work_ms=dict(zip(("p50", "p99", "max"), _quantiles_ms(self._work_s), strict=True)),
             delays=dict(sorted(self._delays.items())),
+            error=self._error,
         )
         if self.log is not None:
             self.log.event(report=asdict(report))
@@ -250,8 +254,8 @@ class ControlLoop:
         if decision.action is not None and not self.config.dry_run:
             try:
                 self.robot.send(np.array(decision.action, np.float32))
-            except OSError:
-                self._fault = "robot_lost"  # the next tick disconnects
+            except OSError as error:
+                self._lose_robot(error)  # the next tick disconnects
         if decision.reaction == "run":
             self.plan.advance()
         return decision, inputs
@@ -259,8 +263,12 @@ class ControlLoop:
     def _observe(self) -> None:
         try:
             self._latest = self.robot.observe()
-        except OSError:
-            self._fault = self._fault or "robot_lost"
+        except OSError as error:
+            self._lose_robot(error)
+
+    def _lose_robot(self, error: OSError) -> None:
+        if self._fault is None:
+            self._fault, self._error = "robot_lost", f"{type(error).__name__}: {error}"
 
     def _converse(self) -> None:
         """Fetch the policy's answer if there is one, and ask again when the plan has been played far enough."""
@@ -290,12 +298,14 @@ class ControlLoop:
             # Held ticks count here as if they had been played: a robot that ran dry must learn to ask earlier.
             self.delay.add(math.ceil((self.ticks - self._asked_at_tick) / self._ticks_per_step))
             self._delays[late] += 1
-        elif isinstance(answer.error, OSError):  # ConnectionError, TimeoutError: the server is gone, maybe not for good
+            return
+        self._error = f"{type(answer.error).__name__}: {answer.error}"
+        if isinstance(answer.error, OSError):  # ConnectionError, TimeoutError: the server is gone, maybe not for good
             self._server_failed = True
         else:
             self._fault = "nonfinite_action" if isinstance(answer.error, FloatingPointError) else "policy_error"
             if self.log is not None:
-                self.log.event(error=f"{type(answer.error).__name__}: {answer.error}")
+                self.log.event(error=self._error)
 
     def _refill_at(self) -> int:
         """With so many actions left it asks: early enough that the robot does not run dry before the answer comes."""

@@ -1,4 +1,5 @@
-"""`vla export`: a checkpoint -> one graph, for onnxruntime or torch, held to the model on random observations.
+"""`vla export`: a checkpoint -> one graph, for onnxruntime or torch (traced, or compiled by AOTInductor), held to the
+model on random observations.
 
 The graph runs from raw pixels, token ids and normalised proprio to normalised actions, for any batch and any length of
 the instruction: backbone, second look, bridge, head and the residual of online RL. Around it is `vla.preprocess`.
@@ -10,6 +11,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from policies.compiled import compile_package, need_compiler
+from policies.compiled import processor as processor_kind
 from policies.exported import (
     GRAPHS,
     INPUTS,
@@ -28,6 +32,7 @@ from policies.exported import (
     Graph,
     Parity,
     Precision,
+    aoti_graph,
     onnx_graph,
     quietly,
     torch_graph,
@@ -74,12 +79,14 @@ def export(
 ) -> ExportConfig:
     """Write the policy in `checkpoint` to the folder `out`, checked on so many random observations.
 
-    float32 must agree within `MAX_ERROR`, else RuntimeError and nothing is written; bfloat16 (torch) and int8 (ONNX,
-    weights quantised, activations at run time) are measured, not judged. ValueError for what cannot be exported.
+    float32 must agree within `MAX_ERROR`, else RuntimeError and nothing is written; bfloat16 (torch, aoti) and int8
+    (ONNX, weights quantised, activations at run time) are measured, not judged. ValueError for what cannot be exported.
     """
-    if (format, precision) in (("onnx", "bfloat16"), ("torch", "int8")):
+    if precision == {"onnx": "bfloat16"}.get(format, "int8"):
         better = "torch" if precision == "bfloat16" else "onnx"
         raise ValueError(f"{precision} is not available as {format}: use --format {better}")
+    if format == "aoti":
+        need_compiler()  # said now, not after a minute of other work
     if observations < 1:
         raise ValueError(f"observations must be at least 1, got {observations}")
     tokenizer_files = checkpoint_files(checkpoint, TOKENIZER)
@@ -87,6 +94,8 @@ def export(
         raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
     if _same_folder(checkpoint, out):
         raise ValueError(f"{os.fspath(out)} is the checkpoint itself: choose another --out")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"{os.fspath(out)} is not a folder: choose another --out")
     vla = VLA.load(checkpoint, member=member)
     steps = VLAPolicy(vla, n_action_steps=n_action_steps).n_action_steps
     vla.backbone_dtype = torch.float32
@@ -98,7 +107,7 @@ def export(
     expected = [_normalised(vla, obs) for obs in samples]
     if precision == "bfloat16":
         vla.backbone_dtype = torch.bfloat16
-    data, graph = _onnx(vla, precision) if format == "onnx" else _torch(vla)
+    data, graph = {"onnx": partial(_onnx, precision=precision), "torch": _torch, "aoti": _aoti}[format](vla)
     draft = ExportConfig(
         format=format,
         precision=precision,
@@ -106,6 +115,7 @@ def export(
         n_action_steps=steps,
         parity=Parity(observations, 0.0, 0.0),
         source=read_config(checkpoint)["checkpoint"]["files"][MODEL],
+        processor=processor_kind() if format == "aoti" else None,
     )
     policy = ExportedPolicy(draft, processor, graph)
     errors = [np.abs(policy.predict(obs) - want) for obs, want in zip(samples, expected, strict=True)]
@@ -157,7 +167,7 @@ def _normalised(vla: VLA, obs: Observation) -> np.ndarray:
     return vla.act(vla.encode(inp), inp.proprio_BP).numpy()
 
 
-def _onnx(vla: VLA, precision: Precision) -> tuple[bytes, Graph]:
+def _onnx(vla: VLA, *, precision: Precision) -> tuple[bytes, Graph]:
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -197,6 +207,12 @@ def _torch(vla: VLA) -> tuple[bytes, Graph]:
         torch.export.save(program, buffer)
     data = buffer.getvalue()
     return data, torch_graph(data, threads=torch.get_num_threads())
+
+
+def _aoti(vla: VLA) -> tuple[bytes, Graph]:
+    with quietly():
+        data = compile_package(trace(vla))
+    return data, aoti_graph(data, threads=torch.get_num_threads(), made_for=processor_kind())
 
 
 @torch.no_grad()

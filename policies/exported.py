@@ -25,11 +25,11 @@ from vla.config import decode
 from vla.preprocess import ModelArrays, Preprocessor, ProcessorConfig, Stats
 from vla.types import ActionChunk, ActionSpec, Observation
 
-Format = Literal["onnx", "torch"]
+Format = Literal["onnx", "torch", "aoti"]
 Precision = Literal["float32", "bfloat16", "int8"]
 Graph = Callable[[ModelArrays], NDArray[np.float32]]
 """A batch -> normalised actions (B, C, A)."""
-GRAPHS: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+GRAPHS: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2", "aoti": "model.aoti.pt2"}
 TOKENIZER = "tokenizer/tokenizer.json"
 INPUTS = ("images", "token_ids", "token_mask", "proprio")
 """Of every exported graph, in the order of `ModelArrays`' fields."""
@@ -56,6 +56,8 @@ class ExportConfig:
     """Against the model in float32."""
     source: str
     """SHA-256 of the weights that were exported."""
+    processor: str | None = None
+    """Of "aoti": the kind that its machine code is for."""
 
 
 class FileTokenizer:
@@ -98,8 +100,7 @@ class ExportedPolicy:
         tokenizer = FileTokenizer(files[TOKENIZER], pad_token_id=whole["pad_token_id"])
         processor = Preprocessor(decode(ProcessorConfig, whole["processor"]), stats, tokenizer)
         threads = threads or max(1, (os.cpu_count() or 2) // 2)
-        make = onnx_graph if config.format == "onnx" else torch_graph
-        return ExportedPolicy(config, processor, make(files[name], threads=threads))
+        return ExportedPolicy(config, processor, load_graph(config, files[name], threads=threads))
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -121,8 +122,11 @@ class ExportedPolicy:
 
     def act(self, obs: Observation) -> ActionChunk:
         """(B, n_action_steps, A) in environment units."""
-        chunk = self.processor.unnormalise_action(self.predict(obs))
-        return np.ascontiguousarray(chunk[:, : self.n_action_steps])
+        return np.ascontiguousarray(self.act_whole(obs)[:, : self.n_action_steps])
+
+    def act_whole(self, obs: Observation) -> ActionChunk:
+        """(B, chunk_size, A) in environment units."""
+        return self.processor.unnormalise_action(self.predict(obs))
 
 
 def is_exported(config: dict[str, Any]) -> bool:
@@ -141,6 +145,15 @@ def feed(arrays: ModelArrays) -> dict[str, NDArray[Any]]:
     """A graph's inputs by name."""
     values = (arrays.images_BVHWC, arrays.token_ids_BT, arrays.token_mask_BT, arrays.proprio_BP)
     return dict(zip(INPUTS, values, strict=True))
+
+
+def load_graph(config: ExportConfig, data: bytes, *, threads: int) -> Graph:
+    """The graph in an exported folder."""
+    if config.format == "onnx":
+        return onnx_graph(data, threads=threads)
+    if config.format == "torch":
+        return torch_graph(data, threads=threads)
+    return aoti_graph(data, threads=threads, made_for=config.processor)
 
 
 def onnx_graph(data: bytes, *, threads: int) -> Graph:
@@ -168,9 +181,22 @@ def torch_graph(data: bytes, *, threads: int) -> Graph:
     _refuse_pickles(data)
     import torch
 
-    torch.set_num_threads(threads)
     with quietly():
-        module = torch.export.load(io.BytesIO(data)).module()
+        return _of_tensors(torch.export.load(io.BytesIO(data)).module(), threads=threads)
+
+
+def aoti_graph(data: bytes, *, threads: int, made_for: str | None) -> Graph:
+    """`data` of an AOTInductor package, whose code is for processors of the kind `made_for`; `threads` as above."""
+    from policies.compiled import load_package
+
+    with quietly():
+        return _of_tensors(load_package(data, made_for=made_for), threads=threads)
+
+
+def _of_tensors(module: Callable[..., Any], *, threads: int) -> Graph:
+    import torch
+
+    torch.set_num_threads(threads)
 
     def run(arrays: ModelArrays) -> NDArray[np.float32]:
         with torch.inference_mode():

@@ -16,7 +16,7 @@ import torch
 from policies.joining import Prefix, prefix_weights
 from vla.flow import FlowHead
 from vla.model import VLA, VLAPolicy
-from vla.processor import ModelInput
+from vla.processor import ModelInput, Processor
 from vla.types import ActionChunk, ActionSpec, Observation
 
 
@@ -51,6 +51,14 @@ class RealTimePolicy:
         """After how many actions to ask again, when answers take no time."""
         if isinstance(vla.head, FlowHead):
             self.act_after = self._act_after
+
+    @property
+    def chunk_size(self) -> int:
+        return self.vla.chunk_size
+
+    @property
+    def processor(self) -> Processor:
+        return self.vla.processor
 
     @property
     def action_spec(self) -> ActionSpec:

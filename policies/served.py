@@ -9,13 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from policies import wire
 from policies.layouts import Layout, ObservationReader
 from vla.checkpoint import CONFIG
 from vla.types import ActionSpec, Policy
 
 Loader = Callable[[Path], Any]
-"""Folder -> a policy with `action_spec`, `cameras` and `processor`."""
+"""Folder -> a policy that gives whole chunks, with `action_spec`, `cameras`, `processor`, `chunk_size` and
+`n_action_steps` (`policies.load.load_whole`)."""
+WHOLE_CHUNK = "whole_chunk"
+"""Key of an observation: true asks for all actions of the chunk, not only those that are meant to be played."""
 
 
 class Served:
@@ -30,10 +36,20 @@ class Served:
         proprio_dim: int | None = None,
         layout: Layout | None = None,
         metadata: Mapping[str, Any] | None = None,
+        n_action_steps: int | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         """`proprio_dim`: the width `state` must have; None leaves that check to the policy. `metadata`: what clients
-        get on connecting, beside `action_spec`, `cameras` and `observation_keys`."""
-        self.policy = policy
+        get on connecting, beside `action_spec`, `cameras` and `observation_keys`.
+
+        `n_action_steps`: how many of the `chunk_size` actions that the policy gives are sent to clients that do not ask
+        for whole chunks; None: all. Stock openpi clients cannot ask, and some play whatever they get, so they get what
+        is meant to be played: an ActionChunkBroker with a longer `action_horizon` then fails at once, which is better
+        than a robot that quietly plays the part of a chunk nobody trained it to.
+        """
+        if n_action_steps is not None and not 1 <= n_action_steps <= (chunk_size or n_action_steps):
+            raise ValueError(f"n_action_steps must be in 1..{chunk_size or 'C'} (the chunk size), got {n_action_steps}")
+        self.policy, self.n_action_steps = policy, n_action_steps
         self.action_spec, self.cameras, self.proprio_dim = action_spec, tuple(cameras), proprio_dim
         self.action_dim = action_spec.dim
         self.reader = ObservationReader(cameras, proprio_dim=proprio_dim, layout=layout)
@@ -45,6 +61,8 @@ class Served:
         }
         self.metadata = {
             **(metadata or {}),
+            **_steps(n_action_steps, chunk_size),
+            "control_hz": action_spec.control_hz,
             "action_spec": spec,
             "cameras": list(cameras),
             "observation_keys": self.reader.keys,
@@ -53,10 +71,25 @@ class Served:
         self.folder: Path | None = None
         self._load: Loader | None = None
         self._stamp: object = None
+        self._wanted_steps: int | None = None
+
+    def sent(self, actions_CA: NDArray[np.float32], message: Mapping[Any, Any]) -> NDArray[np.float32]:
+        """Of a chunk, what the client gets that sent `message`. ValueError for a `whole_chunk` that is no bool."""
+        whole = message.get(WHOLE_CHUNK, False)
+        if not isinstance(whole, bool):
+            raise ValueError(f"{WHOLE_CHUNK}: expected true or false, got {type(whole).__name__}")
+        return actions_CA if whole else actions_CA[: self.n_action_steps]
 
     @staticmethod
-    def of_folder(folder: str | os.PathLike[str], *, load: Loader, layout: Layout | None = None) -> Served:
-        """The policy that `load` finds in a folder, which `refresh` will look at again."""
+    def of_folder(
+        folder: str | os.PathLike[str],
+        *,
+        load: Loader,
+        layout: Layout | None = None,
+        n_action_steps: int | None = None,
+    ) -> Served:
+        """The policy that `load` finds in a folder, which `refresh` will look at again. `n_action_steps` None: the
+        policy's own."""
         folder = Path(folder)
         stamp = _stamp(folder)
         policy = load(folder)
@@ -66,9 +99,11 @@ class Served:
             cameras=policy.cameras,
             proprio_dim=policy.processor.config.proprio_dim,
             layout=layout,
-            metadata={"policy": folder.name, "n_action_steps": policy.n_action_steps},
+            metadata={"policy": folder.name},
+            n_action_steps=n_action_steps or policy.n_action_steps,
+            chunk_size=policy.chunk_size,
         )
-        served.folder, served._load, served._stamp = folder, load, stamp
+        served.folder, served._load, served._stamp, served._wanted_steps = folder, load, stamp, n_action_steps
         return served
 
     def changed(self) -> bool:
@@ -94,8 +129,15 @@ class Served:
             if old != new:
                 self._stamp = stamp  # it will not become right by waiting
                 raise TypeError(f"{self.folder}: the new policy has another {what}: restart the server to serve it")
+        self.n_action_steps = min(self._wanted_steps or policy.n_action_steps, policy.chunk_size)
         self.policy, self._stamp = policy, stamp
-        self.metadata = {**self.metadata, "n_action_steps": policy.n_action_steps}
+        self.metadata = {**self.metadata, **_steps(self.n_action_steps, policy.chunk_size)}
+
+
+def _steps(n_action_steps: int | None, chunk_size: int | None) -> dict[str, int]:
+    """What clients are told about chunks; nothing where it is not known."""
+    known = {"chunk_size": chunk_size, "n_action_steps": n_action_steps}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def by_name(given: Sequence[str]) -> dict[str, Path]:

@@ -2,7 +2,8 @@
 
 On connect the server sends one binary frame, the metadata map. After that every binary frame is an observation and gets
 one answer: a binary frame {"actions": (C, A) float32 in environment units, "policy_timing", "server_timing"}, or a text
-frame, which is a one-line error. Unlike openpi's server, a bad observation does not cost the connection.
+frame, which is a one-line error. Unlike openpi's server, a bad observation does not cost the connection. C is the
+`n_action_steps` of the metadata; who sends "whole_chunk": true, as a controller on a slow link, gets `chunk_size`.
 `GET /healthz` answers 200 and `GET /metrics` Prometheus on the same port.
 """
 
@@ -93,6 +94,8 @@ class PolicyServer:
                 f"host {host!r} lets other machines command this policy: set an api key (vla serve --api-key KEY) "
                 "or bind 127.0.0.1 and tunnel"
             )
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port must be in 0..65535, got {port}")
         if isinstance(policy, Mapping):
             self._served = dict(policy)
         else:
@@ -292,7 +295,7 @@ class PolicyServer:
             if previous_total_ms is not None:
                 server_timing["prev_total_ms"] = previous_total_ms
             timing = {"policy_timing": {"infer_ms": answer.infer_ms}, "server_timing": server_timing}
-            reply = wire.pack({"actions": answer.actions, **timing})
+            reply = wire.pack({"actions": served.sent(answer.actions, message), **timing})
             outcome = "ok"
         except ValueError as error:
             reply, outcome = wire.one_line(error), "refused"

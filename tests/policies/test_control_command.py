@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from policies.blackbox import read
+from policies.load import load_whole
+from policies.served import Served
 from policies.server import PolicyServer, serve_in_thread
 from vla.bridge import BridgeConfig
 from vla.cli import main
@@ -19,7 +22,7 @@ SPEC = ActionSpec(("dx", "dy", "dz", "gripper"), (-1.0,) * 4, (1.0,) * 4, 20.0)
 def checkpoint(tmp_path_factory):
     rng = np.random.default_rng(0)
     stats = Stats.from_arrays(rng.normal(size=(50, 8)), rng.uniform(-1, 1, (50, 4)))
-    config = VLAConfig(bridge=BridgeConfig(width=32), head="flow")
+    config = VLAConfig(bridge=BridgeConfig(width=32), head="flow", chunk_size=12, n_action_steps=4)
     vla = VLA.build(config, stats=stats, action_spec=SPEC, cameras=("front", "wrist"))
     folder = tmp_path_factory.mktemp("ckpt") / "policy"
     vla.save(folder)
@@ -61,19 +64,65 @@ def as_dataset(log, folder, actions):
 
 
 def test_a_server_drives_it_and_an_estop_ends_it(checkpoint, tmp_path):
-    policy = VLAPolicy.load(checkpoint)
-    server = PolicyServer(policy, action_spec=SPEC, cameras=policy.cameras, port=0, proprio_dim=8)
-    stop, report = tmp_path / "estop", tmp_path / "report.json"
+    server = PolicyServer({"flow": Served.of_folder(checkpoint, load=load_whole)}, port=0)
+    stop, report, log = tmp_path / "estop", tmp_path / "report.json", tmp_path / "log.jsonl"
     with serve_in_thread(server):
-        args = ["control", server.uri, "--estop-file", str(stop), "--give-up-s", "9", "--json", str(report)]
-        assert main([*args, "--duration-s", "1", "--dry-run"]) == 0
+        args = ["control", f"{server.uri}/flow", "--estop-file", str(stop), "--give-up-s", "9", "--json", str(report)]
+        assert main([*args, "--duration-s", "1", "--dry-run", "--log", str(log)]) == 0
         stop.touch()
         assert main([*args, "--duration-s", "5"]) == 1
     assert json.loads(report.read_text())["report"]["guards"] == {"estop": 1}
+    header, lines = read(log)
+    # Whole chunks to play while an answer is on its way, though the next is asked for when 4 actions were played.
+    assert header["control"]["n_action_steps"] == 4 and header["control"]["policy_hz"] == 20.0
+    assert max(line["plan"]["remaining"] for line in lines if "plan" in line) > 4
+
+
+def test_what_the_policy_says_is_wrong_is_told(checkpoint, capsys):
+    """A policy that reads other cameras than the robot has."""
+    vla = VLA.load(checkpoint)
+    other = PolicyServer(VLAPolicy(vla), action_spec=SPEC, cameras=("top", "wrist"), port=0, proprio_dim=8)
+    with serve_in_thread(other):
+        assert main(["control", other.uri, "--duration-s", "2", "--stop-s", "0.1"]) == 1
+    out = capsys.readouterr().out
+    assert "stopped" in out and "policy_error" in out and "missing key 'images/top'" in out
 
 
 def test_mistakes_are_one_line(checkpoint, tmp_path, capsys):
     assert main(["control", str(checkpoint), "--workspace", "grip_z=1"]) == 2
     assert main(["control", str(tmp_path), "--replay"]) == 2
-    errors = capsys.readouterr().err.strip().splitlines()
-    assert len(errors) == 2 and "NAME:LOW:HIGH" in errors[0]
+    for words, message in (
+        (["control", "127.0.0.1:8000"], "for a server, write ws://127.0.0.1:8000"),
+        (["control", str(tmp_path / "none")], "there is no checkpoint at"),
+        (["control", "http://127.0.0.1:8000"], "expected ws://HOST:PORT"),
+        (["control", str(checkpoint), "--suite", "tabletop-pik"], "did you mean 'tabletop-pick'"),
+        (["control", str(checkpoint), "--policy-hz", "80"], "policy_hz must be at most the robot's 50 Hz"),
+        (["serve", str(tmp_path / "none")], "there is no checkpoint at"),
+        (["serve", str(checkpoint), "--port", "99999"], "port must be in 0..65535, got 99999"),
+        (["serve", str(checkpoint), "--host", "0.0.0.0"], "set an api key"),
+        (["serve", str(checkpoint), "--host", "no.such.host.invalid", "--api-key", "k"], "no.such.host.invalid:8000"),
+        (["serve", str(checkpoint), "--n-action-steps", "13"], "n_action_steps must be in 1..12"),
+        (["serve", str(checkpoint), "--layout", "libro"], "did you mean 'libero'"),
+        (["export", str(tmp_path / "none"), "--out", str(tmp_path / "o")], "there is no checkpoint at"),
+        (["export", str(checkpoint), "--out", str(log_file(tmp_path))], "log.jsonl is not a folder"),
+    ):
+        assert main(words) == 2, words
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) >= 1 and message in said[-1] and "Traceback" not in "".join(said), (words, said)
+
+
+def log_file(folder):
+    path = folder / "log.jsonl"
+    path.write_text("")
+    return path
+
+
+def test_a_server_that_is_not_there_is_one_line(monkeypatch, capsys):
+    from policies import client
+
+    wait = client.PolicyClient.__init__
+    monkeypatch.setattr(client.PolicyClient, "__init__", lambda *args, **more: wait(*args, timeout_s=0.3, **more))
+    for uri in ("ws://127.0.0.1:9", "ws://no.such.host.invalid:8000"):
+        assert main(["control", uri]) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert f"no answer from a policy server at {uri}" in said and "is `vla serve` running there" in said

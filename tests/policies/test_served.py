@@ -31,7 +31,7 @@ OBSERVATION = {"images": {"front": np.zeros((4, 4, 3), np.uint8)}, "state": np.z
 class Constant:
     """Always the same number; as a checkpoint would give it, with a description of itself."""
 
-    n_action_steps = 2
+    n_action_steps, chunk_size = 2, 5
 
     def __init__(self, value: float, *, spec: ActionSpec = SPEC) -> None:
         self.value, self.action_spec, self.cameras = value, spec, ("front",)
@@ -40,7 +40,7 @@ class Constant:
     def reset(self, env_ids: object = None) -> None: ...
 
     def act(self, obs: Observation) -> np.ndarray:
-        return np.full((obs.batch_size, 2, self.action_spec.dim), self.value)
+        return np.full((obs.batch_size, self.chunk_size, self.action_spec.dim), self.value)
 
 
 def checkpoint(folder: Path, value: float, *, names: str = "abc") -> Path:
@@ -82,8 +82,52 @@ def test_a_policy_is_chosen_by_path_or_by_key(two: PolicyServer) -> None:
         for wrong in ("c", 3):
             with pytest.raises(RuntimeError, match="policy: expected one of a, b, got"):
                 default.infer(OBSERVATION | {"policy": wrong})
-    with pytest.raises(ConnectionError, match="404"):
-        PolicyClient(two.uri + "/c", timeout_s=0.2)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"/c is not where .*HTTP 404: no policy is called so; known: a, b"):
+        PolicyClient(two.uri + "/c", timeout_s=60)
+    assert time.monotonic() - start < 30, "it will not appear by waiting"
+
+
+def test_clients_get_what_is_meant_to_be_played_or_all_of_it(tmp_path) -> None:
+    served = {
+        "own": Served.of_folder(checkpoint(tmp_path / "a", 1), load=load),
+        "longer": Served.of_folder(checkpoint(tmp_path / "b", 2), load=load, n_action_steps=4),
+    }
+    with serve_in_thread(PolicyServer(served, port=0)) as server:
+        with PolicyClient(server.uri) as plain, PolicyClient(server.uri, whole_chunks=True) as whole:
+            known = {name: plain.metadata[name] for name in ("chunk_size", "n_action_steps", "control_hz")}
+            assert known == {"chunk_size": 5, "n_action_steps": 2, "control_hz": 20.0}
+            assert plain.n_action_steps == whole.n_action_steps == 2
+            obs = Observation({"front": np.zeros((1, 4, 4, 3), np.uint8)}, np.zeros((1, 2), np.float32), ["go"])
+            assert plain.act(obs).shape == (1, 2, 3) and whole.act(obs).shape == (1, 5, 3)
+            for extra, length in (({"policy": "longer"}, 4), ({"policy": "longer", "whole_chunk": True}, 5)):
+                assert whole.infer(OBSERVATION | extra)["actions"].shape == (length, 3)
+            with pytest.raises(RuntimeError, match="whole_chunk: expected true or false, got int"):
+                plain.infer(OBSERVATION | {"whole_chunk": 1})
+    with pytest.raises(ValueError, match=r"n_action_steps must be in 1..5 \(the chunk size\), got 6"):
+        Served.of_folder(tmp_path / "a", load=load, n_action_steps=6)
+
+
+def test_whole_and_played_chunks_share_a_batch() -> None:
+    """What differs is what is sent, not what is computed."""
+    gate, sizes = threading.Event(), []
+
+    class Waits(Constant):
+        def act(self, obs: Observation) -> np.ndarray:
+            gate.wait(10)
+            sizes.append(obs.batch_size)
+            return super().act(obs)
+
+    one = Served(Waits(1), action_spec=SPEC, cameras=("front",), proprio_dim=2, n_action_steps=2, chunk_size=5)
+    with serve_in_thread(PolicyServer({"one": one}, port=0)) as server, contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(connect(server.uri, proxy=None)) for _ in range(3)]
+        for socket_, whole in zip(sockets, (False, True, False), strict=True):
+            socket_.recv(timeout=5)
+            socket_.send(wire.pack(OBSERVATION | {"whole_chunk": whole}))
+        wait_for(lambda: server._batcher.waiting == 2)
+        gate.set()
+        lengths = [len(wire.unpack(socket_.recv(timeout=5))["actions"]) for socket_ in sockets]
+    assert lengths == [2, 5, 2] and sizes == [1, 2]
 
 
 def test_names_of_policies() -> None:

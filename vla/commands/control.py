@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from vla.commands.base import Command, load_policy
+from vla.commands.base import Command
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Control(Command):
     """Rate at which the robot is commanded. The policy's actions are interpolated to it."""
     duration_s: float = 20.0
     """The run also ends when the task does."""
+    policy_hz: float | None = None
+    """Rate at which the policy's actions were meant. Default: what the policy says; a stock openpi server says nothing,
+    and its actions are then played at --hz."""
     n_action_steps: int | None = None
     """Ask again after this many actions of a chunk. Default: the policy's choice."""
     join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
@@ -94,6 +98,7 @@ class Control(Command):
         from vla.config import save_json
 
         guards = self._guards()
+        self._check()
         with ExitStack() as open_ones:
             policy = self._policy()
             open_ones.callback(policy.close)
@@ -109,6 +114,15 @@ class Control(Command):
             save_json(self.json, {"report": report, "success": getattr(robot, "success", None), **scenes})
         self._tell(report, scenes)
         return 0 if report.ended in ("done", "time") else 1
+
+    def _check(self) -> None:
+        """What can be said without waiting for a policy. ValueError."""
+        from envs.suites import load_suite
+        from policies.controller import ticks_per_step
+
+        ticks_per_step(self.hz, self.policy_hz)
+        if self.robot is None:
+            load_suite(self.suite)
 
     def _guards(self) -> Any:
         from policies.guards import GuardConfig
@@ -130,7 +144,7 @@ class Control(Command):
         return ControlConfig(
             duration_s=self.duration_s,
             # a stock openpi server does not say at which rate its actions were meant
-            policy_hz=None if spec is None else spec.control_hz or None,
+            policy_hz=self.policy_hz or (None if spec is None else spec.control_hz or None),
             n_action_steps=self.n_action_steps or getattr(policy, "n_action_steps", None),
             join=self.join,
             blend_steps=self.blend_steps,
@@ -145,12 +159,18 @@ class Control(Command):
         if "://" in self.policy:
             from policies.client import PolicyClient
 
-            return PolicyClient(self.policy, api_key=self.api_key or os.environ.get("BASCULE_API_KEY"))
+            key = self.api_key or os.environ.get("BASCULE_API_KEY")
+            try:
+                return PolicyClient(self.policy, api_key=key, whole_chunks=True)
+            except RuntimeError as error:  # what answers there is not what we can talk to
+                raise ConnectionError(str(error)) from error
         from functools import partial
 
         from policies.beside import PolicyProcess
         from vla.catalogue import checkpoint
 
+        if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", self.policy) and not Path(self.policy).exists():
+            raise ValueError(f"there is no checkpoint at '{self.policy}'; for a server, write ws://{self.policy}")
         return PolicyProcess(partial(whole_chunks, checkpoint(Path(self.policy))))
 
     def _robot(self, spec: Any) -> Any:
@@ -189,6 +209,10 @@ class Control(Command):
             f" ({100 * report.overruns / max(report.ticks, 1):.3f}%){done}"
         )
         late, work, answers = report.late_ms, report.work_ms, report.latency_ms
+        if report.error is not None and report.guards:
+            from policies.wire import one_line
+
+            print(f"the last error: {one_line(report.error)}")
         print(
             f"ticks late p99 {late['p99']:.2f} ms, max {late['max']:.2f}; work p99 {work['p99']:.2f} ms; guards: "
             f"{tripped}; {report.answers} answers, p50 {answers['p50']:.1f} ms, p99 {answers['p99']:.1f} ms"
@@ -210,16 +234,14 @@ class Control(Command):
 
 def whole_chunks(folder: Path) -> Any:
     """The policy in a checkpoint, giving all of each chunk: a controller that waits for the next one needs them."""
-    import torch
+    from policies.load import load_whole
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the other half is the robot's
-    policy = load_policy(folder)
-    if not hasattr(policy, "vla"):  # exported: its graph cannot be told what is left
-        policy.n_action_steps = policy.config.chunk_size
-        return policy
-    from policies.rtc import RealTimePolicy
+    policy = load_whole(folder)
+    if hasattr(policy, "vla"):  # an exported one sees to its threads itself, and may need no torch
+        import torch
 
-    return RealTimePolicy(policy.vla)
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the other half is the robot's
+    return policy
 
 
 def one_world(suite: str, image_size: int) -> Any:

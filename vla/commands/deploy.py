@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from vla.commands.base import Command, load_policy
+from vla.commands.base import Command
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Serve(Command):
     tls_cert: Path | None = None
     """PEM; clients then connect to wss://."""
     tls_key: Path | None = None
+    n_action_steps: int | None = None
+    """Actions of each chunk that a client gets. Default: what each policy means to be played. `vla control` asks for
+    whole chunks, whatever stands here; stock openpi clients cannot."""
     max_batch: int = 16
     """Most observations of different clients in one forward pass."""
     max_clients: int = 64
@@ -46,6 +49,7 @@ class Serve(Command):
         import logging
 
         from policies.layouts import find_layout
+        from policies.load import load_whole
         from policies.served import Served
         from policies.server import Limits, PolicyServer, tls_context
 
@@ -56,7 +60,10 @@ class Serve(Command):
         if self.tls_cert is not None:
             tls = tls_context(str(self.tls_cert), None if self.tls_key is None else str(self.tls_key))
         server = PolicyServer(
-            {name: Served.of_folder(folder, load=load_policy, layout=layout) for name, folder in folders.items()},
+            {
+                name: Served.of_folder(folder, load=load_whole, layout=layout, n_action_steps=self.n_action_steps)
+                for name, folder in folders.items()
+            },
             host=self.host,
             port=self.port,
             # A key given as a flag can be read by every user of the machine; one in the environment cannot.

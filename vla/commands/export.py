@@ -19,10 +19,11 @@ class Export(Command):
     """A checkpoint folder."""
     out: Path
     """The folder to write. `vla serve`, `vla eval` and `vla control` take it as a policy."""
-    format: Literal["onnx", "torch"] = "onnx"
-    """onnx: for onnxruntime, without torch. torch: a torch.export package."""
+    format: Literal["onnx", "torch", "aoti"] = "onnx"
+    """onnx: for onnxruntime, without torch. torch: a torch.export package, read by torch alone. aoti: compiled by
+    AOTInductor for this kind of processor; needs a C++ compiler here, and torch where it runs."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    """bfloat16 with torch only, int8 (quantised weights) with onnx only."""
+    """bfloat16 with torch and aoti only, int8 (quantised weights) with onnx only."""
     member: str | None = None
     """Of a policy for several robots, the one to control."""
     n_action_steps: int | None = None
