@@ -26,6 +26,8 @@ class LateVecEnv:
     A world that is d steps late plays the d actions that are left of the chunk before, then the new chunk from its
     action d on. The first chunk of an episode is played from its beginning: a robot at rest waits for it.
     `info["played_until"]` (B,) tells how many of the chunk's first actions had or will have a part in what happens.
+    The privileged state tells the critic, beside what the inner worlds say, how late the answers are and what is still
+    to be played.
     """
 
     def __init__(self, env: VecEnv, *, n_action_steps: int, late_steps: int) -> None:
@@ -35,6 +37,7 @@ class LateVecEnv:
         self.env, self.n_action_steps, self.late_steps = env, n_action_steps, late_steps
         self.chunk_steps = n_action_steps + late_steps
         """Actions that must be sent."""
+        self.privileged_dim = env.privileged_dim + 1 + late_steps * env.action_spec.dim
         self.late = np.zeros(env.num_envs, np.int64)
         """(B,) control steps, of the current episodes."""
         self._left = np.zeros((env.num_envs, late_steps, env.action_spec.dim), np.float32)
@@ -54,9 +57,11 @@ class LateVecEnv:
         """As the inner world's; the seed also draws how late the episode's answers are."""
         ids = range(self.env.num_envs) if env_ids is None else env_ids
         for i, seed in zip(ids, seeds, strict=True):
-            self.late[i] = np.random.default_rng([seed, 71]).integers(self.late_steps + 1)
-            self._first[i] = True
-        return self.env.reset(seeds=seeds, tasks=tasks, env_ids=env_ids)
+            rng = np.random.default_rng([seed, 71])
+            # the most is the hardest, and what the link is known to do: half of the episodes
+            self.late[i] = self.late_steps if rng.random() < 0.5 else rng.integers(self.late_steps + 1)
+            self._first[i], self._left[i] = True, 0.0
+        return self._told(self.env.reset(seeds=seeds, tasks=tasks, env_ids=env_ids))
 
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
         """`n_action_steps` control steps. ValueError for chunks shorter than `chunk_steps`."""
@@ -74,9 +79,20 @@ class LateVecEnv:
             debt = np.where(self._displacement, meant, 0.0)
             catch_up(played[i, d : n + d], debt, *self._bounds, steps=CATCH_UP_STEPS)
         for i, d in enumerate(self.late):
-            self._left[i, :d] = played[i, n : n + d]
+            self._left[i, :d], self._left[i, d:] = played[i, n : n + d], 0.0
         self._first[:] = False
         result = self.env.step_chunk(played[:, :n])
         over = result.terminated | result.truncated
         until = np.where(over, np.minimum(result.n_steps, n), n + self.late)
-        return replace(result, info=result.info | {"played_until": until})
+        return replace(result, obs=self._told(result.obs), info=result.info | {"played_until": until})
+
+    def observation(self) -> Observation:
+        """Of every world, now."""
+        return self._told(self.env.observation())
+
+    def _told(self, obs: Observation) -> Observation:
+        if obs.privileged is None:
+            return obs
+        share = self.late[:, None] / max(1, self.late_steps)
+        parts = (obs.privileged, share, self._left.reshape(len(share), -1))
+        return replace(obs, privileged=np.concatenate(parts, 1, dtype=np.float32))

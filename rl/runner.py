@@ -23,6 +23,7 @@ from vla.config import encode, fill_defaults, save_json
 from vla.metrics import Metrics
 from vla.model import VLAConfig
 from vla.parallel import Team
+from vla.process import keep_freed_memory
 from vla.types import Policy, VecEnv
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class Runner:
         leaves the checkpoint of the last evaluation.
         """
         self._started = time.monotonic()
+        keep_freed_memory()
         if resume:
             self.load()
         else:

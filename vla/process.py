@@ -1,7 +1,8 @@
-"""What a long run asks of its process: idle cores, restored threads, and Ctrl-C as a request."""
+"""What a long run asks of its process: idle cores, restored threads, kept memory, and Ctrl-C as a request."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -36,6 +37,19 @@ def idle_cores(window_s: float = 0.3) -> float:
     except OSError:
         return cores
     return cores * (idle_after - idle) / max(1, total_after - total)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees for its next use. glibc gives large blocks back to the system at once and
+    gets them again a moment later, page by page: a tenth of a small network's time. Does nothing elsewhere."""
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(mmap_threshold, 32 << 20)  # the most it allows
+    mallopt(trim_threshold, 1 << 30)
+    mallopt(top_pad, 256 << 20)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ class Track:
         return self.obs()
 
     def obs(self):
-        return Observation({}, self.x[:, None].astype(np.float32), [""] * self.num_envs)
+        x = self.x[:, None].astype(np.float32)
+        return Observation({}, x, [""] * self.num_envs, privileged=x)
 
     def step_chunk(self, chunk):
         n = np.zeros(self.num_envs, int)
@@ -103,6 +104,15 @@ def test_it_tells_which_actions_count():
     result = env.step_chunk(chunk)
     assert result.truncated.all()
     assert (result.info["played_until"] == 1).all(), "nothing is played after the end"
+
+
+def test_the_critic_knows_what_is_still_to_be_played():
+    env, track = worlds()
+    obs = env.step_chunk(chunk_of([0.1, 0.2, 0.3, 0.4, 0.5])(env.num_envs, 1.0)).obs
+    assert obs.privileged.shape == (env.num_envs, env.privileged_dim) and env.privileged_dim == 1 + 1 + LATE * 2
+    for row, x, d in zip(obs.privileged, track.x, env.late, strict=True):
+        left = [[0.4, 1.0], [0.5, 1.0]][:d] + [[0.0, 0.0]] * (LATE - d)
+        assert np.allclose(row, [x, d / LATE, *np.ravel(left)])
 
 
 def test_the_seed_draws_the_lateness_and_a_new_episode_starts_without_leftovers():
