@@ -148,39 +148,12 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
     object_colors, fixture_colors = colors[: len(slots)], dict(zip(fixtures, colors[len(slots) :], strict=True))
 
     words = np.random.default_rng([seed, 29])
-    relations = _relations(plan, layout, fixtures) if plan.relation else ("", "")
+    relations = relations_of(plan, layout, fixtures) if plan.relation else ("", "")
 
-    def tell(steps: tuple[Step, ...], relation: str) -> tuple[str, str]:
-        def name_of(role: str) -> str:
-            slot = slots.index(roles[role])
-            color, kind = object_colors[slot], scene.objects[roles[role]]
-            if not relation:
-                return object_phrase(color, kind, words, phrasings)
-            return related_phrase(
-                relation, color, kind, fixture_colors["plate"], fixture_colors["bowl"], words, phrasings
-            )
-
-        return goal_instruction(
-            [
-                (
-                    step.words,
-                    {
-                        "o": name_of(step.object) if step.object else "",
-                        "b": name_of(step.base) if step.base else "",
-                        "f": fixture_phrase(fixture_colors[step.fixture], step.fixture, words, phrasings)
-                        if step.fixture
-                        else "",
-                    },
-                )
-                for step in steps
-            ],
-            words,
-            phrasings,
-        )
-
-    text, template = tell(plan.steps, relations[0])
-    other_text, _ = tell(swapped(plan), relations[1])
-    goals = _goals(plan.steps, roles, scene)
+    named = {role: (object_colors[slots.index(slot)], scene.objects[slot]) for role, slot in roles.items()}
+    text, template = tell(plan.steps, named, fixture_colors, words, phrasings, relation=relations[0])
+    other_text, _ = tell(swapped(plan), named, fixture_colors, words, phrasings, relation=relations[1])
+    goals = goals_of(plan.steps, roles, scene)
     placed = [goal.place for goal in goals if goal.kind in (GoalKind.ON, GoalKind.IN, GoalKind.PUSH)]
     plates = scene.num_plates
     return Episode(
@@ -197,11 +170,46 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
         template=template,
         swapped_instruction=other_text,
         goals=goals,
-        swapped_goals=_goals(swapped(plan), roles, scene),
+        swapped_goals=goals_of(swapped(plan), roles, scene),
         fixtures=layout.fixtures[plates:],
         fixture_colors=tuple(fixture_colors[kind] for kind in fixtures[plates:]),
         openings=tuple(openings),
     )
+
+
+def tell(
+    steps: tuple[Step, ...],
+    named: dict[str, tuple[str, str]],
+    fixture_colors: dict[str, str],
+    words: np.random.Generator,
+    phrasings: Phrasings = "train",
+    *,
+    relation: str = "",
+) -> tuple[str, str]:
+    """(instruction, template) for goals about the objects that `named` gives, (colour, kind) by role, and fixtures of
+    these colours; with a `relation`, it and not the colour tells the object."""
+
+    def name_of(role: str) -> str:
+        if not relation:
+            return object_phrase(*named[role], words, phrasings)
+        return related_phrase(
+            relation, *named[role], fixture_colors["plate"], fixture_colors["bowl"], words, phrasings
+        )
+
+    filled = [
+        (
+            step.words,
+            {
+                "o": name_of(step.object) if step.object else "",
+                "b": name_of(step.base) if step.base else "",
+                "f": fixture_phrase(fixture_colors[step.fixture], step.fixture, words, phrasings)
+                if step.fixture
+                else "",
+            },
+        )
+        for step in steps
+    ]
+    return goal_instruction(filled, words, phrasings)
 
 
 def _choose_slots(rng: np.random.Generator, plan: Task, kinds: tuple[str, ...], count: int) -> tuple[int, ...]:
@@ -222,8 +230,7 @@ def _choose_colors(
     held_back: dict[int, list[str]] = {}
     for step in plan.steps:
         thing = "ab".index(step.object) if step.object else len(objects) + fixtures.index(step.fixture)
-        words = f"{step.words} {plan.relation}" if plan.relation else f"{step.words} {step.fixture}"
-        held_back.setdefault(thing, []).append(novel_color(things[thing], words))
+        held_back.setdefault(thing, []).append(held_back_color(things[thing], step, plan.relation))
     first, *_ = held_back
     while True:
         if plan.relation:
@@ -237,7 +244,12 @@ def _choose_colors(
             return colors
 
 
-def _relations(plan: Task, layout: Layout, fixtures: list[str]) -> tuple[str, str]:
+def held_back_color(kind: str, step: Step, relation: str = "") -> str:
+    """The colour in which a thing of `kind` is the subject of no such step outside "novel" episodes."""
+    return novel_color(kind, f"{step.words} {relation}" if relation else f"{step.words} {step.fixture}")
+
+
+def relations_of(plan: Task, layout: Layout, fixtures: list[str]) -> tuple[str, str]:
     """(the task's relation, one that means `b`), both clear in this layout."""
     plate, bowl = (layout.fixtures[fixtures.index(kind)][:2] for kind in ("plate", "bowl"))
     for relation in RELATIONS:
@@ -246,7 +258,8 @@ def _relations(plan: Task, layout: Layout, fixtures: list[str]) -> tuple[str, st
     raise AssertionError("sample_layout returns no layout without a name for b")
 
 
-def _goals(steps: tuple[Step, ...], roles: dict[str, int], scene: SceneConfig) -> tuple[Goal, ...]:
+def goals_of(steps: tuple[Step, ...], roles: dict[str, int], scene: SceneConfig) -> tuple[Goal, ...]:
+    """What these steps ask for in `scene`, when `roles` are these slots."""
     places = [kind for _, kind in place_names(scene)]
     joints = [kind for _, kind in joint_names(scene)]
     return tuple(

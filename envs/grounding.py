@@ -9,24 +9,24 @@ Idea: BridgeVLA's heat-map pre-training, on the simulator's own labels.
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing as mp
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import mujoco
 import numpy as np
 
-from envs.control import joint_targets
 from envs.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.goals import Goal, GoalKind
+from envs.grounding_goals import GoalPainter, check_suite
 from envs.language import KIND_WORDS, instruction, object_phrase, plate_phrase
+from envs.painter import Painter, Question
 from envs.scene import COLORS, REST_HEIGHT_M
 from envs.shapes import PLATE_RADIUS_M, PLATE_THICKNESS_M
-from envs.suites import Suite
+from envs.suites import Suite, load_suite
 from envs.worker import worker_environment
-from envs.worlds import Worlds
 
 QUESTIONS_PER_SCENE = 8
 WORKSPACE_CENTRE_M = (0.53, 0.0, 0.0)
@@ -74,27 +74,22 @@ def _random_episode(rng: np.random.Generator, kinds: tuple[str, ...]) -> Episode
         )  # fmt: skip
 
 
-class _Painter:
-    """One world whose arm and objects are put anywhere, without physics."""
+class _PickPainter(Painter):
+    """Shapes and plates, as in the pick and place suites."""
 
-    def __init__(self, image_size: int) -> None:
-        self.worlds = Worlds(_SUITE, 1, image_size=image_size)
-        self.kinds = self.worlds.scene.objects
-
-    def reach(self, goal: np.ndarray, opening_m: float) -> None:
-        """Kinematic IK to a grip position (m) with the fingers opened by `opening_m` each."""
-        w, data = self.worlds, self.worlds.data[0]
-        jac = np.zeros((6, w.model.nv))
-        for _ in range(15):
-            mujoco.mj_kinematics(w.model, data)
-            mujoco.mj_comPos(w.model, data)
-            mujoco.mj_jacSite(w.model, data, jac[:3], jac[3:], w.index.grip_site)
-            data.qpos[w.index.arm_qpos] = joint_targets(
-                data.qpos[w.index.arm_qpos][None], jac[None][:, :, w.index.arm_dof],
-                data.site_xpos[w.index.grip_site][None], data.site_xmat[w.index.grip_site].reshape(1, 3, 3),
-                goal[None], w._hold_rotation, 1e-3,
-            )[0]  # fmt: skip
-        data.qpos[w.index.finger_qpos] = [opening_m, -opening_m]
+    def scene(self, rng: np.random.Generator) -> list[Question]:
+        episode, held, on = self.paint(rng)
+        state = self.worlds.state
+        # The front camera looks toward the robot: world +y is the image's right.
+        asked = _questions(rng, episode, self.kinds, held, on, state.objects[0, :, 1])
+        return [
+            Question(
+                prompt, answer,
+                state.objects[0, slot].copy() if slot >= 0 else None,
+                np.array([*episode.plate_xy[plate], PLATE_THICKNESS_M]) if plate >= 0 else None,
+            )
+            for prompt, answer, slot, plate in asked
+        ]  # fmt: skip
 
     def paint(self, rng: np.random.Generator) -> tuple[Episode, int, dict[int, int]]:
         """Draw a scene; returns the episode, the held slot (-1: none) and {slot: plate it lies on}."""
@@ -128,28 +123,12 @@ class _Painter:
                 goal = np.array([*(np.array(plate_xy) + rng.normal(0, 0.02, 2)), rng.uniform(0.04, 0.16)])
             opening = _HALF_WIDTH_M[self.kinds[held]]
         self.reach(np.maximum(goal, [0.3, -0.3, 0.012]), opening)
-        mujoco.mj_kinematics(w.model, data)
         if held >= 0:
             a = addresses[held]
             data.qpos[a : a + 3] = data.site_xpos[w.index.grip_site] + rng.normal(0, 0.004, 3)
             data.qpos[a + 3 : a + 7] = [1, 0, 0, 0] if self.kinds[held] != "brick" else [0.7071, 0, 0, 0.7071]
-        mujoco.mj_kinematics(w.model, data)
-        w._read(0)
-        w._render([0])
+        self.look()
         return episode, held, on
-
-    def project(self, point: np.ndarray) -> np.ndarray:
-        """(V, 3): u right, v down in [-1, 1], and whether the point lies inside the image."""
-        w, data = self.worlds, self.worlds.data[0]
-        out = []
-        for camera in w.index.camera_ids:
-            local = data.cam_xmat[camera].reshape(3, 3).T @ (point - data.cam_xpos[camera])
-            scale = np.tan(np.deg2rad(w.model.cam_fovy[camera]) / 2)
-            depth = max(-local[2], 1e-6)
-            u, v = local[0] / depth / scale, -local[1] / depth / scale
-            inside = local[2] < 0 and abs(u) < 1 and abs(v) < 1
-            out.append([np.clip(u, -1.5, 1.5), np.clip(v, -1.5, 1.5), float(inside)])
-        return np.array(out)
 
 
 def _questions(
@@ -195,57 +174,53 @@ def _questions(
     return out
 
 
-def _make(arguments: tuple[int, int, int, str]) -> int:
+def _make(arguments: tuple[int, int, int, str, tuple[str, ...]]) -> int:
     """Write `count` scenes from `start` into the shared arrays (worker)."""
-    seed, start, count, folder = arguments
+    seed, start, count, folder, suites = arguments
     root = Path(folder)
-    painter = _painter()
     images = np.load(root / "images.npy", mmap_mode="r+")
     points = np.load(root / "points.npy", mmap_mode="r+")
     grip = np.load(root / "grip.npy", mmap_mode="r+")
     texts = []
     for s in range(start, start + count):
-        rng = np.random.default_rng([seed, s, 53])
-        episode, held, on = painter.paint(rng)
-        state = painter.worlds.state
+        painter = _painter(suites[s % len(suites)] if suites else "")
+        questions = painter.scene(np.random.default_rng([seed, s, 53]))
         images[s] = painter.worlds.images[0]
-        grip[s] = state.grip[0] - WORKSPACE_CENTRE_M
-        # The front camera looks toward the robot: world +y is the image's right.
-        questions = _questions(rng, episode, painter.kinds, held, on, state.objects[0, :, 1])
+        grip[s] = painter.worlds.state.grip[0] - WORKSPACE_CENTRE_M
         points[s] = np.nan
-        for q, (_, _, slot, plate) in enumerate(questions):
-            spots: list[np.ndarray | None] = [
-                state.objects[0, slot] if slot >= 0 else None,
-                np.array([*episode.plate_xy[plate], PLATE_THICKNESS_M]) if plate >= 0 else None,
-            ]
-            for k, at in enumerate(spots):
+        for q, question in enumerate(questions):
+            for k, at in enumerate((question.object, question.place)):
                 if at is not None:
                     points[s, q, k] = [*(at - WORKSPACE_CENTRE_M), *painter.project(at).reshape(-1)]
-        texts.append([[prompt, answer] for prompt, answer, _, _ in questions])
+        texts.append([[question.prompt, question.answer] for question in questions])
     for array in (images, points, grip):
         array.flush()
     (root / f"texts-{start:08d}.json").write_text(json.dumps(texts))
     return count
 
 
-_PAINTER: list[_Painter] = []
-
-
-def _painter() -> _Painter:
-    if not _PAINTER:
-        _PAINTER.append(_Painter(84))
-    return _PAINTER[0]
+@functools.cache
+def _painter(suite: str) -> Painter:
+    """This process's painter of a suite with goals, or, "", of shapes and plates."""
+    return GoalPainter(load_suite(suite)) if suite else _PickPainter(_SUITE)
 
 
 def generate(
     scenes: int,
     out: Path,
     *,
+    suites: Sequence[str] = (),
     seed: int = 0,
     num_workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete)."""
+    """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete).
+
+    `suites`: of these suites in turn, which have goals (`envs.grounding_goals`); a name given twice has twice the
+    share. None: shapes and plates. ValueError for a suite without goals.
+    """
+    for name in suites:
+        check_suite(name)
     if out.exists():
         raise ValueError(f"{out} exists: give another --out, or remove it")
     work = out.with_name(f".{out.name}.{os.getpid()}")
@@ -256,7 +231,8 @@ def generate(
     open_array(work / "points.npy", "w+", np.float32, (scenes, QUESTIONS_PER_SCENE, 2, 3 + 3 * views)).flush()
     open_array(work / "grip.npy", "w+", np.float32, (scenes, 3)).flush()
     jobs = [
-        (seed, start, min(_SCENES_PER_TASK, scenes - start), str(work)) for start in range(0, scenes, _SCENES_PER_TASK)
+        (seed, start, min(_SCENES_PER_TASK, scenes - start), str(work), tuple(suites))
+        for start in range(0, scenes, _SCENES_PER_TASK)
     ]
     done = 0
     with worker_environment(), mp.get_context("spawn").Pool(num_workers) as pool:

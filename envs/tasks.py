@@ -73,6 +73,7 @@ TASKS: dict[str, Task] = {
     "lift": Task((_lift(),)),
     "plate": Task((_on("a", "plate"),)),
     "bowl": Task((_in("a", "bowl"),)),
+    "zone": Task((_on("a", "zone"),)),
     "push": Task((_PUSH,)),
     "stack": Task((_STACK,)),
     "drawer": Task((_in("a", "cabinet"),), drawer=1.0),

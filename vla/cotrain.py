@@ -40,7 +40,8 @@ class LanguageTask(nn.Module):
         super().__init__()
         if not all(hasattr(backbone, name) for name in ("vlm", "ask", "decode", "point", "told")):
             raise ValueError("language questions need the embedded backbone or one made by `vla pretrain`")
-        from vla.pretrain import GroundingSet, PretrainConfig, Reader
+        from vla.grounding_set import GroundingSet
+        from vla.pretrain import PretrainConfig, Reader
 
         self.config = config
         self._scenes = GroundingSet(Path(config.data), backbone.tokenizer)

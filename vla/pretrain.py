@@ -12,7 +12,7 @@ import math
 import multiprocessing as mp
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbone import Backbone
-from vla.tiny import build_tiny, train_tokenizer
-
-POINT_QUESTIONS = 5
-"""The first five questions of a scene name things to point at; the rest have answers (envs/grounding.py)."""
-PROMPT_TOKENS, ANSWER_TOKENS = 16, 22
-_IGNORE = -100
+from vla.grounding_set import IGNORED, POINT_QUESTIONS, GroundingSet, read_questions, words_of
+from vla.tiny import build_tiny, learn_words
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,8 @@ class PretrainConfig:
     weight_decay: float = 0.02
     heatmap_weight: float = 1.0
     answer_weight: float = 0.3
+    reader_weight: float = 1.0
+    """Of the positions in metres. Less when going on from a trained backbone, whose reader starts anew."""
     num_queries: int = 8
     sharp: bool = True
     """Teach the queries a second look, at the picture itself (`vla.pointer.SharpPointer`)."""
@@ -56,42 +54,9 @@ class PretrainConfig:
     num_processes: int = 2
     """Data-parallel processes of one thread each: on small tensors they use two cores, two threads use 1.2."""
     holdout: int = 256
-
-
-class GroundingSet:
-    """The folder `envs.grounding.generate` wrote, with its questions tokenised."""
-
-    def __init__(self, folder: Path, tokenizer: object | None = None) -> None:
-        if not (folder / "questions.json").is_file():
-            raise ValueError(f"{folder} is no grounding set; make one with `vla ground-data --out {folder}`")
-        self.images = np.load(folder / "images.npy", mmap_mode="r")
-        self.points = torch.from_numpy(np.load(folder / "points.npy"))
-        self.grip = torch.from_numpy(np.load(folder / "grip.npy"))
-        questions = json.loads((folder / "questions.json").read_text())
-        if tokenizer is None:
-            words = sorted({word for scene in questions for pair in scene for text in pair for word in text.split()})
-            tokenizer = train_tokenizer(words * 50)
-        self.tokenizer = tokenizer
-        unique = sorted({text for scene in questions for pair in scene for text in pair})
-        tokens = dict(zip(unique, tokenizer(unique, add_special_tokens=False)["input_ids"], strict=True))
-        end = tokenizer.eos_token_id
-        scenes, per_scene = len(questions), len(questions[0])
-        self.prompts = torch.zeros(scenes, POINT_QUESTIONS, PROMPT_TOKENS, dtype=torch.int64)
-        self.answers = torch.zeros(scenes, per_scene - POINT_QUESTIONS, ANSWER_TOKENS, dtype=torch.int64)
-        self.labels = torch.full_like(self.answers, _IGNORE)
-        """Next-token targets: only the answer and its end count."""
-        for s, scene in enumerate(questions):
-            for q, (prompt, answer) in enumerate(scene):
-                ids = tokens[prompt]
-                if q < POINT_QUESTIONS:
-                    self.prompts[s, q, : len(ids)] = torch.tensor(ids)
-                    continue
-                full = ids + tokens[answer] + [end]
-                self.answers[s, q - POINT_QUESTIONS, : len(full)] = torch.tensor(full)
-                self.labels[s, q - POINT_QUESTIONS, len(ids) - 1 : len(full) - 1] = torch.tensor(full[len(ids) :])
-
-    def __len__(self) -> int:
-        return len(self.images)
+    """Scenes of each set that are kept to measure with."""
+    weights: tuple[float, ...] = ()
+    """How often each of several grounding sets is drawn; none: by their sizes."""
 
 
 class Reader(nn.Module):
@@ -187,6 +152,7 @@ def pointing_loss(
     points: Tensor,
     grip: Tensor,
     weight: float,
+    reader_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of B questions. `pixels` of the scenes they are about, each asked equally often; `hidden` (B, >=N, D) final
     states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where nothing is named; query 0 points at the
@@ -208,7 +174,7 @@ def pointing_loss(
     goal = torch.cat([xyz[:, 0], xyz[:, 0] - grip, xyz[:, 1], xyz[:, 1] - grip], 1) / 0.1
     known = ~goal.isnan()
     error = F.smooth_l1_loss(read, goal.nan_to_num(), beta=0.1, reduction="none")
-    total = total + (error * known).sum() / known.sum().clamp(min=1)
+    total = total + reader_weight * (error * known).sum() / known.sum().clamp(min=1)
     with torch.no_grad():
         miss_m = (read[:, :2] - goal[:, :2]).norm(dim=1) * 0.1
     return total, {"miss_mm": miss_m * 1e3, "read": read.detach(), "goal": goal}
@@ -234,16 +200,17 @@ def evaluate(backbone: Backbone, reader: Reader, data: GroundingSet, rows: np.nd
             pixels = backbone.normalise(torch.from_numpy(data.images[np.sort(part)]))
             hidden, n = _pack(backbone, pixels, prompts, answers)
             kp, q = prompts.shape[1], backbone.num_queries
-            patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
+            tp = prompts.shape[2]
+            patches, queries = _state_hidden(hidden[-1], n, kp, tp, q)
             grip = data.grip[index].repeat_interleave(kp, 0)
             labels = data.points[index][:, :kp].flatten(0, 1)
             _, info = pointing_loss(backbone, reader, pixels, patches, queries, labels, grip, 0.0)
-            tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, answers.shape[1:])
+            tail = hidden[-1][:, n + kp * (tp + q) :].unflatten(1, answers.shape[1:])
             guess = backbone.vlm.lm_head(tail).argmax(-1)
         miss.append(info["miss_mm"])
         far = (info["read"][:, 6:8] - info["goal"][:, 6:8]).norm(dim=1) * 100
         place.append(far[~far.isnan()])
-        counted = data.labels[index] != _IGNORE
+        counted = data.labels[index] != IGNORED
         correct = ((guess == data.labels[index]) | ~counted).all(-1)
         right, total = right + int(correct.sum()), total + correct.numel()
         yes[0], yes[1] = yes[0] + int(correct[:, 0].sum()), yes[1] + len(correct)
@@ -292,16 +259,20 @@ class _Team:
 
 def pretrain(
     config: PretrainConfig,
-    data_folder: Path,
+    data_folder: Path | Sequence[Path],
     out: Path,
     *,
     on_step: Callable[[dict[str, float]], None] | None = None,
     initial: Path | str | None = None,
 ) -> dict[str, float]:
-    """Train the tiny backbone on a grounding set; writes a backbone folder to `out` and returns held-out figures.
+    """Train the tiny backbone on grounding sets; writes a backbone folder to `out` and returns held-out figures.
 
-    `initial`: start from this backbone, a name or a folder, instead of from random weights.
+    `initial`: start from this backbone, a name or a folder, instead of from random weights; words that are new to it
+    are added to its vocabulary. Of several sets the figures are named by their folders.
     """
+    folders = [data_folder] if isinstance(data_folder, Path) else list(data_folder)
+    if config.weights and len(config.weights) != len(folders):
+        raise ValueError(f"{len(config.weights)} weights for {len(folders)} grounding sets: give one each, or none")
     if config.batch_scenes % config.num_processes:
         raise ValueError(f"batch_scenes {config.batch_scenes} must be a multiple of {config.num_processes} processes")
     out.mkdir(parents=True, exist_ok=True)
@@ -309,13 +280,13 @@ def pretrain(
         store = str(Path(folder) / "store")
         context = mp.get_context("spawn")
         others = [
-            context.Process(target=_run, args=(rank, config, data_folder, out, store, initial, None), daemon=True)
+            context.Process(target=_run, args=(rank, config, folders, out, store, initial, None), daemon=True)
             for rank in range(1, config.num_processes)
         ]
         for process in others:
             process.start()
         try:
-            return _run(0, config, data_folder, out, store, initial, on_step)
+            return _run(0, config, folders, out, store, initial, on_step)
         finally:
             for process in others:
                 process.join(timeout=20)
@@ -325,7 +296,7 @@ def pretrain(
 def _run(
     rank: int,
     config: PretrainConfig,
-    data_folder: Path,
+    folders: list[Path],
     out: Path,
     store: str,
     initial: Path | str | None,
@@ -335,7 +306,7 @@ def _run(
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     if initial is None:
-        data = GroundingSet(data_folder)
+        data = GroundingSet(folders)
         backbone = Backbone(
             build_tiny(len(data.tokenizer), config.seed),
             data.tokenizer,
@@ -347,7 +318,8 @@ def _run(
         from vla.backbone import load_backbone
 
         backbone = load_backbone(str(initial))
-        data = GroundingSet(data_folder, backbone.tokenizer)
+        learn_words(backbone, words_of(read_questions(folders)))
+        data = GroundingSet(folders, backbone.tokenizer)
         if config.sharp:
             backbone.add_sharp()
     backbone.train()
@@ -361,8 +333,23 @@ def _run(
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.95))
     rng = np.random.default_rng([config.seed, rank])
     batch = config.batch_scenes // config.num_processes
-    train_rows = len(data) - config.holdout
-    held_out = np.arange(train_rows, len(data))
+    sets = data.split(config.holdout)
+    share = np.array(config.weights or [len(own) for own, _ in sets], np.float64)
+    share /= share.sum()
+
+    def draw() -> np.ndarray:
+        counts = rng.multinomial(batch, share)
+        return np.concatenate([rng.choice(own, n, replace=False) for (own, _), n in zip(sets, counts, strict=True)])
+
+    def figures_now() -> dict[str, float]:
+        if len(sets) == 1:
+            return evaluate(backbone, reader, data, sets[0][1])
+        named = [
+            (folder.name, evaluate(backbone, reader, data, held_out))
+            for folder, (_, held_out) in zip(folders, sets, strict=True)
+        ]
+        return {f"{name}/{figure}": value for name, figures in named for figure, value in figures.items()}
+
     team = _Team(rank, config.num_processes, store)
     log = (out / "metrics.jsonl").open("a") if rank == 0 else None
     start, step = time.monotonic(), 0
@@ -375,7 +362,7 @@ def _run(
             scale = config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * fraction))
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * scale * min(1.0, (step + 1) / config.warmup_steps)
-            total, row = scene_loss(backbone, reader, data, rng.choice(train_rows, batch, replace=False), rng, config)
+            total, row = scene_loss(backbone, reader, data, draw(), rng, config)
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             team.average_gradients(parameters)
@@ -388,7 +375,8 @@ def _run(
                 continue
             row |= {"step": step, "seconds": round(time.monotonic() - start, 1), "fraction": fraction}
             if step % 500 == 0:
-                row |= evaluate(backbone, reader, data, held_out)
+                row |= figures_now()
+            if step % 100 == 0:
                 backbone.save(out)
             if step % 50 == 0:
                 log.write(json.dumps(row) + "\n")
@@ -397,7 +385,7 @@ def _run(
                 on_step(row)
         if log is None:
             return {}
-        figures = evaluate(backbone, reader, data, held_out) | {"steps": step, "seconds": time.monotonic() - start}
+        figures = figures_now() | {"steps": step, "seconds": time.monotonic() - start}
         log.write(json.dumps(figures) + "\n")
         backbone.save(out)
         return figures
@@ -430,12 +418,15 @@ def scene_loss(
         pixels = backbone.normalise(torch.from_numpy(data.images[rows]).to(device))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not config.only_pointer):
             hidden, n = _pack(backbone, pixels, prompts, answers)
-        patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
+        tp = prompts.shape[2]
+        patches, queries = _state_hidden(hidden[-1], n, kp, tp, q)
         points = data.points[index[:, None], pick_p].flatten(0, 1).to(device)
         grip = data.grip[index].repeat_interleave(kp, 0).to(device)
-        loss, info = pointing_loss(backbone, reader, pixels, patches, queries, points, grip, config.heatmap_weight)
-        tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, (ka, ANSWER_TOKENS))
-        counted = labels != _IGNORE
+        loss, info = pointing_loss(
+            backbone, reader, pixels, patches, queries, points, grip, config.heatmap_weight, config.reader_weight
+        )
+        tail = hidden[-1][:, n + kp * (tp + q) :].unflatten(1, (ka, answers.shape[2]))
+        counted = labels != IGNORED
         logits = backbone.vlm.lm_head(tail[counted])
     answer_loss = F.cross_entropy(logits.float(), labels[counted])
     total = loss + config.answer_weight * answer_loss
@@ -461,16 +452,17 @@ def inspect(backbone: Backbone, data: GroundingSet) -> dict[str, float]:
         pixels = backbone.normalise(torch.from_numpy(data.images[part]))
         hidden, n = _pack(backbone, pixels, prompts, answers)
         kp, q = prompts.shape[1], backbone.num_queries
-        patches, queries = _state_hidden(hidden[-1], n, kp, PROMPT_TOKENS, q)
+        tp = prompts.shape[2]
+        patches, queries = _state_hidden(hidden[-1], n, kp, tp, q)
         points, coarse = backbone.point(patches, queries)
         if backbone.sharp is not None:
             points, _ = backbone.sharpen(pixels, queries, points, coarse)
         truth = data.points[index][:, :kp, 0, 3:6].flatten(0, 1)
         seen = truth[:, 2] > 0.5
         distances.append((points[:, 0, 0, :2] - truth[:, :2]).norm(dim=1)[seen] * backbone.image_size / 2)
-        tail = hidden[-1][:, n + kp * (PROMPT_TOKENS + q) :].unflatten(1, answers.shape[1:])
+        tail = hidden[-1][:, n + kp * (tp + q) :].unflatten(1, answers.shape[1:])
         guess, labels = backbone.vlm.lm_head(tail[:, 0]).argmax(-1), data.labels[index][:, 0]
-        right.append(((guess == labels) | (labels == _IGNORE)).all(-1).float())
+        right.append(((guess == labels) | (labels == IGNORED)).all(-1).float())
     distance = torch.cat(distances)
     return {
         "point_error_px": distance.median().item(),

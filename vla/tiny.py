@@ -6,7 +6,9 @@ from scratch on a laptop (`vla pretrain`) and loads through the same auto classe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +40,50 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int = 640) -> PreTrainedT
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
+    return _finished(tokenizer)
+
+
+def add_words(tokenizer: PreTrainedTokenizerFast, words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer with byte pairs added until each of `words` is one token.
+
+    They come after all others, so that what the old pairs joined to one token stays that token.
+    """
+    for word in words:
+        pieces = tokenizer.tokenize(word)
+        if len(pieces) == 1:
+            continue
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        vocab, merges = state["model"]["vocab"], state["model"]["merges"]
+        while len(pieces) > 1:
+            merges.append(pieces[:2])
+            pieces = ["".join(pieces[:2]), *pieces[2:]]
+            vocab.setdefault(pieces[0], len(vocab))
+        tokenizer = _finished(Tokenizer.from_str(json.dumps(state)))
+    return tokenizer
+
+
+@torch.no_grad()
+def learn_words(backbone: Any, words: Iterable[str]) -> None:
+    """Make one token of every word that a backbone of ours spells in pieces so far. Nothing changes for the others.
+
+    A new word's embedding starts in the direction of the mean of its pieces, with the length of those already learnt.
+    """
+    before, after = backbone.tokenizer, add_words(backbone.tokenizer, words)
+    if len(after) == len(before):
+        return
+    old = backbone.vlm.model.get_input_embeddings().weight.clone()
+    backbone.vlm.resize_token_embeddings(len(after), mean_resizing=False)
+    rows = backbone.vlm.model.get_input_embeddings().weight
+    # Pieces that were never used keep their large random start: only a median tells how long the words are.
+    names = before.convert_ids_to_tokens(list(range(len(before))))
+    length = old[[i for i, name in enumerate(names) if name.startswith("Ġ") and len(name) > 3]].norm(dim=1).median()
+    for i in range(len(before), len(after)):
+        mean = old[before(after.decode([i]).strip(), add_special_tokens=False)["input_ids"]].mean(0)
+        rows[i] = mean * (length / mean.norm())
+    backbone.tokenizer = after
+
+
+def _finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 

@@ -68,7 +68,7 @@ def test_a_seed_is_an_episode_and_words_do_not_change_it(suite: str) -> None:
     assert {episode.task for episode in sample(suite, range(300))} == set(load_suite(suite).tasks)
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", [*SUITES, "tabletop-ten"])
 def test_heldout_phrasings_are_new_sentences_of_known_words(suite: str) -> None:
     train = [episode.instruction for episode in sample(suite, range(1500))]
     heldout = [episode.instruction for episode in sample(suite, range(400), phrasings="heldout")]
@@ -129,7 +129,7 @@ def test_relations_are_true_and_mean_one_cube_only() -> None:
             assert value.argmax() == 0
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", [*SUITES, "tabletop-ten"])
 def test_the_expert_solves_every_task(suite: str) -> None:
     tasks = load_suite(suite).tasks
     worlds, expert = build(suite, len(tasks)), make_expert(suite, len(tasks))

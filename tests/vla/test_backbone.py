@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from vla import pretrain as pretraining
 from vla.backbone import Backbone, load_backbone
-from vla.pretrain import PROMPT_TOKENS, GroundingSet, PretrainConfig, _pack, _state_hidden, inspect, pretrain
-from vla.tiny import build_tiny, train_tokenizer
+from vla.grounding_set import PROMPT_TOKENS, GroundingSet
+from vla.pretrain import PretrainConfig, _pack, _state_hidden, inspect, pretrain
+from vla.tiny import build_tiny, learn_words, train_tokenizer
 
 PATCH = 12
 
@@ -126,3 +129,50 @@ def test_names_and_folders_that_are_no_backbone(tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
     with pytest.raises(ValueError, match="ground-data"):
         GroundingSet(tmp_path)
+
+
+def test_new_words_are_one_token_and_change_nothing_else(tmp_path: Path) -> None:
+    backbone = load_backbone("tiny")
+    texts = ["pick up the red cube and put it on the plate that is blue", "is the yellow can in the gripper", "zebra"]
+    before = backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([before[0]])
+    with torch.no_grad():
+        points = backbone(images(1), ids, ids > 0).points_BQE
+        learn_words(backbone, ["drawer", "cube", "push", "pushes"])
+        assert torch.equal(backbone(images(1), ids, ids > 0).points_BQE, points)
+        assert backbone.tokenizer(texts, add_special_tokens=False)["input_ids"] == before
+        new = backbone.tokenizer(["drawer", "push", "pushes"], add_special_tokens=False)["input_ids"]
+        assert all(len(one) == 1 for one in new)
+        assert backbone.tokenizer.decode(backbone.tokenizer("push the drawer").input_ids).strip() == "push the drawer"
+        lengths = backbone.vlm.model.get_input_embeddings().weight[[one[0] for one in new]].norm(dim=1)
+        assert ((lengths > 0.7) & (lengths < 1.6)).all()  # as words, not as pieces that were never used
+        backbone.save(tmp_path)
+        again = load_backbone(str(tmp_path))
+        assert again.tokenizer("push the drawer").input_ids == backbone.tokenizer("push the drawer").input_ids
+        assert torch.allclose(again(images(1), ids, ids > 0).points_BQE, points, atol=1e-3)
+
+
+def test_several_grounding_sets_are_drawn_by_their_weights(tmp_path: Path) -> None:
+    sets = [write_set(tmp_path / name, count) for name, count in (("a", 40), ("b", 24))]
+    questions = json.loads((sets[1] / "questions.json").read_text())
+    for scene in questions:
+        scene[0][0] = "push the " + " ".join(["drawer"] * 18)
+    (sets[1] / "questions.json").write_text(json.dumps(questions))
+    both = GroundingSet(sets, load_backbone("tiny").tokenizer)
+    assert len(both) == 64 and both.prompts.shape[2] > PROMPT_TOKENS
+    np.testing.assert_array_equal(both.images[np.array([39, 40, 3])][1], np.load(sets[1] / "images.npy")[0])
+    assert [(len(own), list(held[[0, -1]])) for own, held in both.split(8)] == [(32, [32, 39]), (16, [56, 63])]
+
+    drawn: list[int] = []
+    config = PretrainConfig(max_steps=3, batch_scenes=8, num_processes=1, holdout=8, weights=(0.0, 1.0), sharp=False)
+    real = pretraining.scene_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            pretraining, "scene_loss", lambda b, r, d, rows, *rest: drawn.extend(rows) or real(b, r, d, rows, *rest)
+        )
+        figures = pretrain(config, sets, tmp_path / "out", initial="tiny")
+    assert len(drawn) == 24 and min(drawn) >= 40 and max(drawn) < 56
+    assert {name.split("/")[0] for name in figures if "/" in name} == {"a", "b"}
+    assert len(load_backbone(str(tmp_path / "out")).tokenizer("push the drawer").input_ids) == 3
+    with pytest.raises(ValueError, match="2 grounding sets"):
+        pretrain(replace(config, weights=(1.0,)), sets, tmp_path / "out")

@@ -60,6 +60,8 @@ class GroundData(Command):
 
     out: Path = Path("runs/ground-data")
     scenes: int = 20_000
+    suites: tuple[str, ...] = ()
+    """Of these suites, which have goals, in turn; a name given twice has twice the share. None: shapes and plates."""
     seed: int = 0
     workers: int = 2
 
@@ -71,6 +73,7 @@ class GroundData(Command):
             generate(
                 self.scenes,
                 self.out,
+                suites=self.suites,
                 seed=self.seed,
                 num_workers=self.workers,
                 on_progress=lambda done, total: update(done),

@@ -34,14 +34,17 @@ class Quickstart(QuickstartConfig, Command):
 class Pretrain(Command):
     """Pre-train the embedded vision-language backbone on what `vla ground-data` made."""
 
-    data: Path = Path("runs/ground-data")
+    data: tuple[Path, ...] = (Path("runs/ground-data"),)
+    """Folders of `vla ground-data`; the last 256 scenes of each are kept to measure with."""
+    weights: tuple[float, ...] = ()
+    """How often each of several folders is drawn. Default: by their sizes."""
     out: Path = Path("runs/backbone")
     minutes: float = 45.0
     """Wall-clock budget; the learning rate decays to its end."""
     steps: int | None = None
     """Stop after so many steps, if that is sooner."""
     initial: str | None = None
-    """Go on from this backbone (a name or a folder) instead of from random weights."""
+    """Go on from this backbone (a name or a folder) instead of from random weights; it learns the words it lacks."""
     only_pointer: bool = False
     """Train only the second look of `initial`, at the picture itself; all else stays."""
     seed: int = 0
@@ -54,7 +57,9 @@ class Pretrain(Command):
         if self.only_pointer and self.initial is None:
             raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
         config = PretrainConfig(only_pointer=self.only_pointer)
-        config = replace(config, **given(minutes=self.minutes, max_steps=self.steps, seed=self.seed))
+        config = replace(
+            config, **given(minutes=self.minutes, max_steps=self.steps, seed=self.seed, weights=self.weights)
+        )
         with progress("pre-training", self.steps, unit="steps") as update:
             figures = pretrain(
                 config,

@@ -1,0 +1,70 @@
+"""One world whose arm and things are put anywhere, without physics, and where a point of it is in the pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from envs.control import joint_targets
+from envs.suites import Suite
+from envs.worlds import Worlds
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a scene, and where the things are that it names (world frame, m; None: it names none)."""
+
+    prompt: str
+    answer: str
+    object: np.ndarray | None = None
+    place: np.ndarray | None = None
+
+
+class Painter(ABC):
+    """Draws scenes of one suite; what they show is up to those who derive from it."""
+
+    def __init__(self, suite: Suite, image_size: int = 84) -> None:
+        self.worlds = Worlds(suite, 1, image_size=image_size)
+        self.kinds = self.worlds.scene.objects
+
+    @abstractmethod
+    def scene(self, rng: np.random.Generator) -> list[Question]:
+        """Draw a scene; the pictures are then in `worlds.images[0]`, the positions in `worlds.state`."""
+
+    def reach(self, goal: np.ndarray, opening_m: float) -> None:
+        """Kinematic IK to a grip position (m) with the fingers opened by `opening_m` each."""
+        w, data = self.worlds, self.worlds.data[0]
+        jac = np.zeros((6, w.model.nv))
+        for _ in range(15):
+            mujoco.mj_kinematics(w.model, data)
+            mujoco.mj_comPos(w.model, data)
+            mujoco.mj_jacSite(w.model, data, jac[:3], jac[3:], w.index.grip_site)
+            data.qpos[w.index.arm_qpos] = joint_targets(
+                data.qpos[w.index.arm_qpos][None], jac[None][:, :, w.index.arm_dof],
+                data.site_xpos[w.index.grip_site][None], data.site_xmat[w.index.grip_site].reshape(1, 3, 3),
+                goal[None], w._hold_rotation, 1e-3,
+            )[0]  # fmt: skip
+        data.qpos[w.index.finger_qpos] = [opening_m, -opening_m]
+        mujoco.mj_kinematics(w.model, data)
+
+    def look(self) -> None:
+        """Read the positions and take the pictures."""
+        mujoco.mj_kinematics(self.worlds.model, self.worlds.data[0])
+        self.worlds._read(0)
+        self.worlds._render([0])
+
+    def project(self, point: np.ndarray) -> np.ndarray:
+        """(V, 3): u right, v down in [-1, 1], and whether the point lies inside the image."""
+        w, data = self.worlds, self.worlds.data[0]
+        out = []
+        for camera in w.index.camera_ids:
+            local = data.cam_xmat[camera].reshape(3, 3).T @ (point - data.cam_xpos[camera])
+            scale = np.tan(np.deg2rad(w.model.cam_fovy[camera]) / 2)
+            depth = max(-local[2], 1e-6)
+            u, v = local[0] / depth / scale, -local[1] / depth / scale
+            inside = local[2] < 0 and abs(u) < 1 and abs(v) < 1
+            out.append([np.clip(u, -1.5, 1.5), np.clip(v, -1.5, 1.5), float(inside)])
+        return np.array(out)
