@@ -106,7 +106,7 @@ class Collector:
     def collect(self, buffer: RolloutBuffer) -> dict[str, float]:
         """Fill `buffer`; returns rates over the episodes that ended. NonFiniteError: broken obs, action or reward."""
         env, actor = self.env, self.actor
-        ended = succeeded = wrong = control_steps = 0
+        ended = succeeded = wrong = control_steps = diverged = 0
         if self._obs is None:
             self._obs = self.start(self.next_seeds(env.num_envs), range(env.num_envs))
             self._elapsed[:] = 0
@@ -158,6 +158,7 @@ class Collector:
             ended += int(done.sum())
             succeeded += int(result.info["success"].astype(bool)[done].sum())
             wrong += int(result.info["wrong_object"].astype(bool)[done].sum())
+            diverged += int(result.info.get("diverged", np.zeros(1, bool)).sum())
             self._obs = result.obs
             if done.any():
                 ids = np.flatnonzero(done).tolist()
@@ -171,6 +172,8 @@ class Collector:
         metrics: dict[str, float] = {"episodes": ended, "control_steps": control_steps}
         if ended:
             metrics |= {"success_rate": succeeded / ended, "wrong_object": wrong / ended}
+        if diverged:  # simulations that blew up: their episodes were cut short
+            metrics["diverged"] = diverged
         return metrics | (self.curriculum.metrics() if self.curriculum is not None else {})
 
     def _shape(
