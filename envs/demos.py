@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 SEED_LIMIT = 1_000_000
 """Demonstration seeds stay below this: evaluation scenes start far above."""
 _PROVENANCE = "bascule.json"
+_DEATHS = 3
+"""Workers that may die at one seed, or in their beginnings, before that is an error: it will not get better."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class RecordingProgress:
     tried: int
     frames: int
     """Frames kept by this call."""
+    replaced: int = 0
+    """Worker processes that died, and whose episodes were begun again in others."""
 
 
 @dataclass(frozen=True)
@@ -96,39 +101,48 @@ def _worker(connection: Connection, make_world: MakeWorld, request: dict[str, An
 
 
 class _Workers:
-    """Worker processes, each idle or running one seed."""
+    """Worker processes, each idle or running one seed. One that dies (killed, out of memory) is replaced; its seed is
+    then simply one that nobody runs."""
 
     def __init__(self, count: int, make_world: MakeWorld, request: _Request, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
+        self._arguments = make_world, asdict(request), folder
         self._processes: dict[Connection, Any] = {}
         self.running: dict[Connection, int] = {}
         self.idle: list[Connection] = []
         self.facts: WorldFacts | None = None
+        self._deaths: Counter[int | None] = Counter()  # by seed; None: not in an episode
+        for _ in range(count):
+            self._add()
+
+    def _add(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_worker, args=(theirs, *self._arguments), daemon=True)
         with worker_environment():
-            for _ in range(count):
-                ours, theirs = context.Pipe()
-                arguments = (theirs, make_world, asdict(request), folder)
-                process = context.Process(target=_worker, args=arguments, daemon=True)
-                process.start()
-                theirs.close()
-                self._processes[ours] = process
+            process.start()
+        theirs.close()
+        self._processes[ours] = process
+
+    @property
+    def replaced(self) -> int:
+        return self._deaths.total()
 
     def start(self, seed: int) -> None:
         connection = self.idle.pop()
         self.running[connection] = seed
-        connection.send(seed)
+        with suppress(OSError):  # it has died: `reports` will find that out
+            connection.send(seed)
 
     def reports(self) -> Iterator[tuple[int, int]]:
         """Wait, then yield (seed, frames kept: 0 for a failed episode) of the episodes that ended."""
         for connection in wait(list(self._processes)):
             seed = self.running.pop(connection, None)
-            at = "while starting" if seed is None else f"at seed {seed}"
+            at = "outside of an episode" if seed is None else f"at seed {seed}"
             try:
                 kind, *content = connection.recv()
-            except (EOFError, ConnectionResetError):
-                process = self._processes[connection]
-                process.join(5)
-                raise RuntimeError(f"a recording worker died {at} (exit code {process.exitcode})") from None
+            except (EOFError, OSError):
+                self._replace(connection, seed, at)
+                continue
             if kind == "invalid":
                 raise ValueError(content[0])
             if kind == "error":
@@ -138,6 +152,21 @@ class _Workers:
                 self.facts = content[0]
             else:
                 yield content[0], content[1]
+
+    def _replace(self, connection: Connection, seed: int | None, at: str) -> None:
+        """Another process in the place of a dead one. ChildProcessError where that has been tried enough."""
+        process = self._processes.pop(connection)
+        process.join(5)
+        connection.close()
+        if connection in self.idle:
+            self.idle.remove(connection)
+        self._deaths[seed] += 1
+        if self._deaths[seed] == _DEATHS:
+            raise ChildProcessError(
+                f"{_DEATHS} recording workers died {at} (the last with exit code {process.exitcode}; -9: killed, "
+                "perhaps for want of memory: fewer workers need less); finished episodes are kept"
+            )
+        self._add()
 
     def close(self) -> None:
         for connection in self.idle:
@@ -222,7 +251,8 @@ def record(
     The result depends on neither `num_workers` nor interruptions. Calling it again on a finished `out` returns at once;
     on an unfinished one it continues. `make_world` is for other worlds than the suites'; `perturb`
     randomises the suites'. ValueError if `out` holds
-    something else; RuntimeError if a worker fails or the expert hardly ever succeeds.
+    something else; RuntimeError if a world fails or the expert hardly ever succeeds. A worker process that dies is
+    replaced and its episode begun again; ChildProcessError when that happens three times at one seed.
     """
     out = Path(out)
     words = perturb.words() if perturb is not None else ""
@@ -299,7 +329,7 @@ def _record_seeds(
                 frames += length
                 tried = len(kept) + len(failed)
                 if on_progress is not None:
-                    on_progress(RecordingProgress(len(kept), episodes, tried, frames))
+                    on_progress(RecordingProgress(len(kept), episodes, tried, frames, workers.replaced))
                 if tried >= 20 and len(kept) < 0.2 * tried:
                     raise RuntimeError(
                         f"the expert of {request.suite!r} succeeded in only {len(kept)} of {tried} episodes "

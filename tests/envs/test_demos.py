@@ -1,12 +1,14 @@
 """Recording demonstrations: exact, killed-safe, and readable by the stock LeRobotDataset."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +235,32 @@ def test_worker_failures_are_named_and_keep_what_is_done(tmp_path):
         toy_record(tmp_path / "b", make_world=toy.choosy_world, num_workers=1)
     with pytest.raises(RuntimeError, match="succeeded in only 0 of 20"):
         toy_record(tmp_path / "c", 30, make_world=toy.hopeless_world, num_workers=1)
+
+
+def test_a_killed_worker_is_replaced_and_its_episode_begun_again(recorded, tmp_path):
+    out, seen = tmp_path / "out", []
+
+    def kill_one(state):
+        seen.append(state)
+        if len(seen) == 3:  # from outside, wherever it is
+            multiprocessing.active_children()[0].kill()
+
+    world = partial(toy.deadly_world, tmp_path / "deaths", 1)
+    assert toy_record(out, make_world=world, on_progress=kill_one) == out
+    assert seen[-1].replaced in (1, 2) and len(seen) == 8, "the one killed from outside may have been done"
+    assert_same_demos(load_dataset(out), load_dataset(recorded))
+
+
+def test_a_seed_that_kills_every_worker_is_one_line_and_the_rest_can_be_continued(recorded, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ChildProcessError, match="3 recording workers died at seed 4 .*-9.* are kept") as caught:
+        toy_record(out, make_world=partial(toy.deadly_world, tmp_path / "deaths", 9), num_workers=1)
+    assert "\n" not in str(caught.value) and not multiprocessing.active_children()
+    assert len(list((out / "recording").glob("*.parquet"))) == 3
+    ran = []
+    toy_record(out, num_workers=1, on_progress=ran.append)
+    assert len(ran) == 4 and ran[-1].replaced == 0  # seeds 4 to 7
+    assert_same_demos(load_dataset(out), load_dataset(recorded))
 
 
 def test_two_recordings_cannot_share_a_folder(tmp_path):

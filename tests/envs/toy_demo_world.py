@@ -1,5 +1,7 @@
 """A tiny `DemoWorld` whose frames follow from (seed, step), importable by worker processes. Seeds 3, 8, 13... fail."""
 
+import os
+import signal
 import time
 
 import numpy as np
@@ -77,6 +79,26 @@ def slow_world(suite, image_size):
 
 def breaking_world(suite, image_size):
     return ToyWorld(image_size, crash_at=4)
+
+
+class DeadlyWorld(ToyWorld):
+    """Kills its process in the middle of seed 4, as often as `deaths` allows (a file counts them)."""
+
+    def __init__(self, size, counter, deaths):
+        super().__init__(size)
+        self.counter, self.deaths = counter, deaths
+
+    def step(self, action):
+        if self.seed == 4 and self.count == 2:
+            with self.counter.open("a") as file:
+                file.write("x")
+            if self.counter.stat().st_size <= self.deaths:
+                os.kill(os.getpid(), signal.SIGKILL)
+        super().step(action)
+
+
+def deadly_world(counter, deaths, suite, image_size):
+    return DeadlyWorld(image_size, counter, deaths)
 
 
 def choosy_world(suite, image_size):

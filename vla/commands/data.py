@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -46,12 +47,17 @@ class Demos(Command):
                 num_workers=self.workers,
                 noise=self.noise,
                 perturb=perturb,
-                on_progress=lambda state: update(state.kept, f"{state.tried - state.kept} discarded"),
+                on_progress=lambda state: update(state.kept, _note(state)),
             )
         say(f"{self.episodes} demonstrations in {out}")
 
     def kept(self) -> str:
         return f"finished episodes stay in {self._out()}; the same command continues"
+
+
+def _note(state: Any) -> str:
+    replaced = f", {state.replaced} workers died and were replaced" if state.replaced else ""
+    return f"{state.tried - state.kept} discarded{replaced}"
 
 
 @dataclass(frozen=True)
