@@ -152,6 +152,17 @@ class GaussianChunkActor(nn.Module):
             act = self.model.act_on if self.reads_latents else self.model.act
             return act(conditions, proprio_BP).float()
 
+    def latents_of(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
+        """(B, S) a summary of what the trained part reads, detached: what a critic may share of the policy.
+
+        ValueError where the backbone learns: there is nothing that is computed once.
+        """
+        if isinstance(conditions, Seen):
+            raise ValueError(
+                "with a learning backbone the policy's latents move: leave CriticConfig.reads 'privileged'"
+            )
+        return summary(conditions, proprio_BP)
+
     def log_std_of(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
         """(A,), or (B, 1, A) with a state-dependent scale."""
         if self.scale is None:
@@ -262,26 +273,43 @@ class RunningNorm(nn.Module):
         return scaled.clamp(-10.0, 10.0)
 
 
+Reads = Literal["privileged", "latents", "both"]
+
+
 @dataclass(frozen=True)
 class CriticConfig:
-    """The value network. Asymmetric: it reads simulator state the policy never sees."""
+    """The value network. By default asymmetric: it reads simulator state the policy never sees."""
 
     hidden: tuple[int, ...] = (128, 128)
+    reads: Reads = "privileged"
+    """Simulator state and proprio; or, sharing the policy's eyes, a summary of what its trained part reads
+    (`rl.conditions.summary`: for worlds without privileged state); or both. No gradient of the value reaches the
+    policy, whose features are frozen or its own (VL-DAC, arXiv 2508.04280, stops it too)."""
 
 
 class Critic(nn.Module):
-    """State value (B,) from [privileged, proprio, elapsed fraction of the horizon], normalised by running statistics.
+    """State value (B,) from what `CriticConfig.reads` names and the elapsed fraction of the horizon (`critic_state`),
+    normalised by running statistics.
 
     Elapsed time is an input because the same state is worth less when the time limit is near.
     """
 
-    def __init__(self, privileged_dim: int, proprio_dim: int, config: CriticConfig | None = None) -> None:
+    def __init__(
+        self, privileged_dim: int, proprio_dim: int, config: CriticConfig | None = None, *, latent_dim: int = 0
+    ) -> None:
+        """`latent_dim`: width of `GaussianChunkActor.latents_of`, proprio included; needed where it is read."""
         super().__init__()
-        self.state_dim = privileged_dim + proprio_dim + 1
+        config = config or CriticConfig()
+        if config.reads != "privileged" and latent_dim < 1:
+            raise ValueError(
+                f"a critic that reads {config.reads!r} needs latent_dim, the width of the policy's latents"
+            )
+        seen = proprio_dim if config.reads == "privileged" else latent_dim
+        self.state_dim = (0 if config.reads == "latents" else privileged_dim) + seen + 1
         self.norm = RunningNorm(self.state_dim)
         layers: list[nn.Module] = []
         width = self.state_dim
-        for hidden in (config or CriticConfig()).hidden:
+        for hidden in config.hidden:
             layers += [nn.Linear(width, hidden), nn.Tanh()]
             width = hidden
         last = nn.Linear(width, 1)
@@ -293,9 +321,25 @@ class Critic(nn.Module):
         return self.net(self.norm(state_BS)).squeeze(-1)
 
 
-def critic_state(obs: Observation, elapsed_fraction: NDArray[np.float32]) -> Tensor:
-    """(B, S+P+1) fp32 critic input. ValueError when the environment offers no privileged state."""
-    if obs.privileged is None:
-        raise ValueError("the critic needs Observation.privileged; RL runs in simulation, use an env that provides it")
-    parts = (obs.privileged, obs.proprio, elapsed_fraction[:, None])
-    return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
+def critic_state(
+    obs: Observation,
+    elapsed_fraction: NDArray[np.float32],
+    latents_BS: Tensor | None = None,
+    *,
+    reads: Reads = "privileged",
+) -> Tensor:
+    """(B, S) fp32 critic input: privileged state, then proprio or the policy's latents (which hold it), then time.
+
+    ValueError when the environment offers no privileged state and the critic reads it.
+    """
+    if obs.privileged is None and reads != "latents":
+        raise ValueError(
+            "the critic reads Observation.privileged, which this environment does not give: choose one that does, or "
+            "CriticConfig(reads='latents')"
+        )
+    time = elapsed_fraction[:, None]
+    if latents_BS is None:
+        assert reads == "privileged", "what the policy sees was not given"
+        return torch.from_numpy(np.concatenate((obs.privileged, obs.proprio, time), axis=1, dtype=np.float32))
+    known = () if reads == "latents" else (torch.from_numpy(np.float32(obs.privileged)),)
+    return torch.cat([part.to(latents_BS) for part in (*known, latents_BS, torch.from_numpy(time))], 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rl.actor import GaussianChunkActor, critic_state
+from rl.actor import GaussianChunkActor, Reads, critic_state
 from rl.buffer import RolloutBuffer, require_finite
 from rl.conditions import Conditions
 from rl.curriculum import Curriculum
@@ -67,6 +67,8 @@ class Collector:
         self.curriculum = curriculum
         self.shaping: Shaping | None = None
         """A reward for progress, beside the world's."""
+        self.critic_reads: Reads = "privileged"
+        """What the critic is told of a state (`CriticConfig.reads`)."""
         self._tasks = [""] * env.num_envs
         self.seeds_used = 0
         self.env_steps = 0
@@ -113,11 +115,11 @@ class Collector:
         before: tuple[np.ndarray, np.ndarray] | None = None
         while not buffer.full:
             obs = self._obs
-            state = critic_state(obs, self._elapsed_fraction())
             where = f"in decision {buffer.filled} of the rollout"
-            require_finite("obs (privileged state or proprio)", state, where)
             conditions, proprio = actor.encode(obs)
             conditions = buffer.put_conditions(conditions)
+            state = self._critic_state(obs, self._elapsed_fraction(), conditions, proprio)
+            require_finite("obs (privileged state or proprio)", state, where)
             if self.shaping is not None:
                 now = self._shape(buffer, before, conditions, proprio)
             policy = actor.distribution(conditions, proprio)
@@ -145,7 +147,7 @@ class Collector:
                 executed_BC=executed.to(to),
                 log_prob=policy.log_prob(action, executed.to(to)),
                 state_BS=state.to(to),
-                next_state_BS=critic_state(result.obs, after).to(to),
+                next_state_BS=self._critic_state(result.obs, after).to(to),
                 reward=torch.from_numpy(result.reward).float().to(to),
                 terminated=torch.from_numpy(result.terminated).to(to),
                 truncated=torch.from_numpy(result.truncated).to(to),
@@ -175,6 +177,20 @@ class Collector:
         if diverged:  # simulations that blew up: their episodes were cut short
             metrics["diverged"] = diverged
         return metrics | (self.curriculum.metrics() if self.curriculum is not None else {})
+
+    def _critic_state(
+        self,
+        obs: Observation,
+        elapsed: np.ndarray,
+        conditions: Conditions | None = None,
+        proprio: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The critic's input; the policy looks once more if it must and has not yet."""
+        if self.critic_reads == "privileged":
+            return critic_state(obs, elapsed)
+        if conditions is None or proprio is None:
+            conditions, proprio = self.actor.encode(obs)
+        return critic_state(obs, elapsed, self.actor.latents_of(conditions, proprio), reads=self.critic_reads)
 
     def _shape(
         self,

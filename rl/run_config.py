@@ -102,10 +102,14 @@ def make_method(config: RunnerConfig, actor: GaussianChunkActor, worlds: Collect
     env, how = worlds.env, config.method
     order = torch.Generator().manual_seed(2 * config.seed)
     if how is None:
+        width, worlds.critic_reads = 0, config.critic.reads
+        if config.critic.reads != "privileged":  # how wide the policy's latents are is known once it has looked
+            seen = env.reset(seeds=[config.train_seeds[0]] * env.num_envs)
+            width = actor.latents_of(*actor.encode(seen)).shape[1]
         # the critic's initial weights follow from the run's seed, not from whatever ran before in this process
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            critic = Critic(env.privileged_dim, env.proprio_dim, config.critic).to(actor.device)
+            critic = Critic(env.privileged_dim, env.proprio_dim, config.critic, latent_dim=width).to(actor.device)
         ppo = PPO(actor, critic, config.ppo, generator=order, team=team)
         return Method(ppo, worlds, RolloutBuffer(config.decisions_per_update, env.num_envs))
     group = how.group_size if isinstance(how, GRPOConfig) else 1

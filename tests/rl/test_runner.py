@@ -6,12 +6,11 @@ import json
 import pytest
 import torch
 
-import rl.ppo
 from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.collect import play
 from rl.recipes import RECIPES, smoke
 from rl.runner import Runner, RunnerConfig
-from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate
+from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate, learning_config
 from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.config import decode, encode
 
@@ -36,13 +35,6 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def learning_config():
-    return config(
-        num_envs=64, decisions_per_update=8, eval_every=10, max_updates=40, target_success=0.95,
-        ppo={"lr": 3e-4, "minibatch_size": 128, "critic_warmup": 3},
-    )  # fmt: skip
-
-
 def test_it_learns(cloned, tmp_path):
     runner = start(cloned, tmp_path, learning_config(), evaluate=evaluate)
     result = runner.run()
@@ -55,15 +47,6 @@ def test_it_learns(cloned, tmp_path):
     policy = GreedyPolicy(GaussianChunkActor(best, SPEC.names), SPEC, CHUNK)
     assert play(policy, PointReach(200), range(6_000_000, 6_000_200)) >= 180
     assert all(torch.equal(a, b) for a, b in zip(best.parameters(), runner.model.parameters(), strict=True))
-
-
-def test_it_does_not_learn_from_a_sign_flipped_advantage(cloned, tmp_path, monkeypatch):
-    real = rl.ppo.normalise
-    monkeypatch.setattr(rl.ppo, "normalise", lambda *batch: -real(*batch))
-    settings = dataclasses.replace(learning_config(), max_updates=20)
-    result = start(cloned, tmp_path, settings, evaluate=evaluate).run()
-    assert result.evaluations[-1][1] < 0.5 * result.evaluations[0][1]
-    assert result.best_update == 0, "a run that only got worse hands back what it was given"
 
 
 def test_a_seed_fixes_the_run(cloned, tmp_path):
@@ -126,12 +109,6 @@ def test_runs_are_not_overwritten_nor_resumed_as_something_else(cloned, tmp_path
         start(cloned, tmp_path, config(max_updates=2, seed=1)).run(resume=True)
     with pytest.raises(ValueError, match="16 worlds"):
         Runner(ToyVLA(), PointReach(16), config(num_envs=8), tmp_path)
-
-
-def test_ppo_does_not_degrade_a_policy_that_is_good_already(precise, tmp_path):
-    settings = dataclasses.replace(learning_config(), max_updates=20, target_success=None)
-    (_, before, n), *_, (_, after, _) = start(precise, tmp_path, settings, evaluate=evaluate).run().evaluations
-    assert before / n >= 0.95 and after / n >= 0.9
 
 
 def test_it_stops_when_nothing_improves(cloned, tmp_path):
