@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -46,6 +46,9 @@ class ControlConfig:
     """Of "ensemble": 0 is the plain mean, more favours older chunks."""
     asynchronous: bool = True
     """Compute the next chunk while the current one is played."""
+    in_flight: int = 1
+    """Questions on their way at the same time. Behind a slow link more of them make for more answers, and for fewer
+    actions between them that nobody has looked at."""
     dry_run: bool = False
     """Do everything but send."""
     estop_file: Path | None = None
@@ -84,22 +87,28 @@ def control(
     robot: Robot,
     policy: Policy,
     config: ControlConfig,
-    *,
+    *others: Policy,
     log: BlackBox | None = None,
     pressed: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ControlReport:
-    """Connect, drive, and disconnect whatever happens. `pressed` says whether an e-stop key was.
+    """Connect, drive, and disconnect whatever happens. `pressed` says whether an e-stop key was. `others`: further
+    connections to the policy, in_flight - 1 of them.
 
     ValueError for a configuration that does not fit the robot or the policy.
     """
     ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
     if config.join == "rtc" and not hasattr(policy, "act_after"):
         raise ValueError("rtc needs a flow head that can be told what is still to be played: choose the join blend")
+    if config.in_flight != 1 + len(others) or (others and (config.join == "rtc" or not config.asynchronous)):
+        raise ValueError(
+            "in_flight counts the connections to one policy: give as many, only asynchronous, and not with join rtc, "
+            "which must know the answer before it asks again"
+        )
     try:
         robot.connect()
-        inference = Inference(policy, asynchronous=config.asynchronous, clock=clock)
+        inference = Inference(policy, *others, asynchronous=config.asynchronous, clock=clock)
         try:
             loop = ControlLoop(robot, inference, config, log=log, pressed=pressed, clock=clock)
             loop.warm_up(policy)
@@ -152,7 +161,8 @@ class ControlLoop:
         rest, names = tuple(robot.rest()), robot.proprio_names
         self.governor = Governor(config.guards, robot.action_spec, robot.kinds, rest=rest, proprio_names=names)
         self._ticks_per_step = ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
-        self._asked_at_tick = 0
+        self._asked_at_ticks: deque[int] = deque()  # questions that are out, oldest first
+        self._last_asked_at_tick = 0
         self.plan = Plan(
             robot.kinds,
             ticks_per_step=self._ticks_per_step,
@@ -275,7 +285,7 @@ class ControlLoop:
         answer = self.inference.fetch()
         if answer is not None:
             self._take(answer)
-        if not self.inference.busy and self._fault is None and self.plan.remaining <= self._refill_at():
+        if self._time_to_ask() and not self.inference.busy and self._fault is None:
             obs, seen_s = self._latest or (None, 0.0)
             if obs is not None:
                 self._ask(obs, seen_s)
@@ -286,17 +296,19 @@ class ControlLoop:
     def _ask(self, obs: Observation, seen_s: float) -> None:
         going_on = self.config.join == "rtc" and self.plan.remaining > 0
         prefix = self.plan.left(self.delay.steps) if going_on else None
-        self._asked_at_tick = self.ticks
+        self._asked_at_ticks.append(self.ticks)
+        self._last_asked_at_tick = self.ticks
         self.inference.ask(obs, step=self.plan.step, seen_s=seen_s, prefix=prefix)
 
     def _take(self, answer: Answer) -> None:
+        asked_at_tick = self._asked_at_ticks.popleft()
         if answer.error is None:
             self._server_failed = False
             self._latencies.append(answer.seconds)
             self.chunk_size = len(answer.chunk)
             late = self.plan.install(answer.chunk, asked_at_step=answer.asked_at_step, seen_s=answer.seen_s)
             # Held ticks count here as if they had been played: a robot that ran dry must learn to ask earlier.
-            self.delay.add(math.ceil((self.ticks - self._asked_at_tick) / self._ticks_per_step))
+            self.delay.add(math.ceil((self.ticks - asked_at_tick) / self._ticks_per_step))
             self._delays[late] += 1
             return
         self._error = f"{type(answer.error).__name__}: {answer.error}"
@@ -307,10 +319,13 @@ class ControlLoop:
             if self.log is not None:
                 self.log.event(error=self._error)
 
-    def _refill_at(self) -> int:
-        """With so many actions left it asks: early enough that the robot does not run dry before the answer comes."""
-        played = self.config.n_action_steps or (self.chunk_size + 1) // 2
-        return max(self.chunk_size - played, self.delay.steps if self.config.asynchronous else 0)
+    def _time_to_ask(self) -> bool:
+        """Early enough that the robot does not run dry before the answer comes; several questions evenly apart."""
+        played, late = self.config.n_action_steps or (self.chunk_size + 1) // 2, self.delay.steps
+        if self.plan.remaining > max(self.chunk_size - played, late if self.config.asynchronous else 0):
+            return False
+        apart = late * self._ticks_per_step / self.config.in_flight
+        return not self._asked_at_ticks or self.ticks - self._last_asked_at_tick >= apart
 
     def _inputs(self) -> Inputs:
         # Looked for last, so that nothing is sent that was decided before somebody pressed it.

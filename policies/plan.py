@@ -136,86 +136,101 @@ class Answer:
 
 
 class Asking(Protocol):
-    """Where a controller gets its chunks: one question at a time, the answer fetched when it is there."""
+    """Where a controller gets its chunks: answers come in the order of the questions."""
 
     @property
     def busy(self) -> bool:
-        """A question is out, or an answer waits to be fetched."""
+        """No further question now: as many are out, or answered and not fetched, as may be."""
 
     def waiting_s(self) -> float:
-        """How long the question that is out has been out; 0 without one."""
+        """How long the oldest question that is out has been out; 0 without one."""
 
     def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
         """`prefix`: what is still to be played, for a policy that can go on from there."""
 
     def fetch(self) -> Answer | None:
-        """The answer, once."""
+        """The oldest question's answer, once."""
 
     def close(self) -> None: ...
 
 
-class Inference:
-    """Runs a policy beside the control loop."""
+Question = tuple[Observation, int, float, Prefix | None]
 
-    def __init__(self, policy: Policy, *, asynchronous: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        """`asynchronous=False` answers inside `ask`, and the loop waits."""
-        self._policy, self._clock = policy, clock
-        self._question: tuple[Observation, int, float, Prefix | None] | None = None
-        self._answer: Answer | None = None
-        self._asked_s: float | None = None
+
+class Inference:
+    """Runs a policy beside the control loop; several of them, if questions are to be on their way at the same time."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *others: Policy,
+        asynchronous: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`asynchronous=False` answers inside `ask`, and the loop waits. `others`: more connections to the same policy,
+        each for one more question at a time."""
+        self._policy, self._clock, self._capacity = policy, clock, 1 + len(others)
+        self._asked_s: dict[int, float] = {}  # the questions that are out, oldest first
+        self._questions: deque[tuple[int, Question]] = deque()
+        self._answers: dict[int, Answer] = {}
+        self._count = 0
         self._wake = threading.Condition()
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         if asynchronous:
-            # A daemon: a policy that never returns must not keep a stopped robot's process alive.
-            self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
-            self._thread.start()
+            # Daemons: a policy that never returns must not keep a stopped robot's process alive.
+            for i, one in enumerate((policy, *others)):
+                thread = threading.Thread(target=self._work, args=(one,), name=f"inference {i}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
     @property
     def busy(self) -> bool:
-        return self._asked_s is not None
+        return len(self._asked_s) >= self._capacity
 
     def waiting_s(self) -> float:
-        return 0.0 if self._asked_s is None else self._clock() - self._asked_s
+        return self._clock() - min(self._asked_s.values()) if self._asked_s else 0.0
 
     def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
-        assert not self.busy, "one question at a time"
-        self._asked_s = self._clock()
-        if self._thread is None:
-            self._answer = self._run(obs, step, seen_s, prefix)
+        assert not self.busy, "no more questions than there are connections"
+        number, self._count = self._count, self._count + 1
+        self._asked_s[number] = self._clock()
+        if not self._threads:
+            self._answers[number] = self._run(self._policy, obs, step, seen_s, prefix)
             return
         with self._wake:
-            self._question = (obs, step, seen_s, prefix)
+            self._questions.append((number, (obs, step, seen_s, prefix)))
             self._wake.notify()
 
     def fetch(self) -> Answer | None:
+        oldest = next(iter(self._asked_s), None)
         with self._wake:
-            answer, self._answer = self._answer, None
+            answer = self._answers.pop(oldest, None)  # type: ignore[arg-type]
         if answer is not None:
-            self._asked_s = None
+            del self._asked_s[oldest]  # type: ignore[arg-type]
         return answer
 
     def close(self) -> None:
         with self._wake:
             self._closed = True
-            self._wake.notify()
+            self._wake.notify_all()
 
-    def _work(self) -> None:
+    def _work(self, policy: Policy) -> None:
         while True:
             with self._wake:
-                while self._question is None and not self._closed:
+                while not self._questions and not self._closed:
                     self._wake.wait()
                 if self._closed:
                     return
-                question, self._question = self._question, None
-            answer = self._run(*question)
+                number, question = self._questions.popleft()
+            answer = self._run(policy, *question)
             with self._wake:
-                self._answer = answer
+                self._answers[number] = answer
 
-    def _run(self, obs: Observation, step: int, seen_s: float, prefix: Prefix | None) -> Answer:
+    def _run(self, policy: Policy, obs: Observation, step: int, seen_s: float, prefix: Prefix | None) -> Answer:
         start = self._clock()
         try:
-            chunks = self._policy.act(obs) if prefix is None else self._policy.act_after(obs, prefix)
+            chunks = policy.act(obs) if prefix is None else policy.act_after(obs, prefix)
             chunk, error = np.asarray(chunks)[0], None
         except Exception as problem:  # whatever it is, the robot must come to rest in good order
             chunk, error = None, problem

@@ -90,6 +90,13 @@ def test_an_answer_that_takes_200_ms_is_played_four_steps_later_from_its_fifth_a
     assert row["jerk"] > 0
 
 
+def test_pipelined_it_asks_at_every_step_and_every_answer_is_as_late_as_the_link():
+    _, policy, row, _, _ = told("pipelined", Condition(0.2))
+    _, patient, _, _, _ = told("blend", Condition(0.2))
+    assert len(policy.batches) >= 19 > 8 >= len(patient.batches)
+    assert 3.0 < row["delay"] <= 4, "4, but for the first ones, which a robot at rest waits for"
+
+
 def test_rtc_tells_the_policy_what_is_left_and_how_long_it_takes():
     _, policy, _, _, _ = told("rtc", Condition(0.2))
     last = policy.prefixes[-1]
@@ -136,7 +143,7 @@ def test_unknown_conditions_are_refused(tmp_path, capsys):
     assert "200 ms" in capsys.readouterr().err and "300 ms" in CONDITIONS
 
 
-@pytest.mark.parametrize("join", ["blend", "ensemble"])
+@pytest.mark.parametrize("join", ["blend", "ensemble", "pipelined"])
 def test_joins_run_under_every_condition(join):
     for condition in CONDITIONS.values():
         told(join, condition)

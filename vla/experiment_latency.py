@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from policies.plan import Answer
     from vla.types import ActionSpec, Observation
 
+PIPELINED = 8
+"""Questions in flight: one at every step, as long as answers take no longer than eight."""
 TIMEOUT_S = 0.4
 """After which a client gives up waiting for an answer and asks again."""
 
@@ -64,8 +66,9 @@ class LatencyConfig:
     policy: tuple[Path, ...] = ()
     """Checkpoints. At least twice as many actions to a chunk as an answer takes control steps, or robots run dry."""
     suite: str = "tabletop-pick"
-    arms: tuple[str, ...] = ("switch", "blend", "ensemble")
-    """Of `policies.controller.ControlConfig.join`; switch is the naive way, rtc is for flow heads."""
+    arms: tuple[str, ...] = ("switch", "blend", "ensemble", "pipelined")
+    """Of `policies.controller.ControlConfig.join`; switch is the naive way, rtc is for flow heads. pipelined: blend,
+    with up to eight questions on their way at the same time."""
     conditions: tuple[str, ...] = tuple(CONDITIONS)
     episodes: int = 96
     seed0: int | None = None
@@ -151,15 +154,17 @@ def _wave(
     world = _Worlds(env, seeds)
     waits = join == "waits"
     config = ControlConfig(
-        join="switch" if waits else join,  # type: ignore[arg-type]
+        join={"waits": "switch", "pipelined": "blend"}.get(join, join),  # type: ignore[arg-type]
         catch_up_steps=0 if join == "switch" else ControlConfig.catch_up_steps,  # the naive way
+        in_flight=PIPELINED if join == "pipelined" else 1,
         asynchronous=not waits,
         n_action_steps=policy.n_action_steps,
         guards=GuardConfig(give_up_s=60.0),  # nobody stands near this robot: it may wait for as long as an episode
     )
     loops = []
     for i, seed in enumerate(seeds):
-        post = _Post(world, condition, np.random.default_rng([seed, 97]), policy if waits else None)
+        rng = np.random.default_rng([seed, 97])
+        post = _Post(world, condition, rng, policy if waits else None, in_flight=config.in_flight)
         loops.append(ControlLoop(_Row(world, i), post, config, clock=world.clock))
         loops[-1].chunk_size = policy.vla.chunk_size
     world.look()
@@ -187,7 +192,7 @@ def _answer(policy: Any, obs: Observation, posts: list[tuple[int, _Post]]) -> No
     if not asking:
         return
     seen = obs.select([i for i, _ in asking])
-    prefixes: list[Prefix | None] = [post.prefix for _, post in asking]
+    prefixes: list[Prefix | None] = [post.questions[-1].prefix for _, post in asking]
     if all(prefix is None for prefix in prefixes):
         chunks = policy.act(seen)
     else:
@@ -199,7 +204,7 @@ def _answer(policy: Any, obs: Observation, posts: list[tuple[int, _Post]]) -> No
                 actions[row, : left[row]] = prefix.actions[0]
         chunks = policy.act_after(seen, Prefix(actions, left, delay))
     for (_, post), chunk in zip(asking, chunks, strict=True):
-        post.send(chunk)
+        post.questions[-1].chunk = chunk
 
 
 class _Worlds:
@@ -257,51 +262,67 @@ class _Row:
         self._world.actions[self._index, 0] = action_A
 
 
+@dataclass
+class _Question:
+    """On its way, or answered and not fetched."""
+
+    step: int
+    asked_s: float
+    seen_s: float
+    arrives_s: float
+    comes: bool
+    prefix: Prefix | None = None
+    chunk: np.ndarray | None = None
+
+
 class _Post:
     """`policies.plan.Asking` in virtual time: who is asked answers later, or not at all."""
 
-    def __init__(self, world: _Worlds, condition: Condition, rng: np.random.Generator, policy: Any = None) -> None:
+    def __init__(
+        self, world: _Worlds, condition: Condition, rng: np.random.Generator, policy: Any = None, *, in_flight: int = 1
+    ) -> None:
         """`policy`: answers at once."""
         self._world, self._condition, self._rng, self._policy = world, condition, rng, policy
-        self._asked: tuple[int, float] | None = None  # step, time
-        self._arrives_s, self._comes = 0.0, True
-        self._chunk: np.ndarray | None = None
-        self.prefix: Prefix | None = None
+        self._in_flight = in_flight
+        self.questions: list[_Question] = []
 
     @property
     def busy(self) -> bool:
-        return self._asked is not None
+        return len(self.questions) >= self._in_flight
 
     @property
     def open(self) -> bool:
-        """A question that nobody has thought about yet."""
-        return self.busy and self._chunk is None
+        """Whether there is a question that nobody has thought about yet: at most the latest."""
+        return bool(self.questions) and self.questions[-1].chunk is None
 
     def may_be_asked(self, at_s: float) -> bool:
-        return not self.busy or self._arrives_s <= at_s + 1e-9
+        return not self.busy or self.questions[0].arrives_s <= at_s + 1e-9
 
     def waiting_s(self) -> float:
-        return 0.0 if self._asked is None else self._world.now - self._asked[1]
+        return self._world.now - self.questions[0].asked_s if self.questions else 0.0
 
     def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
-        self._asked, self.prefix, self._chunk = (step, seen_s), prefix, None
-        seconds, self._comes = self._condition.draw(self._rng)
-        self._arrives_s = self._world.now + max(seconds, self._world.dt)  # no answer is there in the tick that asks
+        now = self._world.now
         if self._policy is not None:
-            self._arrives_s, self._comes = self._world.now, True
-            self._chunk = self._policy.act(obs)[0]
-
-    def send(self, chunk_CA: np.ndarray) -> None:
-        self._chunk = chunk_CA
+            self.questions.append(_Question(step, now, seen_s, now, True, chunk=self._policy.act(obs)[0]))
+            return
+        seconds, comes = self._condition.draw(self._rng)
+        arrives_s = now + max(seconds, self._world.dt)  # no answer is there in the tick that asks
+        if self.questions:  # nor before an earlier one
+            arrives_s = max(arrives_s, self.questions[-1].arrives_s)
+        self.questions.append(_Question(step, now, seen_s, arrives_s, comes, prefix))
 
     def fetch(self) -> Answer | None:
         from policies.plan import Answer
 
-        if self._asked is None or self._chunk is None or self._world.now < self._arrives_s - 1e-9:
+        if not self.questions or self.questions[0].chunk is None:
             return None
-        (step, seen_s), self._asked = self._asked, None
-        error = None if self._comes else TimeoutError("no answer")
-        chunk, self._chunk = (self._chunk if self._comes else None), None
-        return Answer(chunk, error, step, seen_s, self._world.now - seen_s)
+        if self._world.now < self.questions[0].arrives_s - 1e-9:
+            return None
+        first = self.questions.pop(0)
+        error = None if first.comes else TimeoutError("no answer")
+        return Answer(
+            first.chunk if first.comes else None, error, first.step, first.seen_s, self._world.now - first.seen_s
+        )
 
     def close(self) -> None: ...

@@ -97,6 +97,7 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, capsys):
         (["control", "http://127.0.0.1:8000"], "expected ws://HOST:PORT"),
         (["control", str(checkpoint), "--suite", "tabletop-pik"], "did you mean 'tabletop-pick'"),
         (["control", str(checkpoint), "--policy-hz", "80"], "policy_hz must be at most the robot's 50 Hz"),
+        (["control", str(checkpoint), "--in-flight", "2"], "is of connections to a server"),
         (["serve", str(tmp_path / "none")], "there is no checkpoint at"),
         (["serve", str(checkpoint), "--port", "99999"], "port must be in 0..65535, got 99999"),
         (["serve", str(checkpoint), "--host", "0.0.0.0"], "set an api key"),

@@ -12,7 +12,7 @@ from policies.client import PolicyClient
 from policies.controller import ControlConfig, ControlLoop, control
 from policies.guards import GuardConfig
 from policies.joining import Blend
-from policies.plan import Answer, Plan
+from policies.plan import Answer, Inference, Plan
 from policies.robots import WorldRobot
 from policies.server import PolicyServer, serve_in_thread
 from vla.types import ActionSpec, Observation
@@ -317,6 +317,61 @@ def test_inference_runs_beside_the_loop():
     report = control(robot, Says(thinks), ControlConfig(duration_s=60, n_action_steps=2, guards=limits))
     assert report.ended == "done" and report.answers > 4
     assert max(report.delays) >= 2, "actions were played while the policy thought"
+
+
+def test_questions_in_flight_are_answered_in_their_order():
+    """Two connections; the second answers first, and is kept until the first has."""
+    go = {1.0: threading.Event(), 2.0: threading.Event()}
+
+    class Waits:
+        def act(self, obs):
+            x = float(obs.proprio[0, 0])
+            assert go[x].wait(10)
+            return np.full((1, 2, 3), x)
+
+    def look(x):
+        return Observation({}, np.array([[x]], np.float32), ["go"])
+
+    def fetched(timeout_s=5.0):
+        until = time.monotonic() + timeout_s
+        while (answer := inference.fetch()) is None and time.monotonic() < until:
+            time.sleep(0.001)
+        return answer and (answer.asked_at_step, float(answer.chunk[0, 0]))
+
+    inference = Inference(Waits(), Waits(), asynchronous=True)
+    inference.ask(look(1.0), step=0, seen_s=0.0)
+    assert not inference.busy
+    inference.ask(look(2.0), step=3, seen_s=0.1)
+    assert inference.busy
+    go[2.0].set()
+    assert fetched(0.2) is None, "the older question is still out"
+    go[1.0].set()
+    assert fetched() == (0, 1.0) and fetched() == (3, 2.0)
+    assert not inference.busy and inference.waiting_s() == 0
+    inference.close()
+
+
+def test_in_flight_counts_the_connections():
+    with pytest.raises(ValueError, match="in_flight"):
+        control(Slide(), Says(lambda n: STEADY), ControlConfig(in_flight=2))
+    with pytest.raises(ValueError, match="in_flight"):
+        control(Slide(), Says(lambda n: STEADY), ControlConfig(in_flight=2, asynchronous=False), Says(lambda n: STEADY))
+
+
+def test_a_slow_link_is_asked_more_often_than_it_answers():
+    """Each answer takes five ticks; with five connections there is one at every tick."""
+    robot = Slide()
+
+    def slow(n):
+        time.sleep(5 / HZ)
+        return STEADY
+
+    limits = GuardConfig(max_action_age_s=60, give_up_s=60)
+    answers = {}
+    for in_flight in (1, 5):
+        config = ControlConfig(duration_s=1.5, in_flight=in_flight, guards=limits)
+        answers[in_flight] = control(robot, Says(slow), config, *(Says(slow) for _ in range(in_flight - 1))).answers
+    assert answers[5] > 2.5 * answers[1]
 
 
 def test_inference_inside_the_loop_costs_deadlines_and_none_is_made_up_for_in_a_burst():

@@ -6,9 +6,9 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from vla.commands.base import Command
 
@@ -17,8 +17,9 @@ from vla.commands.base import Command
 class Control(Command):
     """Drive a robot in real time: guards, e-stop, black-box log. Policy: a checkpoint or a server."""
 
-    policy: Positional[str]
-    """A checkpoint folder, or ws://HOST:PORT of a `vla serve`."""
+    policy: Annotated[Positional[str], arg(metavar="POLICY")]
+    """A checkpoint folder, a folder of `vla export`, or the address of a server: ws://HOST:PORT of a `vla serve`, with
+    /NAME behind it for one of several policies."""
     robot: str | None = None
     """Type of a LeRobot robot, as in LeRobot's own --robot.type. Default: the simulated one."""
     robot_args: dict[str, str] = field(default_factory=dict)
@@ -43,13 +44,18 @@ class Control(Command):
     """Rate at which the policy's actions were meant. Default: what the policy says; a stock openpi server says nothing,
     and its actions are then played at --hz."""
     n_action_steps: int | None = None
-    """Ask again after this many actions of a chunk. Default: the policy's choice."""
+    """Ask for the next chunk after this many actions of one; the rest of it is played while the answer is on its way.
+    Default: what the policy says, else half of a chunk."""
     join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
-    """How a new chunk takes over from the one being played."""
+    """How a new chunk takes over from the one being played. switch: at once. blend: over a few actions. ensemble: the
+    mean of all chunks that overlap. rtc: the chunk itself goes on from what is left (flow heads, not over a server)."""
     blend_steps: int = 2
     """Actions over which "blend" does."""
     asynchronous: bool = True
     """Compute the next chunk while the current one is played, in a process of its own."""
+    in_flight: int = 1
+    """Connections to a server, each with a question on its way: for slow links, where most of an answer's time is the
+    link's. About as many as an answer takes steps of the policy, e.g. 4 behind 200 ms at 20 Hz."""
     dry_run: bool = False
     """Do everything but send actions to the robot."""
     estop_file: Path | None = None
@@ -69,7 +75,9 @@ class Control(Command):
     workspace: tuple[str, ...] = ()
     """Limits: NAME:LOW:HIGH of measured state, e.g. grip_z:0.005:0.4."""
     max_observation_age_s: float = 0.5
+    """The robot holds while what it has seen last is older than this."""
     max_action_age_s: float = 2.0
+    """It holds while its actions answer an observation that is older than this."""
     give_up_s: float = 3.0
     """A hold that lasts longer becomes a slow stop."""
     stop_s: float = 0.5
@@ -77,6 +85,7 @@ class Control(Command):
     server_timeout_s: float = 1.0
     """An answer that takes longer counts as a dead server."""
     image_size: int = 84
+    """Of the simulated robot's cameras, pixels a side."""
     api_key: str | None = None
     """Of the server. Default: $BASCULE_API_KEY."""
     json: Path | None = None
@@ -102,13 +111,16 @@ class Control(Command):
         with ExitStack() as open_ones:
             policy = self._policy()
             open_ones.callback(policy.close)
+            others = [self._policy() for _ in range(self.in_flight - 1)]
+            for other in others:
+                open_ones.callback(other.close)
             robot = self._robot(policy.action_spec)
             open_ones.callback(robot.disconnect)
             _check_actions(policy.action_spec, robot.action_spec)
             config = self._config(guards, policy)
             pressed = open_ones.enter_context(key_pressed()) if self.estop_key else lambda: False
             box = None if self.log is None else open_ones.enter_context(BlackBox(self.log))
-            report = control(robot, policy, config, log=box, pressed=pressed)
+            report = control(robot, policy, config, *others, log=box, pressed=pressed)
         scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
         if self.json is not None:
             save_json(self.json, {"report": report, "success": getattr(robot, "success", None), **scenes})
@@ -121,6 +133,11 @@ class Control(Command):
         from policies.controller import ticks_per_step
 
         ticks_per_step(self.hz, self.policy_hz)
+        if self.in_flight < 1 or (self.in_flight > 1 and "://" not in self.policy):
+            raise ValueError(
+                f"--in-flight {self.in_flight} is of connections to a server (ws://...): a policy on this machine "
+                "thinks about one question at a time"
+            )
         if self.robot is None:
             load_suite(self.suite)
 
@@ -149,6 +166,7 @@ class Control(Command):
             join=self.join,
             blend_steps=self.blend_steps,
             asynchronous=self.asynchronous,
+            in_flight=self.in_flight,
             dry_run=self.dry_run,
             estop_file=self.estop_file,
             server_timeout_s=self.server_timeout_s,
