@@ -23,6 +23,7 @@ def make_vec(
     depth: bool = False,
     calibration: bool = False,
     history: int = 0,
+    horizon: int | None = None,
     perturb: Perturbation | None = None,
     nconmax: int | None = None,
     njmax: int | None = None,
@@ -30,7 +31,8 @@ def make_vec(
     """`num_envs` worlds of a suite (see `vla list suites`), stepped together.
 
     `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions before) fill
-    the optional fields of `vla.types.Observation`. `perturb`: how the worlds differ from the plain ones.
+    the optional fields of `vla.types.Observation`. `perturb`: how the worlds differ from the plain ones. `horizon`:
+    control steps of an episode, instead of the suite's own (to learn in; figures are told of the suite's).
     `backend="warp"` runs all worlds on one `device` (the first GPU, else Warp's CPU device) instead of in `num_workers`
     processes, with room for `nconmax` contacts and `njmax` constraint rows per world.
     ValueError with the nearest name for an unknown suite or backend, and for an extra that is not installed.
@@ -40,6 +42,7 @@ def make_vec(
     lookup(backend, dict.fromkeys(("cpu", "warp")), "backend")
     options: dict[str, Any] = {"image_size": image_size, "phrasings": phrasings}
     options |= {"depth": depth, "calibration": calibration, "history": history}
+    options |= {} if horizon is None else {"horizon": horizon}
     options |= {} if perturb is None else {"perturb": perturb}
     if backend == "warp":
         if find_spec("mujoco_warp") is None:

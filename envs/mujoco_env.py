@@ -18,7 +18,7 @@ import numpy as np
 from envs.base import check_seeds
 from envs.language import Phrasings
 from envs.render import FrameHistory
-from envs.suites import Suite, load_suite
+from envs.suites import Suite, load_suite, timed
 from envs.worker import SharedFrames, Worker, WorkerDied
 from vla.types import ActionChunk, Observation, StepResult
 
@@ -292,9 +292,21 @@ class MujocoVecEnv:
 
 
 def make_cpu_vec(
-    suite: str, num_envs: int, *, num_workers: int, image_size: int, phrasings: Phrasings, **options: Any
+    suite: str,
+    num_envs: int,
+    *,
+    num_workers: int,
+    image_size: int,
+    phrasings: Phrasings,
+    horizon: int | None = None,
+    **options: Any,
 ) -> MujocoVecEnv:
     """Build the CPU backend of a suite by name; `options`: depth, calibration, history, perturb."""
     return MujocoVecEnv(
-        load_suite(suite), num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings, **options
+        timed(load_suite(suite), horizon),
+        num_envs,
+        num_workers=num_workers,
+        image_size=image_size,
+        phrasings=phrasings,
+        **options,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from envs.scene import SCENES, SIM_CONFIGS
 from vla.config import lookup
@@ -52,3 +52,10 @@ def load_suite(name: str) -> Suite:
     raw = tomllib.loads(path.read_text())
     lookup(raw["scene"], SCENES, "scene")
     return Suite(name=name, **{**raw, "tasks": tuple(raw["tasks"])})
+
+
+def timed(suite: Suite, horizon: int | None) -> Suite:
+    """The suite with episodes of `horizon` control steps (None: its own). ValueError if that is none, or more."""
+    if horizon is not None and not 1 <= horizon <= suite.horizon:
+        raise ValueError(f"horizon must be from 1 to the {suite.horizon} steps of suite {suite.name!r}, got {horizon}")
+    return suite if horizon is None else replace(suite, horizon=horizon)

@@ -24,7 +24,7 @@ from envs.opening import Opening
 from envs.render import FrameHistory
 from envs.scene import REST_HEIGHT_M, SCENES
 from envs.start import Start
-from envs.suites import Suite, load_suite
+from envs.suites import Suite, load_suite, timed
 from envs.warp_render import WarpCameras
 from envs.warp_sim import Buffers, WarpSim
 from envs.worlds import PROPRIO_NAMES
@@ -376,6 +376,7 @@ def make_warp_vec(
     device: str | None = None,
     nconmax: int | None = None,
     njmax: int | None = None,
+    horizon: int | None = None,
     **options: Any,
 ) -> WarpVecEnv:
     """Build the Warp backend of a tabletop suite by name, on the first GPU unless told where.
@@ -390,4 +391,4 @@ def make_warp_vec(
     make = WarpVecEnv
     if "perturb" in options:
         from envs.warp_perturbed import PerturbedWarpVecEnv as make
-    return make(spec, num_envs, device=place, buffers=Buffers(**room), **options)
+    return make(timed(spec, horizon), num_envs, device=place, buffers=Buffers(**room), **options)

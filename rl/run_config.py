@@ -36,6 +36,9 @@ class RunnerConfig:
     """Chunks per world between updates: the batch is num_envs times this. (Methods of whole episodes do not ask.)"""
     n_action_steps: int | None = None
     """Execute only the first so many control steps of a chunk (None: as the policy's configuration says)."""
+    horizon: int | None = None
+    """Control steps of an episode while learning and choosing the best (None: the suite's). Where a task takes 60 of
+    the 500 that its suite allows, nearly all steps would go into episodes that have failed already."""
     seed: int = 0
     train_seeds: tuple[int, int] = (0, 1_000_000)
     """First and one past the last scene seed of training episodes; evaluation seeds start at 5,000,000."""

@@ -62,6 +62,11 @@ class Runner:
                 f"the environment has {env.num_envs} worlds, the configuration asks for {config.num_envs}"
                 + (f" over {team.size} processes" if team.size > 1 else "")
             )
+        if config.horizon is not None and env.horizon != config.horizon:
+            raise ValueError(
+                f"the environment's episodes last {env.horizon} steps, the configuration asks for {config.horizon}: "
+                f"make_vec(..., horizon={config.horizon})"
+            )
         if config.shaping is not None and (config.method is not None or team.size > 1):
             raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
         team.place(model)

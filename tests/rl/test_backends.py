@@ -50,16 +50,18 @@ def untrained(env) -> VLA:
 @pytest.mark.parametrize(("suite", "backend"), BACKENDS)
 def test_the_same_recipe_trains_everywhere(tmp_path, suite: str, backend: str) -> None:
     torch.set_num_threads(1)
+    horizon = 48  # less than any suite's: what fails fails sooner
     options = {"num_workers": 1} if backend == "cpu" else {"device": "cpu"}
-    env = make_vec(suite, WORLDS, backend=backend, **options)
+    env = make_vec(suite, WORLDS, backend=backend, horizon=horizon, **options)
     try:
         recipe = RECIPES["tabletop-pick"]()
         recipe = replace(
             recipe,
             suite=suite,
+            horizon=horizon,
             num_envs=WORLDS,
             n_action_steps=CHUNK,
-            decisions_per_update=-(-env.horizon // CHUNK),  # an episode each
+            decisions_per_update=horizon // CHUNK,  # an episode each
             calibrate_scales=(),
             max_updates=2,
             max_seconds=None,
@@ -81,9 +83,25 @@ def test_the_same_recipe_trains_everywhere(tmp_path, suite: str, backend: str) -
         # an untrained hand that does not succeed runs into the time limit: every step of the horizon, in every world
         assert row["episodes"] >= WORLDS and 0 <= row["success_rate"] <= 1
         if row["success_rate"] == 0:
-            assert row["control_steps"] == WORLDS * env.horizon and row["episodes"] == WORLDS
+            assert row["control_steps"] == WORLDS * horizon and row["episodes"] == WORLDS
     assert "policy_steps" not in rows[0], "the critic learns first"
     assert rows[1]["policy_steps"] >= 1 and rows[1]["first_log_ratio"] < 1e-4
     assert after.shape == before.shape and np.isfinite(after).all() and not np.array_equal(after, before)
     assert all(torch.equal(a, b) for a, b in zip(backbone, vla.backbone.parameters(), strict=True))
     assert np.array_equal(VLAPolicy(VLA.load(tmp_path / "best")).act(obs), after)
+
+
+def test_a_recipes_horizon_is_the_worlds() -> None:
+    with pytest.raises(ValueError, match="from 1 to the .* steps of suite"):
+        make_vec("tabletop-pick", 1, horizon=10_000)
+    env = make_vec("tabletop-pick", 1, num_workers=1, horizon=16, image_size=84)
+    try:
+        env.set_rendering(False)
+        env.reset(seeds=[1])
+        still = np.zeros((1, 20, env.action_spec.dim), np.float32)
+        result = env.step_chunk(still)
+        assert result.truncated.tolist() == [True] and result.n_steps.tolist() == [16]
+        with pytest.raises(ValueError, match="last 16 steps.*asks for 24"):
+            Runner(torch.nn.Linear(1, 1), env, replace(RECIPES["smoke"](), num_envs=1, horizon=24), "unused")
+    finally:
+        env.close()

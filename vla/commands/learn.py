@@ -209,6 +209,8 @@ class RL(Command):
     """Processes that simulate (of each process that learns, under torchrun)."""
     backend: Literal["cpu", "warp"] = "cpu"
     num_envs: int | None = None
+    horizon: int | None = None
+    """Control steps of an episode while learning, fewer than the suite's; `vla eval` counts by the suite's."""
     demos: Path | None = None
     """Folder of demonstrations, for recipes that hold the policy to them or fit its noise to them."""
     curriculum: str | None = None
@@ -246,7 +248,7 @@ class RL(Command):
         from envs.perturb import parse
 
         perturb = parse(self.perturb) if self.perturb else None
-        env = self._worlds(config.suite, config.num_envs // team.size, perturb)
+        env = self._worlds(config.suite, config.num_envs // team.size, perturb, config.horizon)
         if self.late_steps:
             env = self._late(env, config, init)
         demos = None
@@ -289,16 +291,22 @@ class RL(Command):
             config,
             **given(
                 suite=self.suite, max_seconds=seconds, seed=self.seed, num_envs=self.num_envs,
+                horizon=self.horizon,
                 curriculum=None if self.curriculum is None else CurriculumConfig(rule=self.curriculum),
                 trackers=self.track or None,
             ),
         )  # fmt: skip
 
-    def _worlds(self, suite: str, num_envs: int, perturb: Perturbation | None = None) -> Any:
+    def _worlds(
+        self, suite: str, num_envs: int, perturb: Perturbation | None = None, horizon: int | None = None
+    ) -> Any:
         from envs import make_vec
 
         device = None if self.backend == "cpu" else _device(self.device)
-        return make_vec(suite, num_envs, num_workers=self.workers, backend=self.backend, device=device, perturb=perturb)
+        return make_vec(
+            suite, num_envs, num_workers=self.workers, backend=self.backend, device=device, perturb=perturb,
+            horizon=horizon,
+        )  # fmt: skip
 
     def _late(self, env: Any, config: Any, init: Path) -> Any:
         """The worlds with answers that come late, as many control steps apart as the policy will be asked."""
