@@ -20,7 +20,7 @@ def test_this_machine_is_well(capsys):
     code = main(["doctor", "--json"])
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert set(checks) == {
-        "python", "versions", "gpu", "rendering", "lerobot plugin", "disk", "memory", "loopback",
+        "python", "versions", "gpu", "rendering", "lerobot plugin", "compiler", "disk", "memory", "loopback",
     }  # fmt: skip
     for name in ("python", "rendering", "lerobot plugin"):
         assert checks[name]["ok"], checks[name]
@@ -43,6 +43,12 @@ def test_a_broken_renderer_does_not_take_the_doctor_with_it(monkeypatch):
     assert not check.ok and check.needed and "nonsense" in check.found and "libegl1" in check.advice
     monkeypatch.setattr(doctor, "_RENDER", "import os; os.abort()")
     assert "exit code" in doctor.rendering().found
+
+
+def test_no_compiler_is_a_warning(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check = doctor.compiler()
+    assert not check.ok and not check.needed and "aoti" in check.advice
 
 
 def test_a_plugin_that_lerobot_ignores_is_noticed(monkeypatch):

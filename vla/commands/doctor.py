@@ -122,6 +122,16 @@ def plugin() -> Check:
     return Check("lerobot plugin", False, found, advice, needed=False)
 
 
+def compiler() -> Check:
+    from policies.compiled import compiler
+
+    found = compiler()
+    if found is not None:
+        return Check("compiler", True, found, needed=False)
+    advice = "only `vla export --format aoti` needs one: install g++, or name another in CXX"
+    return Check("compiler", False, "no C++ compiler", advice, needed=False)
+
+
 def disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     advice = "" if free >= NEEDED_DISK_GB else f"a run needs about {NEEDED_DISK_GB:g} GiB: delete old folders in runs/"
@@ -186,7 +196,7 @@ def loopback() -> Check:
     return Check("loopback", good, f"p50 {p50:.1f} ms, p99 {p99:.1f} ms", "" if good else advice, needed=False)
 
 
-CHECKS: tuple[Callable[[], Check], ...] = (python, versions, gpu, rendering, plugin, disk, memory, loopback)
+CHECKS: tuple[Callable[[], Check], ...] = (python, versions, gpu, rendering, plugin, compiler, disk, memory, loopback)
 
 
 @dataclass(frozen=True)
