@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 from rl.actor import ActorConfig, Critic, GaussianChunkActor, GreedyPolicy, RunningNorm, SampledPolicy, critic_state
 from rl.distribution import ChunkGaussian
@@ -20,7 +21,10 @@ def test_log_prob_is_the_masked_sum_of_torch_normals():
     executed = torch.arange(CHUNK) < torch.randint(0, CHUNK + 1, (9, 1), generator=generator)
     density = torch.distributions.Normal(mean, actor.log_std.exp()).log_prob(action)
     expected = (density * executed[..., None]).sum((1, 2))
-    assert torch.allclose(ChunkGaussian(mean, actor.log_std).log_prob(action, executed), expected, atol=1e-4)
+    ours = ChunkGaussian(mean, actor.log_std).log_prob(action, executed)
+    assert torch.allclose(ours, expected, atol=1e-4)
+    theirs = norm.logpdf(action.numpy(), mean.numpy(), actor.log_std.exp().detach().numpy())
+    assert np.allclose(ours.detach().numpy(), (theirs * executed[..., None].numpy()).sum((1, 2)), atol=1e-4)
 
 
 def test_gripper_has_its_own_spread_and_std_is_clamped():

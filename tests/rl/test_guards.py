@@ -1,7 +1,8 @@
-"""nan_guards: a simulation that blows up in mid-rollout costs its own episode, and the run goes on."""
+"""nan_guards: a simulation that blows up in mid-rollout costs its own episode; and the list of all checks is true."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from rl.episodes import EpisodeBuffer, EpisodeCollector
 from rl.grpo import GRPO, GRPOConfig
 from rl.ppo import PPO, PPOConfig
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "envs"))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "envs"))
 from cursed_worlds import CURSED, LAST_STEP, CursedWorlds  # noqa: E402
 
 
@@ -67,3 +69,12 @@ def test_groups_of_episodes_go_on_too(worlds):
     gather = EpisodeCollector(collector, group_size=2, wanted=4, max_rounds=1, judge=learner.judge)
     metrics = gather.collect(EpisodeBuffer(gather.capacity))
     assert metrics["episodes"] == 4 and metrics["control_steps"] == 2 * LAST_STEP + 2 * worlds.horizon
+
+
+def test_the_list_of_checks_names_tests_that_exist():
+    listed = re.findall(r"(\S+\.py)::(\w+)", (HERE / "conftest.py").read_text())
+    assert len(listed) >= 40
+    sources = {file: (HERE / file).read_text() for file, _ in listed}
+    assert [f"{file}::{name}" for file, name in listed if f"def {name}(" not in sources[file]] == []
+    numbered = re.findall(r"^ {0,2}(\d+) ", (HERE / "conftest.py").read_text(), re.MULTILINE)
+    assert [int(n) for n in numbered] == list(range(1, 26))

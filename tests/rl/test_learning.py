@@ -90,7 +90,7 @@ def distance(seed: int) -> tuple[float, float]:
     noise = torch.Generator().manual_seed(seed + 100)
     collector = Collector(actor, env, generator=noise, train_seeds=(0, 100_000), first_seed=seed)
     policy, buffer, found = GreedyPolicy(actor, env.action_spec, 3), RolloutBuffer(2, 64), []
-    for updates in (0, 60):
+    for updates in (0, 40):
         for _ in range(updates):
             buffer.clear()
             collector.collect(buffer)

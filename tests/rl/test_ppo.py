@@ -1,6 +1,7 @@
 """PPO's update: ratio 1 at the start, what is masked, clipped, frozen, stopped and refused; and the buffer."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_bc_term_holds_the_policy_near_imitation(cloned):
     assert drift[30.0] < 0.5 * drift[0.0]
 
 
-@pytest.mark.parametrize("part", ["loss", "grad", "obs", "action", "reward"])
+@pytest.mark.parametrize("part", ["loss", "grad", "obs", "obs (privileged", "action", "reward", "value"])
 def test_nan_is_named_and_reaches_no_parameter(cloned, part):
     learner, collector, buffer = setup(cloned)
     before = snapshot(learner)
@@ -154,15 +155,24 @@ def test_nan_is_named_and_reaches_no_parameter(cloned, part):
 
     if part == "obs":
         poison("reset", "proprio")
+    elif part == "obs (privileged":
+        poison("reset", "privileged")
     elif part == "reward":
         poison("step_chunk", "reward")
     elif part == "action":
         collector.actor.mean = lambda features, proprio: torch.full((N, CHUNK, 3), float("nan"))
-    if part in ("obs", "action", "reward"):
-        with pytest.raises(NonFiniteError, match=f"^{part}"):
+    if part in ("obs", "obs (privileged", "action", "reward"):
+        with pytest.raises(NonFiniteError, match=f"^{re.escape(part)}"):
             collector.collect(buffer)
         return
     collector.collect(buffer)
+    if part == "value":
+        with torch.no_grad():
+            learner.critic.net[-1].bias.fill_(float("nan"))
+        with pytest.raises(NonFiniteError, match="^value"):
+            learner.update(buffer)
+        assert same(before, snapshot(learner))
+        return
     if part == "loss":
         real_mean = learner.actor.mean
         learner.actor.mean = lambda features, proprio: real_mean(features, proprio) * float("nan")
