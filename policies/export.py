@@ -33,11 +33,12 @@ from policies.exported import (
     Parity,
     Precision,
     aoti_graph,
+    is_exported,
     onnx_graph,
     quietly,
     torch_graph,
 )
-from vla.checkpoint import MODEL, checkpoint_files, read_config, save_files
+from vla.checkpoint import CONFIG, MODEL, checkpoint_files, read_config, save_files
 from vla.config import encode
 from vla.model import VLA, VLAPolicy
 from vla.preprocess import Preprocessor
@@ -94,8 +95,7 @@ def export(
         raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
     if _same_folder(checkpoint, out):
         raise ValueError(f"{os.fspath(out)} is the checkpoint itself: choose another --out")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"{os.fspath(out)} is not a folder: choose another --out")
+    _refuse_others(Path(out))
     vla = VLA.load(checkpoint, member=member)
     steps = VLAPolicy(vla, n_action_steps=n_action_steps).n_action_steps
     vla.backbone_dtype = torch.float32
@@ -239,6 +239,14 @@ def trace(vla: VLA) -> ExportedProgram:
     except Exception as problem:  # the tracer has many errors, each pages long
         reason = " ".join(str(problem).split())[:200]
         raise ValueError(f"this backbone cannot be exported ({type(problem).__name__}): {reason}") from problem
+
+
+def _refuse_others(out: Path) -> None:
+    """ValueError if `out` holds anything that is no export of ours."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder: choose another --out")
+    if (out / CONFIG).exists() and not is_exported(read_config(out)):
+        raise ValueError(f"{out} is a checkpoint: choose another --out")
 
 
 def _same_folder(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:

@@ -161,7 +161,8 @@ def _observation(batch: int) -> Any:
 
 def bench_model() -> list[Row]:
     """The default policy on this machine's CPU: decisions/s at batch 1 and 24 (a decision is a chunk of 8 actions); one
-    decision beside a naive call; and the bridge beside the released Pro block at the released size. About a minute."""
+    decision beside a naive call; and the bridge beside the released Pro block at the released size. About two
+    minutes."""
     import torch
 
     torch.set_num_threads(1)
@@ -179,16 +180,19 @@ def bench_model() -> list[Row]:
     config = "embedded backbone, 2 cameras of 84 px, fp32, 1 thread"
     import tempfile
 
+    from policies.compiled import compiler
     from policies.export import export
     from policies.exported import ExportedPolicy
     from vla.bench_model import call_rows, head_rows
 
     with tempfile.TemporaryDirectory() as folder:
         policy.vla.save(f"{folder}/checkpoint")
-        export(f"{folder}/checkpoint", f"{folder}/exported")
-        exported = ExportedPolicy.load(f"{folder}/exported", threads=1)
+        exported = {}
+        for name, format in {"ONNX": "onnx", **({"AOTInductor": "aoti"} if compiler() else {})}.items():
+            export(f"{folder}/checkpoint", f"{folder}/{format}", format=format)
+            exported[f"exported policy ({name})"] = ExportedPolicy.load(f"{folder}/{format}", threads=1)
     return [
-        *call_rows(_row, policy, _observation(1), {"exported policy (ONNX)": exported}),
+        *call_rows(_row, policy, _observation(1), exported),
         *head_rows(_row),
         _row("replans, batch 1", rates[1], "replans/s", config=config),
         _row("actions, batch 1", 8 * rates[1], "actions/s", config=config),

@@ -2,107 +2,19 @@
 
 import contextlib
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from policies.blackbox import BlackBox, read, replay
 from policies.client import PolicyClient
-from policies.controller import ControlConfig, ControlLoop, control
+from policies.controller import ControlConfig, control
 from policies.guards import GuardConfig
 from policies.joining import Blend
-from policies.plan import Answer, Inference, Plan
+from policies.plan import Plan
 from policies.robots import WorldRobot
 from policies.server import PolicyServer, serve_in_thread
-from vla.types import ActionSpec, Observation
-
-HZ = 50.0
-SPEC = ActionSpec(("x", "dy", "gripper"), (-1.0, -0.5, -1.0), (1.0, 0.5, 1.0), HZ)
-KINDS = ("position", "displacement", "switch")
-
-
-class Clock:
-    """Time that passes only when somebody sleeps."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
-
-
-class Slide:
-    """Two axes and a gripper that do at once what they are told. `on_tick(robot)` runs at every observation."""
-
-    action_spec, kinds, proprio_names = SPEC, KINDS, ("x", "y")
-
-    def __init__(self, clock=time.monotonic, on_tick=None):
-        self.clock, self.on_tick = clock, on_tick
-        self.position, self.sent, self.times, self.seen_s = np.zeros(2, np.float32), [], [], None
-        self.looks, self.connected, self.done = 0, False, False
-
-    def connect(self):
-        self.connected = True
-
-    def observe(self):
-        self.looks += 1
-        if self.on_tick is not None:
-            self.on_tick(self)
-        images = {"front": np.zeros((1, 4, 4, 3), np.uint8)}
-        seen_s = self.clock() if self.seen_s is None else self.seen_s
-        return Observation(images, self.position[None].copy(), ["go"]), seen_s
-
-    def rest(self):
-        return (float(self.position[0]), 0.0, 1.0)
-
-    def send(self, action_A):
-        assert self.connected, "a robot that was let go was sent an action"
-        self.sent.append(action_A.copy())
-        self.times.append(self.clock())
-        self.position = np.array([action_A[0], self.position[1] + action_A[1]], np.float32)
-
-    def disconnect(self):
-        self.connected = False
-
-    def speeds(self):
-        """Per tick, of x and y: what a person standing near would see."""
-        actions = np.array(self.sent)
-        return np.abs(np.stack([np.diff(actions[:, 0], prepend=0.0), actions[:, 1]], 1))
-
-
-class Says:
-    """A policy: `chunk` (C, A), or what it returns for the number of the question (exceptions are raised)."""
-
-    def __init__(self, chunk):
-        self.chunk, self.asked = chunk, 0
-
-    def reset(self, env_ids=None):
-        pass
-
-    def act(self, obs):
-        self.asked += 1
-        chunk = self.chunk(self.asked) if callable(self.chunk) else self.chunk
-        if isinstance(chunk, Exception):
-            raise chunk
-        return np.array(chunk, np.float32)[None]
-
-
-STEADY = [[0.1, 0.01, -1.0]] * 8
-
-
-def drive(policy, robot=None, log=None, *, on_tick=None, seconds=1.0, guards=None, **config):
-    """One run in simulated time, the policy answering inside the loop."""
-    clock = Clock()
-    robot = robot or Slide(clock, on_tick)
-    settings = ControlConfig(duration_s=seconds, asynchronous=False, guards=guards or GuardConfig(), **config)
-    policy = policy if hasattr(policy, "act") else Says(policy)
-    report = control(robot, policy, settings, log=log, clock=clock, sleep=clock.sleep)
-    assert not robot.connected
-    return robot, report
+from tests.policies.toy_robot import HZ, KINDS, SPEC, STEADY, Says, Slide, drive
 
 
 def test_actions_reach_the_robot_at_its_rate():
@@ -298,143 +210,6 @@ def test_blending_goes_from_old_to_new_and_leaves_switches_alone():
         played.append(plan.wanted())
         plan.advance()
     np.testing.assert_allclose(played, [[w, 0.4 * w, -1] for w in (0.25, 0.5, 0.75, 1, 1)], atol=1e-6)
-
-
-def test_inference_runs_beside_the_loop():
-    def finish(robot):
-        robot.done = robot.looks > 60
-
-    robot = Slide(on_tick=finish)
-
-    def thinks(n):
-        """For three of the robot's ticks, however long they take."""
-        until = len(robot.sent) + 3 if n > 1 else 0
-        while len(robot.sent) < until and robot.connected:
-            time.sleep(0.001)
-        return STEADY
-
-    limits = GuardConfig(max_action_age_s=60, give_up_s=60)
-    report = control(robot, Says(thinks), ControlConfig(duration_s=60, n_action_steps=2, guards=limits))
-    assert report.ended == "done" and report.answers > 4
-    assert max(report.delays) >= 2, "actions were played while the policy thought"
-
-
-def test_questions_in_flight_are_answered_in_their_order():
-    """Two connections; the second answers first, and is kept until the first has."""
-    go = {1.0: threading.Event(), 2.0: threading.Event()}
-
-    class Waits:
-        def act(self, obs):
-            x = float(obs.proprio[0, 0])
-            assert go[x].wait(10)
-            return np.full((1, 2, 3), x)
-
-    def look(x):
-        return Observation({}, np.array([[x]], np.float32), ["go"])
-
-    def fetched(timeout_s=5.0):
-        until = time.monotonic() + timeout_s
-        while (answer := inference.fetch()) is None and time.monotonic() < until:
-            time.sleep(0.001)
-        return answer and (answer.asked_at_step, float(answer.chunk[0, 0]))
-
-    inference = Inference(Waits(), Waits(), asynchronous=True)
-    inference.ask(look(1.0), step=0, seen_s=0.0)
-    assert not inference.busy
-    inference.ask(look(2.0), step=3, seen_s=0.1)
-    assert inference.busy
-    go[2.0].set()
-    assert fetched(0.2) is None, "the older question is still out"
-    go[1.0].set()
-    assert fetched() == (0, 1.0) and fetched() == (3, 2.0)
-    assert not inference.busy and inference.waiting_s() == 0
-    inference.close()
-
-
-def test_in_flight_counts_the_connections():
-    with pytest.raises(ValueError, match="in_flight"):
-        control(Slide(), Says(lambda n: STEADY), ControlConfig(in_flight=2))
-    with pytest.raises(ValueError, match="in_flight"):
-        control(Slide(), Says(lambda n: STEADY), ControlConfig(in_flight=2, asynchronous=False), Says(lambda n: STEADY))
-
-
-def test_a_slow_link_is_asked_more_often_than_it_answers():
-    """Each answer takes five ticks; with five connections there is one at every tick."""
-    robot = Slide()
-
-    def slow(n):
-        time.sleep(5 / HZ)
-        return STEADY
-
-    limits = GuardConfig(max_action_age_s=60, give_up_s=60)
-    answers = {}
-    for in_flight in (1, 5):
-        config = ControlConfig(duration_s=1.5, in_flight=in_flight, guards=limits)
-        answers[in_flight] = control(robot, Says(slow), config, *(Says(slow) for _ in range(in_flight - 1))).answers
-    assert answers[5] > 2.5 * answers[1]
-
-
-def test_inference_inside_the_loop_costs_deadlines_and_none_is_made_up_for_in_a_burst():
-    clock = Clock()
-
-    def thinks(n):
-        clock.sleep(0.05)
-        return STEADY
-
-    robot = Slide(clock)
-    report = control(
-        robot,
-        Says(thinks),
-        ControlConfig(duration_s=1.0, n_action_steps=2, asynchronous=False),
-        clock=clock,
-        sleep=clock.sleep,
-    )
-    assert report.overruns == report.answers >= 10 and report.ticks < 40
-    assert np.diff(robot.times).min() >= 1 / HZ - 1e-9
-    assert report.latency_ms["p50"] == pytest.approx(50)
-
-
-def test_a_robot_that_runs_dry_asks_earlier_and_late_displacements_are_made_up_for():
-    """An answer takes five ticks; it says how far it is to 0.4 from where the hand was when it was asked."""
-    clock, robot = Clock(), None
-
-    class Post:
-        """Inference in virtual time."""
-
-        asked = None
-        busy = property(lambda self: self.asked is not None)
-
-        def ask(self, obs, *, step, seen_s, prefix=None):
-            self.asked = (float(obs.proprio[0, 1]), step, seen_s, clock.now)
-
-        def fetch(self):
-            if self.asked is None or clock.now < self.asked[3] + 5 / HZ - 1e-9:
-                return None
-            (y, step, seen_s, _), self.asked = self.asked, None
-            return Answer(np.array([[0.0, (0.4 - y) / 12, 1.0]] * 12, np.float32), None, step, seen_s, 0.1)
-
-        def waiting_s(self):
-            return 0.0
-
-    def run(catch_up_steps):
-        nonlocal robot
-        robot = Slide(clock)
-        robot.connect()
-        config = ControlConfig(n_action_steps=12, join="switch", catch_up_steps=catch_up_steps)
-        loop = ControlLoop(robot, Post(), config, clock=clock)
-        loop.chunk_size = 8
-        loop.start()
-        held = []
-        for _ in range(60):
-            held.append("stale_action" in loop.tick(clock.now).guards)
-            clock.sleep(1 / HZ)
-        return held, float(robot.position[1])
-
-    held, reached = run(3)
-    assert all(held[:5]) and any(held[5:25]) and not any(held[40:]), "it learnt to ask five actions before the end"
-    assert reached == pytest.approx(0.4, abs=0.01)
-    _, overshot = run(0)
-    assert abs(overshot - 0.4) > abs(reached - 0.4), "without, what was played meanwhile is played twice"
 
 
 def test_dry_run_sends_nothing():

@@ -18,12 +18,15 @@ from transformers import LlavaForConditionalGeneration
 
 from policies import export as exporting
 from policies.client import PolicyClient
+from policies.compiled import compiler
 from policies.export import MAX_ERROR, export
-from policies.exported import ExportedPolicy, feed, torch_graph
-from policies.load import load_policy
+from policies.exported import ExportedPolicy, aoti_graph, feed, torch_graph
+from policies.load import load_policy, load_whole
+from policies.served import Served
 from policies.server import PolicyServer, serve_in_thread
 from tests.vla.toy_backbone import CAMERAS, SPEC
 from vla.backbone import Backbone
+from vla.bench_serve import serving
 from vla.bridge import BridgeConfig
 from vla.cli import main
 from vla.model import VLA, VLAConfig, VLAPolicy
@@ -175,11 +178,61 @@ def test_int8_is_smaller_and_measured(checkpoint, onnx_folder, tmp_path):
     assert np.isfinite(policy.act(observation(2))).all() and policy.config == config
 
 
-def test_an_exported_policy_is_served(model, onnx_folder):
-    policy = load_policy(onnx_folder)
-    server = PolicyServer(policy, action_spec=policy.action_spec, cameras=policy.cameras, port=0)
-    with serve_in_thread(server) as running, PolicyClient(running.uri) as client:
+def test_an_exported_policy_is_served_beside_the_model_it_was_made_of(model, checkpoint, onnx_folder):
+    served = {"model": checkpoint, "onnx": onnx_folder}
+    served = {name: Served.of_folder(folder, load=load_whole) for name, folder in served.items()}
+    served["model"].policy.vla.backbone_dtype = torch.float32
+    obs, whole = observation(1), model.vla.predict(model.processor.prepare(observation(1)))
+    with serve_in_thread(PolicyServer(served, port=0)) as server:
+        for name in served:
+            with PolicyClient(f"{server.uri}/{name}") as client:
+                assert (client.metadata["chunk_size"], client.n_action_steps) == (4, 3)
+                np.testing.assert_allclose(client.act(obs), model.act(obs), atol=1e-5)
+                client.whole_chunks = True
+                np.testing.assert_allclose(client.act(obs), whole, atol=1e-5)
+
+
+def test_the_commands_put_an_exported_policy_to_work(model, onnx_folder, tmp_path):
+    args = ["--duration-s", "1", "--give-up-s", "9", "--image-size", "84", "--json", str(tmp_path / "report.json")]
+
+    def driven(policy: str) -> None:
+        assert main(["control", policy, *args]) == 0
+        report = json.loads((tmp_path / "report.json").read_text())["report"]
+        assert report["answers"] >= 1 and report["error"] is None and report["ended"] in ("time", "done")
+
+    driven(str(onnx_folder))
+    with serving(f"pick={onnx_folder}") as server, PolicyClient(server.uri + "/pick") as client:
         np.testing.assert_allclose(client.act(observation(1)), model.act(observation(1)), atol=1e-5)
+        driven(server.uri)
+
+
+@pytest.fixture(scope="module")
+def aoti_folder(checkpoint, tmp_path_factory) -> Path:
+    if compiler() is None:
+        pytest.skip("AOTInductor needs a C++ compiler")
+    out = tmp_path_factory.mktemp("aoti") / "policy"
+    assert main(["export", str(checkpoint), "--out", str(out), "--format", "aoti"]) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_a_compiled_policy_acts_as_the_model_for_any_batch(model, aoti_folder):
+    policy = load_policy(aoti_folder)
+    assert policy.config.parity.observations == 100 and policy.config.parity.max_error < MAX_ERROR
+    for batch, size in ((1, 84), (5, 84), (2, 60)):
+        obs = observation(batch, seed=batch, size=size)
+        np.testing.assert_allclose(policy.act(obs), model.act(obs), atol=1e-5)
+    data = (aoti_folder / "model.aoti.pt2").read_bytes()
+    with pytest.raises(ValueError, match="compiled for AVX9000, and this processor has .*: export it here"):
+        aoti_graph(data, threads=1, made_for="AVX9000")
+
+
+def test_without_a_compiler_the_fix_is_named(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "out"), "--format", "aoti"]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "needs a C++ compiler: install g++" in said and "--format onnx" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_changed_file_is_named_and_refused(onnx_folder, tmp_path):
@@ -224,6 +277,7 @@ def test_what_cannot_be_exported_is_said_at_once(checkpoint, tmp_path):
     for options, message in (
         ({"precision": "bfloat16"}, "bfloat16 is not available as onnx: use --format torch"),
         ({"format": "torch", "precision": "int8"}, "int8 is not available as torch: use --format onnx"),
+        ({"format": "aoti", "precision": "int8"}, "int8 is not available as aoti: use --format onnx"),
         ({"observations": 0}, "observations must be at least 1"),
         ({"n_action_steps": 5}, r"n_action_steps must be in 1..4"),
         ({"member": "left"}, "member"),
@@ -232,6 +286,10 @@ def test_what_cannot_be_exported_is_said_at_once(checkpoint, tmp_path):
             export(checkpoint, tmp_path / "out", **options)
     with pytest.raises(ValueError, match="is the checkpoint itself"):
         export(checkpoint, checkpoint)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="other is a checkpoint: choose another --out"):
+        export(checkpoint, tmp_path / "other")
     with pytest.raises(ValueError, match="is no exported policy"):
         ExportedPolicy.load(checkpoint)
     assert not (tmp_path / "out").exists()

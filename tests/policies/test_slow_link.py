@@ -15,7 +15,7 @@ from policies.controller import ControlConfig, control
 from policies.guards import GuardConfig
 from policies.served import Served
 from policies.server import PolicyServer, serve_in_thread
-from tests.policies.test_controller import SPEC, Says, Slide
+from tests.policies.toy_robot import SPEC, Says, Slide
 from vla.types import ActionSpec
 
 SLOW = ActionSpec(SPEC.names, SPEC.low, SPEC.high, 20.0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from vla.commands.base import Command
 
@@ -15,10 +16,11 @@ from vla.commands.base import Command
 class Serve(Command):
     """Serve checkpoints or exported policies to robot controllers over a websocket (openpi's protocol)."""
 
-    policies: Positional[tuple[str, ...]]
-    """Folders of `vla train`, `vla rl` or `vla export`, each perhaps as NAME=FOLDER. Clients choose one by ws://.../NAME
-    or with the key "policy"; the first is the default."""
+    policies: Annotated[Positional[tuple[str, ...]], arg(metavar="FOLDER")]
+    """Folders of `vla train`, `vla rl` or `vla export`; of several, each may be NAME=FOLDER. Clients choose one by the
+    NAME at the end of the address, or with the key "policy" in an observation; the first is the default."""
     host: str = "127.0.0.1"
+    """Address to listen on. Any that other machines can reach needs an api key; 0.0.0.0 is all of them."""
     port: int = 8000
     """0 takes any free port."""
     api_key: str | None = None
@@ -28,12 +30,14 @@ class Serve(Command):
     tls_cert: Path | None = None
     """PEM; clients then connect to wss://."""
     tls_key: Path | None = None
+    """PEM, where the key is not in the certificate's file."""
     n_action_steps: int | None = None
     """Actions of each chunk that a client gets. Default: what each policy means to be played. `vla control` asks for
     whole chunks, whatever stands here; stock openpi clients cannot."""
     max_batch: int = 16
     """Most observations of different clients in one forward pass."""
     max_clients: int = 64
+    """Who comes when so many are connected is turned away."""
     reload_s: float | None = 2.0
     """Look for newer checkpoints in the folders so often. SIGHUP looks at once."""
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from vla.commands.base import Command
 
 
 @dataclass(frozen=True)
 class Export(Command):
-    """Export a checkpoint to ONNX or torch.export: a folder that runs without transformers, checked before written."""
+    """Export a checkpoint to ONNX, torch.export or AOTInductor: a folder that runs without transformers."""
 
-    policy: Positional[Path]
+    policy: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A checkpoint folder."""
     out: Path
-    """The folder to write. `vla serve`, `vla eval` and `vla control` take it as a policy."""
+    """The folder to write. `vla serve`, `vla eval` and `vla control` take it as a policy. An earlier
+    export there is replaced."""
     format: Literal["onnx", "torch", "aoti"] = "onnx"
     """onnx: for onnxruntime, without torch. torch: a torch.export package, read by torch alone. aoti: compiled by
     AOTInductor for this kind of processor; needs a C++ compiler here, and torch where it runs."""
