@@ -192,9 +192,7 @@ def tell(
     def name_of(role: str) -> str:
         if not relation:
             return object_phrase(*named[role], words, phrasings)
-        return related_phrase(
-            relation, *named[role], fixture_colors["plate"], fixture_colors["bowl"], words, phrasings
-        )
+        return related_phrase(relation, *named[role], fixture_colors["plate"], fixture_colors["bowl"], words, phrasings)
 
     filled = [
         (

@@ -135,7 +135,7 @@ def _seen(suite: str, processes: int = 1) -> str:
     return f"{suite}, 2 cameras of 84 px, chunk 8, {processes} process{'es' if processes > 1 else ''}"
 
 
-def _tiny_policy() -> Any:
+def tiny_policy() -> Any:
     from envs.control import action_spec
     from vla.model import VLA, VLAConfig, VLAPolicy
     from vla.processor import Stats
@@ -166,7 +166,7 @@ def bench_model() -> list[Row]:
     import torch
 
     torch.set_num_threads(1)
-    policy = _tiny_policy()
+    policy = tiny_policy()
     rates = {}
     for batch in (1, 24):
         obs = _observation(batch)
@@ -208,7 +208,7 @@ def bench_serve(*, clients: int | None = None, seconds: float = 20.0) -> list[Ro
     from vla.bench_serve import import_time, load, round_trips
 
     torch.set_num_threads(1)
-    policy = _tiny_policy()
+    policy = tiny_policy()
     if clients is not None:
         return load(_row, policy, clients=clients, seconds=seconds)
     return [*round_trips(_row, policy), import_time(_row)]
