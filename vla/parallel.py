@@ -7,9 +7,10 @@ Batches are drawn alike by every process, which then computes its share. Copied 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,15 @@ from torch import Tensor, nn
 def launched() -> tuple[int, int]:
     """This process's rank and the number of processes, as the launcher's environment says."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch(processes: int) -> NoReturn:
+    """Become torchrun, which runs this very command `processes` times on this machine. ValueError below 1."""
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*torchrun, "-m", "vla.cli", *sys.argv[1:]])
 
 
 def assemble(*, shard: bool, unused: bool = False) -> Team:

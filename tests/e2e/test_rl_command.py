@@ -1,6 +1,9 @@
 """`vla rl`, whole: from a checkpoint through the worlds to a better one, with its books and its retention report."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -11,16 +14,20 @@ from vla.model import VLA, VLAConfig
 from vla.processor import Stats
 
 
-def test_the_command_refines_keeps_books_and_reports(tmp_path, capsys):
-    """`vla rl smoke` on the real worlds, from an untrained policy."""
+def untrained(folder: Path) -> str:
     spec = action_spec(20.0)
     rng = np.random.default_rng(0)
     proprio = rng.normal(size=(50, len(PROPRIO_NAMES)))
     stats = Stats.from_arrays(proprio, rng.uniform(spec.low, spec.high, (50, spec.dim)))
     vla = VLA.build(VLAConfig(), stats=stats, action_spec=spec, cameras=("front", "wrist"))
-    vla.save(tmp_path / "init")
+    vla.save(folder)
+    return str(folder)
+
+
+def test_the_command_refines_keeps_books_and_reports(tmp_path, capsys):
+    """`vla rl smoke` on the real worlds, from an untrained policy."""
     out = tmp_path / "rl"
-    arguments = ["rl", "smoke", "--init", str(tmp_path / "init"), "--out", str(out), "--workers", "1"]
+    arguments = ["rl", "smoke", "--init", untrained(tmp_path / "init"), "--out", str(out), "--workers", "1"]
     extra = ["--curriculum", "vla-rl", "--track", "tensorboard", "--retain", "tabletop-pick", "--retain-episodes", "3"]
     assert main([*arguments, *extra]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -30,3 +37,16 @@ def test_the_command_refines_keeps_books_and_reports(tmp_path, capsys):
     assert kept["tasks"][0]["before"]["episodes"] == 3
     assert main(arguments) == 2
     assert "resume it" in capsys.readouterr().err
+
+
+def test_several_processes_are_started_and_learn_as_one(tmp_path, capsys):
+    arguments = ["rl", "smoke", "--init", untrained(tmp_path / "init"), "--out", str(tmp_path / "rl")]
+    command = [sys.executable, "-m", "vla.cli", *arguments, "--workers", "1", "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4], "one of them keeps the books"
+    assert rows[0]["control_steps"] > 2 * 3 * 4, "of the worlds of both"
+    assert done.stderr.count("best policy") == 1 and (tmp_path / "rl" / "best" / "config.json").is_file()
+    assert main([*arguments, "--processes", "3"]) == 2
+    assert "num_envs 4 does not divide among 3 processes" in capsys.readouterr().err

@@ -206,7 +206,10 @@ class RL(Command):
     resume: bool = False
     """Continue the run in OUT, exactly."""
     workers: int = 2
-    """Processes that simulate (of each process that learns, under torchrun)."""
+    """Processes that simulate, of each process that learns."""
+    processes: int = 1
+    """Processes that learn together on this machine, each with its share of the worlds: torchrun starts them. On CPUs
+    as many as there are cores, with one worker each, are faster than one that has all cores."""
     backend: Literal["cpu", "warp"] = "cpu"
     num_envs: int | None = None
     horizon: int | None = None
@@ -235,16 +238,20 @@ class RL(Command):
         from vla.catalogue import checkpoint
 
         init = checkpoint(self.init)
+        from vla.parallel import launch, launched
+
+        config, size = self._config(recipe()), max(self.processes, launched()[1])
+        if config.num_envs % size:
+            raise ValueError(f"num_envs {config.num_envs} does not divide among {size} processes")
+        if self.processes != 1 and launched()[1] == 1:
+            launch(self.processes)
         from envs.rollout import evaluate
         from rl.runner import Runner
         from vla.console import progress, say
         from vla.model import VLA
         from vla.parallel import assemble
 
-        config = self._config(recipe())
         team = assemble(shard=False, unused=config.actor.trains in ("lora", "all"))
-        if config.num_envs % team.size:
-            raise ValueError(f"num_envs {config.num_envs} does not divide among {team.size} processes")
         from envs.perturb import parse
 
         perturb = parse(self.perturb) if self.perturb else None
