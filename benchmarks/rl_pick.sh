@@ -20,7 +20,8 @@ for seed in "${@:-0}"; do
         [ -e "$run/rl$1.json" ] && return
         local resume=()
         [ -e "$run/rl" ] && resume=(--resume)
-        ./bascule rl tabletop-pick --init "$run/imitation" --seed "$seed" --minutes "$1" --out "$run/rl" "${resume[@]}"
+        ./bascule rl tabletop-pick --init "$run/imitation" --seed "$seed" --minutes "$1" --processes 2 --workers 1 \
+            --out "$run/rl" "${resume[@]}"
         judge "$run/rl/best" "rl$1"
     }
     if [ ! -e "$run/imitation.json" ]; then
