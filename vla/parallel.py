@@ -26,6 +26,7 @@ def launch(processes: int) -> NoReturn:
     """Become torchrun, which runs this very command `processes` times on this machine. ValueError below 1."""
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     sys.stdout.flush()
     os.execv(sys.executable, [*torchrun, "-m", "vla.cli", *sys.argv[1:]])
