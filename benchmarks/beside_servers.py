@@ -4,8 +4,8 @@
 
 - ours: `vla serve` and its client;
 - LeRobot's asynchronous server (gRPC; install grpcio beside it): its `PolicyServer` as it is, but told of our policy
-  type and without the wait that it adds to every answer (`inference_latency`, 33 ms unless told otherwise). The client
-  calls its two procedures one after the other, as its robot client does;
+  type, and without its least time for an answer (`inference_latency`, 33 ms unless told otherwise). The client calls
+  its two procedures one after the other, as its robot client does;
 - the way openpi serves: one frame in, the policy called in the server's loop, one frame out, no limits and no batches.
   Written here after its protocol, since openpi itself is in no package index.
 
