@@ -22,7 +22,7 @@ from vla.families import ImageSpec, Layout, decoder_of, family_named, image_spec
 from vla.tiny import use_linear_patches
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-SHIPPED: dict[str, Path] = {"tiny": ASSETS / "tiny-vlm"}
+SHIPPED: dict[str, Path] = {"tiny": ASSETS / "tiny-vlm", "tiny-goals": ASSETS / "tiny-goals-vlm"}
 """Backbones that ship with the package."""
 REMOTE: dict[str, str] = {
     "smolvlm2-256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
@@ -62,7 +62,7 @@ def load(
 ) -> Backbone:
     """A backbone in evaluation mode, float32, on the CPU.
 
-    `spec`: a name ("tiny", "smollm2-135m", a short name of `REMOTE`, "owner/repository" of the hub); a folder written
+    `spec`: a name ("tiny", "tiny-goals", "smollm2-135m", a short name of `REMOTE`, "owner/repository"); a folder made
     by `Backbone.save`, by `vla pretrain` or by `save_pretrained` (config.json, safetensors, tokenizer); or a dict:
     {"name": any of these, plus the options below}; {"dino", "siglip", "decoder": names or folders, plus options}, a
     Prismatic pair with a fresh projector; or what `Backbone.to_spec` gave, with "tokenizer", a folder (without weights:

@@ -23,6 +23,12 @@ def tabletop() -> TrainConfig:
     return TrainConfig(model=model, steps=1300, lr=1e-3, num_threads=2)
 
 
+def tabletop_ten() -> TrainConfig:
+    """Ten goals in one policy (suite tabletop-ten): as `tabletop`, on the backbone that knows their words."""
+    cfg = tabletop()
+    return replace(cfg, model=replace(cfg.model, backbone="tiny-goals"), steps=2000)
+
+
 def full() -> TrainConfig:
     """The whole model learns, end to end, on augmented pictures: meant for a GPU, and not yet measured on one."""
     cfg = tabletop()
@@ -50,4 +56,10 @@ def smoke() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"tabletop": tabletop, "full": full, "lora": lora, "smoke": smoke}
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "tabletop": tabletop,
+    "tabletop-ten": tabletop_ten,
+    "full": full,
+    "lora": lora,
+    "smoke": smoke,
+}
