@@ -136,6 +136,7 @@ def _seen(suite: str, processes: int = 1) -> str:
 
 
 def tiny_policy() -> Any:
+    """A policy of the default size with random weights, for what only the time matters of."""
     from envs.control import action_spec
     from vla.model import VLA, VLAConfig, VLAPolicy
     from vla.processor import Stats

@@ -1,0 +1,27 @@
+# What rl_pick.sh and rl_multitask.sh do with one $seed of a $suite in its folder $run: each step once, so that a script
+# that was killed goes on where it was. To be sourced.
+
+imitate() { # DEMOS [OPTION OF vla train ...]
+    local demos=$1
+    shift
+    [ -e "$run/imitation.json" ] && return
+    rm -rf "$run/imitation"
+    ./bascule demos "$suite" --episodes "$demos" --seed $((seed * 20000)) --out "$run/demos"
+    ./bascule train --dataset "$run/demos" --seed "$seed" --out "$run/imitation" "$@"
+}
+
+judge() { # POLICY NAME [OPTION OF vla eval ...]
+    local policy=$1 name=$2
+    shift 2
+    [ -e "$run/$name.json" ] && return
+    ./bascule eval "$policy" --suite "$suite" --no-controls --json "$run/$name.json" "$@"
+}
+
+refine() { # RECIPE FOLDER NAME MINUTES [OPTION OF vla rl ...]: until NAME is judged
+    local recipe=$1 folder=$2 name=$3 minutes=$4 resume=()
+    shift 4
+    [ -e "$run/$name.json" ] && return
+    [ -e "$run/$folder/last" ] && resume=(--resume)
+    ./bascule rl "$recipe" --suite "$suite" --init "$run/imitation" --seed "$seed" --minutes "$minutes" \
+        --processes 2 --workers 1 --out "$run/$folder" "${resume[@]}" "$@"
+}
