@@ -1,6 +1,8 @@
 # What rl_pick.sh and rl_multitask.sh do with one $seed of a $suite in its folder $run: each step once, so that a script
 # that was killed goes on where it was. To be sourced.
 
+[ $# -ge 2 ] || { sed -n "4s/^# *//p" "$0" >&2; exit 2; }
+
 imitate() { # DEMOS [OPTION OF vla train ...]
     local demos=$1
     shift
