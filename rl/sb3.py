@@ -23,6 +23,7 @@ from vla.types import ActionChunk, Observation, Policy, StepResult, VecEnv
 try:
     from stable_baselines3 import PPO, SAC, TD3
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
     from stable_baselines3.common.policies import ContinuousCritic
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
