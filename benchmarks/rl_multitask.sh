@@ -3,18 +3,18 @@
 #
 #   benchmarks/rl_multitask.sh FOLDER SEED ...     writes FOLDER/SEED/*.json; about two hours a seed on two cores
 #
-# MINUTES=45 of RL, DEMOS=300. The scenes of the evaluations (60 a task) take no part in learning, nor in choosing the
-# best checkpoint.
+# MINUTES=45 of RL, DEMOS=600, RULES="vla-rl uniform". The scenes of the evaluations (60 a task) take no part in learning,
+# nor in choosing the best checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/steps.sh
 suite=tabletop-ten out=${1:-runs/rl-multitask}
 for seed in "${@:2}"; do
     run=$out/$seed
-    imitate "${DEMOS:-300}" --recipe tabletop-ten
+    imitate "${DEMOS:-600}" --recipe tabletop-ten
     judge "$run/imitation" imitation --episodes 600
-    for rule in vla-rl uniform; do
-        refine multitask "$rule" "$rule" "${MINUTES:-45}" --curriculum "$rule"
+    for rule in ${RULES:-vla-rl uniform}; do
+        refine multitask "$rule" "$rule" "${MINUTES:-45}" --horizon 100 --curriculum "$rule"
         judge "$run/$rule/best" "$rule" --episodes 600
         judge "$run/$rule/best" "$rule-heldout" --episodes 600 --phrasings heldout
     done

@@ -3,8 +3,8 @@
 #
 #   benchmarks/rl_pick.sh FOLDER SEED ...     writes FOLDER/SEED/{imitation,rl4,rl10}.json; about 17 minutes a seed
 #
-# DEMOS=60. The minutes are those of `vla rl` itself: calibration, learning and its own evaluations. Scenes of the final
-# evaluations take no part in them.
+# DEMOS=60, MINUTES="4 10". The minutes are those of `vla rl` itself: calibration, learning and its own evaluations. Scenes
+# of the final evaluations take no part in them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/steps.sh
@@ -13,7 +13,7 @@ for seed in "${@:2}"; do
     run=$out/$seed
     imitate "${DEMOS:-60}" --steps 700
     judge "$run/imitation" imitation --episodes 400
-    for minutes in 4 10; do
+    for minutes in ${MINUTES:-4 10}; do
         refine tabletop-pick rl "rl$minutes" "$minutes"
         judge "$run/rl/best" "rl$minutes" --episodes 400
     done

@@ -26,7 +26,7 @@ def tabletop() -> TrainConfig:
 def tabletop_ten() -> TrainConfig:
     """Ten goals in one policy (suite tabletop-ten): as `tabletop`, on the backbone that knows their words."""
     cfg = tabletop()
-    return replace(cfg, model=replace(cfg.model, backbone="tiny-goals"), steps=2000)
+    return replace(cfg, model=replace(cfg.model, backbone="tiny-goals"), steps=4000)
 
 
 def full() -> TrainConfig:
