@@ -21,6 +21,7 @@ from scipy import stats
 from stable_baselines3 import PPO
 
 from rl.classic import ClassicConfig, learn, returns_of
+from rl.sb3 import leave_no_log
 from vla.report import provenance
 from vla.types import ActionChunk, Observation
 
@@ -74,7 +75,9 @@ def play(task: str, config: ClassicConfig, seed: int, steps: int) -> dict[str, d
     seconds = time.process_time() - began
     out["bascule"] = {"return": float(returns_of(policy, task, EPISODES).mean()), "steps": taken, "seconds": seconds}
     began = time.process_time()
-    model = sb3_model(task, config, seed).learn(steps)
+    model = sb3_model(task, config, seed)
+    leave_no_log(model)
+    model.learn(steps)
     seconds = time.process_time() - began
     theirs = float(returns_of(Sb3Policy(model), task, EPISODES).mean())
     out["sb3"] = {"return": theirs, "steps": model.num_timesteps, "seconds": seconds}

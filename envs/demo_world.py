@@ -84,7 +84,9 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
 class SuiteWorld:
     """A `DemoWorld` of a suite in `sim_configs/suites`: one world and its expert. Create it where it is used."""
 
-    def __init__(self, suite: str, image_size: int, perturb: Perturbation | None = None) -> None:
+    def __init__(
+        self, suite: str, image_size: int, perturb: Perturbation | None = None, tasks: tuple[str, ...] = ()
+    ) -> None:
         # Lazily: the process that only waits for workers needs no simulator.
         from envs.experts import make_expert
         from envs.mujoco_env import worlds_class
@@ -94,6 +96,7 @@ class SuiteWorld:
         self._worlds = worlds_class(spec, perturb)(spec, 1, image_size=image_size)
         self._expert = make_expert(suite, 1)
         self._obs: Observation | None = None
+        self._tasks = tasks
         self.action_spec = self._worlds.action_spec
         self.cameras = tuple(self._worlds.cameras)
         self.proprio_names = tuple(self._worlds.proprio_names)
@@ -103,7 +106,8 @@ class SuiteWorld:
 
     def reset(self, seed: int) -> None:
         self._expert.reset()
-        self._obs = self._worlds.reset(seeds=[seed])
+        tasks = [self._tasks[seed % len(self._tasks)]] if self._tasks else None
+        self._obs = self._worlds.reset(seeds=[seed], tasks=tasks)
         self.instruction = self._obs.instruction[0]
         self.success = self.done = False
 
@@ -125,6 +129,9 @@ class SuiteWorld:
         self._worlds.close()
 
 
-def suite_world(suite: str, image_size: int, perturb: Perturbation | None = None) -> DemoWorld:
-    """The demonstration world of a suite. ValueError with the nearest name if there is none."""
-    return SuiteWorld(suite, image_size, perturb)
+def suite_world(
+    suite: str, image_size: int, perturb: Perturbation | None = None, tasks: tuple[str, ...] = ()
+) -> DemoWorld:
+    """The demonstration world of a suite: its seeds' own tasks, or these in turn. ValueError with the nearest name if
+    there is no such suite."""
+    return SuiteWorld(suite, image_size, perturb, tasks)

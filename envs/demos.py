@@ -14,7 +14,7 @@ import shutil
 import signal
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -65,6 +65,7 @@ class _Request:
     noise: float
     image_size: int
     perturb: str | None = None
+    tasks: str | None = None
 
 
 def _facts(world: DemoWorld, image_size: int) -> WorldFacts:
@@ -245,18 +246,19 @@ def record(
     on_progress: Callable[[RecordingProgress], None] | None = None,
     make_world: MakeWorld | None = None,
     perturb: Perturbation | None = None,
+    tasks: Sequence[str] = (),
 ) -> Path:
     """Record the first `episodes` successful demonstrations of seeds seed0, seed0+1, ... as a LeRobotDataset v3.
 
     The result depends on neither `num_workers` nor interruptions. Calling it again on a finished `out` returns at once;
     on an unfinished one it continues. `make_world` is for other worlds than the suites'; `perturb`
-    randomises the suites'. ValueError if `out` holds
-    something else; RuntimeError if a world fails or the expert hardly ever succeeds. A worker process that dies is
+    randomises the suites', and `tasks` are which of theirs to show, in turn (a name given twice has twice the share;
+    none: as the seeds say). ValueError if `out` holds something else; RuntimeError if a world fails or the expert hardly ever succeeds. A worker process that dies is
     replaced and its episode begun again; ChildProcessError when that happens three times at one seed.
     """
     out = Path(out)
     words = perturb.words() if perturb is not None else ""
-    request = _Request(suite, seed0, float(noise), image_size, words or None)
+    request = _Request(suite, seed0, float(noise), image_size, words or None, " ".join(tasks) or None)
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")
     if not 0 <= seed0 < SEED_LIMIT:
@@ -272,7 +274,7 @@ def record(
             _check_same(load_json(settings), request, out)
         else:
             save_json(settings, request)
-        make_world = make_world or (partial(suite_world, perturb=perturb) if words else suite_world)
+        make_world = make_world or partial(suite_world, perturb=perturb if words else None, tasks=tuple(tasks))
         facts = _record_seeds(folder, request, episodes, num_workers, on_progress, make_world)
         _complete(folder, out, request, facts, episodes)
     shutil.rmtree(folder)

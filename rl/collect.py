@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -106,15 +107,20 @@ class Collector:
 
     @torch.no_grad()
     def collect(self, buffer: RolloutBuffer) -> dict[str, float]:
-        """Fill `buffer`; returns rates over the episodes that ended. NonFiniteError: broken obs, action or reward."""
+        """Fill `buffer`; returns rates over the episodes that ended. NonFiniteError: broken obs, action or reward.
+
+        Of the time it takes, `seconds_policy` goes into looking and choosing, `seconds_worlds` into physics, pictures
+        and their way between the two.
+        """
         env, actor = self.env, self.actor
+        took = {"seconds_policy": 0.0, "seconds_worlds": 0.0}
         ended = succeeded = wrong = control_steps = diverged = 0
         if self._obs is None:
             self._obs = self.start(self.next_seeds(env.num_envs), range(env.num_envs))
             self._elapsed[:] = 0
         before: tuple[np.ndarray, np.ndarray] | None = None
         while not buffer.full:
-            obs = self._obs
+            obs, began = self._obs, time.perf_counter()
             where = f"in decision {buffer.filled} of the rollout"
             conditions, proprio = actor.encode(obs)
             conditions = buffer.put_conditions(conditions)
@@ -126,7 +132,10 @@ class Collector:
             action = policy.sample(self.generator)
             chunk = actor.chunk_of(action)
             require_finite("action", chunk, where)  # before it moves anything
-            result = env.step_chunk(actor.to_env(chunk, env.action_spec, self.n_action_steps))
+            wanted, chosen = actor.to_env(chunk, env.action_spec, self.n_action_steps), time.perf_counter()
+            result = env.step_chunk(wanted)
+            took["seconds_policy"] += chosen - began
+            took["seconds_worlds"] += time.perf_counter() - chosen
             # A world whose process died took no step: its decision counts for nothing, and its episode is cut short.
             lost = result.info.get("worker_restarted", np.zeros(env.num_envs, bool))
             if ((result.n_steps < 1) & ~lost).any():
@@ -166,12 +175,14 @@ class Collector:
                 ids = np.flatnonzero(done).tolist()
                 for i in ids:
                     self.ended(i, bool(result.info["success"][i]))
+                began = time.perf_counter()
                 self._obs = self.start(self.next_seeds(len(ids)), ids)
+                took["seconds_worlds"] += time.perf_counter() - began
                 self._elapsed[done] = 0
         if self.shaping is not None:
             self._shape(buffer, before, *actor.encode(self._obs))
         self.env_steps += control_steps
-        metrics: dict[str, float] = {"episodes": ended, "control_steps": control_steps}
+        metrics: dict[str, float] = {"episodes": ended, "control_steps": control_steps, **took}
         if ended:
             metrics |= {"success_rate": succeeded / ended, "wrong_object": wrong / ended}
         if diverged:  # simulations that blew up: their episodes were cut short

@@ -18,7 +18,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rl.sb3 import SAC, LayerNormCritics, Logger, StateVecEnv, fill_replay
+from rl.sb3 import SAC, LayerNormCritics, StateVecEnv, fill_replay, leave_no_log
 from vla.model import VLA
 from vla.types import ActionChunk, Observation, Policy, StepResult, VecEnv
 
@@ -221,7 +221,7 @@ def learn_residual(
             gradient_steps=per_call, n_steps=config.n_step, ent_coef=config.entropy, seed=seed, device="cpu",
             policy_kwargs={"net_arch": [config.width, config.width], "n_critics": config.num_critics},
         )  # fmt: skip
-        model.set_logger(Logger(folder=None, output_formats=[]))  # its own would leave an empty folder in /tmp each time
+        leave_no_log(model)
         stored = successes = 0
         if config.demo_episodes:
             first = demonstrator or _Uncorrected(worlds.plans)

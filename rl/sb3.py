@@ -54,6 +54,11 @@ class LayerNormCritics(SACPolicy):
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3}
 
 
+def leave_no_log(model: BaseAlgorithm) -> None:
+    """Let it learn without a logger: SB3's own leaves an empty folder among the temporary ones each time."""
+    model.set_logger(Logger(folder=None, output_formats=[]))
+
+
 def state_of(obs: Observation) -> NDArray[np.float32]:
     """(B, P + S): proprio, then the simulator's state. ValueError outside simulation."""
     if obs.privileged is None:

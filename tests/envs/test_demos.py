@@ -288,3 +288,15 @@ def test_real_suite_records(tmp_path):
     ends = np.flatnonzero(np.diff(np.append(data.episode_index, 9)))
     assert (data.action[ends, 3] < 0).all() and (data.action[[0], 3] > 0).all()  # ends holding, starts open
     assert all("pick" in text or "lift" in text or "grab" in text or "take" in text for text in data.instruction)
+
+
+def test_the_tasks_asked_for_are_shown_in_turn(tmp_path):
+    tasks = ("press", "close", "close")
+    out = record("tabletop-ten", 3, tmp_path / "some", seed0=30, image_size=SIZE, num_workers=1, tasks=tasks)
+    data = load_dataset(out)
+    told = [data.instruction[int(np.flatnonzero(data.episode_index == e)[0])] for e in range(3)]
+    assert ["drawer" in words for words in told] == [False, True, True], told
+    with pytest.raises(ValueError, match="tasks='press close close', not 'press'"):
+        record("tabletop-ten", 3, out, seed0=30, image_size=SIZE, tasks=("press",))
+    with pytest.raises(ValueError, match="has no task 'pres'"):
+        record("tabletop-ten", 3, tmp_path / "none", image_size=SIZE, num_workers=1, tasks=("pres",))

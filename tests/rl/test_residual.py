@@ -1,5 +1,6 @@
 """A frozen VLA with a corrector learnt by SB3's SAC: without a correction it is the VLA, and the VLA never changes."""
 
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_corrections_are_bounded_and_a_demonstrators_action_becomes_one():
     assert (done - base).max() <= SMALL.alpha + 1e-4
 
 
-def test_sac_learns_on_a_frozen_vla_with_demonstrations_in_its_buffer(tmp_path):
+def test_sac_learns_on_a_frozen_vla_with_demonstrations_in_its_buffer(tmp_path, monkeypatch):
     vla, env = make_vla(), Counting(4)
     before = fingerprint(vla)
 
@@ -95,8 +96,10 @@ def test_sac_learns_on_a_frozen_vla_with_demonstrations_in_its_buffer(tmp_path):
             return np.concatenate([gap, np.ones((4, 1), np.float32)], 1)[:, None].astype(np.float32)
 
     wide = replace(SMALL, alpha=1.0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model, figures = learn_residual(env, vla, wide, control_steps=160, demonstrator=Expert())
     assert figures["stored_successes"] >= 2 and figures["control_steps"] >= 160 and model._n_updates > 10
+    assert not list(tmp_path.glob("SB3-*")), "SB3's logger has left its folder"
     assert fingerprint(vla) == before and not any(p.requires_grad for p in vla.parameters())
     critic = model.critic
     norms = [m for m in critic.qf0.modules() if isinstance(m, torch.nn.LayerNorm)]

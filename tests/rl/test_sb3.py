@@ -22,7 +22,7 @@ from envs.suites import TRAIN_SEED_LIMIT, load_suite  # noqa: E402
 from envs.worlds import Worlds  # noqa: E402
 from rl.advantages import gae  # noqa: E402
 from rl.distribution import ChunkGaussian  # noqa: E402
-from rl.sb3 import SB3Policy, StateVecEnv, fill_replay, state_of  # noqa: E402
+from rl.sb3 import SB3Policy, StateVecEnv, fill_replay, leave_no_log, state_of  # noqa: E402
 from vla.types import Policy  # noqa: E402
 
 HORIZON = load_suite("tabletop-pick").horizon
@@ -90,6 +90,7 @@ def test_ppo_learns_steps_saves_and_is_scored_by_our_evaluation(tmp_path, env: S
     learner = VecCheckNan(VecMonitor(env), raise_exception=True)
     model = PPO("MlpPolicy", learner, n_steps=64, batch_size=64, n_epochs=2, seed=0, device="cpu")
     before = [p.detach().clone() for p in model.policy.parameters()]
+    leave_no_log(model)
     model.learn(256)
     assert model.num_timesteps == 256 and len(model.ep_info_buffer) > 0
     assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
@@ -130,6 +131,7 @@ def test_our_evaluation_and_sb3s_agree(env: StateVecEnv) -> None:
 def test_normalised_observations_reach_the_model() -> None:
     env = VecNormalize(StateVecEnv(worlds(), seed=1), norm_reward=False)
     model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    leave_no_log(model)
     model.learn(64)
     inner = env.unwrapped
     inner.reset()
@@ -153,6 +155,7 @@ def test_sac_learns_from_the_experts_episodes(env: StateVecEnv) -> None:
     # Where an episode ended, the next observation stored is its own last one: the arm has hardly moved.
     moved = np.abs(buffer.next_observations[: buffer.pos, :, :3] - buffer.observations[: buffer.pos, :, :3]).max(-1)
     assert moved[won].max() < 0.06
+    leave_no_log(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         model.learn(64)

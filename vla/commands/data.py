@@ -9,6 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from vla.commands.base import Command
+from vla.config import lookup
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Demos(Command):
     noise: float = 0.15
     """Disturbs the expert's commands, so that demonstrations show recoveries too."""
     workers: int = 2
+    tasks: tuple[str, ...] = ()
+    """Of the suite's, in turn; a name given twice has twice the share. None: all, as the seeds draw them."""
     perturb: tuple[str, ...] = ()
     """Domain randomisation: AXIS=FROM:TO each, as in `vla eval`, e.g. camera=0:1 light=0:1 texture=0:1."""
 
@@ -36,7 +39,9 @@ class Demos(Command):
         from envs.suites import load_suite
         from vla.console import progress, say
 
-        load_suite(self.suite)
+        suite = load_suite(self.suite)
+        for task in self.tasks:
+            lookup(task, dict.fromkeys(suite.tasks), f"task of {suite.name}")
         perturb = parse(self.perturb) if self.perturb else None
         with progress("demonstrations", self.episodes, unit="episodes") as update:
             out = record(
@@ -47,6 +52,7 @@ class Demos(Command):
                 num_workers=self.workers,
                 noise=self.noise,
                 perturb=perturb,
+                tasks=self.tasks,
                 on_progress=lambda state: update(state.kept, _note(state)),
             )
         say(f"{self.episodes} demonstrations in {out}")
