@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,9 @@ class PolicyConfig:
     what is left of a gradient is noise, and most failures are the exploration's own."""
     lr_final: float = 0.1
     std_final: float = 0.5
+    average_decay: float = 0.0
+    """Judge and keep a running mean of the policy's parameters, of which so much stays at every update (0: the last of
+    them). Where steps are mostly noise, their mean is the better policy (Polyak and Juditsky 1992)."""
     bc_coef: float = 0.0
     """Weight of the KL divergence towards the imitation mean (0: no reference is computed)."""
     demo_coef: float = 0.0
@@ -65,6 +68,8 @@ class PolicyConfig:
         """What is wrong with this configuration, or None."""
         if self.kl_target is not None and self.anneal_updates:
             return "kl_target adapts the learning rate and anneal_updates prescribes it: choose one"
+        if not 0.0 <= self.average_decay < 1.0:
+            return f"average_decay must be in [0, 1), got {self.average_decay}"
         if self.dual_clip is not None and self.dual_clip <= 1:
             return f"dual_clip bounds a ratio from above and must be more than 1, got {self.dual_clip}"
         return None
@@ -165,6 +170,7 @@ class PolicyLearner:
         self.num_updates = 0
         self.demos: DemoRows | None = None
         """Needed for `demo_coef`; set by whoever has them."""
+        self._average = {name: p.detach().clone() for name, p in named.items()} if config.average_decay else {}
         self._imitation = {}
         if config.bc_coef > 0:
             self._imitation = {name: p.detach().clone() for name, p in named.items() if name != "log_std"}
@@ -176,7 +182,7 @@ class PolicyLearner:
     def remember_imitation(self, buffer: Transitions) -> None:
         """Set the buffer's reference means, if the loss is regularised towards imitation."""
         if self._imitation:
-            with torch.no_grad(), self._imitation_parameters():
+            with self._holding(self._imitation):
                 buffer.reference_means = self._means(buffer)
 
     def improve(self, buffer: Transitions) -> dict[str, float]:
@@ -215,6 +221,7 @@ class PolicyLearner:
                 history.append(metrics | {"grad_norm": float(norm)})
             if stopped:
                 break
+        self._take_average()
         averages = {key: sum(row[key] for row in history) / len(history) for key in history[0]} if history else {}
         return averages | {
             "kl_last": metrics["kl"],
@@ -276,26 +283,40 @@ class PolicyLearner:
             parts.append(policy.means(buffer.flat("action")[rows]))
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def _take_average(self) -> None:
+        for name, p in self.actor.named_policy_parameters():
+            if name in self._average:
+                self._average[name].lerp_(p, 1.0 - self.config.average_decay)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the actor is the one to be judged and kept: with `average_decay`, that of the mean parameters."""
+        return self._holding(self._average)
+
     @contextmanager
-    def _imitation_parameters(self) -> Iterator[None]:
-        """Inside, the actor's mean is the imitation policy's; outside, everything is as before."""
-        current = {name: p for name, p in self.actor.named_policy_parameters() if name in self._imitation}
+    def _holding(self, others: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the actor has these parameters; outside, everything is as before."""
+        current = {name: p for name, p in self.actor.named_policy_parameters() if name in others}
         kept = {name: p.detach().clone() for name, p in current.items()}
-        with torch.no_grad():
-            try:
+
+        def put(values: Mapping[str, Tensor]) -> None:
+            with torch.no_grad():
                 for name, p in current.items():
-                    p.copy_(self._imitation[name])
-                yield
-            finally:
-                for name, p in current.items():
-                    p.copy_(kept[name])
+                    p.copy_(values[name])
+
+        put(others)
+        try:
+            yield
+        finally:
+            put(kept)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained tensors by name: `policy.*`, and where there are such, `imitation.*` and `scale.*`."""
+        """Trained tensors by name: `policy.*`, and where there are such, `imitation.*`, `average.*` and `scale.*`."""
         out = {f"policy.{name}": p.detach() for name, p in self.actor.named_policy_parameters()}
         if self.actor.scale is not None:
             out |= {f"scale.{name}": t for name, t in self.actor.scale.state_dict().items()}
-        return out | {f"imitation.{name}": t for name, t in self._imitation.items()}
+        out |= {f"imitation.{name}": t for name, t in self._imitation.items()}
+        return out | {f"average.{name}": t for name, t in self._average.items()}
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

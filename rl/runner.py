@@ -288,14 +288,18 @@ class Runner:
         """Greedy success rate; keeps the parameters when they are the best so far. NaN without `evaluate`."""
         if self.evaluate is None:
             return float("nan")
-        played = self.evaluate(self.greedy_policy())
+        with self.learner.averaged():
+            return self._judge(self.evaluate)
+
+    def _judge(self, evaluate: Evaluate) -> float:
+        played = evaluate(self.greedy_policy())
         successes, episodes = (int(n) for n in self.team.total(*map(float, played)))
         rate = successes / episodes
         best = max((s / n for _, s, n in self.evaluations), default=-1.0)
         self.evaluations.append((self.learner.num_updates, successes, episodes))
         if rate >= best:  # at equal success the later policy has seen more
             self.best_update = self.learner.num_updates
-            self._best = {name: p.detach().clone() for name, p in self.actor.named_policy_parameters()}
+            self._best = self._parameters()
             self._save_best()
         return rate
 
@@ -307,11 +311,15 @@ class Runner:
     def _restore_best(self) -> None:
         if not self._best:
             self.best_update = self.learner.num_updates
-            self._save_best()
-            return
+            with self.learner.averaged():
+                self._best = self._parameters()
+                self._save_best()
         with torch.no_grad():
             for name, p in self.actor.named_policy_parameters():
                 p.copy_(self._best[name])
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.actor.named_policy_parameters()}
 
     def save(self) -> None:
         """Checkpoint what a continuation needs. All worlds then start new episodes, here as in the continuation."""

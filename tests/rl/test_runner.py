@@ -62,7 +62,7 @@ def test_a_seed_fixes_the_run(cloned, tmp_path):
 
 
 def test_resume_is_bit_exact(cloned, tmp_path):
-    shape = {"calibrate_scales": (1.0, 0.5), "calibrate_episodes": 16, "ppo": {"bc_coef": 0.1}}
+    shape = {"calibrate_scales": (1.0, 0.5), "calibrate_episodes": 16, "ppo": {"bc_coef": 0.1, "average_decay": 0.5}}
     whole = start(cloned, tmp_path / "whole", config(max_updates=8, **shape), evaluate=evaluate)
     expected = whole.run()
     start(cloned, tmp_path / "parts", config(max_updates=4, **shape), evaluate=evaluate).run()
@@ -78,6 +78,29 @@ def test_resume_is_bit_exact(cloned, tmp_path):
     )
     rows = [json.loads(line)["update"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
     assert rows == list(range(1, 9))
+
+
+def test_what_is_judged_and_kept_is_the_mean_of_the_parameters(cloned, tmp_path):
+    judged, acting = [], []
+
+    def rising(policy):
+        judged.append({name: p.detach().clone() for name, p in policy.actor.named_policy_parameters()})
+        return len(judged), 100
+
+    def note(row):
+        acting.append({name: p.detach().clone() for name, p in runner.actor.named_policy_parameters()})
+
+    settings = config(max_updates=5, eval_every=1, ppo={"critic_warmup": 0, "average_decay": 0.75})
+    runner = start(cloned, tmp_path, settings, evaluate=rising, on_update=note)
+    runner.run()
+    mean = dict(judged[0])
+    assert len(judged) == 6 and len(acting) == 5
+    for seen, last in zip(judged[1:], acting, strict=True):
+        mean = {name: 0.75 * mean[name] + 0.25 * last[name] for name in mean}
+        assert all(torch.allclose(seen[name], mean[name], atol=1e-7) for name in mean)
+        assert not any(torch.equal(seen[name], last[name]) for name in mean if name != "log_std")
+    kept = dict(runner.actor.named_policy_parameters())
+    assert all(torch.equal(kept[name], judged[-1][name]) for name in mean)
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_continues_as_if_nothing_had_happened(cloned, tmp_path):
