@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.vla.test_data import lerobot  # noqa: F401 (fixture)
+from vla.checkpoint import load_checkpoint
 from vla.commands.learn import Train
 from vla.data import load_dataset
 from vla.model import VLA, VLAPolicy
@@ -82,12 +83,11 @@ def test_any_folder_trains_into_a_policy_that_acts(request, tmp_path, capsys, ki
 
 
 def test_adapters_augmentation_and_streaming_from_the_command_line(arm, tmp_path):
-    command(tmp_path, arm, tune="lora", augment=True, stream=True, accumulate=2, checkpointing=True).run()
+    asked = {"tune": "lora", "augment": True, "stream": True, "accumulate": 2, "checkpointing": True, "num_threads": 3}
+    command(tmp_path, arm, **asked).run()
     assert VLA.load(tmp_path, merge=False).config.lora is not None
-    resumed = command(
-        tmp_path, arm, tune="lora", augment=True, stream=True, accumulate=2, checkpointing=True, resume=True
-    )
-    resumed.run()  # nothing left to do, and nothing in its way
+    assert load_checkpoint(tmp_path).trainer_state["threads"] == 3
+    command(tmp_path, arm, **asked, resume=True).run()  # nothing left to do, and nothing in its way
     assert VLA.load(tmp_path).config.lora is None
 
 

@@ -114,6 +114,8 @@ class Train(Command):
     """Leave images on disk and decode them as needed; by default when they would fill half of the free memory."""
     track: tuple[str, ...] = ()
     """Besides OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    num_threads: int | None = None
+    """Torch's threads; beside other work as many as cores are left, for threads that wait for each other spin."""
     device: str = "auto"
 
     def run(self) -> int | None:
@@ -172,7 +174,7 @@ class Train(Command):
             augment=AugmentConfig() if self.augment else None,
             language=None if self.language is None else LanguageConfig(data=str(self.language)),
             checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
-            compile="inductor" if self.compile else None,
+            compile="inductor" if self.compile else None, num_threads=self.num_threads,
         )  # fmt: skip
         if self.backbone is not None:
             changes["image_size"] = None  # the recipe's is that of its own backbone
