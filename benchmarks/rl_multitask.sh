@@ -3,15 +3,17 @@
 #
 #   benchmarks/rl_multitask.sh FOLDER SEED ...     writes FOLDER/SEED/*.json; about two hours a seed on two cores
 #
-# MINUTES=45 of RL, DEMOS=600, RULES="vla-rl uniform". The scenes of the evaluations (60 a task) take no part in learning,
+# MINUTES=45 of RL, DEMOS=1140, RULES="vla-rl uniform". The scenes of the evaluations (60 a task) take no part in learning,
 # nor in choosing the best checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/steps.sh
+# the harder ones oftener
+tasks="stack drawer push plate bowl zone stack drawer lift open stack push plate bowl zone stack drawer close press"
 suite=tabletop-ten out=${1:-runs/rl-multitask}
 for seed in "${@:2}"; do
     run=$out/$seed
-    imitate "${DEMOS:-600}" --recipe tabletop-ten
+    imitate "${DEMOS:-1140}" --recipe tabletop-ten --steps 6000
     judge "$run/imitation" imitation --episodes 600
     for rule in ${RULES:-vla-rl uniform}; do
         refine multitask "$rule" "$rule" "${MINUTES:-45}" --horizon 100 --curriculum "$rule"

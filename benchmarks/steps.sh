@@ -3,12 +3,12 @@
 
 [ $# -ge 2 ] || { sed -n "4s/^# *//p" "$0" >&2; exit 2; }
 
-imitate() { # DEMOS [OPTION OF vla train ...]
+imitate() { # DEMOS [OPTION OF vla train ...]; shows $tasks if there are such, else all of the suite's
     local demos=$1
     shift
     [ -e "$run/imitation.json" ] && return
     rm -rf "$run/imitation"
-    ./bascule demos "$suite" --episodes "$demos" --seed $((seed * 20000)) --out "$run/demos"
+    ./bascule demos "$suite" --episodes "$demos" --seed $((seed * 20000)) --out "$run/demos" ${tasks:+--tasks $tasks}
     ./bascule train --dataset "$run/demos" --seed "$seed" --out "$run/imitation" "$@"
 }
 
