@@ -76,8 +76,11 @@ def test_resume_is_bit_exact(cloned, tmp_path):
         expected.env_steps,
         expected.std_scale,
     )
-    rows = [json.loads(line)["update"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
-    assert rows == list(range(1, 9))
+    rows = [json.loads(line) for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == list(range(1, 9))
+    for row in rows:  # where the time of a rollout went
+        assert min(row["seconds_policy"], row["seconds_worlds"]) > 0
+        assert row["seconds_policy"] + row["seconds_worlds"] <= row["seconds_collect"]
 
 
 def test_what_is_judged_and_kept_is_the_mean_of_the_parameters(cloned, tmp_path):
