@@ -251,10 +251,11 @@ def record(
     """Record the first `episodes` successful demonstrations of seeds seed0, seed0+1, ... as a LeRobotDataset v3.
 
     The result depends on neither `num_workers` nor interruptions. Calling it again on a finished `out` returns at once;
-    on an unfinished one it continues. `make_world` is for other worlds than the suites'; `perturb`
-    randomises the suites', and `tasks` are which of theirs to show, in turn (a name given twice has twice the share;
-    none: as the seeds say). ValueError if `out` holds something else; RuntimeError if a world fails or the expert hardly ever succeeds. A worker process that dies is
-    replaced and its episode begun again; ChildProcessError when that happens three times at one seed.
+    on an unfinished one it continues. `make_world` is for other worlds than the suites'; `perturb` randomises the
+    suites', and `tasks` are which of theirs to show, in turn (a name given twice has twice the share; none: as the
+    seeds say). ValueError if `out` holds something else; RuntimeError if a world fails or the expert hardly ever
+    succeeds. A worker process that dies is replaced and its episode begun again; ChildProcessError when that happens
+    three times at one seed.
     """
     out = Path(out)
     words = perturb.words() if perturb is not None else ""
