@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 . benchmarks/steps.sh
 # the harder ones oftener
 tasks="stack drawer push plate bowl zone stack drawer lift open stack push plate bowl zone stack drawer close press"
-suite=tabletop-ten out=${1:-runs/rl-multitask}
+suite=tabletop-ten out=$1
 for seed in "${@:2}"; do
     run=$out/$seed
     imitate "${DEMOS:-1140}" --recipe tabletop-ten --steps 6000

@@ -8,13 +8,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/steps.sh
-suite=tabletop-pick out=${1:-runs/rl-pick}
-for seed in "${@:2}"; do
-    run=$out/$seed
-    imitate "${DEMOS:-60}" --steps 700
-    judge "$run/imitation" imitation --episodes 400
-    for minutes in ${MINUTES:-4 10}; do
-        refine tabletop-pick rl "rl$minutes" "$minutes"
-        judge "$run/rl/best" "rl$minutes" --episodes 400
-    done
-done
+suite=tabletop-pick out=$1
+teach_and_refine "${DEMOS:-60}" 400 "${MINUTES:-4 10}" "${*:2}" --steps 700

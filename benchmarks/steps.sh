@@ -1,5 +1,5 @@
-# What rl_pick.sh and rl_multitask.sh do with one $seed of a $suite in its folder $run: each step once, so that a script
-# that was killed goes on where it was. To be sourced.
+# What the rl_*.sh do with one $seed of a $suite in its folder $run: each step once, so that a script that was killed goes
+# on where it was. To be sourced.
 
 [ $# -ge 2 ] || { sed -n "4s/^# *//p" "$0" >&2; exit 2; }
 
@@ -26,4 +26,18 @@ refine() { # RECIPE FOLDER NAME MINUTES [OPTION OF vla rl ...]: until NAME is ju
     [ -e "$run/$folder/last" ] && resume=(--resume)
     ./bascule rl "$recipe" --suite "$suite" --init "$run/imitation" --seed "$seed" --minutes "$minutes" \
         --processes 2 --workers 1 --out "$run/$folder" "${resume[@]}" "$@"
+}
+
+teach_and_refine() { # DEMOS EPISODES MINUTES SEEDS [OPTION OF vla train ...]: into $out, by the suite's own RL recipe
+    local demos=$1 episodes=$2 stages=$3 seeds=$4 seed run minutes
+    shift 4
+    for seed in $seeds; do
+        run=$out/$seed
+        imitate "$demos" "$@"
+        judge "$run/imitation" imitation --episodes "$episodes"
+        for minutes in $stages; do
+            refine "$suite" rl "rl$minutes" "$minutes"
+            judge "$run/rl/best" "rl$minutes" --episodes "$episodes"
+        done
+    done
 }

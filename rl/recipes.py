@@ -123,7 +123,7 @@ def multitask() -> RunnerConfig:
 def robosuite_lift() -> RunnerConfig:
     """robosuite's Lift from the imitation of ten demonstrations. A control step costs eight of the tabletop's: fewer
     worlds, smaller batches, evaluations that are further apart. With rate and noise shrunk after 50 updates success
-    stood still from the thirtieth on (BENCHMARKS.md)."""
+    rose little from the thirtieth on (BENCHMARKS.md)."""
     config = tabletop_pick()
     return replace(
         config,
