@@ -15,6 +15,7 @@ from rl.actor import GaussianChunkActor
 from rl.buffer import NonFiniteError, PolicyBatch, Transitions, require_finite
 from rl.scale import StateScale
 from vla.heads import masked_l1
+from vla.optim import average_into, copy_into
 from vla.parallel import Team
 
 if TYPE_CHECKING:
@@ -221,7 +222,9 @@ class PolicyLearner:
                 history.append(metrics | {"grad_norm": float(norm)})
             if stopped:
                 break
-        self._take_average()
+        if self._average:
+            current = [p.detach() for _, p in self.actor.named_policy_parameters()]
+            average_into(list(self._average.values()), current, config.average_decay)
         averages = {key: sum(row[key] for row in history) / len(history) for key in history[0]} if history else {}
         return averages | {
             "kl_last": metrics["kl"],
@@ -283,12 +286,6 @@ class PolicyLearner:
             parts.append(policy.means(buffer.flat("action")[rows]))
         return torch.cat(parts)
 
-    @torch.no_grad()
-    def _take_average(self) -> None:
-        for name, p in self.actor.named_policy_parameters():
-            if name in self._average:
-                self._average[name].lerp_(p, 1.0 - self.config.average_decay)
-
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the actor is the one to be judged and kept: with `average_decay`, that of the mean parameters."""
         return self._holding(self._average)
@@ -296,19 +293,13 @@ class PolicyLearner:
     @contextmanager
     def _holding(self, others: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside, the actor has these parameters; outside, everything is as before."""
-        current = {name: p for name, p in self.actor.named_policy_parameters() if name in others}
-        kept = {name: p.detach().clone() for name, p in current.items()}
-
-        def put(values: Mapping[str, Tensor]) -> None:
-            with torch.no_grad():
-                for name, p in current.items():
-                    p.copy_(values[name])
-
-        put(others)
+        current = [p for name, p in self.actor.named_policy_parameters() if name in others]
+        kept = [p.detach().clone() for p in current]
+        copy_into(current, list(others.values()))
         try:
             yield
         finally:
-            put(kept)
+            copy_into(current, kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """Trained tensors by name: `policy.*`, and where there are such, `imitation.*`, `average.*` and `scale.*`."""

@@ -78,6 +78,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "encode_batch"):
             if getattr(self, name) < 1:
                 return f"{name} must be at least 1, got {getattr(self, name)}"
+        if self.num_threads < 0:
+            return f"num_threads must be at least 1, or 0 for as many as are idle; got {self.num_threads}"
         if not (self.lr > 0 and self.grad_clip > 0 and self.backbone_lr > 0):
             return f"lr, backbone_lr, grad_clip must be positive: {self.lr}, {self.backbone_lr}, {self.grad_clip}"
         if not 0 <= self.ema_decay < 1:

@@ -91,6 +91,11 @@ def test_adapters_augmentation_and_streaming_from_the_command_line(arm, tmp_path
     assert VLA.load(tmp_path).config.lora is None
 
 
+def test_fewer_threads_than_none_are_an_error(arm, tmp_path):
+    with pytest.raises(ValueError, match="num_threads must be at least 1, or 0"):
+        command(tmp_path, arm, num_threads=-1).run()
+
+
 def test_two_robots_make_one_policy(arm, bimanual, tmp_path):
     command(tmp_path, arm, bimanual, weights=(1.0, 3.0)).run()
     for name, root in (("arm", arm), ("bimanual", bimanual)):
