@@ -1,8 +1,10 @@
 """Grounding scenes of the suites that have goals: any moment of any task, worded as in training.
 
 A scene is an episode of its suite taken apart: the drawer is somewhere, a thing may already be where an instruction
-wants it, the arm is on its way, about to take hold, carrying, or has let go. Where the policy will have to look is then
-known: the subject of the instruction's first goal (the object, the drawer's handle, the button) and its destination.
+wants it, the arm is on its way, about to take hold, carrying, or has let go. Or it is one that was really played, by an
+expert with a shaking hand: things are pushed aside, tipped over, dropped halfway, as a policy meets them and nobody
+would pose them. Where the policy will have to look is known either way: the subject of the instruction's first goal
+(the object, the drawer's handle, the button) and its destination.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from envs.demo_world import NOISE_CORRELATION
 from envs.episodes import Episode, goals_of, held_back_color, relations_of, sample_episode, tell
+from envs.goal_expert import GoalExpert
 from envs.goals import Goal, GoalKind
 from envs.language import KIND_WORDS, fixture_phrase, object_phrase
 from envs.layout import Layout
@@ -24,6 +28,13 @@ _BELOW_TOP_M = 0.027
 """How far below its top a tall thing is held (`envs.goal_expert`)."""
 _ON = {"plate": "on", "zone": "on", "bowl": "in", "box": "in", "cabinet": "in"}
 _PLACING = (GoalKind.ON, GoalKind.IN, GoalKind.PUSH)
+_PLAYED = 0.5
+"""Of the scenes so many are played instead of posed."""
+_LONGEST_PLAY = 60
+_SHAKES = (0.0, 0.15, 0.4)
+"""Standard deviations of the noise on a played scene's motions, in units of the largest motion."""
+_SLIP = 0.04
+"""Chance per control step that the hand does the opposite for a moment: opens, or closes on nothing."""
 
 
 def check_suite(name: str) -> None:
@@ -49,9 +60,14 @@ class GoalPainter(Painter):
         episode = sample_episode(suite, self.worlds.scene, int(rng.integers(TRAIN_SEED_LIMIT)), task=task)
         self.worlds.place(0, episode)
         told = self._instructions(rng, episode)
-        there = self._disturb(rng, episode)
-        goal = told[0][1] if rng.random() < 0.7 else told[rng.integers(len(told))][1]
-        held = self._pose(rng, episode, goal, there)
+        # Played, a scene's things move; then an instruction that tells them by where they stand would be wrong.
+        if not TASKS[episode.task].relation and rng.random() < _PLAYED:
+            self._play(rng)
+            there, held = self._lying(episode), self._held(episode)
+        else:
+            there = self._disturb(rng, episode)
+            goal = told[0][1] if rng.random() < 0.7 else told[rng.integers(len(told))][1]
+            held = self._pose(rng, episode, goal, there)
         if held >= 0:
             there.pop(held, None)
         self.look()
@@ -134,7 +150,48 @@ class GoalPainter(Painter):
             return state.objects[0, goal.base] + np.array([0.0, 0.0, REST_HEIGHT_M[self.kinds[goal.base]]])
         return state.places[0, goal.place].copy() if goal.kind in _PLACING else None
 
-    # ------------------------------------------------------------------ the moment
+    # ------------------------------------------------------------------ a moment that was played
+    def _play(self, rng: np.random.Generator) -> None:
+        """Let the expert act for a while, badly."""
+        w, expert = self.worlds, GoalExpert(1, self.worlds.control)
+        shake, slipping = rng.choice(_SHAKES), 0
+        disturbance = rng.standard_normal(3)
+        w.render_images = False
+        for _ in range(rng.integers(_LONGEST_PLAY)):
+            action = expert.act(w.observation())[:, 0]
+            action[0, :3] = np.clip(action[0, :3] + shake * disturbance, -1, 1)
+            slipping = int(rng.integers(2, 6)) if rng.random() < _SLIP else max(0, slipping - 1)
+            if slipping:
+                action[0, 3] = -action[0, 3]
+            w.step_chunk(action[:, None].astype(np.float32))
+            if w.over[0]:
+                break
+            fresh = rng.standard_normal(3)
+            disturbance = NOISE_CORRELATION * disturbance + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
+        w.render_images = True
+
+    def _lying(self, episode: Episode) -> dict[int, int]:
+        """{slot: place it lies on or in}."""
+        w, state, there = self.worlds, self.worlds.state, {}
+        for slot in episode.slots:
+            to_place = state.objects[0, slot] - state.places[0]
+            inside = np.hypot(*to_place[:, :2].T) < w.index.place_radius
+            low = to_place[:, 2] < REST_HEIGHT_M[self.kinds[slot]] + 0.012
+            if (inside & low).any():
+                there[slot] = int(np.argmax(inside & low))
+        return there
+
+    def _held(self, episode: Episode) -> int:
+        """Slot of what is between the fingers and above where it stood, or -1."""
+        state = self.worlds.state
+        for slot in episode.slots:
+            at = state.objects[0, slot]
+            near = np.linalg.norm((at - state.grip[0])[:2]) < 0.02 and abs(at[2] - state.grip[0, 2]) < 0.05
+            if near and state.finger_opening[0] < 0.9 and at[2] > REST_HEIGHT_M[self.kinds[slot]] + 0.02:
+                return slot
+        return -1
+
+    # ------------------------------------------------------------------ a moment that was posed
     def _disturb(self, rng: np.random.Generator, episode: Episode) -> dict[int, int]:
         """Move the drawer, the button and a thing; returns {slot: place it lies on or in}."""
         w, data = self.worlds, self.worlds.data[0]

@@ -273,6 +273,8 @@ def pretrain(
     folders = [data_folder] if isinstance(data_folder, Path) else list(data_folder)
     if config.weights and len(config.weights) != len(folders):
         raise ValueError(f"{len(config.weights)} weights for {len(folders)} grounding sets: give one each, or none")
+    if not 1 <= (asked := config.points_per_scene) <= POINT_QUESTIONS:
+        raise ValueError(f"a scene has {POINT_QUESTIONS} questions that name something, not {asked}")
     if config.batch_scenes % config.num_processes:
         raise ValueError(f"batch_scenes {config.batch_scenes} must be a multiple of {config.num_processes} processes")
     out.mkdir(parents=True, exist_ok=True)

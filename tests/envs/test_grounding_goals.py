@@ -124,3 +124,25 @@ def test_a_folder_of_several_suites_and_suites_that_have_no_goals(tmp_path: Path
     with pytest.raises(ValueError, match="tabletop-pick"):
         generate(1, tmp_path / "other", suites=("tabletop-pick",))
     assert GoalKind.OPEN > GoalKind.STACK  # what `GoalPainter` tells articulated things by
+
+
+def test_played_scenes_show_what_physics_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.grounding_goals._PLAYED", 1.0)
+    moved, knocked, carried, answers = 0, 0, 0, []
+    for questions in scenes("tabletop-ten", 40):
+        world = painter("tabletop-ten").worlds
+        state, episode = world.state, world.episodes[0]
+        slots = list(episode.slots)
+        went = np.linalg.norm(state.objects[0, slots, :2] - np.array(episode.poses)[:, :2], axis=1)
+        moved += bool(world.elapsed[0])
+        knocked += int((went > 0.02).any())
+        raised = state.objects[0, slots, 2] - state.rest_height[slots] > 0.02
+        near = np.linalg.norm(state.objects[0, slots] - state.grip[0], axis=1) < 0.05
+        between = bool((raised & near).any()) and state.finger_opening[0] < 0.9
+        carried += between
+        said = next((q.answer for q in questions if q.prompt == "what is in the gripper"), None)
+        if said is not None:
+            answers.append((said != "nothing") == between)
+    assert moved > 30 and knocked > 5 and carried > 3
+    assert len(answers) > 10 and np.mean(answers) > 0.9
+    assert world.render_images

@@ -47,6 +47,10 @@ class Pretrain(Command):
     """Go on from this backbone (a name or a folder) instead of from random weights; it learns the words it lacks."""
     only_pointer: bool = False
     """Train only the second look of `initial`, at the picture itself; all else stays."""
+    lr: float | None = None
+    """Default: 1.2e-3 from random weights, 7e-4 from `initial`."""
+    questions: int | None = None
+    """Of a scene's five questions that name something, ask so many at each step. Default: 3."""
     seed: int = 0
 
     def run(self) -> None:
@@ -57,9 +61,13 @@ class Pretrain(Command):
         if self.only_pointer and self.initial is None:
             raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
         config = PretrainConfig(only_pointer=self.only_pointer)
-        config = replace(
-            config, **given(minutes=self.minutes, max_steps=self.steps, seed=self.seed, weights=self.weights)
-        )
+        if self.initial is not None and not self.only_pointer:  # the reader starts anew, the backbone does not
+            config = replace(config, lr=7e-4, reader_weight=0.3)
+        changes = given(
+            minutes=self.minutes, max_steps=self.steps, seed=self.seed, weights=self.weights, lr=self.lr,
+            points_per_scene=self.questions,
+        )  # fmt: skip
+        config = replace(config, **changes)
         with progress("pre-training", self.steps, unit="steps") as update:
             figures = pretrain(
                 config,
