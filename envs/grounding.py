@@ -22,14 +22,15 @@ from envs.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.goals import Goal, GoalKind
 from envs.grounding_goals import GoalPainter, check_suite
 from envs.language import KIND_WORDS, instruction, object_phrase, plate_phrase
-from envs.painter import Painter, Question
+from envs.painter import Painter, PosingPainter, Question
+from envs.played import RobosuitePainter
+from envs.robosuite_suites import RobosuiteSuite
 from envs.scene import COLORS, REST_HEIGHT_M
 from envs.shapes import PLATE_RADIUS_M, PLATE_THICKNESS_M
 from envs.suites import Suite, load_suite
 from envs.worker import worker_environment
 
 QUESTIONS_PER_SCENE = 8
-WORKSPACE_CENTRE_M = (0.53, 0.0, 0.0)
 _SCENES_PER_TASK = 500
 _SUITE = Suite("grounding", "", "tabletop", ("pick", "place"), 3, 2, 1, 0)
 _HALF_WIDTH_M = {"cube": 0.02, "can": 0.018, "brick": 0.014}
@@ -74,7 +75,7 @@ def _random_episode(rng: np.random.Generator, kinds: tuple[str, ...]) -> Episode
         )  # fmt: skip
 
 
-class _PickPainter(Painter):
+class _PickPainter(PosingPainter):
     """Shapes and plates, as in the pick and place suites."""
 
     def scene(self, rng: np.random.Generator) -> list[Question]:
@@ -182,16 +183,18 @@ def _make(arguments: tuple[int, int, int, str, tuple[str, ...]]) -> int:
     points = np.load(root / "points.npy", mmap_mode="r+")
     grip = np.load(root / "grip.npy", mmap_mode="r+")
     texts = []
+    for name in set(suites):
+        _painter(name).restart()
     for s in range(start, start + count):
         painter = _painter(suites[s % len(suites)] if suites else "")
         questions = painter.scene(np.random.default_rng([seed, s, 53]))
-        images[s] = painter.worlds.images[0]
-        grip[s] = painter.worlds.state.grip[0] - WORKSPACE_CENTRE_M
+        images[s] = painter.pictures()
+        grip[s] = painter.grip() - painter.centre_m
         points[s] = np.nan
         for q, question in enumerate(questions):
             for k, at in enumerate((question.object, question.place)):
                 if at is not None:
-                    points[s, q, k] = [*(at - WORKSPACE_CENTRE_M), *painter.project(at).reshape(-1)]
+                    points[s, q, k] = [*(at - painter.centre_m), *painter.project(at).reshape(-1)]
         texts.append([[question.prompt, question.answer] for question in questions])
     for array in (images, points, grip):
         array.flush()
@@ -201,8 +204,11 @@ def _make(arguments: tuple[int, int, int, str, tuple[str, ...]]) -> int:
 
 @functools.cache
 def _painter(suite: str) -> Painter:
-    """This process's painter of a suite with goals, or, "", of shapes and plates."""
-    return GoalPainter(load_suite(suite)) if suite else _PickPainter(_SUITE)
+    """This process's painter of a suite with goals, of one of robosuite, or, "", of shapes and plates."""
+    if not suite:
+        return _PickPainter(_SUITE)
+    spec = load_suite(suite)
+    return RobosuitePainter(spec) if isinstance(spec, RobosuiteSuite) else GoalPainter(spec)
 
 
 def generate(
@@ -216,8 +222,8 @@ def generate(
 ) -> Path:
     """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete).
 
-    `suites`: of these suites in turn, which have goals (`envs.grounding_goals`); a name given twice has twice the
-    share. None: shapes and plates. ValueError for a suite without goals.
+    `suites`: of these suites in turn, which have goals (`envs.grounding_goals`) or are robosuite's (`envs.played`); a
+    name given twice has twice the share. None: shapes and plates. ValueError for any other suite.
     """
     for name in suites:
         check_suite(name)

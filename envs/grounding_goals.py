@@ -12,13 +12,14 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from envs.demo_world import NOISE_CORRELATION
 from envs.episodes import Episode, goals_of, held_back_color, relations_of, sample_episode, tell
 from envs.goal_expert import GoalExpert
 from envs.goals import Goal, GoalKind
 from envs.language import KIND_WORDS, fixture_phrase, object_phrase
 from envs.layout import Layout
-from envs.painter import Painter, Question
+from envs.painter import PosingPainter, Question
+from envs.played import ShakingHand
+from envs.robosuite_suites import RobosuiteSuite
 from envs.scene import FINGER_OPEN_M, REST_HEIGHT_M, SCENES, fixture_names, joint_names, place_names
 from envs.shapes import KINDS, LOW_KINDS
 from envs.suites import TRAIN_SEED_LIMIT, Suite, load_suite
@@ -31,20 +32,19 @@ _PLACING = (GoalKind.ON, GoalKind.IN, GoalKind.PUSH)
 _PLAYED = 0.5
 """Of the scenes so many are played instead of posed."""
 _LONGEST_PLAY = 60
-_SHAKES = (0.0, 0.15, 0.4)
-"""Standard deviations of the noise on a played scene's motions, in units of the largest motion."""
-_SLIP = 0.04
-"""Chance per control step that the hand does the opposite for a moment: opens, or closes on nothing."""
 
 
 def check_suite(name: str) -> None:
-    """ValueError unless there is a suite `name` whose tasks are goals."""
+    """ValueError unless there is a suite `name` that can be asked about: of tasks that are goals, or of robosuite."""
     suite = load_suite(name)
+    if isinstance(suite, RobosuiteSuite):
+        suite.worlds_class()
+        return
     if getattr(suite, "scene", "") not in SCENES or not SCENES[suite.scene].fixtures:
         raise ValueError(f"suite {name!r} has no goals to ask about; leave it out (pick and place are the default set)")
 
 
-class GoalPainter(Painter):
+class GoalPainter(PosingPainter):
     """Scenes of one suite with goals."""
 
     def __init__(self, suite: Suite, image_size: int = 84) -> None:
@@ -154,20 +154,12 @@ class GoalPainter(Painter):
     def _play(self, rng: np.random.Generator) -> None:
         """Let the expert act for a while, badly."""
         w, expert = self.worlds, GoalExpert(1, self.worlds.control)
-        shake, slipping = rng.choice(_SHAKES), 0
-        disturbance = rng.standard_normal(3)
+        hand = ShakingHand(rng, w.action_spec)
         w.render_images = False
         for _ in range(rng.integers(_LONGEST_PLAY)):
-            action = expert.act(w.observation())[:, 0]
-            action[0, :3] = np.clip(action[0, :3] + shake * disturbance, -1, 1)
-            slipping = int(rng.integers(2, 6)) if rng.random() < _SLIP else max(0, slipping - 1)
-            if slipping:
-                action[0, 3] = -action[0, 3]
-            w.step_chunk(action[:, None].astype(np.float32))
+            w.step_chunk(hand(expert.act(w.observation())))
             if w.over[0]:
                 break
-            fresh = rng.standard_normal(3)
-            disturbance = NOISE_CORRELATION * disturbance + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
         w.render_images = True
 
     def _lying(self, episode: Episode) -> dict[int, int]:

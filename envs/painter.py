@@ -1,4 +1,5 @@
-"""One world whose arm and things are put anywhere, without physics, and where a point of it is in the pictures."""
+"""Scenes to ask about, and where a point of them is in the pictures; most with an arm and things that are put anywhere,
+without physics."""
 
 from __future__ import annotations
 
@@ -24,15 +25,45 @@ class Question:
 
 
 class Painter(ABC):
-    """Draws scenes of one suite; what they show is up to those who derive from it."""
+    """Draws scenes of one suite, in its first and only world."""
+
+    centre_m: tuple[float, float, float]
+    """Of the table, world frame: positions are labelled relative to it."""
+
+    def restart(self) -> None:  # noqa: B027 - most scenes do not follow from the one before
+        """Forget the scene before: the next one follows from its generator alone."""
+
+    @abstractmethod
+    def scene(self, rng: np.random.Generator) -> list[Question]:
+        """Draw a scene; it is what the next three are about."""
+
+    @abstractmethod
+    def pictures(self) -> np.ndarray:
+        """(V, H, W, 3) uint8."""
+
+    @abstractmethod
+    def grip(self) -> np.ndarray:
+        """(3,) grip site, world frame, m."""
+
+    @abstractmethod
+    def project(self, point: np.ndarray) -> np.ndarray:
+        """(V, 3): u right, v down in [-1, 1], and whether the point lies inside the image."""
+
+
+class PosingPainter(Painter):
+    """Puts the arm and the things of a tabletop suite where those want them who derive from it."""
+
+    centre_m = (0.53, 0.0, 0.0)
 
     def __init__(self, suite: Suite, image_size: int = 84) -> None:
         self.worlds = Worlds(suite, 1, image_size=image_size)
         self.kinds = self.worlds.scene.objects
 
-    @abstractmethod
-    def scene(self, rng: np.random.Generator) -> list[Question]:
-        """Draw a scene; the pictures are then in `worlds.images[0]`, the positions in `worlds.state`."""
+    def pictures(self) -> np.ndarray:
+        return self.worlds.images[0]
+
+    def grip(self) -> np.ndarray:
+        return self.worlds.state.grip[0]
 
     def reach(self, goal: np.ndarray, opening_m: float) -> None:
         """Kinematic IK to a grip position (m) with the fingers opened by `opening_m` each."""
@@ -57,7 +88,6 @@ class Painter(ABC):
         self.worlds._render([0])
 
     def project(self, point: np.ndarray) -> np.ndarray:
-        """(V, 3): u right, v down in [-1, 1], and whether the point lies inside the image."""
         w, data = self.worlds, self.worlds.data[0]
         out = []
         for camera in w.index.camera_ids:

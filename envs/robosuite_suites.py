@@ -32,6 +32,10 @@ class RobosuiteSuite:
     state: Callable[[Any, Vector], Vector]
     """(robosuite environment, grip site) -> what the scripted expert sees, (privileged_dim,)."""
     privileged_dim: int
+    named: Callable[[Vector], tuple[Vector, Vector | None]]
+    """That state -> (where the hand goes first, where it takes the thing): what the words name."""
+    things: tuple[str, ...]
+    """In words; the first is what the task is about."""
     eval_seed0: int = 5_000_000
 
     @property
@@ -100,6 +104,18 @@ def _door_state(env: Any, grip: Vector) -> Vector:
     return np.concatenate([centre, bar, outward, hinge, angles, centre + GRASP_BAR_M * bar - grip])
 
 
+def _grasped(state: Vector) -> tuple[Vector, Vector | None]:
+    return state[:3].copy(), state[4:7].copy() if state[7] > 0 else None
+
+
+def _nut(state: Vector) -> tuple[Vector, Vector | None]:
+    return state[4:7].copy(), state[7:10].copy()
+
+
+def _bar(state: Vector) -> tuple[Vector, Vector | None]:
+    return state[:3] + GRASP_BAR_M * state[3:6], None
+
+
 BAR_OUT_M = 0.10
 """How far the door handle's bar stands out from the middle of the door."""
 GRASP_BAR_M = 0.105
@@ -116,7 +132,7 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "grab the cube", "take the block",
             ),
             ("pick the cube up", "take the red block and lift it"),
-            "lift the can", _lift, GRASP_DIM,
+            "lift the can", _lift, GRASP_DIM, _grasped, ("the red cube",),
         ),
         RobosuiteSuite(
             "robosuite-stack", "robosuite Stack: the red cube on the green one", "Stack", 200,
@@ -126,7 +142,8 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "pick up the red cube and put it on the green cube",
             ),
             ("on the green cube put the red cube", "lift the red block and place it on the green block"),
-            "put the green cube on the red cube", _stack, GRASP_DIM,
+            "put the green cube on the red cube", _stack, GRASP_DIM, _grasped,
+            ("the red cube", "the green cube"),
         ),
         RobosuiteSuite(
             "robosuite-can", "robosuite PickPlaceCan: the can into its bin", "PickPlaceCan", 400,
@@ -135,7 +152,7 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "pick up the can and put it in the bin", "take the can and place it in the bin",
             ),
             ("lift the can and move it to the bin", "in the bin put the can"),
-            "put the cube in the bin", _can, GRASP_DIM,
+            "put the cube in the bin", _can, GRASP_DIM, _grasped, ("the can",),
         ),
         RobosuiteSuite(
             "robosuite-square", "robosuite NutAssemblySquare: the square nut over its peg", "NutAssemblySquare", 500,
@@ -145,7 +162,7 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "move the square nut to the square peg",
             ),
             ("on the square peg put the square nut", "pick up the square nut and fit it over the peg"),
-            "put the round nut on the round peg", _nut_state, NUT_DIM,
+            "put the round nut on the round peg", _nut_state, NUT_DIM, _nut, ("the square nut",),
         ),
         RobosuiteSuite(
             "robosuite-door", "robosuite Door: turn the handle, pull the door open", "Door", 300,
@@ -154,7 +171,7 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "press the handle down and pull the door", "open the door by its handle",
             ),
             ("pull the handle and open the door", "turn the handle down and pull the door open"),
-            "close the drawer", _door_state, DOOR_DIM,
+            "close the drawer", _door_state, DOOR_DIM, _bar, ("the handle",),
         ),
     )
 }  # fmt: skip

@@ -88,7 +88,8 @@ def test_subject_and_destination_are_those_of_the_first_goal() -> None:
     assert seen == {"button", "drawer", "plate", "bowl", "zone", "in drawer", "stack", "lift"}
 
 
-def test_what_is_carried_is_between_the_fingers_and_moments_vary() -> None:
+def test_what_is_carried_is_between_the_fingers_and_moments_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.grounding_goals._PLAYED", 0.0)
     held, openings, closed = 0, [], 0
     for questions in scenes("tabletop-ten", 60):
         world = painter("tabletop-ten").worlds

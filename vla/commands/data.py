@@ -73,7 +73,8 @@ class GroundData(Command):
     out: Path = Path("runs/ground-data")
     scenes: int = 20_000
     suites: tuple[str, ...] = ()
-    """Of these suites, which have goals, in turn; a name given twice has twice the share. None: shapes and plates."""
+    """Of these suites in turn, which have goals or are robosuite's; a name given twice has twice the share. None:
+    shapes and plates."""
     seed: int = 0
     workers: int = 2
 
