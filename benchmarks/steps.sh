@@ -1,5 +1,5 @@
 # What the rl_*.sh do with one $seed of a $suite in its folder $run: each step once, so that a script that was killed goes
-# on where it was. To be sourced.
+# on where it was. To be sourced. PROCESSES=2 of RL: with 1, and OMP_NUM_THREADS=1, two seeds may run side by side.
 
 [ $# -ge 2 ] || { sed -n "4s/^# *//p" "$0" >&2; exit 2; }
 
@@ -25,7 +25,7 @@ refine() { # RECIPE FOLDER NAME MINUTES [OPTION OF vla rl ...]: until NAME is ju
     [ -e "$run/$name.json" ] && return
     [ -e "$run/$folder/last" ] && resume=(--resume)
     ./bascule rl "$recipe" --suite "$suite" --init "$run/imitation" --seed "$seed" --minutes "$minutes" \
-        --processes 2 --workers 1 --out "$run/$folder" "${resume[@]}" "$@"
+        --processes "${PROCESSES:-2}" --workers 1 --out "$run/$folder" "${resume[@]}" "$@"
 }
 
 teach_and_refine() { # DEMOS EPISODES MINUTES SEEDS [OPTION OF vla train ...]: into $out, by the suite's own RL recipe

@@ -132,11 +132,11 @@ def robosuite_lift() -> RunnerConfig:
         decisions_per_update=25,
         max_seconds=3600.0,
         eval_every=10,
-        target_success=0.97,
+        target_success=0.99,
         calibrate_scales=(),
         train_seeds=(500_000, 1_000_000),
         actor=replace(config.actor, motion_std=0.15, gripper_std=0.4),
-        ppo=replace(config.ppo, minibatch_size=300, anneal_updates=150),
+        ppo=replace(config.ppo, minibatch_size=300, anneal_updates=100),
     )
 
 
