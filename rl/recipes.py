@@ -106,8 +106,8 @@ def tabletop_pick_flow() -> RunnerConfig:
 def multitask() -> RunnerConfig:
     """Many tasks in one policy, drawn by how they succeed; choose the suite with --suite.
 
-    With ten tasks each sees a tenth of every batch, and a step is mostly noise: at the rates of `tabletop_pick` success
-    was no higher after 50 updates than before, at half of them it rose from 109 to 125 of 192 in 40 (BENCHMARKS.md).
+    With ten tasks each sees a tenth of every batch, and a step is mostly noise. These rates have taken a policy from 58
+    to 74% and nothing from one at 69% (BENCHMARKS.md): not yet a recipe to rely on.
     """
     config = tabletop_pick()
     return replace(
@@ -121,9 +121,9 @@ def multitask() -> RunnerConfig:
 
 
 def robosuite_lift() -> RunnerConfig:
-    """robosuite's Lift from the imitation of ten demonstrations. A control step costs eight of the tabletop's: fewer
-    worlds, smaller batches, evaluations that are further apart. With rate and noise shrunk after 50 updates success
-    rose little from the thirtieth on (BENCHMARKS.md)."""
+    """robosuite's Lift from the imitation of ten demonstrations, on the backbone `tiny-goals`: `tiny` has not seen
+    robosuite's pictures. A control step costs eight of the tabletop's: fewer worlds, smaller batches, evaluations that
+    are further apart."""
     config = tabletop_pick()
     return replace(
         config,
