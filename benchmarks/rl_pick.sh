@@ -3,10 +3,11 @@
 #
 #   benchmarks/rl_pick.sh FOLDER SEED ...     writes FOLDER/SEED/{imitation,rl4,rl10}.json; about 17 minutes a seed
 #
-# DEMOS=60, MINUTES="4 10". The minutes are those of `vla rl` itself: calibration, learning and its own evaluations. Scenes
+# DEMOS=60, MINUTES="4 10", BACKBONE=tiny. The minutes are those of `vla rl` itself: calibration, learning, its own
+# evaluations. Scenes
 # of the final evaluations take no part in them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/steps.sh
 suite=tabletop-pick out=$1
-teach_and_refine "${DEMOS:-60}" 400 "${MINUTES:-4 10}" "${*:2}" --steps 700
+teach_and_refine "${DEMOS:-60}" 400 "${MINUTES:-4 10}" "${*:2}" --steps 700 --backbone "${BACKBONE:-tiny}"
