@@ -20,12 +20,12 @@ import numpy as np
 
 from envs.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.goals import Goal, GoalKind
-from envs.grounding_goals import GoalPainter, check_suite
+from envs.grounding_goals import GoalPainter
 from envs.language import KIND_WORDS, instruction, object_phrase, plate_phrase
 from envs.painter import Painter, PosingPainter, Question
 from envs.played import RobosuitePainter
 from envs.robosuite_suites import RobosuiteSuite
-from envs.scene import COLORS, REST_HEIGHT_M
+from envs.scene import COLORS, REST_HEIGHT_M, SCENES
 from envs.shapes import PLATE_RADIUS_M, PLATE_THICKNESS_M
 from envs.suites import Suite, load_suite
 from envs.worker import worker_environment
@@ -211,6 +211,15 @@ def _painter(suite: str) -> Painter:
     return RobosuitePainter(spec) if isinstance(spec, RobosuiteSuite) else GoalPainter(spec)
 
 
+def _check_suite(name: str) -> None:
+    """ValueError unless there is a suite `name` that can be asked about: of tasks that are goals, or of robosuite."""
+    suite = load_suite(name)
+    if isinstance(suite, RobosuiteSuite):
+        suite.worlds_class()  # says what is missing
+    elif getattr(suite, "scene", "") not in SCENES or not SCENES[suite.scene].fixtures:
+        raise ValueError(f"suite {name!r} has no goals to ask about; leave it out (pick and place are the default set)")
+
+
 def generate(
     scenes: int,
     out: Path,
@@ -226,7 +235,7 @@ def generate(
     name given twice has twice the share. None: shapes and plates. ValueError for any other suite.
     """
     for name in suites:
-        check_suite(name)
+        _check_suite(name)
     if out.exists():
         raise ValueError(f"{out} exists: give another --out, or remove it")
     work = out.with_name(f".{out.name}.{os.getpid()}")

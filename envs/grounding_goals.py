@@ -19,10 +19,9 @@ from envs.language import KIND_WORDS, fixture_phrase, object_phrase
 from envs.layout import Layout
 from envs.painter import PosingPainter, Question
 from envs.played import ShakingHand
-from envs.robosuite_suites import RobosuiteSuite
-from envs.scene import FINGER_OPEN_M, REST_HEIGHT_M, SCENES, fixture_names, joint_names, place_names
+from envs.scene import FINGER_OPEN_M, REST_HEIGHT_M, fixture_names, joint_names, place_names
 from envs.shapes import KINDS, LOW_KINDS
-from envs.suites import TRAIN_SEED_LIMIT, Suite, load_suite
+from envs.suites import TRAIN_SEED_LIMIT, Suite
 from envs.tasks import TASKS, Step, swapped
 
 _BELOW_TOP_M = 0.027
@@ -32,16 +31,6 @@ _PLACING = (GoalKind.ON, GoalKind.IN, GoalKind.PUSH)
 _PLAYED = 0.5
 """Of the scenes so many are played instead of posed."""
 _LONGEST_PLAY = 60
-
-
-def check_suite(name: str) -> None:
-    """ValueError unless there is a suite `name` that can be asked about: of tasks that are goals, or of robosuite."""
-    suite = load_suite(name)
-    if isinstance(suite, RobosuiteSuite):
-        suite.worlds_class()
-        return
-    if getattr(suite, "scene", "") not in SCENES or not SCENES[suite.scene].fixtures:
-        raise ValueError(f"suite {name!r} has no goals to ask about; leave it out (pick and place are the default set)")
 
 
 class GoalPainter(PosingPainter):

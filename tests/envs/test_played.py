@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 from envs.control import action_spec
 from envs.grounding import QUESTIONS_PER_SCENE, generate
 from envs.played import ShakingHand
-
-needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="the extra 'robosuite' is not installed")
+from tests.envs.test_robosuite_env import needs_robosuite
 
 
 def test_a_shaking_hand_displaces_lets_go_and_stays_within_bounds() -> None:
@@ -30,7 +28,10 @@ def test_a_shaking_hand_displaces_lets_go_and_stays_within_bounds() -> None:
 
 
 @needs_robosuite
-def test_robosuite_scenes_point_at_red_pixels_and_depend_on_their_seed_alone(tmp_path: Path) -> None:
+def test_robosuite_scenes_point_at_red_pixels_and_depend_on_their_seed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("envs.grounding._SCENES_PER_TASK", 10)  # one worker draws several parts, one after the other
     folders = [
         generate(40, tmp_path / str(k), suites=("robosuite-lift",), seed=3, num_workers=workers)
         for k, workers in enumerate((1, 2))
