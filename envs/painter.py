@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from envs.base import BaseWorlds
 from envs.control import joint_targets
 from envs.suites import Suite
 from envs.worlds import Worlds
@@ -27,6 +28,7 @@ class Question:
 class Painter(ABC):
     """Draws scenes of one suite, in its first and only world."""
 
+    worlds: BaseWorlds
     centre_m: tuple[float, float, float]
     """Of the table, world frame: positions are labelled relative to it."""
 
@@ -38,29 +40,34 @@ class Painter(ABC):
         """Draw a scene; it is what the next three are about."""
 
     @abstractmethod
-    def pictures(self) -> np.ndarray:
-        """(V, H, W, 3) uint8."""
-
-    @abstractmethod
     def grip(self) -> np.ndarray:
         """(3,) grip site, world frame, m."""
 
-    @abstractmethod
+    def pictures(self) -> np.ndarray:
+        """(V, H, W, 3) uint8."""
+        return self.worlds.images[0]
+
     def project(self, point: np.ndarray) -> np.ndarray:
         """(V, 3): u right, v down in [-1, 1], and whether the point lies inside the image."""
+        w, out = self.worlds, []
+        assert w.intrinsics is not None and w.extrinsics is not None, "worlds to paint are made with calibration=True"
+        for intrinsics, extrinsics in zip(w.intrinsics[0], w.extrinsics[0], strict=True):
+            local = extrinsics[:3, :3].T @ (point - extrinsics[:3, 3])
+            u, v = (intrinsics @ (local / max(float(local[2]), 1e-6)))[:2] / (w.image_size / 2) - 1
+            inside = local[2] > 0 and abs(u) < 1 and abs(v) < 1
+            out.append([np.clip(u, -1.5, 1.5), np.clip(v, -1.5, 1.5), float(inside)])
+        return np.array(out)
 
 
 class PosingPainter(Painter):
     """Puts the arm and the things of a tabletop suite where those want them who derive from it."""
 
+    worlds: Worlds
     centre_m = (0.53, 0.0, 0.0)
 
     def __init__(self, suite: Suite, image_size: int = 84) -> None:
-        self.worlds = Worlds(suite, 1, image_size=image_size)
+        self.worlds = Worlds(suite, 1, image_size=image_size, calibration=True)
         self.kinds = self.worlds.scene.objects
-
-    def pictures(self) -> np.ndarray:
-        return self.worlds.images[0]
 
     def grip(self) -> np.ndarray:
         return self.worlds.state.grip[0]
@@ -86,15 +93,3 @@ class PosingPainter(Painter):
         mujoco.mj_kinematics(self.worlds.model, self.worlds.data[0])
         self.worlds._read(0)
         self.worlds._render([0])
-
-    def project(self, point: np.ndarray) -> np.ndarray:
-        w, data = self.worlds, self.worlds.data[0]
-        out = []
-        for camera in w.index.camera_ids:
-            local = data.cam_xmat[camera].reshape(3, 3).T @ (point - data.cam_xpos[camera])
-            scale = np.tan(np.deg2rad(w.model.cam_fovy[camera]) / 2)
-            depth = max(-local[2], 1e-6)
-            u, v = local[0] / depth / scale, -local[1] / depth / scale
-            inside = local[2] < 0 and abs(u) < 1 and abs(v) < 1
-            out.append([np.clip(u, -1.5, 1.5), np.clip(v, -1.5, 1.5), float(inside)])
-        return np.array(out)

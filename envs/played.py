@@ -67,21 +67,8 @@ class RobosuitePainter(Painter):
         w._render([0])
         return self._questions(rng)
 
-    def pictures(self) -> np.ndarray:
-        return self.worlds.images[0]
-
     def grip(self) -> np.ndarray:
         return self.worlds.proprio()[0, :3].astype(np.float64)
-
-    def project(self, point: np.ndarray) -> np.ndarray:
-        w, out = self.worlds, []
-        for intrinsics, extrinsics in zip(w.intrinsics[0], w.extrinsics[0], strict=True):
-            local = extrinsics[:3, :3].T @ (point - extrinsics[:3, 3])
-            depth = max(float(local[2]), 1e-6)
-            u, v = (intrinsics @ (local / depth))[:2] / (w.image_size / 2) - 1
-            inside = local[2] > 0 and abs(u) < 1 and abs(v) < 1
-            out.append([np.clip(u, -1.5, 1.5), np.clip(v, -1.5, 1.5), float(inside)])
-        return np.array(out)
 
     def _questions(self, rng: np.random.Generator) -> list[Question]:
         """Four instructions, where the thing is, whether it is held, what is, and what there is."""
