@@ -3,8 +3,9 @@
 #
 #   benchmarks/gpu_rl.sh POLICY FOLDER [OPTION OF vla rl ...]     writes FOLDER/rl-warp.json; ten minutes
 #
-# POLICY is an imitation policy of suite tabletop-ten, as benchmarks/rl_multitask.sh makes one on any machine. Needs a GPU
-# and `./bascule setup warp`; to see that it runs without: --device cpu --num-envs 4 --minutes 1
+# POLICY is an imitation policy of suite tabletop-ten, its demonstrations beside it in `demos`, as
+# benchmarks/rl_multitask.sh makes them on any machine. Needs a GPU and `./bascule setup warp`; to see that it runs
+# without: --device cpu --num-envs 4 --minutes 1
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 2 ] || { sed -n "4s/^# *//p" "$0" >&2; exit 2; }
@@ -12,8 +13,8 @@ policy=$1 out=$2
 mkdir -p "$out"
 resume=()
 if [ -e "$out/rl/last" ]; then resume=(--resume); fi
-./bascule rl multitask --suite tabletop-ten --backend warp --init "$policy" --num-envs 1024 --horizon 100 --minutes 8 \
-    --out "$out/rl" "${resume[@]}" "${@:3}"
+./bascule rl multitask --suite tabletop-ten --backend warp --init "$policy" --demos "$(dirname "$policy")/demos" \
+    --num-envs 1024 --horizon 100 --minutes 8 --out "$out/rl" "${resume[@]}" "${@:3}"
 exec .venv/bin/python - "$out" <<'PY'
 import json
 import sys

@@ -16,7 +16,7 @@ for seed in "${@:2}"; do
     imitate "${DEMOS:-300}" --recipe tabletop-ten --steps "${STEPS:-2000}" --num-threads "${OMP_NUM_THREADS:-2}"
     judge "$run/imitation" imitation --episodes 600
     for rule in ${RULES:-vla-rl uniform}; do
-        refine multitask "$rule" "$rule" "${MINUTES:-45}" --horizon 100 --curriculum "$rule"
+        refine multitask "$rule" "$rule" "${MINUTES:-45}" --horizon 100 --curriculum "$rule" --demos "$run/demos"
         judge "$run/$rule/best" "$rule" --episodes 600
         judge "$run/$rule/best" "$rule-heldout" --episodes 600 --phrasings heldout
     done

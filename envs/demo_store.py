@@ -28,6 +28,9 @@ PNG_LEVEL = 3
 """zlib level: higher levels cost more time than the disk they save on small frames."""
 DATA_FILE_BYTES = 100_000_000
 _QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
+PRIVILEGED = "privileged"
+PRIVILEGED_FILE = "privileged.parquet"
+"""In `meta/`, beside the dataset: as one of its features, whoever appends to it or merges it would need a simulator."""
 _INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _METADATA_KEY = b"bascule"
 
@@ -56,6 +59,8 @@ class DemoEpisode:
     """(T, P)."""
     action: NDArray[np.float32]
     """(T, A)."""
+    privileged: NDArray[np.float32] | None = None
+    """(T, S) the simulator's state: for critics and teachers in simulation, never for a policy."""
 
 
 def image_key(camera: str) -> str:
@@ -77,7 +82,10 @@ def _vectors(values: NDArray[np.float32]) -> pa.Array:
 
 def save_episode(path: Path, episode: DemoEpisode) -> None:
     """Write one finished episode to `path`, atomically. ValueError if it holds a NaN or an infinity."""
-    for name, values in (("observation.state", episode.proprio), ("action", episode.action)):
+    vectors = {"observation.state": episode.proprio, "action": episode.action}
+    if episode.privileged is not None and episode.privileged.shape[1]:
+        vectors[PRIVILEGED] = episode.privileged
+    for name, values in vectors.items():
         if not np.isfinite(values).all():
             frame = int(np.argwhere(~np.isfinite(values))[0, 0])
             raise ValueError(f"seed {episode.seed}: the world produced a non-finite {name} at frame {frame}")
@@ -89,8 +97,7 @@ def save_episode(path: Path, episode: DemoEpisode) -> None:
         columns[image_key(camera)] = pa.StructArray.from_arrays([encoded, names], ["bytes", "path"])
         # A histogram per channel gives exact image statistics later, of any union of episodes, without decoding again.
         histograms[camera] = [np.bincount(frames[..., c].ravel(), minlength=256).tolist() for c in range(3)]
-    columns["observation.state"] = _vectors(episode.proprio)
-    columns["action"] = _vectors(episode.action)
+    columns |= {name: _vectors(values) for name, values in vectors.items()}
     about = {"seed": episode.seed, "instruction": episode.instruction, "histograms": histograms}
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about)})
     buffer = io.BytesIO()
@@ -227,6 +234,7 @@ def build_dataset(files: list[Path], root: Path, facts: WorldFacts) -> list[int]
     seeds: list[int] = []
     rows: list[dict[str, Any]] = []
     numeric: dict[str, list[NDArray[Any]]] = {k: [] for k, f in features.items() if f["dtype"] != "image"}
+    privileged: list[pa.Table] = []
     totals = {camera: np.zeros((3, 256), np.int64) for camera in facts.cameras}
     first = 0
     for episode, (table, about) in enumerate(map(_load_episode, files)):
@@ -234,6 +242,8 @@ def build_dataset(files: list[Path], root: Path, facts: WorldFacts) -> list[int]
         table, index = _with_indices(table, facts.fps, episode, first, task)
         data.append(table.select(list(features)).replace_schema_metadata(schema))
         values = index | {key: _numbers(table, key) for key in ("observation.state", "action")}
+        if PRIVILEGED in table.column_names:
+            privileged.append(table.select(["index", PRIVILEGED]))
         stats = {key: _vector_stats(values[key]) for key in numeric}
         for key in numeric:
             numeric[key].append(values[key])
@@ -261,6 +271,8 @@ def build_dataset(files: list[Path], root: Path, facts: WorldFacts) -> list[int]
     stats = {key: _vector_stats(np.concatenate(parts)) for key, parts in numeric.items()}
     stats |= {image_key(camera): _image_stats(totals[camera], first) for camera in facts.cameras}
     _write_meta(root / "meta", facts, features, list(tasks), rows, stats, first)
+    if privileged:
+        pq.write_table(pa.concat_tables(privileged), root / "meta" / PRIVILEGED_FILE, compression="snappy")
     return seeds
 
 

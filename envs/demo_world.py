@@ -37,6 +37,9 @@ class DemoWorld(Protocol):
     def observe(self) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32]]:
         """(camera -> (H, W, 3) RGB, proprio (P,)) of this instant."""
 
+    def privileged(self) -> NDArray[np.float32]:
+        """(S,) the simulator's state of this instant, as critics see it; S = 0 where nobody tells."""
+
     def expert_action(self) -> NDArray[np.float32]:
         """(A,) what the scripted expert does now."""
 
@@ -63,7 +66,7 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     scale = noise * 0.5 * (high - low) * np.array([name != "gripper" for name in spec.names], np.float32)
     disturbance = rng.standard_normal(spec.dim)
     images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in world.cameras}
-    proprio, actions = [], []
+    proprio, privileged, actions = [], [], []
     world.reset(seed)
     while not world.done and len(actions) < world.horizon:
         frame, state = world.observe()
@@ -71,6 +74,7 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
         for camera in world.cameras:
             images[camera].append(np.array(frame[camera]))  # a copy: renderers reuse their buffers
         proprio.append(np.array(state, np.float32))
+        privileged.append(np.array(world.privileged(), np.float32))
         actions.append(action)
         world.step(np.clip(action + scale * disturbance, low, high).astype(np.float32))
         fresh = rng.standard_normal(spec.dim)
@@ -78,7 +82,7 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     if not world.success or not actions:
         return None
     stacked = {camera: np.stack(frames) for camera, frames in images.items()}
-    return DemoEpisode(seed, world.instruction, stacked, np.stack(proprio), np.stack(actions))
+    return DemoEpisode(seed, world.instruction, stacked, np.stack(proprio), np.stack(actions), np.stack(privileged))
 
 
 class SuiteWorld:
@@ -114,6 +118,10 @@ class SuiteWorld:
     def observe(self) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32]]:
         assert self._obs is not None, "reset first"
         return {camera: image[0] for camera, image in self._obs.images.items()}, self._obs.proprio[0]
+
+    def privileged(self) -> NDArray[np.float32]:
+        assert self._obs is not None and self._obs.privileged is not None, "reset first"
+        return self._obs.privileged[0]
 
     def expert_action(self) -> NDArray[np.float32]:
         assert self._obs is not None, "reset first"

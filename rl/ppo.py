@@ -21,10 +21,18 @@ class PPOConfig(PolicyConfig):
 
     critic_lr: float = 1e-3
     critic_epochs: int = 4
+    critic_memory: int = 1
+    """Rollouts whose states and targets the critic learns from, the newest among them: a policy changes little from one
+    to the next, and a critic that has seen more makes a smaller `lam` trustworthy."""
+    critic_lam: float | None = None
+    """`lam` of the critic's targets (None: the same). With a small `lam` it would learn from its own guesses; Yue et
+    al. 2025 (VC-PPO, arXiv 2503.01491) give the two their own, too."""
     gamma: float = 0.97
     discount_per: Literal["chunk", "step"] = "chunk"
     """Whether gamma discounts a decision, or every executed control step (gamma ** n_steps)."""
     lam: float = 0.95
+    """Of the advantages: how far beyond the critic's word on the next state they trust what really came after. Over a
+    chunk's few steps most of that is other decisions' luck."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """What a truncated episode's last state is worth: its value, as if the clock had not run out, or (when finishing in
     time is itself the task) nothing. Pardo et al. 2018, "Time limits in reinforcement learning"."""
@@ -33,6 +41,12 @@ class PPOConfig(PolicyConfig):
     """Divide rewards by the running standard deviation of discounted returns: for rewards of unknown size."""
     critic_warmup: int = 4
     """First updates that train the critic alone: advantages of a random critic would destroy the imitation policy."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if self.critic_memory < 1:
+            return f"critic_memory counts rollouts, the newest among them: at least 1, got {self.critic_memory}"
+        return super().problem()
 
 
 class PPO(PolicyLearner):
@@ -54,6 +68,8 @@ class PPO(PolicyLearner):
         self._value = self.team.wrap(critic)
         self.return_norm = RunningNorm(1) if config.scale_returns else None
         self.critic_optimiser = torch.optim.Adam(critic.parameters(), lr=config.critic_lr, fused=True)
+        self._memory: list[tuple[Tensor, Tensor]] = []
+        """States and targets of the rollouts before, oldest first."""
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
         """Advantages, then (after critic warm-up) the policy, then the critic. NonFiniteError names what broke, if so.
@@ -85,8 +101,9 @@ class PPO(PolicyLearner):
         if config.time_limit == "terminal":
             terminated = terminated | truncated
         rewards = self._scaled(rewards, discounts, terminated | truncated)
-        advantages = gae(rewards, values, next_values, terminated, truncated, discounts, config.lam)
-        returns = advantages + values
+        parts = (rewards, values, next_values, terminated, truncated, discounts)
+        advantages = gae(*parts, config.lam)
+        returns = values + (advantages if config.critic_lam is None else gae(*parts, config.critic_lam))
         buffer.advantages_TN = normalise(advantages, self.team)
         self.remember_imitation(buffer)
         metrics = {
@@ -116,10 +133,12 @@ class PPO(PolicyLearner):
         # its own loop: it gathers no features, and a KL stop of the policy is no reason to stop learning values
         config, where = self.config, f"in critic update {self.num_updates}"
         losses: list[float] = []
-        states = buffer.flat("state")
+        self._memory = [*self._memory, (buffer.flat("state").clone(), returns)][-config.critic_memory :]
+        states, targets = (torch.cat(kept) for kept in zip(*self._memory, strict=True))
+        parts = -(-len(states) // max(1, config.minibatch_size // self.team.size))
         for _ in range(config.critic_epochs):
-            for index in buffer.minibatches(max(1, config.minibatch_size // self.team.size), self.generator):
-                loss = (self._value(states[index]) - returns[index]).square().mean()
+            for index in torch.randperm(len(states), generator=self.generator).to(states.device).tensor_split(parts):
+                loss = (self._value(states[index]) - targets[index]).square().mean()
                 require_finite("loss (critic)", loss.detach(), where)
                 self.critic_optimiser.zero_grad(set_to_none=True)
                 loss.backward()
@@ -137,8 +156,14 @@ class PPO(PolicyLearner):
         return out
 
     def trainer_state(self) -> dict[str, Any]:
-        return super().trainer_state() | {"critic_optimiser": self.critic_optimiser.state_dict()}
+        # the memory here and not among the tensors: every process has its own
+        memory = [list(kept) for kept in self._memory] if self.config.critic_memory > 1 else []
+        return super().trainer_state() | {
+            "critic_optimiser": self.critic_optimiser.state_dict(),
+            "critic_memory": memory,
+        }
 
     def load_trainer_state(self, state: dict[str, Any]) -> None:
         super().load_trainer_state(state)
         self.critic_optimiser.load_state_dict(state["critic_optimiser"])
+        self._memory = [(states, targets) for states, targets in state.get("critic_memory", [])]

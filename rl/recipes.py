@@ -9,6 +9,7 @@ from rl.actor import ActorConfig, CriticConfig
 from rl.curriculum import CurriculumConfig
 from rl.filtered import FilteredConfig
 from rl.grpo import GRPOConfig
+from rl.guide import GuideConfig
 from rl.ppo import PPOConfig
 from rl.process_reward import ShapingConfig
 from rl.run_config import RunnerConfig
@@ -104,10 +105,10 @@ def tabletop_pick_flow() -> RunnerConfig:
 
 
 def multitask() -> RunnerConfig:
-    """Many tasks in one policy, drawn by how they succeed; choose the suite with --suite.
+    """Many tasks in one policy, drawn by how they succeed; choose the suite with --suite, give --demos.
 
-    With ten tasks each sees a tenth of every batch, and a step is mostly noise. These rates have taken a policy from 58
-    to 74% and nothing from one at 69% (BENCHMARKS.md): not yet a recipe to rely on.
+    With ten tasks each sees a tenth of every batch, and what the reward alone says of a step is mostly noise
+    (BENCHMARKS.md). A teacher that has imitated the same demonstrations from the simulator's state says the rest.
     """
     config = tabletop_pick()
     return replace(
@@ -115,9 +116,27 @@ def multitask() -> RunnerConfig:
         suite="tabletop-mixed",
         max_seconds=2700.0,
         eval_every=25,
-        ppo=replace(config.ppo, lr=3e-4, kl_stop=0.04, anneal_updates=300, average_decay=0.9),
+        calibrate_scales=(),
+        actor=replace(config.actor, motion_std=0.1, gripper_std=0.2, refiner_width=512),
+        ppo=replace(
+            config.ppo,
+            lr=1e-4,
+            kl_stop=0.04,
+            anneal_updates=300,
+            average_decay=0.9,
+            lam=0.5,
+            critic_lam=0.95,
+            critic_memory=8,
+            critic_epochs=5,
+        ),
+        guide=GuideConfig(minibatch_size=384, anneal_updates=280),
         curriculum=CurriculumConfig(rule="vla-rl", temperature=0.5, floor=0.3),
     )
+
+
+def multitask_unguided() -> RunnerConfig:
+    """As multitask, by the reward alone: no demonstrations are needed, and ten tasks learn next to nothing."""
+    return replace(multitask(), guide=None)
 
 
 def robosuite_lift() -> RunnerConfig:
@@ -147,6 +166,7 @@ RECIPES: dict[str, Callable[[], RunnerConfig]] = {
     "tabletop-pick-shaped": tabletop_pick_shaped,
     "tabletop-pick-flow": tabletop_pick_flow,
     "multitask": multitask,
+    "multitask-unguided": multitask_unguided,
     "robosuite-lift": robosuite_lift,
     "smoke": smoke,
 }

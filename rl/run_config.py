@@ -14,6 +14,7 @@ from rl.curriculum import CurriculumConfig
 from rl.episodes import EpisodeBuffer, EpisodeCollector
 from rl.filtered import FilteredConfig, FilteredImitation
 from rl.grpo import GRPO, GRPOConfig
+from rl.guide import GuideConfig
 from rl.learner import PolicyLearner
 from rl.ppo import PPO, PPOConfig
 from rl.process_reward import ShapingConfig
@@ -63,6 +64,8 @@ class RunnerConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     method: FilteredConfig | GRPOConfig | None = None
     """Learn by this instead of PPO."""
+    guide: GuideConfig | None = None
+    """Learn from a teacher that sees the simulator's state, too (PPO only). Needs demonstrations with that state."""
     curriculum: CurriculumConfig | None = None
     """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""
     shaping: ShapingConfig | None = None

@@ -16,8 +16,10 @@ from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.collect import Collector, play
 from rl.curriculum import Curriculum
 from rl.demos import DemoRows
+from rl.guide import Guide
 from rl.process_reward import ProgressModel, Shaping, ShapingConfig, fit_progress, watch
 from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
+from rl.teacher import Teacher, TeacherConfig, TeacherPolicy, fit_teacher
 from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.config import encode, fill_defaults, save_json
 from vla.metrics import Metrics
@@ -72,6 +74,8 @@ class Runner:
         team.place(model)
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
         self.evaluate, self.on_update = evaluate, on_update
+        if config.guide is not None and (config.method is not None or config.critic.reads != "privileged"):
+            raise ValueError("a guide goes with PPO whose critic reads the simulator's state, as its teacher does")
         self.actor = GaussianChunkActor(model, env.action_spec.names, config.actor, seed=config.seed)
         n_action_steps = config.n_action_steps
         if isinstance(getattr(model, "config", None), VLAConfig):
@@ -92,9 +96,16 @@ class Runner:
         )
         method = make_method(config, self.actor, self.collector, team)
         self.learner, self.gather, self.buffer = method.learner, method.gather, method.buffer
+        self.guide: Guide | None = None
+        if config.guide is not None:
+            order = torch.Generator().manual_seed(2 * config.seed + 3 + 1_000_003 * team.rank)
+            self.guide = Guide(self.actor, config.guide, generator=order, team=team)
+        self._demos = demos
         needs_demos = config.actor.state_std or self.learner.config.demo_coef
-        if needs_demos and demos is None:
-            raise ValueError("state_std and demo_coef need demonstrations: name a data set, or leave them off")
+        if (needs_demos or config.guide is not None) and demos is None:
+            raise ValueError(
+                "a guide, state_std and demo_coef need demonstrations: name a data set (--demos), or leave them off"
+            )
         self.learner.demos = DemoRows.of(self.actor, demos, seed=config.seed) if needs_demos and demos else None
         self.std_scale = 1.0
         self.evaluations: list[tuple[int, int, int]] = []
@@ -147,6 +158,8 @@ class Runner:
             self.calibrate()
             if self.config.shaping is not None:
                 self._learn_progress(self.config.shaping)
+            if self.guide is not None:
+                self.guide.teacher = self._find_teacher(self.guide.config.teacher)
             self._evaluate()
             self.save()
         stopped_by = self._stop_reason()
@@ -176,6 +189,8 @@ class Runner:
         metrics = self._together(self.gather.collect(self.buffer))
         collected = time.monotonic()
         metrics |= self.learner.update(self.buffer)
+        if self.guide is not None:  # after the policy's own steps: these must start from the policy that acted
+            metrics |= self.guide.improve(self.buffer)
         updated = time.monotonic()
         stopped_by = self._stop_reason()
         boundary = bool(stopped_by) or self.learner.num_updates % self.config.eval_every == 0
@@ -281,6 +296,26 @@ class Runner:
         gamma = self.config.ppo.gamma if self.config.ppo.discount_per == "chunk" else 1.0
         self.collector.shaping = Shaping(model.to(self.actor.device), self.env.num_envs, coef=config.coef, gamma=gamma)
 
+    def _find_teacher(self, config: TeacherConfig) -> Teacher:
+        """From the demonstrations; OUT/teacher.json says what it reaches by itself, on training scenes."""
+        assert self._demos is not None, "asked for in __init__"
+        env, model = self.env, self.model
+        teacher = fit_teacher(self._demos, model.processor, model.chunk_size, config, seed=self.config.seed)
+        if teacher.state_dim != (needed := env.privileged_dim + env.proprio_dim):
+            raise ValueError(
+                f"the demonstrations hold {teacher.state_dim} numbers of state, the worlds of {self.config.suite} have "
+                f"{needed}: give demonstrations of this suite"
+            )
+        teacher.to(self.actor.device)
+        policy = TeacherPolicy(teacher, model.processor, env.action_spec, self.collector.n_action_steps)
+        rounds = max(1, 96 // self.config.num_envs)
+        successes = self._successes(policy, [self.collector.next_seeds(env.num_envs) for _ in range(rounds)])
+        if self.team.rank == 0:
+            played = {"successes": successes, "episodes": rounds * self.config.num_envs}
+            save_json(self.out / "teacher.json", played | {"demonstrations": len(self._demos.episodes)})
+        self.collector.forget_worlds()
+        return teacher
+
     def _successes(self, policy: Policy, seeds: list[list[int]]) -> int:
         return int(self.team.total(float(sum(play(policy, self.env, s) for s in seeds)))[0])
 
@@ -332,6 +367,7 @@ class Runner:
             "best_update": self.best_update,
             "seconds": self.seconds,
             "processes": self.team.size,
+            "guide": None if self.guide is None else self.guide.state(),
         }
         if self.team.rank:  # what is its own: the rest is the same everywhere, and the first process keeps it
             save_checkpoint(self._own_folder(), config={}, tensors={}, stats={}, trainer_state=trainer)
@@ -340,6 +376,8 @@ class Runner:
         tensors = self.learner.tensors() | {f"best.{name}": t for name, t in self._best.items()}
         if self.collector.shaping is not None:
             tensors |= {f"progress.{n}": t for n, t in self.collector.shaping.model.state_dict().items()}
+        if self.guide is not None:
+            tensors |= {f"teacher.{n}": t for n, t in self.guide.teacher.state_dict().items()}
         save_checkpoint(self.out / "last", config=encode(self.config), tensors=tensors, stats={}, trainer_state=trainer)
         self.team.wait()
 
@@ -363,6 +401,12 @@ class Runner:
         if self.config.shaping is not None:
             progress = {n.removeprefix("progress."): t for n, t in saved.tensors.items() if n.startswith("progress.")}
             self._use_progress(ProgressModel.from_tensors(progress), self.config.shaping)
+        if self.guide is not None:
+            tensors = {n.removeprefix("teacher."): t for n, t in saved.tensors.items() if n.startswith("teacher.")}
+            size = (len(tensors["shift"]), self.model.chunk_size, len(self.env.action_spec.names))
+            self.guide.teacher = Teacher(*size, self.guide.config.teacher).to(self.actor.device)
+            self.guide.teacher.load_state_dict(tensors)
+            self.guide.teacher.requires_grad_(False)
         trainer = saved.trainer_state
         if trainer.get("processes", 1) != self.team.size:
             raise ValueError(f"{self.out} was made by {trainer.get('processes', 1)} processes: resume it with as many")
@@ -370,6 +414,8 @@ class Runner:
             trainer = load_checkpoint(self._own_folder()).trainer_state
         self.learner.load_trainer_state(trainer.get("learner", trainer.get("ppo")))
         self.collector.load_state(trainer["collector"])
+        if self.guide is not None:
+            self.guide.load_state(trainer["guide"])
         self.std_scale = trainer["std_scale"]
         self.evaluations = [tuple(row) for row in trainer["evaluations"]]
         self.best_update = trainer["best_update"]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vla.stream import LazyFrames
 
 PROPRIO, ACTION = "observation.state", "action"
+_PRIVILEGED_FILE = "privileged.parquet"
+"""In `meta/` of what `vla demos` records: the simulator's state by frame."""
 _IMAGE_PREFIX = "observation.images."
 _BOOKKEEPING = ("index", "episode_index", "frame_index", "timestamp", "task_index")
 _MEMORY_SHARE = 0.8
@@ -50,6 +52,8 @@ class DemoSet:
     fps: float
     action_names: tuple[str, ...]
     proprio_names: tuple[str, ...]
+    privileged: NDArray[np.float32] | None = None
+    """(F, S) the simulator's state, where the demonstrations were made in one (`vla demos`): for teachers."""
 
     @property
     def num_frames(self) -> int:
@@ -98,6 +102,7 @@ class DemoSet:
             action=self.action[rows],
             instruction=[self.instruction[i] for i in rows],
             episode_index=self.episode_index[rows],
+            privileged=None if self.privileged is None else self.privileged[rows],
         )
 
     def chunks(
@@ -195,6 +200,7 @@ def load_dataset(
         fps=float(info["fps"]),
         action_names=_names(features, ACTION),
         proprio_names=_names(features, PROPRIO),
+        privileged=_privileged(root, table),
     )
 
 
@@ -363,6 +369,21 @@ def _vectors(
             f"(component {component})"
         )
     return values
+
+
+def _privileged(root: Path, table: pa.Table) -> NDArray[np.float32] | None:
+    """(F, S) the simulator's state; None unless it is there for every frame (others may have been appended)."""
+    path = root / "meta" / _PRIVILEGED_FILE
+    if not path.is_file():
+        return None
+    found = read_parquet(path, root)
+    column = found.column("privileged").combine_chunks()
+    values = column.flatten().to_numpy().reshape(len(found), -1)
+    wanted = table.column("index").to_numpy()
+    order = np.argsort(found.column("index").to_numpy())
+    numbers = found.column("index").to_numpy()[order]
+    at = np.searchsorted(numbers, wanted).clip(max=len(numbers) - 1)
+    return values[order[at]] if (numbers[at] == wanted).all() else None
 
 
 def _instructions(root: Path, table: pa.Table) -> list[str]:

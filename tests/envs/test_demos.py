@@ -62,6 +62,9 @@ def test_dataset_holds_what_was_seen_and_the_experts_clean_action(recorded):
     for camera in toy.CAMERAS:
         np.testing.assert_array_equal(data.images[camera], [toy.frame(s, t, camera, SIZE) for s, t in rows])
     np.testing.assert_array_equal(data.proprio, [toy.state(s, t) for s, t in rows])
+    np.testing.assert_array_equal(data.privileged, rows)
+    second = data.subset([1])
+    np.testing.assert_array_equal(second.privileged, data.privileged[data.episode_index == 1])
     np.testing.assert_array_equal(data.action, [np.clip(toy.wish(s, t), toy.SPEC.low, toy.SPEC.high) for s, t in rows])
     assert data.instruction == [f"pick up object {s % 2}" for s, _ in rows]
     assert data.fps == 20 and data.action_names == toy.SPEC.names
@@ -114,6 +117,7 @@ def test_stock_lerobot_can_append_to_it(recorded, lerobot, tmp_path):
     stock.finalize()
     data = load_dataset(copy)
     assert data.num_frames == load_dataset(recorded).num_frames + 3 and data.episodes[-1] == len(SEEDS)
+    assert data.privileged is None, "nobody knows it of the new episode"
     assert data.instruction[-1] == "wave" and (data.images["wrist"][-1] == 9).all() and (data.action[-1] == 0.25).all()
 
 

@@ -58,22 +58,28 @@ def method_of(name):
 
     return {
         "ppo": None,
+        "guided": None,
         "grpo": GRPOConfig(lr=1e-3, epochs=2, minibatch_size=64, group_size=4, episodes_per_update=12, max_rounds=2),
         "filtered": FilteredConfig(lr=1e-3, epochs=2, minibatch_size=64, episodes_per_update=8, max_rounds=2),
     }[name]
 
 
 def whole_run(out, method, team, *, max_updates, resume=False, folder=None):
+    from rl.guide import GuideConfig
     from rl.runner import Runner
-    from tests.rl.toy import PointReach, ToyVLA, config
+    from rl.teacher import TeacherConfig
+    from tests.rl.toy import PointReach, ToyVLA, config, demos
     from vla.checkpoint import load_tensors
 
     model = ToyVLA()
     model.load_state_dict(load_tensors(out / "cloned.safetensors"))
     settings = config(max_updates=max_updates, num_envs=2 * WORLDS, calibrate_scales=(1.0, 0.5), calibrate_episodes=16)
     settings = replace(settings, method=method_of(method), max_env_steps=100_000)
+    if method == "guided":
+        teacher = TeacherConfig(count=1, width=32, steps=50)
+        settings = replace(settings, guide=GuideConfig(teacher=teacher, steps=5, minibatch_size=32, memory=40))
     runner = Runner(
-        model, PointReach(settings.num_envs // team.size), settings, out / (folder or method), team=team,
+        model, PointReach(settings.num_envs // team.size), settings, out / (folder or method), team=team, demos=demos(),
         evaluate=lambda policy: (3 + team.rank, 10),
     )  # fmt: skip
     return runner, runner.run(resume=resume)
@@ -100,7 +106,7 @@ def main(out):
     save_tensors(out / f"after-{team.rank}.safetensors", after(learner), {})
     if team.rank == 0:  # on its own, for a resume in another process
         whole_run(out, "ppo", Team(), max_updates=2, folder="elsewhere")
-    for method in ("ppo", "grpo", "filtered"):
+    for method in ("ppo", "grpo", "filtered", "guided"):
         whole_run(out, method, team, max_updates=2)
         runner, result = whole_run(out, method, team, max_updates=4, resume=True)
         save_tensors(out / f"{method}-{team.rank}.safetensors", runner.learner.tensors(), {})

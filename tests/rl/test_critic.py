@@ -78,6 +78,7 @@ def test_ppo_learns_with_a_shared_critic_and_resumes_exactly(cloned, tmp_path, r
     before, *_, after = rates(cloned, tmp_path / "whole", settings)
     assert before <= 0.6 and after >= 0.9
     short = replace(config(num_envs=8), critic=CriticConfig(reads=reads))
+    short = replace(short, ppo=replace(short.ppo, critic_memory=3, critic_lam=0.9))
 
     def run(out, updates, resume=False):
         model = ToyVLA()

@@ -11,28 +11,7 @@ from rl.demos import DemoRows
 from rl.runner import Runner
 from rl.scale import MAX_LOG_FACTOR, StateScale, fit_scale
 from tests.rl.test_vla import make_vla
-from tests.rl.toy import SPEC, PointReach, config
-from vla.data import DemoSet
-
-LENGTH = 10
-
-
-def demos(episodes: int = 6) -> DemoSet:
-    """To the goal in a straight line."""
-    env, rows = PointReach(episodes), {"image": [], "proprio": [], "action": []}
-    env.reset(seeds=range(episodes))
-    for _ in range(LENGTH):
-        obs = env._obs()
-        action = np.concatenate([np.clip(env.goal - env.pos, -0.2, 0.2), np.ones((episodes, 1))], 1).astype(np.float32)
-        for name, value in (("image", obs.images["front"]), ("proprio", obs.proprio), ("action", action)):
-            rows[name].append(value)
-        env.pos += action[:, :2]
-    stack = {name: np.concatenate(np.stack(parts, 1)) for name, parts in rows.items()}
-    return DemoSet(
-        images={"front": stack["image"]}, proprio=stack["proprio"], action=stack["action"],
-        instruction=["pick up the red cube"] * (episodes * LENGTH), episode_index=np.arange(episodes).repeat(LENGTH),
-        fps=20.0, action_names=SPEC.names, proprio_names=("x", "y"),
-    )  # fmt: skip
+from tests.rl.toy import SPEC, PointReach, config, demos
 
 
 def test_scale_finds_where_demonstrators_vary():

@@ -86,7 +86,7 @@ def _any_observation():
     return PointReach(1).reset(seeds=[0])
 
 
-@pytest.mark.parametrize("method", ["ppo", "grpo", "filtered"])
+@pytest.mark.parametrize("method", ["ppo", "grpo", "filtered", "guided"])
 def test_processes_stay_equal_through_runs_and_resumes(together, method):
     first, second = read(together, method)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -256,6 +256,44 @@ def test_discount_may_count_control_steps(cloned):
     assert torch.allclose(returns, buffer.flat("reward") + bootstrap, atol=1e-6)
 
 
+def test_critic_and_policy_may_look_ahead_differently(cloned):
+    """The advantages are those of `lam`, the targets those of `critic_lam`."""
+    learners = {
+        name: setup(cloned, **lams)[0]
+        for name, lams in {"short": {"lam": 0.1}, "long": {"lam": 0.9}, "both": {"lam": 0.1, "critic_lam": 0.9}}.items()
+    }
+    _, collector, buffer = setup(cloned)
+    collector.collect(buffer)
+    targets, advantages = {}, {}
+    for name, learner in learners.items():
+        targets[name], _ = learner.estimate(buffer)
+        advantages[name] = buffer.advantages_TN
+    assert torch.equal(targets["both"], targets["long"]) and not torch.allclose(targets["both"], targets["short"])
+    assert torch.equal(advantages["both"], advantages["short"])
+
+
+def test_the_critic_remembers_the_rollouts_it_is_told_to(cloned):
+    """What a critic saw two rollouts ago still moves it, and what it saw three ago does not."""
+
+    def weights(memory: int, *, spoil: int | None) -> list[torch.Tensor]:
+        learner, collector, buffer = setup(cloned, critic_memory=memory, critic_warmup=99, critic_lr=0.0)
+        for i in range(3):
+            buffer.clear()
+            collector.collect(buffer)
+            if i == spoil:
+                buffer.flat("reward").add_(10.0)
+            if i == 2:
+                learner.critic_optimiser = torch.optim.Adam(learner.critic.parameters(), lr=1e-3)
+            learner.update(buffer)
+        return [p.detach().clone() for p in learner.critic.parameters()]
+
+    # with a rate of 0 and nothing learnt before the last update, only what is remembered can differ there
+    assert same(weights(2, spoil=0), weights(2, spoil=None))
+    assert not same(weights(3, spoil=0), weights(3, spoil=None))
+    with pytest.raises(ValueError, match="critic_memory"):
+        setup(cloned, critic_memory=0)
+
+
 def test_evaluation_seeds_are_refused_for_training(cloned):
     with pytest.raises(ValueError, match="evaluation"):
         learner, collector, _ = setup(cloned)

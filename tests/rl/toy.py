@@ -14,6 +14,7 @@ from rl.collect import play
 from rl.ppo import PPOConfig
 from rl.runner import RunnerConfig
 from vla.checkpoint import load_tensors, save_tensors
+from vla.data import DemoSet
 from vla.features import Features
 from vla.types import ActionSpec, Observation, StepResult
 
@@ -123,6 +124,9 @@ class ToyProcessor:
     def unnormalise_action(self, action):
         return action * np.float32(SPEC.high)
 
+    def normalise_action(self, action):
+        return action / np.float32(SPEC.high)
+
 
 class ToyVLA(nn.Module):
     """`vla.model.VLA` in miniature: frozen backbone -> Features; head with dropout -> chunk of normalised actions."""
@@ -199,4 +203,23 @@ def learning_config(**changes) -> RunnerConfig:
     return config(
         num_envs=64, decisions_per_update=8, eval_every=10, max_updates=40, target_success=0.95,
         ppo={"lr": 3e-4, "minibatch_size": 128, "critic_warmup": 3}, **changes,
+    )  # fmt: skip
+
+
+def demos(episodes: int = 6, length: int = 10) -> DemoSet:
+    """To the goal in a straight line."""
+    env, rows = PointReach(episodes), {"image": [], "proprio": [], "action": [], "privileged": []}
+    env.reset(seeds=range(episodes))
+    for _ in range(length):
+        obs = env._obs()
+        action = np.concatenate([np.clip(env.goal - env.pos, -0.2, 0.2), np.ones((episodes, 1))], 1).astype(np.float32)
+        values = (obs.images["front"], obs.proprio, action, obs.privileged)
+        for name, value in zip(rows, values, strict=True):
+            rows[name].append(value)
+        env.pos += action[:, :2]
+    stack = {name: np.concatenate(np.stack(parts, 1)) for name, parts in rows.items()}
+    return DemoSet(
+        images={"front": stack["image"]}, proprio=stack["proprio"], action=stack["action"],
+        instruction=["pick up the red cube"] * (episodes * length), episode_index=np.arange(episodes).repeat(length),
+        fps=20.0, action_names=SPEC.names, proprio_names=("x", "y"), privileged=stack["privileged"],
     )  # fmt: skip

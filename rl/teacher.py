@@ -1,0 +1,131 @@
+"""A teacher that reads the simulator's state: imitation of the demonstrations without having to look.
+
+Where things are is most of what a policy has to learn from pictures; told it outright, a small network gets far more
+out of the same demonstrations. What it does can then be shown to the policy in situations of the policy's own (Chen et
+al. 2019, "Learning by cheating", arXiv 1912.12294; Ross et al. 2011, DAgger).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rl.actor import critic_state
+from vla.data import DemoSet
+from vla.heads import masked_l1
+from vla.processor import Processor
+from vla.types import ActionChunk, ActionSpec, Observation
+
+SHARP = 4.0
+"""Beside every standardised number its tanh at this scale: contact and release hang on millimetres around the usual."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Networks that are averaged, and how each is trained."""
+
+    count: int = 3
+    width: int = 256
+    steps: int = 3000
+    minibatch_size: int = 256
+    lr: float = 1e-3
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        sizes = (self.count, self.width, self.steps, self.minibatch_size)
+        return "a teacher's count, width, steps and minibatch_size must be at least 1" if min(sizes) < 1 else None
+
+
+class Teacher(nn.Module):
+    """State (B, S), as `critic_state` has it but for the time -> normalised chunk (B, C, A), the networks' mean."""
+
+    def __init__(self, state_dim: int, chunk_size: int, action_dim: int, config: TeacherConfig | None = None) -> None:
+        super().__init__()
+        config = config or TeacherConfig()
+        self.chunk_size, self.action_dim = chunk_size, action_dim
+        self.register_buffer("shift", torch.zeros(state_dim))
+        self.register_buffer("divide", torch.ones(state_dim))
+        width = config.width
+        self.nets = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(2 * state_dim, width), nn.LayerNorm(width), nn.SiLU(),
+                nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU(),
+                nn.Linear(width, width), nn.SiLU(),
+                nn.Linear(width, chunk_size * action_dim),
+            )
+            for _ in range(config.count)
+        )  # fmt: skip
+
+    @property
+    def state_dim(self) -> int:
+        return len(self.shift)
+
+    def seen(self, state_BS: Tensor) -> Tensor:
+        """(B, 2 S) what the networks read."""
+        scaled = ((state_BS - self.shift) / self.divide).clamp(-10.0, 10.0)
+        return torch.cat([scaled, torch.tanh(SHARP * scaled)], 1)
+
+    def forward(self, state_BS: Tensor) -> Tensor:
+        seen = self.seen(state_BS)
+        mean = torch.stack([net(seen) for net in self.nets]).mean(0)
+        return mean.unflatten(1, (self.chunk_size, self.action_dim))
+
+
+def fit_teacher(
+    demos: DemoSet, processor: Processor, chunk_size: int, config: TeacherConfig | None = None, *, seed: int = 0
+) -> Teacher:
+    """Imitate the demonstrated chunks (L1) from the simulator's state beside them; frozen.
+
+    ValueError if the demonstrations do not hold that state.
+    """
+    config = config or TeacherConfig()
+    if problem := config.problem():
+        raise ValueError(problem)
+    if demos.privileged is None:
+        raise ValueError(
+            "these demonstrations do not hold the simulator's state, which a teacher reads: record them anew with "
+            "`vla demos`"
+        )
+    state = torch.from_numpy(np.concatenate([demos.privileged, demos.proprio], 1, dtype=np.float32))
+    action, mask = demos.chunks(chunk_size)
+    action_FCA = torch.from_numpy(processor.normalise_action(action)).float()
+    mask_FC = torch.from_numpy(mask)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        teacher = Teacher(state.shape[1], chunk_size, action_FCA.shape[2], config)
+    teacher.shift.copy_(state.mean(0))
+    teacher.divide.copy_(state.std(0) + 1e-3)  # what never moves stays near 0
+    seen = teacher.seen(state)
+    generator = torch.Generator().manual_seed(seed)
+    for net in teacher.nets:
+        optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.steps)
+        for _ in range(config.steps):
+            rows = torch.randint(len(seen), (config.minibatch_size,), generator=generator)
+            error = net(seen[rows]).unflatten(1, action_FCA.shape[1:]) - action_FCA[rows]
+            optimiser.zero_grad(set_to_none=True)
+            masked_l1(error, mask_FC[rows]).backward()
+            optimiser.step()
+            schedule.step()
+    return teacher.requires_grad_(False).eval()
+
+
+class TeacherPolicy:
+    """The teacher acting by itself, to see what it is worth. A `vla.types.Policy`."""
+
+    def __init__(self, teacher: Teacher, processor: Processor, spec: ActionSpec, n_action_steps: int) -> None:
+        self.teacher, self.processor, self.spec, self.n_action_steps = teacher, processor, spec, n_action_steps
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Nothing to forget."""
+
+    @torch.no_grad()
+    def act(self, obs: Observation) -> ActionChunk:
+        state = critic_state(obs, np.zeros(len(obs.proprio), np.float32))[:, :-1]
+        chunk = self.teacher(state.to(self.teacher.shift)).cpu().numpy()[:, : self.n_action_steps]
+        action = self.processor.unnormalise_action(chunk)
+        return np.clip(action, np.float32(self.spec.low), np.float32(self.spec.high)).astype(np.float32, copy=False)
