@@ -2,7 +2,7 @@
 
 The reward tells a policy seldom and vaguely what to do otherwise. With ten tasks in one policy hardly anything of it
 is left in a step (BENCHMARKS.md); a teacher (`rl.teacher`) says it of every decision. Only in simulation, as is the
-critic's state that it reads.
+critic's state that it reads; and no further than the teacher itself: of ten demonstrations the reward makes more.
 """
 
 from __future__ import annotations
