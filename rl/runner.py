@@ -299,15 +299,15 @@ class Runner:
     def _find_teacher(self, config: TeacherConfig) -> Teacher:
         """From the demonstrations; OUT/teacher.json says what it reaches by itself, on training scenes."""
         assert self._demos is not None, "asked for in __init__"
-        env, model = self.env, self.model
-        teacher = fit_teacher(self._demos, model.processor, model.chunk_size, config, seed=self.config.seed)
-        if teacher.state_dim != (needed := env.privileged_dim + env.proprio_dim):
+        env, model, known = self.env, self.model, self._demos.privileged
+        if known is not None and known.shape[1] != env.privileged_dim:
             raise ValueError(
-                f"the demonstrations hold {teacher.state_dim} numbers of state, the worlds of {self.config.suite} have "
-                f"{needed}: give demonstrations of this suite"
+                f"the demonstrations hold {known.shape[1]} numbers of the simulator's state, the worlds of "
+                f"{self.config.suite} have {env.privileged_dim}: give demonstrations of this suite"
             )
+        teacher = fit_teacher(self._demos, model.processor, model.chunk_size, config, seed=self.config.seed)
         teacher.to(self.actor.device)
-        policy = TeacherPolicy(teacher, model.processor, env.action_spec, self.collector.n_action_steps)
+        policy = TeacherPolicy(teacher, self.actor, env.action_spec, self.collector.n_action_steps)
         rounds = max(1, 96 // self.config.num_envs)
         successes = self._successes(policy, [self.collector.next_seeds(env.num_envs) for _ in range(rounds)])
         if self.team.rank == 0:
@@ -403,10 +403,8 @@ class Runner:
             self._use_progress(ProgressModel.from_tensors(progress), self.config.shaping)
         if self.guide is not None:
             tensors = {n.removeprefix("teacher."): t for n, t in saved.tensors.items() if n.startswith("teacher.")}
-            size = (len(tensors["shift"]), self.model.chunk_size, len(self.env.action_spec.names))
-            self.guide.teacher = Teacher(*size, self.guide.config.teacher).to(self.actor.device)
-            self.guide.teacher.load_state_dict(tensors)
-            self.guide.teacher.requires_grad_(False)
+            teacher = Teacher.from_tensors(tensors, self.model.chunk_size, self.guide.config.teacher)
+            self.guide.teacher = teacher.to(self.actor.device)
         trainer = saved.trainer_state
         if trainer.get("processes", 1) != self.team.size:
             raise ValueError(f"{self.out} was made by {trainer.get('processes', 1)} processes: resume it with as many")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl.actor import critic_state
+from rl.actor import GaussianChunkActor, critic_state
 from vla.data import DemoSet
 from vla.heads import masked_l1
 from vla.processor import Processor
@@ -60,9 +60,13 @@ class Teacher(nn.Module):
             for _ in range(config.count)
         )  # fmt: skip
 
-    @property
-    def state_dim(self) -> int:
-        return len(self.shift)
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], chunk_size: int, config: TeacherConfig) -> Teacher:
+        """What `state_dict` gave, frozen."""
+        action_dim = len(tensors["nets.0.8.bias"]) // chunk_size
+        teacher = Teacher(len(tensors["shift"]), chunk_size, action_dim, config)
+        teacher.load_state_dict(tensors)
+        return teacher.requires_grad_(False).eval()
 
     def seen(self, state_BS: Tensor) -> Tensor:
         """(B, 2 S) what the networks read."""
@@ -117,8 +121,9 @@ def fit_teacher(
 class TeacherPolicy:
     """The teacher acting by itself, to see what it is worth. A `vla.types.Policy`."""
 
-    def __init__(self, teacher: Teacher, processor: Processor, spec: ActionSpec, n_action_steps: int) -> None:
-        self.teacher, self.processor, self.spec, self.n_action_steps = teacher, processor, spec, n_action_steps
+    def __init__(self, teacher: Teacher, actor: GaussianChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
+        """`actor` knows the units of actions."""
+        self.teacher, self.actor, self.spec, self.n_action_steps = teacher, actor, spec, n_action_steps
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget."""
@@ -126,6 +131,4 @@ class TeacherPolicy:
     @torch.no_grad()
     def act(self, obs: Observation) -> ActionChunk:
         state = critic_state(obs, np.zeros(len(obs.proprio), np.float32))[:, :-1]
-        chunk = self.teacher(state.to(self.teacher.shift)).cpu().numpy()[:, : self.n_action_steps]
-        action = self.processor.unnormalise_action(chunk)
-        return np.clip(action, np.float32(self.spec.low), np.float32(self.spec.high)).astype(np.float32, copy=False)
+        return self.actor.to_env(self.teacher(state.to(self.teacher.shift)), self.spec, self.n_action_steps)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.actor import CriticConfig
+from rl.actor import CriticConfig, GaussianChunkActor
 from rl.filtered import FilteredConfig
 from rl.guide import GuideConfig
 from rl.runner import Runner
@@ -37,7 +37,7 @@ def test_a_teacher_does_what_was_demonstrated():
     wanted, mask = data.chunks(CHUNK)
     error = (teacher(state).numpy() - processor.normalise_action(wanted)) * mask[..., None]
     assert np.abs(error).mean() < 0.1 < np.abs(wanted).mean()
-    acting = TeacherPolicy(teacher, processor, SPEC, CHUNK)
+    acting = TeacherPolicy(teacher, GaussianChunkActor(ToyVLA(), SPEC.names), SPEC, CHUNK)
     assert evaluate(acting)[0] / 200 >= 0.9
     assert not any(p.requires_grad for p in teacher.parameters())
     again = fit_teacher(data, processor, CHUNK, QUICK)
