@@ -9,6 +9,7 @@ import numpy as np
 from envs.goals import Goal, GoalKind
 from envs.language import (
     Phrasings,
+    Wording,
     fixture_phrase,
     goal_instruction,
     holds_nothing_back,
@@ -182,7 +183,7 @@ def tell(
     named: dict[str, tuple[str, str]],
     fixture_colors: dict[str, str],
     words: np.random.Generator,
-    phrasings: Phrasings = "train",
+    phrasings: Wording = "train",
     *,
     relation: str = "",
 ) -> tuple[str, str]:

@@ -147,7 +147,7 @@ def _questions(
         slot = int(rng.choice(episode.slots))
         if plates and k % 2:
             plate = int(rng.integers(plates))
-            text, _ = instruction("place", names[slot], episode.plate_colors[plate], rng)
+            text, _ = instruction("place", names[slot], episode.plate_colors[plate], rng, "grounding")
             out.append((text, "", slot, plate))
         else:
             out.append((instruction("pick", names[slot], None, rng)[0], "", slot, -1))

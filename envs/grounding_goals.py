@@ -118,7 +118,7 @@ class GoalPainter(PosingPainter):
         relation: str = "",
     ) -> str:
         named = {role: (self._color(episode, slot), self.kinds[slot]) for role, slot in roles.items()}
-        return tell(steps, named, self._fixture_colors(episode), rng, relation=relation)[0]
+        return tell(steps, named, self._fixture_colors(episode), rng, "grounding", relation=relation)[0]
 
     def _color(self, episode: Episode, slot: int) -> str:
         return episode.colors[episode.slots.index(slot)]

@@ -1,7 +1,8 @@
 """Instructions: a small grammar with training phrasings and held-out ones made of the same words.
 
 A held-out phrasing differs in word order, verb or referring form ("the cube that is red") and never occurs in
-demonstrations or in the grounding set, but every one of its words does.
+demonstrations or in the grounding set, but every one of its words does. The backbone, which learns language and not
+actions, hears more than demonstrations say: the place before the thing, with other verbs than held-out phrasings have.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 
 Phrasings = Literal["train", "heldout", "novel"]
 """Worded as in training; worded anew; worded as in training, about things in colours that were never their subject."""
+Wording = Literal["train", "heldout", "novel", "grounding"]
+"""Of the phrasings, or of the questions that a backbone is pre-trained with: "train" and what only it hears."""
 
 KIND_WORDS: dict[str, tuple[str, ...]] = {
     "cube": ("cube", "block"),
@@ -49,6 +52,15 @@ _PLACE = {
     "heldout": ("on {p} put {o}", "lift {o} and move it to {p}", "please place {o} on {p}"),
 }
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {"pick": _PICK, "place": _PLACE}
+# Without them a backbone takes the first thing that is named for the one to move (BENCHMARKS.md, "Ten tasks").
+PLACE_FIRST: dict[str, tuple[str, ...]] = {
+    "place": ("on {p} place {o}", "to {p} move {o}"),
+    "on": ("on {f} place {o}", "to {f} move {o}"),
+    "in": ("in {f} put {o}", "in {f} drop {o}", "into {f} move {o}"),
+    "push": ("to {f} push {o}", "to {f} slide {o}", "onto {f} slide {o}"),
+    "stack": ("on {b} place {o}", "on {b} stack {o}", "on top of {b} put {o}", "on top of {b} set {o}"),
+}
+"""Templates, by their keys in TEMPLATES and GOAL_TEMPLATES, that the grounding set has and no demonstration."""
 # "that is" is a training form only for plates, and the held-out form for objects: its words are known, its use is new.
 _OBJECT_FORMS = {"train": ("the {c} {k}",), "heldout": ("the {c} {k}", "the {k} that is {c}")}
 _PLATE_FORMS = {"train": ("the {c} plate", "the plate that is {c}"), "heldout": ("the {c} plate",)}
@@ -59,7 +71,12 @@ def holds_nothing_back(suite: str) -> ValueError:
     return ValueError(f"suite {suite!r} holds no colours back: phrasings must be train or heldout")
 
 
-def object_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Phrasings = "train") -> str:
+def _templates(words: str, among: dict[str, dict[str, tuple[str, ...]]], wording: Wording) -> tuple[str, ...]:
+    own = among[words]["heldout" if wording == "heldout" else "train"]
+    return own + PLACE_FIRST.get(words, ()) if wording == "grounding" else own
+
+
+def object_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Wording = "train") -> str:
     """A referring expression, e.g. "the red cube"."""
     forms = _OBJECT_FORMS["heldout" if phrasings == "heldout" else "train"]
     form = forms[rng.integers(len(forms))]
@@ -67,9 +84,9 @@ def object_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Ph
     return form.format(c=color, k=words[rng.integers(len(words))])
 
 
-def plate_phrase(color: str, rng: np.random.Generator, phrasings: Phrasings = "train") -> str:
+def plate_phrase(color: str, rng: np.random.Generator, phrasings: Wording = "train") -> str:
     """A referring expression for a plate."""
-    form = _PLATE_FORMS[phrasings][rng.integers(len(_PLATE_FORMS[phrasings]))]
+    form = _draw(_PLATE_FORMS["heldout" if phrasings == "heldout" else "train"], rng)
     return form.format(c=color)
 
 
@@ -78,11 +95,10 @@ def instruction(
     target: tuple[str, str],
     plate_color: str | None,
     rng: np.random.Generator,
-    phrasings: Phrasings = "train",
+    phrasings: Wording = "train",
 ) -> tuple[str, str]:
     """(text, template) of one instruction; `target` is (colour, kind)."""
-    templates = TEMPLATES[task][phrasings]
-    template = templates[rng.integers(len(templates))]
+    template = _draw(_templates(task, TEMPLATES, phrasings), rng)
     return template.format(
         o=object_phrase(*target, rng, phrasings),
         p="" if plate_color is None else plate_phrase(plate_color, rng, phrasings),
@@ -175,7 +191,7 @@ def _draw(options: tuple[str, ...], rng: np.random.Generator) -> str:
     return options[rng.integers(len(options))]
 
 
-def fixture_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Phrasings = "train") -> str:
+def fixture_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Wording = "train") -> str:
     """A referring expression for a thing that stays, e.g. "the bowl that is red". It is the only one of its kind."""
     form = _draw(_FIXTURE_FORMS["heldout" if phrasings == "heldout" else "train"], rng)
     return form.format(c=color, k=_draw(_FIXTURE_WORDS[kind], rng))
@@ -188,7 +204,7 @@ def related_phrase(
     plate_color: str,
     bowl_color: str,
     rng: np.random.Generator,
-    phrasings: Phrasings = "train",
+    phrasings: Wording = "train",
 ) -> str:
     """A referring expression that tells an object from its likes, e.g. "the red cube left of the plate"."""
     form = _draw(_RELATION_FORMS[relation]["heldout" if phrasings == "heldout" else "train"], rng)
@@ -201,12 +217,12 @@ def related_phrase(
 
 
 def goal_instruction(
-    steps: Sequence[tuple[str, dict[str, str]]], rng: np.random.Generator, phrasings: Phrasings = "train"
+    steps: Sequence[tuple[str, dict[str, str]]], rng: np.random.Generator, phrasings: Wording = "train"
 ) -> tuple[str, str]:
     """(text, template) for goals in order; each is its key in GOAL_TEMPLATES and what its template is filled with. The
     template of a sequence is how its parts are joined."""
     split = "heldout" if phrasings == "heldout" else "train"
-    templates = [_draw(GOAL_TEMPLATES[words][split], rng) for words, _ in steps]
+    templates = [_draw(_templates(words, GOAL_TEMPLATES, phrasings), rng) for words, _ in steps]
     texts = [template.format(**names) for template, (_, names) in zip(templates, steps, strict=True)]
     if len(steps) == 1:
         return texts[0], templates[0]

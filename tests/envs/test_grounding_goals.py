@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs import language
+from envs.episodes import sample_episode
 from envs.goals import GoalKind
 from envs.grounding import QUESTIONS_PER_SCENE, generate
 from envs.grounding_goals import GoalPainter
 from envs.language import KIND_WORDS
-from envs.scene import COLORS
+from envs.scene import COLORS, SCENES
 from envs.suites import load_suite
 from envs.tasks import novel_color
 
 SUITES = ("tabletop-ten", "tabletop-object", "tabletop-spatial")
 PLACES = {"plate": "plate", "bowl": "bowl|dish", "zone": "zone|spot"}
 LIFT = r"(?:please )?(?:pick up|lift|grab|take|raise) the (\w+) (\w+)(?: from the table)?"
+PLACE_FIRST = re.compile(r"(?:on|onto|in|into|to) ")
 KIND_OF = {word: kind for kind, words in KIND_WORDS.items() for word in words}
 
 
@@ -39,9 +42,10 @@ def test_points_lie_on_pixels_of_the_named_colour(suite: str) -> None:
     for questions in scenes(suite):
         assert len(questions) == QUESTIONS_PER_SCENE
         for question in questions[:4]:
-            found = re.search(rf"the ({'|'.join(COLORS)}) ({'|'.join(KIND_OF)})\b", question.prompt)
-            if not found:  # "open the drawer", "lift the cube left of the plate"
+            named = [*re.finditer(rf"the ({'|'.join(COLORS)}) ({'|'.join(KIND_OF)})\b", question.prompt)]
+            if not named:  # "open the drawer", "lift the cube left of the plate"
                 continue
+            found = named[-1 if PLACE_FIRST.match(question.prompt) else 0]  # "on the red cube stack the blue can"
             u, v, seen = painter(suite).project(question.object)[0]
             if not seen:
                 continue
@@ -86,6 +90,18 @@ def test_subject_and_destination_are_those_of_the_first_goal() -> None:
                 seen.add("lift")
                 assert question.place is None
     assert seen == {"button", "drawer", "plate", "bowl", "zone", "in drawer", "stack", "lift"}
+
+
+def test_the_place_is_named_first_to_the_backbone_alone_and_not_as_evaluations_name_it() -> None:
+    asked = [question for questions in scenes("tabletop-ten", 60) for question in questions[:4]]
+    assert {"on", "onto", "in", "into", "to"} == {q.prompt.split()[0] for q in asked if PLACE_FIRST.match(q.prompt)}
+    for words, templates in language.PLACE_FIRST.items():
+        among = (language.GOAL_TEMPLATES | language.TEMPLATES)[words]
+        assert not set(templates) & {*among["train"], *among["heldout"]}
+        assert not any(PLACE_FIRST.match(template) for template in among["train"])
+    suite = load_suite("tabletop-ten")
+    told = [sample_episode(suite, SCENES[suite.scene], seed).instruction for seed in range(300)]
+    assert not any(PLACE_FIRST.match(text) for text in told)
 
 
 def test_what_is_carried_is_between_the_fingers_and_moments_vary(monkeypatch: pytest.MonkeyPatch) -> None:
