@@ -15,7 +15,7 @@ import numpy as np
 from envs.episodes import Episode, goals_of, held_back_color, relations_of, sample_episode, tell
 from envs.goal_expert import GoalExpert
 from envs.goals import Goal, GoalKind
-from envs.language import KIND_WORDS, fixture_phrase, object_phrase
+from envs.language import KIND_WORDS, asked_phrase, fixture_phrase
 from envs.layout import Layout
 from envs.painter import PosingPainter, Question
 from envs.played import ShakingHand
@@ -71,14 +71,14 @@ class GoalPainter(PosingPainter):
     def _instructions(self, rng: np.random.Generator, episode: Episode) -> list[tuple[str, Goal]]:
         """Four instructions and the first goal of each: the episode's own, its opposite, and others of the suite."""
         plan = TASKS[episode.task]
+        roles = dict(zip("ab", episode.slots, strict=False))
         if not plan.relation:
-            told = [(episode.instruction, episode.goals[0])]
-            if self._allowed(episode, swapped(plan), dict(zip("ab", episode.slots, strict=False))):
-                told.append((episode.swapped_instruction, episode.swapped_goals[0]))
+            told = [(self._tell(rng, episode, plan.steps, roles), episode.goals[0])]
+            if self._allowed(episode, swapped(plan), roles):
+                told.append((self._tell(rng, episode, swapped(plan), roles), episode.swapped_goals[0]))
             while len(told) < 4:
                 told += self._other_task(rng, episode)
             return told
-        roles = dict(zip("ab", episode.slots, strict=False))
         fixtures = tuple([(*xy, 0.0) for xy in episode.plate_xy]) + episode.fixtures
         layout = Layout(tuple((x, y) for x, y, _ in episode.poses), fixtures)
         both = zip(relations_of(plan, layout, self.fixtures), (plan.steps, swapped(plan)), strict=True)
@@ -262,7 +262,7 @@ class GoalPainter(PosingPainter):
     def _say(self, rng: np.random.Generator, episode: Episode, slot: int) -> str:
         if TASKS[episode.task].relation:  # all of one colour and kind: only one is named
             return "it"
-        return object_phrase(self._color(episode, slot), self.kinds[slot], rng)
+        return asked_phrase(self._color(episode, slot), self.kinds[slot], rng)
 
     def _where(self, rng: np.random.Generator, episode: Episode) -> Question:
         state = self.worlds.state

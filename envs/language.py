@@ -2,7 +2,8 @@
 
 A held-out phrasing differs in word order, verb or referring form ("the cube that is red") and never occurs in
 demonstrations or in the grounding set, but every one of its words does. The backbone, which learns language and not
-actions, hears more than demonstrations say: the place before the thing, with other verbs than held-out phrasings have.
+actions, hears more than demonstrations say: the place before the thing, with other verbs than held-out phrasings have,
+and their referring form, but in questions ("where is the cube that is red") and in no instruction.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ PLACE_FIRST: dict[str, tuple[str, ...]] = {
 """Templates, by their keys in TEMPLATES and GOAL_TEMPLATES, that the grounding set has and no demonstration."""
 # "that is" is a training form only for plates, and the held-out form for objects: its words are known, its use is new.
 _OBJECT_FORMS = {"train": ("the {c} {k}",), "heldout": ("the {c} {k}", "the {k} that is {c}")}
+_ASKED_FORMS = _OBJECT_FORMS["heldout"]
 _PLATE_FORMS = {"train": ("the {c} plate", "the plate that is {c}"), "heldout": ("the {c} plate",)}
 
 
@@ -71,9 +73,12 @@ def holds_nothing_back(suite: str) -> ValueError:
     return ValueError(f"suite {suite!r} holds no colours back: phrasings must be train or heldout")
 
 
-def _templates(words: str, among: dict[str, dict[str, tuple[str, ...]]], wording: Wording) -> tuple[str, ...]:
-    own = among[words]["heldout" if wording == "heldout" else "train"]
-    return own + PLACE_FIRST.get(words, ()) if wording == "grounding" else own
+def _template(
+    words: str, among: dict[str, dict[str, tuple[str, ...]]], rng: np.random.Generator, wording: Wording
+) -> str:
+    if wording == "grounding" and words in PLACE_FIRST and rng.random() < 0.5:
+        return _draw(PLACE_FIRST[words], rng)
+    return _draw(among[words]["heldout" if wording == "heldout" else "train"], rng)
 
 
 def object_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Wording = "train") -> str:
@@ -82,6 +87,11 @@ def object_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Wo
     form = forms[rng.integers(len(forms))]
     words = KIND_WORDS[kind]
     return form.format(c=color, k=words[rng.integers(len(words))])
+
+
+def asked_phrase(color: str, kind: str, rng: np.random.Generator) -> str:
+    """What a question calls an object: as held-out phrasings may, for it is no instruction."""
+    return _draw(_ASKED_FORMS, rng).format(c=color, k=_draw(KIND_WORDS[kind], rng))
 
 
 def plate_phrase(color: str, rng: np.random.Generator, phrasings: Wording = "train") -> str:
@@ -98,7 +108,7 @@ def instruction(
     phrasings: Wording = "train",
 ) -> tuple[str, str]:
     """(text, template) of one instruction; `target` is (colour, kind)."""
-    template = _draw(_templates(task, TEMPLATES, phrasings), rng)
+    template = _template(task, TEMPLATES, rng, phrasings)
     return template.format(
         o=object_phrase(*target, rng, phrasings),
         p="" if plate_color is None else plate_phrase(plate_color, rng, phrasings),
@@ -222,7 +232,7 @@ def goal_instruction(
     """(text, template) for goals in order; each is its key in GOAL_TEMPLATES and what its template is filled with. The
     template of a sequence is how its parts are joined."""
     split = "heldout" if phrasings == "heldout" else "train"
-    templates = [_draw(_templates(words, GOAL_TEMPLATES, phrasings), rng) for words, _ in steps]
+    templates = [_template(words, GOAL_TEMPLATES, rng, phrasings) for words, _ in steps]
     texts = [template.format(**names) for template, (_, names) in zip(templates, steps, strict=True)]
     if len(steps) == 1:
         return texts[0], templates[0]

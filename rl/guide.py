@@ -2,7 +2,8 @@
 
 The reward tells a policy seldom and vaguely what to do otherwise. With ten tasks in one policy hardly anything of it
 is left in a step (BENCHMARKS.md); a teacher (`rl.teacher`) says it of every decision. Only in simulation, as is the
-critic's state that it reads; and no further than the teacher itself: of ten demonstrations the reward makes more.
+critic's state that it reads; and no further than the teacher itself, so one of few demonstrations practises first
+(`rl.practice`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from rl.actor import GaussianChunkActor
 from rl.buffer import RolloutBuffer, require_finite
 from rl.conditions import Conditions
+from rl.practice import PracticeConfig
 from rl.teacher import Teacher, TeacherConfig
 from vla.parallel import Team
 
@@ -25,6 +27,8 @@ class GuideConfig:
     """How much, and from how many decisions, is learnt from the teacher."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    practice: PracticeConfig | None = None
+    """Before it teaches, the teacher itself learns from the reward. None: it is left as imitation made it."""
     steps: int = 60
     """After every update."""
     minibatch_size: int = 512
@@ -41,7 +45,7 @@ class GuideConfig:
         """What is wrong with this configuration, or None."""
         if min(self.steps, self.minibatch_size, self.anneal_updates, self.memory) < 1:
             return "a guide's steps, minibatch_size, anneal_updates and memory must be at least 1"
-        return self.teacher.problem()
+        return self.teacher.problem() or (self.practice and self.practice.problem())
 
 
 class Imitates(nn.Module):

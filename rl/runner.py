@@ -16,10 +16,11 @@ from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.collect import Collector, play
 from rl.curriculum import Curriculum
 from rl.demos import DemoRows
-from rl.guide import Guide
+from rl.guide import Guide, GuideConfig
+from rl.practice import PracticeConfig, practise, undrawn
 from rl.process_reward import ProgressModel, Shaping, ShapingConfig, fit_progress, watch
 from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
-from rl.teacher import Teacher, TeacherConfig, TeacherPolicy, fit_teacher
+from rl.teacher import Teacher, TeacherPolicy, fit_teacher
 from vla.checkpoint import load_checkpoint, save_checkpoint
 from vla.config import encode, fill_defaults, save_json
 from vla.metrics import Metrics
@@ -55,9 +56,10 @@ class Runner:
         demos: DemoSet | None = None,
         team: Team | None = None,
         on_update: Callable[[dict[str, float]], None] | None = None,
+        on_practice: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         """`team`: several processes that learn together (`vla.parallel.assemble`), each with its share of the worlds
-        and of the evaluation episodes."""
+        and of the evaluation episodes. `on_practice` hears of the teacher's own updates, before the first."""
         self.team = team = team or Team()
         if env.num_envs * team.size != config.num_envs:
             raise ValueError(
@@ -73,7 +75,7 @@ class Runner:
             raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
         team.place(model)
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
-        self.evaluate, self.on_update = evaluate, on_update
+        self.evaluate, self.on_update, self.on_practice = evaluate, on_update, on_practice
         if config.guide is not None and (config.method is not None or config.critic.reads != "privileged"):
             raise ValueError("a guide goes with PPO whose critic reads the simulator's state, as its teacher does")
         self.actor = GaussianChunkActor(model, env.action_spec.names, config.actor, seed=config.seed)
@@ -159,7 +161,7 @@ class Runner:
             if self.config.shaping is not None:
                 self._learn_progress(self.config.shaping)
             if self.guide is not None:
-                self.guide.teacher = self._find_teacher(self.guide.config.teacher)
+                self.guide.teacher = self._find_teacher(self.guide.config)
             self._evaluate()
             self.save()
         stopped_by = self._stop_reason()
@@ -296,8 +298,9 @@ class Runner:
         gamma = self.config.ppo.gamma if self.config.ppo.discount_per == "chunk" else 1.0
         self.collector.shaping = Shaping(model.to(self.actor.device), self.env.num_envs, coef=config.coef, gamma=gamma)
 
-    def _find_teacher(self, config: TeacherConfig) -> Teacher:
-        """From the demonstrations; OUT/teacher.json says what it reaches by itself, on training scenes."""
+    def _find_teacher(self, config: GuideConfig) -> Teacher:
+        """From the demonstrations, and by practice; OUT/teacher.json says what it reaches by itself, on training
+        scenes."""
         assert self._demos is not None, "asked for in __init__"
         env, model, known = self.env, self.model, self._demos.privileged
         if known is not None and known.shape[1] != env.privileged_dim:
@@ -305,16 +308,42 @@ class Runner:
                 f"the demonstrations hold {known.shape[1]} numbers of the simulator's state, the worlds of "
                 f"{self.config.suite} have {env.privileged_dim}: give demonstrations of this suite"
             )
-        teacher = fit_teacher(self._demos, model.processor, model.chunk_size, config, seed=self.config.seed)
+        teacher = fit_teacher(self._demos, model.processor, model.chunk_size, config.teacher, seed=self.config.seed)
         teacher.to(self.actor.device)
-        policy = TeacherPolicy(teacher, self.actor, env.action_spec, self.collector.n_action_steps)
-        rounds = max(1, 96 // self.config.num_envs)
-        successes = self._successes(policy, [self.collector.next_seeds(env.num_envs) for _ in range(rounds)])
+        report = {"demonstrations": len(self._demos.episodes)}
+        if config.practice is not None:
+            report |= {"imitation": self._worth(teacher)}
+            report["control_steps"] = self._practise(teacher, config.practice)
+        report |= self._worth(teacher)
         if self.team.rank == 0:
-            played = {"successes": successes, "episodes": rounds * self.config.num_envs}
-            save_json(self.out / "teacher.json", played | {"demonstrations": len(self._demos.episodes)})
+            save_json(self.out / "teacher.json", report)
         self.collector.forget_worlds()
         return teacher
+
+    def _worth(self, teacher: Teacher) -> dict[str, int]:
+        """How often the teacher succeeds by itself."""
+        env, rounds = self.env, max(1, 96 // self.config.num_envs)
+        policy = TeacherPolicy(teacher, self.actor, env.action_spec, self.collector.n_action_steps)
+        with undrawn(env):
+            successes = self._successes(policy, [self.collector.next_seeds(env.num_envs) for _ in range(rounds)])
+        return {"successes": successes, "episodes": rounds * self.config.num_envs}
+
+    def _practise(self, teacher: Teacher, config: PracticeConfig) -> int:
+        """Returns the control steps that it took, over all processes."""
+        steps = practise(
+            teacher,
+            self.model.processor,
+            self.env,
+            config,
+            train_seeds=self.config.train_seeds,
+            n_action_steps=self.collector.n_action_steps,
+            curriculum=self._curriculum(),
+            seed=self.config.seed,
+            team=self.team,
+            on_update=self.on_practice,
+        )
+        self.collector.env_steps += steps  # whatever plays, the world was asked
+        return int(self.team.total(float(steps))[0])
 
     def _successes(self, policy: Policy, seeds: list[list[int]]) -> int:
         return int(self.team.total(float(sum(play(policy, self.env, s) for s in seeds)))[0])

@@ -82,7 +82,7 @@ def test_subject_and_destination_are_those_of_the_first_goal() -> None:
             elif "drawer" in words:
                 seen.add("in drawer")
                 np.testing.assert_array_equal(question.place, state.places[0, index.places.index("cabinet")])
-            elif re.search(r"stack|on top of|place .* on the \w+ \w+$", words):
+            elif re.search(r"stack|on top of|^on |place .* on the \w+ \w+$", words):
                 seen.add("stack")
                 distance = np.linalg.norm(state.objects[0] - question.place, axis=1).min()
                 assert distance < 0.04 and not np.allclose(question.place, question.object)
@@ -124,9 +124,8 @@ def test_what_is_carried_is_between_the_fingers_and_moments_vary(monkeypatch: py
 def test_nothing_that_evaluation_holds_back_is_said(suite: str) -> None:
     subjects = 0
     for questions in scenes(suite, 40):
-        for question in questions[:5]:
-            assert not re.search(rf"the ({'|'.join(KIND_OF)}) that is", question.prompt)
         for question in questions[:4]:
+            assert not re.search(rf"the ({'|'.join(KIND_OF)}) that is", question.prompt)
             lifted = re.fullmatch(LIFT, question.prompt)
             if lifted:
                 subjects += 1

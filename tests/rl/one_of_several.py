@@ -66,6 +66,7 @@ def method_of(name):
 
 def whole_run(out, method, team, *, max_updates, resume=False, folder=None):
     from rl.guide import GuideConfig
+    from rl.practice import PracticeConfig
     from rl.runner import Runner
     from rl.teacher import TeacherConfig
     from tests.rl.toy import PointReach, ToyVLA, config, demos
@@ -77,7 +78,9 @@ def whole_run(out, method, team, *, max_updates, resume=False, folder=None):
     settings = replace(settings, method=method_of(method), max_env_steps=100_000)
     if method == "guided":
         teacher = TeacherConfig(count=1, width=32, steps=50)
-        settings = replace(settings, guide=GuideConfig(teacher=teacher, steps=5, minibatch_size=32, memory=40))
+        practice = PracticeConfig(env_steps=1000, decisions_per_update=4)
+        guide = GuideConfig(teacher=teacher, practice=practice, steps=5, minibatch_size=32, memory=40)
+        settings = replace(settings, guide=guide)
     runner = Runner(
         model, PointReach(settings.num_envs // team.size), settings, out / (folder or method), team=team, demos=demos(),
         evaluate=lambda policy: (3 + team.rank, 10),

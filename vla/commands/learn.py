@@ -287,10 +287,15 @@ class RL(Command):
                 def show(row: Mapping[str, float]) -> None:
                     update(row["update"], f"success {row.get('success_rate', 0):.2f} while exploring")
 
+                def show_practice(row: Mapping[str, float]) -> None:
+                    rate = row.get("success_rate", 0)
+                    update(0, f"first its teacher practises: {row['update']}/{row['of']}, success {rate:.2f}")
+
                 model = VLA.load(init).to(_device(self.device))
                 runner = Runner(
                     model, env, config, self.out, evaluate=play, demos=demos, team=team,
                     on_update=show if team.rank == 0 else None,
+                    on_practice=show_practice if team.rank == 0 else None,
                 )  # fmt: skip
                 result = runner.run(resume=self.resume)
         finally:

@@ -1,0 +1,119 @@
+"""A teacher that learns from the reward what its few demonstrations have not shown it, before it teaches."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rl.actor import GaussianChunkActor
+from rl.guide import GuideConfig
+from rl.practice import PracticeConfig, practise, undrawn
+from rl.runner import Runner
+from rl.teacher import TeacherConfig, TeacherPolicy, fit_teacher
+from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, demos, evaluate
+
+FEW = 2
+QUICK = TeacherConfig(count=1, width=64, steps=200)
+PRACTICE = PracticeConfig(env_steps=30_000, decisions_per_update=8)
+
+
+class Watched(PointReach):
+    """Counts the control steps that are played with and without pictures."""
+
+    def __init__(self, num_envs):
+        super().__init__(num_envs)
+        self.drawing, self.steps = True, {True: 0, False: 0}
+
+    def step_chunk(self, chunk):
+        result = super().step_chunk(chunk)
+        self.steps[self.drawing] += int(result.n_steps.sum())
+        return result
+
+
+def worth(teacher):
+    return evaluate(TeacherPolicy(teacher, GaussianChunkActor(ToyVLA(), SPEC.names), SPEC, CHUNK))[0] / 200
+
+
+def practised(config=PRACTICE, *, seed=0, rows=None):
+    teacher, env = fit_teacher(demos(FEW), ToyVLA().processor, CHUNK, QUICK), Watched(32)
+    before = worth(teacher)
+    steps = practise(
+        teacher, ToyVLA().processor, env, config, train_seeds=(0, 1_000_000), n_action_steps=CHUNK, seed=seed,
+        on_update=None if rows is None else rows.append,
+    )  # fmt: skip
+    return teacher, env, before, steps
+
+
+def test_a_teacher_of_few_demonstrations_gets_better_by_its_reward():
+    rows = []
+    teacher, env, before, steps = practised(rows=rows)
+    assert before < 0.6 and worth(teacher) > before + 0.25
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert env.steps == {True: 0, False: steps} and env.drawing
+    assert [row["update"] for row in rows] == list(range(1, rows[0]["of"] + 1))
+    assert rows[0]["of"] == round(30_000 / (8 * 32 * CHUNK))
+    assert max(env.seeds_seen) < 1_000_000
+    assert rows[-1]["std_mean"] < 0.8 * rows[0]["std_mean"]  # shrinks over the whole practice
+
+
+def test_a_reward_that_punishes_success_makes_it_worse():
+    """So it is the reward that it learns from."""
+
+    class Perverse(Watched):
+        def step_chunk(self, chunk):
+            result = super().step_chunk(chunk)
+            return replace(result, reward=-result.reward)
+
+    good = fit_teacher(demos(40), ToyVLA().processor, CHUNK, replace(QUICK, steps=400))
+    before = worth(good)
+    practise(good, ToyVLA().processor, Perverse(32), PRACTICE, train_seeds=(0, 1_000_000), n_action_steps=CHUNK)
+    assert before > 0.8 and worth(good) < before - 0.3
+
+
+def test_practice_depends_on_its_seed_alone():
+    short = replace(PRACTICE, env_steps=4000)
+    first, again, other = (practised(short, seed=seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+def test_what_is_judged_and_kept_is_the_mean_of_its_parameters():
+    """With a mean that hardly moves, what practice leaves is near what it found."""
+    start = fit_teacher(demos(FEW), ToyVLA().processor, CHUNK, QUICK).state_dict()
+    moved = {}
+    for decay in (0.0, 0.999):
+        config = replace(PRACTICE, env_steps=8000, ppo=replace(PRACTICE.ppo, average_decay=decay))
+        ended = practised(config)[0].state_dict()
+        moved[decay] = sum(float((ended[name] - start[name]).abs().sum()) for name in start)
+    assert 0 < moved[0.999] < 0.05 * moved[0.0]
+
+
+def test_pictures_come_back_whatever_happens():
+    env = Watched(4)
+    with pytest.raises(RuntimeError, match="unplugged"), undrawn(env):
+        assert not env.drawing
+        raise RuntimeError("unplugged")
+    assert env.drawing
+
+
+def test_a_run_lets_its_teacher_practise_and_counts_it(cloned, tmp_path):
+    def run(out, practice, **changes):
+        model, heard = ToyVLA(), []
+        model.load_state_dict(cloned)
+        guide = GuideConfig(teacher=QUICK, practice=practice, steps=3, minibatch_size=32)
+        settings = replace(config(num_envs=32, **changes), guide=guide)
+        runner = Runner(model, PointReach(32), settings, tmp_path / out, demos=demos(FEW), on_practice=heard.append)
+        runner.run()
+        return runner, heard, json.loads((tmp_path / out / "teacher.json").read_text())
+
+    runner, heard, said = run("with", PRACTICE, max_updates=1)
+    assert said["imitation"]["successes"] + 15 < said["successes"] <= said["episodes"] == 96
+    assert len(heard) == round(30_000 / (8 * 32 * CHUNK))
+    without, unheard, plain = run("without", None, max_updates=1)
+    assert not unheard and "imitation" not in plain and plain["successes"] == said["imitation"]["successes"]
+    assert runner.env_steps - without.env_steps > 0.8 * said["control_steps"] > 20_000
+    # a budget of control steps holds the practice, too
+    assert run("bounded", PRACTICE, max_updates=9, max_env_steps=said["control_steps"])[0].learner.num_updates == 0
+    with pytest.raises(ValueError, match="at least 1 control step"):
+        run("wrong", replace(PRACTICE, env_steps=0), max_updates=1)
