@@ -25,7 +25,9 @@ def test_points_lie_on_pixels_of_the_named_colour(folder: Path) -> None:
         assert len(scene) == QUESTIONS_PER_SCENE
         for q in range(4):
             u, v, seen = points[s, q, 0, 3:6]  # front camera
-            named = [w for w in scene[q][0].split() if w in COLORS][0]
+            words = scene[q][0].split()
+            place_first = words[0] in ("on", "to")
+            named = [w for w in words if w in COLORS][-1 if place_first else 0]
             if not seen:
                 continue
             row, column = int((v + 1) / 2 * 84), int((u + 1) / 2 * 84)

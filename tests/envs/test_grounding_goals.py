@@ -107,7 +107,7 @@ def test_the_place_is_named_first_to_the_backbone_alone_and_not_as_evaluations_n
 def test_what_is_carried_is_between_the_fingers_and_moments_vary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("envs.grounding_goals._PLAYED", 0.0)
     held, openings, closed = 0, [], 0
-    for questions in scenes("tabletop-ten", 60):
+    for questions in scenes("tabletop-ten", 120):
         world = painter("tabletop-ten").worlds
         openings.append(world.state.joints[0, 0])
         closed += world.state.finger_opening[0] < 0.05
