@@ -3,8 +3,9 @@
 #
 #   benchmarks/rl_pick.sh FOLDER SEED ...     writes FOLDER/SEED/{imitation,rl4,rl10}.json; about 17 minutes a seed
 #
-# DEMOS=60, MINUTES="4 10", BACKBONE=tiny. The minutes are those of `vla rl` itself: calibration, learning, its own
-# evaluations. Scenes of the final evaluations take no part in them.
+# DEMOS=60, MINUTES="4 10", BACKBONE=tiny, RECIPE=tabletop-pick or tabletop-pick-guided. The minutes are those of `vla
+# rl` itself: calibration or practice, learning, its own evaluations. Scenes of the final evaluations take no part in
+# them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/steps.sh

@@ -28,15 +28,17 @@ refine() { # RECIPE FOLDER NAME MINUTES [OPTION OF vla rl ...]: until NAME is ju
         --processes "${PROCESSES:-2}" --workers 1 --out "$run/$folder" "${resume[@]}" "$@"
 }
 
-teach_and_refine() { # DEMOS EPISODES MINUTES SEEDS [OPTION OF vla train ...]: into $out, by the suite's own RL recipe
-    local demos=$1 episodes=$2 stages=$3 seeds=$4 seed run minutes
+teach_and_refine() { # DEMOS EPISODES MINUTES SEEDS [OPTION OF vla train ...]: into $out, by $RECIPE, else the suite's own
+    local demos=$1 episodes=$2 stages=$3 seeds=$4 seed run minutes recipe=${RECIPE:-$suite} shown
     shift 4
     for seed in $seeds; do
         run=$out/$seed
         imitate "$demos" "$@"
         judge "$run/imitation" imitation --episodes "$episodes"
+        shown=()
+        [[ $recipe == *-guided ]] && shown=(--demos "$run/demos")
         for minutes in $stages; do
-            refine "$suite" rl "rl$minutes" "$minutes"
+            refine "$recipe" rl "rl$minutes" "$minutes" "${shown[@]}"
             judge "$run/rl/best" "rl$minutes" --episodes "$episodes"
         done
     done

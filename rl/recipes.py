@@ -11,6 +11,7 @@ from rl.filtered import FilteredConfig
 from rl.grpo import GRPOConfig
 from rl.guide import GuideConfig
 from rl.ppo import PPOConfig
+from rl.practice import PracticeConfig
 from rl.process_reward import ShapingConfig
 from rl.run_config import RunnerConfig
 
@@ -51,6 +52,22 @@ def tabletop_pick() -> RunnerConfig:
             max_grad_norm=0.5,
         ),
     )
+
+
+def tabletop_pick_guided() -> RunnerConfig:
+    """As tabletop-pick, beside a teacher that has imitated the same demonstrations from the simulator's state and then
+    practised: give --demos."""
+    config = tabletop_pick()
+    return replace(
+        config,
+        calibrate_scales=(),
+        actor=replace(config.actor, motion_std=0.1, gripper_std=0.2, refiner_width=512),
+        ppo=replace(
+            config.ppo, lr=1e-4, kl_stop=0.04, average_decay=0.8, lam=0.5, critic_lam=0.95, critic_memory=8,
+            critic_epochs=5,
+        ),
+        guide=GuideConfig(practice=PracticeConfig(), anneal_updates=45),
+    )  # fmt: skip
 
 
 def smoke() -> RunnerConfig:
@@ -165,6 +182,7 @@ RECIPES: dict[str, Callable[[], RunnerConfig]] = {
     "tabletop-pick-filtered": tabletop_pick_filtered,
     "tabletop-pick-shaped": tabletop_pick_shaped,
     "tabletop-pick-flow": tabletop_pick_flow,
+    "tabletop-pick-guided": tabletop_pick_guided,
     "multitask": multitask,
     "multitask-unguided": multitask_unguided,
     "robosuite-lift": robosuite_lift,
