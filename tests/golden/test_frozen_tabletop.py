@@ -67,8 +67,9 @@ def test_a_frozen_suite_is_what_it_was(suite: str) -> None:
     then, now = json.loads(GOLDEN.read_text())[suite], facts(suite)
     assert now["episodes"] == then["episodes"]
     assert now["rewards"] == then["rewards"]
-    np.testing.assert_allclose(now["proprio"], then["proprio"], atol=2e-5)
-    np.testing.assert_allclose(now["privileged"], then["privileged"], atol=2e-5)
+    # contacts magnify the last bit: 24 disturbed steps end 5e-5 apart on processors of two makers
+    np.testing.assert_allclose(now["proprio"], then["proprio"], atol=2e-4)
+    np.testing.assert_allclose(now["privileged"], then["privileged"], atol=2e-4)
     np.testing.assert_allclose(now["images"], then["images"], atol=1.0)
 
 
