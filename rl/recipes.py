@@ -55,8 +55,10 @@ def tabletop_pick() -> RunnerConfig:
 
 
 def tabletop_pick_guided() -> RunnerConfig:
-    """As tabletop-pick, beside a teacher that has imitated the same demonstrations from the simulator's state and then
-    practised: give --demos."""
+    """As tabletop-pick, beside a teacher that learns first, from the simulator's state; give --demos.
+
+    It imitates the same demonstrations, then practises.
+    """
     config = tabletop_pick()
     return replace(
         config,
