@@ -21,7 +21,7 @@ import numpy as np
 from envs.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.goals import Goal, GoalKind
 from envs.grounding_goals import GoalPainter
-from envs.language import KIND_WORDS, asked_phrase, instruction, plate_phrase
+from envs.language import KIND_WORDS, instruction, object_phrase, plate_phrase
 from envs.painter import Painter, PosingPainter, Question
 from envs.played import RobosuitePainter
 from envs.robosuite_suites import RobosuiteSuite
@@ -139,7 +139,8 @@ def _questions(
     names = {s: (c, kinds[s]) for s, c in zip(episode.slots, episode.colors, strict=True)}
 
     def say(slot: int) -> str:
-        return asked_phrase(*names[slot], rng)
+        # as held-out phrasings may call it: a question is no instruction
+        return object_phrase(*names[slot], rng, "heldout")
 
     plates = len(episode.plate_colors)
     out: list[tuple[str, str, int, int]] = []

@@ -15,7 +15,7 @@ import numpy as np
 from envs.episodes import Episode, goals_of, held_back_color, relations_of, sample_episode, tell
 from envs.goal_expert import GoalExpert
 from envs.goals import Goal, GoalKind
-from envs.language import KIND_WORDS, asked_phrase, fixture_phrase
+from envs.language import KIND_WORDS, fixture_phrase, object_phrase
 from envs.layout import Layout
 from envs.painter import PosingPainter, Question
 from envs.played import ShakingHand
@@ -262,7 +262,8 @@ class GoalPainter(PosingPainter):
     def _say(self, rng: np.random.Generator, episode: Episode, slot: int) -> str:
         if TASKS[episode.task].relation:  # all of one colour and kind: only one is named
             return "it"
-        return asked_phrase(self._color(episode, slot), self.kinds[slot], rng)
+        # as held-out phrasings may call it: a question is no instruction
+        return object_phrase(self._color(episode, slot), self.kinds[slot], rng, "heldout")
 
     def _where(self, rng: np.random.Generator, episode: Episode) -> Question:
         state = self.worlds.state

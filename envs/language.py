@@ -15,7 +15,7 @@ import numpy as np
 
 Phrasings = Literal["train", "heldout", "novel"]
 """Worded as in training; worded anew; worded as in training, about things in colours that were never their subject."""
-Wording = Literal["train", "heldout", "novel", "grounding"]
+Wording = Phrasings | Literal["grounding"]
 """Of the phrasings, or of the questions that a backbone is pre-trained with: "train" and what only it hears."""
 
 KIND_WORDS: dict[str, tuple[str, ...]] = {
@@ -64,7 +64,6 @@ PLACE_FIRST: dict[str, tuple[str, ...]] = {
 """Templates, by their keys in TEMPLATES and GOAL_TEMPLATES, that the grounding set has and no demonstration."""
 # "that is" is a training form only for plates, and the held-out form for objects: its words are known, its use is new.
 _OBJECT_FORMS = {"train": ("the {c} {k}",), "heldout": ("the {c} {k}", "the {k} that is {c}")}
-_ASKED_FORMS = _OBJECT_FORMS["heldout"]
 _PLATE_FORMS = {"train": ("the {c} plate", "the plate that is {c}"), "heldout": ("the {c} plate",)}
 
 
@@ -87,11 +86,6 @@ def object_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Wo
     form = forms[rng.integers(len(forms))]
     words = KIND_WORDS[kind]
     return form.format(c=color, k=words[rng.integers(len(words))])
-
-
-def asked_phrase(color: str, kind: str, rng: np.random.Generator) -> str:
-    """What a question calls an object: as held-out phrasings may, for it is no instruction."""
-    return _draw(_ASKED_FORMS, rng).format(c=color, k=_draw(KIND_WORDS[kind], rng))
 
 
 def plate_phrase(color: str, rng: np.random.Generator, phrasings: Wording = "train") -> str:

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rl.actor import ActorConfig, Critic, CriticConfig, GaussianChunkActor, critic_state
+from rl.actor import ActorConfig, Critic, CriticConfig, GaussianChunkActor
 from rl.buffer import RolloutBuffer
 from rl.collect import Collector
 from rl.curriculum import Curriculum
 from rl.ppo import PPO, PPOConfig
-from rl.teacher import Teacher
+from rl.teacher import Teacher, told
 from vla.parallel import Team
 from vla.processor import Processor
 from vla.refine import Latents
@@ -70,7 +70,7 @@ class StateProcessor:
         self.unnormalise_action: Callable[[NDArray[np.float32]], NDArray[np.float32]] = processor.unnormalise_action
 
     def prepare(self, obs: Observation) -> Told:
-        return Told(critic_state(obs, np.zeros(len(obs.proprio), np.float32))[:, :-1])
+        return Told(told(obs))
 
 
 class StateModel(nn.Module):

@@ -118,6 +118,11 @@ def fit_teacher(
     return teacher.requires_grad_(False).eval()
 
 
+def told(obs: Observation) -> Tensor:
+    """(B, S) what a teacher reads of observations: what the critic does, but for the clock."""
+    return critic_state(obs, np.zeros(len(obs.proprio), np.float32))[:, :-1]
+
+
 class TeacherPolicy:
     """The teacher acting by itself, to see what it is worth. A `vla.types.Policy`."""
 
@@ -130,5 +135,4 @@ class TeacherPolicy:
 
     @torch.no_grad()
     def act(self, obs: Observation) -> ActionChunk:
-        state = critic_state(obs, np.zeros(len(obs.proprio), np.float32))[:, :-1]
-        return self.actor.to_env(self.teacher(state.to(self.teacher.shift)), self.spec, self.n_action_steps)
+        return self.actor.to_env(self.teacher(told(obs).to(self.teacher.shift)), self.spec, self.n_action_steps)
