@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.config import lookup
+from vla.types import Plane
 
 Vector = NDArray[np.float64]
 
@@ -36,6 +37,8 @@ class RobosuiteSuite:
     """That state -> (where the hand goes first, where it takes the thing): what the words name."""
     things: tuple[str, ...]
     """In words; the first is what the task is about."""
+    plane: Plane
+    """Of that state and the proprio."""
     eval_seed0: int = 5_000_000
 
     @property
@@ -104,6 +107,12 @@ def _door_state(env: Any, grip: Vector) -> Vector:
     return np.concatenate([centre, bar, outward, hinge, angles, centre + GRASP_BAR_M * bar - grip])
 
 
+_LIFT_PLANE = Plane(hand=(0, 1), places=((0, 1),), offsets=((8, 9),))  # without a goal its columns are 0
+_GRASP_PLANE = Plane(hand=(0, 1), places=((0, 1), (4, 5)), offsets=((8, 9),))
+_NUT_PLANE = Plane(hand=(0, 1), places=((0, 1), (4, 5), (7, 8)), offsets=((10, 11),))
+_DOOR_PLANE = Plane(hand=(0, 1), places=((0, 1), (9, 10)), offsets=((3, 4), (6, 7), (14, 15)))
+
+
 def _grasped(state: Vector) -> tuple[Vector, Vector | None]:
     return state[:3].copy(), state[4:7].copy() if state[7] > 0 else None
 
@@ -132,7 +141,7 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "grab the cube", "take the block",
             ),
             ("pick the cube up", "take the red block and lift it"),
-            "lift the can", _lift, GRASP_DIM, _grasped, ("the red cube",),
+            "lift the can", _lift, GRASP_DIM, _grasped, ("the red cube",), _LIFT_PLANE,
         ),
         RobosuiteSuite(
             "robosuite-stack", "robosuite Stack: the red cube on the green one", "Stack", 200,
@@ -143,7 +152,7 @@ SUITES: dict[str, RobosuiteSuite] = {
             ),
             ("on the green cube put the red cube", "lift the red block and place it on the green block"),
             "put the green cube on the red cube", _stack, GRASP_DIM, _grasped,
-            ("the red cube", "the green cube"),
+            ("the red cube", "the green cube"), _GRASP_PLANE,
         ),
         RobosuiteSuite(
             "robosuite-can", "robosuite PickPlaceCan: the can into its bin", "PickPlaceCan", 400,
@@ -152,7 +161,7 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "pick up the can and put it in the bin", "take the can and place it in the bin",
             ),
             ("lift the can and move it to the bin", "in the bin put the can"),
-            "put the cube in the bin", _can, GRASP_DIM, _grasped, ("the can",),
+            "put the cube in the bin", _can, GRASP_DIM, _grasped, ("the can",), _GRASP_PLANE,
         ),
         RobosuiteSuite(
             "robosuite-square", "robosuite NutAssemblySquare: the square nut over its peg", "NutAssemblySquare", 500,
@@ -162,7 +171,7 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "move the square nut to the square peg",
             ),
             ("on the square peg put the square nut", "pick up the square nut and fit it over the peg"),
-            "put the round nut on the round peg", _nut_state, NUT_DIM, _nut, ("the square nut",),
+            "put the round nut on the round peg", _nut_state, NUT_DIM, _nut, ("the square nut",), _NUT_PLANE,
         ),
         RobosuiteSuite(
             "robosuite-door", "robosuite Door: turn the handle, pull the door open", "Door", 300,
@@ -171,7 +180,7 @@ SUITES: dict[str, RobosuiteSuite] = {
                 "press the handle down and pull the door", "open the door by its handle",
             ),
             ("pull the handle and open the door", "turn the handle down and pull the door open"),
-            "close the drawer", _door_state, DOOR_DIM, _bar, ("the handle",),
+            "close the drawer", _door_state, DOOR_DIM, _bar, ("the handle",), _DOOR_PLANE,
         ),
     )
 }  # fmt: skip

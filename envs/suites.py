@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from envs.scene import SCENES, SIM_CONFIGS
 from vla.config import lookup
+from vla.types import Plane
 
 TRAIN_SEED_LIMIT = 1_000_000
 """Training and demonstration seeds are below this, evaluation seeds at or above a suite's `eval_seed0`."""
@@ -24,6 +25,14 @@ class Suite:
     plates_per_episode: int
     horizon: int
     eval_seed0: int
+
+    @property
+    def plane(self) -> Plane:
+        """Which columns of `envs.goals.privileged` and `envs.worlds.PROPRIO_NAMES` lie in the plane of the table."""
+        return Plane(
+            hand=(0, 1), hand_offsets=((3, 4),), places=((0, 1), (13, 14)), offsets=((3, 4), (6, 7)),
+            turns=not SCENES[self.scene].fixtures,
+        )  # fmt: skip
 
 
 def suite_names() -> tuple[str, ...]:

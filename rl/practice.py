@@ -35,7 +35,13 @@ class PracticeConfig:
     """How long a teacher practises, and how it learns from it."""
 
     env_steps: int = 150_000
-    """Control steps, over all worlds; they count as the run's own."""
+    """Control steps at most, over all worlds; they count as the run's own."""
+    enough: float | None = 0.98
+    """Success rate of the teacher at which it need not practise (any longer). None: all of `env_steps`."""
+    look_every: int = 10
+    """Updates after which its success is looked at. These episodes are no control steps of the run: nobody learns."""
+    share: float = 0.5
+    """Of the run's seconds and control steps, if they are limited: no more is spent on practice."""
     decisions_per_update: int = 20
     actor: ActorConfig = field(default_factory=lambda: ActorConfig(motion_std=0.2, gripper_std=0.4, correlation=0.5))
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(hidden=(256, 256)))
@@ -50,8 +56,11 @@ class PracticeConfig:
 
     def problem(self) -> str | None:
         """What is wrong with this configuration, or None."""
-        if self.env_steps < 1 or self.decisions_per_update < 1:
-            return "a teacher practises at least 1 control step, and 1 decision per update"
+        if min(self.env_steps, self.decisions_per_update, self.look_every) < 1 or not 0 < self.share <= 1:
+            return (
+                "a teacher practises at least 1 control step, by at least 1 decision per update, looks after 1 update "
+                "or more, and takes a share of the run above 0 and up to 1"
+            )
         return self.ppo.problem()
 
 
@@ -111,10 +120,16 @@ def practise(
     curriculum: Curriculum | None = None,
     seed: int = 0,
     team: Team | None = None,
+    worth: Callable[[], float] | None = None,
+    spent: Callable[[int], bool] | None = None,
     on_update: Callable[[dict[str, float]], None] | None = None,
 ) -> int:
-    """Improve `teacher` in place by its reward in `env`, whose pictures are left alone; returns this process's control
-    steps. It ends frozen, as it came. ValueError for a configuration that cannot be."""
+    """Improve `teacher` in place by its reward in `env`, whose pictures it does not need (`undrawn`); returns this
+    process's control steps. It ends frozen, as it came. ValueError for a configuration that cannot be.
+
+    `worth()` plays the teacher in `env` and says how often it succeeds, `spent(control steps)` whether there is no more
+    time: both must answer every process of a team alike.
+    """
     if problem := config.problem():
         raise ValueError(problem)
     team = team or Team()
@@ -139,15 +154,22 @@ def practise(
     updates = max(1, round(config.env_steps / per_update))
     ppo = replace(config.ppo, anneal_updates=updates)
     learner = PPO(actor, critic, ppo, generator=torch.Generator().manual_seed(2 * seed + 7), team=team)
-    with undrawn(env):
-        for update in range(1, updates + 1):
-            began = time.monotonic()
-            buffer.clear()
-            metrics = collector.collect(buffer) | learner.update(buffer)
-            if on_update is not None:
-                on_update(metrics | {"update": update, "of": updates, "seconds": time.monotonic() - began})
-        with learner.averaged():
-            kept = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-        teacher.load_state_dict(kept)
+    for update in range(1, updates + 1):
+        began = time.monotonic()
+        buffer.clear()
+        metrics = collector.collect(buffer) | learner.update(buffer)
+        if on_update is not None:
+            on_update(metrics | {"update": update, "of": updates, "seconds": time.monotonic() - began})
+        if spent is not None and spent(collector.env_steps):
+            break
+        if worth is not None and config.enough is not None and update % config.look_every == 0 and update < updates:
+            with learner.averaged():
+                good = worth() >= config.enough
+            collector.forget_worlds()
+            if good:
+                break
+    with learner.averaged():
+        kept = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    teacher.load_state_dict(kept)
     teacher.requires_grad_(False)
     return collector.env_steps

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -308,42 +308,62 @@ class Runner:
                 f"the demonstrations hold {known.shape[1]} numbers of the simulator's state, the worlds of "
                 f"{self.config.suite} have {env.privileged_dim}: give demonstrations of this suite"
             )
-        teacher = fit_teacher(self._demos, model.processor, model.chunk_size, config.teacher, seed=self.config.seed)
+        teacher = fit_teacher(
+            self._demos, model.processor, model.chunk_size, config.teacher,
+            plane=getattr(getattr(env, "suite", None), "plane", None), seed=self.config.seed,
+        )  # fmt: skip
         teacher.to(self.actor.device)
-        report = {"demonstrations": len(self._demos.episodes)}
-        if config.practice is not None:
-            report |= {"imitation": self._worth(teacher)}
-            report["control_steps"] = self._practise(teacher, config.practice)
-        report |= self._worth(teacher)
+        report: dict[str, Any] = {"demonstrations": len(self._demos.episodes)}
+        with undrawn(env):
+            reached, practice = self._worth(teacher), config.practice
+            if practice is not None and (practice.enough is None or self._rate(reached) < practice.enough):
+                before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+                report |= {"imitation": reached, "control_steps": self._practise(teacher, practice)}
+                reached = self._worth(teacher)
+                if self._rate(reached) < self._rate(report["imitation"]):  # nothing to learn from, it may lose its way
+                    teacher.load_state_dict(before)
+                    reached = report["imitation"]
         if self.team.rank == 0:
-            save_json(self.out / "teacher.json", report)
+            save_json(self.out / "teacher.json", report | reached)
         self.collector.forget_worlds()
         return teacher
 
     def _worth(self, teacher: Teacher) -> dict[str, int]:
-        """How often the teacher succeeds by itself."""
+        """How often the teacher succeeds by itself: it does not look, so let nothing be drawn."""
         env, rounds = self.env, max(1, 96 // self.config.num_envs)
         policy = TeacherPolicy(teacher, self.actor, env.action_spec, self.collector.n_action_steps)
-        with undrawn(env):
-            successes = self._successes(policy, [self.collector.next_seeds(env.num_envs) for _ in range(rounds)])
+        successes = self._successes(policy, [self.collector.next_seeds(env.num_envs) for _ in range(rounds)])
         return {"successes": successes, "episodes": rounds * self.config.num_envs}
+
+    @staticmethod
+    def _rate(played: dict[str, Any]) -> float:
+        return played["successes"] / played["episodes"]
 
     def _practise(self, teacher: Teacher, config: PracticeConfig) -> int:
         """Returns the control steps that it took, over all processes."""
+        ours, team = self.config, self.team
+
+        def spent(steps: int) -> bool:
+            seconds = ours.max_seconds is not None and self.seconds >= config.share * ours.max_seconds
+            limited = ours.max_env_steps is not None
+            return team.any(seconds) or (limited and team.total(float(steps))[0] >= config.share * ours.max_env_steps)
+
         steps = practise(
             teacher,
             self.model.processor,
             self.env,
             config,
-            train_seeds=self.config.train_seeds,
+            train_seeds=ours.train_seeds,
             n_action_steps=self.collector.n_action_steps,
             curriculum=self._curriculum(),
-            seed=self.config.seed,
-            team=self.team,
+            seed=ours.seed,
+            team=team,
+            worth=lambda: self._rate(self._worth(teacher)),
+            spent=spent,
             on_update=self.on_practice,
         )
         self.collector.env_steps += steps  # whatever plays, the world was asked
-        return int(self.team.total(float(steps))[0])
+        return int(team.total(float(steps))[0])
 
     def _successes(self, policy: Policy, seeds: list[list[int]]) -> int:
         return int(self.team.total(float(sum(play(policy, self.env, s) for s in seeds)))[0])

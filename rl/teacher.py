@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rl.actor import GaussianChunkActor, critic_state
+from rl.plane import from_hand, turned
 from vla.data import DemoSet
 from vla.heads import masked_l1
 from vla.processor import Processor
-from vla.types import ActionChunk, ActionSpec, Observation
+from vla.types import ActionChunk, ActionSpec, Observation, Pair, Plane
 
 SHARP = 4.0
 """Beside every standardised number its tanh at this scale: contact and release hang on millimetres around the usual."""
@@ -33,11 +35,21 @@ class TeacherConfig:
     steps: int = 3000
     minibatch_size: int = 256
     lr: float = 1e-3
+    floor: float = 1e-3
+    """What has varied less than this counts as varying so much (m, mostly): more, and what the demonstrations hardly
+    vary says less when it does."""
+    origin: Literal["world", "hand"] = "world"
+    """Where places in the plane of the table are measured from. From the hand, one demonstration serves everywhere."""
+    turns: int = 1
+    """Imitate every demonstration also turned about the vertical, so many ways in all. Only with `origin` "hand"."""
 
     def problem(self) -> str | None:
         """What is wrong with this configuration, or None."""
-        sizes = (self.count, self.width, self.steps, self.minibatch_size)
-        return "a teacher's count, width, steps and minibatch_size must be at least 1" if min(sizes) < 1 else None
+        if min(self.count, self.width, self.steps, self.minibatch_size, self.turns) < 1 or self.floor <= 0:
+            return "a teacher's count, width, steps, minibatch_size and turns must be at least 1, its floor above 0"
+        if self.turns > 1 and self.origin == "world":
+            return 'a teacher\'s demonstrations are turned about its hand: set its origin to "hand", or turns to 1'
+        return None
 
 
 class Teacher(nn.Module):
@@ -47,6 +59,7 @@ class Teacher(nn.Module):
         super().__init__()
         config = config or TeacherConfig()
         self.chunk_size, self.action_dim = chunk_size, action_dim
+        self.register_buffer("view", torch.eye(state_dim))
         self.register_buffer("shift", torch.zeros(state_dim))
         self.register_buffer("divide", torch.ones(state_dim))
         width = config.width
@@ -65,26 +78,34 @@ class Teacher(nn.Module):
         """What `state_dict` gave, frozen."""
         action_dim = len(tensors["nets.0.8.bias"]) // chunk_size
         teacher = Teacher(len(tensors["shift"]), chunk_size, action_dim, config)
+        tensors = {"view": torch.eye(len(tensors["shift"]))} | tensors  # checkpoints before it was kept
         teacher.load_state_dict(tensors)
         return teacher.requires_grad_(False).eval()
 
-    def seen(self, state_BS: Tensor) -> Tensor:
+    def standardised(self, viewed_BS: Tensor) -> Tensor:
         """(B, 2 S) what the networks read."""
-        scaled = ((state_BS - self.shift) / self.divide).clamp(-10.0, 10.0)
+        scaled = ((viewed_BS - self.shift) / self.divide).clamp(-10.0, 10.0)
         return torch.cat([scaled, torch.tanh(SHARP * scaled)], 1)
 
     def forward(self, state_BS: Tensor) -> Tensor:
-        seen = self.seen(state_BS)
+        seen = self.standardised(state_BS @ self.view)
         mean = torch.stack([net(seen) for net in self.nets]).mean(0)
         return mean.unflatten(1, (self.chunk_size, self.action_dim))
 
 
 def fit_teacher(
-    demos: DemoSet, processor: Processor, chunk_size: int, config: TeacherConfig | None = None, *, seed: int = 0
+    demos: DemoSet,
+    processor: Processor,
+    chunk_size: int,
+    config: TeacherConfig | None = None,
+    *,
+    plane: Plane | None = None,
+    seed: int = 0,
 ) -> Teacher:
     """Imitate the demonstrated chunks (L1) from the simulator's state beside them; frozen.
 
-    ValueError if the demonstrations do not hold that state.
+    `plane` is the suite's, for `origin` "hand". ValueError if the demonstrations do not hold that state, or the
+    configuration asks for what the suite does not tell.
     """
     config = config or TeacherConfig()
     if problem := config.problem():
@@ -94,16 +115,20 @@ def fit_teacher(
             "these demonstrations do not hold the simulator's state, which a teacher reads: record them anew with "
             "`vla demos`"
         )
-    state = torch.from_numpy(np.concatenate([demos.privileged, demos.proprio], 1, dtype=np.float32))
+    view, pairs = _view(demos, config, plane)
+    state = torch.from_numpy(np.concatenate([demos.privileged, demos.proprio], 1, dtype=np.float32)) @ view
     action, mask = demos.chunks(chunk_size)
+    if config.turns > 1:
+        state, action = turned(state, action, pairs, demos.action_names, config.turns)
     action_FCA = torch.from_numpy(processor.normalise_action(action)).float()
-    mask_FC = torch.from_numpy(mask)
+    mask_FC = torch.from_numpy(mask).repeat(config.turns, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         teacher = Teacher(state.shape[1], chunk_size, action_FCA.shape[2], config)
+    teacher.view.copy_(view)
     teacher.shift.copy_(state.mean(0))
-    teacher.divide.copy_(state.std(0) + 1e-3)  # what never moves stays near 0
-    seen = teacher.seen(state)
+    teacher.divide.copy_((state.std(0) + 1e-3).clamp(min=config.floor))  # what never moves stays near 0
+    seen = teacher.standardised(state)
     generator = torch.Generator().manual_seed(seed)
     for net in teacher.nets:
         optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-4)
@@ -116,6 +141,20 @@ def fit_teacher(
             optimiser.step()
             schedule.step()
     return teacher.requires_grad_(False).eval()
+
+
+def _view(demos: DemoSet, config: TeacherConfig, plane: Plane | None) -> tuple[Tensor, tuple[Pair, ...]]:
+    """How the state is looked at, and the pairs of its columns that point somewhere."""
+    dims = demos.privileged.shape[1], demos.proprio.shape[1]
+    if config.origin == "world":
+        return torch.eye(sum(dims)), ()
+    if plane is None:
+        raise ValueError(
+            'this suite does not tell what lies in the plane of a table: set the teacher\'s origin to "world"'
+        )
+    if config.turns > 1 and not plane.turns:
+        raise ValueError("this suite's scenes cannot be turned (fixtures, or angles in its state): set turns to 1")
+    return from_hand(plane, *dims)
 
 
 def told(obs: Observation) -> Tensor:

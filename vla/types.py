@@ -34,6 +34,29 @@ class ActionSpec:
         return len(self.names)
 
 
+Pair = tuple[int, int]
+"""The columns of an x and a y."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Which numbers that a simulator tells lie in the plane of the table, in the axes of the actions `dx` and `dy`.
+
+    A hand that moves by displacements does over there what it would do here: with this, who reads the state may use it.
+    """
+
+    hand: Pair
+    """Of the proprio: where the hand is."""
+    hand_offsets: tuple[Pair, ...] = ()
+    """Of the proprio: from one place to another."""
+    places: tuple[Pair, ...] = ()
+    """Of the privileged state: where something is."""
+    offsets: tuple[Pair, ...] = ()
+    """Of the privileged state: from one place to another."""
+    turns: bool = False
+    """Whether a scene turned about the vertical is a scene, too. Not with fixtures, or where angles are told."""
+
+
 @dataclass
 class Observation:
     """What B worlds (or one robot, B = 1) show a policy. Policies may read everything but `privileged`."""

@@ -31,24 +31,25 @@ class Watched(PointReach):
         return result
 
 
-def worth(teacher):
+def worth_of(teacher):
     return evaluate(TeacherPolicy(teacher, GaussianChunkActor(ToyVLA(), SPEC.names), SPEC, CHUNK))[0] / 200
 
 
-def practised(config=PRACTICE, *, seed=0, rows=None):
+def practised(config=PRACTICE, *, seed=0, rows=None, worth=None):
     teacher, env = fit_teacher(demos(FEW), ToyVLA().processor, CHUNK, QUICK), Watched(32)
-    before = worth(teacher)
-    steps = practise(
-        teacher, ToyVLA().processor, env, config, train_seeds=(0, 1_000_000), n_action_steps=CHUNK, seed=seed,
-        on_update=None if rows is None else rows.append,
-    )  # fmt: skip
+    before = worth_of(teacher)
+    with undrawn(env):
+        steps = practise(
+            teacher, ToyVLA().processor, env, config, train_seeds=(0, 1_000_000), n_action_steps=CHUNK, seed=seed,
+            worth=worth, on_update=None if rows is None else rows.append,
+        )  # fmt: skip
     return teacher, env, before, steps
 
 
 def test_a_teacher_of_few_demonstrations_gets_better_by_its_reward():
     rows = []
     teacher, env, before, steps = practised(rows=rows)
-    assert before < 0.6 and worth(teacher) > before + 0.25
+    assert before < 0.6 and worth_of(teacher) > before + 0.25
     assert not any(p.requires_grad for p in teacher.parameters())
     assert env.steps == {True: 0, False: steps} and env.drawing
     assert [row["update"] for row in rows] == list(range(1, rows[0]["of"] + 1))
@@ -66,9 +67,9 @@ def test_a_reward_that_punishes_success_makes_it_worse():
             return replace(result, reward=-result.reward)
 
     good = fit_teacher(demos(40), ToyVLA().processor, CHUNK, replace(QUICK, steps=400))
-    before = worth(good)
+    before = worth_of(good)
     practise(good, ToyVLA().processor, Perverse(32), PRACTICE, train_seeds=(0, 1_000_000), n_action_steps=CHUNK)
-    assert before > 0.8 and worth(good) < before - 0.3
+    assert before > 0.8 and worth_of(good) < before - 0.3
 
 
 def test_practice_depends_on_its_seed_alone():
@@ -87,6 +88,34 @@ def test_what_is_judged_and_kept_is_the_mean_of_its_parameters():
         ended = practised(config)[0].state_dict()
         moved[decay] = sum(float((ended[name] - start[name]).abs().sum()) for name in start)
     assert 0 < moved[0.999] < 0.05 * moved[0.0]
+
+
+def test_it_ends_as_soon_as_it_is_good_enough():
+    def until(enough, rates):
+        rows, asked = [], iter(rates)
+        practised(replace(PRACTICE, enough=enough, look_every=3), rows=rows, worth=lambda: next(asked))
+        return len(rows)
+
+    everything = round(30_000 / (8 * 32 * CHUNK))
+    assert until(0.9, [0.5, 0.89, 0.9]) == 9
+    assert until(0.9, [0.5] * everything) == everything == until(None, [])
+
+
+def test_a_run_keeps_a_teacher_that_practice_has_spoilt(cloned, tmp_path):
+    class Perverse(PointReach):
+        def step_chunk(self, chunk):
+            result = super().step_chunk(chunk)
+            return replace(result, reward=-result.reward)
+
+    model = ToyVLA()
+    model.load_state_dict(cloned)
+    guide = GuideConfig(teacher=QUICK, practice=replace(PRACTICE, enough=None), steps=3, minibatch_size=32)
+    settings = replace(config(num_envs=32, max_updates=1), guide=guide)
+    runner = Runner(model, Perverse(32), settings, tmp_path, demos=demos(40))
+    runner.run()
+    said = json.loads((tmp_path / "teacher.json").read_text())
+    assert said["successes"] == said["imitation"]["successes"] > 60 and said["control_steps"] > 20_000
+    assert worth_of(runner.guide.teacher) > 0.6
 
 
 def test_pictures_come_back_whatever_happens():
@@ -113,7 +142,13 @@ def test_a_run_lets_its_teacher_practise_and_counts_it(cloned, tmp_path):
     without, unheard, plain = run("without", None, max_updates=1)
     assert not unheard and "imitation" not in plain and plain["successes"] == said["imitation"]["successes"]
     assert runner.env_steps - without.env_steps > 0.8 * said["control_steps"] > 20_000
-    # a budget of control steps holds the practice, too
-    assert run("bounded", PRACTICE, max_updates=9, max_env_steps=said["control_steps"])[0].learner.num_updates == 0
+    # a teacher that is good enough need not; half of a run's control steps at most are the teacher's
+    _, unheard, plain = run("good", replace(PRACTICE, enough=said["imitation"]["successes"] / 96), max_updates=1)
+    assert not unheard and "control_steps" not in plain
+    most = said["control_steps"]
+    bounded, heard, less = run("bounded", PRACTICE, max_updates=99, max_env_steps=most)
+    update = less["control_steps"] / len(heard)
+    assert 0 <= less["control_steps"] - most / 2 <= update and 0 <= bounded.env_steps - most <= update
+    assert run("late", PRACTICE, max_updates=1, max_seconds=1e-9)[2]["control_steps"] <= 8 * 32 * CHUNK
     with pytest.raises(ValueError, match="at least 1 control step"):
         run("wrong", replace(PRACTICE, env_steps=0), max_updates=1)
