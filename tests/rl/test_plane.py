@@ -96,6 +96,25 @@ def test_a_suites_plane_is_what_its_worlds_tell(name):
     assert suite.plane.turns == (name == "tabletop-pick")
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "offset"),
+    [("robosuite-lift", (0, 1), (8, 9)), ("robosuite-can", (0, 1), (8, 9)), ("robosuite-square", (4, 5), (10, 11))],
+)
+def test_robosuites_planes_are_what_its_worlds_tell(name, place, offset):
+    pytest.importorskip("robosuite")
+    env = make_vec(name, 1, num_workers=1)
+    try:
+        env.set_rendering(False)
+        state = told(env.reset(seeds=[5_000_001])).numpy()
+        view, pairs = from_hand(env.suite.plane, env.privileged_dim, env.proprio_dim)
+        seen = state @ view.numpy()
+        assert np.allclose(seen[:, place], state[:, offset], atol=1e-6) and np.abs(seen[:, offset]).max() > 1e-4
+        assert {place, offset} <= set(pairs) and not env.suite.plane.turns
+        assert not seen[:, [env.privileged_dim, env.privileged_dim + 1]].any()
+    finally:
+        env.close()
+
+
 def test_what_cannot_be_is_said(cloned):
     one, processor = demos(1), ToyVLA().processor
     with pytest.raises(ValueError, match='origin to "world"'):
