@@ -44,6 +44,20 @@ def test_a_teacher_that_sees_from_its_hand_does_not_know_where_it_is():
     assert (aware(moved) - aware(state)).abs().mean() > 0.05
 
 
+def test_what_demonstrations_hardly_vary_says_little_above_the_floor():
+    data, processor = demos(20), ToyVLA().processor
+    still = replace(data, privileged=data.privileged.copy())
+    still.privileged[:, 2] = 0.3  # as if the way to go in x were always the same
+    moved = {}
+    for floor in (1e-3, 1.0):
+        teacher = fit_teacher(still, processor, CHUNK, replace(HAND, origin="world", floor=floor))
+        state = torch.from_numpy(np.concatenate([still.privileged, still.proprio], 1))
+        another = state.clone()
+        another[:, 2] += 0.05
+        moved[floor] = float((teacher(another) - teacher(state)).abs().mean())
+    assert moved[1.0] < 0.1 * moved[1e-3]
+
+
 def test_turning_keeps_lengths_and_heights_and_what_an_action_does():
     generator = np.random.default_rng(0)
     state = torch.from_numpy(generator.normal(size=(7, 6)).astype(np.float32))
