@@ -153,7 +153,10 @@ def _view(demos: DemoSet, config: TeacherConfig, plane: Plane | None) -> tuple[T
             'this suite does not tell what lies in the plane of a table: set the teacher\'s origin to "world"'
         )
     if config.turns > 1 and not plane.turns:
-        raise ValueError("this suite's scenes cannot be turned (fixtures, or angles in its state): set turns to 1")
+        raise ValueError(
+            "this suite's scenes cannot be turned (fixtures stand in them, or its state has angles): choose a recipe "
+            "that does not turn its demonstrations (multitask, robosuite-lift-guided), or set turns to 1"
+        )
     return from_hand(plane, *dims)
 
 
