@@ -138,26 +138,13 @@ def multitask() -> RunnerConfig:
     With ten tasks each sees a tenth of every batch, and what the reward alone says of a step is mostly noise
     (BENCHMARKS.md). A teacher that has imitated the same demonstrations from the simulator's state says the rest.
     """
-    config = tabletop_pick()
+    config = _guided(tabletop_pick(), GuideConfig(minibatch_size=384, anneal_updates=280))
     return replace(
         config,
         suite="tabletop-mixed",
         max_seconds=2700.0,
         eval_every=25,
-        calibrate_scales=(),
-        actor=replace(config.actor, motion_std=0.1, gripper_std=0.2, refiner_width=512),
-        ppo=replace(
-            config.ppo,
-            lr=1e-4,
-            kl_stop=0.04,
-            anneal_updates=300,
-            average_decay=0.9,
-            lam=0.5,
-            critic_lam=0.95,
-            critic_memory=8,
-            critic_epochs=5,
-        ),
-        guide=GuideConfig(minibatch_size=384, anneal_updates=280),
+        ppo=replace(config.ppo, anneal_updates=300, average_decay=0.9),
         curriculum=CurriculumConfig(rule="vla-rl", temperature=0.5, floor=0.3),
     )
 
