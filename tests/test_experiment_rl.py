@@ -38,7 +38,7 @@ def test_every_kind_of_arm_runs_once_and_is_reported(tmp_path, monkeypatch):
 
 
 def test_arms_change_what_they_say():
-    from rl.recipes import tabletop_pick
+    from rl.recipes import tabletop_pick, tabletop_pick_guided
 
     base, arms = tabletop_pick(), experiment_rl._arms()
     assert arms["ppo"](base) == base
@@ -46,6 +46,9 @@ def test_arms_change_what_they_say():
     assert arms["no-kl-stop"](base).ppo.kl_stop > 1e6
     assert arms["bf16-logprob"](base).actor.log_prob_dtype == "bfloat16"
     assert arms["rloo"](base).method.baseline == "rloo" and arms["grpo"](base).method.baseline == "grpo"
+    assert arms["independent-noise"](base).actor.correlation == 0.0 != base.actor.correlation
+    guided = arms["guided"](replace(base, max_env_steps=7, seed=3))
+    assert guided.guide == tabletop_pick_guided().guide and (guided.max_env_steps, guided.seed) == (7, 3)
     assert arms["bridge"](base).actor.refiner_width == 0
     with pytest.raises(ValueError, match="grpo"):
         lookup("gropo", arms, "arm")

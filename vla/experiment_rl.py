@@ -30,8 +30,10 @@ class RLConfig:
     suite: str = "tabletop-pick"
     arms: tuple[str, ...] = (
         "imitation", "ppo", "no-critic-warmup", "bf16-logprob", "no-kl-stop", "grpo", "filtered", "residual-sac",
+        "guided",
     )  # fmt: skip
-    """imitation: what all start from. Besides: rloo, bridge (all after the backbone learns), correlated-noise."""
+    """imitation: what all start from. guided: beside a teacher of the same demonstrations, whose practice counts.
+    Besides: rloo, bridge (all after the backbone learns), independent-noise (ppo's is correlated)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policy."""
     demos: int = 100
@@ -49,7 +51,7 @@ class RLConfig:
 
 def _arms() -> dict[str, Change | None]:
     """What each arm changes in the recipe `tabletop-pick`; None: it is no run of the runner's."""
-    from rl.recipes import tabletop_pick_filtered, tabletop_pick_grpo
+    from rl.recipes import tabletop_pick_filtered, tabletop_pick_grpo, tabletop_pick_guided
 
     def ppo(**changes: Any) -> Change:
         return lambda config: replace(config, ppo=replace(config.ppo, **changes))
@@ -58,7 +60,11 @@ def _arms() -> dict[str, Change | None]:
         return lambda config: replace(config, actor=replace(config.actor, **changes))
 
     def method(how: Any) -> Change:
-        return lambda config: replace(config, method=how, eval_every=4)
+        return lambda config: replace(config, method=how, eval_every=2)
+
+    def guided(config: RunnerConfig) -> RunnerConfig:
+        recipe = tabletop_pick_guided()
+        return replace(config, calibrate_scales=(), actor=recipe.actor, ppo=recipe.ppo, guide=recipe.guide)
 
     grpo, filtered = tabletop_pick_grpo().method, tabletop_pick_filtered().method
     return {
@@ -67,12 +73,13 @@ def _arms() -> dict[str, Change | None]:
         "no-critic-warmup": ppo(critic_warmup=0),
         "bf16-logprob": actor(log_prob_dtype="bfloat16"),
         "no-kl-stop": ppo(kl_stop=1e9),
-        "correlated-noise": actor(correlation=0.5),
+        "independent-noise": actor(correlation=0.0),
         "bridge": lambda config: actor(refiner_width=0)(ppo(lr=6e-5, epochs=4)(config)),
         "grpo": method(grpo),
         "rloo": method(replace(grpo, baseline="rloo")),
         "filtered": method(filtered),
         "residual-sac": None,
+        "guided": guided,
     }
 
 
@@ -159,6 +166,7 @@ def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env
     from rl.actor import SampledPolicy
     from rl.recipes import tabletop_pick
     from rl.runner import Runner
+    from vla.data import load_dataset
     from vla.model import VLA
 
     change = _arms()[arm]
@@ -166,10 +174,12 @@ def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env
     recipe = tabletop_pick()
     recipe = replace(
         recipe, suite=config.suite, seed=seed, num_envs=config.num_envs, train_seeds=(500_000, 1_000_000),
-        max_env_steps=config.control_steps, max_updates=1_000_000, max_seconds=None, target_success=None,
+        max_env_steps=config.control_steps, max_updates=1_000_000, max_seconds=None, target_success=None, eval_every=4,
         calibrate_episodes=min(recipe.calibrate_episodes, config.validation_episodes),
     )  # fmt: skip
-    runner = Runner(VLA.load(folder), env, change(recipe), out, evaluate=_validation(config, env))
+    recipe = change(recipe)
+    demos = None if recipe.guide is None else load_dataset(out.parent / f"demos-{seed}")
+    runner = Runner(VLA.load(folder), env, recipe, out, evaluate=_validation(config, env), demos=demos)
     result = runner.run(resume=(out / "last").exists())
     sampled = SampledPolicy(
         runner.actor, env.action_spec, runner.collector.n_action_steps, generator=torch.Generator().manual_seed(seed)

@@ -174,6 +174,8 @@ class Experiment(Command):
     steps: int | None = None
     episodes: int | None = None
     num_envs: int | None = None
+    workers: int | None = None
+    """Processes that play the worlds."""
     control_steps: int | None = None
     """rl: the budget of every arm."""
 
@@ -194,6 +196,7 @@ class Experiment(Command):
                 steps=self.steps,
                 episodes=self.episodes,
                 num_envs=self.num_envs,
+                workers=self.workers,
                 control_steps=self.control_steps,
             ),
         )
