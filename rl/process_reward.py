@@ -33,8 +33,9 @@ class ProgressConfig:
     batch_size: int = 256
     lr: float = 1e-3
     smoothing: float = 0.05
-    held_out: float = 0.4
-    """Fraction of the episodes kept for calibration and the report; episodes, never frames, are split."""
+    held_out: float = 0.5
+    """Fraction of the episodes kept, half for calibration and half for the report; episodes, never frames, are
+    split."""
     false_positives: float = 0.01
     """Failed episodes (and ones told to do something else) that may be taken for completed."""
 
@@ -62,6 +63,8 @@ class Episode:
     position_TX: NDArray[np.float32]
     success: bool
     """The simulator's verdict: never shown to the model but through the labels."""
+    control_steps: int = 0
+    """What the worlds played for it."""
 
 
 @torch.no_grad()
@@ -84,6 +87,7 @@ def watch(
         policy.reset()
         rows: list[list[tuple[Any, ...]]] = [[] for _ in range(env.num_envs)]
         success, over = np.zeros(env.num_envs, bool), np.zeros(env.num_envs, bool)
+        played = np.zeros(env.num_envs, np.int64)
         while not over.all():
             told = replace(obs, instruction=env.alternative_instructions())
             state, other = (_read(actor, one).numpy() for one in (obs, told))
@@ -91,6 +95,7 @@ def watch(
             for i in np.flatnonzero(~over):
                 rows[i].append((state[i], other[i], chunk[i, 0, grippers[0]], obs.proprio[i, position].copy()))
             result = env.step_chunk(chunk)
+            played += np.where(over, 0, result.n_steps)
             ended = ~over & (result.terminated | result.truncated)
             if ended.any():  # the frame in which it was done (or not) is the one that matters most
                 told = replace(result.obs, instruction=env.alternative_instructions())
@@ -103,7 +108,7 @@ def watch(
             obs = result.obs
         for i, row in enumerate(rows):
             columns = [np.stack(column).astype(np.float32) for column in zip(*row, strict=True)]
-            episodes.append(Episode(*columns, bool(success[i])))
+            episodes.append(Episode(*columns, bool(success[i]), int(played[i])))
     return episodes
 
 
@@ -148,7 +153,7 @@ class ProgressModel(nn.Module):
 
 @dataclass(frozen=True)
 class ProgressReport:
-    """The model beside the simulator's truth, on held-out episodes."""
+    """The model beside the simulator's truth, on episodes that neither trained nor calibrated it."""
 
     frame_auc: float
     """Of single frames against their pseudo-labels."""
@@ -160,6 +165,9 @@ class ProgressReport:
     """...of so many."""
     false_negatives: int
     positives: int
+    calibration_false_positives: int
+    calibration_negatives: int
+    """The same on the episodes that the threshold was chosen by."""
 
     def to_dict(self) -> dict[str, Any]:
         low, high = wilson95(self.false_positives, self.negatives)
@@ -169,21 +177,23 @@ class ProgressReport:
 def fit_progress(
     episodes: Sequence[Episode], config: ProgressConfig | None = None, *, seed: int = 0
 ) -> tuple[ProgressModel, ProgressReport]:
-    """Train on part of the episodes, calibrate and report on the rest; frozen afterwards.
+    """Train on part of the episodes, calibrate on others, report on the rest; frozen afterwards.
 
-    ValueError when there is no success, or no failure to calibrate on.
+    ValueError when one of the parts has no success.
     """
     config = config or ProgressConfig()
     rng = np.random.default_rng([seed, 43])
     order = [episodes[i] for i in rng.permutation(len(episodes))]
     cut = max(1, round(len(order) * (1 - config.held_out)))
     train, held = order[:cut], order[cut:]
-    if not any(e.success for e in train) or not any(e.success for e in held):
+    parts = train, held[::2], held[1::2]
+    if not all(any(e.success for e in part) for part in parts):
         raise ValueError("a process reward model needs episodes that succeeded, to learn from and to be checked on")
     model = _train(train, config, seed)
     counts = [len(milestones(e.gripper_T, e.position_TX, config.marks)) for e in train if e.success]
     model.goals.fill_(int(np.median(counts)))
-    return model, _calibrate(model, held, config)
+    calibration = _calibrate(model, held[::2], config)
+    return model, _report(model, held[1::2], config, calibration)
 
 
 def _train(episodes: Sequence[Episode], config: ProgressConfig, seed: int) -> ProgressModel:
@@ -213,19 +223,19 @@ def _train(episodes: Sequence[Episode], config: ProgressConfig, seed: int) -> Pr
     return model.requires_grad_(False).eval()
 
 
-def _calibrate(model: ProgressModel, held: Sequence[Episode], config: ProgressConfig) -> ProgressReport:
-    """Set the lowest threshold that keeps false positives to what is allowed."""
-    goals = int(model.goals)
-    scores, labels, wrong, right = [], [], [], []
-    for e in held:
+def _told_apart(model: ProgressModel, episodes: Sequence[Episode]) -> tuple[list[Any], list[Any]]:
+    """Probabilities of the episodes that were completed, and of those that were not: failed, or told otherwise."""
+    right, wrong = [], []
+    for e in episodes:
         p, told_otherwise = (model(torch.from_numpy(x)).numpy() for x in (e.state_TS, e.other_TS))
-        marks = milestones(e.gripper_T, e.position_TX, config.marks)
-        scores.append(p)
-        labels.append(frame_labels(len(p), marks, e.success, config.marks))
         (right if e.success else wrong).append(p)
         wrong.append(told_otherwise)
-    if not wrong:
-        raise ValueError("calibrating a process reward model needs episodes that were not completed")
+    return right, wrong
+
+
+def _calibrate(model: ProgressModel, episodes: Sequence[Episode], config: ProgressConfig) -> tuple[int, int]:
+    """Set the lowest threshold that keeps false positives to what is allowed; they, of so many negatives."""
+    goals, wrong = int(model.goals), _told_apart(model, episodes)[1]
     for threshold in np.linspace(0.5, 1.0, 101):
         false = sum(completed(p, float(threshold), goals) for p in wrong)
         if false <= config.false_positives * len(wrong):
@@ -233,9 +243,30 @@ def _calibrate(model: ProgressModel, held: Sequence[Episode], config: ProgressCo
     else:
         threshold, false = 2.0, 0
     model.threshold.fill_(float(threshold))
-    missed = sum(not completed(p, float(threshold), goals) for p in right)
-    frame_auc = auc(np.concatenate(scores), np.concatenate(labels))
-    return ProgressReport(frame_auc, float(threshold), goals, false, len(wrong), missed, len(right))
+    return false, len(wrong)
+
+
+def _report(
+    model: ProgressModel, episodes: Sequence[Episode], config: ProgressConfig, calibration: tuple[int, int]
+) -> ProgressReport:
+    threshold, goals = float(model.threshold), int(model.goals)
+    scores = [model(torch.from_numpy(e.state_TS)).numpy() for e in episodes]
+    labels = [
+        frame_labels(len(p), milestones(e.gripper_T, e.position_TX, config.marks), e.success, config.marks)
+        for p, e in zip(scores, episodes, strict=True)
+    ]
+    right, wrong = _told_apart(model, episodes)
+    return ProgressReport(
+        frame_auc=auc(np.concatenate(scores), np.concatenate(labels)),
+        threshold=threshold,
+        goals=goals,
+        false_positives=sum(completed(p, threshold, goals) for p in wrong),
+        negatives=len(wrong),
+        false_negatives=sum(not completed(p, threshold, goals) for p in right),
+        positives=len(right),
+        calibration_false_positives=calibration[0],
+        calibration_negatives=calibration[1],
+    )
 
 
 def events(p_T: NDArray[np.floating], threshold: float) -> NDArray[np.int64]:

@@ -288,6 +288,7 @@ class Runner:
             generator=torch.Generator().manual_seed(self.config.seed + 17),
         )
         episodes = watch(self.actor, policy, self.env, self.collector.next_seeds(count))
+        self.collector.env_steps += sum(episode.control_steps for episode in episodes)
         model, report = fit_progress(episodes, config.progress, seed=self.config.seed)
         if self.team.rank == 0:
             save_json(self.out / "progress.json", report.to_dict())

@@ -49,6 +49,7 @@ def test_arms_change_what_they_say():
     assert arms["independent-noise"](base).actor.correlation == 0.0 != base.actor.correlation
     guided = arms["guided"](replace(base, max_env_steps=7, seed=3))
     assert guided.guide == tabletop_pick_guided().guide and (guided.max_env_steps, guided.seed) == (7, 3)
+    assert arms["shaped"](base).shaping is not None and base.shaping is None
     assert arms["bridge"](base).actor.refiner_width == 0
     with pytest.raises(ValueError, match="grpo"):
         lookup("gropo", arms, "arm")

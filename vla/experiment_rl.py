@@ -33,7 +33,8 @@ class RLConfig:
         "guided",
     )  # fmt: skip
     """imitation: what all start from. guided: beside a teacher of the same demonstrations, whose practice counts.
-    Besides: rloo, bridge (all after the backbone learns), independent-noise (ppo's is correlated)."""
+    Besides: shaped (a learnt reward for progress, whose episodes count), rloo, bridge (all after the backbone learns),
+    independent-noise (ppo's is correlated)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policy."""
     demos: int = 100
@@ -51,7 +52,7 @@ class RLConfig:
 
 def _arms() -> dict[str, Change | None]:
     """What each arm changes in the recipe `tabletop-pick`; None: it is no run of the runner's."""
-    from rl.recipes import tabletop_pick_filtered, tabletop_pick_grpo, tabletop_pick_guided
+    from rl.recipes import tabletop_pick_filtered, tabletop_pick_grpo, tabletop_pick_guided, tabletop_pick_shaped
 
     def ppo(**changes: Any) -> Change:
         return lambda config: replace(config, ppo=replace(config.ppo, **changes))
@@ -75,6 +76,7 @@ def _arms() -> dict[str, Change | None]:
         "no-kl-stop": ppo(kl_stop=1e9),
         "independent-noise": actor(correlation=0.0),
         "bridge": lambda config: actor(refiner_width=0)(ppo(lr=6e-5, epochs=4)(config)),
+        "shaped": lambda config: replace(config, shaping=tabletop_pick_shaped().shaping),
         "grpo": method(grpo),
         "rloo": method(replace(grpo, baseline="rloo")),
         "filtered": method(filtered),
