@@ -15,16 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vla import console
+from vla.config import load_json
 from vla.report import provenance, write_report
+
+if TYPE_CHECKING:
+    from rl.run_config import RunnerConfig
 
 VALIDATION_SEED0 = 3_000_000
 """RL chooses its best checkpoint on these scenes: neither training scenes nor those of the final evaluation."""
 _GROUNDING_SEED0 = 900_000
+_BACKBONE = "tiny-goals"
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,10 @@ class QuickstartConfig:
     out: str = "runs/quickstart"
     suite: str = "tabletop-pick"
     seed: int = 0
-    demos: int = 100
-    """Scarce on purpose: with 400 imitation alone reaches 95% and leaves RL nothing to do (BENCHMARKS.md)."""
+    demos: int = 20
+    """Scarce on purpose: with 60 imitation alone reaches 92% and leaves RL little to do (BENCHMARKS.md)."""
     imitation_steps: int = 700
-    rl_seconds: float = 360.0
+    rl_seconds: float = 240.0
     rl_updates: int = 400
     eval_episodes: int = 400
     control_episodes: int = 200
@@ -50,7 +55,7 @@ class QuickstartConfig:
 def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
     """The same journey in about a minute."""
     return replace(
-        config, demos=4, imitation_steps=10, rl_seconds=20.0, rl_updates=4, eval_episodes=8, control_episodes=8,
+        config, demos=4, imitation_steps=10, rl_seconds=120.0, rl_updates=4, eval_episodes=8, control_episodes=8,
         served_episodes=2,
     )  # fmt: skip
 
@@ -184,7 +189,7 @@ def _check_backbone(out: Path, *, scenes: int, workers: int) -> dict[str, Any]:
     folder = out / "grounding"
     shutil.rmtree(folder, ignore_errors=True)
     generate(scenes, folder, seed=_GROUNDING_SEED0, num_workers=workers)
-    backbone = load_backbone("tiny")
+    backbone = load_backbone(_BACKBONE)
     figures = inspect(backbone, GroundingSet(folder, backbone.tokenizer))
     shutil.rmtree(folder)
     return {name: round(value, 3) for name, value in figures.items()}
@@ -195,7 +200,10 @@ def _imitate(config: QuickstartConfig, dataset: Path, out: Path, extra: dict[str
     from vla.recipes import RECIPES
     from vla.train import build_vla, train
 
-    recipe = replace(RECIPES["tabletop"](), steps=config.imitation_steps, seed=config.seed)
+    recipe = RECIPES["tabletop"]()
+    recipe = replace(
+        recipe, steps=config.imitation_steps, seed=config.seed, model=replace(recipe.model, backbone=_BACKBONE)
+    )
     demos = load_dataset(dataset)
     model = build_vla(recipe, demos)
     with console.progress("imitation", recipe.steps) as update:
@@ -236,19 +244,18 @@ def _floor(envs: Any, seeds: list[int], config: QuickstartConfig) -> dict[str, d
 
 
 def _refine(config: QuickstartConfig, out: Path, envs: Any, extra: dict[str, Any]) -> dict[str, Any]:
-    """Online RL from the imitation checkpoint; returns its learning curves."""
+    """Online RL from the imitation checkpoint, beside a teacher of the same demonstrations; its learning curves."""
     from envs.rollout import evaluate, wilson95
-    from rl.recipes import RECIPES
     from rl.runner import Runner
+    from vla.data import load_dataset
     from vla.model import VLA
 
     recipe = replace(
-        RECIPES["tabletop-pick"](), suite=config.suite, seed=config.seed, max_seconds=config.rl_seconds,
-        max_updates=config.rl_updates,
-        train_seeds=(500_000, 1_000_000),
+        _recipe(config.suite), suite=config.suite, seed=config.seed, num_envs=envs.num_envs,
+        max_seconds=config.rl_seconds, max_updates=config.rl_updates, train_seeds=(500_000, 1_000_000),
     )  # fmt: skip
     if config.smoke:
-        recipe = replace(recipe, decisions_per_update=2, eval_every=2, calibrate_scales=())
+        recipe = _brief_recipe(recipe)
     validation = range(VALIDATION_SEED0, VALIDATION_SEED0 + (envs.num_envs if config.smoke else 2 * envs.num_envs))
 
     def check(policy: Any) -> tuple[int, int]:
@@ -263,8 +270,20 @@ def _refine(config: QuickstartConfig, out: Path, envs: Any, extra: dict[str, Any
             note = f"update {row['update']}, success {row.get('success_rate', 0):.2f}"
             update(min(row["seconds"], recipe.max_seconds or 0), note=note)
 
-        runner = Runner(VLA.load(out / "imitation"), envs, recipe, out / "rl", evaluate=check, on_update=on_update)
+        def on_practice(row: dict[str, float]) -> None:
+            rate = row.get("success_rate", 0)
+            update(min(runner.seconds, recipe.max_seconds or 0), f"first its teacher practises: success {rate:.2f}")
+
+        demos = None if recipe.guide is None else load_dataset(out / "demos")
+        runner = Runner(
+            VLA.load(out / "imitation"), envs, recipe, out / "rl", evaluate=check, demos=demos, on_update=on_update,
+            on_practice=on_practice,
+        )  # fmt: skip
         result = runner.run()
+    if recipe.guide is not None:
+        teacher = load_json(out / "rl" / "teacher.json")
+        extra["teacher_alone"] = f"{teacher['successes']}/{teacher['episodes']}"
+        extra["practice_steps"] = teacher.get("control_steps", 0)
     extra |= {
         "updates": result.updates, "control_steps": result.env_steps, "stopped_by": result.stopped_by,
         "steps_per_s": round(result.env_steps / result.seconds), "sigma_scale": result.std_scale,
@@ -281,6 +300,29 @@ def _refine(config: QuickstartConfig, out: Path, envs: Any, extra: dict[str, Any
             "wilson95": [list(wilson95(k, n)) for _, k, n in result.evaluations],
         },
     }
+
+
+def _recipe(suite: str) -> RunnerConfig:
+    """How this suite's policy is refined: beside a teacher, if its worlds tell what one reads."""
+    from envs.suites import load_suite
+    from rl.recipes import RECIPES
+
+    loaded = load_suite(suite)
+    plane = getattr(loaded, "plane", None)
+    if plane is None:
+        return RECIPES["tabletop-pick"]()
+    if plane.turns:
+        return RECIPES["tabletop-pick-guided"]()
+    return RECIPES["multitask" if len(loaded.tasks) > 1 else "robosuite-lift-guided"]()
+
+
+def _brief_recipe(recipe: RunnerConfig) -> RunnerConfig:
+    """Everything of it once."""
+    guide = recipe.guide
+    if guide is not None:
+        practice = guide.practice and replace(guide.practice, env_steps=1, decisions_per_update=2)
+        guide = replace(guide, teacher=replace(guide.teacher, steps=10), practice=practice, steps=2)
+    return replace(recipe, decisions_per_update=2, eval_every=4, calibrate_scales=(), guide=guide)
 
 
 def _serve(config: QuickstartConfig, checkpoint: Path, extra: dict[str, Any]) -> dict[str, float]:

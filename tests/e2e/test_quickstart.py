@@ -33,6 +33,8 @@ def test_the_report_has_the_fields_that_programs_read(out: Path) -> None:
         assert part["successes"] <= part["episodes"] == 8
     assert {"zero", "random", "blind", "swapped_instruction", "heldout_phrasing"} <= report["controls"].keys()
     assert report["controls"]["zero"]["successes"] == 0
+    refined = next(stage for stage in report["stages"] if stage["name"] == "online RL")
+    assert refined["updates"] == 4 and refined["practice_steps"] > 0 and refined["teacher_alone"].endswith("/96")
     assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"]
 
 
@@ -49,3 +51,11 @@ def test_what_it_leaves_can_be_used_again(out: Path) -> None:
     assert len(load_dataset(out / "demos").episodes) == 4
     for checkpoint in ("imitation", "rl/best"):
         assert VLA.load(out / checkpoint).chunk_size == 8
+
+
+def test_a_suite_is_refined_as_far_as_it_tells_its_state() -> None:
+    from vla.quickstart import _recipe
+
+    pick, ten = _recipe("tabletop-pick"), _recipe("tabletop-ten")
+    assert pick.guide is not None and pick.guide.teacher.turns > 1 and pick.guide.practice is not None
+    assert ten.guide is not None and ten.guide.teacher.turns == 1 and ten.curriculum is not None
