@@ -53,7 +53,7 @@ class QuickstartConfig:
 
 
 def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
-    """The same journey in about a minute."""
+    """The same journey in a minute or two."""
     return replace(
         config, demos=4, imitation_steps=10, rl_seconds=120.0, rl_updates=4, eval_episodes=8, control_episodes=8,
         served_episodes=2,
