@@ -8,7 +8,6 @@ either an unfinished recording or a whole dataset. Whatever kills a run, the sam
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from envs.demo_store import (
 from envs.demo_world import DemoWorld, MakeWorld, run_episode, suite_world
 from envs.worker import worker_environment
 from vla.config import load_json, save_json, write_atomic
+from vla.spawn import spawn
 
 if TYPE_CHECKING:
     from envs.perturb import Perturbation
@@ -116,11 +117,9 @@ class _Workers:
             self._add()
 
     def _add(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(theirs, *self._arguments), daemon=True)
+        ours, theirs = Pipe()
         with worker_environment():
-            process.start()
+            process = spawn(_worker, (theirs, *self._arguments))
         theirs.close()
         self._processes[ours] = process
 

@@ -7,18 +7,19 @@ than one).
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
 
+from vla.spawn import spawn
 from vla.types import ActionSpec
 
 _WORKER_ENVIRONMENT = {
@@ -113,11 +114,9 @@ class Worker:
 
     def start(self) -> None:
         """Spawn the process; returns before it has built its worlds."""
-        context = mp.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, theirs = Pipe()
         with worker_environment():
-            self.process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
-            self.process.start()
+            self.process = spawn(_serve, (theirs, *self._arguments))
         theirs.close()
 
     def ready(self) -> Facts:

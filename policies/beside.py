@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import multiprocessing as mp
 import os
 import signal
 from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 from policies.joining import Prefix
+from vla.spawn import spawn
 from vla.types import ActionChunk, ActionSpec, Observation
 
 NICE = 5
@@ -30,10 +31,8 @@ class PolicyProcess:
 
         ValueError with what `make` said if that was one, ConnectionError if the child died of something else.
         """
-        context = mp.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make), daemon=True, name="policy")
-        self._process.start()
+        self._pipe, theirs = Pipe()
+        self._process = spawn(_serve, (theirs, make), name="policy")
         theirs.close()
         atexit.register(self.close)
         try:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
-import multiprocessing as mp
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from policies.beside import NICE
 from policies.guards import Kind
+from vla.spawn import spawn
 from vla.types import ActionSpec, Observation, VecEnv
 
 _HEAD = np.dtype(
@@ -51,12 +52,8 @@ class LiveWorld:
         `endless`: when a scene is over, the next seed's begins, and the robot is never `done`. ValueError for a rate
         below the world's own.
         """
-        context = mp.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, make, seed, task, endless), daemon=True, name="world"
-        )
-        self._process.start()
+        self._pipe, theirs = Pipe()
+        self._process = spawn(_serve, (theirs, make, seed, task, endless), name="world")
         theirs.close()
         self._memory: SharedMemory | None = None
         atexit.register(self.disconnect)

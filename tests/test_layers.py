@@ -25,11 +25,13 @@ SHELL = (
     "vla/experiment",
 )
 """The shell around the rooms: may import any of them, inside functions."""
-FOUNDATION = {"vla.types": set(), "vla.config": set(), "vla.catch_up": set(), "vla.checkpoint": {"vla.config"}}
+FOUNDATION = dict.fromkeys(("vla.types", "vla.config", "vla.catch_up", "vla.spawn"), set()) | {
+    "vla.checkpoint": {"vla.config"}
+}
 """Modules that stand on (almost) nothing of ours."""
 MAY_IMPORT = {
     "vla": {"vla"},
-    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up"},
+    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up", "vla.spawn"},
     "policies": {"policies", "vla"},
     "rl": {"rl", "vla", "envs"},
 }

@@ -130,18 +130,43 @@ _BROKEN = """
 import os, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-import envs.scene
-folders = {configs!r}
-envs.scene.SIM_CONFIGS = Path(os.environ.setdefault("CONFIGS", folders[0]))  # the workers run this file too
+import envs.mujoco_env, envs.scene
+from envs import make_vec
+from envs.worlds import Worlds
+
+class Broken(Worlds):  # the workers find it in this script: they do run it
+    def __init__(self, *args, **options):
+        envs.scene.SIM_CONFIGS = Path(os.environ["CONFIGS"])
+        super().__init__(*args, **options)
+
 if __name__ == "__main__":
-    from envs import make_vec
-    for folder in folders:
+    envs.mujoco_env.worlds_class = lambda suite, perturb: Broken
+    for folder in {configs!r}:
         os.environ["CONFIGS"] = folder
         try:
             make_vec("tabletop-pick", 1, num_workers=1, image_size=32)
         except (OSError, ValueError) as error:
             print(error)
 """
+_PLAIN = """
+import sys
+sys.path.insert(0, {root!r})
+from envs import make_vec
+env = make_vec("tabletop-pick", 2, num_workers=1, image_size=32)
+print(env.reset(seeds=[1, 2]).proprio.shape[0], "worlds")
+env.close()
+"""
+
+
+def run_script(path: Path, text: str) -> subprocess.CompletedProcess[str]:
+    path.write_text(text)
+    return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120)
+
+
+def test_a_script_needs_no_guard_against_its_own_workers(tmp_path: Path) -> None:
+    done = run_script(tmp_path / "plain.py", _PLAIN.format(root=str(ROOT)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2 worlds\n"
 
 
 def test_a_scene_with_a_broken_mesh_names_the_file(tmp_path: Path) -> None:
@@ -152,8 +177,7 @@ def test_a_scene_with_a_broken_mesh_names_the_file(tmp_path: Path) -> None:
         mesh.unlink()  # the link, not the file
         if folder.name == "garbage":
             mesh.write_bytes(b"not a mesh" * 20)
-    script = tmp_path / "broken.py"
-    script.write_text(_BROKEN.format(root=str(ROOT), configs=[str(folder) for folder in folders]))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    text = _BROKEN.format(root=str(ROOT), configs=[str(folder) for folder in folders])
+    done = run_script(tmp_path / "broken.py", text)
     assert done.returncode == 0, done.stderr
     assert all(str(mesh) in done.stdout for mesh in meshes) and "Traceback" not in done.stderr

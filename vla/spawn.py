@@ -1,0 +1,38 @@
+"""Processes that begin anew (spawned, not forked) and do not run the caller's script a second time."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from types import ModuleType
+from typing import Any
+
+
+def spawn(target: Callable[..., None], args: tuple[Any, ...], *, name: str | None = None) -> Any:
+    """A started daemon process that runs `target(*args)`, both pickled.
+
+    multiprocessing has a spawned process import the caller's script first, which therefore must not begin anything
+    itself unless guarded (its documentation, "Safe importing of main module"). Here this is done only where something
+    in `args` was defined in that script.
+    """
+    process = mp.get_context("spawn").Process(target=target, args=args, daemon=True, name=name)
+    if b"__main__" in pickle.dumps((target, [arg for arg in args if not isinstance(arg, Connection)])):
+        process.start()
+    else:
+        with _no_script():
+            process.start()
+    return process
+
+
+@contextmanager
+def _no_script() -> Iterator[None]:
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
