@@ -53,6 +53,7 @@ def full_report(caption="pick up the red cube"):
             "rl_train": {"control_steps": [1000, 2000], "success_rate": [0.6, 0.8]},
             "rl_eval": {"control_steps": [0, 2000], "success_rate": [0.62, 0.97], "wilson95": [[0.5, 0.7], [0.9, 1.0]]},
         },
+        "teacher": {"demonstrations": 20, "successes": 95, "episodes": 96, "control_steps": 36_864},
         "filmstrips": [{"caption": caption, "frames": frames, "success": True, "stage": "rl"}],
     }
 
@@ -134,6 +135,15 @@ def test_films_are_real_animations_of_the_frames():
 def test_any_text_is_shown_not_run():
     html = render(full_report(caption='<script>alert("x")</script>'))
     assert "<script" not in html and "&lt;script&gt;" in html
+
+
+def test_the_page_says_what_else_the_policy_learnt_from():
+    report = full_report()
+    said = "reads the simulator&rsquo;s state and practised for 36,864 control steps (counted above)"
+    assert said in render(report) and "95 of 96 training scenes" in render(report)
+    del report["teacher"]["control_steps"]
+    assert "state and needed no practice" in render(report)
+    assert "teacher" not in render(report | {"teacher": None})  # refined by the reward alone
 
 
 @pytest.mark.parametrize("missing", list(full_report()))

@@ -144,6 +144,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
         "latency_ms": latency,
         "peak_memory_gib": round(_peak_memory_gib(), 2),
         "curves": {"imitation_loss": losses, **curves},
+        "teacher": load_json(teacher) if (teacher := out / "rl" / "teacher.json").exists() else None,
         "filmstrips": [
             {"caption": film.caption, "frames": np.stack(film.frames), "success": film.success,
              "wrong_object": film.wrong_object, "stage": stage}

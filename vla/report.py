@@ -220,7 +220,21 @@ def _curves(report: Mapping[str, Any]) -> str:
         options = {"x_label": "control steps in simulation", "y_label": "success during RL", "percent": True}
         parts.append(charts.lines(rl, reference=reference, **options))
     parts = [f'<div class="chart card">{part}</div>' for part in parts if part]
-    return f'<section><h2>Learning curves</h2><div class="pair">{"".join(parts)}</div></section>' if parts else ""
+    if not parts:
+        return ""
+    note = f'<p class="small">{_teacher_note(report["teacher"])}</p>' if report.get("teacher") else ""
+    return f'<section><h2>Learning curves</h2><div class="pair">{"".join(parts)}</div>{note}</section>'
+
+
+def _teacher_note(teacher: Mapping[str, Any]) -> str:
+    """What the policy learnt from besides the reward: said, because it needs a simulator."""
+    practised = int(teacher.get("control_steps", 0))
+    how = f"practised for {practised:,} control steps (counted above)" if practised else "needed no practice"
+    return (
+        "Beside the reward the policy learnt from a teacher of the same demonstrations, which reads the "
+        f"simulator&rsquo;s state and {how}. Alone it succeeds in {teacher['successes']} of {teacher['episodes']} "
+        "training scenes. The policy itself sees pictures, the instruction and the robot&rsquo;s own pose."
+    )
 
 
 def _films(report: Mapping[str, Any]) -> str:

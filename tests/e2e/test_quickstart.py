@@ -40,7 +40,7 @@ def test_the_report_has_the_fields_that_programs_read(out: Path) -> None:
 
 def test_the_page_needs_no_other_file(out: Path) -> None:
     page = (out / "report.html").read_text()
-    assert "<html" in page and "data:image" in page
+    assert "<html" in page and "data:image" in page and "a teacher of the same demonstrations" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script src" not in page
 
 
