@@ -38,6 +38,8 @@ class RLConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policy."""
     demos: int = 100
+    backbone: str = "tiny"
+    """The one that BENCHMARKS.md's arms are on; imitation is better on `tiny-goals`."""
     steps: int = 700
     """Of imitation."""
     control_steps: int = 200_000

@@ -35,6 +35,8 @@ class AblationConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 100
+    backbone: str = "tiny"
+    """The one that BENCHMARKS.md's arms are on; imitation is better on `tiny-goals`."""
     steps: int = 700
     episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""
@@ -55,7 +57,7 @@ def ablation(config: AblationConfig, out: Path, on_progress: Report | None = Non
         if on_progress:
             on_progress(done, len(runs), f"{arm}, seed {seed}")
         file = out / f"{arm}-{seed}.json"
-        asked = {"suite": config.suite, "demos": config.demos, "steps": config.steps, "episodes": config.episodes}
+        asked = {name: getattr(config, name) for name in ("suite", "demos", "backbone", "steps", "episodes")}
         row = load_json(file) if file.is_file() else None
         if row is not None and row["asked"] != asked:
             raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
@@ -88,7 +90,8 @@ def imitate(
         record(config.suite, config.demos, out / f"demos-{seed}", seed0=20_000 * seed, num_workers=config.workers)
     )
     recipe = RECIPES["tabletop"]()
-    recipe = replace(recipe, steps=config.steps, seed=seed, model=variant(recipe.model) if variant else recipe.model)
+    model = replace(recipe.model, backbone=config.backbone)
+    recipe = replace(recipe, steps=config.steps, seed=seed, model=variant(model) if variant else model)
     model = build_vla(recipe, demos)
     if train(recipe, model, demos, folder, resume=(folder / "config.json").exists()).interrupted:
         raise KeyboardInterrupt

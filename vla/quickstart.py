@@ -202,9 +202,8 @@ def _imitate(config: QuickstartConfig, dataset: Path, out: Path, extra: dict[str
     from vla.train import build_vla, train
 
     recipe = RECIPES["tabletop"]()
-    recipe = replace(
-        recipe, steps=config.imitation_steps, seed=config.seed, model=replace(recipe.model, backbone=_BACKBONE)
-    )
+    model = replace(recipe.model, backbone=_BACKBONE)
+    recipe = replace(recipe, steps=config.imitation_steps, seed=config.seed, model=model)
     demos = load_dataset(dataset)
     model = build_vla(recipe, demos)
     with console.progress("imitation", recipe.steps) as update:

@@ -26,7 +26,7 @@ class BasculeConfig(PreTrainedConfig):
     chunk_size: int = 8
     n_action_steps: int = 8
     """Actions played before `select_action` looks again."""
-    backbone: str = "tiny"
+    backbone: str = "tiny-goals"
     """A name or a local folder: what `vla.backbone.load_backbone` takes."""
     head: str = "l1"
     freeze_backbone: bool = True
