@@ -1,7 +1,8 @@
 """A process reward model: one logit on the frozen VLM's features says whether a sub-task has just been completed.
 
 Pseudo-labels come from `rl.milestones`; the threshold from episodes that failed, so that at most one in a hundred is
-taken for a success; the reward is a potential difference, which leaves the best policy what it is (Ng et al. 1999).
+taken for a success, also of those to come (cross-conformal: Vovk 2015, "Cross-conformal predictors"); the reward is a
+potential difference, which leaves the best policy what it is (Ng et al. 1999).
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ class ProgressConfig:
     batch_size: int = 256
     lr: float = 1e-3
     smoothing: float = 0.05
-    held_out: float = 0.5
-    """Fraction of the episodes kept, half for calibration and half for the report; episodes, never frames, are
-    split."""
+    held_out: float = 0.25
+    """Fraction of the episodes kept for the report; episodes, never frames, are split."""
+    folds: int = 4
+    """The threshold is chosen on each part of the others by a model that has not learnt from it."""
     false_positives: float = 0.01
-    """Failed episodes (and ones told to do something else) that may be taken for completed."""
+    """Share of failed episodes (and ones told to do something else) that may be taken for completed. To promise one in
+    a hundred, a hundred of them must have been seen."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class ProgressReport:
     positives: int
     calibration_false_positives: int
     calibration_negatives: int
-    """The same on the episodes that the threshold was chosen by."""
+    """The same on the episodes that the threshold was chosen by, each judged by a model that had not learnt from it."""
 
     def to_dict(self) -> dict[str, Any]:
         low, high = wilson95(self.false_positives, self.negatives)
@@ -177,23 +180,28 @@ class ProgressReport:
 def fit_progress(
     episodes: Sequence[Episode], config: ProgressConfig | None = None, *, seed: int = 0
 ) -> tuple[ProgressModel, ProgressReport]:
-    """Train on part of the episodes, calibrate on others, report on the rest; frozen afterwards.
+    """Train and calibrate on part of the episodes, report on the rest; frozen afterwards.
 
-    ValueError when one of the parts has no success.
+    ValueError when there are too few successes to learn from, whichever fold is left out, and to be checked on.
     """
     config = config or ProgressConfig()
     rng = np.random.default_rng([seed, 43])
     order = [episodes[i] for i in rng.permutation(len(episodes))]
     cut = max(1, round(len(order) * (1 - config.held_out)))
     train, held = order[:cut], order[cut:]
-    parts = train, held[::2], held[1::2]
-    if not all(any(e.success for e in part) for part in parts):
+    folds = [train[k :: config.folds] for k in range(config.folds)]
+    others = [[e for j, fold in enumerate(folds) if j != k for e in fold] for k in range(config.folds)]
+    if not all(any(e.success for e in part) for part in (held, *others)):
         raise ValueError("a process reward model needs episodes that succeeded, to learn from and to be checked on")
     model = _train(train, config, seed)
     counts = [len(milestones(e.gripper_T, e.position_TX, config.marks)) for e in train if e.success]
     model.goals.fill_(int(np.median(counts)))
-    calibration = _calibrate(model, held[::2], config)
-    return model, _report(model, held[1::2], config, calibration)
+    wrong: Scores = []
+    for fold, rest in zip(folds, others, strict=True):
+        wrong += _told_apart(_train(rest, config, seed), fold)[1]
+    threshold, false = _calibrated(wrong, int(model.goals), config.false_positives)
+    model.threshold.fill_(threshold)
+    return model, _report(model, held, config, (false, len(wrong)))
 
 
 def _train(episodes: Sequence[Episode], config: ProgressConfig, seed: int) -> ProgressModel:
@@ -223,9 +231,14 @@ def _train(episodes: Sequence[Episode], config: ProgressConfig, seed: int) -> Pr
     return model.requires_grad_(False).eval()
 
 
-def _told_apart(model: ProgressModel, episodes: Sequence[Episode]) -> tuple[list[Any], list[Any]]:
+Scores = list[NDArray[np.float32]]
+"""One (T,) per episode."""
+
+
+def _told_apart(model: ProgressModel, episodes: Sequence[Episode]) -> tuple[Scores, Scores]:
     """Probabilities of the episodes that were completed, and of those that were not: failed, or told otherwise."""
-    right, wrong = [], []
+    right: Scores = []
+    wrong: Scores = []
     for e in episodes:
         p, told_otherwise = (model(torch.from_numpy(x)).numpy() for x in (e.state_TS, e.other_TS))
         (right if e.success else wrong).append(p)
@@ -233,17 +246,16 @@ def _told_apart(model: ProgressModel, episodes: Sequence[Episode]) -> tuple[list
     return right, wrong
 
 
-def _calibrate(model: ProgressModel, episodes: Sequence[Episode], config: ProgressConfig) -> tuple[int, int]:
-    """Set the lowest threshold that keeps false positives to what is allowed; they, of so many negatives."""
-    goals, wrong = int(model.goals), _told_apart(model, episodes)[1]
-    for threshold in np.linspace(0.5, 1.0, 101):
+def _calibrated(wrong: Sequence[NDArray[np.floating]], goals: int, rate: float) -> tuple[float, int]:
+    """(the lowest threshold such that, by exchangeability, at most `rate` of further negatives are taken for completed;
+    how many of these are). 2, which is never reached, if these are too few to promise that."""
+    best = 2.0, 0
+    for threshold in np.linspace(1.0, 0.5, 101):  # downwards: a lucky dip further down is no promise
         false = sum(completed(p, float(threshold), goals) for p in wrong)
-        if false <= config.false_positives * len(wrong):
+        if false + 1 > rate * (len(wrong) + 1):
             break
-    else:
-        threshold, false = 2.0, 0
-    model.threshold.fill_(float(threshold))
-    return false, len(wrong)
+        best = float(threshold), false
+    return best
 
 
 def _report(

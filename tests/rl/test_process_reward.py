@@ -19,6 +19,7 @@ from rl.process_reward import (
     ProgressModel,
     Shaping,
     ShapingConfig,
+    _calibrated,
     auc,
     completed,
     events,
@@ -102,23 +103,35 @@ def test_reward_model_is_calibrated_to_one_false_positive_in_a_hundred():
         fit_progress([replace(e, success=False) for e in synthetic(20)])
 
 
-def test_nothing_is_reported_on_that_trained_or_calibrated(monkeypatch):
-    seen = {}
+def test_no_episode_is_judged_by_a_model_that_learnt_from_it(monkeypatch):
+    learnt, judged = {}, []
+    train, told_apart = process_reward._train, process_reward._told_apart
 
-    def spy(name):
-        real = getattr(process_reward, name)
+    def training(episodes, *args):
+        model = train(episodes, *args)
+        learnt[id(model)] = {id(e) for e in episodes}
+        return model
 
-        def call(*args):
-            seen[name] = {id(e) for part in args if isinstance(part, list) for e in part}
-            return real(*args)
+    def telling_apart(model, episodes):
+        judged.append({id(e) for e in episodes})
+        assert not learnt[id(model)] & judged[-1], "learnt from what it judges"
+        return told_apart(model, episodes)
 
-        monkeypatch.setattr(process_reward, name, call)
-
-    for name in ("_train", "_calibrate", "_report"):
-        spy(name)
+    monkeypatch.setattr(process_reward, "_train", training)
+    monkeypatch.setattr(process_reward, "_told_apart", telling_apart)
     episodes = synthetic(40)
-    fit_progress(episodes, ProgressConfig(steps=5))
-    assert sum(map(len, seen.values())) == len(set().union(*seen.values())) == len(episodes)
+    _, report = fit_progress(episodes, ProgressConfig(steps=5))
+    assert sum(map(len, judged)) == len(set().union(*judged)) == len(episodes)  # calibration's and the report's
+    assert report.calibration_negatives > report.negatives > 0
+
+
+def test_few_failures_promise_nothing():
+    never, always = [np.full(LENGTH, 0.1)], [np.tile([0.1, 0.99], LENGTH)]
+    assert _calibrated(never * 99, 2, 0.01) == (0.5, 0)
+    assert _calibrated(never * 98, 2, 0.01)[0] > 1, "one in a hundred, from fewer than a hundred"
+    assert _calibrated(never * 198 + always, 2, 0.01) == (0.5, 1)
+    threshold, false = _calibrated(never * 150 + always, 2, 0.01)
+    assert false == 0 and threshold >= 0.99 - 1e-6
 
 
 def test_a_model_that_knows_nothing_is_never_believed():
