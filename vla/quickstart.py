@@ -313,7 +313,7 @@ def _recipe(suite: str) -> RunnerConfig:
         return RECIPES["tabletop-pick"]()
     if plane.turns:
         return RECIPES["tabletop-pick-guided"]()
-    return RECIPES["multitask" if len(loaded.tasks) > 1 else "robosuite-lift-guided"]()
+    return RECIPES["multitask-few" if len(loaded.tasks) > 1 else "robosuite-lift-guided"]()
 
 
 def _brief_recipe(recipe: RunnerConfig) -> RunnerConfig:
