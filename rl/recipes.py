@@ -171,9 +171,11 @@ def multitask_unguided() -> RunnerConfig:
 
 
 def robosuite_lift() -> RunnerConfig:
-    """robosuite's Lift from the imitation of ten demonstrations, on the backbone `tiny-goals`: `tiny` has not seen
-    robosuite's pictures. A control step costs eight of the tabletop's: fewer worlds, smaller batches, evaluations that
-    are further apart."""
+    """robosuite's Lift from the imitation of ten demonstrations, on the backbone `tiny-goals`.
+
+    `tiny` has not seen robosuite's pictures. A control step costs eight of the tabletop's: fewer worlds, smaller
+    batches, evaluations that are further apart.
+    """
     config = tabletop_pick()
     return replace(
         config,
