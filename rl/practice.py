@@ -37,7 +37,8 @@ class PracticeConfig:
     env_steps: int = 150_000
     """Control steps at most, over all worlds; they count as the run's own."""
     enough: float | None = 0.98
-    """Success rate of the teacher at which it need not practise (any longer). None: all of `env_steps`."""
+    """Success rate of the teacher at which it need not practise. To end practice it must be seen twice running: of many
+    looks one is lucky. None: all of `env_steps`."""
     look_every: int = 10
     """Updates after which its success is looked at. These episodes are no control steps of the run: nobody learns."""
     share: float = 0.5
@@ -164,7 +165,7 @@ def practise(
             break
         if worth is not None and config.enough is not None and update % config.look_every == 0 and update < updates:
             with learner.averaged():
-                good = worth() >= config.enough
+                good = all(worth() >= config.enough for _ in range(2))  # the second only if the first was
             collector.forget_worlds()
             if good:
                 break
