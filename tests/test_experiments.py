@@ -26,6 +26,12 @@ def test_it_reports_every_arm(finished):
         assert arm["episodes"] == 2 and len(arm["wilson95"]) == 2 and arm["per_seed"]["0"] == [arm["successes"], 2]
 
 
+def test_another_backbone_is_another_experiment(finished, capsys):
+    _, arguments = finished
+    assert main([*arguments, "--backbone", "tiny-goals"]) == 2
+    assert "'backbone': 'tiny'" in capsys.readouterr().err
+
+
 def test_finished_runs_are_not_repeated(finished):
     out, arguments = finished
     file = out / "bridge-0.json"

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 VALIDATION_SEED0 = 3_000_000
 """RL chooses its best checkpoint on these scenes: neither training scenes nor those of the final evaluation."""
 _GROUNDING_SEED0 = 900_000
-_BACKBONE = "tiny-goals"
 
 
 @dataclass(frozen=True)
@@ -186,11 +185,12 @@ def _check_backbone(out: Path, *, scenes: int, workers: int) -> dict[str, Any]:
     from envs.grounding import generate
     from vla.backbone import load_backbone
     from vla.pretrain import GroundingSet, inspect
+    from vla.recipes import RECIPES
 
     folder = out / "grounding"
     shutil.rmtree(folder, ignore_errors=True)
     generate(scenes, folder, seed=_GROUNDING_SEED0, num_workers=workers)
-    backbone = load_backbone(_BACKBONE)
+    backbone = load_backbone(RECIPES["tabletop"]().model.backbone)
     figures = inspect(backbone, GroundingSet(folder, backbone.tokenizer))
     shutil.rmtree(folder)
     return {name: round(value, 3) for name, value in figures.items()}
@@ -201,9 +201,7 @@ def _imitate(config: QuickstartConfig, dataset: Path, out: Path, extra: dict[str
     from vla.recipes import RECIPES
     from vla.train import build_vla, train
 
-    recipe = RECIPES["tabletop"]()
-    model = replace(recipe.model, backbone=_BACKBONE)
-    recipe = replace(recipe, steps=config.imitation_steps, seed=config.seed, model=model)
+    recipe = replace(RECIPES["tabletop"](), steps=config.imitation_steps, seed=config.seed)
     demos = load_dataset(dataset)
     model = build_vla(recipe, demos)
     with console.progress("imitation", recipe.steps) as update:

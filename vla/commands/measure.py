@@ -171,6 +171,8 @@ class Experiment(Command):
     seed0: int | None = None
     """latency: first scene; by default the suite's first evaluation scene."""
     demos: int | None = None
+    backbone: str | None = None
+    """ablation, rl: of the policies that are imitated; by default `tiny`, as in BENCHMARKS.md."""
     steps: int | None = None
     episodes: int | None = None
     num_envs: int | None = None
@@ -193,6 +195,7 @@ class Experiment(Command):
                 seeds=self.seeds,
                 seed0=self.seed0,
                 demos=self.demos,
+                backbone=self.backbone,
                 steps=self.steps,
                 episodes=self.episodes,
                 num_envs=self.num_envs,
