@@ -7,14 +7,13 @@ either an unfinished recording or a whole dataset. Whatever kills a run, the sam
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import Pipe
@@ -32,6 +31,7 @@ from envs.demo_store import (
 from envs.demo_world import DemoWorld, MakeWorld, run_episode, suite_world
 from envs.worker import worker_environment
 from vla.config import load_json, save_json, write_atomic
+from vla.locks import locked
 from vla.spawn import spawn
 
 if TYPE_CHECKING:
@@ -183,17 +183,6 @@ class _Workers:
             connection.close()
 
 
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the recording for this process; the kernel lets go when the process ends, however it ends."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process is recording into {folder.parent}: wait for it to end") from None
-        yield
-
-
 def _check_same(found: dict[str, Any], request: _Request, out: Path) -> None:
     for name, value in asdict(request).items():
         if found.get(name) != value:
@@ -267,8 +256,10 @@ def record(
     if _finished(out, request, episodes):
         shutil.rmtree(folder, ignore_errors=True)
         return out
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
+    with locked(out):
+        if _finished(out, request, episodes):  # by another run that has ended just now
+            return out
+        folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "request.json"
         if settings.exists():
             _check_same(load_json(settings), request, out)
@@ -277,7 +268,7 @@ def record(
         make_world = make_world or partial(suite_world, perturb=perturb if words else None, tasks=tuple(tasks))
         facts = _record_seeds(folder, request, episodes, num_workers, on_progress, make_world)
         _complete(folder, out, request, facts, episodes)
-    shutil.rmtree(folder)
+        shutil.rmtree(folder)
     return out
 
 

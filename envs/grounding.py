@@ -10,9 +10,11 @@ Idea: BridgeVLA's heat-map pre-training, on the simulator's own labels.
 from __future__ import annotations
 
 import functools
+import glob
 import json
 import multiprocessing as mp
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from envs.scene import COLORS, REST_HEIGHT_M, SCENES
 from envs.shapes import PLATE_RADIUS_M, PLATE_THICKNESS_M
 from envs.suites import Suite, load_suite
 from envs.worker import worker_environment
+from vla.locks import locked
 
 QUESTIONS_PER_SCENE = 8
 _SCENES_PER_TASK = 500
@@ -239,6 +242,20 @@ def generate(
         _check_suite(name)
     if out.exists():
         raise ValueError(f"{out} exists: give another --out, or remove it")
+    with locked(out):
+        for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # by a run that was killed
+            shutil.rmtree(left)
+        return _generate(scenes, out, suites, seed, num_workers, on_progress)
+
+
+def _generate(
+    scenes: int,
+    out: Path,
+    suites: Sequence[str],
+    seed: int,
+    num_workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Path:
     work = out.with_name(f".{out.name}.{os.getpid()}")
     work.mkdir(parents=True)
     views = 2

@@ -21,8 +21,9 @@ from rl.practice import PracticeConfig, practise, undrawn
 from rl.process_reward import ProgressModel, Shaping, ShapingConfig, fit_progress, watch
 from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
 from rl.teacher import Teacher, TeacherPolicy, fit_teacher
-from vla.checkpoint import load_checkpoint, save_checkpoint
+from vla.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from vla.config import encode, fill_defaults, save_json
+from vla.locks import locked, refuse_used
 from vla.metrics import Metrics
 from vla.model import VLAConfig
 from vla.parallel import Team
@@ -142,18 +143,22 @@ class Runner:
     def run(self, *, resume: bool = False) -> RunResult:
         """Train until target or budget; then the model holds the best parameters (without `evaluate`: the last).
 
-        `resume` continues the checkpoint in `out`, bit-exactly on CPU. ValueError when `out` holds a run and
-        `resume` is not asked, or holds none and it is, or was made with another configuration. Ctrl-C at any moment
-        leaves the checkpoint of the last evaluation.
+        `resume` continues the checkpoint in `out` if there is one, bit-exactly on CPU, and else begins: a run killed
+        before its first checkpoint (calibration and teacher come before it) does the same again. ValueError when `out`
+        holds a run and `resume` is not asked, or one of another configuration, or another process writes there. Ctrl-C
+        at any moment leaves the checkpoint of the last evaluation.
         """
+        with locked(self.out):
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> RunResult:
         self._started = time.monotonic()
         keep_freed_memory()
-        if resume:
+        begun = refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=resume)
+        self.team.wait()  # all must have looked before the first of them writes
+        if begun:
             self.load()
         else:
-            if (self.out / "last").exists():
-                raise ValueError(f"{self.out} already holds a run: resume it or choose another folder")
-            self.team.wait()  # all must have looked before the first of them writes
             self.out.mkdir(parents=True, exist_ok=True)
             if self.config.actor.state_std:
                 self.actor.scale = self.learner.demos.fit_scale(self.actor, seed=self.config.seed)

@@ -26,12 +26,13 @@ SHELL = (
 )
 """The shell around the rooms: may import any of them, inside functions."""
 FOUNDATION = dict.fromkeys(("vla.types", "vla.config", "vla.catch_up", "vla.spawn"), set()) | {
-    "vla.checkpoint": {"vla.config"}
+    "vla.checkpoint": {"vla.config"},
+    "vla.locks": set(),
 }
 """Modules that stand on (almost) nothing of ours."""
 MAY_IMPORT = {
     "vla": {"vla"},
-    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up", "vla.spawn"},
+    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up", "vla.spawn", "vla.locks"},
     "policies": {"policies", "vla"},
     "rl": {"rl", "vla", "envs"},
 }

@@ -22,8 +22,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.backbone import Backbone
+from vla.backbone import SPEC_FILE, Backbone
 from vla.grounding_set import IGNORED, POINT_QUESTIONS, GroundingSet, read_questions, words_of
+from vla.locks import locked, refuse_used
 from vla.tiny import build_tiny, learn_words
 
 
@@ -277,8 +278,9 @@ def pretrain(
         raise ValueError(f"a scene has {POINT_QUESTIONS} questions that name something, not {asked}")
     if config.batch_scenes % config.num_processes:
         raise ValueError(f"batch_scenes {config.batch_scenes} must be a multiple of {config.num_processes} processes")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with locked(out), tempfile.TemporaryDirectory() as folder:
+        refuse_used(out / SPEC_FILE, out, "a backbone", resume=None)
+        out.mkdir(parents=True, exist_ok=True)
         store = str(Path(folder) / "store")
         context = mp.get_context("spawn")
         others = [

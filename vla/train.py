@@ -27,6 +27,7 @@ from vla.config import encode, fill_defaults, lookup, save_json
 from vla.cotrain import LanguageTask
 from vla.data import DemoSet
 from vla.features import Features
+from vla.locks import locked, refuse_used
 from vla.metrics import METRICS, TRACKERS, Metrics
 from vla.mixture import build_vla, members_of
 from vla.model import VLA
@@ -69,7 +70,8 @@ def train(
 ) -> TrainReport:
     """Train `vla` in place and leave its checkpoint in `out`. Several named datasets: a policy built for all of them.
 
-    `resume`: continue from the checkpoint in `out` if there is one. Ctrl-C and SIGTERM finish the step, save, return.
+    `resume`: continue from the checkpoint in `out` if there is one, else begin. Ctrl-C and SIGTERM finish the step,
+    save, return.
     ValueError: the demonstrations do not fit the policy, `out` is taken, or what is resumed was another run.
     TrainingDiverged: loss or gradient not finite.
     """
@@ -82,11 +84,9 @@ def train(
     members = members_of(vla, demos)
     for processor, part in members.values():
         check_demos(processor, part)
-    taken = (out / CONFIG).exists()
-    if taken and not resume:
-        raise ValueError(f"{out} already holds a checkpoint: resume it, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    with restored_threads(), stop_signals() as stop, torch.random.fork_rng(devices=[]):
+    with locked(out), restored_threads(), stop_signals() as stop, torch.random.fork_rng(devices=[]):
+        taken = refuse_used(out / CONFIG, out, "a checkpoint", resume=resume)
+        out.mkdir(parents=True, exist_ok=True)
         run = _Run(cfg, vla, {name: part for name, (_, part) in members.items()})
         if taken:
             run.restore(out)
@@ -124,6 +124,9 @@ class _Run:
 
     def __init__(self, cfg: TrainConfig, vla: VLA, demos: Mapping[str, DemoSet]) -> None:
         self.cfg, self.vla, self.step = cfg, vla, 0
+        self.recent: list[dict[str, float]] = []
+        """Figures of the last `log_every` steps, of which those up to step `logged` are in the log as a mean."""
+        self.logged = 0
         self.live = vla.backbone_learns or cfg.augment is not None
         """The backbone runs at every step, instead of once over the dataset."""
         self.data = hashlib.blake2b("".join(map(_fingerprint, demos.values())).encode(), digest_size=16).hexdigest()
@@ -208,6 +211,8 @@ class _Run:
             "config": encode(self.cfg),
             "data": self.data,
             "threads": self.threads,
+            "recent": self.recent,
+            "logged": self.logged,
             "optimiser": whole(self.optimiser.state_dict()),
         }
         if self.objective.language is not None:
@@ -244,6 +249,7 @@ class _Run:
             load_model(self.objective.language, state["reader"])
         load_optimiser(self.optimiser, state["optimiser"])
         self.step = state["step"]
+        self.recent, self.logged = state.get("recent", []), state.get("logged", self.step)
         self.threads = self.cfg.num_threads or state["threads"]
         if self.average is not None:
             self.average = [p.clone() for p in held(self.parameters)]
@@ -297,27 +303,24 @@ def _loop(
     cfg, vla, team, first = run.cfg, run.vla, run.team, run.step
     ahead = Ahead(lambda step: run.fetch(source, step)) if run.live else None
     vla.train()
-    recent: list[dict[str, float]] = []
-    logged, begin = first, time.monotonic()
-    mark = begin
+    begin = mark = time.monotonic()
+    marked = first
     with _metrics(run, out) as metrics:
         try:
             while run.step < cfg.steps and not team.any(stop.requested):
                 last = run.step == cfg.steps - 1
                 parts = ahead.get(run.step, last) if ahead else run.fetch(source, run.step)
-                recent = [*recent, run.update(parts)][-cfg.log_every :]
+                run.recent = [*run.recent, run.update(parts)][-cfg.log_every :]
                 if run.step % cfg.log_every == 0 or run.step == cfg.steps:
-                    now, count = time.monotonic(), run.step - logged
+                    now, figures = time.monotonic(), _mean(run.recent[-(run.step - run.logged) :])
                     if metrics is not None:
-                        rate = cfg.batch_size * count / max(now - mark, 1e-9)
-                        metrics.log(
-                            run.step, _mean(recent[-count:]) | {"seconds": now - begin, "samples_per_second": rate}
-                        )
-                    mark, logged = now, run.step
+                        rate = cfg.batch_size * (run.step - marked) / max(now - mark, 1e-9)
+                        metrics.log(run.step, figures | {"seconds": now - begin, "samples_per_second": rate})
+                    mark, marked, run.logged = now, run.step, run.step
                 if run.step % cfg.save_every == 0 and run.step < cfg.steps:
                     run.save(out)
                 if on_step is not None and team.rank == 0:
-                    on_step(TrainProgress("train", run.step, cfg.steps, recent[-1]["loss"], recent[-1]["lr"]))
+                    on_step(TrainProgress("train", run.step, cfg.steps, run.recent[-1]["loss"], run.recent[-1]["lr"]))
         finally:
             if ahead is not None:
                 ahead.close()
@@ -325,7 +328,7 @@ def _loop(
     run.finish()
     vla.eval()
     seconds = time.monotonic() - begin
-    mean = sum(entry["loss"] for entry in recent) / len(recent) if recent else None
+    mean = sum(entry["loss"] for entry in run.recent) / len(run.recent) if run.recent else None
     rate = cfg.batch_size * (run.step - first) / max(seconds, 1e-9)
     return TrainReport(run.step, run.step < cfg.steps, mean, encode_seconds, seconds, rate)
 

@@ -129,7 +129,7 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, ema_decay, h
     assert_bit_equal(weights(VLA.load(tmp_path / "b", load_backbone=load_toy)), weights(straight))
     # The logs agree too: no step is missing or logged twice.
     assert [line["step"] for line in metrics(tmp_path / "b")] == [3, 6, 9, 12]
-    assert metrics(tmp_path / "b")[-1]["loss"] == metrics(tmp_path / "a")[-1]["loss"]
+    assert [line["loss"] for line in metrics(tmp_path / "b")] == [line["loss"] for line in metrics(tmp_path / "a")]
     # And something was learnt, by bridge and head only.
     changed = {name for name in start if not torch.equal(start[name], weights(straight)[name])}
     assert "head.out.weight" in changed and "bridge.position" in changed

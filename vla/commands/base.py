@@ -14,6 +14,11 @@ class Command(ABC):
     def run(self) -> int | None:
         """Do it; the exit code, None for 0. User errors are raised as ValueError or OSError."""
 
+    def writes(self) -> tuple[Path, ...]:
+        """The folders and files that it writes: while it runs, no other command may write them."""
+        found = (getattr(self, name, None) for name in ("out", "json", "log", "to_dataset"))
+        return tuple(Path(path) for path in found if isinstance(path, str | Path))
+
     def kept(self) -> str:
         """After Ctrl-C: what is left, and how to go on."""
         return "nothing was written"

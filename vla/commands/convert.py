@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from vla.checkpoint import CONFIG
 from vla.commands.base import Command
+from vla.locks import refuse_used
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Convert(Command):
     def run(self) -> None:
         if not self.source.is_dir():
             raise ValueError(f"there is no folder {self.source}")
+        refuse_used(self.out / CONFIG, self.out, "a policy", resume=None)
         from vla.console import say
         from vla.convert import convert
 

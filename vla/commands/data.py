@@ -57,6 +57,9 @@ class Demos(Command):
             )
         say(f"{self.episodes} demonstrations in {out}")
 
+    def writes(self) -> tuple[Path, ...]:
+        return (self._out(),)
+
     def kept(self) -> str:
         return f"finished episodes stay in {self._out()}; the same command continues"
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from vla.commands.base import Command, given
+from vla.checkpoint import CONFIG
 from vla.config import lookup
+from vla.locks import refuse_used
 from vla.quickstart import VALIDATION_SEED0, QuickstartConfig, quickstart
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ class Train(Command):
     lr: float | None = None
     seed: int | None = None
     resume: bool = False
-    """Continue the run in OUT, exactly."""
+    """Continue the run in OUT, exactly; begin it if there is none yet."""
 
     backbone: str | None = None
     """Another vision-language model: a name, or a folder."""
@@ -140,8 +142,8 @@ class Train(Command):
 
         config = self._config(recipe())
         rank, processes = launched()
+        resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
         demos = load_datasets(self.dataset, config.cameras, lazy=self.stream)
-        resuming = self.resume and (self.out / "config.json").exists()
         model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
         model.to(_device(self.device))
         if rank == 0:
@@ -214,7 +216,7 @@ class RL(Command):
     minutes: float | None = None
     seed: int | None = None
     resume: bool = False
-    """Continue the run in OUT, exactly."""
+    """Continue the run in OUT, exactly; begin it if there is none yet."""
     workers: int = 2
     """Processes that simulate, of each process that learns."""
     processes: int = 1
@@ -249,6 +251,7 @@ class RL(Command):
         from vla.catalogue import checkpoint
 
         init = checkpoint(self.init)
+        refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         from vla.parallel import launch, launched
 
         config, size = self._config(recipe()), max(self.processes, launched()[1])

@@ -57,7 +57,7 @@ class View(Command):
         from vla.console import say
         from vla.report import contact_sheet
 
-        folder = self.out or Path("runs") / "view" / self.suite
+        folder = self._out()
         env = make_vec(
             self.suite,
             len(tasks),
@@ -83,6 +83,12 @@ class View(Command):
                     say(f"the expert failed at: {', '.join(failed)}")
         finally:
             env.close()
+
+    def _out(self) -> Path:
+        return self.out or Path("runs") / "view" / self.suite
+
+    def writes(self) -> tuple[Path, ...]:
+        return (self._out(),)
 
 
 def _film(env: VecEnv, suite: str, tasks: tuple[str, ...], seeds: range, folder: Path) -> list[str]:
