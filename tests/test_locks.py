@@ -17,7 +17,13 @@ from vla import cli
 from vla.locks import locked, refuse_used
 
 ROOT = Path(__file__).resolve().parents[1]
-HOLD = "import sys; from vla.locks import locked\nwith locked(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()"
+HOLD = """
+import sys
+from vla.locks import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from vla.commands.base import Command, given
 from vla.checkpoint import CONFIG
+from vla.commands.base import Command, given
 from vla.config import lookup
 from vla.locks import refuse_used
 from vla.quickstart import VALIDATION_SEED0, QuickstartConfig, quickstart
