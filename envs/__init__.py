@@ -5,10 +5,14 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
+from vla.waiting import sleep_while_waiting
+
 if TYPE_CHECKING:
     from envs.language import Phrasings
     from envs.perturb import Perturbation
     from vla.types import VecEnv
+
+sleep_while_waiting()  # before the caller loads torch
 
 
 def make_vec(

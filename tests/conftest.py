@@ -1,4 +1,4 @@
-"""What every test gets: no display, one thread per worker, and no network beyond this machine."""
+"""What every test gets: no display, one thread per worker, waiting threads that sleep, and no other machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from vla.waiting import sleep_while_waiting
+
+sleep_while_waiting()
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "1")

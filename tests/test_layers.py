@@ -28,11 +28,12 @@ SHELL = (
 FOUNDATION = dict.fromkeys(("vla.types", "vla.config", "vla.catch_up", "vla.spawn"), set()) | {
     "vla.checkpoint": {"vla.config"},
     "vla.locks": set(),
+    "vla.waiting": set(),
 }
 """Modules that stand on (almost) nothing of ours."""
 MAY_IMPORT = {
     "vla": {"vla"},
-    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up", "vla.spawn", "vla.locks"},
+    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting"},
     "policies": {"policies", "vla"},
     "rl": {"rl", "vla", "envs"},
 }

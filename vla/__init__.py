@@ -1,9 +1,14 @@
-"""Bascule: robot control policies from demonstrations. Importing this loads nothing: names resolve on first use."""
+"""Bascule: robot control policies from demonstrations. Importing this loads nothing: names resolve on first use.
+
+It sets OpenMP's environment variables for threads that wait (`vla.waiting`), unless they are set already.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vla.waiting import sleep_while_waiting
 
 if TYPE_CHECKING:
     from vla.bridge import Bridge, BridgeConfig
@@ -13,6 +18,8 @@ if TYPE_CHECKING:
     from vla.types import ActionChunk, ActionSpec, Observation, Policy, StepResult, VecEnv
 
 __version__ = "0.1.0"
+
+sleep_while_waiting()  # before torch is loaded, by us or by the caller
 
 _HOME = {
     "ActionChunk": "vla.types",

@@ -1,0 +1,70 @@
+"""Threads that wait sleep: set before torch loads whichever package comes first, and inherited by every process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vla.waiting import WAITING
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(code, **variables):
+    env = {name: value for name, value in os.environ.items() if name not in WAITING} | variables
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("package", ["vla", "envs", "policies", "rl", "vla.cli"])
+def test_importing_any_package_sets_it(package):
+    code = f"import {package}, os, sys; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    assert run(code).stdout == "PASSIVE\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux")
+def test_torch_gets_it_though_the_modules_name_torch_first():
+    shown = run("import policies.rtc", OMP_DISPLAY_ENV="VERBOSE").stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown and "GOMP_SPINCOUNT = '0'" in shown
+
+
+def test_what_the_user_has_set_stands_alone():
+    code = "import vla, os; print({n: os.environ.get(n) for n in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')})"
+    assert run(code, OMP_WAIT_POLICY="ACTIVE").stdout == "{'OMP_WAIT_POLICY': 'ACTIVE', 'GOMP_SPINCOUNT': None}\n"
+
+
+def test_processes_inherit_it():
+    child = "import os; print(os.environ['OMP_WAIT_POLICY'], flush=True)"
+    code = f"import vla, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    assert run(code).stdout == "PASSIVE\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_the_script_sets_it_for_what_it_runs(tmp_path):
+    """With a `vla` in a finished environment that only tells what it was given."""
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (tmp_path / "plugins" / "lerobot_policy_bascule").mkdir(parents=True)
+    for name in ("bascule", "pyproject.toml", "plugins/lerobot_policy_bascule/pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for name, body in {"vla": "echo $OMP_WAIT_POLICY $GOMP_SPINCOUNT $KMP_BLOCKTIME", "python": "exit 0"}.items():
+        (venv / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (venv / "bin" / name).chmod(0o755)
+    key = subprocess.run(
+        "cat pyproject.toml plugins/lerobot_policy_bascule/pyproject.toml | cksum", shell=True, cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    (venv / ".bascule-ready").write_text(f"{key} {tmp_path.resolve()}\n\n")
+
+    def told(**variables):
+        env = {name: value for name, value in os.environ.items() if name not in WAITING} | variables
+        done = subprocess.run(
+            ["sh", "bascule", "list"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert told() == "PASSIVE 0 0\n" and told(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE\n"
