@@ -80,7 +80,7 @@ class Budget:
         return None
 
 
-_REMEDY = "smaller batch_size, more accumulate, checkpointing, LoRA, or keep_features"
+_REMEDY = "a smaller --batch-size, more --accumulate, --checkpointing, --tune lora, or --keep-features"
 
 
 def estimate(cfg: TrainConfig, vla: VLA, demos: DemoSet | Mapping[str, DemoSet], *, processes: int = 1) -> Budget:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+
+from vla.pictures import check_eight_bits
+from vla.tables import row_place
+from vla.video_index import VideoFile, open_video, readable, video_files
 
 _BATCH = 256
 """Images per task of the thread pool."""
 
 
-def read_parquet(path: Path, root: Path, columns: list[str] | None = None) -> pa.Table:
-    try:
-        file = pq.ParquetFile(path)
-        for column in columns or ():
-            if column not in file.schema_arrow.names:
-                raise ValueError(f"feature '{column}' is in meta/info.json but not in {path.relative_to(root)}")
-        return file.read(columns).replace_schema_metadata(None)
-    except (pa.ArrowInvalid, OSError) as problem:
-        raise ValueError(
-            f"{root} is unfinished: {path.relative_to(root)} has no readable footer, as when a recording is killed "
-            f"before finalize() ({type(problem).__name__})"
-        ) from None
+_NO_PICTURE = (OSError, SyntaxError, zlib.error, struct.error, Image.DecompressionBombError)
+"""Pillow's errors for damaged files."""
 
 
 def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
@@ -41,13 +35,30 @@ def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def decode_image(cell: dict[str, Any], root: Path, key: str, size: int | None, where: str) -> NDArray[np.uint8]:
+def decode_image(cell: dict[str, Any] | None, root: Path, key: str, size: int | None, where: str) -> NDArray[np.uint8]:
     """(H, W, 3) of one cell of an image feature: encoded bytes, or a file relative to the dataset."""
+    if cell is None or not (cell["bytes"] or cell["path"]):
+        raise ValueError(
+            f"feature '{key}' has no picture at {where}: choose the other cameras with --cameras, or delete the "
+            "episode with lerobot-edit-dataset"
+        )
     try:
         with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else root / str(cell["path"])) as image:
+            check_eight_bits(image.mode, f"feature '{key}' holds a picture at {where}")
             return resized(image, size)
-    except OSError as problem:
+    except _NO_PICTURE as problem:
         raise ValueError(f"feature '{key}' holds an unreadable image at {where}: {problem}") from None
+
+
+def decode_frame(frame: Any, size: int | None) -> NDArray[np.uint8]:
+    """(H, W, 3) of a decoded video frame."""
+    return resized(frame.to_image(), size) if size else frame.to_ndarray(format="rgb24")
+
+
+def mixed_sizes(key: str, one: Sequence[int], other: Sequence[int]) -> ValueError:
+    """The one line for a camera whose pictures have two sizes, (H, W) each."""
+    sizes = f"{tuple(one)} and {tuple(other)}"
+    return ValueError(f"feature '{key}' mixes images of {sizes}: read all at one size (vla train --image-size 84)")
 
 
 class _Frames:
@@ -63,8 +74,7 @@ class _Frames:
                 if self.array is None:
                     self.array = np.empty((self._frames, *image.shape), np.uint8)
         if image.shape != self.array.shape[1:]:
-            sizes = f"{self.array.shape[1:3]} and {image.shape[:2]}"
-            raise ValueError(f"feature '{self._key}' mixes images of {sizes}: give an image_size")
+            raise mixed_sizes(self._key, self.array.shape[1:3], image.shape[:2])
         self.array[row] = image
 
 
@@ -80,11 +90,8 @@ def decode_images(
     out = _Frames(key, len(table))
 
     def fill(start: int, part: pa.StructArray) -> int:
-        encoded, paths = part.field("bytes"), part.field("path")
         for i in range(len(part)):
-            where = f"episode {table['episode_index'][start + i]}, frame {table['frame_index'][start + i]}"
-            cell = {"bytes": encoded[i].as_py(), "path": paths[i].as_py()}
-            out.put(start + i, decode_image(cell, root, key, size, where))
+            out.put(start + i, decode_image(part[i].as_py(), root, key, size, row_place(table, start + i)))
         return len(part)
 
     starts, parts, row = [], [], 0
@@ -98,56 +105,27 @@ def decode_images(
     return out.array
 
 
-@dataclass(frozen=True)
-class VideoFile:
-    """One mp4, and which of its frames belong to which rows of the dataset."""
-
-    path: Path
-    row_of: dict[int, int]
-    """Frame number in the file -> row."""
-
-
-def video_files(root: Path, info: dict[str, Any], table: pa.Table, key: str) -> list[VideoFile]:
-    place = [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")]
-    parts = [
-        read_parquet(path, root, ["episode_index", *place])
-        for path in sorted((root / "meta" / "episodes").glob("*/*.parquet"))
-    ]
-    if not parts:
-        raise ValueError(f"{root} is unfinished: meta/episodes holds no file, so feature '{key}' cannot be located")
-    episodes = pa.concat_tables(parts)
-    located = {row.pop("episode_index"): [row[name] for name in place] for row in episodes.to_pylist()}
-    files: dict[Path, dict[int, int]] = {}
-    stamps = table.column("timestamp").to_numpy()
-    for row, episode in enumerate(table.column("episode_index").to_pylist()):
-        if episode not in located:
-            raise ValueError(f"{root} is unfinished: meta/episodes does not say where '{key}' of episode {episode} is")
-        chunk, file, start = located[episode]
-        path = root / info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file)
-        files.setdefault(path, {})[round((start + float(stamps[row])) * info["fps"])] = row
-    for path in files:
-        if not path.is_file():
-            raise ValueError(f"feature '{key}' lacks its video file {path.relative_to(root)}")
-    return [VideoFile(path, row_of) for path, row_of in files.items()]
+def video_frames(path: Path, key: str) -> Iterator[Any]:
+    """The decoded frames of a video, in order. ValueError for a damaged file, and for more than 8 bits of grey."""
+    with open_video(path) as container, readable(path):
+        for number, frame in enumerate(container.decode(container.streams.video[0])):
+            if number == 0:
+                check_depth(frame, key, path)
+            yield frame
 
 
-def open_video(path: Path) -> Any:
-    """A PyAV container whose decoder may use several threads."""
-    try:
-        import av
-    except ImportError:
-        raise ValueError("reading video datasets needs PyAV: install the package 'av'") from None
-    container = av.open(str(path))
-    container.streams.video[0].thread_type = "AUTO"
-    return container
+def check_depth(frame: Any, key: str, path: Path) -> None:
+    """ValueError for a video of more than eight bits of grey: converting it would show depth as near black."""
+    components = frame.format.components
+    if len(components) == 1 and components[0].bits > 8:
+        check_eight_bits("I;16", f"feature '{key}' holds frames in {path.name}")
 
 
-def _video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
-    """(frame number, decoded frame) of a video, in order."""
-    with open_video(path) as container:
-        stream = container.streams.video[0]
-        for frame in container.decode(stream):
-            yield round(float(frame.pts * stream.time_base) * fps), frame
+def check_sizes(files: Sequence[VideoFile], key: str, size: int | None) -> None:
+    """ValueError if a camera's videos have two sizes and are not resized to one."""
+    for file in files if size is None else ():
+        if file.height_width != files[0].height_width:
+            raise mixed_sizes(key, files[0].height_width, file.height_width)
 
 
 def decode_videos(
@@ -161,14 +139,16 @@ def decode_videos(
 ) -> NDArray[np.uint8]:
     """(F, H, W, 3) of a video feature, each file decoded once from front to back."""
     files = video_files(root, info, table, key)
+    check_sizes(files, key, size)
     out = _Frames(key, len(table))
     seen = np.zeros(len(table), bool)
 
     def fill(file: VideoFile) -> int:
-        for number, frame in _video_frames(file.path, info["fps"]):
-            row = file.row_of.get(number)
+        row_at = {int(file.pts[number]): row for number, row in file.row_of.items()}
+        for frame in video_frames(file.path, key):
+            row = row_at.get(frame.pts)
             if row is not None:
-                out.put(row, resized(frame.to_image(), size) if size else frame.to_ndarray(format="rgb24"))
+                out.put(row, decode_frame(frame, size))
                 seen[row] = True
         return len(file.row_of)
 
@@ -176,8 +156,5 @@ def decode_videos(
         count(frames)
     if not seen.all():
         row = int(np.flatnonzero(~seen)[0])
-        episode, frame = table["episode_index"][row], table["frame_index"][row]
-        raise ValueError(
-            f"feature '{key}' has no video frame for episode {episode}, frame {frame}: the video is cut short"
-        )
+        raise ValueError(f"feature '{key}' has no video frame for {row_place(table, row)}: the video is cut short")
     return out.array

@@ -18,6 +18,8 @@ from vla.config import decode, encode
 from vla.types import ActionSpec, Observation
 
 _NEGLIGIBLE = 1e-6
+_NARROW = 0.05
+"""A quantile range below this share of the extremes' is replaced by them, which bounds targets to +-2 / 0.05."""
 _PROPRIO_LIMIT = 5.0
 _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
 
@@ -50,7 +52,9 @@ class VectorStats:
         # A switch (gripper: -1 or 1) keeps its values even if it is pressed in fewer than 1% of the frames.
         switch = np.isin(values, (-1.0, 1.0)).all(axis=0)
         q01, q99 = np.where(switch, -1.0, q01), np.where(switch, 1.0, q99)
-        columns = (q01, q99, values.min(0), values.max(0), values.mean(0), values.std(0))
+        low, high = values.min(0), values.max(0)
+        q01, q99 = widened(q01, q99, low, high)
+        columns = (q01, q99, low, high, values.mean(0), values.std(0))
         return VectorStats(*(tuple(column.tolist()) for column in columns))
 
     def affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -63,6 +67,34 @@ class VectorStats:
         low, high = np.where(narrow, self.min, low), np.where(narrow, self.max, high)
         half = (high - low) / 2
         return (low + high) / 2, np.where(half < _NEGLIGIBLE / 2, 1.0, half)
+
+
+def widened(
+    q01: NDArray[np.float64], q99: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The quantiles (X,), or the extremes `low` and `high` of components whose quantiles span less than 5% of them.
+
+    Such a component is at rest in nearly all frames, so its quantiles measure sensor noise: a button that is 1 in 0.7%
+    of the frames and 1e-5 of noise otherwise would become a target of 40,000. Quantiles that coincide stay as they are
+    (`VectorStats.affine` takes the extremes). Done when statistics are made: checkpoints keep those they have.
+    """
+    noise = (q99 - q01 >= _NEGLIGIBLE) & (q99 - q01 < _NARROW * (high - low))
+    return np.where(noise, low, q01), np.where(noise, high, q99)
+
+
+def rare_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> list[str]:
+    """For each component scaled by its extremes because it rarely leaves its resting value: one clause that names it.
+
+    Switches (only -1 and 1) and constants are none of these.
+    """
+    values = np.asarray(values_FX, dtype=np.float64)
+    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    low, high = values.min(0), values.max(0)
+    rare = (q99 - q01 < _NARROW * (high - low)) & (high - low >= _NEGLIGIBLE) & ~np.isin(values, (-1.0, 1.0)).all(0)
+    return [
+        f"'{names[i]}' reaches {low[i]:.3g}..{high[i]:.3g} but stays in {q01[i]:.3g}..{q99[i]:.3g} in 98% of the frames"
+        for i in np.flatnonzero(rare)
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vla.frames import decode_image, open_video, resized, video_files
+from vla.frames import check_depth, check_sizes, decode_frame, decode_image, mixed_sizes
+from vla.video_index import open_video, readable, video_files
 
 ENCODED_LIMIT = 512 << 20
 """Bytes of encoded images kept per camera."""
@@ -31,6 +33,9 @@ Rows = NDArray[np.int64] | slice
 
 class Reader(Protocol):
     """Decodes rows of one camera, numbered as in the whole dataset."""
+
+    key: str
+    """The camera's feature."""
 
     def read(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]: ...
 
@@ -70,9 +75,7 @@ class LazyFrames:
         out = np.empty((len(wanted), *self._size, 3), np.uint8)
         for place, frame in enumerate(back):
             if frames[frame].shape != out.shape[1:]:
-                raise ValueError(
-                    f"a camera mixes images of {self._size} and {frames[frame].shape[:2]}: give an image_size"
-                )
+                raise mixed_sizes(self._reader.key, self._size, frames[frame].shape[:2])
             out[place] = frames[frame]
         return out
 
@@ -92,10 +95,22 @@ class LazyFrames:
 
 
 class ParquetImages:
-    """Images inside parquet files. `order`: the physical row (files one after the other) of each of the dataset's."""
+    """Images inside parquet files. `order`: the physical row (files one after the other) of each of the dataset's.
 
-    def __init__(self, root: Path, key: str, paths: list[Path], order: NDArray[np.int64], size: int | None) -> None:
-        self._root, self._key, self._paths, self._order, self._size = root, key, paths, order, size
+    `place`: names a row in messages.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        key: str,
+        paths: list[Path],
+        order: NDArray[np.int64],
+        size: int | None,
+        place: Callable[[int], str],
+    ) -> None:
+        self.key, self._place = key, place
+        self._root, self._paths, self._order, self._size = root, paths, order, size
         self._groups: list[tuple[int, int]] = []
         counts = []
         for number, path in enumerate(paths):
@@ -118,7 +133,7 @@ class ParquetImages:
             for place in np.argsort(groups, kind="stable"):  # each group is read once per request
                 group = int(groups[place])
                 cell = self._group(group)[int(physical[place] - self._starts[group])].as_py()
-                out[place] = decode_image(cell, self._root, self._key, self._size, f"row {rows[place]}")
+                out[place] = decode_image(cell, self._root, self.key, self._size, self._place(rows[place]))
         return out
 
     def _group(self, group: int) -> pa.ChunkedArray:
@@ -126,7 +141,7 @@ class ParquetImages:
             self._kept.move_to_end(group)
             return self._kept[group]
         number, within = self._groups[group]
-        column = pq.ParquetFile(self._paths[number]).read_row_group(within, columns=[self._key]).column(self._key)
+        column = pq.ParquetFile(self._paths[number]).read_row_group(within, columns=[self.key]).column(self.key)
         self._kept[group] = column
         while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > ENCODED_LIMIT:
             self._kept.popitem(last=False)
@@ -137,19 +152,21 @@ class Videos:
     """Frames of mp4 files."""
 
     def __init__(self, root: Path, info: dict[str, Any], table: pa.Table, key: str, size: int | None) -> None:
-        self._key, self._size, self._fps = key, size, float(info["fps"])
-        located = video_files(root, info, table, key)
-        self._paths = [file.path for file in located]
-        self._file = np.empty(len(table), np.int64)
-        self._number = np.empty(len(table), np.int64)
-        for which, file in enumerate(located):
-            for number, row in file.row_of.items():
-                self._file[row], self._number[row] = which, number
+        self.key, self._size = key, size
+        self._located = video_files(root, info, table, key)
+        check_sizes(self._located, key, size)
+        self._file = np.full(len(table), -1)
+        self._number = np.full(len(table), -1)
+        for which, file in enumerate(self._located):
+            rows = np.fromiter(file.row_of.values(), np.int64, len(file.row_of))
+            self._file[rows] = which
+            self._number[rows] = np.fromiter(file.row_of, np.int64, len(file.row_of))
+        assert (self._number >= 0).all()  # video_files gives every row a frame, or raises
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._lock = Lock()
 
     def files(self) -> list[Path]:
-        return self._paths
+        return [file.path for file in self._located]
 
     def read(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         out: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(rows)
@@ -164,27 +181,32 @@ class Videos:
 
     def _decode(self, which: int, numbers: list[int]) -> list[tuple[int, NDArray[np.uint8]]]:
         """These frames of one file; `numbers` ascending."""
-        container = self._container(which)
-        stream = container.streams.video[0]
+        container, file = self._container(which), self._located[which]
         found: list[tuple[int, NDArray[np.uint8]]] = []
         decoding, at = iter(()), -1
-        for wanted in numbers:
-            if not found or wanted - at > _WORTH_DECODING:
-                container.seek(int(wanted / self._fps / stream.time_base), stream=stream, backward=True)
-                decoding = container.decode(stream)
-            for frame in decoding:
-                at = round(float(frame.pts * stream.time_base) * self._fps)
-                if at >= wanted:
-                    break
-            if at != wanted:
-                raise ValueError(
-                    f"feature '{self._key}' has no video frame {wanted} in {self._paths[which].name}: the video is cut "
-                    "short"
-                )
-            found.append(
-                (wanted, resized(frame.to_image(), self._size) if self._size else frame.to_ndarray(format="rgb24"))
-            )
+        with readable(file.path):
+            for wanted in numbers:
+                pts, sought = int(file.pts[wanted]), not found or wanted - at > _WORTH_DECODING
+                if sought:
+                    decoding = self._from(container, pts)
+                frame = _first_from(decoding, pts)
+                if sought and frame is not None and frame.pts > pts:  # past it: once more, from the start
+                    decoding = self._from(container, int(file.pts[0]))
+                    frame = _first_from(decoding, pts)
+                if frame is None or frame.pts != pts:
+                    raise ValueError(
+                        f"feature '{self.key}' has no video frame {wanted} in {file.path.name}: the video is cut short"
+                    )
+                at = wanted
+                check_depth(frame, self.key, file.path)
+                found.append((wanted, decode_frame(frame, self._size)))
         return found
+
+    def _from(self, container: Any, pts: int) -> Iterator[Any]:
+        """Decoded frames from the last key frame before `pts` on."""
+        stream = container.streams.video[0]
+        container.seek(pts, stream=stream, backward=True)
+        return container.decode(stream)
 
     def _container(self, which: int) -> Any:
         if which in self._open:
@@ -192,5 +214,10 @@ class Videos:
             return self._open[which]
         while len(self._open) >= _OPEN_VIDEOS:
             self._open.popitem(last=False)[1].close()
-        self._open[which] = open_video(self._paths[which])
+        self._open[which] = open_video(self._located[which].path)
         return self._open[which]
+
+
+def _first_from(decoding: Iterator[Any], pts: int) -> Any:
+    """The first frame of this stamp or a later one; None after the end."""
+    return next((frame for frame in decoding if frame.pts is not None and frame.pts >= pts), None)

@@ -23,7 +23,9 @@ from policies.rtc import continue_chunk
 from vla.backbone import load_backbone
 from vla.bridge import BridgeConfig
 from vla.config import decode, encode
+from vla.dataset_meta import component_names
 from vla.model import VLA, VLAConfig
+from vla.preprocess import widened
 from vla.processor import Processor, ProcessorConfig, Stats, VectorStats
 from vla.types import ActionSpec, Observation
 
@@ -179,7 +181,12 @@ def assemble(parts: Mapping[str, Any], tokenizer: str | Path) -> VLA:
 
 def _fresh(config: BasculeConfig, stats: Mapping[str, Mapping[str, Any]], meta: Any) -> VLA:
     action = _vector_stats(stats[ACTION])
-    names = config.action_feature_names or [f"a{i}" for i in range(action.dim)]
+    # The dataset's own names first: LeRobot keeps only the outermost level of nested ones.
+    features = getattr(meta, "features", None) or {}
+    named = (features.get(ACTION) or {}).get("names")
+    names = component_names(features, ACTION) if named else config.action_feature_names
+    if not names or len(names) != action.dim:
+        names = [f"a{i}" for i in range(action.dim)]
     frames = int(np.asarray(stats[ACTION].get("count", [0])).reshape(-1)[0])
     model = VLAConfig(
         backbone=config.backbone,
@@ -214,6 +221,7 @@ def _vector_stats(stats: Mapping[str, Any]) -> VectorStats:
     switch = within & np.isclose(column["mean"] ** 2 + column["std"] ** 2, 1.0, atol=1e-5)
     column["q01"] = np.where(switch, -1.0, column["q01"])
     column["q99"] = np.where(switch, 1.0, column["q99"])
+    column["q01"], column["q99"] = widened(column["q01"], column["q99"], column["min"], column["max"])
     return VectorStats(**{name: tuple(values.tolist()) for name, values in column.items()})
 
 

@@ -53,4 +53,4 @@ def test_features_and_pictures_are_counted_where_they_are():
     assert estimate(replace(CONFIG, augment=AugmentConfig()), vla, data).features == 0
     assert any("features on disk" in line for line in on_disk.lines())
     assert budget.problem() is None
-    assert "smaller batch_size" in replace(budget, activations=1 << 50).problem()
+    assert "smaller --batch-size" in replace(budget, activations=1 << 50).problem()

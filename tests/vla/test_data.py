@@ -225,7 +225,7 @@ def test_too_large_for_memory_is_refused_before_decoding(broken):
             info["features"][f"observation.images.{camera}"]["shape"] = [200_000, 200_000, 3]
 
     edit_info(broken, enlarge)
-    with pytest.raises(ValueError, match="GiB of memory.*smaller image_size"):
+    with pytest.raises(ValueError, match="GiB of memory.*--stream True.*smaller --image-size"):
         load_dataset(broken)
     assert load_dataset(broken, image_size=8).num_frames == len(STEP)
 

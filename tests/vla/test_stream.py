@@ -109,14 +109,13 @@ def test_damage_is_named_when_it_is_met(image_root, video_root, tmp_path):  # no
     edit_column(broken, "observation.images.wrist", damage)
     data = load_dataset(broken, lazy=True)
     data.images["wrist"][np.array([5, 8])]
-    with pytest.raises(ValueError, match=r"'observation\.images\.wrist' holds an unreadable image at row 7"):
+    with pytest.raises(ValueError, match=r"wrist' holds an unreadable image at episode 1, frame 1"):
         data.images["wrist"][np.array([7])]
     videos = shutil.copytree(video_root, tmp_path / "videos")
     short = videos / "videos" / "observation.images.front" / "chunk-000"
     shutil.copy(short / "file-001.mp4", short / "file-000.mp4")
-    data = load_dataset(videos, lazy=True)
-    with pytest.raises(ValueError, match=r"'observation\.images\.front' has no video frame 12 in file-000\.mp4"):
-        data.images["front"][np.array([3, 12])]
+    with pytest.raises(ValueError, match=r"'observation\.images\.front' has no video frame for episode 1, frame 1: "):
+        load_dataset(videos, lazy=True)
 
 
 def test_the_next_batch_is_fetched_while_this_one_is_used():

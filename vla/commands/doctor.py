@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def memory() -> Check:
     if free is None:
         return Check("memory", True, "unknown on this system")
     good = free >= NEEDED_MEMORY_GB
-    advice = "" if good else "close programs; fewer worlds (--num-envs) and --stream for training need less"
+    advice = "" if good else "close programs; fewer worlds (--num-envs) and `vla train --stream True` need less"
     return Check("memory", good, f"{free:.1f} GiB available", advice)
 
 
@@ -196,6 +196,23 @@ def loopback() -> Check:
     return Check("loopback", good, f"p50 {p50:.1f} ms, p99 {p99:.1f} ms", "" if good else advice, needed=False)
 
 
+def recordings(folders: Sequence[Path]) -> list[Check]:
+    """Each dataset read as `vla train` would, pictures left on disk, and one finding for each thing it warns of."""
+    from vla.data import load_dataset
+
+    found = []
+    for folder in folders:
+        try:
+            demos = load_dataset(folder, lazy=True)
+        except (ValueError, OSError) as problem:
+            found.append(Check("dataset", False, str(problem), "`vla train` cannot read this folder as it is"))
+            continue
+        found.append(Check("dataset", True, demos.summary(str(folder))[0]))
+        advice = "look at the recording before training on it; `vla train` says so, too, and goes on"
+        found += [Check("dataset", False, f"{folder}: {line}", advice, needed=False) for line in demos.warnings()]
+    return found
+
+
 CHECKS: tuple[Callable[[], Check], ...] = (python, versions, gpu, rendering, plugin, compiler, disk, memory, loopback)
 
 
@@ -205,9 +222,11 @@ class Doctor(Command):
 
     json: bool = False
     """Print the findings for programs. The exit code is 1 when something needed is broken, either way."""
+    dataset: tuple[Path, ...] = ()
+    """Look at these folders of demonstrations, too: whether they can be read, and what in them may not be meant."""
 
     def run(self) -> int:
-        found = [_examine(check) for check in CHECKS]
+        found = [_examine(check) for check in CHECKS] + recordings(self.dataset)
         if self.json:
             print(json_module.dumps({"checks": [asdict(check) for check in found]}, indent=2))
         else:

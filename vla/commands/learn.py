@@ -106,6 +106,9 @@ class Train(Command):
     """How much of it learns."""
     cameras: tuple[str, ...] | None = None
     """Which ones, in order; all of the dataset if not given."""
+    image_size: int | None = None
+    """Read every picture at this square size in pixels: for cameras that changed their resolution, and to save memory.
+    The policy reads its recipe's size either way."""
     weights: tuple[float, ...] | None = None
     """How often each of several datasets is drawn."""
     chunk_size: int | None = None
@@ -143,13 +146,16 @@ class Train(Command):
         config = self._config(recipe())
         rank, processes = launched()
         resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
-        demos = load_datasets(self.dataset, config.cameras, lazy=self.stream)
+        demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream)
         model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
         model.to(_device(self.device))
         if rank == 0:
             budget = estimate(config, model, demos, processes=processes)
             for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
                 say(line)
+            for name, part in demos.items():
+                for warning in part.warnings():
+                    say(f"warning: {name}: {warning}")
             if problem := budget.problem():
                 say(f"warning: {problem}")
         quiet = rank > 0 or not console().is_terminal

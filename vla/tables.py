@@ -1,0 +1,199 @@
+"""The tables of a LeRobotDataset v3: frames in recorded order, vectors, tasks. Errors name episode and frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+PRIVILEGED_FILE = "privileged.parquet"
+"""In `meta/` of what `vla demos` records: the simulator's state by frame."""
+_BOOKKEEPING = ("index", "episode_index", "frame_index", "timestamp", "task_index")
+_WRONG_RATE = 0.05
+"""Share by which the recorded rate may differ from the declared one without a note."""
+
+
+def read_parquet(path: Path, root: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """These columns of a file in the dataset at `root`. ValueError naming the file or the column that is missing."""
+    try:
+        file = pq.ParquetFile(path)
+        for column in columns or ():
+            if column not in file.schema_arrow.names:
+                raise ValueError(f"feature '{column}' is in meta/info.json but not in {path.relative_to(root)}")
+        return file.read(None if columns is None else list(columns)).replace_schema_metadata(None)
+    except (pa.ArrowInvalid, OSError) as problem:
+        raise ValueError(
+            f"{root} is unfinished: {path.relative_to(root)} has no readable footer, as when a recording is killed "
+            f"before finalize() ({type(problem).__name__})"
+        ) from None
+
+
+def row_place(table: pa.Table, row: int) -> str:
+    """A row for a message: "episode 1, frame 2"."""
+    return f"episode {table['episode_index'][int(row)]}, frame {table['frame_index'][int(row)]}"
+
+
+def read_table(root: Path, info: Mapping[str, Any], features: Sequence[str]) -> tuple[pa.Table, NDArray[np.int64]]:
+    """All frames, sorted by `index`, with bookkeeping and these features; and where each row lies in the files.
+
+    ValueError where the bookkeeping has holes, or does not give each episode's frames once and in a row.
+    """
+    columns = [*_BOOKKEEPING, *features]
+    parts = [read_parquet(path, root, columns) for path in data_files(root, info)]
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowInvalid as problem:
+        raise ValueError(f"{root}: the files in data/ have columns of different types: {problem}") from None
+    if len(table) != info["total_frames"]:
+        raise ValueError(
+            f"{root} is unfinished or damaged: meta/info.json promises {info['total_frames']} frames, data/ holds "
+            f"{len(table)}"
+        )
+    table = _plain_bookkeeping(root, table)
+    index = table.column("index").to_numpy()
+    order = np.argsort(index, kind="stable")
+    if not (np.diff(index) > 0).all():
+        table = table.take(pa.array(order))
+    _check_order(root, table)
+    return table, order
+
+
+def _plain_bookkeeping(root: Path, table: pa.Table) -> pa.Table:
+    """The table with its bookkeeping as flat numbers: some writers store them as lists of one."""
+    for name in _BOOKKEEPING:
+        column = table.column(name)
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise ValueError(f"{root}: column '{name}' of data/ has no value in row {row}")
+        kind = column.type
+        if _is_list(kind):
+            flat = column.combine_chunks().flatten()
+            if len(flat) != len(table) or flat.null_count:
+                raise ValueError(f"{root}: column '{name}' of data/ must hold one number per row")
+            column, kind = pa.chunked_array([flat]), flat.type
+            table = table.set_column(table.column_names.index(name), name, column)
+        if not (pa.types.is_integer(kind) or (name == "timestamp" and pa.types.is_floating(kind))):
+            raise ValueError(f"{root}: column '{name}' of data/ must hold numbers, it holds {kind}")
+    stamps = table.column("timestamp").to_numpy()
+    if not np.isfinite(stamps).all():
+        row = int(np.flatnonzero(~np.isfinite(stamps))[0])
+        raise ValueError(f"{root}: the timestamp of {row_place(table, row)} is {stamps[row]}")
+    return table
+
+
+def _check_order(root: Path, table: pa.Table) -> None:
+    """ValueError unless each episode's frames follow one another in the order of `index`."""
+    index, episode, frame = (table.column(name).to_numpy() for name in ("index", "episode_index", "frame_index"))
+    if len(twice := np.flatnonzero(np.diff(index) == 0)):
+        a, b = twice[0], twice[0] + 1
+        raise ValueError(
+            f"{root}: {row_place(table, a)} and {row_place(table, b)} both have the index {index[a]}: "
+            "number all frames of data/ from 0 on"
+        )
+    same = np.diff(episode) == 0
+    if len(back := np.flatnonzero(same & (np.diff(frame) <= 0))):
+        raise ValueError(f"{root}: {row_place(table, back[0] + 1)} follows {row_place(table, back[0])} in data/")
+    first = np.append(0, np.flatnonzero(~same) + 1)
+    numbers, counts = np.unique(episode[first], return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"{root}: the frames of episode {numbers[counts > 1][0]} are not together in data/")
+
+
+def timing_notes(table: pa.Table, info: Mapping[str, Any]) -> list[str]:
+    """One line each where frames are missing inside episodes, or the recorded rate is not the declared one."""
+    episode, frame, stamps = (table.column(name).to_numpy() for name in ("episode_index", "frame_index", "timestamp"))
+    same = np.diff(episode) == 0
+    notes = []
+    if len(gaps := np.flatnonzero(same & (np.diff(frame) > 1))):
+        notes.append(
+            f"{row_place(table, gaps[0] + 1)} follows frame {frame[gaps[0]]}: the frames between are missing, and "
+            f"actions across such a gap count as consecutive ({len(gaps)} in all)"
+        )
+    steps = np.diff(stamps.astype(np.float64))[same] / np.diff(frame)[same]
+    if len(steps) and (step := float(np.median(steps))) > 0 and abs(step * info["fps"] - 1) > _WRONG_RATE:
+        notes.append(
+            f"by its timestamps it was recorded at {1 / step:.3g} Hz, meta/info.json declares {info['fps']:g} Hz: the "
+            "policy will act at the declared rate"
+        )
+    return notes
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def data_files(root: Path, info: Mapping[str, Any]) -> list[Path]:
+    paths = sorted((root / "data").glob("*/*.parquet"))
+    if not paths:
+        raise ValueError(
+            f"{root} is unfinished: meta/info.json promises {info['total_frames']} frames, data/ holds none"
+        )
+    return paths
+
+
+def vectors(table: pa.Table, features: Mapping[str, Any], key: str) -> NDArray[np.float32]:
+    """(F, D) of a numeric feature. ValueError for a wrong width, a NaN or an infinity, naming the place."""
+    column, width = table.column(key).combine_chunks(), features[key]["shape"][0]
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"feature '{key}' has no value at {row_place(table, row)}")
+    if _is_list(column.type):
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero(lengths != width)
+        if len(wrong):
+            raise ValueError(
+                f"feature '{key}' should have {width} components but has {lengths[wrong[0]]:.0f} at "
+                f"{row_place(table, wrong[0])}"
+            )
+        column = column.flatten()
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"feature '{key}' must be a vector of numbers, data/ holds {kind}")
+    values = column.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), -1)
+    if values.shape[1] != width:
+        raise ValueError(f"feature '{key}' should have {width} components but has {values.shape[1]}")
+    if not np.isfinite(values).all():
+        row, component = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(
+            f"feature '{key}' holds {values[row, component]} at {row_place(table, row)} (component {component})"
+        )
+    return values
+
+
+def privileged(root: Path, table: pa.Table) -> NDArray[np.float32] | None:
+    """(F, S) the simulator's state; None unless it is there for every frame (others may have been appended)."""
+    path = root / "meta" / PRIVILEGED_FILE
+    if not path.is_file():
+        return None
+    found = read_parquet(path, root)
+    column = found.column("privileged").combine_chunks()
+    values = column.flatten().to_numpy().reshape(len(found), -1)
+    wanted = table.column("index").to_numpy()
+    order = np.argsort(found.column("index").to_numpy())
+    numbers = found.column("index").to_numpy()[order]
+    at = np.searchsorted(numbers, wanted).clip(max=len(numbers) - 1)
+    return values[order[at]] if (numbers[at] == wanted).all() else None
+
+
+def instructions(root: Path, table: pa.Table) -> list[str]:
+    """The task string of every frame."""
+    path = root / "meta" / "tasks.parquet"
+    if not path.is_file():
+        raise ValueError(f"{root} has no task strings: meta/tasks.parquet is missing")
+    tasks = read_parquet(path, root)
+    texts = next((name for name in ("task", "__index_level_0__") if name in tasks.column_names), None)
+    if texts is None or "task_index" not in tasks.column_names:
+        raise ValueError(
+            f"{root} has no task strings: meta/tasks.parquet has the columns {', '.join(tasks.column_names)}"
+        )
+    known = dict(zip(tasks.column("task_index").to_pylist(), tasks.column(texts).to_pylist(), strict=True))
+    used = table.column("task_index").to_pylist()
+    for index in set(used):
+        if not (isinstance(known.get(index), str) and known[index].strip()):
+            raise ValueError(f"{root} has no task string for task_index {index}: every frame needs an instruction")
+    return [known[index] for index in used]
