@@ -1,0 +1,337 @@
+"""Recordings that are odd in their tables, names and pictures: the right values, or one line that says what to do."""
+
+import re
+import shlex
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tyro
+
+from tests.vla.odd_recordings import KEY, SIZE, brightness, png, shown, write_dataset, write_video
+from vla.cli import COMMANDS, main
+from vla.commands import doctor
+from vla.commands.learn import Train
+from vla.data import load_dataset, load_datasets
+from vla.model import VLAPolicy
+from vla.preprocess import Stats, VectorStats
+
+GREY = np.full((SIZE, SIZE), 100, np.uint8)
+
+
+@pytest.fixture(params=[False, True], ids=["memory", "streamed"])
+def lazy(request):
+    return request.param
+
+
+def refused(root, message, **options):
+    with pytest.raises(ValueError, match=message) as problem:
+        data = load_dataset(root, **options)
+        data.images["front"][np.arange(data.num_frames)]
+    assert "\n" not in str(problem.value)
+
+
+# --- a component that rarely moves ---
+
+
+def rare(frames=10_000, share=0.007, noise=1e-5):
+    """(F, 2): an ordinary component, and one of noise that is 1.0 in a few frames."""
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.normal(size=frames), noise * rng.normal(size=frames)], axis=-1)
+    values[:: round(1 / share), 1] = 1.0
+    return values
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-5, 1e-3, 5e-3])
+@pytest.mark.parametrize("share", [0.0003, 0.007])
+def test_a_rare_component_is_scaled_by_its_extremes(noise, share):
+    values = rare(share=share, noise=noise)
+    stats = VectorStats.from_array(values, name="action")
+    centre, half = stats.affine()
+    target = (values - centre) / half
+    assert np.abs(target[:, 1]).max() <= 1 + 1e-9
+    assert half[1] + centre[1] == pytest.approx(1.0)  # a network that answers 1 commands 1.0
+    np.testing.assert_array_equal([stats.q01[0], stats.q99[0]], np.quantile(values[:, 0], [0.01, 0.99]))
+
+
+def test_a_rare_negative_and_a_rare_proprio_component_are_alike():
+    values = rare()
+    values[::200, 1] = -3.0
+    for part in (Stats.from_arrays(values, values).action, Stats.from_arrays(values, values).proprio):
+        centre, half = part.affine()
+        assert centre[1] - half[1] == pytest.approx(-3.0) and centre[1] + half[1] == pytest.approx(1.0)
+
+
+def test_ordinary_components_keep_their_quantiles_to_the_bit():
+    rng = np.random.default_rng(0)
+    n = 30_000
+    still = np.where(rng.random(n) < 0.9, 1e-5 * rng.normal(size=n), rng.uniform(-1, 1, n))
+    values = np.stack(
+        [
+            rng.normal(size=n),
+            rng.uniform(size=n),
+            rng.laplace(size=n),
+            rng.standard_t(3, n),
+            rng.lognormal(size=n),
+            still,
+        ]
+    ).T
+    stats = VectorStats.from_array(values, name="action")
+    np.testing.assert_array_equal([stats.q01, stats.q99], np.quantile(values, [0.01, 0.99], axis=0))
+
+
+def test_statistics_of_an_old_checkpoint_scale_as_they_did():
+    """The floor acts when statistics are made, not when they are used."""
+    old = VectorStats(q01=(-3e-5,), q99=(3e-5,), min=(-4e-5,), max=(1.0,), mean=(0.007,), std=(0.08,))
+    assert old.affine()[1].tolist() == [3e-5]
+
+
+def test_a_rare_component_and_a_teleoperator_s_names_reach_the_checkpoint(tmp_path, capsys, monkeypatch):
+    """Through `vla doctor` and `vla train`, with the names as LeRobot's gamepad gives them."""
+    action = rare(300, share=0.0067)
+    root = write_dataset(tmp_path / "rare", (150, 150), action=action, names={"gripper": 1, "delta_x": 0})
+    (warning,) = load_dataset(root).warnings()
+    assert re.search(r"action component 'gripper' reaches -\S+\.\.1 but stays in \S+ in 98% of the frames", warning)
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    assert main(["doctor", "--dataset", str(root)]) == 0
+    assert "component 'gripper' reaches" in capsys.readouterr().out
+    assert main(train_arguments(tmp_path / "out", root)) == 0
+    assert "warning: rare: action component 'gripper' reaches" in " ".join(capsys.readouterr().err.split())
+    policy = VLAPolicy.load(tmp_path / "out")
+    assert policy.action_spec.names == ("delta_x", "gripper") and policy.action_spec.high[1] == 1.0
+    processor = policy.vla.processor
+    assert np.abs(processor.normalise_action(action.astype(np.float32))[:, 1]).max() <= 1 + 1e-6
+    assert processor.unnormalise_action(np.array([0, 1], np.float32))[1] == pytest.approx(1.0)
+
+
+def test_ordinary_recordings_warn_of_nothing(tmp_path):
+    assert load_dataset(write_dataset(tmp_path)).warnings() == []
+
+
+# --- names ---
+
+
+def train_arguments(out, root, *more):
+    return [
+        "train",
+        "--dataset",
+        str(root),
+        "--out",
+        str(out),
+        "--recipe",
+        "smoke",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ({"delta_x": 0, "delta_y": 1, "gripper": 2}, "delta_x delta_y gripper"),
+        ({"gripper": 2, "delta_x": 0, "delta_y": 1}, "delta_x delta_y gripper"),
+        ({"motors": ["waist", "elbow", "gripper"]}, "waist elbow gripper"),
+        ({"axes": ["x", "y", "z"]}, "x y z"),
+        ({"motors": {"waist": 0, "gripper": 2, "elbow": 1}}, "waist elbow gripper"),
+        ({"arm": ["waist", "elbow"], "hand": ["gripper"]}, "waist elbow gripper"),
+        ({"left": ["gripper"], "right": ["gripper", "waist"]}, "left.gripper right.gripper right.waist"),
+        ({"left": {"gripper": 0}, "right": {"waist": 1, "gripper": 0}}, "left.gripper right.gripper right.waist"),
+        ([["waist", "elbow", "gripper"]], "waist elbow gripper"),
+        (["waist", "elbow", "gripper"], "waist elbow gripper"),
+        (None, "action_0 action_1 action_2"),
+    ],
+)
+def test_components_are_named_in_every_shape_that_datasets_have(tmp_path, names, found):
+    data = load_dataset(write_dataset(tmp_path, names=names))
+    assert data.action_names == tuple(found.split()) and data.warnings() == []
+
+
+@pytest.mark.parametrize("names", [["dx", "dy"], {"dx": 0, "dy": 1}, {"motors": ["a", "b", "c", "d"]}])
+def test_names_of_another_number_are_not_used_and_told(tmp_path, names):
+    data = load_dataset(write_dataset(tmp_path, names=names))
+    assert data.action_names == ("action_0", "action_1", "action_2")
+    assert re.search(r"feature 'action' has 3 components but [24] names in meta/info\.json", data.warnings()[0])
+
+
+# --- pictures ---
+
+
+def test_sixteen_bit_depth_is_refused_with_the_remedy(tmp_path, lazy):
+    depth = np.full((SIZE, SIZE), 1500, np.uint16)
+    root = write_dataset(tmp_path, cell=lambda row: {"bytes": png(depth), "path": None})
+    message = rf"'{KEY}' holds a picture at episode 0, frame 0 of more than 8 bits .*--cameras.*is_depth_map"
+    refused(root, message, lazy=lazy)
+
+
+@pytest.mark.parametrize("mark", [{"info": {"is_depth_map": True}}, {"video_info": {"video.is_depth_map": True}}])
+def test_a_marked_depth_map_is_no_camera(tmp_path, mark):
+    def add(features):
+        features["observation.images.depth"] = {"dtype": "image", "shape": [SIZE, SIZE, 1], "names": None} | mark
+
+    root = write_dataset(tmp_path, features=add)
+    assert list(load_dataset(root).images) == ["front"]
+    refused(root, r"'depth' is a depth map, policies read colour cameras \(it has: front\)", cameras=["depth"])
+
+
+def test_a_sixteen_bit_grey_video_is_refused(tmp_path, lazy):
+    root = write_dataset(tmp_path, kind="video")
+    path = root / "videos" / KEY / "chunk-000" / "file-000.mkv"
+    write_video(path, np.arange(11) / 10, codec="ffv1", pixels="gray16le")
+    path.rename(path.with_suffix(".mp4"))
+    refused(root, r"holds frames in file-000\.mp4 of more than 8 bits", lazy=lazy)
+
+
+@pytest.mark.parametrize("picture", [GREY, np.dstack([GREY] * 3), np.dstack([GREY] * 4), np.dstack([GREY, GREY])])
+def test_eight_bit_pictures_of_any_mode_become_rgb(tmp_path, lazy, picture):
+    root = write_dataset(tmp_path, cell=lambda row: {"bytes": png(picture), "path": None})
+    pixels = load_dataset(root, lazy=lazy).images["front"][np.arange(11)]
+    assert pixels.shape == (11, SIZE, SIZE, 3) and (pixels == 100).all()
+
+
+def test_two_resolutions_and_the_option_that_mends_them(tmp_path, lazy, capsys):
+    def cell(row):
+        size = SIZE if row < 6 else 2 * SIZE
+        return {"bytes": png(np.full((size, size, 3), brightness(row), np.uint8)), "path": None}
+
+    root = write_dataset(tmp_path / "data", cell=cell)
+    message = r"mixes images of \(16, 16\) and \(32, 32\): read all at one size \((vla train --image-size 84)\)"
+    with pytest.raises(ValueError, match=message) as problem:
+        load_dataset(root, lazy=lazy).images["front"][np.arange(11)]
+    if not lazy:
+        option = re.search(message, str(problem.value))[1].split()[2:]
+        arguments = train_arguments(tmp_path / "out", root)
+        assert main(arguments) == 2 and "--image-size" in capsys.readouterr().err
+        assert main([*arguments, *option]) == 0
+    assert shown(load_dataset(root, image_size=16, lazy=lazy).images["front"][np.arange(11)]) == list(range(11))
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}])
+def test_a_frame_without_a_picture(tmp_path, lazy, cell):
+    plain = {"bytes": png(np.dstack([GREY] * 3)), "path": None}
+    root = write_dataset(tmp_path, cell=lambda row: cell if row == 7 else plain)
+    refused(root, r"no picture at episode 1, frame 1: choose .*--cameras.*lerobot-edit-dataset", lazy=lazy)
+
+
+def test_image_sizes_that_are_none(tmp_path):
+    refused(write_dataset(tmp_path), "image_size must be at least 1 pixel, got 0", image_size=0)
+
+
+# --- tables ---
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64", "uint8", "float64"])
+def test_numbers_of_any_kind_are_actions(tmp_path, dtype):
+    action = (np.random.default_rng(0).uniform(0, 3, (11, 3)) > 1).astype(dtype)
+    root = write_dataset(tmp_path, action=action, features=lambda about: about["action"].update(dtype=dtype))
+    data = load_dataset(root)
+    assert data.action.dtype == np.float32
+    np.testing.assert_array_equal(data.action, action.astype(np.float32))
+
+
+def change(name, edit):
+    def data(columns):
+        columns[name] = edit(list(columns[name]))
+
+    return {"data": data}
+
+
+def swap(values, a, b):
+    values[a], values[b] = values[b], values[a]
+    return values
+
+
+def put(values, at, value):
+    values[at] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (change("index", lambda v: put(v, 7, v[6])), r"episode 1, frame 1 both have the index 6: number"),
+        (change("frame_index", lambda v: swap(v, 2, 3)), r"episode 0, frame 2 follows episode 0, frame 3 in data/"),
+        (change("frame_index", lambda v: put(v, 3, 2)), r"episode 0, frame 2 follows episode 0, frame 2 in data/"),
+        (change("episode_index", lambda v: put(v, 3, 1)), r"the frames of episode 0 are not together"),
+        (change("episode_index", lambda v: put(v, 3, None)), r"column 'episode_index' of data/ has no value in row 3"),
+        (change("task_index", lambda v: put(v, 3, None)), r"column 'task_index' of data/ has no value in row 3"),
+        (change("task_index", lambda v: put(v, 3, 5)), r"no task string for task_index 5"),
+        (change("task_index", lambda v: ["a"] * len(v)), r"column 'task_index' of data/ must hold numbers"),
+        (change("timestamp", lambda v: put(v, 8, np.nan)), r"the timestamp of episode 1, frame 2 is nan"),
+        (change("action", lambda v: put(v, 8, None)), r"feature 'action' has no value at episode 1, frame 2"),
+        (change("action", lambda v: [["a", "b", "c"]] * len(v)), r"feature 'action' must be a vector of numbers"),
+        ({"data": lambda c: c.pop("frame_index")}, r"feature 'frame_index' is in meta/info\.json but not in data/"),
+        ({"data": lambda c: c.pop("action")}, r"feature 'action' is in meta/info\.json but not in data/"),
+        ({"features": lambda f: f["action"].update(shape=[4])}, r"'action' should have 4 components but has 3 at"),
+        ({"features": lambda f: f["action"].update(shape=[])}, r"'action' must be a vector of numbers, .* shape \(\)"),
+        ({"features": lambda f: f["action"].pop("shape")}, r"must give feature 'action' a dtype and a shape"),
+        ({"features": lambda f: f["action"].update(dtype="string")}, r"'action' must be a vector of numbers, it is"),
+        ({"features": lambda f: f.pop("action")}, r"has no feature 'action'; it has: observation\.images"),
+        ({"tasks": (" ",)}, r"no task string for task_index 0"),
+    ],
+)  # fmt: skip
+def test_tables_with_holes_and_disorder(tmp_path, odd, message):
+    refused(write_dataset(tmp_path, **odd), message)
+
+
+def test_a_null_in_a_vector_of_fixed_size(tmp_path):
+    def data(columns):
+        rows = [list(map(float, row)) for row in columns["action"]]
+        columns["action"] = pa.array(put(rows, 4, None), pa.list_(pa.float32(), 3))
+
+    refused(write_dataset(tmp_path, data=data), r"feature 'action' has no value at episode 0, frame 4")
+
+
+def test_bookkeeping_stored_as_lists_of_one(tmp_path):
+    root = write_dataset(tmp_path, data=lambda c: c.update({"index": [[int(i)] for i in c["index"]]}))
+    assert load_dataset(root).episodes == [0, 1]
+
+
+@pytest.mark.parametrize("fps", [0, -3, "30", None])
+def test_a_rate_that_is_none(tmp_path, fps):
+    root = write_dataset(tmp_path)
+    path = root / "meta" / "info.json"
+    path.write_text(
+        re.sub(r'"fps": 10', f'"fps": {"null" if fps is None else repr(fps)}'.replace("'", '"'), path.read_text())
+    )
+    refused(root, rf"fps as a positive number, it says {re.escape(repr(fps))}")
+
+
+def test_frames_missing_inside_an_episode_are_told(tmp_path):
+    data = load_dataset(write_dataset(tmp_path, **change("frame_index", lambda v: [i + 2 * (i > 3) for i in v])))
+    assert re.search(
+        r"episode 0, frame 6 follows frame 3: the frames between are missing, .*\(2 in all\)", data.warnings()[0]
+    )
+
+
+@pytest.mark.parametrize("rate", [9, 12])
+def test_a_recorded_rate_other_than_the_declared_one_is_told(tmp_path, rate):
+    frame = np.concatenate([np.arange(6), np.arange(5)])
+    (note,) = load_dataset(write_dataset(tmp_path, stamps=frame / rate)).warnings()
+    assert f"recorded at {rate} Hz, meta/info.json declares 10 Hz" in note
+
+
+def test_several_folders_are_read_at_one_size(tmp_path):
+    found = load_datasets([write_dataset(tmp_path / name) for name in ("a", "b")], image_size=8)
+    assert {data.images["front"].shape for data in found.values()} == {(11, 8, 8, 3)}
+
+
+# --- advice ---
+
+
+def test_what_the_doctor_advises_is_accepted(monkeypatch):
+    monkeypatch.setattr(doctor, "_available_memory_gb", lambda: 0.5)
+    advice = doctor.memory().advice
+    commands = re.findall(r"`vla ([^`]+)`", advice)
+    assert commands == ["train --stream True"]
+    for words in map(shlex.split, commands):
+        command = tyro.cli(COMMANDS[words[0]], args=[*words[1:], "--dataset", "x"])
+        assert isinstance(command, Train) and command.stream is True
+
+
+def test_a_folder_that_cannot_be_trained_on_fails_the_doctor(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    assert main(["doctor", "--dataset", str(tmp_path)]) == 1
+    assert "is not a LeRobotDataset folder" in capsys.readouterr().out
