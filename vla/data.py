@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vla.dataset_meta import camera_keys, check_width, component_names, read_info, unnamed
+from vla.dataset_meta import camera_keys, check_width, component_names, naming_notes, read_info
 from vla.frames import decode_images, decode_videos
 from vla.tables import data_files, instructions, privileged, read_table, row_place, timing_notes, vectors
 from vla.types import ActionSpec, Observation
@@ -211,7 +211,7 @@ def load_dataset(
         action_names=component_names(features, ACTION),
         proprio_names=component_names(features, PROPRIO),
         privileged=privileged(root, table),
-        notes=(*unnamed(features, (ACTION, PROPRIO)), *timing_notes(table, info)),
+        notes=(*naming_notes(features, (ACTION, PROPRIO)), *timing_notes(table, info)),
     )
 
 

@@ -23,20 +23,24 @@ def read_info(root: Path) -> dict[str, Any]:
         what = "does not exist" if not root.exists() else "is not a LeRobotDataset folder: it has no meta/info.json"
         raise ValueError(f"{root} {what}")
     info = load_json(root / "meta" / "info.json")
+    if not isinstance(info, dict):
+        raise ValueError(f"{root}: meta/info.json must be a map, it is a {type(info).__name__}")
     version = str(info.get("codebase_version", "unknown"))
     if not version.startswith("v3."):
         raise ValueError(f"{root} is a LeRobotDataset {version}, not v3: convert it with LeRobot's conversion script")
-    if not info.get("total_frames"):
+    frames, fps = info.get("total_frames"), info.get("fps")
+    if not frames:
         raise ValueError(f"{root} holds no episodes")
-    fps = info.get("fps")
+    if not isinstance(frames, int):
+        raise ValueError(f"{root}: meta/info.json must give total_frames as a number, it says {frames!r}")
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0:
         raise ValueError(f"{root}: meta/info.json must give fps as a positive number, it says {fps!r}")
     features = info.get("features")
     if not isinstance(features, dict):
         raise ValueError(f"{root}: meta/info.json lists no features")
     for key, feature in features.items():
-        if not isinstance(feature, dict) or "dtype" not in feature or not isinstance(feature.get("shape"), list):
-            raise ValueError(f"{root}: meta/info.json must give feature '{key}' a dtype and a shape")
+        if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
+            raise ValueError(f"{root}: meta/info.json must give feature '{key}' a dtype")
     return info
 
 
@@ -48,6 +52,8 @@ def camera_keys(features: Mapping[str, Any], cameras: Sequence[str] | None) -> d
             name = key.removeprefix(IMAGE_PREFIX)
             if _is_depth(feature):
                 depth.add(name)
+            elif name in present:
+                raise ValueError(f"features '{present[name]}' and '{key}' are both camera '{name}'")
             else:
                 present[name] = key
     if not present:
@@ -64,6 +70,8 @@ def camera_keys(features: Mapping[str, Any], cameras: Sequence[str] | None) -> d
         raise ValueError(f"the dataset has no camera '{name}'{hint} {has}")
     if not names:
         raise ValueError(f"no camera was chosen; the dataset has: {', '.join(sorted(present))}")
+    for name in names:
+        _shape(features, present[name])
     return {name: present[name] for name in names}
 
 
@@ -71,7 +79,7 @@ def check_width(features: Mapping[str, Any], key: str, wanted: int | None) -> No
     """ValueError unless feature `key` is a vector of numbers, with `wanted` components if that is given."""
     if key not in features:
         raise ValueError(f"the dataset has no feature '{key}'; it has: {', '.join(sorted(features))}")
-    shape = tuple(features[key]["shape"])
+    shape = _shape(features, key)
     if len(shape) != 1 or not str(features[key]["dtype"]).startswith(_NUMBERS):
         raise ValueError(
             f"feature '{key}' must be a vector of numbers, it is {features[key]['dtype']} of shape {shape}"
@@ -90,28 +98,44 @@ def component_names(features: Mapping[str, Any], key: str) -> tuple[str, ...]:
     {"motors": ["waist", "gripper"]}. Names that occur in two groups are told apart by them: "left.gripper".
     """
     width = features[key]["shape"][0]
+    names = _names(features, key)
+    return names if len(names) == width else tuple(f"{key}_{i}" for i in range(width))
+
+
+def naming_notes(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """One line for each of these features whose names cannot be those of its components, or name one twice."""
+    notes = []
+    for key in keys:
+        names, given, width = _names(features, key), features[key].get("names"), features[key]["shape"][0]
+        if given and len(names) != width:
+            notes.append(
+                f"feature '{key}' has {width} components but {len(names)} names in meta/info.json: they are not used"
+            )
+        elif len(set(names)) < len(names):
+            notes.append(f"feature '{key}' names a component twice: {', '.join(names)}")
+    return notes
+
+
+def _names(features: Mapping[str, Any], key: str) -> tuple[str, ...]:
     found = list(_flat(features[key].get("names"), ""))
-    names = [name for _, name in found]
-    if len(set(names)) < len(names):
-        names = [f"{group}.{name}" if group else name for group, name in found]
-    return tuple(names) if names and len(names) == width else tuple(f"{key}_{i}" for i in range(width))
+    if len({name for _, name in found}) < len(found):
+        return tuple(f"{group}.{name}" if group else name for group, name in found)
+    return tuple(name for _, name in found)
 
 
-def unnamed(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """One line for each of these features whose names cannot be those of its components."""
-    counts = {key: (len(list(_flat(features[key].get("names"), ""))), features[key]["shape"][0]) for key in keys}
-    return [
-        f"feature '{key}' has {width} components but {named} names in meta/info.json: they are not used"
-        for key, (named, width) in counts.items()
-        if named not in (0, width)
-    ]
+def _shape(features: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    shape = features[key].get("shape")
+    good = isinstance(shape, list | tuple) and all(isinstance(size, int) and size > 0 for size in shape)
+    if not good:
+        raise ValueError(f"feature '{key}' must have a shape of positive whole numbers in meta/info.json, not {shape}")
+    return tuple(shape)
 
 
 def _flat(names: Any, group: str) -> Iterator[tuple[str, str]]:
     """(group, name) of every name in any of the shapes that datasets have."""
     if isinstance(names, dict):
         places = list(names.values())
-        if places and all(isinstance(place, int) and not isinstance(place, bool) for place in places):
+        if places and all(isinstance(place, int | float) and not isinstance(place, bool) for place in places):
             names = sorted(names, key=names.__getitem__) if len(set(places)) == len(places) else ()
         else:
             for inner, part in names.items():
@@ -126,5 +150,5 @@ def _flat(names: Any, group: str) -> Iterator[tuple[str, str]]:
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
     """The feature is marked as a depth map, as LeRobot marks them."""
-    about, old = feature.get("info") or {}, feature.get("video_info") or {}
-    return bool(about.get("is_depth_map") or about.get("video.is_depth_map") or old.get("video.is_depth_map"))
+    marks = (("info", "is_depth_map"), ("info", "video.is_depth_map"), ("video_info", "video.is_depth_map"))
+    return any(isinstance(feature.get(part), dict) and feature[part].get(name) for part, name in marks)

@@ -35,19 +35,31 @@ def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def decode_image(cell: dict[str, Any] | None, root: Path, key: str, size: int | None, where: str) -> NDArray[np.uint8]:
+def decode_image(cell: Any, root: Path, key: str, size: int | None, where: str) -> NDArray[np.uint8]:
     """(H, W, 3) of one cell of an image feature: encoded bytes, or a file relative to the dataset."""
-    if cell is None or not (cell["bytes"] or cell["path"]):
+    encoded, path = _encoded(cell, key, where)
+    if not (encoded or path):
         raise ValueError(
             f"feature '{key}' has no picture at {where}: choose the other cameras with --cameras, or delete the "
             "episode with lerobot-edit-dataset"
         )
     try:
-        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else root / str(cell["path"])) as image:
+        with Image.open(io.BytesIO(encoded) if encoded else root / str(path)) as image:
             check_eight_bits(image.mode, f"feature '{key}' holds a picture at {where}")
             return resized(image, size)
     except _NO_PICTURE as problem:
         raise ValueError(f"feature '{key}' holds an unreadable image at {where}: {problem}") from None
+
+
+def _encoded(cell: Any, key: str, where: str) -> tuple[bytes | None, str | None]:
+    """(bytes, path) of a cell: a map of them as LeRobot writes it, or one of them alone."""
+    if cell is None or isinstance(cell, bytes):
+        return cell, None
+    if isinstance(cell, str):
+        return None, cell
+    if isinstance(cell, dict):
+        return cell.get("bytes"), cell.get("path")
+    raise ValueError(f"feature '{key}' holds a {type(cell).__name__} at {where}, pictures must be encoded (PNG, JPEG)")
 
 
 def decode_frame(frame: Any, size: int | None) -> NDArray[np.uint8]:
@@ -89,7 +101,7 @@ def decode_images(
     """(F, H, W, 3) of an image feature: encoded bytes, or files relative to the dataset."""
     out = _Frames(key, len(table))
 
-    def fill(start: int, part: pa.StructArray) -> int:
+    def fill(start: int, part: pa.Array) -> int:
         for i in range(len(part)):
             out.put(start + i, decode_image(part[i].as_py(), root, key, size, row_place(table, start + i)))
         return len(part)

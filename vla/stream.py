@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vla.frames import check_depth, check_sizes, decode_frame, decode_image, mixed_sizes
+from vla.tables import check_columns
 from vla.video_index import open_video, readable, video_files
 
 ENCODED_LIMIT = 512 << 20
@@ -115,6 +116,7 @@ class ParquetImages:
         counts = []
         for number, path in enumerate(paths):
             about = pq.read_metadata(path)
+            check_columns(about.schema.to_arrow_schema().names, path, root, [key])
             for group in range(about.num_row_groups):
                 self._groups.append((number, group))
                 counts.append(about.row_group(group).num_rows)

@@ -22,15 +22,20 @@ def read_parquet(path: Path, root: Path, columns: Sequence[str] | None = None) -
     """These columns of a file in the dataset at `root`. ValueError naming the file or the column that is missing."""
     try:
         file = pq.ParquetFile(path)
-        for column in columns or ():
-            if column not in file.schema_arrow.names:
-                raise ValueError(f"feature '{column}' is in meta/info.json but not in {path.relative_to(root)}")
+        check_columns(file.schema_arrow.names, path, root, columns or ())
         return file.read(None if columns is None else list(columns)).replace_schema_metadata(None)
     except (pa.ArrowInvalid, OSError) as problem:
         raise ValueError(
             f"{root} is unfinished: {path.relative_to(root)} has no readable footer, as when a recording is killed "
             f"before finalize() ({type(problem).__name__})"
         ) from None
+
+
+def check_columns(names: Sequence[str], path: Path, root: Path, columns: Sequence[str]) -> None:
+    """ValueError naming the first of these columns that a file with the columns `names` lacks."""
+    for column in columns:
+        if column not in names:
+            raise ValueError(f"feature '{column}' is in meta/info.json but not in {path.relative_to(root)}")
 
 
 def row_place(table: pa.Table, row: int) -> str:
@@ -47,7 +52,7 @@ def read_table(root: Path, info: Mapping[str, Any], features: Sequence[str]) -> 
     parts = [read_parquet(path, root, columns) for path in data_files(root, info)]
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
-    except pa.ArrowInvalid as problem:
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as problem:
         raise ValueError(f"{root}: the files in data/ have columns of different types: {problem}") from None
     if len(table) != info["total_frames"]:
         raise ValueError(
@@ -79,6 +84,8 @@ def _plain_bookkeeping(root: Path, table: pa.Table) -> pa.Table:
             table = table.set_column(table.column_names.index(name), name, column)
         if not (pa.types.is_integer(kind) or (name == "timestamp" and pa.types.is_floating(kind))):
             raise ValueError(f"{root}: column '{name}' of data/ must hold numbers, it holds {kind}")
+        if name != "timestamp" and kind != pa.int64():  # differences of unsigned numbers are never negative
+            table = table.set_column(table.column_names.index(name), name, column.cast(pa.int64()))
     stamps = table.column("timestamp").to_numpy()
     if not np.isfinite(stamps).all():
         row = int(np.flatnonzero(~np.isfinite(stamps))[0])
@@ -154,7 +161,8 @@ def vectors(table: pa.Table, features: Mapping[str, Any], key: str) -> NDArray[n
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"feature '{key}' must be a vector of numbers, data/ holds {kind}")
-    values = column.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), -1)
+    with np.errstate(over="ignore"):  # what does not fit is told below
+        values = column.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), -1)
     if values.shape[1] != width:
         raise ValueError(f"feature '{key}' should have {width} components but has {values.shape[1]}")
     if not np.isfinite(values).all():

@@ -118,9 +118,17 @@ def _places(root: Path, info: Mapping[str, Any], key: str) -> dict[int, tuple[Pa
     found: dict[int, tuple[Path, float] | None] = {}
     for row in pa.concat_tables(parts, promote_options="permissive").to_pylist():
         chunk, file, start = (row[column] for column in columns)
-        missing = chunk is None or file is None or start is None or not np.isfinite(start)
-        path = None if missing else root / pattern.format(video_key=key, chunk_index=int(chunk), file_index=int(file))
-        found[row["episode_index"]] = None if path is None else (path, float(start))
+        found[row["episode_index"]] = None
+        if None in (chunk, file, start) or start != start:
+            continue
+        try:
+            path = root / pattern.format(video_key=key, chunk_index=int(chunk), file_index=int(file))
+            found[row["episode_index"]] = (path, float(start))
+        except (LookupError, ValueError, TypeError) as problem:
+            raise ValueError(
+                f"{root} does not say where '{key}' of episode {row['episode_index']} is: meta/episodes has "
+                f"chunk {chunk!r}, file {file!r}, start {start!r}, video_path is {pattern!r} ({problem})"
+            ) from None
     return found
 
 

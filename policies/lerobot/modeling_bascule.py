@@ -181,12 +181,7 @@ def assemble(parts: Mapping[str, Any], tokenizer: str | Path) -> VLA:
 
 def _fresh(config: BasculeConfig, stats: Mapping[str, Mapping[str, Any]], meta: Any) -> VLA:
     action = _vector_stats(stats[ACTION])
-    # The dataset's own names first: LeRobot keeps only the outermost level of nested ones.
-    features = getattr(meta, "features", None) or {}
-    named = (features.get(ACTION) or {}).get("names")
-    names = component_names(features, ACTION) if named else config.action_feature_names
-    if not names or len(names) != action.dim:
-        names = [f"a{i}" for i in range(action.dim)]
+    names = _action_names(config, meta, action.dim)
     frames = int(np.asarray(stats[ACTION].get("count", [0])).reshape(-1)[0])
     model = VLAConfig(
         backbone=config.backbone,
@@ -206,6 +201,15 @@ def _fresh(config: BasculeConfig, stats: Mapping[str, Mapping[str, Any]], meta: 
         max_text_tokens=config.max_text_tokens,
         seed=config.seed,
     )
+
+
+def _action_names(config: BasculeConfig, meta: Any, dim: int) -> list[str]:
+    """The dataset's names of the action. LeRobot's configuration keeps only the outer level of nested ones."""
+    features = getattr(meta, "features", None) or {}
+    if (features.get(ACTION) or {}).get("names"):
+        return list(component_names(features, ACTION))
+    names = list(config.action_feature_names or ())
+    return names if len(names) == dim else [f"a{i}" for i in range(dim)]
 
 
 def _vector_stats(stats: Mapping[str, Any]) -> VectorStats:

@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tyro
 
@@ -149,11 +150,18 @@ def test_components_are_named_in_every_shape_that_datasets_have(tmp_path, names,
     assert data.action_names == tuple(found.split()) and data.warnings() == []
 
 
-@pytest.mark.parametrize("names", [["dx", "dy"], {"dx": 0, "dy": 1}, {"motors": ["a", "b", "c", "d"]}])
+@pytest.mark.parametrize(
+    "names", [["dx", "dy"], {"dx": 0, "dy": 1}, {"motors": list("abcd")}, {"a": 0, "b": 0, "c": 1}]
+)
 def test_names_of_another_number_are_not_used_and_told(tmp_path, names):
     data = load_dataset(write_dataset(tmp_path, names=names))
     assert data.action_names == ("action_0", "action_1", "action_2")
-    assert re.search(r"feature 'action' has 3 components but [24] names in meta/info\.json", data.warnings()[0])
+    assert re.search(r"feature 'action' has 3 components but [024] names in meta/info\.json", data.warnings()[0])
+
+
+def test_a_component_named_twice_is_told(tmp_path):
+    data = load_dataset(write_dataset(tmp_path, names=["a", "a", "b"]))
+    assert data.warnings() == ["feature 'action' names a component twice: a, a, b"]
 
 
 # --- pictures ---
@@ -266,7 +274,14 @@ def put(values, at, value):
         ({"data": lambda c: c.pop("action")}, r"feature 'action' is in meta/info\.json but not in data/"),
         ({"features": lambda f: f["action"].update(shape=[4])}, r"'action' should have 4 components but has 3 at"),
         ({"features": lambda f: f["action"].update(shape=[])}, r"'action' must be a vector of numbers, .* shape \(\)"),
-        ({"features": lambda f: f["action"].pop("shape")}, r"must give feature 'action' a dtype and a shape"),
+        ({"features": lambda f: f["action"].pop("shape")}, r"'action' must have a shape of positive whole .*None"),
+        ({"features": lambda f: f["action"].update(shape=[3.0])}, r"'action' must have a shape of positive whole num"),
+        ({"features": lambda f: f[KEY].update(shape=["a"])}, r"front' must have a shape of positive whole numbers"),
+        ({"features": lambda f: f["action"].pop("dtype")}, r"must give feature 'action' a dtype"),
+        ({"features": lambda f: f.update(front=f[KEY])}, r"features '.*front' and 'front' are both camera 'front'"),
+        ({"cell": lambda row: [[1, 2], [3, 4]]}, r"holds a list at episode 0, frame 0, pictures must be encoded"),
+        ({"kind": "video", "episodes": lambda e: [row.update({f"videos/{KEY}/from_timestamp": "a"}) for row in e]},
+         r"does not say where .* of episode 0 is: .* start 'a'"),
         ({"features": lambda f: f["action"].update(dtype="string")}, r"'action' must be a vector of numbers, it is"),
         ({"features": lambda f: f.pop("action")}, r"has no feature 'action'; it has: observation\.images"),
         ({"tasks": (" ",)}, r"no task string for task_index 0"),
@@ -274,6 +289,40 @@ def put(values, at, value):
 )  # fmt: skip
 def test_tables_with_holes_and_disorder(tmp_path, odd, message):
     refused(write_dataset(tmp_path, **odd), message)
+
+
+@pytest.mark.parametrize("name", ["index", "frame_index", "episode_index"])
+def test_unsigned_bookkeeping_is_put_in_order_alike(tmp_path, lazy, name):
+    """Differences of unsigned numbers are never negative: shuffled rows looked sorted."""
+    order = np.random.default_rng(0).permutation(11)
+
+    def data(columns):
+        for key, values in columns.items():
+            columns[key] = [values[i] for i in order]
+        columns[name] = np.array(columns[name], np.uint32)
+
+    root = write_dataset(tmp_path, data=data)
+    assert shown(load_dataset(root, lazy=lazy).images["front"][np.arange(11)]) == list(range(11))
+
+
+@pytest.mark.parametrize(
+    "as_cell", [lambda file: str(file.name), lambda file: file.read_bytes(), lambda file: {"path": file.name}]
+)
+def test_a_picture_that_is_only_bytes_or_only_a_path(tmp_path, lazy, as_cell):
+    file = tmp_path / "one.png"
+    file.write_bytes(png(np.dstack([GREY] * 3)))
+    root = write_dataset(tmp_path, cell=lambda row: as_cell(file))
+    assert (load_dataset(root, lazy=lazy).images["front"][np.arange(11)] == 100).all()
+
+
+def test_files_of_different_types(tmp_path):
+    root = write_dataset(tmp_path)
+    path = root / "data" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+    words = table.slice(6).set_column(table.column_names.index("action"), "action", pa.array([["a"] * 3] * 5))
+    pq.write_table(table.slice(0, 6), path)
+    pq.write_table(words, path.with_name("file-001.parquet"))
+    refused(root, r"the files in data/ have columns of different types: .*action")
 
 
 def test_a_null_in_a_vector_of_fixed_size(tmp_path):

@@ -204,3 +204,30 @@ def test_statistics_are_those_of_the_frames_and_switches_keep_their_values(datas
     assert _vector_stats(values).q01 == (-1.0,)
     with pytest.raises(ValueError, match="lack q01"):
         _vector_stats({name: value for name, value in values.items() if name != "q01"})
+
+
+def test_a_rare_component_is_scaled_by_its_extremes_as_in_vla_train():
+    from policies.lerobot.modeling_bascule import _vector_stats
+
+    values = {"q01": [-2e-5, -1.0], "q99": [3e-5, 1.0], "min": [-4e-5, -4.0], "max": [1.0, 4.0]}
+    stats = _vector_stats(values | {"mean": [0.007, 0.0], "std": [0.08, 1.0]})
+    assert (stats.q01, stats.q99) == ((-4e-5, -1.0), (1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("names", "kept", "found"),
+    [
+        ({"delta_x": 0, "gripper": 1}, ["delta_x", "gripper"], ["delta_x", "gripper"]),
+        ({"gripper": 1, "delta_x": 0}, ["gripper", "delta_x"], ["delta_x", "gripper"]),
+        ({"motors": ["waist", "gripper"]}, ["motors"], ["waist", "gripper"]),
+        (None, None, ["a0", "a1"]),
+    ],
+)
+def test_nested_names_of_a_dataset_are_its_components(names, kept, found):
+    """`kept` is the list that LeRobot's factory makes of them."""
+    from types import SimpleNamespace
+
+    from policies.lerobot.modeling_bascule import _action_names
+
+    meta = SimpleNamespace(features={"action": {"names": names, "shape": (2,)}})
+    assert _action_names(SimpleNamespace(action_feature_names=kept), meta, 2) == found
