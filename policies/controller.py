@@ -11,76 +11,18 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from fractions import Fraction
-from pathlib import Path
-from typing import Literal
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from policies.blackbox import BlackBox
-from policies.guards import Decision, Governor, GuardConfig, Inputs
+from policies.control_config import ControlConfig, ControlReport, check_chunk, is_pressed, ticks_per_step
+from policies.guards import Decision, Governor, Inputs
 from policies.joining import Blend, DelayEstimate, Ensemble, Join
 from policies.plan import Answer, Asking, Inference, Plan
 from policies.robots import Robot
+from policies.watched import WatchedRobot
 from vla.types import Observation, Policy
-
-
-@dataclass(frozen=True)
-class ControlConfig:
-    """How a policy drives a robot."""
-
-    duration_s: float = 30.0
-    policy_hz: float | None = None
-    """Rate at which the policy's actions were meant, at most the robot's. None: the robot's."""
-    n_action_steps: int | None = None
-    """Ask again after this many actions of a chunk; None: after half of it."""
-    join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
-    """How a new chunk takes over: at once, gradually, as a mean of all that overlap, or by itself (the policy is told
-    what is still to be played: `policies.rtc`)."""
-    blend_steps: int = 2
-    """Actions over which "blend" takes over."""
-    catch_up_steps: int = 4
-    """Actions over which displacements that came too late are made up for; 0: never."""
-    ensemble_decay: float = 0.01
-    """Of "ensemble": 0 is the plain mean, more favours older chunks."""
-    asynchronous: bool = True
-    """Compute the next chunk while the current one is played."""
-    in_flight: int = 1
-    """Questions on their way at the same time. Behind a slow link more of them make for more answers, and for fewer
-    actions between them that nobody has looked at."""
-    dry_run: bool = False
-    """Do everything but send."""
-    estop_file: Path | None = None
-    """The robot is let go as soon as this file exists."""
-    server_timeout_s: float = 1.0
-    """An answer that takes longer counts as a dead server."""
-    guards: GuardConfig = field(default_factory=GuardConfig)
-
-
-@dataclass(frozen=True)
-class ControlReport:
-    """What happened."""
-
-    ticks: int
-    overruns: int
-    """Ticks whose work ended after the next one's deadline: deadlines missed."""
-    seconds: float
-    ended: str
-    """done (the task), time, stopped (a guard's slow stop) or disconnect."""
-    guards: dict[str, int]
-    """Guard -> ticks in which it tripped."""
-    answers: int
-    latency_ms: dict[str, float]
-    """Of the policy's answers: p50, p99. The warm-up is not among them."""
-    late_ms: dict[str, float]
-    """How long after its time a tick began: p50, p99, max."""
-    work_ms: dict[str, float]
-    """How long its work took: p50, p99, max."""
-    delays: dict[int, int]
-    """Actions of a chunk that came too late because the robot had played those steps -> how often."""
-    error: str | None = None
-    """What the policy, its server or the robot said, where that is why a guard tripped; the last one."""
 
 
 def control(
@@ -96,7 +38,8 @@ def control(
     """Connect, drive, and disconnect whatever happens. `pressed` says whether an e-stop key was. `others`: further
     connections to the policy, in_flight - 1 of them.
 
-    ValueError for a configuration that does not fit the robot or the policy.
+    Whatever the robot, its cameras, the policy or its server do ends in a report. ValueError for a configuration that
+    does not fit the robot or the policy.
     """
     ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
     if config.join == "rtc" and not hasattr(policy, "act_after"):
@@ -106,17 +49,58 @@ def control(
             "in_flight counts the connections to one policy: give as many, only asynchronous, and not with join rtc, "
             "which must know the answer before it asks again"
         )
+    watched = WatchedRobot(robot, clock)
     try:
-        robot.connect()
-        inference = Inference(policy, *others, asynchronous=config.asynchronous, clock=clock)
-        try:
-            loop = ControlLoop(robot, inference, config, log=log, pressed=pressed, clock=clock)
-            loop.warm_up(policy)
-            return _run(loop, sleep)
-        finally:
-            inference.close()
+        report = _drive(watched, robot, (policy, *others), config, log, pressed, clock, sleep)
     finally:
-        robot.disconnect()
+        problem = watched.disconnect()
+    if problem is not None:
+        report = replace(report, error=problem, reasons={**report.reasons, "disconnect": problem})
+    return report
+
+
+def _drive(
+    watched: WatchedRobot,
+    robot: Robot,
+    policies: tuple[Policy, ...],
+    config: ControlConfig,
+    log: BlackBox | None,
+    pressed: Callable[[], bool],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> ControlReport:
+    """Connect, wait until the robot says where it is, warm the policy up, and tick."""
+
+    def until_known(look: Callable[[], tuple[float, ...] | None]) -> tuple[float, ...] | None:
+        """Where the robot is. None: it did not say so for `give_up_s`, is lost, or the e-stop was pressed."""
+        until = clock() + config.guards.give_up_s
+        while not watched.lost and not is_pressed(pressed, config.estop_file):
+            if (rest := look()) is not None:
+                return rest
+            if clock() > until:
+                break
+            sleep(1.0 / robot.action_spec.control_hz)
+        return None
+
+    unknown = tuple(math.nan for _ in robot.kinds)
+    rest = None
+    if watched.connect():
+        rest = until_known(lambda: watched.rest() if watched.observe() else None)
+    inference = Inference(*policies, asynchronous=config.asynchronous, clock=clock)
+    try:
+        loop = ControlLoop(
+            robot, inference, config, log=log, pressed=pressed, clock=clock, rest=rest or unknown, watched=watched
+        )
+        if rest is not None:
+            loop.warm_up(policies[0])
+            rest = until_known(watched.rest)  # it may have sunk meanwhile
+        loop.start(rest or unknown)
+        if rest is None:
+            loop.give_up()
+            return loop.report()
+        return _run(loop, sleep)
+    finally:
+        inference.close()
 
 
 def _run(loop: ControlLoop, sleep: Callable[[float], None]) -> ControlReport:
@@ -133,6 +117,8 @@ def _run(loop: ControlLoop, sleep: Callable[[float], None]) -> ControlReport:
             left = deadline - clock()
             if left < 0 and not loop.ended:
                 loop.overruns += 1
+                deadline, left = clock() + dt, dt
+            if left > dt:  # the clock was set back: a robot must not be left alone for that long
                 deadline, left = clock() + dt, dt
             if not loop.ended:
                 sleep(left)
@@ -154,23 +140,18 @@ class ControlLoop:
         log: BlackBox | None = None,
         pressed: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        rest: tuple[float, ...] | None = None,
+        watched: WatchedRobot | None = None,
     ) -> None:
-        """`robot` is connected."""
+        """`robot` is connected. `rest`: the action that leaves it as it is; None: the robot is asked. `watched`: the
+        robot with what was seen of it so far."""
         self.robot, self.inference, self.config, self.log = robot, inference, config, log
         self.pressed, self.clock, self.dt = pressed, clock, 1.0 / robot.action_spec.control_hz
-        rest, names = tuple(robot.rest()), robot.proprio_names
-        self.governor = Governor(config.guards, robot.action_spec, robot.kinds, rest=rest, proprio_names=names)
+        self.watched = watched or WatchedRobot(robot, clock)
         self._ticks_per_step = ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
         self._asked_at_ticks: deque[int] = deque()  # questions that are out, oldest first
         self._last_asked_at_tick = 0
-        self.plan = Plan(
-            robot.kinds,
-            ticks_per_step=self._ticks_per_step,
-            rest=rest,
-            join=_join(config),
-            catch_up_steps=config.catch_up_steps,
-            bounds=(robot.action_spec.low, robot.action_spec.high),
-        )
+        self._place(tuple(robot.rest()) if rest is None else rest)
         self.delay = DelayEstimate()
         self.chunk_size = 0
         self.started = 0.0
@@ -178,29 +159,52 @@ class ControlLoop:
         self.ended: str | None = None
         self._fault: str | None = None
         self._error: str | None = None
+        self._reasons: dict[str, str] = {}
         self._server_failed = False
-        self._latest: tuple[Observation, float] | None = None
+        self._playing = True  # the last tick played the plan
+        self._send_failed = False
+        self._sent: tuple[float, ...] | None = None  # what went to the robot where it was not what had been decided
         self._latencies: list[float] = []
         self._delays: Counter[int] = Counter()
         self._guards: Counter[str] = Counter()
         self._late_s: list[float] = []
         self._work_s: list[float] = []
-        if log is not None:
-            log.start(
-                config.guards, robot.action_spec, robot.kinds, rest, names,
-                control={name: value for name, value in asdict(config).items() if name != "guards"} | {
-                    "estop_file": None if config.estop_file is None else str(config.estop_file)
-                },
-            )  # fmt: skip
+
+    def _place(self, rest: tuple[float, ...]) -> None:
+        """Guards and plan of a robot that is at `rest`."""
+        spec, config = self.robot.action_spec, self.config
+        self._rest = rest
+        self.governor = Governor(
+            config.guards, spec, self.robot.kinds, rest=rest, proprio_names=self.robot.proprio_names
+        )
+        self.plan = Plan(
+            self.robot.kinds,
+            ticks_per_step=self._ticks_per_step,
+            rest=rest,
+            join=_join(config),
+            catch_up_steps=config.catch_up_steps,
+            bounds=(spec.low, spec.high),
+        )
 
     def warm_up(self, policy: Policy) -> None:
-        """One answer before the clock starts: the first is always the slowest. An error is met again, in the loop."""
-        obs, seen_s = self.robot.observe()
-        policy.reset()
+        """One answer before the clock starts: the first is always the slowest. An error is met again, in the loop.
+
+        ValueError for an answer that is none for this robot.
+        """
+        if self.watched.latest is None and not self.watched.observe():
+            return
+        assert self.watched.latest is not None
+        obs, seen_s = self.watched.latest
+        try:
+            policy.reset()
+        except Exception as error:
+            self._reason("policy_error", error)
+            return
         first = Inference(policy, asynchronous=False, clock=self.clock)
         first.ask(obs, step=0, seen_s=seen_s)
         answer = first.fetch()
         if answer is not None and answer.chunk is not None:
+            check_chunk(answer.chunk, self.robot.action_spec)
             self.chunk_size = len(answer.chunk)
             if self.config.join == "rtc":  # the guided way is another, and as slow the first time
                 self.plan.install(answer.chunk, asked_at_step=0, seen_s=seen_s)
@@ -208,10 +212,38 @@ class ControlLoop:
                 first.fetch()
                 self.plan.clear()
 
-    def start(self) -> float:
-        """The clock starts."""
+    def start(self, rest: tuple[float, ...] | None = None) -> float:
+        """The clock starts. `rest`: where the robot is now, if that was measured anew."""
+        if rest is not None:
+            self._place(rest)
+        if outside := self.governor.outside():
+            self._reasons["outside_limits"] = "; ".join(
+                f"{name} began at {at:g}, its limits are {low:g} to {high:g}"
+                for name, (at, low, high) in outside.items()
+            )
+        if self.log is not None:
+            config, plain = self.config, asdict(self.config)
+            self.log.start(
+                config.guards, self.robot.action_spec, self.robot.kinds, self._rest, self.robot.proprio_names,
+                control={name: value for name, value in plain.items() if name != "guards"} | {
+                    "estop_file": None if config.estop_file is None else str(config.estop_file)
+                },
+            )  # fmt: skip
         self.started = self.clock()
         return self.started
+
+    def give_up(self) -> None:
+        """End a run before its first tick, because the robot is not there, does not say where it is, or the e-stop was
+        pressed."""
+        if is_pressed(self.pressed, self.config.estop_file):
+            self.ended, guard = "disconnect", "estop"
+        elif self.watched.lost:
+            self.ended, guard = "disconnect", "robot_lost"
+        else:
+            self.ended, guard = "stopped", "robot_error"
+        self._guards[guard] += 1
+        if guard != "estop" and self.watched.trouble is not None:
+            self._reason(guard, self.watched.trouble)
 
     def tick(self, deadline: float) -> Decision:
         """Look, ask, decide, send. `deadline`: when it was to begin."""
@@ -224,7 +256,7 @@ class ControlLoop:
             self.log.tick(
                 inputs,
                 decision,
-                obs=None if self._latest is None else self._latest[0],
+                obs=None if self.watched.latest is None else self.watched.latest[0],
                 tick=self.ticks,
                 late_s=self._late_s[-1],
                 work_s=self._work_s[-1],
@@ -250,35 +282,44 @@ class ControlLoop:
             work_ms=dict(zip(("p50", "p99", "max"), _quantiles_ms(self._work_s), strict=True)),
             delays=dict(sorted(self._delays.items())),
             error=self._error,
+            reasons=dict(self._reasons),
         )
         if self.log is not None:
             self.log.event(report=asdict(report))
         return report
 
     def _tick(self) -> tuple[Decision, Inputs]:
-        self._observe()
+        good = self.watched.observe()
+        self._note_trouble(good)
         self._converse()
-        inputs = self._inputs()
+        inputs = self._inputs(robot_error=self._send_failed or not good)
         decision = self.governor.decide(inputs)
         self._guards.update(decision.guards)
-        if decision.action is not None and not self.config.dry_run:
-            try:
-                self.robot.send(np.array(decision.action, np.float32))
-            except OSError as error:
-                self._lose_robot(error)  # the next tick disconnects
-        if decision.reaction == "run":
+        self._send(decision, self.governor.before)
+        self._playing = decision.reaction == "run"
+        if self._playing:
             self.plan.advance()
         return decision, inputs
 
-    def _observe(self) -> None:
-        try:
-            self._latest = self.robot.observe()
-        except OSError as error:
-            self._lose_robot(error)
+    def _send(self, decision: Decision, before: tuple[float, ...]) -> None:
+        self._sent, self._send_failed = None, False
+        if decision.action is None or self.config.dry_run:
+            return
+        self.watched.trouble = None
+        self._sent = self.watched.send(decision.action, before)
+        if self.watched.trouble is not None:  # the next tick holds, or disconnects
+            self._send_failed = True
+            self._note_trouble(False)
 
-    def _lose_robot(self, error: OSError) -> None:
-        if self._fault is None:
-            self._fault, self._error = "robot_lost", f"{type(error).__name__}: {error}"
+    def _note_trouble(self, good: bool) -> None:
+        if self.watched.lost and self._fault is None:
+            self._fault = "robot_lost"
+        if not good and self.watched.trouble is not None:
+            self._reason("robot_lost" if self.watched.lost else "robot_error", self.watched.trouble)
+
+    def _reason(self, guard: str, what: str | Exception) -> None:
+        text = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
+        self._error = self._reasons[guard] = text
 
     def _converse(self) -> None:
         """Fetch the policy's answer if there is one, and ask again when the plan has been played far enough."""
@@ -286,11 +327,10 @@ class ControlLoop:
         if answer is not None:
             self._take(answer)
         if self._time_to_ask() and not self.inference.busy and self._fault is None:
-            obs, seen_s = self._latest or (None, 0.0)
-            if obs is not None:
-                self._ask(obs, seen_s)
-                if not self.config.asynchronous and (answer := self.inference.fetch()):
-                    self._take(answer)
+            assert self.watched.latest is not None
+            self._ask(*self.watched.latest)
+            if not self.config.asynchronous and (answer := self.inference.fetch()):
+                self._take(answer)
         self._server_failed = self._server_failed or self.inference.waiting_s() > self.config.server_timeout_s
 
     def _ask(self, obs: Observation, seen_s: float) -> None:
@@ -302,7 +342,13 @@ class ControlLoop:
 
     def _take(self, answer: Answer) -> None:
         asked_at_tick = self._asked_at_ticks.popleft()
-        if answer.error is None:
+        error = answer.error
+        if error is None:
+            try:
+                check_chunk(answer.chunk, self.robot.action_spec)
+            except ValueError as misfit:
+                error = misfit
+        if error is None:
             self._server_failed = False
             self._latencies.append(answer.seconds)
             self.chunk_size = len(answer.chunk)
@@ -311,28 +357,40 @@ class ControlLoop:
             self.delay.add(math.ceil((self.ticks - asked_at_tick) / self._ticks_per_step))
             self._delays[late] += 1
             return
-        self._error = f"{type(answer.error).__name__}: {answer.error}"
-        if isinstance(answer.error, OSError):  # ConnectionError, TimeoutError: the server is gone, maybe not for good
+        if isinstance(error, OSError):  # ConnectionError, TimeoutError: the server is gone, maybe not for good
             self._server_failed = True
+            self._reason("dead_server", error)
         else:
-            self._fault = "nonfinite_action" if isinstance(answer.error, FloatingPointError) else "policy_error"
+            self._fault = "nonfinite_action" if isinstance(error, FloatingPointError) else "policy_error"
+            self._reason(self._fault, error)
             if self.log is not None:
                 self.log.event(error=self._error)
 
     def _time_to_ask(self) -> bool:
         """Early enough that the robot does not run dry before the answer comes; several questions evenly apart."""
+        if self.watched.latest is None:
+            return False
+        now = self.clock()
+        if not now - self.watched.latest[1] <= self.config.guards.max_observation_age_s:
+            return False  # nothing would be played that answers it
+        if not self._playing and now - self.plan.seen_s > self.config.guards.max_action_age_s / 2:
+            # The plan has grown old while the robot held, and nothing will be played until there is another.
+            if self._asked_at_ticks:
+                return False
+            self.plan.clear()
+            return True
         played, late = self.config.n_action_steps or (self.chunk_size + 1) // 2, self.delay.steps
         if self.plan.remaining > max(self.chunk_size - played, late if self.config.asynchronous else 0):
             return False
         apart = late * self._ticks_per_step / self.config.in_flight
         return not self._asked_at_ticks or self.ticks - self._last_asked_at_tick >= apart
 
-    def _inputs(self) -> Inputs:
+    def _inputs(self, *, robot_error: bool) -> Inputs:
         # Looked for last, so that nothing is sent that was decided before somebody pressed it.
-        if self.pressed() or (self.config.estop_file is not None and self.config.estop_file.exists()):
+        if is_pressed(self.pressed, self.config.estop_file):
             self._fault = "estop"
         now = self.clock()
-        obs, seen_s = self._latest or (None, -np.inf)
+        obs, seen_s = self.watched.latest or (None, -np.inf)
         return Inputs(
             now_s=now - self.started,
             wanted=self.plan.wanted(),
@@ -341,6 +399,8 @@ class ControlLoop:
             action_age_s=float(now - self.plan.seen_s),
             server_failed=self._server_failed,
             fault=self._fault,
+            robot_error=robot_error,
+            sent=self._sent,
         )
 
 
@@ -348,16 +408,6 @@ def _join(config: ControlConfig) -> Join:
     if config.join == "ensemble":
         return Ensemble(config.ensemble_decay)
     return Blend(config.blend_steps if config.join == "blend" else 0)
-
-
-def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:
-    """Robot ticks to one action of the policy. ValueError for rates that make no sense."""
-    if not robot_hz > 0:
-        raise ValueError("the robot's action_spec must say its rate (control_hz)")
-    ratio = Fraction(robot_hz).limit_denominator(10_000) / Fraction(policy_hz or robot_hz).limit_denominator(10_000)
-    if ratio < 1:
-        raise ValueError(f"policy_hz must be at most the robot's {robot_hz:g} Hz, got {policy_hz:g}")
-    return ratio
 
 
 def _quantiles_ms(seconds: list[float]) -> list[float]:

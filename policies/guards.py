@@ -9,13 +9,21 @@
     dead_server          hold; slow stop when it lasts
     nonfinite_action     slow stop
     policy_error         slow stop
+    robot_error          hold; slow stop when it lasts
+    outside_limits       recover; hold and slow stop where no speed for that is known
     workspace            slow stop
     estop                disconnect
     robot_lost           disconnect
 
-Hold: positions stay where they were commanded, displacements are 0, switches keep their state. Slow stop: the speed
-ramps to 0 over `stop_s`, then the run ends. Disconnect: nothing more is sent. `Governor` is a function of its inputs
-and past inputs alone (no clock, no randomness), so a log of the inputs replays bit for bit.
+Hold: positions stay where they were last sent (before that: where they were measured), displacements are 0, switches
+keep their state; while a component's state is not known, nothing is sent at all. Recover: positions that are outside
+their limits, as a robot's may be when a run begins, go back to the nearest one, everything else holds, and the plan
+waits; their speed is at most their velocity limit, or a whole range in `recovery_s` where none was given. Slow stop:
+the speed ramps to 0 over `stop_s`, then the run ends. Disconnect: nothing more is sent.
+
+A position limit never makes a robot move: no reaction sends a position further from the last one than the velocity
+limit allows. `Governor` is a function of its inputs and past inputs alone (no clock, no randomness), so a log of the
+inputs replays bit for bit.
 """
 
 from __future__ import annotations
@@ -31,10 +39,10 @@ from vla.types import ActionSpec
 
 Kind = Literal["position", "displacement", "switch"]
 """What an action component is: a target, a change per robot step, or an on/off command."""
-Reaction = Literal["run", "hold", "slow stop", "stopped", "disconnect"]
+Reaction = Literal["run", "hold", "slow stop", "stopped", "disconnect", "recover"]
 GUARDS = (
     "action_limit", "velocity_limit", "acceleration_limit", "stale_observation", "stale_action", "dead_server",
-    "nonfinite_action", "policy_error", "workspace", "estop", "robot_lost",
+    "nonfinite_action", "policy_error", "workspace", "estop", "robot_lost", "robot_error", "outside_limits",
 )  # fmt: skip
 KINDS: tuple[Kind, ...] = ("position", "displacement", "switch")
 
@@ -56,6 +64,8 @@ class GuardConfig:
     """Component name -> largest change of speed, action units per second squared."""
     workspace: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Proprio name -> the range in which it must be measured."""
+    recovery_s: float = 5.0
+    """A position without a velocity limit takes this long for its whole range on the way back into its limits."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,11 @@ class Inputs:
     """The last request failed, or has been waiting for too long."""
     fault: str | None = None
     """A guard that tripped outside: nonfinite_action, policy_error, estop, robot_lost."""
+    robot_error: bool = False
+    """The robot or one of its cameras raised an error, or gave what cannot be used, in this tick or sending the last
+    one's action."""
+    sent: tuple[float, ...] | None = None
+    """What really went to the robot at the last tick, where it was not what had been decided."""
 
 
 @dataclass(frozen=True)
@@ -97,32 +112,39 @@ class Governor:
         rest: tuple[float, ...],
         proprio_names: tuple[str, ...] = (),
     ) -> None:
-        """`rest`: the action that keeps the robot as it is now. ValueError for a limit on something unknown."""
+        """`rest`: the action that keeps the robot as it is now, NaN where that is not known. ValueError for a limit on
+        something unknown, or a limit that is none."""
         if len(kinds) != spec.dim or len(rest) != spec.dim or any(kind not in KINDS for kind in kinds):
             raise ValueError(f"kinds and rest need {spec.dim} entries ({', '.join(spec.names)}), kinds of {KINDS}")
         for what, names in (("velocity", config.velocity), ("acceleration", config.acceleration)):
             if unknown := set(names) - set(spec.names):
                 raise ValueError(f"{what} limit on unknown component {sorted(unknown)[0]!r}; known: {spec.names}")
+            if bad := [name for name, limit in names.items() if not limit > 0]:
+                raise ValueError(f"the {what} limit of {bad[0]} must be positive, got {names[bad[0]]}")
         if unknown := set(config.workspace) - set(proprio_names):
             raise ValueError(f"workspace limit on unknown state {sorted(unknown)[0]!r}; known: {proprio_names}")
-        for name in ("max_observation_age_s", "max_action_age_s", "give_up_s", "stop_s"):
+        for name in ("max_observation_age_s", "max_action_age_s", "give_up_s", "stop_s", "recovery_s"):
             if not getattr(config, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
         self.config, self.spec = config, spec
         self._dt = 1.0 / spec.control_hz
-        self._low, self._high = np.array(spec.low), np.array(spec.high)
+        self._low, self._high = np.array(spec.low, np.float64), np.array(spec.high, np.float64)
         self._position = np.array([kind == "position" for kind in kinds])
         self._moving = np.array([kind != "switch" for kind in kinds])
         self._speed = np.array([config.velocity.get(n, math.inf) for n in spec.names]) * self._dt
         self._change = np.array([config.acceleration.get(n, math.inf) for n in spec.names]) * self._dt**2
         self._workspace = [(proprio_names.index(n), *bounds) for n, bounds in config.workspace.items()]
+        self._recovery = np.where(np.isfinite(self._speed), self._speed, self._range() / config.recovery_s * self._dt)
         self._last = np.array(rest, dtype=np.float64)
+        self._before = self._last  # the action before that one
         self._step = np.where(self._moving & ~self._position, self._last, 0.0)  # how far the last tick moved
         self._held_since: float | None = None
         self._ramp: list[NDArray[np.float64]] | None = None  # what is left of a slow stop
 
     def decide(self, inputs: Inputs) -> Decision:
         """What to send now."""
+        if inputs.sent is not None:
+            self._correct(np.array(inputs.sent, dtype=np.float64))
         if inputs.fault in ("estop", "robot_lost"):
             return Decision(None, "disconnect", (inputs.fault,))
         if self._ramp is None and (cause := self._must_stop(inputs)):
@@ -133,6 +155,8 @@ class Governor:
         cause = self._must_hold(inputs)
         if cause is None:
             self._held_since = None
+            if self._outside().any():
+                return self._recover()
             return self._limited(np.array(inputs.wanted, dtype=np.float64))
         if self._held_since is None:
             self._held_since = inputs.now_s
@@ -152,13 +176,52 @@ class Governor:
         return None
 
     def _must_hold(self, inputs: Inputs) -> str | None:
+        if inputs.robot_error:
+            return "robot_error"
         if not inputs.observation_age_s <= self.config.max_observation_age_s:
             return "stale_observation"
         if inputs.wanted is None:
             return "dead_server" if inputs.server_failed else "stale_action"
         if not inputs.action_age_s <= self.config.max_action_age_s:
             return "stale_action"
+        if (self._outside() & ~(self._recovery > 0)).any():
+            return "outside_limits"
         return None
+
+    @property
+    def before(self) -> tuple[float, ...]:
+        """The action before the last one, or rest before the first: in effect still, if the last did not arrive."""
+        return tuple(self._before.tolist())
+
+    def outside(self) -> dict[str, tuple[float, float, float]]:
+        """The positions that are outside their limits: name -> (where it is, lowest, highest)."""
+        return {
+            self.spec.names[i]: (float(self._last[i]), float(self._low[i]), float(self._high[i]))
+            for i in np.flatnonzero(self._outside())
+        }
+
+    def _outside(self) -> NDArray[np.bool_]:
+        slack = 1e-6 * np.maximum(1.0, np.abs(self._last))  # an action is a float32, limits are not
+        return self._position & ((self._last < self._low - slack) | (self._last > self._high + slack))
+
+    def _range(self) -> NDArray[np.float64]:
+        """Highest minus lowest of each position; that of the narrowest other one for those that have none, as a joint
+        that stood still in all demonstrations. 0: no position has any."""
+        size = np.where(self._position & np.isfinite(self._high - self._low), self._high - self._low, 0.0)
+        return np.where(size > 0, size, np.min(size[size > 0], initial=np.inf) if (size > 0).any() else 0.0)
+
+    def _correct(self, sent: NDArray[np.float64]) -> None:
+        """Go on from what was really sent, not from what was decided."""
+        known = np.isfinite(sent) & (self._position | ~self._moving)
+        self._last = np.where(known, sent, self._last)
+        self._step = np.where(known & self._position, self._last - self._before, self._step)
+
+    def _recover(self) -> Decision:
+        """One tick nearer to the limits, and no further than to them."""
+        step = np.where(self._outside(), np.clip(self._last, self._low, self._high) - self._last, 0.0)
+        step = np.clip(step, -self._recovery, self._recovery)
+        step = np.clip(step, self._step - self._change, self._step + self._change)
+        return self._send(np.where(self._outside(), step, 0.0), "recover", ("outside_limits",))
 
     def _limited(self, wanted: NDArray[np.float64]) -> Decision:
         guards = []
@@ -191,8 +254,14 @@ class Governor:
         guards: tuple[str, ...],
         switches: NDArray[np.float64] | None = None,
     ) -> Decision:
-        moved = np.where(self._position, np.clip(self._last + step, self._low, self._high), step)
+        step = np.where(self._moving, np.clip(step, -self._speed, self._speed), step)
+        # A limit holds a position back and never pulls it: one that is outside may go no further and is not brought in.
+        inside = np.clip(self._last + step, np.minimum(self._low, self._last), np.maximum(self._high, self._last))
+        moved = np.where(self._position, inside, step)
         action = np.where(self._moving, moved, self._last if switches is None else switches).astype(np.float32)
+        if not np.isfinite(action).all():  # the state of a component is not known yet: silence is the only hold
+            return Decision(None, reaction, guards)
+        self._before = self._last
         self._step = np.where(self._position, action - self._last, np.where(self._moving, action, 0.0))
         self._last = action.astype(np.float64)
         return Decision(tuple(action.tolist()), reaction, guards)

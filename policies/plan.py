@@ -62,7 +62,7 @@ class Plan:
 
     def clear(self) -> None:
         """Nothing is left to play, as at the start."""
-        self._actions, self.seen_s = self._actions[:0], -np.inf
+        self._actions, self.seen_s, self._played = self._actions[:0], -np.inf, Fraction(0)
 
     @property
     def remaining(self) -> int:

@@ -16,7 +16,8 @@ from vla.types import ActionSpec, Observation, VecEnv
 
 
 class Robot(Protocol):
-    """What a controller needs. Any method may raise OSError: the robot is lost then."""
+    """What a controller needs. A method that raises OSError (but no TimeoutError) says that the robot is lost; anything
+    else it raises is trouble that may pass: the controller holds, and stops when it lasts (`policies.watched`)."""
 
     action_spec: ActionSpec
     """Its control_hz is the rate at which `send` is to be called."""
@@ -30,9 +31,10 @@ class Robot(Protocol):
         """The latest observation (batch of one) and when it was taken, on the clock of `time.monotonic`."""
 
     def rest(self) -> tuple[float, ...]:
-        """The action that leaves the robot as it is."""
+        """The action that leaves the robot as it is. NaN for a switch whose state the robot does not report."""
 
-    def send(self, action_A: NDArray[np.float32]) -> None: ...
+    def send(self, action_A: NDArray[np.float32]) -> Sequence[float] | None:
+        """Command the robot. The action that it really took, where it says so: it may have limits of its own."""
 
     @property
     def done(self) -> bool:
