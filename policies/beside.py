@@ -42,6 +42,8 @@ class PolicyProcess:
             raise
         self.action_spec: ActionSpec = facts["action_spec"]
         self.n_action_steps: int | None = facts["n_action_steps"]
+        self.cameras: tuple[str, ...] | None = facts["cameras"]
+        self.proprio_dim: int | None = facts["proprio_dim"]
         if facts["goes_on"]:
             self.act_after = self._act_after  # only a policy that can has it: that is how one asks
 
@@ -94,8 +96,15 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     try:
         policy = make()
         goes_on = hasattr(policy, "act_after")
-        steps = getattr(policy, "n_action_steps", None)
-        pipe.send((True, {"action_spec": policy.action_spec, "n_action_steps": steps, "goes_on": goes_on}))
+        cameras, processor = getattr(policy, "cameras", None), getattr(policy, "processor", None)
+        facts = {
+            "action_spec": policy.action_spec,
+            "n_action_steps": getattr(policy, "n_action_steps", None),
+            "cameras": None if cameras is None else tuple(cameras),
+            "proprio_dim": None if processor is None else processor.config.proprio_dim,
+            "goes_on": goes_on,
+        }
+        pipe.send((True, facts))
         while True:
             method, arguments = pipe.recv()
             try:

@@ -90,6 +90,19 @@ class PolicyClient:
         steps = self.metadata.get("n_action_steps")
         return steps if isinstance(steps, int) and steps > 0 else None
 
+    @property
+    def cameras(self) -> tuple[str, ...] | None:
+        """The cameras that the served policy reads; None when the server does not say."""
+        cameras = self.metadata.get("cameras")
+        named = isinstance(cameras, list) and all(isinstance(camera, str) for camera in cameras)
+        return tuple(cameras) if named else None  # type: ignore[arg-type]
+
+    @property
+    def proprio_dim(self) -> int | None:
+        """How many numbers the served policy reads of a robot's state; None when the server does not say."""
+        width = self.metadata.get("proprio_dim")
+        return width if isinstance(width, int) and width > 0 else None
+
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """One observation (unbatched) -> the server's answer, its "actions" being (C, A) in environment units."""
         frame = wire.pack(dict(observation))

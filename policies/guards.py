@@ -15,8 +15,8 @@
     estop                disconnect
     robot_lost           disconnect
 
-Hold: positions stay where they were last sent (before that: where they were measured), displacements are 0, switches
-keep their state; while a component's state is not known, nothing is sent at all. Recover: positions that are outside
+Hold: positions stay where they were last sent (before that: where they were measured), displacements and velocities are
+0, switches keep their state; while a component's state is not known, nothing is sent at all. Recover: positions outside
 their limits, as a robot's may be when a run begins, go back to the nearest one, everything else holds, and the plan
 waits; their speed is at most their velocity limit, or a whole range in `recovery_s` where none was given. Slow stop:
 the speed ramps to 0 over `stop_s`, then the run ends. Disconnect: nothing more is sent.
@@ -37,14 +37,15 @@ from numpy.typing import NDArray
 
 from vla.types import ActionSpec
 
-Kind = Literal["position", "displacement", "switch"]
-"""What an action component is: a target, a change per robot step, or an on/off command."""
+Kind = Literal["position", "displacement", "switch", "velocity"]
+"""What an action component is: a target, a change per robot step, an on/off command, or a speed that lasts until the
+next command."""
 Reaction = Literal["run", "hold", "slow stop", "stopped", "disconnect", "recover"]
 GUARDS = (
     "action_limit", "velocity_limit", "acceleration_limit", "stale_observation", "stale_action", "dead_server",
     "nonfinite_action", "policy_error", "workspace", "estop", "robot_lost", "robot_error", "outside_limits",
 )  # fmt: skip
-KINDS: tuple[Kind, ...] = ("position", "displacement", "switch")
+KINDS: tuple[Kind, ...] = ("position", "displacement", "switch", "velocity")
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,11 @@ class Governor:
         self._low, self._high = np.array(spec.low, np.float64), np.array(spec.high, np.float64)
         self._position = np.array([kind == "position" for kind in kinds])
         self._moving = np.array([kind != "switch" for kind in kinds])
-        self._speed = np.array([config.velocity.get(n, math.inf) for n in spec.names]) * self._dt
-        self._change = np.array([config.acceleration.get(n, math.inf) for n in spec.names]) * self._dt**2
+        per_second = np.array([kind == "velocity" for kind in kinds])  # others are per tick
+        speed = np.array([config.velocity.get(n, math.inf) for n in spec.names])
+        change = np.array([config.acceleration.get(n, math.inf) for n in spec.names])
+        self._speed = np.where(per_second, speed, speed * self._dt)
+        self._change = np.where(per_second, change * self._dt, change * self._dt**2)
         self._workspace = [(proprio_names.index(n), *bounds) for n, bounds in config.workspace.items()]
         self._recovery = np.where(np.isfinite(self._speed), self._speed, self._range() / config.recovery_s * self._dt)
         self._last = np.array(rest, dtype=np.float64)

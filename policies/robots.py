@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.guards import Kind
-from vla.config import lookup
+from vla.pictures import to_uint8_picture
 from vla.types import ActionSpec, Observation, VecEnv
 
 
@@ -97,26 +99,18 @@ class WorldRobot:
 
 
 def lerobot_robot(kind: str, values: Mapping[str, str]) -> Any:
-    """LeRobot's robot of a type, from the words of a command line. ValueError naming the types or flags there are.
+    """LeRobot's robot of a type, from the words of a command line. ValueError naming the types or fields there are, or
+    the driver that is not installed.
 
     Types of installed plugins are known, too.
     """
-    import draccus
-    from lerobot import robots  # noqa: F401 registers LeRobot's own
-    from lerobot.robots import RobotConfig
-    from lerobot.robots.utils import make_robot_from_config
-    from lerobot.utils.import_utils import register_third_party_plugins
+    from policies.lerobot.robot_types import make_robot
 
-    register_third_party_plugins()
-    config = lookup(kind, RobotConfig.get_known_choices(), "LeRobot robot")
-    names = {field.name for field in fields(config)}
-    if foreign := [name for name in values if name not in names]:
-        raise ValueError(f"robot {kind} has no '{foreign[0]}'; it has {', '.join(sorted(names))}")
-    return make_robot_from_config(draccus.decode(config, dict(values)))
+    return make_robot(kind, values)
 
 
 class LeRobotRobot:
-    """Any LeRobot `Robot` under this interface. Components NAME.vel are displacements, the others positions."""
+    """Any LeRobot `Robot` under this interface. Components NAME.vel are velocities, the others positions."""
 
     def __init__(
         self,
@@ -126,22 +120,42 @@ class LeRobotRobot:
         control_hz: float,
         limits: Mapping[str, tuple[float, float]],
         switches: Sequence[str] = (),
+        cameras: Sequence[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`limits`: the range of every action component, by LeRobot's name for it; LeRobot itself knows none.
-        `switches`: components that are on/off commands.
+        `switches`: components that are on/off commands. `cameras`: those the policy reads, which the robot must have;
+        None: all that show colours.
 
-        ValueError naming a component without limits.
+        ValueError naming a component without limits, or what the robot does not have.
         """
         names = tuple(robot.action_features)
         if missing := [name for name in names if name not in limits]:
-            raise ValueError(f"the robot's component '{missing[0]}' has no limits: give its lowest and highest value")
+            raise ValueError(
+                f"the robot's component '{missing[0]}' has no limits: give its lowest and highest value, "
+                "--limits NAME:LOW:HIGH"
+            )
+        if foreign := [name for name in (*switches,) if name not in names]:
+            raise ValueError(f"the robot has no component '{foreign[0]}' to switch; it has {', '.join(names)}")
+        for name in names:
+            if not limits[name][0] <= limits[name][1]:
+                raise ValueError(f"the limits of '{name}' must be lowest and highest, got {limits[name]}")
         low, high = zip(*(limits[name] for name in names), strict=True)
-        self._robot, self._instruction = robot, instruction
+        self._robot, self._instruction, self._clock = robot, instruction, clock
         self.action_spec = ActionSpec(names, tuple(map(float, low)), tuple(map(float, high)), control_hz)
-        self.kinds: tuple[Kind, ...] = tuple("switch" if name in switches else _kind(name) for name in names)
+        moving: Kind = "displacement" if getattr(robot, "moves_by_displacements", False) else "velocity"
+        self.kinds: tuple[Kind, ...] = tuple(
+            "switch" if name in switches else moving if _VELOCITY.search(name) else "position" for name in names
+        )
         features = robot.observation_features
-        self.proprio_names = tuple(name for name, kind in features.items() if kind is float)
-        self._cameras = tuple(name for name, kind in features.items() if isinstance(kind, tuple))
+        self.proprio_names = tuple(name for name, kind in features.items() if not isinstance(kind, tuple))
+        seen = {name: kind for name, kind in features.items() if isinstance(kind, tuple)}
+        # A depth camera has one channel; no policy here reads it, and it must not disturb one that does not.
+        self.cameras = tuple(name for name, shape in seen.items() if shape[-1] != 1) if cameras is None else (*cameras,)
+        """Those that are shown to the policy."""
+        if lacking := [camera for camera in self.cameras if camera not in seen]:
+            known = ", ".join(seen) or "no camera"
+            raise ValueError(f"the policy reads camera '{lacking[0]}', the robot has {known}: name them alike")
         absent = [
             name
             for name, kind in zip(names, self.kinds, strict=True)
@@ -149,6 +163,8 @@ class LeRobotRobot:
         ]
         if absent:
             raise ValueError(f"the robot does not report '{absent[0]}', so it cannot be held where it is")
+        self._measured: dict[str, float] = {}
+        self._echoes: set[str] = set()  # components whose commands the robot has repeated as they were
         self.done = False
 
     def connect(self) -> None:
@@ -156,26 +172,139 @@ class LeRobotRobot:
             self._robot.connect()
 
     def observe(self) -> tuple[Observation, float]:
-        start = time.monotonic()  # before the cameras are read: an age must never look younger than it is
-        seen = self._robot.get_observation()
-        images = {camera: np.asarray(seen[camera], np.uint8)[None] for camera in self._cameras}
-        proprio = np.array([[seen[name] for name in self.proprio_names]], np.float32)
+        start = self._clock()  # before the cameras are read: an age must never look younger than it is
+        seen = self._look()
+        images = {camera: _picture(seen, camera) for camera in self.cameras}
+        proprio = np.array([[_number(seen, name) for name in self.proprio_names]], np.float32)
         return Observation(images, proprio, [self._instruction]), start
 
     def rest(self) -> tuple[float, ...]:
-        seen = self._robot.get_observation()
+        seen = self._look()
+        rest = {"displacement": 0.0, "velocity": 0.0, "switch": math.nan}  # a switch that is not reported
         return tuple(
-            {"position": float(seen.get(name, 0.0)), "displacement": 0.0, "switch": 1.0}[kind]
+            _number(seen, name) if kind == "position" or (kind == "switch" and name in seen) else rest[kind]
             for name, kind in zip(self.action_spec.names, self.kinds, strict=True)
         )
 
-    def send(self, action_A: NDArray[np.float32]) -> None:
-        self._robot.send_action(dict(zip(self.action_spec.names, map(float, action_A), strict=True)))
+    def send(self, action_A: NDArray[np.float32]) -> tuple[float, ...] | None:
+        wanted = dict(zip(self.action_spec.names, map(float, action_A), strict=True))
+        said = self._call(self._robot.send_action, wanted)
+        if not isinstance(said, Mapping):
+            return None
+        taken = tuple(
+            self._taken(i, name, wanted[name], said.get(name)) if kind == "position" else wanted[name]
+            for i, (name, kind) in enumerate(zip(self.action_spec.names, self.kinds, strict=True))
+        )
+        return None if taken == tuple(wanted.values()) else taken
 
     def disconnect(self) -> None:
-        if self._robot.is_connected:
-            self._robot.disconnect()
+        _let_go(self._robot)
+
+    def _look(self) -> Mapping[str, Any]:
+        seen = self._call(self._robot.get_observation)
+        if not isinstance(seen, Mapping):
+            raise ValueError(f"the robot's get_observation gave {type(seen).__name__}, expected a dict")
+        for name in self.action_spec.names:
+            with contextlib.suppress(ValueError):
+                self._measured[name] = _number(seen, name)
+        return seen
+
+    def _taken(self, index: int, name: str, wanted: float, said: Any) -> float:
+        """What the robot made of a wanted position. Its echo is believed where it cut a way short: an answer between
+        where it is and where it was to go, from a robot that is configured to (`max_relative_target`), or that has
+        echoed another command of this component as it was. So one that echoes in other units never is."""
+        try:
+            said = float(said)
+        except (TypeError, ValueError):
+            return wanted
+        size = self.action_spec.high[index] - self.action_spec.low[index]
+        if abs(said - wanted) <= 1e-3 * abs(wanted) + 1e-6:
+            if abs(wanted) > 0.05 * size:  # 0 is 0 in any unit
+                self._echoes.add(name)
+            return wanted
+        at, slack = self._measured.get(name, math.nan), 0.02 * size
+        cuts = name in self._echoes or getattr(getattr(self._robot, "config", None), "max_relative_target", None)
+        between = min(at, wanted) - slack <= said <= max(at, wanted) + slack
+        return said if cuts and between and abs(said - wanted) > slack else wanted
+
+    def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """LeRobot's robots raise ConnectionError for a single bad packet, too: such a robot is not lost, only one that
+        is not connected any more is. A camera's TimeoutError stays what it is."""
+        try:
+            return method(*arguments)
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            if not _connected(self._robot):
+                raise ConnectionError(f"the robot is not connected any more: {text}") from error
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise RuntimeError(text) from error
+            raise
 
 
-def _kind(name: str) -> Kind:
-    return "displacement" if name.endswith(".vel") else "position"
+_VELOCITY = re.compile(r"\.vel$|velocity|\.v(x|y|z|theta)$")
+"""Names of components that LeRobot's robots give as velocities: LeKiwi, Reachy 2's base, EarthRover."""
+
+
+def _picture(seen: Mapping[str, Any], camera: str) -> NDArray[np.uint8]:
+    """(1, H, W, 3). ValueError naming the camera."""
+    if seen.get(camera) is None:
+        raise ValueError(f"camera '{camera}' is missing from the robot's observation")
+    picture = to_uint8_picture(seen[camera], name=camera)
+    if picture.ndim != 3:
+        raise ValueError(f"camera '{camera}' must show one picture (H, W, 3), got {picture.shape}")
+    return picture[None]
+
+
+def _number(seen: Mapping[str, Any], name: str) -> float:
+    """ValueError naming the joint."""
+    if name not in seen:
+        raise ValueError(f"'{name}' is missing from the robot's observation")
+    try:
+        value = float(seen[name])
+    except (TypeError, ValueError):
+        raise ValueError(f"'{name}' must be a number, the robot gives {type(seen[name]).__name__}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"'{name}' is measured as {value}")
+    return value
+
+
+def _connected(thing: Any) -> bool:
+    try:
+        return bool(thing.is_connected)
+    except Exception:  # a driver that cannot even say so
+        return False
+
+
+def _let_go(robot: Any) -> None:
+    """Disconnect a robot. LeRobot's refuse that when a single camera is gone; then each part is, on its own: the motors
+    above all. Raises the first error, after everything was tried."""
+    errors = []
+    if _connected(robot):
+        try:
+            robot.disconnect()
+        except Exception as error:
+            errors.append(error)
+    if not _connected(robot):
+        release = getattr(getattr(robot, "config", None), "disable_torque_on_disconnect", None)
+        for part in _parts(robot):
+            if not _connected(part):
+                continue
+            try:
+                if hasattr(part, "motors") and release is not None:
+                    part.disconnect(release)
+                else:
+                    part.disconnect()
+            except Exception as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _parts(robot: Any, depth: int = 2) -> Iterator[Any]:
+    """Arms, buses and cameras of a robot."""
+    for value in [*getattr(robot, "__dict__", {}).values()]:
+        for part in value.values() if isinstance(value, dict) else [value]:
+            if callable(getattr(part, "disconnect", None)):
+                yield part
+                if depth > 1:
+                    yield from _parts(part, depth - 1)

@@ -40,7 +40,7 @@ class Served:
         chunk_size: int | None = None,
     ) -> None:
         """`proprio_dim`: the width `state` must have; None leaves that check to the policy. `metadata`: what clients
-        get on connecting, beside `action_spec`, `cameras` and `observation_keys`.
+        get on connecting, beside `action_spec`, `cameras`, `proprio_dim` and `observation_keys`.
 
         `n_action_steps`: how many of the `chunk_size` actions that the policy gives are sent to clients that do not ask
         for whole chunks; None: all. Stock openpi clients cannot ask, and some play whatever they get, so they get what
@@ -65,6 +65,7 @@ class Served:
             "control_hz": action_spec.control_hz,
             "action_spec": spec,
             "cameras": list(cameras),
+            **({} if proprio_dim is None else {"proprio_dim": proprio_dim}),
             "observation_keys": self.reader.keys,
         }
         wire.pack(self.metadata)  # what cannot be sent is found out now

@@ -50,6 +50,7 @@ class BasculeTabletop(Robot):
     config_class = BasculeTabletopConfig
     name = "bascule_tabletop"
     is_calibrated = True
+    moves_by_displacements = True  # its NAME.vel are displacements of one control step
 
     def __init__(self, config: BasculeTabletopConfig) -> None:
         super().__init__(config)

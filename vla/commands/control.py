@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -23,13 +24,14 @@ class Control(Command):
     robot: str | None = None
     """Type of a LeRobot robot, as in LeRobot's own --robot.type. Default: the simulated one."""
     robot_args: dict[str, str] = field(default_factory=dict)
-    """Of a LeRobot robot, e.g. port /dev/ttyACM0 id left."""
+    """Of a LeRobot robot, e.g. port /dev/ttyACM0 id left cameras "{front: {type: opencv, index_or_path: 0, width: 640,
+    height: 480, fps: 30}}"; a dot reaches into a part, left_arm_config.port /dev/ttyACM0."""
     task: str | None = None
-    """What a LeRobot robot is to do, in words; for the simulated one, the suite's task."""
+    """What a LeRobot robot is to do, in words (it must be said); for the simulated one, the suite's task."""
     limits: tuple[str, ...] = ()
     """NAME:LOW:HIGH of a LeRobot robot's actions. Default: the range in the policy's demonstrations."""
     switches: tuple[str, ...] = ()
-    """A LeRobot robot's on/off commands, e.g. gripper.pos. NAME.vel are displacements, all others positions."""
+    """A LeRobot robot's on/off commands, e.g. gripper.pos. NAME.vel are velocities, all others positions."""
     suite: str = "tabletop-pick"
     """The simulated robot's world: one of `vla list suites`."""
     seed: int = 0
@@ -57,7 +59,8 @@ class Control(Command):
     """Connections to a server, each with a question on its way: for slow links, where most of an answer's time is the
     link's. About as many as an answer takes steps of the policy, e.g. 4 behind 200 ms at 20 Hz."""
     dry_run: bool = False
-    """Do everything but send actions to the robot."""
+    """Do everything but send actions to the robot. A LeRobot robot is not even connected: its configuration and what
+    the policy needs of it are checked, and what would happen is said."""
     estop_file: Path | None = None
     """The robot is let go as soon as this file exists."""
     estop_key: bool = True
@@ -103,22 +106,26 @@ class Control(Command):
 
         from policies.blackbox import BlackBox
         from policies.controller import control
-        from policies.estop import key_pressed
         from vla.config import save_json
 
         guards = self._guards()
         self._check()
         with ExitStack() as open_ones:
+            arm = self._lerobot_robot()  # before the policy: what is wrong with it is known in a moment
             policy = self._policy()
             open_ones.callback(policy.close)
             others = [self._policy() for _ in range(self.in_flight - 1)]
             for other in others:
                 open_ones.callback(other.close)
-            robot = self._robot(policy.action_spec)
-            open_ones.callback(robot.disconnect)
+            robot = self._robot(policy, arm)
+            open_ones.callback(_let_go, robot)
             _check_actions(policy.action_spec, robot.action_spec)
+            _check_state(policy, robot)
             config = self._config(guards, policy)
-            pressed = open_ones.enter_context(key_pressed()) if self.estop_key else lambda: False
+            if self.dry_run and arm is not None:
+                self._rehearse(policy, robot, config)
+                return 0
+            pressed = _Key(open_ones) if self.estop_key else lambda: False
             box = None if self.log is None else open_ones.enter_context(BlackBox(self.log))
             report = control(robot, policy, config, *others, log=box, pressed=pressed)
         scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
@@ -140,6 +147,8 @@ class Control(Command):
             )
         if self.robot is None:
             load_suite(self.suite)
+        elif not (self.task or "").strip():
+            raise ValueError(f"--robot {self.robot} needs --task: say in words what the robot is to do")
 
     def _guards(self) -> Any:
         from policies.guards import GuardConfig
@@ -191,15 +200,35 @@ class Control(Command):
             raise ValueError(f"there is no checkpoint at '{self.policy}'; for a server, write ws://{self.policy}")
         return PolicyProcess(partial(whole_chunks, checkpoint(Path(self.policy))))
 
-    def _robot(self, spec: Any) -> Any:
-        if self.robot is not None:
-            from policies.robots import LeRobotRobot, lerobot_robot
+    def _lerobot_robot(self) -> Any:
+        """LeRobot's robot, not connected; None for the simulated one."""
+        if self.robot is None:
+            return None
+        from policies.robots import lerobot_robot
 
+        robot = lerobot_robot(self.robot, self.robot_args)
+        names = tuple(robot.action_features)
+        for option, named in (("--limits", dict(map(_range, self.limits))), ("--switches", self.switches)):
+            if foreign := [name for name in named if name not in names]:
+                raise ValueError(f"{option}: {self.robot} has no component '{foreign[0]}'; it has {', '.join(names)}")
+        return robot
+
+    def _robot(self, policy: Any, arm: Any) -> Any:
+        if arm is not None:
+            from policies.robots import LeRobotRobot
+
+            spec = policy.action_spec
+            if spec is not None:
+                _check_names(spec.names, tuple(arm.action_features))
             limits = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
             limits |= dict(map(_range, self.limits))
-            robot = lerobot_robot(self.robot, self.robot_args)
             return LeRobotRobot(
-                robot, instruction=self.task or "", control_hz=self.hz, limits=limits, switches=self.switches
+                arm,
+                instruction=self.task or "",
+                control_hz=self.hz,
+                limits=limits,
+                switches=self.switches,
+                cameras=getattr(policy, "cameras", None),
             )
         from functools import partial
 
@@ -227,14 +256,35 @@ class Control(Command):
             f" ({100 * report.overruns / max(report.ticks, 1):.3f}%){done}"
         )
         late, work, answers = report.late_ms, report.work_ms, report.latency_ms
-        if report.error is not None and report.guards:
-            from policies.wire import one_line
+        from policies.wire import one_line
 
-            print(f"the last error: {one_line(report.error)}")
+        for guard, reason in report.reasons.items():
+            print(f"{guard}: {one_line(reason)}")
         print(
             f"ticks late p99 {late['p99']:.2f} ms, max {late['max']:.2f}; work p99 {work['p99']:.2f} ms; guards: "
             f"{tripped}; {report.answers} answers, p50 {answers['p50']:.1f} ms, p99 {answers['p99']:.1f} ms"
         )
+
+    def _rehearse(self, policy: Any, robot: Any, config: Any) -> None:
+        """Say what a run would do with a robot that is not connected."""
+        from policies.guards import Governor
+
+        spec = robot.action_spec
+        Governor(
+            config.guards, spec, robot.kinds, rest=(0.0,) * spec.dim, proprio_names=robot.proprio_names
+        )  # refuses limits on what the robot does not have
+        fitted = "checked against" if policy.action_spec is not None else "not known from the server, played by"
+        print(
+            f"dry run: {self.robot} was not connected, nothing was sent; the policy's actions were {fitted} the robot's"
+        )
+        print(f"cameras: {', '.join(robot.cameras) or 'none'}; state: {', '.join(robot.proprio_names)}")
+        print(
+            f"{spec.control_hz:g} commands a second, from actions meant for {config.policy_hz or spec.control_hz:g} Hz:"
+        )
+        for name, kind, low, high in zip(spec.names, robot.kinds, spec.low, spec.high, strict=True):
+            speed = config.guards.velocity.get(name)
+            limit = "" if speed is None else f", at most {speed:g} a second"
+            print(f"  {name}: {kind}, {low:g} to {high:g}{limit}")
 
     def _replay(self) -> int:
         from policies.blackbox import replay
@@ -281,7 +331,42 @@ def _range(text: str) -> tuple[str, tuple[float, float]]:
     return name, bounds
 
 
+class _Key:
+    """The e-stop under any key, listened to from the first question on: a robot that is being connected may ask for
+    keys of its own, as LeRobot's calibration does."""
+
+    def __init__(self, open_ones: Any) -> None:
+        self._open_ones, self._pressed = open_ones, None
+
+    def __call__(self) -> bool:
+        if self._pressed is None:
+            from policies.estop import key_pressed
+
+            self._pressed = self._open_ones.enter_context(key_pressed())
+        return self._pressed()
+
+
+def _let_go(robot: Any) -> None:
+    """Once more, for a robot that never came to be driven; how it fails was said by whoever drove it."""
+    with contextlib.suppress(Exception):
+        robot.disconnect()
+
+
 def _check_actions(policy: Any, robot: Any) -> None:
     """ValueError unless the policy's actions are the robot's: the same names in the same order."""
-    if policy is not None and tuple(policy.names) != tuple(robot.names):
-        raise ValueError(f"the policy acts on {', '.join(policy.names)}, the robot on {', '.join(robot.names)}")
+    if policy is not None:
+        _check_names(tuple(policy.names), tuple(robot.names))
+
+
+def _check_names(policy: tuple[str, ...], robot: tuple[str, ...]) -> None:
+    if policy != robot:
+        raise ValueError(f"the policy acts on {', '.join(policy)}, the robot on {', '.join(robot)}")
+
+
+def _check_state(policy: Any, robot: Any) -> None:
+    """ValueError unless the robot reports as many numbers as the policy reads."""
+    wanted, names = getattr(policy, "proprio_dim", None), robot.proprio_names
+    if wanted is not None and names and wanted != len(names):
+        raise ValueError(
+            f"the policy reads a state of {wanted} numbers, the robot reports {len(names)}: {', '.join(names)}"
+        )
