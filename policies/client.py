@@ -27,6 +27,7 @@ from vla.types import ActionChunk, ActionSpec, Observation
 if TYPE_CHECKING:
     import ssl
 
+    from websockets.exceptions import InvalidStatus
     from websockets.sync.client import ClientConnection
 
 _BACKOFF_S = (0.05, 1.0)
@@ -119,8 +120,8 @@ class PolicyClient:
             whole = {"whole_chunk": True} if self.whole_chunks and "chunk_size" in self.metadata else {}
             answer = self.infer({"images": images, "state": obs.proprio[i], "prompt": obs.instruction[i], **whole})
             actions = answer.get("actions")
-            if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not np.isfinite(actions).all():
-                raise RuntimeError(f"policy server at {self.uri}: its answer holds no finite actions (C, A)")
+            if problem := _no_actions(actions, answer):
+                raise RuntimeError(f"policy server at {self.uri}: {problem}")
             chunks.append(actions.astype(np.float32, copy=False))
         return np.stack(chunks)
 
@@ -164,26 +165,25 @@ class PolicyClient:
                 failure = error
             if isinstance(failure, InvalidURI):
                 raise ValueError(f"{self.uri!r} is not a websocket address: expected ws://HOST:PORT") from failure
+            said = _said(failure) if isinstance(failure, InvalidStatus) else ""
             if isinstance(failure, InvalidStatus) and failure.response.status_code in (401, 403):
                 raise ConnectionError(
-                    f"policy server at {self.uri} refused this client (HTTP {failure.response.status_code}): "
+                    f"policy server at {self.uri} refused this client ({said}): "
                     "pass the api_key that `vla serve` was given"
                 ) from failure
             if isinstance(failure, InvalidStatus) and failure.response.status_code < 500:  # waiting will not help
-                said = wire.one_line((failure.response.body or b"").decode(errors="replace"), limit=120)
                 raise ConnectionError(
-                    f"{self.uri} is not where a policy is served (HTTP {failure.response.status_code}"
-                    f"{': ' + said if said else ''}): check its port and the name behind it"
+                    f"{self.uri} is not where a policy is served ({said}): check its port and the name behind it"
                 ) from failure
             if type(failure).__name__ == "SSLCertVerificationError":  # no import of ssl for those who need none
                 raise ConnectionError(
-                    f"policy server at {self.uri}: {wire.one_line(failure, limit=120)}: pass its certificate as tls"
+                    f"policy server at {self.uri}: {wire.one_line(failure)}: pass its certificate as tls"
                 ) from failure
             if _left(deadline) <= pause_s:
-                reason = wire.one_line(failure, limit=120) or type(failure).__name__
+                reason = said or wire.one_line(failure) or type(failure).__name__
+                there = "it is there, but takes nobody now" if said else "is `vla serve` running there?"
                 raise ConnectionError(
-                    f"no answer from a policy server at {self.uri} in {self.timeout_s:g} s ({reason}): "
-                    "is `vla serve` running there?"
+                    f"no answer from a policy server at {self.uri} in {self.timeout_s:g} s ({reason}): {there}"
                 ) from failure
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_pause_s)
@@ -234,6 +234,26 @@ class PolicyClient:
                 connection.socket.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(Exception):  # the connection is given up: how it fails to close changes nothing
             self._resources.close()
+
+
+def _no_actions(actions: Any, answer: Mapping[str, Any]) -> str | None:
+    """Why an answer cannot be played; None for one that can."""
+    if "actions" not in answer:
+        return f"its answer holds no 'actions', only {wire.one_line(', '.join(map(str, answer)) or 'nothing')}"
+    if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "iuf":
+        got = actions.dtype if isinstance(actions, np.ndarray) else type(actions).__name__
+        return f"actions: expected an array (C, A) of numbers, got {got}"
+    if actions.ndim != 2 or actions.size == 0:
+        return f"actions: expected shape (C, A), got {actions.shape}"
+    if not np.isfinite(actions).all():
+        return f"actions: its answer of shape {actions.shape} holds NaN or infinity"
+    return None
+
+
+def _said(refusal: InvalidStatus) -> str:
+    """A server's own words behind an HTTP status, in full."""
+    body = wire.one_line((refusal.response.body or b"").decode(errors="replace"))
+    return f"HTTP {refusal.response.status_code}" + (f": {body}" if body else "")
 
 
 def _left(deadline: float) -> float:

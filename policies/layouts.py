@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vla.config import decode, unknown
+from vla.pictures import to_uint8_picture
 from vla.types import Observation
 
 MAX_PROMPT_CHARS = 2000
@@ -75,8 +76,8 @@ def find_layout(name: str) -> Layout | None:
 class ObservationReader:
     """Checks one client's observation map and makes it an Observation of one world. Every fault names its key.
 
-    Native keys: "images/<camera>" (H, W, 3) uint8, "state" (P,) numbers, "prompt" str; they work beside the layout's.
-    Unknown keys are ignored.
+    Native keys: "images/<camera>" (H, W, 3) uint8 or floats in 0..1 (`vla.pictures`), "state" (P,) numbers, "prompt"
+    str; they work beside the layout's. Unknown keys are ignored.
     """
 
     def __init__(self, cameras: Sequence[str], *, proprio_dim: int | None = None, layout: Layout | None = None) -> None:
@@ -107,14 +108,18 @@ class ObservationReader:
         if not isinstance(value, np.ndarray):
             raise ValueError(f"{key}: expected an array {shape} of uint8, got {type(value).__name__}")
         channels = 0 if first else 2
-        if value.ndim != 3 or value.shape[channels] != 3 or value.size == 0 or value.dtype != np.uint8:
+        if value.ndim != 3 or value.shape[channels] != 3 or value.size == 0:
             swapped = value.ndim == 3 and value.shape[2 - channels] == 3 != value.shape[channels]
             order = "channel, height, width" if first else "height, width, channel"
             hint = f"; send {order} order" if swapped else ""
             raise ValueError(f"{key}: expected {shape} uint8, got {value.shape} {value.dtype}{hint}")
         if max(value.shape) > MAX_IMAGE_SIDE:
             raise ValueError(f"{key}: {value.shape} is larger than {MAX_IMAGE_SIDE} pixels a side")
-        return (np.ascontiguousarray(value.transpose(1, 2, 0)) if first else value)[None]
+        try:
+            picture = to_uint8_picture(value.transpose(1, 2, 0) if first else value, name=key)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        return np.ascontiguousarray(picture)[None]
 
     def _proprio(self, message: dict[Any, Any]) -> np.ndarray:
         for parts in self._state:

@@ -9,6 +9,7 @@ Source of the dialect: Physical-Intelligence/openpi, packages/openpi-client, msg
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgpack
@@ -38,8 +39,9 @@ class WireError(ValueError):
     """A frame that is not valid, or a value that has no place on the wire. The message is one line."""
 
 
-def one_line(value: object, *, limit: int = 400) -> str:
-    """`value` as a single printable line of at most `limit` characters, for error frames and logs."""
+def one_line(value: object, *, limit: int = 4000) -> str:
+    """`value` as a single printable line of at most `limit` characters, for error frames and logs. Whoever quotes
+    somebody else's words leaves the limit as it is: their end is where the remedy stands."""
     text = " ".join(str(value).split())
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
@@ -66,25 +68,28 @@ def unpack(frame: bytes) -> Any:
         raise WireError(f"frame of {len(frame)} bytes is over the limit of {MAX_FRAME_BYTES}")
     counter = _NodeCounter()
     try:
-        value = msgpack.unpackb(
-            frame,
-            raw=False,
-            strict_map_key=True,
-            object_hook=counter.map_hook,
-            list_hook=counter.list_hook,
-            max_str_len=MAX_TEXT_BYTES,
-            max_bin_len=MAX_FRAME_BYTES,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            max_ext_len=0,
-            ext_hook=_refuse_ext,
-        )
-    except WireError:
-        raise
+        value = _unpack(frame, counter)
     except Exception as error:  # the trust boundary: whatever a hostile frame provokes in msgpack or numpy is one error
-        raise WireError(f"malformed frame: {type(error).__name__}: {one_line(error)}") from error
-    _check_depth(value, 1)
+        place = _place(frame)
+        raise WireError(f"{place}: {_reason(error)}" if place else f"malformed frame: {_reason(error)}") from error
+    _check(value, "", 1)
     return value
+
+
+def _unpack(frame: bytes | bytearray | memoryview, counter: _NodeCounter) -> Any:
+    return msgpack.unpackb(
+        frame,
+        raw=False,
+        strict_map_key=True,
+        object_hook=counter.map_hook,
+        list_hook=counter.list_hook,
+        max_str_len=MAX_TEXT_BYTES,
+        max_bin_len=MAX_FRAME_BYTES,
+        max_array_len=MAX_ITEMS,
+        max_map_len=MAX_ITEMS,
+        max_ext_len=MAX_FRAME_BYTES,  # so that the hook says what was there
+        ext_hook=_refuse_ext,
+    )
 
 
 def _encode(value: object) -> dict[bytes, Any]:
@@ -163,10 +168,93 @@ def _refuse_ext(code: int, data: bytes) -> None:
     raise WireError(f"msgpack extension type {code} is not allowed")
 
 
-def _check_depth(value: object, depth: int) -> None:
+def _check(value: object, place: str, depth: int) -> None:
+    """WireError naming the key under which something lies that a frame may not hold."""
+    if isinstance(value, msgpack.Timestamp):
+        raise WireError(f"{_key(place)}: a msgpack timestamp is not allowed: send numbers")
     if not isinstance(value, dict | list):
         return
     if depth > MAX_DEPTH:
-        raise WireError(f"nested deeper than {MAX_DEPTH} levels")
-    for child in value.values() if isinstance(value, dict) else value:
-        _check_depth(child, depth + 1)
+        raise WireError(f"{_key(place)}: nested deeper than {MAX_DEPTH} levels")
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        _check(child, _join(place, key), depth + 1)
+
+
+def _reason(error: Exception) -> str:
+    """msgpack's errors in words; some of its have none."""
+    text = one_line(error)
+    if isinstance(error, msgpack.StackError):
+        return f"nested deeper than {MAX_DEPTH} levels"
+    if isinstance(error, msgpack.ExtraData):
+        return "bytes follow after the end of the message"
+    if isinstance(error, msgpack.FormatError):
+        return "not msgpack"
+    if isinstance(error, msgpack.OutOfData) or "incomplete input" in text:
+        return "the frame ends before the message does"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a string is not UTF-8 ({error.reason} at byte {error.start})"
+    if key := re.match(r"(\w+) is not allowed for map key", text):
+        return f"a key must be a string, not {key[1]}"
+    if over := re.fullmatch(r"(\d+) exceeds max_(\w+)_len\((\d+)\)", text):
+        what = {"str": "string of {} bytes", "bin": "binary of {} bytes", "array": "list of {} entries",
+                "map": "map of {} entries", "ext": "msgpack extension type of {} bytes"}[over[2]]  # fmt: skip
+        return f"{what.format(over[1])}, at most {over[3]} allowed"
+    if isinstance(error, WireError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _place(frame: bytes | bytearray | memoryview) -> str:
+    """The key, "a/b" for one in nested maps, at which a frame that cannot be decoded is broken; "" for none.
+
+    The frame is gone through again, entry by entry of its maps, until one cannot be decoded. Only for faults.
+    """
+    data, path, at = bytes(frame), "", 0
+    try:
+        for _ in range(MAX_DEPTH):
+            if at >= len(data) or not _is_map(data[at]):
+                break
+            walk = msgpack.Unpacker(max_buffer_size=MAX_FRAME_BYTES, raw=True, strict_map_key=False)
+            walk.feed(data[at:])
+            broken = None
+            for _ in range(min(walk.read_map_header(), MAX_ITEMS)):
+                key = walk.unpack()
+                start = at + walk.tell()
+                try:
+                    walk.skip()
+                except Exception:
+                    broken = key, start
+                    break
+                if not _decodes(data[start : at + walk.tell()]):
+                    broken = key, start
+                    break
+            if broken is None or (isinstance(broken[0], bytes) and broken[0] in _ARRAY_KEYS | _SCALAR_KEYS):
+                break
+            name, at = broken
+            path = _join(path, name.decode("utf-8", "replace") if isinstance(name, bytes) else name)
+    except Exception:  # the place is an aid; the fault itself is what matters
+        pass
+    return path
+
+
+def _decodes(part: bytes) -> bool:
+    """One entry of a map, decoded by itself under the same limits."""
+    counter = _NodeCounter()
+    try:
+        _unpack(part, counter)
+    except Exception:
+        return False
+    return True
+
+
+def _is_map(first: int) -> bool:
+    return 0x80 <= first <= 0x8F or first in (0xDE, 0xDF)
+
+
+def _join(place: str, key: object) -> str:
+    """ "images" and "front" -> "images/front"."""
+    return "/".join(part for part in (place, one_line(key, limit=60)) if part)
+
+
+def _key(place: str) -> str:
+    return one_line(place, limit=200) or "frame"

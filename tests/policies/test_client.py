@@ -20,7 +20,7 @@ from websockets.utils import accept_key
 
 from policies import wire
 from policies.client import PolicyClient
-from policies.server import PolicyServer, serve_in_thread
+from policies.server import Limits, PolicyServer, serve_in_thread
 from vla.types import ActionSpec, Observation, Policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +112,9 @@ def test_api_key_is_sent_and_its_absence_explained_without_retries() -> None:
             assert client.infer(MESSAGE)["actions"][0, 0] == 3
         for key in (None, "wrong"):
             start = time.monotonic()
-            with pytest.raises(ConnectionError, match=f"{server.uri} refused this client .HTTP 401.: pass the api_key"):
+            with pytest.raises(
+                ConnectionError, match=f"{server.uri} refused this client .HTTP 401: send the header .*: pass the api"
+            ):
                 PolicyClient(server.uri, api_key=key, timeout_s=5)
             assert time.monotonic() - start < 2
 
@@ -300,9 +302,11 @@ def test_stock_openpi_server_conduct() -> None:
     [
         (b"\xc1", "cannot read"),
         (msgpack.packb([1]), "sent a list, expected a map"),
-        (wire.pack({"actions": np.zeros((2, 3, 4))}), "no finite actions"),
-        (wire.pack({"actions": np.array([[np.inf]])}), "no finite actions"),
-        (wire.pack({"action": 1}), "no finite actions"),
+        (wire.pack({"actions": np.zeros((2, 3, 4))}), r"actions: expected shape \(C, A\), got \(2, 3, 4\)"),
+        (wire.pack({"actions": np.zeros((0, 3))}), r"actions: expected shape \(C, A\), got \(0, 3\)"),
+        (wire.pack({"actions": np.array([[np.inf]])}), r"actions: its answer of shape \(1, 1\) holds NaN or infinity"),
+        (wire.pack({"actions": [[1.0]]}), "actions: expected an array .C, A. of numbers, got list"),
+        (wire.pack({"action": 1}), "its answer holds no 'actions', only action"),
     ],
 )
 def test_a_servers_nonsense_never_reaches_the_robot(reply: bytes, expected: str) -> None:
@@ -313,6 +317,26 @@ def test_a_servers_nonsense_never_reaches_the_robot(reply: bytes, expected: str)
 
     with handmade(nonsense) as uri, PolicyClient(uri) as client, pytest.raises(RuntimeError, match=expected):
         client.act(observations())
+
+
+def test_a_servers_words_arrive_to_their_end() -> None:
+    """The remedy is the end of a message: nothing of it is cut, as text or behind an HTTP status."""
+    words = "the observation is wrong, " + "and wrong again, " * 100 + "so send the right one"
+
+    def answer(ws: ServerConnection) -> None:
+        ws.send(wire.pack({}))
+        for _ in ws:
+            ws.send(words)
+
+    with handmade(answer) as uri, PolicyClient(uri) as client, pytest.raises(RuntimeError, match="the right one$"):
+        client.infer(MESSAGE)
+    with serving(limits=Limits(clients=1)) as server, PolicyClient(server.uri):
+        with pytest.raises(
+            ConnectionError, match="HTTP 503: all 1 places are taken.: it is there, but takes nobody now"
+        ):
+            PolicyClient(server.uri, timeout_s=0.3)
+        with pytest.raises(ConnectionError, match="HTTP 404: no policy is called so; known: default"):
+            PolicyClient(f"{server.uri}/other", timeout_s=0.3)
 
 
 def test_threads_take_turns() -> None:

@@ -156,8 +156,15 @@ BAD = {
     "missing camera": ({"images": {"front": IMAGE}}, "missing key 'observation/wrist_image' or 'images/wrist'; got"),
     "images not a map": ({"images": 3}, "'images/front'"),
     "image a list": ({"images": {"front": [1], "wrist": IMAGE}}, "images/front: expected an array (H, W, 3) of uint8"),
-    "float image": (
-        {"images": {"front": IMAGE.astype(np.float32), "wrist": IMAGE}},
+    "float image of 0..255": (
+        {"images": {"front": IMAGE.astype(np.float32) + 200, "wrist": IMAGE}},
+        "images/front: camera 'images/front' gives float32 values from 200 to 200: floats must be in 0..1",
+    ),
+    "image beyond 255": ({"images": {"front": IMAGE.astype(np.int32) + 300, "wrist": IMAGE}}, "images/front: "),
+    "16-bit image": ({"images": {"front": IMAGE.astype(np.uint16), "wrist": IMAGE}}, "gives 16-bit pictures"),
+    "NaN image": ({"images": {"front": IMAGE * np.float32(np.nan), "wrist": IMAGE}}, "has NaN or infinity"),
+    "depth": (
+        {"images": {"front": np.zeros((4, 4, 1), np.uint16), "wrist": IMAGE}},
         "images/front: expected (H, W, 3)",
     ),
     "grey image": ({"images": {"front": IMAGE, "wrist": IMAGE[..., 0]}}, "images/wrist: expected (H, W, 3)"),
