@@ -19,6 +19,7 @@ import signal
 import ssl
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from policies import wire
 from policies.batching import Batcher
@@ -117,6 +119,7 @@ class PolicyServer:
         self._api_key, self._tls, self._limits, self._reload_s = api_key, tls, limits, reload_s
         self.metrics = Metrics()
         self._batcher = Batcher(max_batch=max_batch)
+        self._connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self._clients: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -170,9 +173,21 @@ class PolicyServer:
                 for number in events:  # leaving waits for the inference under way; a second Ctrl-C does not
                     with contextlib.suppress(NotImplementedError):
                         self._loop.remove_signal_handler(number)
+                self._drop_handshakes()
         finally:
             watcher.cancel()
             self._batcher.close()
+
+    def _connection(self, *args: Any, **options: Any) -> ServerConnection:
+        connection = ServerConnection(*args, **options)
+        self._connections.add(connection)
+        return connection
+
+    def _drop_handshakes(self) -> None:
+        """Cut connections that have not asked a whole question yet: half an HTTP request would delay the end."""
+        for connection in list(self._connections):
+            if connection.state is State.CONNECTING and getattr(connection, "transport", None) is not None:
+                connection.transport.abort()
 
     async def _listen(self) -> Server:
         try:
@@ -186,6 +201,7 @@ class PolicyServer:
                 compression=None,  # images barely shrink, and deflate would cost more than the inference
                 max_size=wire.MAX_FRAME_BYTES,
                 max_queue=2,  # request and answer: who sends ahead waits in their own socket, not in our memory
+                create_connection=self._connection,
                 open_timeout=self._limits.handshake_s,
                 ping_interval=self._limits.ping_s,
                 ping_timeout=self._limits.ping_s,

@@ -17,7 +17,7 @@ MAX_LINES = 500
 SHELL = (
     "vla/cli.py",
     "vla/commands/",
-    "vla/quickstart.py",
+    "vla/quickstart",
     "vla/bench.py",
     "vla/bench_warp.py",
     "vla/bench_serve.py",

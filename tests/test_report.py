@@ -146,6 +146,21 @@ def test_the_page_says_what_else_the_policy_learnt_from():
     assert "teacher" not in render(report | {"teacher": None})  # refined by the reward alone
 
 
+def test_a_run_that_is_not_complete_shows_what_it_has_and_what_it_lacks():
+    report = full_report()
+    del report["rl"], report["latency_ms"]
+    report["stages"] = [
+        {"name": "imitation", "seconds": 31.0, "state": "done", "steps": 700},
+        {"name": "online RL", "seconds": 2.0, "state": "failed", "reason": "no space <left> on disk"},
+        {"name": "serve", "seconds": 0.0, "state": "not run", "reason": "it needs online RL"},
+    ]
+    html = render(report)
+    assert Page(html).open == [] and "62.0%" in html and "The run is not complete." in html
+    assert "<b>online RL</b>: no space &lt;left&gt; on disk" in html and "<b>serve</b>: it needs online RL" in html
+    assert "--resume" in html and html.count("not run") == 2 and "state done" not in html
+    assert "Not complete" not in render(full_report())
+
+
 @pytest.mark.parametrize("missing", list(full_report()))
 def test_every_part_may_be_missing(missing, tmp_path):
     report = full_report()

@@ -127,8 +127,10 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     """The quickstart's stages: name, seconds, and whatever else each one reports."""
     rows = []
     for stage in stages:
-        extra = ", ".join(f"{key} {value}" for key, value in stage.items() if key not in ("name", "seconds"))
-        rows.append((stage["name"], f"{stage['seconds']:.1f}", extra))
+        facts = [f"{key} {value}" for key, value in stage.items() if key not in ("name", "seconds", "state", "reason")]
+        if (state := stage.get("state", "done")) != "done":
+            facts.insert(0, f"{state}: {stage['reason']}" if stage.get("reason") else state)
+        rows.append((stage["name"], f"{stage['seconds']:.1f}", ", ".join(facts)))
     rows.append(("total", f"{sum(stage['seconds'] for stage in stages):.1f}", ""))
     return table("stages", ("stage", "seconds", ""), rows)
 

@@ -227,7 +227,7 @@ def _residual(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, en
 
 def _validation(config: RLConfig, env: VecEnv) -> Callable[[Policy], tuple[int, int]]:
     from envs.rollout import evaluate
-    from vla.quickstart import VALIDATION_SEED0
+    from vla.quickstart_rl import VALIDATION_SEED0
 
     def play(policy: Policy) -> tuple[int, int]:
         seeds = range(VALIDATION_SEED0, VALIDATION_SEED0 + config.validation_episodes)

@@ -1,34 +1,31 @@
 """`vla quickstart`: demonstrations -> imitation -> online RL -> served policy, in order, with a report at the end.
 
-Like `vla/cli.py`, this file may see every room: it is the table of contents of the product, as a program.
+Like `vla/cli.py`, this file may see every room: it is the table of contents of the product, as a program. How stages
+are kept, shown and resumed is `vla/quickstart_stages.py`.
 """
 
 from __future__ import annotations
 
-import json
-import resource
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vla import console
-from vla.config import load_json
+from vla.config import decode, encode, load_json, save_json
+from vla.locks import locked, refuse_used
+from vla.quickstart_rl import read_log, refine
+from vla.quickstart_stages import Outcome, Result, Stage, merged_parts, run_stages, sigterm_interrupts
 from vla.report import provenance, write_report
 
-if TYPE_CHECKING:
-    from rl.run_config import RunnerConfig
-
-VALIDATION_SEED0 = 3_000_000
-"""RL chooses its best checkpoint on these scenes: neither training scenes nor those of the final evaluation."""
 _GROUNDING_SEED0 = 900_000
+_RUN = "quickstart.json"
+_MAY_CHANGE = ("out", "workers")
+"""Do not change the results, so a run may go on with others than it began with."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,8 @@ class QuickstartConfig:
     demos: int = 20
     """Scarce on purpose: with 60 imitation alone reaches 92% and leaves RL little to do (BENCHMARKS.md)."""
     imitation_steps: int = 700
-    rl_seconds: float = 240.0
+    rl_seconds: float | None = 240.0
+    """None: as long as its updates take."""
     rl_updates: int = 400
     eval_episodes: int = 400
     control_episodes: int = 200
@@ -52,120 +50,159 @@ class QuickstartConfig:
 
 
 def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
-    """The same journey in a minute or two."""
+    """The same journey in a minute or two. No clock limits it: it comes to the same however busy the machine is."""
     return replace(
-        config, demos=4, imitation_steps=10, rl_seconds=120.0, rl_updates=4, eval_episodes=8, control_episodes=8,
+        config, demos=4, imitation_steps=10, rl_seconds=None, rl_updates=4, eval_episodes=8, control_episodes=8,
         served_episodes=2,
     )  # fmt: skip
 
 
-class _Stages:
-    """Times the stages and keeps what each one reports."""
+@dataclass(frozen=True)
+class _Run:
+    """What `OUT/quickstart.json` keeps: with it a run goes on as it began."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        console.say(f"[{len(self.rows) + 1}] {name}")
-        start, extra = time.monotonic(), {}
-        yield extra
-        self.rows.append({"name": name, "seconds": round(time.monotonic() - start, 1), **extra})
+    config: QuickstartConfig
+    command: str
 
 
-def quickstart(config: QuickstartConfig) -> dict[str, Any]:
-    """Run the whole job; writes report.json and report.html into `config.out` and returns the report."""
+def quickstart(
+    config: QuickstartConfig, *, resume: bool = False, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run the whole job; the report, which after every stage stands in `config.out` as report.json and report.html.
+
+    A stage that fails is shown as failed there and stops only those that need it. `resume` goes on, with the
+    configuration the run began with, at the first stage that is not done (or begins); `given` are the fields of
+    `config` that the user asked for (all, if None), which must agree with that configuration. ValueError for a folder
+    that holds a run and no `resume`.
+    """
+    out = Path(config.out)
+    with locked(out), sigterm_interrupts():
+        run = _begin(config, out, resume, given)
+        return _run(run, out)
+
+
+def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str, Any] | None) -> _Run:
+    """The run in `out` to go on with, or a new one."""
+    asked = dict(given if given is not None else vars(config))
+    if config.smoke:
+        config = replace(smoke_config(config), **(given or {}))
+    if refuse_used(out / _RUN, out, "a quickstart", resume=resume):
+        stored = load_json(out / _RUN)
+        begun = decode(QuickstartConfig, stored["config"])
+        for name in asked:
+            before, now = getattr(begun, name), getattr(config, name)
+            if name not in _MAY_CHANGE and before != now:
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"{out} was begun with --{flag} {before}, not {now}: leave it out, or choose another --out"
+                )
+        changed = {name: getattr(config, name) for name in _MAY_CHANGE if name in asked}
+        return _Run(replace(begun, **changed), stored["command"])
+    if left := [name for name in ("report.json", "imitation", "rl") if (out / name).exists()]:
+        raise ValueError(f"{out} holds a quickstart that cannot be resumed ({left[0]}): choose another --out")
+    from envs.suites import load_suite
+
+    load_suite(config.suite)
+    run = _Run(config, "vla quickstart " + " ".join(sys.argv[2:]))
+    save_json(out / _RUN, {"config": encode(config), "command": run.command})
+    return run
+
+
+def _run(run: _Run, out: Path) -> dict[str, Any]:
+    config, where = run.config, provenance()
+    worlds = _Worlds(config)
+
+    def report(outcomes: list[Outcome]) -> dict[str, Any]:
+        written = {
+            "suite": config.suite,
+            "seed": config.seed,
+            "command": run.command,
+            **where,
+            "complete": all(outcome.state == "done" for outcome in outcomes),
+            "stages": [outcome.row() for outcome in outcomes],
+            **merged_parts(outcomes),
+            "peak_memory_gib": round(max(outcome.peak_memory_gib for outcome in outcomes), 2),
+            "filmstrips": [film for outcome in outcomes for film in outcome.result.films],
+        }
+        write_report(written, out)
+        return written
+
+    try:
+        outcomes = run_stages(
+            _stages(config, out, worlds), out, on_end=report, before=lambda: _settle(config), on_failure=worlds.close
+        )
+    finally:
+        worlds.close()
+    final = report(outcomes)
+    _print(final, out / "report.html")
+    return final
+
+
+def _stages(config: QuickstartConfig, out: Path, worlds: _Worlds) -> list[Stage]:
+    """The job's table of contents."""
+    return [
+        Stage("backbone", lambda: _check_backbone(config, out)),
+        Stage("demonstrations", lambda: _demonstrate(config, out)),
+        Stage("imitation", lambda: _imitate(config, out), needs=("demonstrations",)),
+        Stage("evaluate imitation", lambda: _judge_imitation(config, out, worlds), needs=("imitation",)),
+        Stage("online RL", lambda: refine(config, out, worlds.trained), needs=("demonstrations", "imitation")),
+        Stage("evaluate RL", lambda: _judge_rl(config, out, worlds), needs=("online RL",)),
+        Stage("serve", lambda: _serve(config, out), needs=("online RL",)),
+    ]
+
+
+def _settle(config: QuickstartConfig) -> None:
+    """Before every stage: what it does may not depend on what this process did before, which a resumed one did not."""
     import torch
 
-    from envs import make_vec
-    from envs.demos import record
-    from vla.model import VLA
-
-    if config.smoke:
-        config = smoke_config(config)
-    out = Path(config.out)
-    if (out / "report.json").exists() or (out / "imitation").exists():
-        raise ValueError(f"{out} already holds a quickstart: remove it, or give another --out")
-    out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
-    stages = _Stages()
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed % 2**32)
 
-    with stages.stage("backbone") as extra:
-        extra |= _check_backbone(out, scenes=16 if config.smoke else 200, workers=config.workers)
-    with stages.stage("demonstrations") as extra, console.progress("demonstrations", config.demos) as update:
-        dataset = record(
-            config.suite, config.demos, out / "demos", seed0=config.seed * 20_000, num_workers=config.workers,
-            on_progress=lambda p: update(p.kept, note=f"{p.tried - p.kept} failed"),
-        )  # fmt: skip
-        extra["episodes"] = config.demos
-    with stages.stage("imitation") as extra:
-        losses = _imitate(config, dataset, out / "imitation", extra)
 
-    envs = make_vec(config.suite, 48, num_workers=config.workers)
-    heldout = make_vec(config.suite, 48, num_workers=config.workers, phrasings="heldout")
-    try:
-        seeds = _evaluation_seeds(config)
-        with stages.stage("evaluate imitation"):
-            before = _evaluate(VLA.load(out / "imitation"), envs, seeds, config, "imitation", films=4)
-            controls = _floor(envs, seeds, config)
-            swapped = _evaluate(
-                VLA.load(out / "imitation"), envs, seeds[: config.control_episodes], config, "", swap=True
+class _Worlds:
+    """The simulated worlds, built when a stage first asks for them."""
+
+    def __init__(self, config: QuickstartConfig) -> None:
+        self._config, self._built = config, {}
+
+    @property
+    def trained(self) -> Any:
+        """With the sentences of training."""
+        return self._build("train")
+
+    @property
+    def heldout(self) -> Any:
+        """With sentences never heard in training."""
+        return self._build("heldout")
+
+    def _build(self, phrasings: str) -> Any:
+        from envs import make_vec
+
+        if phrasings not in self._built:
+            self._built[phrasings] = make_vec(
+                self._config.suite, 48, num_workers=self._config.workers, phrasings=phrasings
             )
-            before.controls["swapped_instruction"] = _brief(swapped)
-            other = _evaluate(VLA.load(out / "imitation"), heldout, seeds[: config.control_episodes], config, "")
-            before.controls["heldout_phrasing"] = _brief(other)
-        with stages.stage("online RL") as extra:
-            curves = _refine(config, out, envs, extra)
-        with stages.stage("evaluate RL"):
-            model = VLA.load(out / "rl" / "best")
-            after = _evaluate(model, envs, seeds, config, "rl", films=6)
-            swapped = _evaluate(model, envs, seeds[: config.control_episodes], config, "", swap=True)
-            after.controls["swapped_instruction"] = _brief(swapped)
-            other = _evaluate(model, heldout, seeds, config, "")
-            after.controls["heldout_phrasing"] = _brief(other)
-        controls |= after.controls
-        with stages.stage("serve") as extra:
-            latency = _serve(config, out / "rl" / "best", extra)
-    finally:
-        envs.close()
-        heldout.close()
+        return self._built[phrasings]
 
-    films = [(f, "imitation") for f in before.films] + [(f, "rl") for f in after.films]
-    report: dict[str, Any] = {
-        "suite": config.suite,
-        "seed": config.seed,
-        "command": "vla quickstart " + " ".join(sys.argv[2:]),
-        **provenance(),
-        "stages": stages.rows,
-        "imitation": before.to_dict() | provenance(),
-        "rl": after.to_dict() | provenance(),
-        "controls": controls,
-        "latency_ms": latency,
-        "peak_memory_gib": round(_peak_memory_gib(), 2),
-        "curves": {"imitation_loss": losses, **curves},
-        "teacher": load_json(teacher) if (teacher := out / "rl" / "teacher.json").exists() else None,
-        "filmstrips": [
-            {"caption": film.caption, "frames": np.stack(film.frames), "success": film.success,
-             "wrong_object": film.wrong_object, "stage": stage}
-            for film, stage in films
-        ],
-    }  # fmt: skip
-    page = write_report(report, out)
-    _print(report, page)
-    return report
+    def close(self) -> None:
+        """End their processes; they are built anew when asked for again."""
+        while self._built:
+            self._built.popitem()[1].close()
 
 
 def _print(report: dict[str, Any], page: Path) -> None:
     terminal = console.stdout()
     terminal.print(console.stage_table(report["stages"]))
-    rows = [
-        ("imitation", console.format_rate(report["imitation"])),
-        ("after online RL", console.format_rate(report["rl"])),
-    ]
-    rows += [(f"control: {name}", console.format_rate(part)) for name, part in report["controls"].items()]
-    terminal.print(console.table(report["suite"], ("policy", "success, Wilson 95%"), rows))
-    latency = report["latency_ms"]
-    terminal.print(f"served: p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms a decision; report: {page}")
+    named = (("imitation", "imitation"), ("rl", "after online RL"))
+    rows = [(title, console.format_rate(report[name])) for name, title in named if name in report]
+    rows += [(f"control: {name}", console.format_rate(part)) for name, part in report.get("controls", {}).items()]
+    if rows:
+        terminal.print(console.table(report["suite"], ("policy", "success, Wilson 95%"), rows))
+    served = ""
+    if latency := report.get("latency_ms"):
+        served = f"served: p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms a decision; "
+    terminal.print(f"{served}report: {page}")
 
 
 def _evaluation_seeds(config: QuickstartConfig) -> list[int]:
@@ -180,7 +217,7 @@ def _brief(report: Any) -> dict[str, Any]:
     return {k: full[k] for k in ("successes", "episodes", "success_rate", "wilson95", "wrong_object")}
 
 
-def _check_backbone(out: Path, *, scenes: int, workers: int) -> dict[str, Any]:
+def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
     """How well the shipped vision-language model sees, on scenes rendered now."""
     from envs.grounding import generate
     from vla.backbone import load_backbone
@@ -189,29 +226,80 @@ def _check_backbone(out: Path, *, scenes: int, workers: int) -> dict[str, Any]:
 
     folder = out / "grounding"
     shutil.rmtree(folder, ignore_errors=True)
-    generate(scenes, folder, seed=_GROUNDING_SEED0, num_workers=workers)
+    generate(16 if config.smoke else 200, folder, seed=_GROUNDING_SEED0, num_workers=config.workers)
     backbone = load_backbone(RECIPES["tabletop"]().model.backbone)
     figures = inspect(backbone, GroundingSet(folder, backbone.tokenizer))
     shutil.rmtree(folder)
-    return {name: round(value, 3) for name, value in figures.items()}
+    return Result({name: round(value, 3) for name, value in figures.items()})
 
 
-def _imitate(config: QuickstartConfig, dataset: Path, out: Path, extra: dict[str, Any]) -> dict[str, list[float]]:
+def _demonstrate(config: QuickstartConfig, out: Path) -> Result:
+    from envs.demos import record
+
+    with console.progress("demonstrations", config.demos) as update:
+        record(
+            config.suite, config.demos, out / "demos", seed0=config.seed * 20_000, num_workers=config.workers,
+            on_progress=lambda p: update(p.kept, note=f"{p.tried - p.kept} failed"),
+        )  # fmt: skip
+    return Result({"episodes": config.demos})
+
+
+def _imitate(config: QuickstartConfig, out: Path) -> Result:
     from vla.data import load_dataset
     from vla.recipes import RECIPES
     from vla.train import build_vla, train
 
     recipe = replace(RECIPES["tabletop"](), steps=config.imitation_steps, seed=config.seed)
-    demos = load_dataset(dataset)
+    demos, folder = load_dataset(out / "demos"), out / "imitation"
     model = build_vla(recipe, demos)
     with console.progress("imitation", recipe.steps) as update:
-        train(
-            recipe, model, demos, out,
+        done = train(
+            recipe, model, demos, folder, resume=True,
             on_step=lambda p: update(p.done, total=p.total, note=p.stage if p.loss is None else f"loss {p.loss:.3f}"),
         )  # fmt: skip
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    extra |= {"frames": len(demos.proprio), "steps": recipe.steps, "loss": round(rows[-1]["loss"], 4)}
-    return {"step": [row["step"] for row in rows], "loss": [row["loss"] for row in rows]}
+    if done.interrupted:
+        raise KeyboardInterrupt
+    rows = read_log(folder)
+    return Result(
+        {"frames": len(demos.proprio), "steps": recipe.steps, "loss": round(rows[-1]["loss"], 4)},
+        {"curves": {"imitation_loss": {"step": [r["step"] for r in rows], "loss": [r["loss"] for r in rows]}}},
+    )
+
+
+def _judge_imitation(config: QuickstartConfig, out: Path, worlds: _Worlds) -> Result:
+    from vla.model import VLA
+
+    envs, seeds = worlds.trained, _evaluation_seeds(config)
+    few = seeds[: config.control_episodes]
+    before = _evaluate(VLA.load(out / "imitation"), envs, seeds, config, "imitation", films=4)
+    controls = _floor(envs, seeds, config)
+    swapped = _evaluate(VLA.load(out / "imitation"), envs, few, config, "", swap=True)
+    before.controls["swapped_instruction"] = _brief(swapped)
+    other = _evaluate(VLA.load(out / "imitation"), worlds.heldout, few, config, "")
+    before.controls["heldout_phrasing"] = _brief(other)
+    parts = {"imitation": before.to_dict() | provenance(), "controls": controls}
+    return Result({}, parts, _films(before, "imitation"))
+
+
+def _judge_rl(config: QuickstartConfig, out: Path, worlds: _Worlds) -> Result:
+    from vla.model import VLA
+
+    model, envs, seeds = VLA.load(out / "rl" / "best"), worlds.trained, _evaluation_seeds(config)
+    after = _evaluate(model, envs, seeds, config, "rl", films=6)
+    swapped = _evaluate(model, envs, seeds[: config.control_episodes], config, "", swap=True)
+    after.controls["swapped_instruction"] = _brief(swapped)
+    other = _evaluate(model, worlds.heldout, seeds, config, "")
+    after.controls["heldout_phrasing"] = _brief(other)
+    parts = {"rl": after.to_dict() | provenance(), "controls": dict(after.controls)}
+    return Result({}, parts, _films(after, "rl"))
+
+
+def _films(played: Any, stage: str) -> list[dict[str, Any]]:
+    return [
+        {"caption": film.caption, "frames": np.stack(film.frames), "success": bool(film.success),
+         "wrong_object": bool(film.wrong_object), "stage": stage}
+        for film in played.films
+    ]  # fmt: skip
 
 
 def _evaluate(
@@ -241,122 +329,23 @@ def _floor(envs: Any, seeds: list[int], config: QuickstartConfig) -> dict[str, d
     return {name: _brief(evaluate(policy, envs, few, suite=config.suite)) for name, policy in policies.items()}
 
 
-def _refine(config: QuickstartConfig, out: Path, envs: Any, extra: dict[str, Any]) -> dict[str, Any]:
-    """Online RL from the imitation checkpoint, beside a teacher of the same demonstrations; its learning curves."""
-    from envs.rollout import evaluate, wilson95
-    from rl.runner import Runner
-    from vla.data import load_dataset
-    from vla.model import VLA
-
-    recipe = replace(
-        _recipe(config.suite), suite=config.suite, seed=config.seed, num_envs=envs.num_envs,
-        max_seconds=config.rl_seconds, max_updates=config.rl_updates, train_seeds=(500_000, 1_000_000),
-    )  # fmt: skip
-    if config.smoke:
-        recipe = _brief_recipe(recipe)
-    validation = range(VALIDATION_SEED0, VALIDATION_SEED0 + (envs.num_envs if config.smoke else 2 * envs.num_envs))
-
-    def check(policy: Any) -> tuple[int, int]:
-        report = evaluate(policy, envs, validation, suite=config.suite)
-        return report.successes, report.episodes
-
-    rows: list[dict[str, float]] = []
-    with console.progress("online RL", recipe.max_seconds, unit="s") as update:
-
-        def on_update(row: dict[str, float]) -> None:
-            rows.append(row)
-            note = f"update {row['update']}, success {row.get('success_rate', 0):.2f}"
-            update(min(row["seconds"], recipe.max_seconds or 0), note=note)
-
-        def on_practice(row: dict[str, float]) -> None:
-            rate = row.get("success_rate", 0)
-            update(min(runner.seconds, recipe.max_seconds or 0), f"first its teacher practises: success {rate:.2f}")
-
-        demos = None if recipe.guide is None else load_dataset(out / "demos")
-        runner = Runner(
-            VLA.load(out / "imitation"), envs, recipe, out / "rl", evaluate=check, demos=demos, on_update=on_update,
-            on_practice=on_practice,
-        )  # fmt: skip
-        result = runner.run()
-    if recipe.guide is not None:
-        teacher = load_json(out / "rl" / "teacher.json")
-        extra["teacher_alone"] = f"{teacher['successes']}/{teacher['episodes']}"
-        extra["practice_steps"] = teacher.get("control_steps", 0)
-    extra |= {
-        "updates": result.updates, "control_steps": result.env_steps, "stopped_by": result.stopped_by,
-        "steps_per_s": round(result.env_steps / result.seconds), "sigma_scale": result.std_scale,
-    }  # fmt: skip
-    steps_at = {0: 0} | {int(row["update"]): int(row["env_steps"]) for row in rows}
-    return {
-        "rl_train": {
-            "control_steps": [row["env_steps"] for row in rows if "success_rate" in row],
-            "success_rate": [row["success_rate"] for row in rows if "success_rate" in row],
-        },
-        "rl_eval": {
-            "control_steps": [steps_at[u] for u, _, _ in result.evaluations],
-            "success_rate": [k / n for _, k, n in result.evaluations],
-            "wilson95": [list(wilson95(k, n)) for _, k, n in result.evaluations],
-        },
-    }
-
-
-def _recipe(suite: str) -> RunnerConfig:
-    """How this suite's policy is refined: beside a teacher, if its worlds tell what one reads."""
-    from envs.suites import load_suite
-    from rl.recipes import RECIPES
-
-    loaded = load_suite(suite)
-    plane = getattr(loaded, "plane", None)
-    if plane is None:
-        return RECIPES["tabletop-pick"]()
-    if plane.turns:
-        return RECIPES["tabletop-pick-guided"]()
-    return RECIPES["multitask-few" if len(loaded.tasks) > 1 else "robosuite-lift-guided"]()
-
-
-def _brief_recipe(recipe: RunnerConfig) -> RunnerConfig:
-    """Everything of it once."""
-    guide = recipe.guide
-    if guide is not None:
-        practice = guide.practice and replace(guide.practice, env_steps=1, decisions_per_update=2)
-        guide = replace(guide, teacher=replace(guide.teacher, steps=10), practice=practice, steps=2)
-    return replace(recipe, decisions_per_update=2, eval_every=4, calibrate_scales=(), guide=guide)
-
-
-def _serve(config: QuickstartConfig, checkpoint: Path, extra: dict[str, Any]) -> dict[str, float]:
+def _serve(config: QuickstartConfig, out: Path) -> Result:
     """Start `vla serve` as its own process and let its client drive the simulated robot."""
     from envs import make_vec
     from envs.rollout import evaluate
     from policies.client import PolicyClient
+    from vla.quickstart_serving import policy_server
 
-    command = [sys.executable, "-m", "vla.cli", "serve", str(checkpoint), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    seeds = _evaluation_seeds(config)[: config.served_episodes]
     robot = make_vec(config.suite, 1, num_workers=1)
     try:
-        uri = _wait_for_uri(server)
-        seeds = _evaluation_seeds(config)[: config.served_episodes]
-        with PolicyClient(uri) as client:
+        with policy_server(out / "rl" / "best", out / "stages" / "serve.log") as uri, PolicyClient(uri) as client:
             report = evaluate(client, robot, seeds, name="served", suite=config.suite)
             waits = np.array(client.latencies_ms)
     finally:
         robot.close()
-        server.terminate()
-        server.wait(timeout=10)
-    extra |= {"episodes": report.episodes, "successes": report.successes, "decisions": len(waits)}
-    return {"p50": float(np.percentile(waits, 50)), "p99": float(np.percentile(waits, 99)), "decisions": len(waits)}
-
-
-def _wait_for_uri(server: subprocess.Popen[str]) -> str:
-    """The address that `vla serve` prints once it listens."""
-    assert server.stdout is not None
-    for line in server.stdout:
-        for word in line.split():
-            if word.startswith("ws://"):
-                return word.rstrip(".,;")
-    raise ConnectionError("the policy server ended before it listened: run `vla serve` by hand to see why")
-
-
-def _peak_memory_gib() -> float:
-    """Largest resident size of this process plus that of its largest child (the kernel keeps no sum)."""
-    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + 2 * child) / 2**20
+    p50, p99 = (float(np.percentile(waits, percent)) for percent in (50, 99))
+    return Result(
+        {"episodes": report.episodes, "successes": report.successes, "decisions": len(waits)},
+        {"latency_ms": {"p50": p50, "p99": p99, "decisions": len(waits)}},
+    )

@@ -6,7 +6,8 @@
            "rl_train": {"control_steps": [...], "success_rate": [...]},
            "rl_eval": {"control_steps": [...], "success_rate": [...], "wilson95": [[lo, hi], ...]}};
 "filmstrips": [{"caption", "frames" (F, H, W, 3) uint8, "success", "stage"?, "wrong_object"?}, ...] (no frames in JSON).
-Every part may be missing; the page then leaves it out.
+Every part may be missing; the page then leaves it out. A stage has a "state" ("done", "failed" or "not run") and a
+"reason" where it is not done; "complete" says whether all are.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ CONTROL_NOTES = {
     "random": "should fail",
     "expert": "reads the simulator's state",
 }
+_STAGE_FIELDS = ("name", "seconds", "state", "reason")
 _STILLS = 6
 _FILM_FPS = 5
 
@@ -66,7 +68,7 @@ def render(report: Mapping[str, Any]) -> str:
     """The page's HTML."""
     suite = escape(str(report.get("suite", report.get("rl", {}).get("suite", ""))))
     title = f"Bascule: {suite}" if suite else "Bascule"
-    sections = (_headline, _bars_section, _curves, _films, _stages, _latency, _breakdown, _footer)
+    sections = (_headline, _unfinished, _bars_section, _curves, _films, _stages, _latency, _breakdown, _footer)
     body = "\n".join(part for part in (section(report) for section in sections) if part)
     css = Path(__file__).with_name("report.css").read_text()
     return (
@@ -129,21 +131,38 @@ def contact_sheet(views: list[NDArray[np.uint8]], captions: list[str], path: Pat
 
 def _headline(report: Mapping[str, Any]) -> str:
     before, after = report.get("imitation"), report.get("rl")
-    if not before or not after:
+    if not before and not after:
         return "<header><h1>Bascule</h1></header>"
-    verdict = _verdict(before, after)
+    known = after or before
+    verdict = _verdict(before, after) if before and after else "The run is not complete."
     seconds = sum(stage["seconds"] for stage in report.get("stages", ()))
-    facts = [f"suite <b>{escape(str(after.get('suite', report.get('suite', ''))))}</b>"]
+    facts = [f"suite <b>{escape(str(known.get('suite', report.get('suite', ''))))}</b>"]
     if "seed" in report:
         facts.append(f"seed {escape(str(report['seed']))}")
     if seconds:
         facts.append(f"{_duration(seconds)} in all")
-    if "seeds" in after:
-        facts.append(f"evaluated on scenes {after['seeds'][0]}&ndash;{after['seeds'][1]}, never trained on")
+    if "seeds" in known:
+        facts.append(f"evaluated on scenes {known['seeds'][0]}&ndash;{known['seeds'][1]}, never trained on")
     return (
         f'<header><p class="eyebrow">Bascule &middot; {" &middot; ".join(facts)}</p><h1>{verdict}</h1>'
         f'<div class="duo">{_figure("imitation", "before", before)}<div class="arrow" aria-hidden="true">&rarr;</div>'
         f"{_figure('after online RL', 'after', after)}</div></header>"
+    )
+
+
+def _unfinished(report: Mapping[str, Any]) -> str:
+    """The stages that failed, with the reason, and those that did not run."""
+    left = [stage for stage in report.get("stages", ()) if stage.get("state", "done") != "done"]
+    if not left:
+        return ""
+    items = "".join(
+        f'<li><span class="badge bad">{escape(stage["state"])}</span> <b>{escape(_words(stage["name"]))}</b>'
+        f"{': ' + escape(stage['reason']) if stage.get('reason') else ''}</li>"
+        for stage in left
+    )
+    return (
+        f'<section><h2>Not complete</h2><ul class="notes">{items}</ul><p class="small">What finished is kept: '
+        "<code>vla quickstart --resume</code> with the same --out goes on.</p></section>"
     )
 
 
@@ -156,7 +175,9 @@ def _verdict(before: Eval, after: Eval) -> str:
     return "No clear difference: the intervals overlap."
 
 
-def _figure(label: str, kind: str, result: Eval) -> str:
+def _figure(label: str, kind: str, result: Eval | None) -> str:
+    if not result:
+        return f'<div class="figure {kind}"><span class="what">{label}</span><span class="big">&ndash;</span></div>'
     return (
         f'<div class="figure {kind}"><span class="what">{label}</span>'
         f'<span class="big">{100 * _rate(result):.1f}%</span>'
@@ -282,7 +303,9 @@ def _stages(report: Mapping[str, Any]) -> str:
     rows = []
     for stage in stages:
         share = 100 * stage["seconds"] / longest
-        facts = [f"{_words(key)} {_value(value)}" for key, value in stage.items() if key not in ("name", "seconds")]
+        facts = [f"{_words(key)} {_value(value)}" for key, value in stage.items() if key not in _STAGE_FIELDS]
+        if stage.get("state", "done") != "done":
+            facts.insert(0, stage["state"])
         rows.append(
             f'<tr><th scope="row">{escape(_words(stage["name"]))}</th>'
             f'<td class="number">{_duration(stage["seconds"])}</td>'

@@ -54,9 +54,9 @@ def test_what_it_leaves_can_be_used_again(out: Path) -> None:
 
 
 def test_a_suite_is_refined_as_far_as_it_tells_its_state() -> None:
-    from vla.quickstart import _recipe
+    from vla.quickstart_rl import suite_recipe
 
-    pick, ten = _recipe("tabletop-pick"), _recipe("tabletop-ten")
+    pick, ten = suite_recipe("tabletop-pick"), suite_recipe("tabletop-ten")
     assert pick.guide is not None and pick.guide.teacher.turns > 1 and pick.guide.practice is not None
     assert ten.guide is not None and ten.guide.teacher.turns == 1 and ten.curriculum is not None
     assert ten.guide.teacher.origin == "hand" and ten.guide.practice is not None, "few demonstrations of every task"

@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from policies import wire
 from policies.layouts import LAYOUTS, Layout, ObservationReader
-from policies.server import PolicyServer, serve_in_thread
+from policies.server import Limits, PolicyServer, serve_in_thread
 from vla.types import ActionSpec, Observation
 
 SPEC = ActionSpec(names=("dx", "dy", "gripper"), low=(-1.0,) * 3, high=(1.0,) * 3, control_hz=20.0)
@@ -69,6 +69,7 @@ def observation(prompt: str = "lift", **changes: object) -> dict[str, object]:
     return {"images": images, "state": np.array([1, 2, 3], np.float32), "prompt": prompt} | changes
 
 
+PATIENT = Limits(handshake_s=300.0)
 FIRST_ACTION = 6 + 10 + 2 * 20 + len("lift")
 
 
@@ -412,3 +413,18 @@ def test_run_also_works_inside_a_callers_thread_with_its_own_loop() -> None:
             return await asyncio.to_thread(once)
 
     assert asyncio.run(main()) == FIRST_ACTION
+
+
+def test_half_a_request_does_not_delay_the_end():
+    server = PolicyServer(SumPolicy(), action_spec=SPEC, cameras=CAMERAS, port=0, proprio_dim=3, limits=PATIENT)
+    ready = threading.Event()
+    thread = threading.Thread(target=server.run, args=(ready.set,), daemon=True)
+    thread.start()
+    assert ready.wait(60.0)
+    with socket.create_connection(("127.0.0.1", server.port)) as half:
+        half.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        with connect(server.uri) as whole:  # by then the half one has been taken in
+            whole.recv()
+        server.stop()
+        thread.join(60.0)
+        assert not thread.is_alive()
