@@ -29,14 +29,14 @@ def test_the_command_refines_keeps_books_and_reports(tmp_path, capsys):
     out = tmp_path / "rl"
     arguments = ["rl", "smoke", "--init", untrained(tmp_path / "init"), "--out", str(out), "--workers", "1"]
     extra = ["--curriculum", "vla-rl", "--track", "tensorboard", "--retain", "tabletop-pick", "--retain-episodes", "3"]
-    assert main([*arguments, *extra]) == 0
+    assert main([*arguments, *extra, "--resume"]) == 0  # there is nothing to resume: it begins
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and "share/pick" in rows[0]
     assert list((out / "tensorboard").iterdir()) and (out / "best" / "config.json").is_file()
     kept = json.loads((out / "retention.json").read_text())
     assert kept["tasks"][0]["before"]["episodes"] == 3
     assert main(arguments) == 2
-    assert "resume it" in capsys.readouterr().err
+    assert "already holds a run: resume it (--resume), or choose another folder (--out)" in capsys.readouterr().err
 
 
 def test_several_processes_are_started_and_learn_as_one(tmp_path, capsys):

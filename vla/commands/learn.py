@@ -292,12 +292,12 @@ class RL(Command):
         from vla.catalogue import checkpoint
 
         init = checkpoint(self.init)
-        refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         from vla.parallel import launch, launched
 
         config, size = self._config(recipe()), max(self.processes, launched()[1])
         if config.num_envs % size:
             raise ValueError(f"num_envs {config.num_envs} does not divide among {size} processes")
+        refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         if self.processes != 1 and launched()[1] == 1:
             launch(self.processes)
         from envs.rollout import evaluate
