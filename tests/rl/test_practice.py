@@ -153,3 +153,35 @@ def test_a_run_lets_its_teacher_practise_and_counts_it(cloned, tmp_path):
     assert run("late", PRACTICE, max_updates=1, max_seconds=1e-9)[2]["control_steps"] <= 8 * 32 * CHUNK
     with pytest.raises(ValueError, match="at least 1 control step"):
         run("wrong", replace(PRACTICE, env_steps=0), max_updates=1)
+
+
+def test_killed_while_its_teacher_practises_a_run_comes_to_the_same(cloned, tmp_path):
+    def start(out, **listeners):
+        model = ToyVLA()
+        model.load_state_dict(cloned)
+        short = replace(PRACTICE, env_steps=6000)
+        guide = GuideConfig(teacher=QUICK, practice=short, steps=3, minibatch_size=32)
+        settings = replace(config(num_envs=32, max_updates=2), guide=guide)
+        return Runner(model, PointReach(32), settings, tmp_path / out, demos=demos(FEW), evaluate=evaluate, **listeners)
+
+    def killed(row):
+        if row["update"] == 3:
+            raise KeyboardInterrupt
+
+    whole = start("whole")
+    expected = whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        start("cut", on_practice=killed).run(resume=True)
+    assert not (tmp_path / "cut/last/config.json").exists()  # no checkpoint yet: it will begin anew
+    torch.manual_seed(123)  # another process
+    cut = start("cut")
+    found = cut.run(resume=True)
+    assert (found.evaluations, found.env_steps) == (expected.evaluations, expected.env_steps)
+    assert (tmp_path / "cut/teacher.json").read_text() == (tmp_path / "whole/teacher.json").read_text()
+    for part in ("actor", "learner"):
+        ours, theirs = (tensors_of(getattr(runner, part)) for runner in (cut, whole))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs), part
+
+
+def tensors_of(part):
+    return dict(part.named_policy_parameters()) if hasattr(part, "named_policy_parameters") else part.tensors()
