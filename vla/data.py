@@ -268,7 +268,8 @@ def _on_disk(
 
     rows = np.arange(len(table))
     if info["features"][key]["dtype"] == "image":
-        reader = ParquetImages(root, key, data_files(root, info), order, size, partial(row_place, table))
+        place = partial(row_place, table.select(["episode_index", "frame_index"]))  # the rest need not stay
+        reader = ParquetImages(root, key, data_files(root, info), order, size, place)
     else:
         reader = Videos(root, info, table, key, size)
     height, width = reader.read(rows[:1])[0].shape[:2]
