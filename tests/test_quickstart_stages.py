@@ -173,6 +173,18 @@ def test_a_folder_of_an_older_quickstart_and_a_wrong_suite_are_refused(tiny, tmp
     assert code == 2 and "did you mean 'tabletop-pick'" in error and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "args",
+    [("--eval-episodes", "0"), ("--served-episodes", "-1"), ("--workers", "0"), ("--seed", "50"), ("--seed", "-1"),
+     ("--rl-seconds", "0"), ("--rl-seconds", "nan"), ("--demos", "0")],
+    ids=" ".join,
+)  # fmt: skip
+def test_budgets_that_cannot_be_are_told_before_the_first_stage(tiny, tmp_path, capsys, args):
+    code, error = command(capsys, "--out", str(tmp_path / "x"), *args)
+    assert code == 2 and " ".join(args) in error and "give" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+
+
 def test_ctrl_c_and_sigterm_end_in_good_order_and_are_resumed(tiny, tmp_path, capsys, monkeypatch):
     tiny["imitation"] = KeyboardInterrupt()
     code, error = command(capsys, "--out", str(tmp_path))

@@ -23,6 +23,12 @@ from vla.quickstart_stages import Outcome, Result, Stage, merged_parts, run_stag
 from vla.report import provenance, write_report
 
 _GROUNDING_SEED0 = 900_000
+_SCENES_PER_SEED = 20_000
+_SEEDS = 50
+"""Demonstrations are recorded in scenes below a million; those above are for RL and for evaluation."""
+_COUNTS = (
+    "demos", "imitation_steps", "rl_updates", "eval_episodes", "control_episodes", "served_episodes", "workers",
+)  # fmt: skip
 _RUN = "quickstart.json"
 _MAY_CHANGE = ("out", "workers")
 """Do not change the results, so a run may go on with others than it began with."""
@@ -57,6 +63,17 @@ def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
     )  # fmt: skip
 
 
+def check(config: QuickstartConfig) -> None:
+    """ValueError naming the flag, for budgets with which a later stage could only fail."""
+    for name in _COUNTS:
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: give a whole number from 1")
+    if config.rl_seconds is not None and not config.rl_seconds > 0:
+        raise ValueError(f"--rl-seconds {config.rl_seconds:g}: give a number above 0")
+    if not 0 <= config.seed < _SEEDS:
+        raise ValueError(f"--seed {config.seed}: give 0 to {_SEEDS - 1}; each has its own scenes to demonstrate in")
+
+
 @dataclass(frozen=True)
 class _Run:
     """What `OUT/quickstart.json` keeps: with it a run goes on as it began."""
@@ -86,6 +103,7 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
     asked = dict(given if given is not None else vars(config))
     if config.smoke:
         config = replace(smoke_config(config), **(given or {}))
+    check(config)
     if refuse_used(out / _RUN, out, "a quickstart", resume=resume):
         stored = load_json(out / _RUN)
         begun = decode(QuickstartConfig, stored["config"])
@@ -238,7 +256,7 @@ def _demonstrate(config: QuickstartConfig, out: Path) -> Result:
 
     with console.progress("demonstrations", config.demos) as update:
         record(
-            config.suite, config.demos, out / "demos", seed0=config.seed * 20_000, num_workers=config.workers,
+            config.suite, config.demos, out / "demos", seed0=config.seed * _SCENES_PER_SEED, num_workers=config.workers,
             on_progress=lambda p: update(p.kept, note=f"{p.tried - p.kept} failed"),
         )  # fmt: skip
     return Result({"episodes": config.demos})
@@ -323,7 +341,7 @@ def _floor(envs: Any, seeds: list[int], config: QuickstartConfig) -> dict[str, d
     policies: dict[str, Any] = {
         "zero": ZeroPolicy(envs.action_spec),
         "random": RandomPolicy(envs.action_spec, seed=config.seed),
-        "blind": BlindReplay(expert_actions(config.suite, config.seed * 20_000), envs.num_envs),
+        "blind": BlindReplay(expert_actions(config.suite, config.seed * _SCENES_PER_SEED), envs.num_envs),
     }
     few = seeds[: config.control_episodes]
     return {name: _brief(evaluate(policy, envs, few, suite=config.suite)) for name, policy in policies.items()}
