@@ -86,7 +86,9 @@ def convert_released(
             raise ValueError(f"this is no VLA-Adapter action head: it has nothing for {needed}")
     width, stem = tensors["bridge.stem.weight"].shape
     blocks = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("bridge.blocks."))
-    config = FaithfulConfig(layout, width=width, heads=heads, num_blocks=blocks, action_dim=stem // width)
+    config = FaithfulConfig(
+        layout, width=width, heads=heads, num_blocks=blocks, action_dim=stem // width, bf16_table=True
+    )
     return Released(config, tensors["bridge.embed_proprio.0.weight"].shape[1], tensors)
 
 
@@ -156,6 +158,7 @@ def convert(
         cameras=cameras,
         max_text_tokens=max_text_tokens,
         backbone=None if isinstance(backbone, str | dict) else backbone,
+        released_scaling=True,
     )
     missing, unexpected = vla.load_state_dict(released.tensors, strict=False)
     missing = [name for name in missing if not name.startswith("backbone.")]

@@ -35,6 +35,8 @@ class FaithfulConfig:
     """Only shapes the stem: it starts from action_dim * width zeros."""
     noise_std: float = 0.02
     """Of the noise that replaces the zeros in training mode."""
+    bf16_table: bool = False
+    """The rotation's table in bfloat16, positions included, as in the released weights' own precision."""
 
     def problem(self) -> str | None:
         """What is wrong with this configuration, or None."""
@@ -45,12 +47,17 @@ class FaithfulConfig:
         return None
 
 
-def released_rotation(x_BHTW: Tensor, *, base: float = 10000.0) -> Tensor:
+def released_rotation(x_BHTW: Tensor, *, base: float = 10000.0, table: torch.dtype = torch.float32) -> Tensor:
     """Rotate by position 0 .. T - 1 as the released code does: components (2i, 2i + 1) by the angles of 2i and 2i + 1
-    in a table whose second half repeats the first. Not a rotation: see the module's docstring."""
+    in a table whose second half repeats the first. Not a rotation: see the module's docstring.
+
+    `table`: precision of positions, frequencies and angles. The released head is bfloat16 as a whole, so positions
+    above 256 come in steps of 2 (385 different ones of 512) and angles have 8 bits.
+    """
     length, width = x_BHTW.shape[-2:]
-    frequency = base ** (-torch.arange(0, width, 2, device=x_BHTW.device, dtype=torch.float32) / width)
-    angle = torch.arange(length, device=x_BHTW.device, dtype=torch.float32)[:, None] * frequency
+    # As in the release: the frequencies are made in float32 and then become what the module is.
+    frequency = (1.0 / base ** (torch.arange(0, width, 2, device=x_BHTW.device, dtype=torch.float32) / width)).to(table)
+    angle = torch.arange(length, device=x_BHTW.device).to(table)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
     even, odd = x_BHTW[..., ::2], x_BHTW[..., 1::2]
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
@@ -60,9 +67,12 @@ def released_rotation(x_BHTW: Tensor, *, base: float = 10000.0) -> Tensor:
 class FaithfulBlock(nn.Module):
     """ReLU(Linear(LN(o(joint attention) + x))), the joint attention being over [chunk; queries and proprio; raw]."""
 
-    def __init__(self, *, width: int, heads: int, layout: Literal["base", "pro"]) -> None:
+    def __init__(
+        self, *, width: int, heads: int, layout: Literal["base", "pro"], table: torch.dtype = torch.float32
+    ) -> None:
+        """`table`: precision of the rotation's angles in the Pro layout."""
         super().__init__()
-        self.heads, self.rotated = heads, layout == "pro"
+        self.heads, self.rotated, self.table = heads, layout == "pro", table
         own = 3 if layout == "pro" else 1
         self.query = nn.Linear(width, width)
         self.key = nn.ModuleList(nn.Linear(width, width) for _ in range(own))
@@ -82,7 +92,7 @@ class FaithfulBlock(nn.Module):
         keys = [self._split(self.key[i % len(self.key)](source)) for i, source in enumerate(sources)]
         values = [self._split(self.value[i % len(self.value)](source)) for i, source in enumerate(sources)]
         if self.rotated:
-            query, keys = released_rotation(query), [released_rotation(key) for key in keys]
+            query, *keys = (released_rotation(part, table=self.table) for part in (query, *keys))
         score_self, score_cond, score_raw = (query @ key.transpose(-1, -2) for key in keys)
         score_raw = score_raw * torch.tanh(self.gate)
         if raw_mask_BN is not None:
@@ -114,8 +124,10 @@ class FaithfulBridge(nn.Module):
         width, stem = config.width, config.action_dim * config.width
         self.embed_proprio = nn.Sequential(nn.Linear(proprio_dim, width), nn.GELU(), nn.Linear(width, width))
         self.stem_norm, self.stem = nn.LayerNorm(stem), nn.Linear(stem, width)
+        table = torch.bfloat16 if config.bf16_table else torch.float32
         self.blocks = nn.ModuleList(
-            FaithfulBlock(width=width, heads=config.heads, layout=config.layout) for _ in range(config.num_blocks)
+            FaithfulBlock(width=width, heads=config.heads, layout=config.layout, table=table)
+            for _ in range(config.num_blocks)
         )
 
     def forward(self, features: Features, proprio_BP: Tensor) -> Tensor:

@@ -102,11 +102,13 @@ class VLA(nn.Module):
         max_text_tokens: int = 24,
         backbone: Backbone | nn.Module | None = None,
         seed: int = 0,
+        released_scaling: bool = False,
     ) -> VLA:
         """An untrained policy for one robot: bridge and head from `seed`, backbone as `config.backbone` says.
 
         `stats` fixes the proprio width, the backbone (its `image_size`, else 84) the image size unless one is given;
-        `backbone` is used instead of loading one. ValueError for what does not fit.
+        `backbone` is used instead of loading one; `released_scaling` is the processor's. ValueError for what does not
+        fit.
         """
         if backbone is None:
             from vla.backbone import load_backbone
@@ -124,6 +126,7 @@ class VLA(nn.Module):
             action_low=action_spec.low,
             action_high=action_spec.high,
             control_hz=action_spec.control_hz,
+            released_scaling=released_scaling,
         )
         processor = Processor(processor_config, stats, backbone.tokenizer)
         with torch.random.fork_rng(devices=[]):

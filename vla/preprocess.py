@@ -68,6 +68,16 @@ class VectorStats:
         half = (high - low) / 2
         return (low + high) / 2, np.where(half < _NEGLIGIBLE / 2, 1.0, half)
 
+    def released_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(centre, half width) as the released VLA-Adapter code scales: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 and back.
+
+        A state that never changed reads -1; an action that never changed is that constant, whatever the network says.
+        """
+        # Observations are float32: a constant must meet its own value, not the one with more digits in the file.
+        low, high = (np.array(column, dtype=np.float32).astype(np.float64) for column in (self.q01, self.q99))
+        half = (high - low + 1e-8) / 2
+        return low + half, half
+
 
 def widened(
     q01: NDArray[np.float64], q99: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
@@ -145,6 +155,8 @@ class ProcessorConfig:
     action_slots: tuple[int, ...] | None = None
     """Where this robot's action lies in the wider one that the model gives."""
     action_width: int | None = None
+    released_scaling: bool = False
+    """State and action are scaled as the released VLA-Adapter code does (`VectorStats.released_affine`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +201,9 @@ class Preprocessor:
         _check_slots("proprio", config.proprio_slots, config.proprio_width, config.proprio_dim)
         _check_slots("action", config.action_slots, config.action_width, dim)
         self._low, self._high = np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
-        self._proprio = stats.proprio.affine()
-        self._action = stats.action.affine()
+        released = config.released_scaling
+        self._proprio = stats.proprio.released_affine() if released else stats.proprio.affine()
+        self._action = stats.action.released_affine() if released else stats.action.affine()
         self._tokens: dict[str, tuple[int, ...]] = {}
 
     @property

@@ -70,6 +70,12 @@ def write(folder, layout, wrapped=True):
 # --- the released computation, from published names ---
 
 
+def bf16(x):
+    """The nearest number with 8 significant bits, ties to even."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 256), exponent - 8)
+
+
 def released_actions(head, projector, raw_LND, queries_LQD, proprio):
     p = {k.removeprefix("module.").removeprefix("model."): v.double().numpy() for k, v in head.items()}
     q = {k.removeprefix("module."): v.double().numpy() for k, v in projector.items()}
@@ -82,11 +88,11 @@ def released_actions(head, projector, raw_LND, queries_LQD, proprio):
 
     def rope(x):
         h = x.shape[-1]
-        freq = 10000.0 ** (-np.arange(0, h, 2) / h)
-        angle = np.outer(np.arange(len(x)), np.concatenate([freq, freq]))
+        freq = bf16(10000.0 ** (-np.arange(0, h, 2) / h))
+        angle = bf16(np.outer(bf16(np.arange(len(x))), np.concatenate([freq, freq])))
         partner = np.empty_like(x)
         partner[:, 0::2], partner[:, 1::2] = -x[:, 1::2], x[:, 0::2]
-        return x * np.cos(angle) + partner * np.sin(angle)
+        return x * bf16(np.cos(angle)) + partner * bf16(np.sin(angle))
 
     hidden = lin(np.clip(proprio, -1, 1), q, "fc1")
     gelu = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in hidden])
@@ -143,6 +149,28 @@ def test_a_published_folder_becomes_a_policy_that_computes_the_same(layout, wrap
     vla.save(tmp_path / "ours")
     back = VLA.load(tmp_path / "ours", load_backbone=load_toy)
     np.testing.assert_array_equal(VLAPolicy(back).act(obs), VLAPolicy(vla).act(obs))
+
+
+def test_components_that_never_change_are_scaled_as_in_the_release(tmp_path):
+    """State: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 = -1. Action: 0.5 (a + 1) (q99 - q01 + 1e-8) + q01 = the constant."""
+    write(tmp_path, "pro")
+    table = statistics()
+    for part, place, value in (("proprio", 2, 0.1), ("action", 1, -0.7)):
+        for column in ("min", "q01", "q99", "max", "mean"):
+            table["toy_no_noops"][part][column][place] = value
+    (tmp_path / "dataset_statistics.json").write_text(json.dumps(table))
+    vla = convert(tmp_path, backbone=toy_backbone(width=W), cameras=("front", "wrist"), chunk_size=C, heads=H)
+    vla.save(tmp_path / "ours")
+    for policy in (vla, VLA.load(tmp_path / "ours", load_backbone=load_toy)):
+        obs = replace(toy_observation(size=84), proprio=np.full((3, P), 0.1, np.float32))
+        inp = policy.processor.prepare(obs)
+        assert inp.proprio_BP[:, 2].tolist() == [-1.0] * 3
+        np.testing.assert_array_equal(policy.predict(inp)[..., 1], np.float32(-0.7))
+        wild = np.full((2, C, A), 3.0, np.float32)
+        np.testing.assert_allclose(policy.processor.unnormalise_action(wild)[..., 1], -0.7, atol=1e-7)
+        np.testing.assert_allclose(policy.processor.unnormalise_action(torch.from_numpy(wild))[..., 1], -0.7, atol=1e-7)
+        played = policy.predict(inp)
+        assert np.abs(policy.processor.normalise_action(played)[..., 1]).max() <= 1
 
 
 def test_dead_weights_are_dropped_and_shapes_read(tmp_path):

@@ -130,6 +130,89 @@ def test_the_rotation_is_neither_relative_nor_keeps_norms():
     assert torch.equal(q_at[0], q[0, 0, 0])
 
 
+def _bf16(value):
+    """The nearest number with 8 significant bits, ties to even: bfloat16, written out."""
+    if value == 0:
+        return 0.0
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * 256), exponent - 8)
+
+
+def test_the_released_table_is_bfloat16_positions_included():
+    width, length = 112, 512
+    seen = {_bf16(position) for position in range(length)}
+    assert len(seen) == 385
+    x = torch.zeros(1, 1, length, width)
+    x[..., ::2] = 1.0  # the even components read the cosine of their own angle, the odd ones its sine
+    ours = released_rotation(x, table=torch.bfloat16)[0, 0].numpy()
+    exact = released_rotation(x)[0, 0].numpy()
+    expected = np.empty((length, width))
+    for position in range(length):
+        for c in range(width):
+            frequency = _bf16(np.float32(1) / np.float32(10000.0) ** np.float32(2 * (c % (width // 2)) / width))
+            angle = _bf16(_bf16(position) * frequency)
+            expected[position, c] = _bf16(math.cos(angle)) if c % 2 == 0 else _bf16(math.sin(angle))
+    np.testing.assert_array_equal(ours, expected.astype(np.float32))
+    assert np.abs(ours - exact).mean() > 0.03  # a float32 table is another policy
+
+
+@pytest.mark.parametrize("layout", ["base", "pro"])
+def test_in_bfloat16_it_is_the_released_head(layout):
+    """Against the formula in plain bfloat16 operations, one matrix product for each line of the description."""
+    config = FaithfulConfig(layout, width=W, heads=H, num_blocks=L, action_dim=A, bf16_table=True)
+    torch.manual_seed(3)
+    made = FaithfulBridge(config, chunk_size=C, feature_width=W, num_layers=L, proprio_dim=P).eval()
+    for name, parameter in made.named_parameters():
+        if "gate" in name:
+            torch.nn.init.constant_(parameter, 0.7)
+    made = made.to(torch.bfloat16)
+    g = torch.Generator().manual_seed(5)
+    raw, queries = torch.randn(1, L, 300, W, generator=g), torch.randn(1, L, Q, W, generator=g)
+    proprio = torch.randn(1, P, generator=g)
+    with torch.no_grad():
+        ours = made(Features(raw, None, queries, None, torch.zeros(300, 3)), proprio)[0]
+
+        def linear(name, x):
+            layer = made.get_submodule(name)
+            return torch.nn.functional.linear(x, layer.weight, layer.bias)
+
+        def norm(name, x):
+            layer = made.get_submodule(name)
+            return torch.nn.functional.layer_norm(x, x.shape[-1:], layer.weight, layer.bias)
+
+        half = lambda x: x.to(torch.bfloat16)  # noqa: E731
+
+        def turned(x_HTD):
+            length, width = x_HTD.shape[-2:]
+            frequency = half(1.0 / 10000 ** (torch.arange(0, width, 2).float() / width))
+            angle = torch.einsum("i,j->ij", torch.arange(length, dtype=torch.bfloat16), frequency)
+            angle = torch.cat([angle, angle], -1)
+            partner = torch.stack((-x_HTD[..., 1::2], x_HTD[..., ::2]), -1).reshape_as(x_HTD)
+            return x_HTD * angle.cos() + partner * angle.sin()
+
+        split = lambda x: x.view(-1, H, W // H).transpose(0, 1)  # noqa: E731
+        token = linear(
+            "embed_proprio.2", torch.nn.functional.gelu(linear("embed_proprio.0", half(proprio).clamp(-1, 1)))
+        )
+        x = linear("stem", norm("stem_norm", torch.zeros(C, A * W, dtype=torch.bfloat16))).relu()
+        for i in range(L):
+            sources = (x, torch.cat([half(queries[0, i]), token]), half(raw[0, i]))
+            own = (0, 1, 2) if layout == "pro" else (0, 0, 0)
+            turn = turned if layout == "pro" else lambda part: part
+            query = turn(split(linear(f"blocks.{i}.query", x)))
+            logits = [query @ turn(split(linear(f"blocks.{i}.key.{k}", s))).transpose(-2, -1)
+                      for k, s in zip(own, sources, strict=True)]  # fmt: skip
+            logits[2] = logits[2] * torch.tanh(made.blocks[i].gate)
+            weights = (torch.cat(logits, -1) / math.sqrt(W // H)).softmax(-1)
+            values = torch.cat(
+                [split(linear(f"blocks.{i}.value.{k}", s)) for k, s in zip(own, sources, strict=True)], 1
+            )
+            read = (weights @ values).transpose(0, 1).reshape(C, W)
+            x = linear(f"blocks.{i}.ffn", norm(f"blocks.{i}.norm", linear(f"blocks.{i}.out", read) + x)).relu()
+    # 0 where matrix products of one and of several rows round alike; elsewhere an 8-bit step at most.
+    torch.testing.assert_close(ours.float(), x.float(), rtol=1 / 128, atol=1 / 128)
+
+
 def test_training_sees_noise_that_inference_does_not():
     made, (f, proprio) = bridge("base"), features()
     assert torch.equal(made(f, proprio), made(f, proprio))
