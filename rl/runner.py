@@ -84,6 +84,7 @@ class Runner:
         if isinstance(getattr(model, "config", None), VLAConfig):
             n_action_steps = n_action_steps or model.config.n_action_steps
             model.config = replace(model.config, n_action_steps=n_action_steps)  # to be served as it was trained
+            check_loads(model)
         # worlds that answer late play more of a chunk than passes between two decisions
         n_action_steps = getattr(env, "chunk_steps", n_action_steps)
         self.collector = Collector(

@@ -206,6 +206,8 @@ def _fingerprint(vla: VLA, demos: DemoSet, processor: Processor) -> str:
     digest = hashlib.blake2b(digest_size=8)
     config = processor.config
     digest.update(repr((config.cameras, config.image_size, config.max_text_tokens, vla.config.backbone_dtype)).encode())
+    if config.text_rule != "words":
+        digest.update(config.text_rule.encode())
     digest.update(repr(vla.backbone.to_spec()).encode())
     for name, tensor in vla.backbone.state_dict().items():
         digest.update(name.encode())

@@ -21,6 +21,7 @@ from vla.commands.learn import RL, Pretrain, Quickstart, Train
 from vla.commands.look import List, View
 from vla.commands.measure import Bench, Eval, Experiment
 from vla.config import unknown
+from vla.devices import check_device
 from vla.locks import locked
 
 COMMANDS: dict[str, type[Command]] = {
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run_alone(command: Command) -> int | None:
     """Run it while no other run may write what it writes."""
+    check_device(getattr(command, "device", None))
     with ExitStack() as stack:
         for path in command.writes():
             stack.enter_context(locked(path))

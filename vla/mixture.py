@@ -13,7 +13,8 @@ from torch import nn
 
 from vla.data import DemoSet
 from vla.model import VLA
-from vla.processor import Processor, ProcessorConfig, plain_text
+from vla.processor import Processor, ProcessorConfig
+from vla.text import room_for_text
 from vla.train_config import TrainConfig
 from vla.types import ActionSpec
 
@@ -108,6 +109,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
             action_names=part.action_names,
             image_size=cfg.image_size or backbone.image_size,
             max_text_tokens=_room_for_text(cfg, backbone, parts),
+            text_rule="signs",
             control_hz=part.fps,
             proprio_slots=state_slots[i],
             proprio_width=state_width,
@@ -128,10 +130,8 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
 
 def _room_for_text(cfg: TrainConfig, backbone: nn.Module, parts: Sequence[DemoSet]) -> int:
     """Tokens of the longest instruction, if that is more than the recipe has room for."""
-    texts = {plain_text(text) for part in parts for text in part.instruction}
-    return max(
-        [cfg.max_text_tokens, *(len(backbone.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)]
-    )
+    texts = [text for part in parts for text in part.instruction]
+    return room_for_text(texts, backbone.tokenizer, rule="signs", least=cfg.max_text_tokens)
 
 
 def _for_views(cfg: TrainConfig, backbone: nn.Module | None, views: int) -> nn.Module:

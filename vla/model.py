@@ -123,6 +123,7 @@ class VLA(nn.Module):
             action_names=action_spec.names,
             image_size=image_size or getattr(backbone, "image_size", 84),
             max_text_tokens=max_text_tokens,
+            text_rule="signs",
             action_low=action_spec.low,
             action_high=action_spec.high,
             control_hz=action_spec.control_hz,

@@ -5,7 +5,6 @@ Actions are normalised here and nowhere else (`vla.processor` is the same on ten
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.config import decode, encode
+from vla.text import TextRule, tokens_of
 from vla.types import ActionSpec, Observation
 
 _NEGLIGIBLE = 1e-6
@@ -145,6 +145,8 @@ class ProcessorConfig:
     image_size: int = 84
     """Pixels, square; other sizes are resized."""
     max_text_tokens: int = 24
+    text_rule: TextRule = "words"
+    """What of an instruction is read; policies made before there was a choice read words."""
     action_low: tuple[float, ...] | None = None
     """Bounds of what leaves the policy, environment units; None: the extremes of the training data."""
     action_high: tuple[float, ...] | None = None
@@ -167,11 +169,6 @@ class ModelArrays:
     token_ids_BT: NDArray[np.int64]
     token_mask_BT: NDArray[np.bool_]
     proprio_BP: NDArray[np.float32]
-
-
-def plain_text(instruction: str) -> str:
-    """Lower case, letters and digits only, single spaces: how instructions are written down does not matter."""
-    return " ".join(re.sub(r"[^\w\s]|_", " ", instruction.lower()).split())
 
 
 class Preprocessor:
@@ -247,14 +244,21 @@ class Preprocessor:
         ids = np.full((len(instructions), length), pad, dtype=np.int64)
         mask = np.zeros((len(instructions), length), dtype=np.bool_)
         for row, instruction in enumerate(instructions):
-            tokens = self._tokens.get(instruction)
-            if tokens is None:
-                if len(self._tokens) >= _TOKEN_CACHE:
-                    self._tokens.clear()
-                tokens = self._tokens[instruction] = self._tokenise_one(instruction)
+            tokens = self.tokens(instruction)
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True
         return ids, mask
+
+    def tokens(self, instruction: str) -> tuple[int, ...]:
+        """An instruction's token ids, at most `max_text_tokens`. ValueError as `vla.text.tokens_of` says."""
+        tokens = self._tokens.get(instruction) if isinstance(instruction, str) else None
+        if tokens is None:
+            config = self.config
+            tokens = tokens_of(instruction, self.tokenizer, rule=config.text_rule, limit=config.max_text_tokens)
+            if len(self._tokens) >= _TOKEN_CACHE:
+                self._tokens.clear()
+            self._tokens[instruction] = tokens
+        return tokens
 
     def scale_proprio(self, proprio_BP: NDArray[np.floating], *, batch_size: int | None = None) -> NDArray[np.float32]:
         """Robot state (B, P) in raw units -> [-1, 1] between the quantiles, limited to +-5.
@@ -289,22 +293,6 @@ class Preprocessor:
             action = action[..., list(self.config.action_slots)]
         raw = (np.asarray(action, dtype=np.float64) * half + centre).astype(np.float32)
         return np.clip(raw, self._low, self._high)
-
-    def _tokenise_one(self, instruction: str) -> tuple[int, ...]:
-        if not isinstance(instruction, str):
-            raise ValueError(f"an instruction must be text, got {type(instruction).__name__}")
-        text = plain_text(instruction)
-        if not text:
-            raise ValueError(f"an instruction must say something, got {instruction!r}")
-        tokens = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        limit = self.config.max_text_tokens
-        if len(tokens) > limit:
-            # never cut: half an instruction is another instruction
-            raise ValueError(
-                f"the instruction {instruction!r} has {len(tokens)} tokens, this policy reads at most {limit}: "
-                "shorten it, or train with a larger max_text_tokens"
-            )
-        return tokens
 
     def _images(self, obs: Observation) -> NDArray[np.uint8]:
         wanted, given = self.config.cameras, obs.images

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla.preprocess import ModelArrays, Preprocessor, ProcessorConfig, Stats, VectorStats, plain_text
+from vla.preprocess import ModelArrays, Preprocessor, ProcessorConfig, Stats, VectorStats
+from vla.text import plain_text
 from vla.types import Observation
 
 __all__ = ["ModelInput", "Processor", "ProcessorConfig", "Stats", "VectorStats", "plain_text"]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vla.augment import augment, draw_augmentation
 from vla.cache import check_demos, encode_demos
 from vla.checkpoint import CONFIG, load_checkpoint
+from vla.checks import check_loads
 from vla.config import encode, fill_defaults, lookup, save_json
 from vla.cotrain import LanguageTask
 from vla.data import DemoSet
@@ -32,10 +33,11 @@ from vla.metrics import METRICS, TRACKERS, Metrics
 from vla.mixture import build_vla, members_of
 from vla.model import VLA
 from vla.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
-from vla.parallel import assemble, held, load_model, load_optimiser, part_of, whole
+from vla.parallel import assemble, held, launched, load_model, load_optimiser, part_of, whole
 from vla.process import Stop, idle_cores, restored_threads, stop_signals
 from vla.processor import ModelInput, Processor
 from vla.source import Ahead, Batch, LiveDemos, Source, join
+from vla.text import warn_of_lookalikes
 from vla.train_config import (
     MAY_CHANGE,
     TrainConfig,
@@ -55,8 +57,9 @@ __all__ = [
 OnStep = Callable[[TrainProgress], None]
 
 
-class TrainingDiverged(FloatingPointError):
-    """The loss or its gradient is no longer finite. The last checkpoint is from before."""
+class TrainingDiverged(FloatingPointError, ValueError):
+    """The loss or its gradient is no longer finite: the learning rate or the data must change. The last checkpoint is
+    from before."""
 
 
 def train(
@@ -81,9 +84,12 @@ def train(
     for name in cfg.trackers:
         lookup(name, TRACKERS, "tracker")
     _check_policy(cfg, vla)
+    check_loads(vla)
     members = members_of(vla, demos)
     for processor, part in members.values():
         check_demos(processor, part)
+    if launched()[0] == 0:
+        warn_of_lookalikes((text for _, part in members.values() for text in part.instruction), vla.processor.tokens)
     with locked(out), restored_threads(), stop_signals() as stop, torch.random.fork_rng(devices=[]):
         taken = refuse_used(out / CONFIG, out, "a checkpoint", resume=resume)
         out.mkdir(parents=True, exist_ok=True)

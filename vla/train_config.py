@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vla.augment import AugmentConfig
+from vla.checks import model_problem
 from vla.cotrain import LanguageConfig
 from vla.model import VLAConfig
 
@@ -80,8 +81,9 @@ class TrainConfig:
                 return f"{name} must be at least 1, got {getattr(self, name)}"
         if self.num_threads < 0:
             return f"num_threads must be at least 1, or 0 for as many as are idle; got {self.num_threads}"
-        if not (self.lr > 0 and self.grad_clip > 0 and self.backbone_lr > 0):
-            return f"lr, backbone_lr, grad_clip must be positive: {self.lr}, {self.backbone_lr}, {self.grad_clip}"
+        rates = (self.lr, self.backbone_lr, self.grad_clip)
+        if not all(0 < rate < math.inf for rate in rates):
+            return f"lr, backbone_lr, grad_clip must be positive numbers, got {', '.join(map(str, rates))}"
         if not 0 <= self.ema_decay < 1:
             return f"ema_decay must be in [0, 1), got {self.ema_decay}"
         if self.batch_size % self.accumulate:
@@ -91,12 +93,12 @@ class TrainConfig:
             return "language and checkpointing are for a backbone that learns: turn freeze_backbone off, or give lora"
         if self.shard and not learns:
             return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
-        if self.weights is not None and not all(weight > 0 for weight in self.weights):
-            return f"weights of datasets must be positive, got {self.weights}"
-        for part in (self.augment, self.language, self.model.lora):
+        if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):
+            return f"weights of datasets must be positive numbers, got {', '.join(map(str, self.weights))}"
+        for part in (self.augment, self.language):
             if part is not None and (problem := part.problem()):
                 return problem
-        return None
+        return model_problem(self.model)
 
 
 @dataclass(frozen=True)

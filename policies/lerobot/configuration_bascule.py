@@ -35,6 +35,7 @@ class BasculeConfig(PreTrainedConfig):
     gate_init: float = 1.0
     image_size: int = 84
     max_text_tokens: int = 24
+    """Room for an instruction; more when the dataset's tasks are longer."""
     seed: int = 0
     """Of the fresh bridge and head."""
     optimizer_lr: float = 1e-3

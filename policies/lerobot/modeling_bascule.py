@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vla.dataset_meta import component_names
 from vla.model import VLA, VLAConfig
 from vla.preprocess import widened
 from vla.processor import Processor, ProcessorConfig, Stats, VectorStats
+from vla.text import room_for_text, warn_of_lookalikes
 from vla.types import ActionSpec, Observation
 
 TOKENIZER = "tokenizer"
@@ -63,6 +65,8 @@ class BasculePolicy(PreTrainedPolicy):
                     "a fresh bascule policy needs a dataset: its statistics and action names are part of it"
                 )
             vla = _fresh(config, dataset_stats, dataset_meta)
+        if dataset_meta is not None:
+            _fit_text(vla, dataset_meta)
         self.vla = vla
         config.parts = describe(vla)
         self.reset()
@@ -210,6 +214,18 @@ def _action_names(config: BasculeConfig, meta: Any, dim: int) -> list[str]:
         return list(component_names(features, ACTION))
     names = list(config.action_feature_names or ())
     return names if len(names) == dim else [f"a{i}" for i in range(dim)]
+
+
+def _fit_text(vla: VLA, meta: Any) -> None:
+    """Make room for the dataset's longest task, as `vla train` does, and warn of tasks that read alike."""
+    table = getattr(meta, "tasks", None)
+    tasks = [] if table is None else [str(task) for task in table.index]
+    config = vla.processor.config
+    tokenizer = vla.backbone.tokenizer
+    room = room_for_text(tasks, tokenizer, rule=config.text_rule, least=config.max_text_tokens)
+    if room > config.max_text_tokens:
+        vla.processor = Processor(replace(config, max_text_tokens=room), vla.processor.stats, tokenizer)
+    warn_of_lookalikes(tasks, vla.processor.tokens)
 
 
 def _vector_stats(stats: Mapping[str, Any]) -> VectorStats:

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from vla.checkpoint import CONFIG
 from vla.commands.base import Command, given
 from vla.config import lookup
+from vla.devices import choose_device
 from vla.locks import refuse_used
 from vla.quickstart import QuickstartConfig, quickstart
 from vla.quickstart_rl import VALIDATION_SEED0
@@ -147,6 +148,9 @@ class Train(Command):
     weights: tuple[float, ...] | None = None
     """How often each of several datasets is drawn."""
     chunk_size: int | None = None
+    """Control steps predicted per decision."""
+    n_action_steps: int | None = None
+    """Of which so many are played before the policy looks again: at most the chunk's."""
     accumulate: int | None = None
     """Parts a batch is computed in, to save memory."""
     augment: bool = False
@@ -179,11 +183,13 @@ class Train(Command):
         from vla.train import build_vla, train
 
         config = self._config(recipe())
+        if problem := config.problem():
+            raise ValueError(problem)
         rank, processes = launched()
         resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
         demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream)
         model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
-        model.to(_device(self.device))
+        model.to(choose_device(self.device))
         if rank == 0:
             budget = estimate(config, model, demos, processes=processes)
             for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
@@ -215,7 +221,8 @@ class Train(Command):
         from vla.augment import AugmentConfig
         from vla.cotrain import LanguageConfig
 
-        model = replace(config.model, **given(backbone=self.backbone, chunk_size=self.chunk_size))
+        shape = given(backbone=self.backbone, chunk_size=self.chunk_size, n_action_steps=self.n_action_steps)
+        model = replace(config.model, **shape)
         if self.tune is not None:
             adapters = (model.lora or LoRAConfig()) if self.tune == "lora" else None
             model = replace(model, freeze_backbone=self.tune != "full", lora=adapters)
@@ -233,14 +240,6 @@ class Train(Command):
 
     def kept(self) -> str:
         return f"the last checkpoint stays in {self.out}; add --resume to continue"
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -335,7 +334,7 @@ class RL(Command):
                     rate = row.get("success_rate", 0)
                     update(0, f"first its teacher practises: {row['update']}/{row['of']}, success {rate:.2f}")
 
-                model = VLA.load(init).to(_device(self.device))
+                model = VLA.load(init).to(choose_device(self.device))
                 runner = Runner(
                     model, env, config, self.out, evaluate=play, demos=demos, team=team,
                     on_update=show if team.rank == 0 else None,
@@ -369,7 +368,7 @@ class RL(Command):
     ) -> Any:
         from envs import make_vec
 
-        device = None if self.backend == "cpu" else _device(self.device)
+        device = None if self.backend == "cpu" else choose_device(self.device)
         return make_vec(
             suite, num_envs, num_workers=self.workers, backend=self.backend, device=device, perturb=perturb,
             horizon=horizon,

@@ -1,0 +1,151 @@
+"""Instructions as text: what is kept, dropped or refused; plain words read as they always did."""
+
+import logging
+import random
+import re
+import unicodedata
+
+import pytest
+
+from envs.rewording import reword
+from tests.vla.toy_backbone import WORDS, ToyTokenizer
+from vla.text import MOST_TOKENS, plain_text, read_alike, room_for_text, tokens_of, warn_of_lookalikes
+from vla.tiny import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["pick up the red cube and put it on the blue plate, 5 cm to the left"] * 3, vocab_size=400)
+
+
+def ids(tokenizer, text, limit=400):
+    return tokens_of(text, tokenizer, rule="signs", limit=limit)
+
+
+def before_there_was_a_choice(text):
+    return " ".join(re.sub(r"[^\w\s]|_", " ", text.lower()).split())
+
+
+def test_plain_words_read_as_they_always_did():
+    rng = random.Random(0)
+    letters = "abcXYZ019  .,!?'\"():;_éß中"
+    for _ in range(3000):
+        text = "".join(rng.choice(letters) for _ in range(rng.randrange(1, 30)))
+        text = re.sub(r"(?<=\d)[.,:](?=\d)|\.(?=\d)", " ", text)  # decimals are new
+        assert plain_text(text, "signs") == before_there_was_a_choice(text), text
+        assert plain_text(text) == before_there_was_a_choice(text)
+    for seed in range(200):
+        text = reword("Pick up the red mug and put it next to the blue-green plate.", (seed,), 1.0)
+        assert plain_text(text, "signs") == before_there_was_a_choice(text)
+
+
+def test_policies_made_before_read_what_they_were_trained_on():
+    assert plain_text("move -5 cm, Räum 1.5", "words") == "move 5 cm räum 1 5"
+    assert plain_text("Ra\u0308um", "words") == "ra um"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("move -5 cm", "move +5 cm"),
+        ("move -5 cm", "move 5 cm"),
+        ("move +5 cm", "move 5 cm"),
+        ("x > y", "x < y"),
+        ("x >= y", "x <= y"),
+        ("move 1.5 cm", "move 15 cm"),
+        ("move 1.5 cm", "move 1 5 cm"),
+        ("move .5 cm", "move 5 cm"),
+        ("pour 1/2 cup", "pour 12 cup"),
+        ("open 50%", "open 50"),
+        ("turn 90°", "turn 90"),
+        ("sort 🟥", "sort 🟦"),
+        ("go ←", "go →"),
+        ("½ turn", "¼ turn"),
+        ("काली", "काल"),
+        ("resume", "résumé"),
+    ],
+)
+def test_what_means_something_is_kept(tokenizer, one, other):
+    assert ids(tokenizer, one) != ids(tokenizer, other)
+    assert read_alike([one, other], lambda text: ids(tokenizer, text)) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Ra\u0308um den Tisch auf", "Räum den Tisch auf"),
+        ("x>y", "x > y"),
+        ("move -5 cm", "move \u22125 cm"),
+        ("move -5 cm", "Move – 5 cm."),
+        ("pick\tup\nthe  cube", "pick up the cube"),
+        ("\ufeffpick up the cu\u00adbe", "pick up the cube"),
+        ("pick up\u200bthe cube", "pick up the cube"),
+        ("➡\ufe0f 5", "➡ 5"),
+        ("Pick-up the RED_cube, please!", "pick up the red cube please"),
+        ("block-2", "block 2"),
+    ],
+)
+def test_how_it_is_written_down_does_not_matter(tokenizer, one, other):
+    assert ids(tokenizer, one) == ids(tokenizer, other)
+
+
+@pytest.mark.parametrize("text", ["लाल घन उठाओ", "หยิบลูกบาศก์สีแดง", "đặt khối đỏ", "ضع المكعّب"])
+def test_marks_belong_to_their_words(tokenizer, text):
+    for form in ("NFC", "NFD"):
+        given = unicodedata.normalize(form, text)
+        assert plain_text(given, "signs") == unicodedata.normalize("NFC", text)
+        assert tokenizer.decode(ids(tokenizer, given)).strip() == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "?!", "...", "-", "_", "\u200b", "\u0301", "\ufe0f", "\ud800"])
+def test_nothing_said_is_refused(tokenizer, text):
+    with pytest.raises(ValueError, match="must say something, got '.*': no word, number or symbol"):
+        ids(tokenizer, text)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"pick", ["pick"]])
+def test_what_is_no_text_is_refused(tokenizer, text):
+    with pytest.raises(ValueError, match=f"must be text, got {type(text).__name__}"):
+        ids(tokenizer, text)
+
+
+def test_an_overlong_instruction_is_refused_in_one_short_line(tokenizer):
+    for text in ("pick up " * 2500, "x" * 5000, "pick" + " " * 1_000_000):
+        for limit in (24, MOST_TOKENS):
+            with pytest.raises(ValueError, match=f"reads at most {limit} tokens: shorten it") as caught:
+                ids(tokenizer, text, limit)
+            assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
+            assert ("max_text_tokens" in str(caught.value)) == (limit == 24)
+
+
+def test_training_makes_room_up_to_a_limit(tokenizer):
+    room = lambda *texts, least=24: room_for_text(texts, tokenizer, rule="signs", least=least)  # noqa: E731
+    assert room("pick up the cube") == 24
+    assert room("pick up the cube", "zzzz " * 20) == len(ids(tokenizer, "zzzz " * 20)) > 24
+    with pytest.raises(ValueError, match="'word word .*tokens, this policy reads at most 512 tokens: shorten it$"):
+        room("word " * 2500)
+    assert room("word " * 600, least=5000) == 5000
+
+
+def test_instructions_that_read_alike_are_named(tokenizer, caplog):
+    tokens = lambda text: ids(tokenizer, text)  # noqa: E731
+    assert read_alike(["Pick up the cube.", "pick up  the cube", "pick up the cube!"], tokens) == []
+    lines = read_alike(["red/blue", "red blue", "green"], tokens)
+    assert len(lines) == 1 and "'red blue'" in lines[0] and "'red/blue'" in lines[0]
+    assert read_alike(["move -5 cm", "move 5 cm"], lambda text: plain_text(text).split()) != []  # an older policy
+    with caplog.at_level(logging.WARNING):
+        warn_of_lookalikes([f"{i} a{mark}b" for i in range(4) for mark in " /&"], tokens)
+    assert len(caplog.messages) == 6 and "and 3 more pairs" in caplog.messages[-1]
+
+
+def test_a_vocabulary_without_a_word_says_so(caplog):
+    tokenizer = ToyTokenizer(WORDS)
+    tokenizer.unk_token_id = 1
+    with caplog.at_level(logging.WARNING):
+        tokens_of("pick up the purple 🟥 cube", tokenizer, rule="signs", limit=24)
+    assert caplog.messages == [
+        "the policy's vocabulary lacks 'purple', '🟥', in the instruction 'pick up the purple 🟥 cube'"
+    ]
+    assert read_alike(
+        ["the purple cube", "the pink cube"], lambda t: tokenizer(t, add_special_tokens=False)["input_ids"]
+    )
