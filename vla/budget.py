@@ -1,7 +1,9 @@
 """What a run will need before it starts: weights, gradients, optimiser, activations; pixels and features.
 
 Activations are measured, not guessed: the tensors that autograd keeps for one frame and for two give the cost of any
-batch. Temporary buffers of the backward pass and the allocator's slack come on top: expect 10 to 30 percent more.
+batch, and what a frozen backbone holds at once while it encodes one frame and two gives that of a batch encoded. The
+frames are those of the longest instruction. Temporary buffers of the backward pass and the allocator's slack come on
+top: expect 10 to 30 percent more.
 """
 
 from __future__ import annotations
@@ -9,15 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vla.data import DemoSet
 from vla.features import Features
 from vla.mixture import members_of
 from vla.model import VLA
 from vla.optim import checkpoint_layers
+from vla.processor import Processor
 from vla.source import Batch, LiveDemos
 from vla.train_config import TrainConfig
 
@@ -32,6 +39,8 @@ class Budget:
     """Two moments per trainable parameter, and the average if there is one."""
     activations: int
     """Of one accumulated part of a batch, on one process."""
+    encoding: int
+    """What a frozen backbone holds at once while it encodes a batch, its input and output included."""
     pixels: int
     """Images held in memory."""
     features: int
@@ -45,7 +54,7 @@ class Budget:
     @property
     def model(self) -> int:
         """On the model's device."""
-        return self.weights + self.gradients + self.optimiser + self.activations
+        return self.weights + self.gradients + self.optimiser + max(self.activations, self.encoding)
 
     @property
     def memory(self) -> int:
@@ -55,8 +64,11 @@ class Budget:
 
     def lines(self) -> list[str]:
         """For a console."""
-        parts = (("weights", self.weights), ("gradients", self.gradients), ("optimiser", self.optimiser))
-        model = ", ".join(f"{name} {_size(size)}" for name, size in (*parts, ("activations", self.activations)))
+        parts = [("weights", self.weights), ("gradients", self.gradients), ("optimiser", self.optimiser)]
+        parts.append(("activations", self.activations))
+        model = ", ".join(f"{name} {_size(size)}" for name, size in parts)
+        if self.encoding:
+            model += f" (or while encoding {_size(self.encoding)})"
         place = "on disk" if self.features_on_disk else "in memory"
         data = f"images in memory {_size(self.pixels)}"
         if self.features:
@@ -80,7 +92,9 @@ class Budget:
         return None
 
 
-_REMEDY = "a smaller --batch-size, more --accumulate, --checkpointing, --tune lora, or --keep-features"
+_REMEDY = (
+    "a smaller --batch-size, shorter instructions, more --accumulate, --checkpointing, --tune lora, or --keep-features"
+)
 
 
 def estimate(cfg: TrainConfig, vla: VLA, demos: DemoSet | Mapping[str, DemoSet], *, processes: int = 1) -> Budget:
@@ -92,17 +106,18 @@ def estimate(cfg: TrainConfig, vla: VLA, demos: DemoSet | Mapping[str, DemoSet],
     copies = 1 if processes == 1 or cfg.shard else 2
     share = processes if cfg.shard else 1
     live = vla.backbone_learns or cfg.augment is not None
-    processor, first = next(iter(members.values()))
-    one, two, per_frame = _kept(cfg, vla, LiveDemos(processor, first, vla.chunk_size))
-    rows = max(1, cfg.batch_size // (cfg.accumulate * processes))
     frames = sum(part.num_frames for _, part in members.values())
+    rows = max(1, cfg.batch_size // (cfg.accumulate * processes))
+    cost = _kept(cfg, vla, *_longest(vla, members))
+    encoded = rows if live else min(cfg.encode_batch, max(part.num_frames for _, part in members.values()))
     return Budget(
         weights=sum(t.nbytes for t in (*vla.parameters(), *vla.buffers())) // share,
         gradients=learns * copies // share,
         optimiser=learns * (3 if cfg.ema_decay else 2) // share,
-        activations=max(0, one + (two - one) * (rows - 1)),
+        activations=_of_batch(cost.activations, rows),
+        encoding=_of_batch(cost.encoding, encoded),
         pixels=sum(image.nbytes for _, part in members.values() for image in part.images.values()),
-        features=0 if live else per_frame * frames,
+        features=0 if live else cost.features * frames,
         features_on_disk=cfg.keep_features or processes > 1,
         on_cpu=vla.device.type == "cpu",
         trainable=sum(p.numel() for p in trainable),
@@ -110,21 +125,77 @@ def estimate(cfg: TrainConfig, vla: VLA, demos: DemoSet | Mapping[str, DemoSet],
     )
 
 
-def _kept(cfg: TrainConfig, vla: VLA, source: LiveDemos) -> tuple[int, int, int]:
-    """Bytes that autograd keeps for one frame and for two, and those of one frame's features in the cache."""
+@dataclass(frozen=True)
+class _Cost:
+    """Bytes for one frame and for two."""
+
+    activations: tuple[int, int]
+    encoding: tuple[int, int]
+    """(0, 0) for a backbone that learns: what it holds is among the activations."""
+    features: int
+    """Of one frame in the cache."""
+
+
+def _of_batch(cost: tuple[int, int], rows: int) -> int:
+    one, two = cost
+    return max(0, one + (two - one) * (rows - 1))
+
+
+def _longest(vla: VLA, members: Mapping[str, tuple[Processor, DemoSet]]) -> tuple[LiveDemos, int]:
+    """The dataset with the longest instruction, and a frame that has it."""
+    best: tuple[int, Processor, DemoSet, str] | None = None
+    for processor, part in members.values():
+        for text in dict.fromkeys(part.instruction):
+            length = len(processor.tokens(text))
+            if best is None or length > best[0]:
+                best = length, processor, part, text
+    if best is None:
+        raise ValueError("there are no demonstrations")
+    _, processor, part, text = best
+    return LiveDemos(processor, part, vla.chunk_size), part.instruction.index(text)
+
+
+def _kept(cfg: TrainConfig, vla: VLA, source: LiveDemos, frame: int) -> _Cost:
+    """The cost of this frame, and of it twice."""
     was_training = vla.training
     vla.train()
     try:
         with torch.random.fork_rng(devices=[]), checkpoint_layers(vla.backbone, cfg.checkpointing):
-            batches = [source.take(torch.zeros(count, dtype=torch.int64)).to(vla.device) for count in (1, 2)]
+            batches = [source.take(torch.full((count,), frame)).to(vla.device) for count in (1, 2)]
             one, two = (_saved(vla, batch) for batch in batches)
             if vla.backbone_learns:
-                return one, two, 0
+                return _Cost((one, two), (0, 0), 0)
+            peaks = []
             with torch.no_grad():
-                features = vla.encode(batches[0].seen).to(dtype=torch.float16)
-            return one, two, features.nbytes - features.coords_NE.nbytes
+                for batch in batches:
+                    with _Peak() as peak:
+                        features = vla.encode(batch.seen)
+                    peaks.append(peak.most)
+                features = features.select(slice(0, 1)).to(dtype=torch.float16)
+            return _Cost((one, two), (peaks[0], peaks[1]), features.nbytes - features.coords_NE.nbytes)
     finally:
         vla.train(was_training)
+
+
+class _Peak(TorchDispatchMode):
+    """While it is active: the most bytes that tensors made since then hold at once (`most`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        self._alive = {place: one for place, one in self._alive.items() if not one[0].expired()}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given:  # neither a view nor changed in place
+                    self._alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.most = max(self.most, sum(size for _, size in self._alive.values()))
+        return out
 
 
 def _saved(vla: VLA, batch: Batch) -> int:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.vla.test_learning_backbone import TINY_FULL, TINY_LORA, saved_bytes, tiny_demos, tiny_vla
+from tests.vla.test_learning_backbone import TINY, TINY_FULL, TINY_LORA, saved_bytes, tiny_demos, tiny_vla
 from tests.vla.test_train import CONFIG, demos, fresh
 from vla.augment import AugmentConfig
-from vla.budget import estimate
+from vla.budget import _Peak, estimate
 from vla.cache import encode_demos
 
 
@@ -54,3 +54,37 @@ def test_features_and_pictures_are_counted_where_they_are():
     assert any("features on disk" in line for line in on_disk.lines())
     assert budget.problem() is None
     assert "smaller --batch-size" in replace(budget, activations=1 << 50).problem()
+
+
+def test_a_frozen_backbone_is_counted_while_it_encodes_the_longest_instruction():
+    short = tiny_demos()
+    text = "zq " * 150
+    long = replace(short, instruction=[*short.instruction[:-1], text])  # one frame of all makes its batch as long
+    found = {}
+    for name, data in (("short", short), ("long", long)):
+        cfg = replace(TINY, encode_batch=8)
+        vla = tiny_vla(cfg, data).eval()
+        budget = estimate(cfg, vla, data)
+        with torch.no_grad(), _Peak() as peak:
+            vla.encode(vla.processor.prepare(data.observation(slice(0, 8))))
+        found[name] = budget.encoding
+        assert budget.encoding == pytest.approx(peak.most, rel=0.1)
+        assert budget.model == budget.weights + budget.gradients + budget.optimiser + max(
+            budget.activations, budget.encoding
+        )
+        assert estimate(replace(cfg, encode_batch=2), vla, data).encoding < 0.5 * budget.encoding
+    assert vla.processor.config.max_text_tokens > 100
+    assert found["long"] > 3 * found["short"]
+
+
+def test_the_most_that_is_held_at_once():
+    a = torch.zeros(1000)
+    with _Peak() as peak:
+        b = a + 1
+        c = b.view(10, 100)
+        del b
+        d = c * 2
+        del c
+        d += 1
+        e = d + 1
+    assert peak.most == 8000 and len(e) == 10
