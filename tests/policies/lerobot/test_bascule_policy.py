@@ -1,11 +1,14 @@
 """Real LeRobot around a real, small VLA: it trains, saves, resumes and loads, and nothing about the policy changes."""
 
+import shutil
 import sys
 from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -99,6 +102,55 @@ def test_a_policy_that_lerobot_trained_loads_offline_and_acts_as_ours(run, tmp_p
     np.testing.assert_array_equal(np.stack(played[3:], 1), ours.act(later)[:, :2])
     theirs.reset()
     np.testing.assert_array_equal(post(theirs.select_action(pre(batch_of(obs)))).numpy(), expected[:, 0])
+
+
+LONG = "take the small red block out of the left drawer and hand it over to the other arm which then puts it down here"
+
+
+@pytest.fixture(scope="module")
+def long_tasks(dataset, tmp_path_factory):
+    """The same demonstrations; one of their tasks has more words than a fresh policy has room for."""
+    root = tmp_path_factory.mktemp("long") / "set"
+    shutil.copytree(dataset, root)
+    path = root / "meta" / "tasks.parquet"
+    table = pq.read_table(path)
+    column = next(name for name in ("task", "__index_level_0__") if name in table.column_names)
+    texts = [LONG, *table.column(column).to_pylist()[1:]]
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(texts)), path)
+    return root
+
+
+def test_a_task_longer_than_the_default_makes_room_as_vla_train_does(run, long_tasks, tmp_path, caplog):
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.datasets import LeRobotDatasetMetadata
+    from lerobot.policies.factory import make_policy
+
+    from policies.lerobot.configuration_bascule import BasculeConfig
+    from policies.lerobot.modeling_bascule import BasculePolicy
+    from vla.data import load_dataset
+    from vla.mixture import build_vla
+    from vla.recipes import smoke
+
+    meta = LeRobotDatasetMetadata("local/toy", root=long_tasks)
+    trained = PreTrainedConfig.from_pretrained(pretrained(run))
+    trained.pretrained_path, trained.device = pretrained(run), "cpu"
+    wanted = build_vla(smoke(), load_dataset(long_tasks)).processor.config.max_text_tokens
+    assert wanted > 24
+    for config in (BasculeConfig(device="cpu", push_to_hub=False, bridge_width=32), trained):
+        policy = make_policy(config, ds_meta=meta)
+        assert policy.vla.processor.config.max_text_tokens == wanted
+        batch = {**batch_of(observation(count=2)), "action": torch.zeros(2, 8, 3), "task": [LONG, "pick up object 1"]}
+        assert torch.isfinite(policy.forward(batch)[0])
+        policy.save_pretrained(tmp_path / "saved")
+        back = BasculePolicy.from_pretrained(tmp_path / "saved")
+        assert torch.equal(back.predict_action_chunk(batch), policy.eval().predict_action_chunk(batch))
+
+    meta.tasks.index = ["word " * 2500, *meta.tasks.index[1:]]
+    with pytest.raises(ValueError, match="tokens, this policy reads at most 512 tokens: shorten it"):
+        make_policy(BasculeConfig(device="cpu", push_to_hub=False), ds_meta=meta)
+    meta.tasks.index = ["red/blue", "red blue", *meta.tasks.index[2:]]
+    make_policy(BasculeConfig(device="cpu", push_to_hub=False), ds_meta=meta)
+    assert "'red blue' and 'red/blue' apart" in caplog.text
 
 
 def test_training_learnt_and_resuming_is_exact(run, tmp_path):
