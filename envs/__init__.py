@@ -48,6 +48,7 @@ def make_vec(
     options |= {"depth": depth, "calibration": calibration, "history": history}
     options |= {} if horizon is None else {"horizon": horizon}
     options |= {} if perturb is None else {"perturb": perturb}
+    device = None if device == "auto" else device
     if backend == "warp":
         if find_spec("mujoco_warp") is None:
             raise ValueError("backend 'warp' needs MuJoCo Warp: `./bascule setup warp`")

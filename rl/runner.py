@@ -22,6 +22,7 @@ from rl.process_reward import ProgressModel, Shaping, ShapingConfig, fit_progres
 from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
 from rl.teacher import Teacher, TeacherPolicy, fit_teacher
 from vla.checkpoint import CONFIG, load_checkpoint, save_checkpoint
+from vla.checks import check_loads
 from vla.config import encode, fill_defaults, save_json
 from vla.locks import locked, refuse_used
 from vla.metrics import Metrics

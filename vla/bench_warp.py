@@ -35,7 +35,7 @@ def bench_warp(
     """
     import torch
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device if device not in (None, "auto") else ("cuda" if torch.cuda.is_available() else "cpu")
     if place.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {place!r} was asked for, but torch sees no GPU; `--device cpu` runs without one")
     name = torch.cuda.get_device_name(place) if place.startswith("cuda") else "Warp's CPU device"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.vla.test_train import CONFIG, demos, fresh
+from tests.vla.toy_backbone import SPEC
 from vla import cli
 from vla.adapters import LoRAConfig
 from vla.bridge import BridgeConfig
@@ -96,6 +97,13 @@ def test_a_model_that_could_not_be_loaded_is_refused_by_the_recipe(change, messa
     assert model_problem(VLAConfig()) is None
 
 
+def test_the_command_refuses_before_it_reads_the_dataset(tmp_path, capsys):
+    assert cli.main(["train", "--dataset", str(tmp_path), "--out", str(tmp_path / "out"), "--chunk-size", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "in 1..3 (the chunk size), got 4: play fewer actions of each chunk (--n-action-steps 3)" in error
+    assert len(error.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
 def test_what_json_cannot_hold_is_told_before_training(tmp_path):
     vla = fresh()
     vla.processor.config = replace(vla.processor.config, action_low=(-np.inf, -1.0, -1.0, -1.0))
@@ -133,7 +141,7 @@ def test_refining_checks_the_chunk_too(tmp_path):
     from rl.runner import Runner
 
     class Env:
-        num_envs, horizon = 4, 10
+        num_envs, horizon, action_spec = 4, 10, SPEC
 
     vla = fresh()
     assert isinstance(vla, VLA)

@@ -91,6 +91,11 @@ def test_adapters_augmentation_and_streaming_from_the_command_line(arm, tmp_path
     assert VLA.load(tmp_path).config.lora is None
 
 
+def test_short_chunks_with_fewer_actions_played_of_each(arm, tmp_path):
+    command(tmp_path, arm, chunk_size=3, n_action_steps=2).run()
+    assert VLAPolicy.load(tmp_path).act(load_dataset(arm).observation(slice(0, 2))).shape == (2, 2, 3)
+
+
 def test_fewer_threads_than_none_are_an_error(arm, tmp_path):
     with pytest.raises(ValueError, match="num_threads must be at least 1, or 0"):
         command(tmp_path, arm, num_threads=-1).run()
