@@ -134,7 +134,8 @@ def test_a_task_longer_than_the_default_makes_room_as_vla_train_does(run, long_t
     meta = LeRobotDatasetMetadata("local/toy", root=long_tasks)
     trained = PreTrainedConfig.from_pretrained(pretrained(run))
     trained.pretrained_path, trained.device = pretrained(run), "cpu"
-    wanted = build_vla(smoke(), load_dataset(long_tasks)).processor.config.max_text_tokens
+    recipe = replace(smoke(), model=replace(smoke().model, backbone="tiny-goals"))
+    wanted = build_vla(recipe, load_dataset(long_tasks)).processor.config.max_text_tokens
     assert wanted > 24
     for config in (BasculeConfig(device="cpu", push_to_hub=False, bridge_width=32), trained):
         policy = make_policy(config, ds_meta=meta)
