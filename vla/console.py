@@ -69,6 +69,21 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
             traceback.print_exc()
         print(f"vla: error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if os.environ.get("BASCULE_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"vla: error: out of memory: {one_line(error)}; ask for less (smaller batches, fewer worlds, shorter "
+              "chunks) or free some", file=sys.stderr)  # fmt: skip
+        return EXIT_USER_ERROR
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch has an error of its own for the GPU, and none for main memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager

@@ -33,6 +33,10 @@ def build_vla(
     `backbone` is used instead of loading `cfg.model.backbone`. Several named datasets make a policy with a member for
     each; the first is the one in use.
     """
+    count = len(demos) if isinstance(demos, Mapping) else 1
+    if cfg.weights is not None and len(cfg.weights) != count:
+        need = "1 dataset needs 1 weight" if count == 1 else f"{count} datasets need {count} weights"
+        raise ValueError(f"{need}, got {len(cfg.weights)}")
     if isinstance(demos, Mapping) and len(demos) == 1:
         demos = next(iter(demos.values()))
     if isinstance(demos, Mapping):
@@ -91,8 +95,6 @@ def align_names(names: Sequence[Sequence[str]]) -> tuple[list[tuple[int, ...]], 
 
 
 def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone: nn.Module | None) -> VLA:
-    if cfg.weights is not None and len(cfg.weights) != len(demos):
-        raise ValueError(f"{len(demos)} datasets need {len(demos)} weights, got {len(cfg.weights)}")
     parts = list(demos.values())
     for name, part in demos.items():
         for what, components in (("action", part.action_names), ("observation.state", part.proprio_names)):

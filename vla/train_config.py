@@ -90,7 +90,7 @@ class TrainConfig:
             return f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts"
         learns = not self.model.freeze_backbone or self.model.lora is not None
         if not learns and (self.language is not None or self.checkpointing):
-            return "language and checkpointing are for a backbone that learns: turn freeze_backbone off, or give lora"
+            return "language and checkpointing are for a backbone that learns: --tune full, or --tune lora"
         if self.shard and not learns:
             return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
         if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):

@@ -16,7 +16,7 @@ from vla.bridge import BridgeConfig
 from vla.checks import check_loads, model_problem
 from vla.devices import check_device, choose_device
 from vla.model import VLA, VLAConfig
-from vla.train import TrainingDiverged, train
+from vla.train import TrainingDiverged, build_vla, train
 
 COMMANDS = {
     "train": ("train", "--dataset", "nowhere"),
@@ -148,3 +148,51 @@ def test_refining_checks_the_chunk_too(tmp_path):
     config = RunnerConfig(num_envs=4, n_action_steps=vla.chunk_size + 1)
     with pytest.raises(ValueError, match=f"must be in 1..{vla.chunk_size}"):
         Runner(vla, Env(), config, tmp_path)
+
+
+def test_more_memory_than_there_is_is_one_line(capsys):
+    from vla.console import run_guarded
+
+    def body():
+        torch.empty(1 << 56, dtype=torch.uint8)
+
+    assert run_guarded(body, kept=lambda: "") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vla: error: out of memory: ") and "ask for less" in error
+    assert len(error.strip().splitlines()) == 1
+
+    def defect():
+        raise RuntimeError("of ours")
+
+    with pytest.raises(RuntimeError, match="of ours"):
+        run_guarded(defect, kept=lambda: "")
+
+
+@pytest.mark.parametrize("datasets", [1, 2])
+def test_weights_are_one_for_each_dataset(datasets):
+    parts = demos() if datasets == 1 else {"a": demos(), "b": demos()}
+    with pytest.raises(ValueError, match=f"{datasets} datasets? needs? {datasets} weights?, got 3"):
+        build_vla(replace(CONFIG, weights=(1.0, 2.0, 3.0)), parts, backbone=fresh().backbone)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--retain", "tabletop-pick", "nosuch"), "unknown suite 'nosuch'"),
+        (("--retain-episodes", "0"), "--retain-episodes must be at least 1, got 0"),
+        (("--num-envs", "0"), "--num-envs must be at least 1, got 0"),
+        (("--workers", "0"), "--workers must be at least 1, got 0"),
+        (("--horizon", "0"), "--horizon must be at least 1, got 0"),
+        (("--late-steps", "-1"), "--late-steps must be at least 0, got -1"),
+        (("--seed", "-1"), "--seed must be at least 0, got -1"),
+        (("--minutes", "nan"), "--minutes must be a positive number, got nan"),
+        (("--minutes", "-1"), "--minutes must be a positive number, got -1"),
+    ],
+)
+def test_numbers_that_no_refinement_has(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "init").mkdir()
+    (tmp_path / "init" / "config.json").write_text("{}")
+    assert cli.main(["rl", "tabletop-pick", "--init", "init", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1

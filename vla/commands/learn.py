@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -291,6 +292,7 @@ class RL(Command):
         from vla.catalogue import checkpoint
 
         init = checkpoint(self.init)
+        self._check_numbers()
         from vla.parallel import launch, launched
 
         config, size = self._config(recipe()), max(self.processes, launched()[1])
@@ -347,6 +349,19 @@ class RL(Command):
             say(f"best policy (update {result.best_update} of {result.updates}) in {self.out / 'best'}")
             if self.retain:
                 self._report_retention(init)
+
+    def _check_numbers(self) -> None:
+        """ValueError for what would be known only once the worlds are built, or at the run's end."""
+        from envs.suites import load_suite
+
+        for suite in self.retain:
+            load_suite(suite)
+        least = {"num_envs": 1, "workers": 1, "retain_episodes": 1, "horizon": 1, "late_steps": 0, "seed": 0}
+        for name, value in given(**{name: getattr(self, name) for name in least}).items():
+            if value < least[name]:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least[name]}, got {value}")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"--minutes must be a positive number, got {self.minutes}")
 
     def _config(self, config: Any) -> Any:
         """The recipe with this command's changes."""
