@@ -19,7 +19,16 @@ from vla import console
 from vla.config import decode, encode, load_json, save_json
 from vla.locks import locked, refuse_used
 from vla.quickstart_rl import read_log, refine
-from vla.quickstart_stages import Outcome, Result, Stage, merged_parts, run_stages, sigterm_interrupts
+from vla.quickstart_stages import (
+    Outcome,
+    Result,
+    Stage,
+    merged_parts,
+    peak_memory_gib,
+    run_stages,
+    sigterm_interrupts,
+    write_outcome,
+)
 from vla.report import provenance, write_report
 
 _GROUNDING_SEED0 = 900_000
@@ -151,6 +160,10 @@ def _run(run: _Run, out: Path) -> dict[str, Any]:
         )
     finally:
         worlds.close()
+    last = outcomes[-1]
+    if worlds.used and last.state == "done":
+        last.peak_memory_gib = max(last.peak_memory_gib, peak_memory_gib())  # now with the worlds' own processes
+        write_outcome(out, last)
     final = report(outcomes)
     _print(final, out / "report.html")
     return final
@@ -182,7 +195,7 @@ class _Worlds:
     """The simulated worlds, built when a stage first asks for them."""
 
     def __init__(self, config: QuickstartConfig) -> None:
-        self._config, self._built = config, {}
+        self._config, self._built, self.used = config, {}, False
 
     @property
     def trained(self) -> Any:
@@ -197,6 +210,7 @@ class _Worlds:
     def _build(self, phrasings: str) -> Any:
         from envs import make_vec
 
+        self.used = True
         if phrasings not in self._built:
             self._built[phrasings] = make_vec(
                 self._config.suite, 48, num_workers=self._config.workers, phrasings=phrasings
