@@ -104,7 +104,10 @@ def lerobot_robot(kind: str, values: Mapping[str, str]) -> Any:
 
     Types of installed plugins are known, too.
     """
-    from policies.lerobot.robot_types import make_robot
+    try:
+        from policies.lerobot.robot_types import make_robot
+    except ImportError as error:
+        raise ValueError(f"LeRobot cannot be loaded, a package that it needs is missing: {error}") from error
 
     return make_robot(kind, values)
 
