@@ -374,11 +374,7 @@ class ControlLoop:
         if not now - self.watched.latest[1] <= self.config.guards.max_observation_age_s:
             return False  # nothing would be played that answers it
         if not self._playing and now - self.plan.seen_s > self.config.guards.max_action_age_s / 2:
-            # The plan has grown old while the robot held, and nothing will be played until there is another.
-            if self._asked_at_ticks:
-                return False
-            self.plan.clear()
-            return True
+            self.plan.clear()  # it has grown old while the robot held: it would not be played, and nothing be asked
         played, late = self.config.n_action_steps or (self.chunk_size + 1) // 2, self.delay.steps
         if self.plan.remaining > max(self.chunk_size - played, late if self.config.asynchronous else 0):
             return False
