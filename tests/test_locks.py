@@ -165,3 +165,30 @@ def test_a_folder_in_a_parent_that_is_not_ours_is_locked_inside(tmp_path, monkey
     assert list((tmp_path / "mounted").iterdir()) == []
     with locked("/dev/null"):  # a device is nobody's
         pass
+
+
+@pytest.mark.parametrize(
+    ("args", "marker", "words"),
+    [
+        (("train", "--dataset", "d"), "config.json", "already holds a checkpoint: resume it (--resume)"),
+        (("rl", "tabletop-pick", "--init", "p"), "last/config.json", "already holds a run: resume it (--resume)"),
+        (("quickstart",), "quickstart.json", "already holds a quickstart: resume it (--resume)"),
+        (("pretrain",), "bascule.json", "already holds a backbone: choose another folder (--out)"),
+        (
+            ("convert", ".", "--backbone", "tiny"),
+            "config.json",
+            "already holds a policy: choose another folder (--out)",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_an_earlier_run_left_is_never_overwritten(args, marker, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("checkpoint", "trained"):
+        monkeypatch.setattr(f"vla.catalogue.{name}", lambda name, *_: Path(name), raising=False)
+    (tmp_path / "x" / marker).parent.mkdir(parents=True)
+    (tmp_path / "x" / marker).write_text("{}")
+    assert cli.main([*args, "--out", "x"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and words in error, error
+    assert [path.name for path in (tmp_path / "x").rglob("*") if path.is_file()] == [Path(marker).name]
