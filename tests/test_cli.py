@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,11 +37,16 @@ def assert_user_error(code, err, *words):
         assert word in err
 
 
+def cpu_of_children():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_names_every_command_and_is_fast():
     vla("--help")  # warms the disk cache and writes the bytecode
-    start = time.perf_counter()
+    before = cpu_of_children()
     done = vla("--help")
-    assert time.perf_counter() - start < 2.0  # about 0.4 s; the allowance is for a busy machine
+    assert cpu_of_children() - before < 2.0  # about 0.4 s of work, however long a busy machine takes for it
     assert done.returncode == 0
     for name in cli.COMMANDS:
         assert f"\n  {name} " in done.stdout
@@ -146,3 +151,13 @@ def test_progress_and_tables_survive_markup_in_names(capsys):
         update(2, "[red]x")
     console.stdout().print(console.table("t", ("a", "b"), [("[bold]x", 1), ("y", 2.5)]))
     assert "[bold]x" in capsys.readouterr().out
+
+
+def test_the_interpreter_ends_without_a_last_collection_of_garbage():
+    """It takes a second of CPU after torch, ten on a busy machine, in which a server does not end."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"  # runs after what main registers
+        "from vla import cli; cli.main(['list', 'recipes']); cli.main(['list', 'recipes'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.endswith("True\n"), done.stderr
