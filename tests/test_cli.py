@@ -156,7 +156,7 @@ def test_progress_and_tables_survive_markup_in_names(capsys):
 def test_the_interpreter_ends_without_a_last_collection_of_garbage():
     """It takes a second of CPU after torch, ten on a busy machine, in which a server does not end."""
     code = (
-        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"  # runs after what main registers
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"  # runs last
         "from vla import cli; cli.main(['list', 'recipes']); cli.main(['list', 'recipes'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
