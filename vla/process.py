@@ -14,6 +14,8 @@ from types import FrameType
 
 import torch
 
+from vla.waiting import usable_cores
+
 
 class Stop:
     """Set by the first Ctrl-C or SIGTERM."""
@@ -22,9 +24,11 @@ class Stop:
 
 
 def idle_cores(window_s: float = 0.3) -> float:
-    """Cores' worth of idle time right now. A second thread that must share its core made training 10x slower: every
-    operation waits for the thread that is not running."""
-    cores = len(os.sched_getaffinity(0))
+    """Cores' worth of idle time right now, of those that this process may use. More threads than that only take turns.
+
+    Where the system does not count idle time (/proc/stat), by its load of the last minute.
+    """
+    cores, machine = usable_cores(), os.cpu_count() or 1
 
     def jiffies() -> tuple[int, int]:
         counts = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
@@ -34,9 +38,10 @@ def idle_cores(window_s: float = 0.3) -> float:
         idle, total = jiffies()
         time.sleep(window_s)
         idle_after, total_after = jiffies()
+        free = machine * (idle_after - idle) / max(1, total_after - total)
     except OSError:
-        return cores
-    return cores * (idle_after - idle) / max(1, total_after - total)
+        free = machine - os.getloadavg()[0] if hasattr(os, "getloadavg") else machine
+    return min(cores, max(0.0, free))
 
 
 def keep_freed_memory() -> None:

@@ -5,11 +5,15 @@ wants that core, the thread with the work waits for the one that spins: 800 GELU
 beside other programs took 19.7 s, and 0.2 s with sleeping threads. OpenMP reads these variables once, when torch loads
 it, so they are set when `vla`, `envs`, `policies` or `rl` is imported; processes that are started afterwards inherit
 them. A program of your own that imports torch first sets them itself (`OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0`).
+
+In a container with a quota of CPU time torch would start a thread for every core of the whole machine; there
+OMP_NUM_THREADS says how many cores the quota is worth.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 WAITING = {
     "OMP_WAIT_POLICY": "PASSIVE",  # any OpenMP
@@ -18,7 +22,31 @@ WAITING = {
 }
 
 
+_CGROUP = Path("/sys/fs/cgroup")
+
+
 def sleep_while_waiting() -> None:
     """Set `WAITING` in the environment of this process, unless the user has set any of it: then that alone counts."""
     if not any(name in os.environ for name in WAITING):
         os.environ.update(WAITING)
+    if (cores := usable_cores()) < _scheduled_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, round(cores))))
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> float:
+    """Cores that this process may use: those it may be scheduled on, or its container's quota where that is less."""
+    cores = float(_scheduled_cores())
+    try:
+        if (cgroup / "cpu.max").is_file():  # cgroup 2: "QUOTA PERIOD" in microseconds, or "max PERIOD"
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:  # cgroup 1: -1 is no quota
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        return cores if quota in ("max", "-1") else min(cores, int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores
+
+
+def _scheduled_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

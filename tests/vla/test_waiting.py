@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vla.waiting import WAITING
+from vla.process import idle_cores
+from vla.waiting import WAITING, usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,3 +69,30 @@ def test_the_script_sets_it_for_what_it_runs(tmp_path):
         return done.stdout
 
     assert told() == "PASSIVE 0 0\n" and told(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "50000 100000\n"}, 0.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "70000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.7),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_quota_counts(tmp_path, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    scheduled = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert usable_cores(tmp_path) == (scheduled if cores is None else cores)
+
+
+def test_idle_cores_without_proc(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    assert idle_cores(0.01) == 0.0
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.5, 0.0, 0.0))
+    assert idle_cores(0.01) == 0.5
