@@ -31,6 +31,7 @@ from envs.demo_store import (
 from envs.demo_world import DemoWorld, MakeWorld, run_episode, suite_world
 from envs.worker import worker_environment
 from vla.config import load_json, save_json, write_atomic
+from vla.disk import writing
 from vla.locks import locked
 from vla.spawn import spawn
 
@@ -215,8 +216,12 @@ def _complete(folder: Path, out: Path, request: _Request, facts: WorldFacts, epi
     """Build the dataset of the first `episodes` kept seeds and move it into place, `meta/` last."""
     files = [path for _, path in iter_files(folder, ".parquet")][:episodes]
     build = folder / "build"
-    seeds = build_dataset(files, build, facts)
-    save_json(build / "meta" / _PROVENANCE, asdict(request) | {"seeds": seeds})
+    try:
+        seeds = build_dataset(files, build, facts)
+        save_json(build / "meta" / _PROVENANCE, asdict(request) | {"seeds": seeds})
+    except Exception:  # a full disk, for one; the episodes are kept
+        shutil.rmtree(build, ignore_errors=True)
+        raise
     shutil.rmtree(out / "data", ignore_errors=True)
     os.replace(build / "data", out / "data")
     os.replace(build / "meta", out / "meta")
@@ -256,7 +261,7 @@ def record(
     if _finished(out, request, episodes):
         shutil.rmtree(folder, ignore_errors=True)
         return out
-    with locked(out):
+    with locked(out), writing(out):
         if _finished(out, request, episodes):  # by another run that has ended just now
             return out
         folder.mkdir(parents=True, exist_ok=True)

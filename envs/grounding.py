@@ -31,6 +31,7 @@ from envs.scene import COLORS, REST_HEIGHT_M, SCENES
 from envs.shapes import PLATE_RADIUS_M, PLATE_THICKNESS_M
 from envs.suites import Suite, load_suite
 from envs.worker import worker_environment
+from vla.disk import remove, reserve, temporary, writing
 from vla.locks import locked
 
 QUESTIONS_PER_SCENE = 8
@@ -256,13 +257,33 @@ def _generate(
     num_workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Path:
-    work = out.with_name(f".{out.name}.{os.getpid()}")
-    work.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = temporary(out)
+    try:
+        with writing(out):
+            return _fill(work, scenes, out, suites, seed, num_workers, on_progress)
+    finally:
+        remove(work)
+
+
+def _fill(
+    work: Path,
+    scenes: int,
+    out: Path,
+    suites: Sequence[str],
+    seed: int,
+    num_workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Path:
+    work.mkdir()
     views = 2
-    open_array = np.lib.format.open_memmap
-    open_array(work / "images.npy", "w+", np.uint8, (scenes, views, 84, 84, 3)).flush()
-    open_array(work / "points.npy", "w+", np.float32, (scenes, QUESTIONS_PER_SCENE, 2, 3 + 3 * views)).flush()
-    open_array(work / "grip.npy", "w+", np.float32, (scenes, 3)).flush()
+    for name, kind, shape in (
+        ("images", np.uint8, (scenes, views, 84, 84, 3)),
+        ("points", np.float32, (scenes, QUESTIONS_PER_SCENE, 2, 3 + 3 * views)),
+        ("grip", np.float32, (scenes, 3)),
+    ):
+        np.lib.format.open_memmap(work / f"{name}.npy", "w+", kind, shape).flush()
+        reserve(work / f"{name}.npy")
     jobs = [
         (seed, start, min(_SCENES_PER_TASK, scenes - start), str(work), tuple(suites))
         for start in range(0, scenes, _SCENES_PER_TASK)

@@ -1,13 +1,18 @@
 """The black box of a controller: every input and decision of every tick as JSON lines, replayable bit for bit.
 
 What the cameras saw lies beside it (LOG.frames, raw pixels, each frame once); a tick names the frame that was the
-latest. `policies.lerobot.recording` makes a LeRobotDataset of both.
+latest. `policies.lerobot.recording` makes a LeRobotDataset of both. The last line says that the run was logged to its
+end; a log without it is incomplete (a crash, or a full disk), and whoever reads it is told.
+
+A log that can no longer be written does not stop the robot: the guards decide without it, and a sudden stop in the
+middle of a movement would be the worse surprise. One line on stderr says so at once, and `close` raises it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
@@ -19,14 +24,21 @@ import numpy as np
 
 from policies.guards import Decision, Governor, GuardConfig, Inputs, Kind
 from vla.config import decode
+from vla.disk import full, is_full
 from vla.types import ActionSpec, Observation
 
 FORMAT = 1
 
 
+class LogIncomplete(OSError):
+    """The run has ended, and its log lacks a part of it. One line that says why."""
+
+
 class BlackBox:
     """Writes one line at the start of a run and one per tick. A thread of its own does: a disk that is busy must not
-    hold up a robot. Lines are handed to the operating system one by one, as soon as they come."""
+    hold up a robot. Lines are handed to the operating system one by one, as soon as they come.
+
+    As a context manager its end raises `LogIncomplete` where the log could not be written to the end."""
 
     def __init__(self, path: Path) -> None:
         """ValueError if the file is there: a log is evidence, and not written over."""
@@ -36,6 +48,9 @@ class BlackBox:
         except FileExistsError:
             raise ValueError(f"{path} is already there: choose another file for the log") from None
         self._frames = frames_file(path).open("wb")
+        self._path = path
+        self._ticks = 0
+        self._problem: str | None = None
         self._shown: Observation | None = None
         self._frame = -1
         self._queue: SimpleQueue[dict[str, Any] | Observation | None] = SimpleQueue()
@@ -60,6 +75,7 @@ class BlackBox:
                 "kinds": list(kinds),
                 "rest": list(rest),
                 "proprio_names": list(proprio_names),
+                "ends": True,
                 **more,
             }
         )
@@ -74,37 +90,66 @@ class BlackBox:
             self._queue.put(obs)
             self._shown, self._frame = obs, self._frame + 1
         self._queue.put({"inputs": inputs, "decision": decision, "frame": self._frame, **more})
+        self._ticks += 1
 
     def event(self, **what: Any) -> None:
         """Something between ticks."""
         self._queue.put(what)
 
     def close(self) -> None:
-        """Everything is on its way to the disk. Safe to call twice."""
-        self._queue.put(None)
-        self._writer.join()
-        self._file.close()
-        self._frames.close()
+        """Everything is on its way to the disk, the line that marks the end too. Safe to call twice.
+
+        LogIncomplete, after closing, if some of it could not be written."""
+        if not self._file.closed:
+            self._queue.put({"end": self._ticks})
+            self._queue.put(None)
+            self._writer.join()
+            for file in (self._file, self._frames):
+                try:
+                    file.close()
+                except OSError as error:  # closing writes once more what could not be written
+                    self._note(error)
+        if self._problem is not None:
+            raise LogIncomplete(self._problem)
 
     def __enter__(self) -> BlackBox:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except LogIncomplete:
+            if kind is None:  # else that error is the one to tell
+                raise
 
     def _write(self, line: dict[str, Any]) -> None:
         self._queue.put(line)
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            if isinstance(item, Observation):
-                for image in item.images.values():
-                    self._frames.write(np.ascontiguousarray(image[0]).tobytes())
-                self._frames.flush()
-                continue
-            plain = {key: asdict(value) if is_dataclass(value) else value for key, value in item.items()}
-            self._file.write(json.dumps(_plain(plain), allow_nan=False) + "\n")
-            self._file.flush()  # a run that ends badly is the one whose log is read
+            if self._problem is not None:
+                continue  # what comes now would leave a gap, and the memory must not fill
+            try:
+                self._put(item)
+            except Exception as error:
+                self._note(error)
+
+    def _put(self, item: dict[str, Any] | Observation) -> None:
+        if isinstance(item, Observation):
+            for image in item.images.values():
+                self._frames.write(np.ascontiguousarray(image[0]).tobytes())
+            self._frames.flush()
+            return
+        plain = {key: asdict(value) if is_dataclass(value) else value for key, value in item.items()}
+        self._file.write(json.dumps(_plain(plain), allow_nan=False) + "\n")
+        self._file.flush()  # a run that ends badly is the one whose log is read
+
+    def _note(self, error: Exception) -> None:
+        """Remember why the log ends here, and say it once."""
+        if self._problem is None:
+            reason = str(full(self._path)) if is_full(error) else f"{type(error).__name__}: {error}"
+            self._problem = f"the log {self._path} is incomplete: {' '.join(reason.split())}"
+            print(f"vla: warning: {self._problem}", file=sys.stderr, flush=True)
 
 
 def frames_file(log: Path) -> Path:
@@ -118,6 +163,22 @@ def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not lines or lines[0].get("blackbox") != FORMAT:
         raise ValueError(f"{path} is no black-box log of format {FORMAT}")
     return lines[0], lines[1:]
+
+
+def incomplete(path: Path) -> str | None:
+    """How a log lacks the end of its run, None for a whole one. Logs of before this was noted count as whole, unless
+    their last line is cut."""
+    header, lines = read(path)
+    if header.get("ends"):
+        ticks = sum("inputs" in line for line in lines)
+        end = next((line["end"] for line in reversed(lines) if "end" in line), None)
+        if end is None:
+            return f"the log {path} is incomplete: it breaks off after {ticks} ticks, before the run ended"
+        if end != ticks:
+            return f"the log {path} is incomplete: it holds {ticks} of {end} ticks"
+    elif not Path(path).read_bytes().endswith(b"\n"):
+        return f"the log {path} is incomplete: its last line is cut"
+    return None
 
 
 def replay(path: Path) -> list[tuple[Decision, Decision]]:

@@ -19,6 +19,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rl.sb3 import SAC, LayerNormCritics, StateVecEnv, fill_replay, leave_no_log
+from vla.disk import writing
 from vla.model import VLA
 from vla.types import ActionChunk, Observation, Policy, StepResult, VecEnv
 
@@ -243,6 +244,7 @@ def learn_residual(
 
 def save_residual(model: SAC, folder: Path) -> Path:
     """The corrector's file in `folder`; the VLA it belongs to has its own checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save(folder / "residual.zip")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save(folder / "residual.zip")
     return folder / "residual.zip"

@@ -25,15 +25,15 @@ SHELL = (
     "vla/experiment",
 )
 """The shell around the rooms: may import any of them, inside functions."""
-FOUNDATION = dict.fromkeys(("vla.types", "vla.config", "vla.catch_up", "vla.spawn"), set()) | {
-    "vla.checkpoint": {"vla.config"},
-    "vla.locks": set(),
-    "vla.waiting": set(),
+_ALONE = ("vla.types", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting", "vla.disk")
+FOUNDATION = dict.fromkeys(_ALONE, set()) | {
+    "vla.config": {"vla.disk"},
+    "vla.checkpoint": {"vla.config", "vla.disk"},
 }
 """Modules that stand on (almost) nothing of ours."""
 MAY_IMPORT = {
     "vla": {"vla"},
-    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting"},
+    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting", "vla.disk"},
     "policies": {"policies", "vla"},
     "rl": {"rl", "vla", "envs"},
 }

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vla.data import DemoSet
+from vla.disk import reserve, temporary, writing
 from vla.features import Features
 from vla.model import VLA
 from vla.processor import Processor
@@ -147,9 +148,9 @@ def _encode_to_disk(
     kept: Path,
 ) -> Features:
     """Write the features as they come, never holding more than a batch of them, and map them."""
-    growing = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-    shutil.rmtree(growing, ignore_errors=True)
-    growing.mkdir(parents=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    growing = temporary(kept)
+    growing.mkdir()
     arrays: list[np.memmap] = []
 
     def room_on_disk(part: Features, frames: int) -> Features:
@@ -158,7 +159,9 @@ def _encode_to_disk(
         for name, tensor in _tensors(like).items():
             values = tensor.numpy()
             shape = values.shape if name == "coords_NE" else (frames, *values.shape[1:])
-            array = np.lib.format.open_memmap(growing / f"{name}.npy", mode="w+", dtype=values.dtype, shape=shape)
+            with writing(kept, "the cache of features", like.nbytes * frames):
+                array = np.lib.format.open_memmap(growing / f"{name}.npy", mode="w+", dtype=values.dtype, shape=shape)
+                reserve(growing / f"{name}.npy")
             if name == "coords_NE":
                 array[:] = values
             arrays.append(array)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla.disk import remove, temporary, writing
+
 if TYPE_CHECKING:  # imported where tensors are touched: exported policies are read without torch
     from torch import Tensor
 
@@ -40,14 +42,10 @@ class Checkpoint:
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically. Tied tensors are stored once and come back tied in value."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _write_tensors(temporary, tensors, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with writing(path, path.name, tensors):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_tensors(path, tensors, metadata)
+        _sync_folder(path.parent)
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -84,7 +82,8 @@ def save_checkpoint(
     writers: dict[str, Callable[[Path], None]] = {MODEL: lambda path: _write_tensors(path, tensors, {})}
     if trainer_state is not None:
         writers[TRAINER] = lambda path: _write_trainer(path, trainer_state)
-    _commit(folder, config, {STATS: _json_bytes(stats), **(files or {})}, writers)
+    with writing(folder, "this checkpoint", [tensors, trainer_state or {}, files or {}]):
+        _commit(folder, config, {STATS: _json_bytes(stats), **(files or {})}, writers)
     if trainer_state is None and (folder / TRAINER).parent.exists():
         shutil.rmtree((folder / TRAINER).parent)  # of the previous checkpoint: it would not fit these weights
 
@@ -93,7 +92,8 @@ def save_files(
     folder: str | os.PathLike[str], *, config: Mapping[str, Any], stats: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> None:
     """As `save_checkpoint`, of a folder without weights of ours: an exported policy."""
-    _commit(Path(folder), config, {STATS: _json_bytes(stats), **files}, {})
+    with writing(folder, "this export", files):
+        _commit(Path(folder), config, {STATS: _json_bytes(stats), **files}, {})
 
 
 def _commit(
@@ -106,16 +106,23 @@ def _commit(
         raise ValueError(f"a checkpoint's config cannot have the field '{_ENTRY}': the format uses it")
     if (folder / CONFIG).exists():
         _settle(folder)
-    for name, write in writers.items():
-        _prepare(folder, name, write)
-    for name, data in files.items():
-        _prepare(folder, name, lambda path, data=data: _write_bytes(path, data))
+    for left in folder.glob(".tmp??????"):  # of a killed save of before: safetensors' own, as large as the weights
+        remove(left)
     names = [*writers, *files]
-    hashes = {name: _sha256(_next(folder, name)) for name in names}
-    entry = {"format": FORMAT, "files": hashes}
-    _prepare(folder, CONFIG, lambda path: _write_bytes(path, _json_bytes({**config, _ENTRY: entry})))
-    for parent in {(folder / name).parent for name in names}:
-        _sync_folder(parent)
+    try:
+        for name, write in writers.items():
+            _prepare(folder, name, write)
+        for name, data in files.items():
+            _prepare(folder, name, lambda path, data=data: _write_bytes(path, data))
+        hashes = {name: _sha256(_next(folder, name)) for name in names}
+        entry = {"format": FORMAT, "files": hashes}
+        _prepare(folder, CONFIG, lambda path: _write_bytes(path, _json_bytes({**config, _ENTRY: entry})))
+        for parent in {(folder / name).parent for name in names}:
+            _sync_folder(parent)
+    except Exception:  # a full disk, for one: it gets back what this save took of it, and the old checkpoint stays
+        for name in (*names, CONFIG):
+            _next(folder, name).unlink(missing_ok=True)
+        raise
     os.replace(_next(folder, CONFIG), folder / CONFIG)  # the commit: before it the old checkpoint counts, after it this
     _sync_folder(folder)
     _settle(folder)
@@ -219,15 +226,27 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         storages.add(tensor.untyped_storage().data_ptr())
         # safetensors takes whole, unshared buffers only
         stored[name] = tensor if whole and fresh else tensor.clone(memory_format=torch.contiguous_format)
-    # Several metadata entries come out in random order; with one, equal weights make equal files.
-    save_file(stored, os.fspath(path), metadata={**metadata, _ALIASES: json.dumps(aliases)})
-    _sync_file(path)
+    # In a folder of its own: safetensors writes to a file of a random name first, which a kill leaves behind, and makes
+    # it private to its owner; weights are as readable as any other file.
+    folder = temporary(path)
+    folder.mkdir()
+    try:
+        (mode := folder / "mode").touch()
+        written = folder / path.name
+        # Several metadata entries come out in random order; with one, equal weights make equal files.
+        save_file(stored, os.fspath(written), metadata={**metadata, _ALIASES: json.dumps(aliases)})
+        written.chmod(mode.stat().st_mode & 0o777)
+        _sync_file(written)
+        os.replace(written, path)
+    finally:
+        remove(folder)
 
 
 def _write_trainer(path: Path, state: Mapping[str, Any]) -> None:
     import torch
 
-    torch.save(dict(state), path)
+    with path.open("wb") as file:  # Python's own: given a path, torch does not say why it could not write
+        torch.save(dict(state), file)
     _sync_file(path)
 
 

@@ -6,12 +6,13 @@ import difflib
 import json
 import math
 import os
-import tempfile
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vla.disk import temporary, writing
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
@@ -157,20 +158,18 @@ def fill_defaults(defaults: Any, given: Any) -> Any:
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file at `path` by `data`: after a crash it holds either the old bytes or the new ones."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files private; a report should be as readable as any other
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with writing(path, path.name, data):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = temporary(path)
+        try:
+            with new.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
 
 def save_json(path: str | os.PathLike[str], obj: Any) -> None:

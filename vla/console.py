@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from vla.disk import DiskFull, full
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -44,6 +47,8 @@ def one_line(error: BaseException) -> str:
     """The error as one line: what is wrong and, where the raiser said so, how to mend it."""
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         text = f"no such file or folder: {os.fsdecode(error.filename)!r}"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
+        text = str(full(os.fsdecode(error.filename))) if error.filename else f"a device is full: {error}"
     else:
         text = str(error)
     return " ".join(text.split()) or type(error).__name__

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vla.config import lookup, write_atomic
+from vla.disk import writing
 
 METRICS = "metrics.jsonl"
 Log = Callable[[int, Mapping[str, float]], None]
@@ -20,22 +22,25 @@ class Metrics:
     def __init__(self, out: Path, trackers: tuple[str, ...] = (), *, first_step: int = 0, config: Any = None) -> None:
         """`first_step`: of a resumed run; what was logged after it is dropped, for it will be logged again."""
         out.mkdir(parents=True, exist_ok=True)
-        keep_metrics(out / METRICS, first_step)
+        self._path = out / METRICS
+        keep_metrics(self._path, first_step)
         opened = [lookup(name, TRACKERS, "tracker")(out, config, first_step) for name in trackers]
         self._logs, self._closes = [log for log, _ in opened], [close for _, close in opened]
-        self._file = (out / METRICS).open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # closing writes once more what a full disk refused: it was told when it was logged
+            self._file.close()
         for close in self._closes:
             close()
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
         for log in self._logs:
             log(step, figures)
 

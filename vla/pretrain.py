@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbone import SPEC_FILE, Backbone
+from vla.disk import writing
 from vla.grounding_set import IGNORED, POINT_QUESTIONS, GroundingSet, read_questions, words_of
 from vla.locks import locked, refuse_used
 from vla.tiny import build_tiny, learn_words
@@ -383,8 +384,9 @@ def _run(
             if step % 100 == 0:
                 backbone.save(out)
             if step % 50 == 0:
-                log.write(json.dumps(row) + "\n")
-                log.flush()
+                with writing(out / "metrics.jsonl"):
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
             if on_step:
                 on_step(row)
         if log is None:

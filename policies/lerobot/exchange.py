@@ -9,15 +9,17 @@ from lerobot.configs import PreTrainedConfig
 from policies.lerobot.modeling_bascule import BasculePolicy, wrap
 from policies.lerobot.processor_bascule import make_bascule_pre_post_processors
 from vla.config import load_json
+from vla.disk import writing
 from vla.model import VLA
 
 
 def to_lerobot(checkpoint: Path, out: Path) -> Path:
     """Write a checkpoint of ours as a folder that `--policy.path` takes; LoRA adapters are merged."""
     policy = wrap(VLA.load(checkpoint))
-    policy.save_pretrained(out)
-    for pipeline in make_bascule_pre_post_processors(policy.config):
-        pipeline.save_pretrained(out)
+    with writing(out, "this policy", policy.state_dict()):
+        policy.save_pretrained(out)
+        for pipeline in make_bascule_pre_post_processors(policy.config):
+            pipeline.save_pretrained(out)
     return out
 
 

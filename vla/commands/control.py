@@ -99,12 +99,12 @@ class Control(Command):
             from policies.lerobot.recording import to_dataset
 
             print(f"{to_dataset(Path(self.policy), self.to_dataset)}: a LeRobotDataset of the run")
-            return None
+            return _tell_incomplete(Path(self.policy))
         if self.replay:
             return self._replay()
-        from contextlib import ExitStack
+        from contextlib import ExitStack, nullcontext
 
-        from policies.blackbox import BlackBox
+        from policies.blackbox import BlackBox, LogIncomplete
         from policies.controller import control
         from vla.config import save_json
 
@@ -126,12 +126,17 @@ class Control(Command):
                 self._rehearse(policy, robot, config)
                 return 0
             pressed = _Key(open_ones) if self.estop_key else lambda: False
-            box = None if self.log is None else open_ones.enter_context(BlackBox(self.log))
-            report = control(robot, policy, config, *others, log=box, pressed=pressed)
+            try:
+                with nullcontext() if self.log is None else BlackBox(self.log) as box:
+                    report = control(robot, policy, config, *others, log=box, pressed=pressed)
+            except LogIncomplete as error:  # raised when the run is over: its report comes first
+                unlogged = error
         scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
         if self.json is not None:
             save_json(self.json, {"report": report, "success": getattr(robot, "success", None), **scenes})
         self._tell(report, scenes)
+        if unlogged is not None:
+            raise unlogged
         return 0 if report.ended in ("done", "time") else 1
 
     def _check(self) -> None:
@@ -294,7 +299,7 @@ class Control(Command):
         print(f"{len(pairs)} ticks, {len(pairs) - len(differ)} decided as logged")
         if differ:
             print(f"first difference: tick {differ[0] + 1}")
-        return 1 if differ else 0
+        return _tell_incomplete(Path(self.policy)) or (1 if differ else 0)
 
     def kept(self) -> str:
         return "the robot was let go" + ("" if self.log is None else f"; its log is in {self.log}")
@@ -310,6 +315,17 @@ def whole_chunks(folder: Path) -> Any:
 
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the other half is the robot's
     return policy
+
+
+def _tell_incomplete(log: Path) -> int:
+    """One line on stderr if the log lacks the end of its run; the exit code."""
+    from policies.blackbox import incomplete
+    from vla.console import say
+
+    if (problem := incomplete(log)) is None:
+        return 0
+    say(f"vla: warning: {problem}")
+    return 1
 
 
 def one_world(suite: str, image_size: int) -> Any:
