@@ -50,6 +50,7 @@ class BlackBox:
         self._frames = frames_file(path).open("wb")
         self._path = path
         self._ticks = 0
+        self._closed = False
         self._problem: str | None = None
         self._shown: Observation | None = None
         self._frame = -1
@@ -100,7 +101,8 @@ class BlackBox:
         """Everything is on its way to the disk, the line that marks the end too. Safe to call twice.
 
         LogIncomplete, after closing, if some of it could not be written."""
-        if not self._file.closed:
+        if not self._closed:
+            self._closed = True
             self._queue.put({"end": self._ticks})
             self._queue.put(None)
             self._writer.join()
@@ -158,7 +160,13 @@ def frames_file(log: Path) -> Path:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(header, lines) of a log; a last line cut by a crash is left out. ValueError when it is no log of ours."""
+    """(header, lines) of a log, without the mark of its end; a last line cut by a crash is left out, too (`incomplete`
+    tells). ValueError when it is no log of ours."""
+    header, lines = _whole(path)
+    return header, [line for line in lines if "end" not in line]
+
+
+def _whole(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     lines = list(_lines(path))
     if not lines or lines[0].get("blackbox") != FORMAT:
         raise ValueError(f"{path} is no black-box log of format {FORMAT}")
@@ -168,7 +176,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def incomplete(path: Path) -> str | None:
     """How a log lacks the end of its run, None for a whole one. Logs of before this was noted count as whole, unless
     their last line is cut."""
-    header, lines = read(path)
+    header, lines = _whole(path)
     if header.get("ends"):
         ticks = sum("inputs" in line for line in lines)
         end = next((line["end"] for line in reversed(lines) if "end" in line), None)

@@ -13,16 +13,12 @@ OMP_NUM_THREADS says how many cores the quota is worth.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 WAITING = {
     "OMP_WAIT_POLICY": "PASSIVE",  # any OpenMP
     "GOMP_SPINCOUNT": "0",  # GNU's, which torch brings for Linux
     "KMP_BLOCKTIME": "0",  # Intel's and LLVM's, in milliseconds
 }
-
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def sleep_while_waiting() -> None:
@@ -33,19 +29,23 @@ def sleep_while_waiting() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, round(cores))))
 
 
-def usable_cores(cgroup: Path = _CGROUP) -> float:
+def usable_cores(cgroup: str | os.PathLike[str] = "/sys/fs/cgroup") -> float:
     """Cores that this process may use: those it may be scheduled on, or its container's quota where that is less."""
     cores = float(_scheduled_cores())
-    try:
-        if (cgroup / "cpu.max").is_file():  # cgroup 2: "QUOTA PERIOD" in microseconds, or "max PERIOD"
-            quota, period = (cgroup / "cpu.max").read_text().split()
-        else:  # cgroup 1: -1 is no quota
-            quota, period = (
-                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
-            )
-        return cores if quota in ("max", "-1") else min(cores, int(quota) / int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return cores
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup 2, cgroup 1
+        try:
+            words = " ".join(_read(os.path.join(cgroup, name)) for name in names).split()
+            quota, period = int(words[0]), int(words[1])  # microseconds; "max" and -1 are no quota
+        except (OSError, ValueError, IndexError):
+            continue
+        if quota > 0 and period > 0:
+            return min(cores, quota / period)
+    return cores
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
 
 
 def _scheduled_cores() -> int:

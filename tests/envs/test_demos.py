@@ -4,6 +4,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from envs.demo_world import run_episode
 from envs.demos import record
 from vla.config import save_json
 from vla.data import load_dataset
+from vla.disk import DiskFull
 
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)  # spawned workers inherit it, and import the toy world by name
@@ -306,3 +308,18 @@ def test_the_tasks_asked_for_are_shown_in_turn(tmp_path):
         record("tabletop-ten", 3, out, seed0=30, image_size=SIZE, tasks=("press",))
     with pytest.raises(ValueError, match="has no task 'pres'"):
         record("tabletop-ten", 3, tmp_path / "none", image_size=SIZE, num_workers=1, tasks=("pres",))
+
+
+@pytest.mark.parametrize("limit", [2_000, 20_000], ids=["an episode", "the dataset"])
+def test_a_full_disk_is_one_line_and_the_recording_goes_on_when_there_is_room(tmp_path, recorded, limit):
+    """The limit on the size of a file, which workers inherit: what it refuses is refused as a full disk does it."""
+    out, before = tmp_path / "toy", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(DiskFull, match="^no space left on the device holding .*toy") as caught:
+            toy_record(out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value) and not list(out.rglob("*.tmp")) and not (out / "recording" / "build").exists()
+    toy_record(out)
+    assert_same_demos(load_dataset(out), load_dataset(recorded))

@@ -40,6 +40,9 @@ def test_a_checkpoint_drives_the_simulated_robot_and_the_log_replays(checkpoint,
     assert len(actions) == written["report"]["ticks"] and np.abs(np.array(actions)[:, 0]).max() <= 3 / 50 + 1e-6
     assert main(["control", str(log), "--replay"]) == 0
     as_dataset(log, tmp_path / "set", actions)
+    (tmp_path / "cut.jsonl").write_text(log.read_text()[:-3])
+    assert main(["control", str(tmp_path / "cut.jsonl"), "--replay"]) == 1
+    assert "cut.jsonl is incomplete: it breaks off after" in capsys.readouterr().err
     log.write_text(log.read_text().replace('"dx": 3.0', '"dx": 0.001', 1))
     assert main(["control", str(log), "--replay"]) == 1
 

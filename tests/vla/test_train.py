@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from vla.cache import encode_demos
 from vla.checkpoint import load_checkpoint
 from vla.config import decode, encode
 from vla.data import DemoSet
+from vla.disk import DiskFull
 from vla.model import VLA, VLAConfig
 from vla.recipes import RECIPES
 from vla.train import (
@@ -241,6 +243,17 @@ def test_features_are_those_of_the_frames_and_can_be_kept(tmp_path):
         next(vla.backbone.parameters()).add_(1.0)  # other weights, other features
     encode_demos(vla, data, folder=tmp_path)
     assert len(list(tmp_path.glob("features-*"))) == 3
+
+
+def test_features_that_do_not_fit_on_the_disk_are_one_line(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        with pytest.raises(DiskFull, match=r"holding .*features-.*: .* free, the cache of features needs \d"):
+            encode_demos(fresh(), demos(), folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_features_on_disk_and_in_memory_train_alike(tmp_path):

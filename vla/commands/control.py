@@ -110,6 +110,7 @@ class Control(Command):
 
         guards = self._guards()
         self._check()
+        unlogged: LogIncomplete | None = None
         with ExitStack() as open_ones:
             arm = self._lerobot_robot()  # before the policy: what is wrong with it is known in a moment
             policy = self._policy()
