@@ -51,7 +51,7 @@ def compile_package(program: ExportedProgram) -> bytes:
         try:
             aoti_compile_and_package(program, package_path=path)
         except Exception as problem:  # of many kinds, with the compiler's whole output
-            reason = " ".join(str(problem).split())[:200]
+            reason = " ".join(str(problem).split())[:1000]
             raise ValueError(
                 f"AOTInductor could not compile this policy ({type(problem).__name__}): {reason}"
             ) from problem

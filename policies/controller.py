@@ -42,6 +42,8 @@ def control(
     does not fit the robot or the policy.
     """
     ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
+    if not (math.isfinite(config.duration_s) and config.duration_s > 0):
+        raise ValueError(f"duration_s must be positive, got {config.duration_s}")
     if config.join == "rtc" and not hasattr(policy, "act_after"):
         raise ValueError("rtc needs a flow head that can be told what is still to be played: choose the join blend")
     if config.in_flight != 1 + len(others) or (others and (config.join == "rtc" or not config.asynchronous)):
@@ -49,6 +51,8 @@ def control(
             "in_flight counts the connections to one policy: give as many, only asynchronous, and not with join rtc, "
             "which must know the answer before it asks again"
         )
+    unknown = (math.nan,) * len(robot.kinds)
+    Governor(config.guards, robot.action_spec, robot.kinds, rest=unknown, proprio_names=robot.proprio_names)  # refuses
     watched = WatchedRobot(robot, clock)
     try:
         report = _drive(watched, robot, (policy, *others), config, log, pressed, clock, sleep)
@@ -295,6 +299,8 @@ class ControlLoop:
         inputs = self._inputs(robot_error=self._send_failed or not good)
         decision = self.governor.decide(inputs)
         self._guards.update(decision.guards)
+        if "workspace" in decision.guards:
+            self._reason("workspace", self.governor.beyond(inputs.proprio))
         self._send(decision, self.governor.before)
         self._playing = decision.reaction == "run"
         if self._playing:

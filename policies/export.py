@@ -237,7 +237,7 @@ def trace(vla: VLA) -> ExportedProgram:
             Decision(vla).eval(), example, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
         )
     except Exception as problem:  # the tracer has many errors, each pages long
-        reason = " ".join(str(problem).split())[:200]
+        reason = " ".join(str(problem).split())[:1000]
         raise ValueError(f"this backbone cannot be exported ({type(problem).__name__}): {reason}") from problem
 
 

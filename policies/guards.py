@@ -124,10 +124,13 @@ class Governor:
                 raise ValueError(f"the {what} limit of {bad[0]} must be positive, got {names[bad[0]]}")
         if unknown := set(config.workspace) - set(proprio_names):
             raise ValueError(f"workspace limit on unknown state {sorted(unknown)[0]!r}; known: {proprio_names}")
+        for name, (low, high) in config.workspace.items():
+            if not low < high:
+                raise ValueError(f"the workspace limit of {name} must be lowest and highest, got {low:g} and {high:g}")
         for name in ("max_observation_age_s", "max_action_age_s", "give_up_s", "stop_s", "recovery_s"):
             if not getattr(config, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-        self.config, self.spec = config, spec
+        self.config, self.spec, self._proprio_names = config, spec, proprio_names
         self._dt = 1.0 / spec.control_hz
         self._low, self._high = np.array(spec.low, np.float64), np.array(spec.high, np.float64)
         self._position = np.array([kind == "position" for kind in kinds])
@@ -174,10 +177,14 @@ class Governor:
             return inputs.fault
         if inputs.wanted is not None and not np.isfinite(inputs.wanted).all():
             return "nonfinite_action"
+        return "workspace" if self.beyond(inputs.proprio) else None
+
+    def beyond(self, proprio: tuple[float, ...]) -> str:
+        """The measured state that is outside the workspace, in words; "" where all is within."""
         for index, low, high in self._workspace:
-            if not low <= inputs.proprio[index] <= high:  # NaN is outside, too
-                return "workspace"
-        return None
+            if not low <= proprio[index] <= high:  # NaN is outside, too
+                return f"{self._proprio_names[index]} is at {proprio[index]:g}, its workspace is {low:g} to {high:g}"
+        return ""
 
     def _must_hold(self, inputs: Inputs) -> str | None:
         if inputs.robot_error:

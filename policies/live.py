@@ -26,7 +26,7 @@ from vla.spawn import spawn
 from vla.types import ActionSpec, Observation, VecEnv
 
 _HEAD = np.dtype(
-    [("count", "<i8"), ("seen_s", "<f8"), ("done", "<i8"), ("scenes", "<i8"), ("successes", "<i8"), ("told", "S256")]
+    [("count", "<i8"), ("seen_s", "<f8"), ("done", "<i8"), ("scenes", "<i8"), ("successes", "<i8"), ("told", "S4096")]
 )
 
 
@@ -99,7 +99,8 @@ class LiveWorld:
             head = self._view.head[0].copy()
             if before % 2 == 0 and before == int(self._view.head["count"][0]):
                 named = {camera: images[None, v] for v, camera in enumerate(self._cameras)}
-                seen = before, Observation(named, proprio[None], [head["told"].decode()]), float(head["seen_s"])
+                told = head["told"].decode(errors="ignore")
+                seen = before, Observation(named, proprio[None], [told]), float(head["seen_s"])
                 self._done, self.scenes, self.successes = (int(head[name]) for name in ("done", "scenes", "successes"))
                 break
         if seen is None:
@@ -236,7 +237,7 @@ def _write(view: _View, obs: Observation, seen_s: float, done: int, scenes: int,
     head = view.head[0]
     head["count"] += 1
     head["seen_s"], head["done"], head["scenes"], head["successes"] = seen_s, done, scenes, successes
-    head["told"] = obs.instruction[0].encode()[:256]
+    head["told"] = obs.instruction[0].encode()[:4096]
     view.proprio[:] = obs.proprio[0]
     for v, image in enumerate(obs.images.values()):
         view.images[v] = image[0]

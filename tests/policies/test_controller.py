@@ -69,6 +69,8 @@ def test_guard_acceleration_limit_eases():
 def test_guard_workspace_slow_stop():
     robot, report = drive(STEADY, guards=GuardConfig(workspace={"y": (-0.2, 0.2)}))
     came_to_rest(robot, report, "workspace")
+    assert report.reasons["workspace"] == report.error and "y is at 0.2" in report.error
+    assert report.error.endswith("its workspace is -0.2 to 0.2")
     assert 0.2 < robot.position[1] < 0.2 + 0.01 * 26
 
 
@@ -266,10 +268,13 @@ def test_limits_on_what_the_robot_lacks_are_refused():
     for limits, word in (
         (GuardConfig(velocity={"z": 1.0}), "'z'"),
         (GuardConfig(workspace={"z": (0, 1)}), "'z'"),
+        (GuardConfig(workspace={"y": (1, 0)}), "workspace limit of y must be lowest and highest"),
         (GuardConfig(stop_s=0), "stop_s"),
     ):
+        robot = Slide()
+        robot.connect = lambda: pytest.fail("it was connected before its limits were looked at")
         with pytest.raises(ValueError, match=word):
-            drive(STEADY, guards=limits)
+            drive(STEADY, robot, guards=limits)
 
 
 def test_a_simulated_world_is_a_robot_and_its_run_can_be_repeated(tmp_path):
