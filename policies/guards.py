@@ -145,6 +145,7 @@ class Governor:
         self._last = np.array(rest, dtype=np.float64)
         self._before = self._last  # the action before that one
         self._step = np.where(self._moving & ~self._position, self._last, 0.0)  # how far the last tick moved
+        self._inside, self._nowhere = False, np.zeros(spec.dim, np.bool_)
         self._held_since: float | None = None
         self._ramp: list[NDArray[np.float64]] | None = None  # what is left of a slow stop
 
@@ -212,8 +213,12 @@ class Governor:
         }
 
     def _outside(self) -> NDArray[np.bool_]:
+        if self._inside:  # once inside, no decision leads out again
+            return self._nowhere
         slack = 1e-6 * np.maximum(1.0, np.abs(self._last))  # an action is a float32, limits are not
-        return self._position & ((self._last < self._low - slack) | (self._last > self._high + slack))
+        outside = self._position & ((self._last < self._low - slack) | (self._last > self._high + slack))
+        self._inside = bool(np.isfinite(self._last[self._position]).all() and not outside.any())
+        return outside
 
     def _range(self) -> NDArray[np.float64]:
         """Highest minus lowest of each position; that of the narrowest other one for those that have none, as a joint
@@ -224,7 +229,7 @@ class Governor:
     def _correct(self, sent: NDArray[np.float64]) -> None:
         """Go on from what was really sent, not from what was decided."""
         known = np.isfinite(sent) & (self._position | ~self._moving)
-        self._last = np.where(known, sent, self._last)
+        self._last, self._inside = np.where(known, sent, self._last), False
         self._step = np.where(known & self._position, self._last - self._before, self._step)
 
     def _recover(self) -> Decision:
