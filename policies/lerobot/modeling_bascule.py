@@ -26,6 +26,7 @@ from vla.bridge import BridgeConfig
 from vla.config import decode, encode
 from vla.dataset_meta import component_names
 from vla.model import VLA, VLAConfig
+from vla.pictures import to_uint8_picture
 from vla.preprocess import widened
 from vla.processor import Processor, ProcessorConfig, Stats, VectorStats
 from vla.text import room_for_text, warn_of_lookalikes
@@ -151,15 +152,15 @@ class BasculePolicy(PreTrainedPolicy):
     def observation(self, batch: Mapping[str, Any]) -> Observation:
         """LeRobot's batch as ours: images (B, 3, H, W) float in 0..1 become (B, H, W, 3) uint8, exactly.
 
-        ValueError naming the key that is missing.
+        ValueError naming the key that is missing, or whose pictures are neither uint8 nor floats in 0..1.
         """
-        cameras = [camera for camera in self.vla.processor.config.cameras if camera]
-        for key in (*(f"{OBS_IMAGES}.{camera}" for camera in cameras), OBS_STATE, "task"):
+        cameras = {camera: f"{OBS_IMAGES}.{camera}" for camera in self.vla.processor.config.cameras if camera}
+        for key in (*cameras.values(), OBS_STATE, "task"):
             if batch.get(key) is None:
                 raise ValueError(f"this policy reads '{key}', the batch has {', '.join(sorted(batch)) or 'nothing'}")
         state, task = batch[OBS_STATE], batch["task"]
         return Observation(
-            images={camera: _pixels(batch[f"{OBS_IMAGES}.{camera}"]) for camera in cameras},
+            images={camera: _pixels(batch[key], key) for camera, key in cameras.items()},
             proprio=state.detach().float().cpu().numpy(),
             instruction=[task] * len(state) if isinstance(task, str) else list(task),
         )
@@ -245,12 +246,11 @@ def _vector_stats(stats: Mapping[str, Any]) -> VectorStats:
     return VectorStats(**{name: tuple(values.tolist()) for name, values in column.items()})
 
 
-def _pixels(image_B3HW: Tensor) -> np.ndarray:
-    if image_B3HW.dtype == torch.uint8:
-        pixels = image_B3HW
-    else:
-        pixels = (image_B3HW.detach() * 255).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def _pixels(image_B3HW: Tensor, key: str) -> np.ndarray:
+    """(B, H, W, 3) uint8, exactly. ValueError naming the key for pictures of another range than 0..1 or uint8."""
+    image = image_B3HW.detach()
+    image = image.float() if image.is_floating_point() else image
+    return np.ascontiguousarray(to_uint8_picture(image.permute(0, 2, 3, 1).cpu().numpy(), name=key))
 
 
 def _prefix(left_over: Tensor, delay: int, batch: int) -> Prefix:

@@ -284,3 +284,15 @@ def test_nested_names_of_a_dataset_are_its_components(names, kept, found):
 
     meta = SimpleNamespace(features={"action": {"names": names, "shape": (2,)}})
     assert _action_names(SimpleNamespace(action_feature_names=kept), meta, 2) == found
+
+
+def test_pictures_are_converted_exactly_or_refused_by_their_key():
+    from policies.lerobot.modeling_bascule import _pixels
+
+    every = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 3, 16, 16)
+    wanted = every.permute(0, 2, 3, 1).numpy()
+    for given in (every, every / 255, (every / 255).half()):
+        np.testing.assert_array_equal(_pixels(given, "observation.images.front"), wanted)
+    for given, said in ((every.float(), "floats must be in 0..1"), (every.int() + 300, "from 300 to 555")):
+        with pytest.raises(ValueError, match=rf"camera 'observation\.images\.front'.*{said}"):
+            _pixels(given, "observation.images.front")
