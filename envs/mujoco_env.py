@@ -102,6 +102,7 @@ class MujocoVecEnv:
             raise
         self.action_spec, self.cameras = facts.action_spec, facts.cameras
         self.proprio_dim, self.privileged_dim = facts.proprio_dim, facts.privileged_dim
+        self.proprio_names = facts.proprio_names
         self._state: dict[str, Any] = {
             "proprio": np.zeros((num_envs, self.proprio_dim), np.float32),
             "privileged": np.zeros((num_envs, self.privileged_dim), np.float32),

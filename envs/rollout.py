@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from envs.baselines import Film
+from vla.compatibility import fitted
 from vla.types import Observation, Policy, VecEnv
 
+_log = logging.getLogger(__name__)
 _MAX_REPLAYS = 2
 """Of an episode whose worker died; one that kills it again and again is a failure."""
 Progress = Callable[[int, int, int], None]
@@ -112,8 +115,10 @@ def evaluate(
 
     `swap_instruction` tells the policy to handle another object than the one that counts: a policy that listens fails.
     Which world plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
-    episodes' frames, one per decision.
+    episodes' frames, one per decision. A policy whose components lie in another order is reordered by name; ValueError
+    for one that does not fit the environment (`vla.compatibility`).
     """
+    policy = fitted(policy, env, say=_log.warning)
     seeds = [int(s) for s in seeds]
     if not seeds:
         raise ValueError("evaluate needs at least one seed")

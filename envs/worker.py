@@ -89,6 +89,7 @@ class Facts:
     cameras: tuple[str, ...]
     proprio_dim: int
     privileged_dim: int
+    proprio_names: tuple[str, ...] = ()
 
 
 class Worker:
@@ -222,7 +223,9 @@ def _serve(
         except Exception as error:  # a missing mesh, say: the parent raises it, with the file's name
             pipe.send(("error", error))
             return
-        pipe.send(("ok", Facts(worlds.action_spec, worlds.cameras, worlds.proprio_dim, worlds.privileged_dim)))
+        names = tuple(getattr(worlds, "proprio_names", ()))
+        facts = Facts(worlds.action_spec, worlds.cameras, worlds.proprio_dim, worlds.privileged_dim, names)
+        pipe.send(("ok", facts))
         while True:
             command, argument = pipe.recv()
             if command == "close":

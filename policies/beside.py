@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from policies.joining import Prefix
+from vla.compatibility import Side, side_of
 from vla.spawn import spawn
 from vla.types import ActionChunk, ActionSpec, Observation
 
@@ -44,6 +45,7 @@ class PolicyProcess:
         self.n_action_steps: int | None = facts["n_action_steps"]
         self.cameras: tuple[str, ...] | None = facts["cameras"]
         self.proprio_dim: int | None = facts["proprio_dim"]
+        self.side: Side = facts["side"]
         if facts["goes_on"]:
             self.act_after = self._act_after  # only a policy that can has it: that is how one asks
 
@@ -103,6 +105,7 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
             "cameras": None if cameras is None else tuple(cameras),
             "proprio_dim": None if processor is None else processor.config.proprio_dim,
             "goes_on": goes_on,
+            "side": side_of(policy),
         }
         pipe.send((True, facts))
         while True:

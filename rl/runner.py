@@ -23,6 +23,7 @@ from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
 from rl.teacher import Teacher, TeacherPolicy, fit_teacher
 from vla.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from vla.checks import check_loads
+from vla.compatibility import require_same
 from vla.config import encode, fill_defaults, save_json
 from vla.locks import locked, refuse_used
 from vla.metrics import Metrics
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluate", "Runner", "RunnerConfig", "RunResult"]
 
+_ORDER = "`vla eval` reorders, training does not; name the demonstrations' components in the environment's order first"
 Evaluate = Callable[[Policy], tuple[int, int]]
 """Plays a policy on fixed evaluation seeds -> (successes, episodes). It may use the runner's own environment."""
 
@@ -75,6 +77,7 @@ class Runner:
             )
         if config.shaping is not None and (config.method is not None or team.size > 1):
             raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
+        require_same(model, env, remedy=_ORDER)
         team.place(model)
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
         self.evaluate, self.on_update, self.on_practice = evaluate, on_update, on_practice

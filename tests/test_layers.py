@@ -29,11 +29,12 @@ _ALONE = ("vla.types", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting", 
 FOUNDATION = dict.fromkeys(_ALONE, set()) | {
     "vla.config": {"vla.disk"},
     "vla.checkpoint": {"vla.config", "vla.disk"},
+    "vla.compatibility": {"vla.types"},
 }
 """Modules that stand on (almost) nothing of ours."""
 MAY_IMPORT = {
     "vla": {"vla"},
-    "envs": {"envs", "vla.types", "vla.config", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting", "vla.disk"},
+    "envs": {"envs", *FOUNDATION} - {"vla.checkpoint"},
     "policies": {"policies", "vla"},
     "rl": {"rl", "vla", "envs"},
 }

@@ -111,14 +111,17 @@ def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: s
         return row
     from envs import make_vec
     from envs.suites import load_suite
+    from policies.load import embodiment
     from policies.rtc import RealTimePolicy
+    from vla.compatibility import require_same
     from vla.model import VLA
 
     env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
     try:
         first = load_suite(config.suite).eval_seed0 if config.seed0 is None else config.seed0
         seeds = range(first, first + config.episodes)
-        policy = RealTimePolicy(VLA.load(folder))
+        policy = RealTimePolicy(VLA.load(folder, member=embodiment(folder)))
+        require_same(policy, env)
         if arm == "rtc" and not hasattr(policy, "act_after"):
             raise ValueError(f"{folder.name} has no flow head, so it cannot be led: leave rtc out of --arms")
         row = play(policy, env, seeds, join=arm, condition=CONDITIONS[condition])

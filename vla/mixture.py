@@ -50,6 +50,7 @@ def build_vla(
         cameras=cameras,
         image_size=cfg.image_size,
         max_text_tokens=_room_for_text(cfg, backbone, [demos]),
+        proprio_names=demos.proprio_names,
         backbone=backbone,
         seed=cfg.seed,
     )
@@ -117,6 +118,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
             proprio_width=state_width,
             action_slots=action_slots[i],
             action_width=action_width,
+            proprio_names=part.proprio_names,
         )
         for i, part in enumerate(parts)
     ]

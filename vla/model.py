@@ -100,6 +100,7 @@ class VLA(nn.Module):
         cameras: Sequence[str],
         image_size: int | None = None,
         max_text_tokens: int = 24,
+        proprio_names: Sequence[str] | None = None,
         backbone: Backbone | nn.Module | None = None,
         seed: int = 0,
         released_scaling: bool = False,
@@ -128,6 +129,7 @@ class VLA(nn.Module):
             action_high=action_spec.high,
             control_hz=action_spec.control_hz,
             released_scaling=released_scaling,
+            proprio_names=None if proprio_names is None else tuple(proprio_names),
         )
         processor = Processor(processor_config, stats, backbone.tokenizer)
         with torch.random.fork_rng(devices=[]):

@@ -159,6 +159,8 @@ class ProcessorConfig:
     action_width: int | None = None
     released_scaling: bool = False
     """State and action are scaled as the released VLA-Adapter code does (`VectorStats.released_affine`)."""
+    proprio_names: tuple[str, ...] | None = None
+    """One name per component of the state; None in checkpoints made before they were kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +186,8 @@ class Preprocessor:
             raise ValueError(f"cameras must be distinct names, at least one; got {config.cameras}")
         if stats.proprio.dim != config.proprio_dim:
             raise ValueError(f"proprio_dim is {config.proprio_dim} but the statistics have {stats.proprio.dim} values")
+        if config.proprio_names is not None and len(config.proprio_names) != config.proprio_dim:
+            raise ValueError(f"proprio_dim is {config.proprio_dim} but there are {len(config.proprio_names)} names")
         dim = len(config.action_names)
         if stats.action.dim != dim:
             raise ValueError(

@@ -13,9 +13,10 @@ from vla.disk import writing
 from vla.model import VLA
 
 
-def to_lerobot(checkpoint: Path, out: Path) -> Path:
-    """Write a checkpoint of ours as a folder that `--policy.path` takes; LoRA adapters are merged."""
-    policy = wrap(VLA.load(checkpoint))
+def to_lerobot(checkpoint: Path, out: Path, *, member: str | None = None) -> Path:
+    """Write a checkpoint of ours as a folder that `--policy.path` takes; LoRA adapters are merged. `member`: of a
+    policy for several robots, the one to control."""
+    policy = wrap(VLA.load(checkpoint, member=member))
     with writing(out, "this policy", policy.state_dict()):
         policy.save_pretrained(out)
         for pipeline in make_bascule_pre_post_processors(policy.config):

@@ -185,8 +185,8 @@ def test_weights_are_one_for_each_dataset(datasets):
         (("--horizon", "0"), "--horizon must be at least 1, got 0"),
         (("--late-steps", "-1"), "--late-steps must be at least 0, got -1"),
         (("--seed", "-1"), "--seed must be at least 0, got -1"),
-        (("--minutes", "nan"), "--minutes must be a positive number, got nan"),
-        (("--minutes", "-1"), "--minutes must be a positive number, got -1"),
+        (("--minutes", "nan"), "--minutes must be at least 0.01, got nan"),
+        (("--minutes", "-1"), "--minutes must be at least 0.01, got -1"),
     ],
 )
 def test_numbers_that_no_refinement_has(flags, message, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,33 @@ def given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def load_policy(folder: Path) -> Any:
+def check_numbers(command: Command, **bounds: tuple[float, float]) -> None:
+    """ValueError naming the flag and its range for a number outside of it. Flags that were not given (None) are well;
+    of a tuple, every number is looked at."""
+    for name, (low, high) in bounds.items():
+        value = getattr(command, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is None or low <= number <= high:
+                continue
+            bound = f"at most {high:,.16g}" if number > high else f"at least {low:g}"
+            raise ValueError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
+
+
+def check_file(flag: str, path: Path | None) -> None:
+    """ValueError unless a file can be written at `path`: said before the work whose result it is to hold."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{flag} {path} is a folder: name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{flag} {path}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{flag} {path}: the folder {folder} cannot be written")
+
+
+def load_policy(folder: Path, embodiment: str | None = None) -> Any:
     """The policy in a checkpoint folder, or in one that `vla export` wrote."""
     from policies.load import load_policy
 
-    return load_policy(folder)
+    return load_policy(folder, embodiment)

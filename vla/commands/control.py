@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from vla.commands.base import Command
+from vla.commands.base import Command, check_file, check_numbers
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Control(Command):
     policy: Annotated[Positional[str], arg(metavar="POLICY")]
     """A checkpoint folder, a folder of `vla export`, or the address of a server: ws://HOST:PORT of a `vla serve`, with
     /NAME behind it for one of several policies."""
+    embodiment: str | None = None
+    """Of a policy trained for several robots, the one to control."""
     robot: str | None = None
     """Type of a LeRobot robot, as in LeRobot's own --robot.type. Default: the simulated one."""
     robot_args: dict[str, str] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class Control(Command):
 
         from policies.blackbox import BlackBox, LogIncomplete
         from policies.controller import control
+        from vla.compatibility import require_same
         from vla.config import save_json
 
         guards = self._guards()
@@ -120,8 +124,7 @@ class Control(Command):
                 open_ones.callback(other.close)
             robot = self._robot(policy, arm)
             open_ones.callback(_let_go, robot)
-            _check_actions(policy.action_spec, robot.action_spec)
-            _check_state(policy, robot)
+            require_same(policy, robot, where="robot", rates=False, ranges=False)
             config = self._config(guards, policy)
             if self.dry_run and arm is not None:
                 self._rehearse(policy, robot, config)
@@ -145,12 +148,21 @@ class Control(Command):
         from envs.suites import load_suite
         from policies.controller import ticks_per_step
 
+        check_numbers(
+            self, seed=(0, 2**53), hz=(0.1, 100_000), duration_s=(0.01, 1e9), policy_hz=(0.01, 100_000),
+            n_action_steps=(1, 10_000), blend_steps=(0, 10_000), in_flight=(1, 64), max_observation_age_s=(0.001, 1e6),
+            max_action_age_s=(0.001, 1e6), give_up_s=(0, 1e6), stop_s=(0, 1e6), server_timeout_s=(0.001, 1e6),
+            image_size=(8, 4096),
+        )  # fmt: skip
+        check_file("--json", self.json)
         ticks_per_step(self.hz, self.policy_hz)
-        if self.in_flight < 1 or (self.in_flight > 1 and "://" not in self.policy):
+        if self.in_flight > 1 and "://" not in self.policy:
             raise ValueError(
                 f"--in-flight {self.in_flight} is of connections to a server (ws://...): a policy on this machine "
                 "thinks about one question at a time"
             )
+        if "://" in self.policy and self.embodiment is not None:
+            raise ValueError(f"--embodiment {self.embodiment} goes to `vla serve`, which loads the policy")
         if self.robot is None:
             load_suite(self.suite)
         elif not (self.task or "").strip():
@@ -204,7 +216,7 @@ class Control(Command):
 
         if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", self.policy) and not Path(self.policy).exists():
             raise ValueError(f"there is no checkpoint at '{self.policy}'; for a server, write ws://{self.policy}")
-        return PolicyProcess(partial(whole_chunks, checkpoint(Path(self.policy))))
+        return PolicyProcess(partial(whole_chunks, checkpoint(Path(self.policy)), self.embodiment))
 
     def _lerobot_robot(self) -> Any:
         """LeRobot's robot, not connected; None for the simulated one."""
@@ -222,10 +234,10 @@ class Control(Command):
     def _robot(self, policy: Any, arm: Any) -> Any:
         if arm is not None:
             from policies.robots import LeRobotRobot
+            from vla.compatibility import Side, require_same
 
             spec = policy.action_spec
-            if spec is not None:
-                _check_names(spec.names, tuple(arm.action_features))
+            require_same(policy, Side(action=_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
             limits = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
             limits |= dict(map(_range, self.limits))
             return LeRobotRobot(
@@ -306,11 +318,11 @@ class Control(Command):
         return "the robot was let go" + ("" if self.log is None else f"; its log is in {self.log}")
 
 
-def whole_chunks(folder: Path) -> Any:
+def whole_chunks(folder: Path, member: str | None = None) -> Any:
     """The policy in a checkpoint, giving all of each chunk: a controller that waits for the next one needs them."""
     from policies.load import load_whole
 
-    policy = load_whole(folder)
+    policy = load_whole(folder, member)
     if hasattr(policy, "vla"):  # an exported one sees to its threads itself, and may need no torch
         import torch
 
@@ -348,6 +360,15 @@ def _range(text: str) -> tuple[str, tuple[float, float]]:
     return name, bounds
 
 
+def _unbounded(names: Iterable[str]) -> Any:
+    """The actions of a robot whose limits are not known yet."""
+    import math
+
+    from vla.types import ActionSpec
+
+    return ActionSpec(tuple(names), *((bound,) * len(tuple(names)) for bound in (-math.inf, math.inf)), 0.0)
+
+
 class _Key:
     """The e-stop under any key, listened to from the first question on: a robot that is being connected may ask for
     keys of its own, as LeRobot's calibration does."""
@@ -367,23 +388,3 @@ def _let_go(robot: Any) -> None:
     """Once more, for a robot that never came to be driven; how it fails was said by whoever drove it."""
     with contextlib.suppress(Exception):
         robot.disconnect()
-
-
-def _check_actions(policy: Any, robot: Any) -> None:
-    """ValueError unless the policy's actions are the robot's: the same names in the same order."""
-    if policy is not None:
-        _check_names(tuple(policy.names), tuple(robot.names))
-
-
-def _check_names(policy: tuple[str, ...], robot: tuple[str, ...]) -> None:
-    if policy != robot:
-        raise ValueError(f"the policy acts on {', '.join(policy)}, the robot on {', '.join(robot)}")
-
-
-def _check_state(policy: Any, robot: Any) -> None:
-    """ValueError unless the robot reports as many numbers as the policy reads."""
-    wanted, names = getattr(policy, "proprio_dim", None), robot.proprio_names
-    if wanted is not None and names and wanted != len(names):
-        raise ValueError(
-            f"the policy reads a state of {wanted} numbers, the robot reports {len(names)}: {', '.join(names)}"
-        )

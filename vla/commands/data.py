@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from vla.commands.base import Command
+from vla.commands.base import Command, check_numbers
 from vla.config import lookup
 
 
@@ -39,6 +39,7 @@ class Demos(Command):
         from envs.suites import load_suite
         from vla.console import progress, say
 
+        check_numbers(self, episodes=(1, 10_000_000), seed=(0, 2**53), noise=(0, 100), workers=(1, 1024))
         suite = load_suite(self.suite)
         for task in self.tasks:
             lookup(task, dict.fromkeys(suite.tasks), f"task of {suite.name}")
@@ -82,9 +83,13 @@ class GroundData(Command):
     workers: int = 2
 
     def run(self) -> None:
+        check_numbers(self, scenes=(1, 100_000_000), seed=(0, 2**53), workers=(1, 1024))
         from envs.grounding import generate
+        from envs.suites import load_suite
         from vla.console import progress
 
+        for suite in self.suites:
+            load_suite(suite)
         with progress("scenes", self.scenes) as update:
             generate(
                 self.scenes,

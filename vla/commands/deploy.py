@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from vla.commands.base import Command
+from vla.commands.base import Command, check_numbers
+from vla.config import unknown
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Serve(Command):
     n_action_steps: int | None = None
     """Actions of each chunk that a client gets. Default: what each policy means to be played. `vla control` asks for
     whole chunks, whatever stands here; stock openpi clients cannot."""
+    embodiment: tuple[str, ...] = ()
+    """Of policies trained for several robots, the one to control: NAME for all of them, or POLICY=NAME for each."""
     max_batch: int = 16
     """Most observations of different clients in one forward pass."""
     max_clients: int = 64
@@ -42,6 +46,10 @@ class Serve(Command):
     """Look for newer checkpoints in the folders so often. SIGHUP looks at once."""
 
     def run(self) -> None:
+        check_numbers(
+            self, port=(0, 65_535), n_action_steps=(1, 10_000), max_batch=(1, 4096), max_clients=(1, 65_536),
+            reload_s=(0.01, 1e9),
+        )  # fmt: skip
         from policies.served import by_name
         from vla.catalogue import checkpoint
 
@@ -51,21 +59,29 @@ class Serve(Command):
             raise ValueError("--tls-key goes with --tls-cert")
         folders = {name: checkpoint(path) for name, path in by_name(self.policies).items()}
         import logging
+        from functools import partial
 
         from policies.layouts import find_layout
-        from policies.load import load_whole
+        from policies.load import embodiment, load_whole
         from policies.served import Served
         from policies.server import Limits, PolicyServer, tls_context
 
         logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
         logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every connection
         layout = find_layout(self.layout)
+        wanted = by_policy(self.embodiment, folders)
+        members = {name: embodiment(folder, wanted[name]) for name, folder in folders.items()}
         tls = None
         if self.tls_cert is not None:
             tls = tls_context(str(self.tls_cert), None if self.tls_key is None else str(self.tls_key))
         server = PolicyServer(
             {
-                name: Served.of_folder(folder, load=load_whole, layout=layout, n_action_steps=self.n_action_steps)
+                name: Served.of_folder(
+                    folder,
+                    load=partial(load_whole, member=members[name]),
+                    layout=layout,
+                    n_action_steps=self.n_action_steps,
+                )
                 for name, folder in folders.items()
             },
             host=self.host,
@@ -93,6 +109,8 @@ class LeRobot(Command):
     """A folder of ours, or LeRobot's `pretrained_model` folder of a bascule policy."""
     out: Positional[Path]
     """Where the other one goes: a folder that is not there yet, or empty."""
+    embodiment: str | None = None
+    """Of a policy of ours trained for several robots, the one to control."""
 
     def run(self) -> None:
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
@@ -102,4 +120,21 @@ class LeRobot(Command):
         if is_lerobot(self.checkpoint):
             print(f"{from_lerobot(self.checkpoint, self.out)}: a checkpoint of ours, for vla eval, serve, rl")
         else:
-            print(f"{to_lerobot(self.checkpoint, self.out)}: for LeRobot's tools, --policy.path={self.out}")
+            from policies.load import embodiment
+            from vla.catalogue import trained
+
+            folder = trained(self.checkpoint)
+            out = to_lerobot(folder, self.out, member=embodiment(folder, self.embodiment))
+            print(f"{out}: for LeRobot's tools, --policy.path={self.out}")
+
+
+def by_policy(given: tuple[str, ...], policies: Iterable[str]) -> dict[str, str | None]:
+    """("left", "arm=right") -> the embodiment wanted of each served policy. ValueError for a policy not served."""
+    wanted: dict[str, str | None] = dict.fromkeys(policies)
+    for entry in given:
+        policy, equals, name = entry.rpartition("=")
+        if equals and policy not in wanted:
+            raise ValueError(unknown(policy, wanted, "policy in --embodiment"))
+        for one in [policy] if equals else [one for one, choice in wanted.items() if choice is None]:
+            wanted[one] = name
+    return wanted

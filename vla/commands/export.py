@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vla.commands.base import Command
+from vla.commands.base import Command, check_numbers
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,20 @@ class Export(Command):
     AOTInductor for this kind of processor; needs a C++ compiler here, and torch where it runs."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
     """bfloat16 with torch and aoti only, int8 (quantised weights) with onnx only."""
-    member: str | None = None
-    """Of a policy for several robots, the one to control."""
+    embodiment: Annotated[str | None, arg(aliases=["--member"])] = None
+    """Of a policy trained for several robots, the one to control."""
     n_action_steps: int | None = None
     """Actions executed of each chunk. Default: what the checkpoint says."""
     observations: int = 100
     """Random ones on which the export is compared with the model."""
 
     def run(self) -> None:
-        from vla.catalogue import checkpoint
+        check_numbers(self, n_action_steps=(1, 10_000), observations=(1, 100_000))
+        from vla.catalogue import trained
 
-        folder = checkpoint(self.policy)
+        folder = trained(self.policy)
         from policies.export import export
+        from policies.load import embodiment
         from vla.console import stdout
 
         config = export(
@@ -44,7 +46,7 @@ class Export(Command):
             self.out,
             format=self.format,
             precision=self.precision,
-            member=self.member,
+            member=embodiment(folder, self.embodiment),
             n_action_steps=self.n_action_steps,
             observations=self.observations,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from vla.checkpoint import CONFIG
-from vla.commands.base import Command, given
+from vla.commands.base import Command, check_numbers, given
 from vla.config import lookup
 from vla.devices import choose_device
 from vla.locks import refuse_used
@@ -251,6 +250,8 @@ class RL(Command):
     """What the run is; `vla list recipes` names them."""
     init: Path
     """Checkpoint to start from."""
+    embodiment: str | None = None
+    """Of a checkpoint trained for several robots, the one to refine; the result is a policy for this one alone."""
     suite: str | None = None
     """Another suite than the recipe's."""
     out: Path = Path("runs/rl")
@@ -289,15 +290,17 @@ class RL(Command):
         from rl.recipes import RECIPES
 
         recipe = lookup(self.recipe, RECIPES, "recipe")
-        from vla.catalogue import checkpoint
+        from vla.catalogue import trained
 
-        init = checkpoint(self.init)
-        self._check_numbers()
+        init = trained(self.init)
+        self._check()
+        from policies.load import embodiment
         from vla.parallel import launch, launched
 
+        member = embodiment(init, self.embodiment)
         config, size = self._config(recipe()), max(self.processes, launched()[1])
         if config.num_envs % size:
-            raise ValueError(f"num_envs {config.num_envs} does not divide among {size} processes")
+            raise ValueError(f"--num-envs {config.num_envs} does not divide among {size} processes")
         refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         if self.processes != 1 and launched()[1] == 1:
             launch(self.processes)
@@ -336,7 +339,8 @@ class RL(Command):
                     rate = row.get("success_rate", 0)
                     update(0, f"first its teacher practises: {row['update']}/{row['of']}, success {rate:.2f}")
 
-                model = VLA.load(init).to(choose_device(self.device))
+                model = VLA.load(init, member=member).to(choose_device(self.device))
+                model.members = {}  # the weights they share are refined for one of them
                 runner = Runner(
                     model, env, config, self.out, evaluate=play, demos=demos, team=team,
                     on_update=show if team.rank == 0 else None,
@@ -348,20 +352,26 @@ class RL(Command):
         if team.rank == 0:
             say(f"best policy (update {result.best_update} of {result.updates}) in {self.out / 'best'}")
             if self.retain:
-                self._report_retention(init)
+                self._report_retention(init, member)
 
-    def _check_numbers(self) -> None:
-        """ValueError for what would be known only once the worlds are built, or at the run's end."""
+    def _check(self) -> None:
+        """What can be said before any work. ValueError."""
+        check_numbers(
+            self, minutes=(0.01, 1e6), seed=(0, 2**31), workers=(1, 1024), processes=(1, 1024), num_envs=(1, 100_000),
+            horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
+        )  # fmt: skip
+        from envs.perturb import parse
         from envs.suites import load_suite
+        from rl.curriculum import RULES
 
-        for suite in self.retain:
+        for suite in (*self.retain, *([] if self.suite is None else [self.suite])):
             load_suite(suite)
-        least = {"num_envs": 1, "workers": 1, "retain_episodes": 1, "horizon": 1, "late_steps": 0, "seed": 0}
-        for name, value in given(**{name: getattr(self, name) for name in least}).items():
-            if value < least[name]:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least[name]}, got {value}")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise ValueError(f"--minutes must be a positive number, got {self.minutes}")
+        if self.curriculum is not None:
+            lookup(self.curriculum, RULES, "curriculum")
+        if self.perturb:
+            parse(self.perturb)
+        if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
+            raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
 
     def _config(self, config: Any) -> Any:
         """The recipe with this command's changes."""
@@ -404,13 +414,13 @@ class RL(Command):
             )
         return LateVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
 
-    def _report_retention(self, init: Path) -> None:
+    def _report_retention(self, init: Path, member: str | None) -> None:
         from envs.rollout import evaluate
         from envs.suites import load_suite
         from rl.retention import retention
         from vla.config import save_json
         from vla.console import format_rate, stdout, table
-        from vla.model import VLAPolicy
+        from vla.model import VLA, VLAPolicy
 
         def play(policy: Policy, suite: str) -> Any:
             env = self._worlds(suite, min(48, self.retain_episodes))
@@ -421,7 +431,8 @@ class RL(Command):
             finally:
                 env.close()
 
-        report = retention(VLAPolicy.load(init), VLAPolicy.load(self.out / "best"), self.retain, play)
+        before, after = VLAPolicy(VLA.load(init, member=member)), VLAPolicy.load(self.out / "best")
+        report = retention(before, after, self.retain, play)
         save_json(self.out / "retention.json", report)
         rows = [
             (f"{row['suite']}/{row['task']}", format_rate(row["before"]), format_rate(row["after"]), row["verdict"])

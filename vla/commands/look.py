@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from tyro.conf import Positional
 
-from vla.commands.base import Command
+from vla.commands.base import Command, check_numbers
 from vla.config import lookup
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class View(Command):
         from envs.suites import load_suite
 
         tasks = load_suite(self.suite).tasks
+        check_numbers(self, scenes=(1, 10_000), seed=(0, 2**53), image_size=(8, 4096), workers=(1, 1024))
         from envs import make_vec
         from envs.perturb import parse
         from vla.console import say

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from vla.commands.base import Command, given, load_policy
+from vla.commands.base import Command, check_file, check_numbers, given, load_policy
 from vla.config import lookup
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class Eval(Command):
 
     policy: Positional[str]
     """A checkpoint folder; or expert, zero, random, blind (one demonstration replayed without looking)."""
+    embodiment: str | None = None
+    """Of a policy trained for several robots, the one to control."""
     suite: str = "tabletop-pick"
     episodes: int = 300
     json: Path | None = None
@@ -52,14 +54,22 @@ class Eval(Command):
 
         suite = load_suite(self.suite)
         folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
+        check_numbers(self, episodes=(1, 10_000_000), num_envs=(1, 100_000), workers=(1, 1024), seed0=(0, 2**53))
+        check_file("--json", self.json)
         from envs import make_vec
         from envs.perturb import parse
         from envs.rollout import Count, evaluate
+        from vla.compatibility import fitted
         from vla.config import save_json
-        from vla.console import eval_table, progress, stdout
+        from vla.console import eval_table, progress, say, stdout
         from vla.report import provenance
 
         perturb = parse(self.perturb) if self.perturb else None
+        loaded = None if folder is None else resolve_policy(self.policy, None, self.suite, self.embodiment)
+        if folder is None and self.embodiment is not None:
+            raise ValueError(
+                f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"
+            )
         seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
         worlds = min(self.num_envs, self.episodes)
         env = make_vec(
@@ -73,7 +83,7 @@ class Eval(Command):
         )
         seeds = range(seed0, seed0 + self.episodes)
         try:
-            policy = resolve_policy(self.policy, env, self.suite)
+            policy = resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
 
             def play(what: str, swap: bool) -> EvalReport:
                 with progress(what, self.episodes, unit="episodes") as update:
@@ -124,6 +134,8 @@ class Bench(Command):
     seconds: float | None = None
 
     def run(self) -> None:
+        check_numbers(self, worlds=(1, 1_000_000), clients=(1, 10_000), seconds=(0.1, 86_400))
+        check_file("--json", self.json)
         from vla.bench import BENCHES
         from vla.config import save_json
         from vla.console import bench_table, stdout
@@ -185,6 +197,12 @@ class Experiment(Command):
         from vla.experiments import EXPERIMENTS
 
         make, perform = lookup(self.name, EXPERIMENTS, "experiment")
+        check_numbers(
+            self, seeds=(0, 2**31), seed0=(0, 2**53), demos=(1, 1_000_000), steps=(1, 10**9), episodes=(1, 10_000_000),
+            num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
+        )  # fmt: skip
+        check_file("--json", self.json)
+        self._check_names()
         config = _made(
             make,
             given(
@@ -220,6 +238,17 @@ class Experiment(Command):
         if self.json is not None:
             save_json(self.json, result)
 
+    def _check_names(self) -> None:
+        """ValueError for a suite or policies that are not there, before any run begins."""
+        from envs.suites import load_suite
+        from vla.catalogue import checkpoint
+
+        if self.suite is not None:
+            load_suite(self.suite)
+        for policy in self.policy or ():
+            if self.name != "robustness" or str(policy) not in AGENTS:
+                checkpoint(policy, AGENTS if self.name == "robustness" else ())
+
     def kept(self) -> str:
         return f"finished runs stay in {self.out}; the same command continues"
 
@@ -232,12 +261,14 @@ def _made(make: type[Any], values: dict[str, Any]) -> Any:
     return make(**values)
 
 
-def resolve_policy(name: str, env: VecEnv, suite: str) -> Policy:
-    """What `expert`, `zero`, `random`, `blind` or a checkpoint's folder means in `env`. ValueError for neither."""
+def resolve_policy(name: str, env: VecEnv | None, suite: str, embodiment: str | None = None) -> Policy:
+    """The policy called `expert`, `zero`, `random` or `blind` in `env`, or that in a checkpoint's folder, which needs
+    no `env`. ValueError for neither."""
     if name not in AGENTS:
         from vla.catalogue import checkpoint
 
-        return load_policy(checkpoint(name, AGENTS))
+        return load_policy(checkpoint(name, AGENTS), embodiment)
+    assert env is not None, "an agent is made for an environment"
     from envs.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
     from envs.experts import make_expert
 
