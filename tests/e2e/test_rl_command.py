@@ -49,4 +49,4 @@ def test_several_processes_are_started_and_learn_as_one(tmp_path, capsys):
     assert rows[0]["control_steps"] > 2 * 3 * 4, "of the worlds of both"
     assert done.stderr.count("best policy") == 1 and (tmp_path / "rl" / "best" / "config.json").is_file()
     assert main([*arguments, "--processes", "3"]) == 2
-    assert "num_envs 4 does not divide among 3 processes" in capsys.readouterr().err
+    assert "--num-envs 4 does not divide among 3 processes" in capsys.readouterr().err
