@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
+from vla.rendering_backend import choose
 from vla.waiting import sleep_while_waiting
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from vla.types import VecEnv
 
 sleep_while_waiting()  # before the caller loads torch
+choose()  # before anything imports mujoco
 
 
 def make_vec(

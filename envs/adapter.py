@@ -7,7 +7,6 @@ costs most of a software-rendered frame and shows a policy nothing: shadows, mir
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from envs.divergence import diverged
 from envs.language import holds_nothing_back
 from envs.render import extrinsics, intrinsics
 from vla.config import lookup
+from vla.rendering_backend import drawing
 from vla.types import ActionChunk, ActionSpec, Observation, StepResult
 
 _NOT_DRAWN = 5
@@ -204,8 +204,9 @@ class TunedRenderer:
         Models of the same `looks` share what is uploaded: the first one's meshes and textures.
         """
         if self._context is None:
-            os.environ.setdefault("MUJOCO_GL", "egl")
-            self._context = mujoco.GLContext(self._size, self._size)
+            with drawing():
+                self._context = mujoco.GLContext(self._size, self._size)
+                self._context.make_current()
         self._context.make_current()
         if looks not in self._drawers:
             quality, screen = model.vis.quality, model.vis.global_

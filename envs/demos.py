@@ -33,6 +33,7 @@ from envs.worker import worker_environment
 from vla.config import load_json, save_json, write_atomic
 from vla.disk import writing
 from vla.locks import locked
+from vla.rendering_backend import problem as rendering_problem
 from vla.spawn import spawn
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ class _Workers:
         if connection in self.idle:
             self.idle.remove(connection)
         self._deaths[seed] += 1
+        if self._deaths[seed] == 1 and (reason := rendering_problem()) is not None:
+            raise ValueError(reason)  # a GL library that ends the process would end the next one, too
         if self._deaths[seed] == _DEATHS:
             raise ChildProcessError(
                 f"{_DEATHS} recording workers died {at} (the last with exit code {process.exitcode}; -9: killed, "

@@ -33,6 +33,7 @@ from envs.suites import Suite, load_suite
 from envs.worker import worker_environment
 from vla.disk import remove, reserve, temporary, writing
 from vla.locks import locked
+from vla.rendering_backend import check
 
 QUESTIONS_PER_SCENE = 8
 _SCENES_PER_TASK = 500
@@ -243,6 +244,7 @@ def generate(
         _check_suite(name)
     if out.exists():
         raise ValueError(f"{out} exists: give another --out, or remove it")
+    check(probe=True)  # a pool would start workers that cannot draw again and again
     with locked(out):
         for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # by a run that was killed
             shutil.rmtree(left)

@@ -24,6 +24,7 @@ from envs.language import Phrasings
 from envs.mujoco_env import worlds_class
 from envs.perturb import Perturbation
 from envs.suites import TRAIN_SEED_LIMIT, all_suite_names, load_suite
+from vla.rendering_backend import check
 from vla.types import ActionSpec, Observation
 
 _MAX_INSTRUCTION = 256
@@ -68,6 +69,7 @@ class SuiteEnv(gymnasium.Env):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
+        check()
         spec = load_suite(suite)
         self._worlds = worlds_class(spec, perturb)(spec, 1, image_size=image_size, phrasings=phrasings)
         self.metadata = {**self.metadata, "render_fps": self._worlds.action_spec.control_hz}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Mapping, Sequence
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+from vla.rendering_backend import drawing
 
 _OFF_FLAGS = ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX")
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
@@ -19,7 +23,10 @@ class CameraRenderer:
     def __init__(self, model: mujoco.MjModel, camera_ids: Sequence[int], image_size: int) -> None:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
-        self._renderer = mujoco.Renderer(model, image_size, image_size)
+        with drawing():
+            self._renderer = mujoco.Renderer(model, image_size, image_size)
+        # Before mujoco ends EGL as a whole, which it registered just now: a context freed later is an error on stderr.
+        atexit.register(_close, weakref.ref(self._renderer))
         for flag in _OFF_FLAGS:
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
         self._option = mujoco.MjvOption()
@@ -72,6 +79,11 @@ def backproject(
     rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(intrinsics_33.astype(np.float64)).T
     camera = rays * depth_HW[..., None].astype(np.float64)
     return camera @ extrinsics_44[:3, :3].T.astype(np.float64) + extrinsics_44[:3, 3]
+
+
+def _close(renderer: weakref.ref[mujoco.Renderer]) -> None:
+    if (alive := renderer()) is not None:
+        alive.close()
 
 
 class FrameHistory:

@@ -8,7 +8,6 @@ compiled model is kept and only the state is drawn anew.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +39,6 @@ ACTION_SPEC = ActionSpec(
 def import_robosuite() -> Any:
     """The package, without its start-up warnings. ValueError naming the extra when it is missing."""
     require("robosuite")
-    os.environ.setdefault("MUJOCO_GL", "egl")
     logging.disable(logging.WARNING)
     try:
         import robosuite

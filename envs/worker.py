@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from vla import rendering_backend
 from vla.spawn import spawn
 from vla.types import ActionSpec
 
@@ -38,10 +39,10 @@ class WorkerDied(RuntimeError):
 
 @contextmanager
 def worker_environment() -> Iterator[None]:
-    """Environment variables that worker processes must be born with."""
-    saved = {name: os.environ.get(name) for name in (*_WORKER_ENVIRONMENT, "MUJOCO_GL")}
+    """Environment variables that worker processes must be born with. ValueError where nothing can be drawn."""
+    rendering_backend.check()
+    saved = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
     os.environ.update(_WORKER_ENVIRONMENT)
-    os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         yield
     finally:
@@ -111,6 +112,7 @@ class Worker:
         self._arguments = (make, options, lo, hi, memory, frames)
         self._timeout_s = timeout_s
         self._pipe: Connection | None = None
+        self._has_worked = False
         self.process: Any = None
 
     def start(self) -> None:
@@ -141,9 +143,12 @@ class Worker:
             status, value = self._pipe.recv()
         except (EOFError, ConnectionResetError, BrokenPipeError):
             self.process.join(5)
+            if not self._has_worked and (reason := rendering_backend.problem()) is not None:
+                raise ValueError(reason) from None  # a GL library that ends the process would end the next one, too
             raise WorkerDied(f"died (exit code {self.process.exitcode})") from None
         if status == "error":
             raise value
+        self._has_worked |= timeout_s is None  # it has answered a command, not only built its worlds
         return value
 
     def kill(self) -> None:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from vla import rendering_backend
 from vla.cli import main
 from vla.commands import doctor
 
@@ -40,9 +41,11 @@ def test_what_is_needed_and_broken_is_named_with_a_remedy_and_fails(only, capsys
 def test_a_broken_renderer_does_not_take_the_doctor_with_it(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     check = doctor.rendering()
-    assert not check.ok and check.needed and "nonsense" in check.found and "libegl1" in check.advice
-    monkeypatch.setattr(doctor, "_RENDER", "import os; os.abort()")
-    assert "exit code" in doctor.rendering().found
+    assert not check.ok and check.needed and "nonsense" in check.found and "leave MUJOCO_GL unset" in check.advice
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr(rendering_backend, "_PROBE", "import os; os.abort()")
+    check = doctor.rendering()
+    assert not check.ok and "exit code" in check.found and "libegl1" in check.advice
 
 
 def test_no_compiler_is_a_warning(monkeypatch):

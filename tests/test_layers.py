@@ -25,7 +25,7 @@ SHELL = (
     "vla/experiment",
 )
 """The shell around the rooms: may import any of them, inside functions."""
-_ALONE = ("vla.types", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting", "vla.disk")
+_ALONE = ("vla.types", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting", "vla.disk", "vla.rendering_backend")
 FOUNDATION = dict.fromkeys(_ALONE, set()) | {
     "vla.config": {"vla.disk"},
     "vla.checkpoint": {"vla.config", "vla.disk"},

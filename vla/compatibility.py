@@ -222,7 +222,7 @@ def _proprio_order(policy: Side, env: Side, where: str) -> tuple[int, ...] | Non
         return _order(theirs, ours)
     except KeyError:
         raise ValueError(
-            f"the policy reads the state {_listed(ours)}, the {where} reports {_listed(theirs)}: not the same components"
+            f"the policy reads the state {_listed(ours)}, the {where} reports {_listed(theirs)}: other components"
         ) from None
 
 

@@ -34,7 +34,7 @@ WORLD = Side(spec(), len(PROPRIO_NAMES), PROPRIO_NAMES, ("front", "wrist"))
         (Side(spec(hz=7.0)), "7 Hz, the environment takes them at 20 Hz"),
         (Side(spec([f"action_{i}" for i in range(4)], low=-3.0, high=3.0)), "action_0 ranges over -3..3"),
         (Side(spec([f"action_{i}" for i in range(4)], hz=7.0)), "7 Hz"),
-        (Side(proprio_dim=7), "a state of 7 components"),
+        (Side(proprio_dim=7), "a state of 7 numbers"),
         (Side(proprio_names=tuple("abcdefgh")), "the state a, b, c"),
         (Side(cameras=("front", "top")), "it lacks 'top'"),
     ],

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,16 +15,6 @@ from vla.commands.base import Command
 DISTRIBUTION, PLUGIN = "bascule", "lerobot_policy_bascule"
 NEEDED_DISK_GB, NEEDED_MEMORY_GB = 2.0, 2.0
 SLOW_LOOPBACK_MS = 20.0
-
-_RENDER = """
-import mujoco
-model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='.2'/></worldbody></mujoco>")
-with mujoco.Renderer(model, 32, 32) as renderer:
-    data = mujoco.MjData(model)
-    mujoco.mj_forward(model, data)
-    renderer.update_scene(data)
-    assert renderer.render().max() > 0, "the picture is black"
-"""
 
 
 @dataclass(frozen=True)
@@ -91,20 +79,14 @@ def gpu() -> Check:
 
 
 def rendering() -> Check:
-    """In a process of its own: a broken GL library ends the process that loads it."""
-    backend = os.environ.get("MUJOCO_GL", "egl")
-    environment = os.environ | {"MUJOCO_GL": backend, "LP_NUM_THREADS": "1"}
+    from vla import rendering_backend
+
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _RENDER], env=environment, capture_output=True, text=True, timeout=300
-        )
-    except subprocess.TimeoutExpired:
-        done = None
-    if done is not None and done.returncode == 0:
-        return Check("rendering", True, f"MUJOCO_GL={backend}")
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1] if done else "no picture in 300 s"
-    advice = "install Mesa's EGL (Debian, Ubuntu: libegl1 libgl1-mesa-dri), or try MUJOCO_GL=osmesa (libosmesa6)"
-    return Check("rendering", False, f"MUJOCO_GL={backend}: {last}", advice)
+        rendering_backend.check(probe=True)
+    except ValueError as error:
+        found, _, advice = str(error).removesuffix("; `vla doctor` checks it").partition("; ")
+        return Check("rendering", False, found, advice)
+    return Check("rendering", True, f"MUJOCO_GL={rendering_backend.name()}")
 
 
 def plugin() -> Check:
