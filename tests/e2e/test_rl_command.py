@@ -9,29 +9,32 @@ import numpy as np
 
 from envs.control import action_spec
 from envs.worlds import PROPRIO_NAMES
+from vla.checkpoint import read_config
 from vla.cli import main
 from vla.model import VLA, VLAConfig
 from vla.processor import Stats
 
 
-def untrained(folder: Path) -> str:
+def untrained(folder: Path, members: tuple[str, ...] = ()) -> str:
     spec = action_spec(20.0)
     rng = np.random.default_rng(0)
     proprio = rng.normal(size=(50, len(PROPRIO_NAMES)))
     stats = Stats.from_arrays(proprio, rng.uniform(spec.low, spec.high, (50, spec.dim)))
     vla = VLA.build(VLAConfig(), stats=stats, action_spec=spec, cameras=("front", "wrist"))
+    vla.members = {name: vla.processor for name in members}
     vla.save(folder)
     return str(folder)
 
 
 def test_the_command_refines_keeps_books_and_reports(tmp_path, capsys):
-    """`vla rl smoke` on the real worlds, from an untrained policy."""
-    out = tmp_path / "rl"
-    arguments = ["rl", "smoke", "--init", untrained(tmp_path / "init"), "--out", str(out), "--workers", "1"]
+    """`vla rl smoke` on the real worlds, from an untrained policy for two robots, for one of them."""
+    out, init = tmp_path / "rl", untrained(tmp_path / "init", ("arm", "hand"))
+    arguments = ["rl", "smoke", "--init", init, "--embodiment", "hand", "--out", str(out), "--workers", "1"]
     extra = ["--curriculum", "vla-rl", "--track", "tensorboard", "--retain", "tabletop-pick", "--retain-episodes", "3"]
     assert main([*arguments, *extra, "--resume"]) == 0  # there is nothing to resume: it begins
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and "share/pick" in rows[0]
+    assert read_config(out / "best")["members"] == {}, "a policy for the one robot"
     assert list((out / "tensorboard").iterdir()) and (out / "best" / "config.json").is_file()
     kept = json.loads((out / "retention.json").read_text())
     assert kept["tasks"][0]["before"]["episodes"] == 3
