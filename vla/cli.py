@@ -10,7 +10,7 @@ from functools import partial
 
 import tyro
 
-from vla.commands.base import Command
+from vla.commands.base import Command, check_place
 from vla.commands.control import Control
 from vla.commands.convert import Convert
 from vla.commands.data import Demos, GroundData
@@ -74,6 +74,7 @@ def _run_alone(command: Command) -> int | None:
     check_device(getattr(command, "device", None))
     with ExitStack() as stack:
         for path in command.writes():
+            check_place(path)
             stack.enter_context(locked(path))
         return command.run()
 

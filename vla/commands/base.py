@@ -43,16 +43,18 @@ def check_numbers(command: Command, **bounds: tuple[float, float]) -> None:
 
 
 def check_file(flag: str, path: Path | None) -> None:
-    """ValueError unless a file can be written at `path`: said before the work whose result it is to hold."""
-    if path is None:
-        return
-    if path.is_dir():
+    """ValueError if `path` is a folder where a file is to be written: said before the work whose result it holds."""
+    if path is not None and path.is_dir():
         raise ValueError(f"{flag} {path} is a folder: name a file in it")
+
+
+def check_place(path: Path) -> None:
+    """ValueError unless `path`, a file or a folder that need not exist yet, can be made where it is to be."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
-        raise ValueError(f"{flag} {path}: {folder} is a file, not a folder")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{flag} {path}: the folder {folder} cannot be written")
+        raise ValueError(f"{path} cannot be written: {folder} is a file, not a folder")
+    if not path.exists() and not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written: this user may not write in {folder}")
 
 
 def load_policy(folder: Path, embodiment: str | None = None) -> Any:
