@@ -51,5 +51,5 @@ def test_several_processes_are_started_and_learn_as_one(tmp_path, capsys):
     assert [row["step"] for row in rows] == [1, 2, 3, 4], "one of them keeps the books"
     assert rows[0]["control_steps"] > 2 * 3 * 4, "of the worlds of both"
     assert done.stderr.count("best policy") == 1 and (tmp_path / "rl" / "best" / "config.json").is_file()
-    assert main([*arguments, "--processes", "3"]) == 2
+    assert main([*arguments, "--out", str(tmp_path / "other"), "--processes", "3"]) == 2
     assert "--num-envs 4 does not divide among 3 processes" in capsys.readouterr().err
