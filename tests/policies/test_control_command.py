@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, capsys):
         (["control", str(checkpoint), "--policy-hz", "80"], "policy_hz must be at most the robot's 50 Hz"),
         (["control", str(checkpoint), "--in-flight", "2"], "is of connections to a server"),
         (["serve", str(tmp_path / "none")], "there is no checkpoint at"),
-        (["serve", str(checkpoint), "--port", "99999"], "--port 99999: give a number from 0 to 65,535"),
+        (["serve", str(checkpoint), "--port", "99999"], "--port must be at most 65,535, got 99999"),
         (["serve", str(checkpoint), "--host", "0.0.0.0"], "set an api key"),
         (["serve", str(checkpoint), "--host", "no.such.host.invalid", "--api-key", "k"], "no.such.host.invalid:8000"),
         (["serve", str(checkpoint), "--n-action-steps", "13"], "n_action_steps must be in 1..12"),
