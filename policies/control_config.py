@@ -71,7 +71,7 @@ class ControlReport:
     """What the policy, its server or the robot said, where that is why a guard tripped; the last one."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Guard -> what was said when it tripped last, for guards that have a reason beside their name; "disconnect" ->
-    why the robot could not be let go in good order."""
+    why the robot could not be let go in good order; "controller" -> an error of the loop itself."""
 
 
 def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:
@@ -94,7 +94,9 @@ def is_pressed(pressed: Callable[[], bool], file: Path | None) -> bool:
 
 def check_chunk(chunk: ActionChunk | None, spec: ActionSpec) -> None:
     """ValueError for an answer that is no chunk of actions (C, A) for a robot with these components."""
-    shape = np.shape(chunk)
+    shape, dtype = np.shape(chunk), np.asarray(chunk).dtype
+    if dtype.kind not in "iuf":
+        raise ValueError(f"the policy must answer numbers, it answers {dtype if shape else type(chunk).__name__}")
     if len(shape) != 2 or shape[0] == 0:
         raise ValueError(f"the policy must answer a chunk of actions (C, {spec.dim}), it answers {shape}")
     if shape[1] != spec.dim:

@@ -7,6 +7,7 @@ missed ticks are never made up in a burst.
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import time
 from collections import Counter, deque
@@ -23,6 +24,8 @@ from policies.plan import Answer, Asking, Inference, Plan
 from policies.robots import Robot
 from policies.watched import WatchedRobot
 from vla.types import Observation, Policy
+
+_log = logging.getLogger(__name__)
 
 
 def control(
@@ -126,6 +129,9 @@ def _run(loop: ControlLoop, sleep: Callable[[float], None]) -> ControlReport:
                 deadline, left = clock() + dt, dt
             if not loop.ended:
                 sleep(left)
+    except Exception as error:  # a mistake of ours: the robot is let go all the same, and the run is reported
+        _log.exception("the control loop failed")
+        loop.fail(error)
     finally:
         if collecting:
             gc.enable()
@@ -248,6 +254,11 @@ class ControlLoop:
         self._guards[guard] += 1
         if guard != "estop" and self.watched.trouble is not None:
             self._reason(guard, self.watched.trouble)
+
+    def fail(self, error: Exception) -> None:
+        """End a run that cannot go on, because of an error that is neither the robot's nor the policy's."""
+        self.ended = "disconnect"
+        self._reason("controller", error)
 
     def tick(self, deadline: float) -> Decision:
         """Look, ask, decide, send. `deadline`: when it was to begin."""

@@ -193,7 +193,7 @@ def _reason(error: Exception) -> str:
         return "the frame ends before the message does"
     if isinstance(error, UnicodeDecodeError):
         return f"a string is not UTF-8 ({error.reason} at byte {error.start})"
-    if key := re.match(r"(\w+) is not allowed for map key", text):
+    if key := re.match(r"([\w.]+) is not allowed for map key", text):
         return f"a key must be a string, not {key[1]}"
     if over := re.fullmatch(r"(\d+) exceeds max_(\w+)_len\((\d+)\)", text):
         what = {"str": "string of {} bytes", "bin": "binary of {} bytes", "array": "list of {} entries",

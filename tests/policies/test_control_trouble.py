@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from policies.control_config import check_chunk
 from policies.controller import ControlConfig, control
 from policies.guards import GuardConfig
-from tests.policies.toy_robot import HZ, STEADY, Clock, Says, Slide, drive
+from tests.policies.toy_robot import HZ, SPEC, STEADY, Clock, Says, Slide, drive
 
 
 def test_a_view_that_stood_still_is_asked_about_anew():
@@ -51,6 +52,12 @@ def test_a_policy_that_becomes_another_one_stops_the_robot(chunk, words):
     robot, report = drive(Says(lambda n: STEADY if n < 4 else chunk))
     assert report.ended == "stopped" and report.guards["policy_error"] == 1
     assert words.replace("\\", "") in report.reasons["policy_error"]
+
+
+@pytest.mark.parametrize("chunk", [None, [["a", "b", "c"]], [[True, False, True]]])
+def test_answers_that_are_no_numbers(chunk):
+    with pytest.raises(ValueError, match="must answer numbers, it answers"):
+        check_chunk(chunk, SPEC)
 
 
 def test_chunks_of_changing_length_are_played():
@@ -103,6 +110,14 @@ def test_an_estop_file_that_cannot_be_looked_for_is_an_estop():
 
     robot, report = drive(STEADY, estop_file=Hidden())
     assert report.ended == "disconnect" and report.guards == {"estop": 1} and robot.sent == []
+
+
+def test_a_mistake_of_the_loop_itself_is_reported_and_the_robot_let_go(monkeypatch):
+    from policies.plan import Plan
+
+    monkeypatch.setattr(Plan, "wanted", lambda self: 1 / 0)
+    robot, report = drive(STEADY)
+    assert report.ended == "disconnect" and "ZeroDivisionError" in report.reasons["controller"] and robot.sent == []
 
 
 def test_a_policy_that_cannot_be_reset_is_an_error_of_the_policy():

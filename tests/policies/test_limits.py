@@ -1,10 +1,14 @@
 """How fast a robot may be moved: no limit of position and no reaction commands more than the limit of speed allows."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 from policies.blackbox import BlackBox, replay
 from policies.guards import Decision, Governor, GuardConfig, Inputs
+from policies.plan import Plan
+from policies.robots import LeRobotRobot
 from tests.policies.toy_robot import HZ, STEADY, Slide, drive
 from vla.types import ActionSpec
 
@@ -142,3 +146,32 @@ def test_limits_that_are_none_are_refused():
     for limits in (GuardConfig(velocity={"x": 0.0}), GuardConfig(acceleration={"x": float("nan")})):
         with pytest.raises(ValueError, match="limit of x must be positive"):
             drive(STEADY, guards=limits)
+
+
+def test_a_velocity_is_played_whole_at_any_rate_and_held_at_nothing():
+    """LeKiwi's x.vel: a policy of 20 Hz says 0.2 m/s, and at 50 Hz it is 0.2 m/s in every tick."""
+    spec = ActionSpec(("x.vel",), (-1.0,), (1.0,), HZ)
+    plan = Plan(("velocity",), ticks_per_step=Fraction(5, 2), rest=(0.0,))
+    plan.install(np.full((4, 1), 0.2), asked_at_step=0, seen_s=0.0)
+    governor = Governor(GuardConfig(velocity={"x.vel": 0.15}), spec, ("velocity",), rest=(0.0,))
+    for tick in range(8):
+        assert plan.wanted() == (np.float32(0.2),)
+        decision = governor.decide(say(plan.wanted(), tick / HZ))
+        assert decision.action == (np.float32(0.15),) and decision.guards == ("velocity_limit",)
+        plan.advance()
+    assert governor.decide(say(None, 1.0)).action == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("x.vel", "velocity"), ("theta.vel", "velocity"), ("linear_velocity", "velocity"),
+        ("mobile_base.vx", "velocity"), ("mobile_base.vtheta", "velocity"), ("elbow.pos", "position"),
+        ("kLeftElbow.q", "position"),
+    ],
+)  # fmt: skip
+def test_lerobots_names_say_what_a_component_is(name, kind):
+    class Arm:
+        action_features, observation_features = {name: float}, {name: float}
+
+    assert LeRobotRobot(Arm(), instruction="go", control_hz=HZ, limits={name: (-1, 1)}).kinds == (kind,)
