@@ -227,10 +227,7 @@ class ControlLoop:
         if rest is not None:
             self._place(rest)
         if outside := self.governor.outside():
-            self._reasons["outside_limits"] = "; ".join(
-                f"{name} began at {at:g}, its limits are {low:g} to {high:g}"
-                for name, (at, low, high) in outside.items()
-            )
+            self._reasons["outside_limits"] = f"when the run began, {outside}"
         if self.log is not None:
             config, plain = self.config, asdict(self.config)
             self.log.start(

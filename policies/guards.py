@@ -205,12 +205,15 @@ class Governor:
         """The action before the last one, or rest before the first: in effect still, if the last did not arrive."""
         return tuple(self._before.tolist())
 
-    def outside(self) -> dict[str, tuple[float, float, float]]:
-        """The positions that are outside their limits: name -> (where it is, lowest, highest)."""
-        return {
-            self.spec.names[i]: (float(self._last[i]), float(self._low[i]), float(self._high[i]))
-            for i in np.flatnonzero(self._outside())
-        }
+    def outside(self) -> str:
+        """The positions that are outside their limits, in words; "" for none."""
+        told = []
+        for i in np.flatnonzero(self._outside()):
+            text = f"{self.spec.names[i]} is at {self._last[i]:g}, its limits are {self._low[i]:g} to {self._high[i]:g}"
+            if not self._recovery[i] > 0:
+                text += f", and nothing says how fast it may go back: give --velocity {self.spec.names[i]} SPEED"
+            told.append(text)
+        return "; ".join(told)
 
     def _outside(self) -> NDArray[np.bool_]:
         if self._inside:  # once inside, no decision leads out again

@@ -47,6 +47,7 @@ def test_without_a_velocity_limit_the_way_back_takes_as_long_as_a_range():
 def test_a_robot_of_which_no_speed_is_known_holds_and_stops():
     spec = arm(("a.pos",), (-12.5,), (-12.5,))
     governor = Governor(GuardConfig(give_up_s=0.5), spec, ("position",), rest=(60.0,))
+    assert governor.outside().endswith("nothing says how fast it may go back: give --velocity a.pos SPEED")
     decisions = [governor.decide(say((-12.5,), tick / 60)) for tick in range(90)]
     assert {decision.action for decision in decisions} == {(60.0,)} and decisions[-1].reaction == "stopped"
     assert decisions[0].guards == ("outside_limits",)
@@ -135,7 +136,7 @@ def test_the_loop_reports_where_a_robot_began_and_the_log_replays(tmp_path):
         settings = ControlConfig(duration_s=4.0, asynchronous=False, guards=limits)
         report = control(robot, Says(STEADY), settings, log=box, clock=clock, sleep=clock.sleep)
     assert report.guards["outside_limits"] == pytest.approx(100, abs=2) and report.ended == "time"
-    assert report.reasons["outside_limits"] == "x began at 3, its limits are -1 to 1"
+    assert report.reasons["outside_limits"] == "when the run began, x is at 3, its limits are -1 to 1"
     at = np.array([3.0, *(action[0] for action in robot.sent)])
     assert np.abs(np.diff(at)).max() <= 1.0 / HZ + 1e-6 and at[-1] == np.float32(0.1)
     pairs = replay(tmp_path / "log.jsonl")

@@ -47,7 +47,7 @@ def test_it_comes_back_from_outside_its_limits_no_faster_than_it_may(monkeypatch
     at = np.array([60.0, *sent[:, 4]])
     assert np.abs(np.diff(at)).max() <= 30 / HZ + 1e-5 and at[-1] == -12.5
     assert report.guards["outside_limits"] == 121 and report.ended == "time"
-    assert "wrist_roll.pos began at 60, its limits are -12.5 to -12.5" in report.reasons["outside_limits"]
+    assert "wrist_roll.pos is at 60, its limits are -12.5 to -12.5" in report.reasons["outside_limits"]
 
 
 def raising(error):
