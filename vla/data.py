@@ -170,8 +170,8 @@ def load_dataset(
     camera. ValueError, one line, naming the feature at fault.
     """
     root = Path(root)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+        raise ValueError(f"image_size must be a whole number of pixels, at least 1, got {image_size}")
     info = read_info(root)
     features = info["features"]
     keys = camera_keys(features, cameras)

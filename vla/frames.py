@@ -62,8 +62,13 @@ def _encoded(cell: Any, key: str, where: str) -> tuple[bytes | None, str | None]
     raise ValueError(f"feature '{key}' holds a {type(cell).__name__} at {where}, pictures must be encoded (PNG, JPEG)")
 
 
-def decode_frame(frame: Any, size: int | None) -> NDArray[np.uint8]:
-    """(H, W, 3) of a decoded video frame."""
+def decode_frame(frame: Any, size: int | None, key: str, where: str) -> NDArray[np.uint8]:
+    """(H, W, 3) of a decoded video frame. ValueError where the decoder had to invent parts of it."""
+    if frame.is_corrupt:
+        raise ValueError(
+            f"feature '{key}' holds a damaged video frame at {where}: choose the other cameras with --cameras, or "
+            "delete the episode with lerobot-edit-dataset"
+        )
     return resized(frame.to_image(), size) if size else frame.to_ndarray(format="rgb24")
 
 
@@ -160,7 +165,7 @@ def decode_videos(
         for frame in video_frames(file.path, key):
             row = row_at.get(frame.pts)
             if row is not None:
-                out.put(row, decode_frame(frame, size))
+                out.put(row, decode_frame(frame, size, key, row_place(table, row)))
                 seen[row] = True
         return len(file.row_of)
 

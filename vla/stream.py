@@ -192,7 +192,8 @@ class Videos:
                 if sought:
                     decoding = self._from(container, pts)
                 frame = _first_from(decoding, pts)
-                if sought and frame is not None and frame.pts > pts:  # past it: once more, from the start
+                # Past it, or without the frames that it refers to: once more, from the start.
+                if sought and frame is not None and (frame.pts > pts or frame.is_corrupt):
                     decoding = self._from(container, int(file.pts[0]))
                     frame = _first_from(decoding, pts)
                 if frame is None or frame.pts != pts:
@@ -201,7 +202,8 @@ class Videos:
                     )
                 at = wanted
                 check_depth(frame, self.key, file.path)
-                found.append((wanted, decode_frame(frame, self._size)))
+                where = f"{frame.pts * float(frame.time_base):.3f} s in {file.path.name}"
+                found.append((wanted, decode_frame(frame, self._size, self.key, where)))
         return found
 
     def _from(self, container: Any, pts: int) -> Iterator[Any]:

@@ -223,8 +223,10 @@ def test_a_frame_without_a_picture(tmp_path, lazy, cell):
     refused(root, r"no picture at episode 1, frame 1: choose .*--cameras.*lerobot-edit-dataset", lazy=lazy)
 
 
-def test_image_sizes_that_are_none(tmp_path):
-    refused(write_dataset(tmp_path), "image_size must be at least 1 pixel, got 0", image_size=0)
+@pytest.mark.parametrize("size", [0, -3, 8.5])
+def test_image_sizes_that_are_none(tmp_path, size):
+    message = f"image_size must be a whole number of pixels, at least 1, got {size}"
+    refused(write_dataset(tmp_path), message, image_size=size)
 
 
 # --- tables ---

@@ -144,6 +144,23 @@ def test_videos_that_are_none(tmp_path, lazy):
         )
 
 
+def test_a_frame_that_the_decoder_had_to_invent(tmp_path, lazy):
+    """Damaged bytes inside an mp4: the decoder goes on and shows the frame before it."""
+    root = write_dataset(tmp_path, kind="video")
+    path = root / "videos" / KEY / "chunk-000" / "file-000.mp4"
+    write_video(path, np.arange(11) / 10, size=(64, 64))
+    content = bytearray(path.read_bytes())
+    start = content.find(b"mdat") + 300
+    content[start : start + 40] = np.random.default_rng(0).bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"front' holds a damaged video frame at (episode 0, frame 4|0\.400 s in file-000)"
+    ):
+        frames = load_dataset(root, lazy=lazy).images["front"]
+        assert shown(frames[np.arange(4)]) == [0, 1, 2, 3]
+        frames[np.array([4])]
+
+
 def test_an_episode_without_a_video_of_one_camera(tmp_path, lazy):
     def forget(rows):
         for field in ("chunk_index", "file_index", "from_timestamp", "to_timestamp"):
