@@ -1,14 +1,17 @@
 """Every robot that comes with LeRobot can be named: it is built, or the driver that is not installed is."""
 
 import re
+import threading
 
 import numpy as np
 import pytest
 from lerobot.robots import RobotConfig
+from websockets.sync.server import serve
 
+from policies import wire
 from policies.lerobot.robot_types import make_robot, robot_types
 from policies.server import PolicyServer, serve_in_thread
-from tests.policies.lerobot.so101 import CAMERA, NAMES, so101
+from tests.policies.lerobot.so101 import CAMERA, LIMITS, NAMES, so101
 from tests.policies.toy_robot import Says
 from vla.cli import main
 from vla.types import ActionSpec
@@ -102,3 +105,30 @@ def test_a_dry_run_checks_everything_and_connects_nothing(monkeypatch, capsys):
     ):
         code, said = control(*words, **more)
         assert code == 2 and message in said.err.strip().splitlines()[-1], (words, said)
+
+
+@pytest.mark.parametrize("width", [7, 32])
+def test_a_stock_server_for_another_robot_is_one_line_before_anything_moves(monkeypatch, capsys, width):
+    """openpi's servers say nothing about their actions: the first answer does."""
+    import policies.robots
+
+    arms = []
+    monkeypatch.setattr(
+        policies.robots, "lerobot_robot", lambda kind, values: arms.append(so101(monkeypatch)) or arms[-1]
+    )
+
+    def stock(ws):
+        ws.send(wire.pack({}))
+        for _ in ws:
+            ws.send(wire.pack({"actions": np.zeros((10, width))}))
+
+    with serve(stock, "127.0.0.1", 0, compression=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        limits = [f"{name}:{low}:{high}" for name, (low, high) in LIMITS.items()]
+        uri = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        args = ["control", uri, "--robot", "so101_follower", "--task", "go", "--no-estop-key", "--limits", *limits]
+        assert main(args) == 2
+        server.shutdown()
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert f"the policy's actions have {width} components, this robot takes 6 (shoulder_pan.pos" in said
+    assert arms[0].bus.written == [] and not arms[0].bus.is_connected
