@@ -78,6 +78,8 @@ class Runner:
         if config.shaping is not None and (config.method is not None or team.size > 1):
             raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
         require_same(model, env, remedy=_ORDER)
+        if demos is not None:  # they are normalised and compared component by component
+            require_same(model, demos, where="demonstrations", ranges=False)
         team.place(model)
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
         self.evaluate, self.on_update, self.on_practice = evaluate, on_update, on_practice

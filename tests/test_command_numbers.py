@@ -41,6 +41,10 @@ CHECKPOINT = "runs/policy"
         (["experiment", "ablation", "--suite", "tabletop-pikc"], "did you mean 'tabletop-pick'"),
         (["experiment", "rl", "--control-steps", "0"], "--control-steps 0"),
         (["experiment", "latency", "--policy", "no/such"], "no/such"),
+        (
+            ["experiment", "robustness", "--policy", "expert", "--conditions", "high"],
+            "severities from 0 to 1, got high",
+        ),
         (["experiment", "robustness", "--policy", "expret"], "did you mean 'expert'"),
         (["serve", CHECKPOINT, "--port", "70000"], "--port 70000"),
         (["serve", CHECKPOINT, "--max-batch", "0"], "--max-batch 0"),

@@ -57,7 +57,10 @@ def robustness(config: RobustnessConfig, out: Path, on_progress: Callable[[int, 
     axes = config.arms or AXES
     for axis in axes:
         lookup(axis, dict.fromkeys(AXES), "axis")
-    severities = sorted({float(text) for text in config.conditions} - {0.0})
+    try:
+        severities = sorted({float(text) for text in config.conditions} - {0.0})
+    except ValueError:
+        raise ValueError(f"--conditions are severities from 0 to 1, got {' '.join(config.conditions)}") from None
     plain = Perturbation()
     settings = {(axis, s): parse([f"{axis}={s}"]) for axis in axes for s in severities}
     cells = [(str(folder), *cell) for folder in config.policy for cell in [("plain", 0.0), *settings]]

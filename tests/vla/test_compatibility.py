@@ -139,6 +139,16 @@ def test_online_rl_looks_before_it_begins(tmp_path):
     with pytest.raises(ValueError, match="reorders, training does not"):
         Runner(Model(), Toy(num_envs=config.num_envs, horizon=config.horizon or 5), config, tmp_path)
 
+    class Fits:
+        action_spec = spec()
+
+    class Demonstrations:
+        action_spec = spec(("dx", "dz", "dy", "gripper"))
+
+    world = Toy(num_envs=config.num_envs, horizon=config.horizon or 5)
+    with pytest.raises(ValueError, match="the demonstrations on dx, dz, dy, gripper"):
+        Runner(Fits(), world, config, tmp_path, demos=Demonstrations())
+
 
 def test_sides_are_read_from_policies_clients_and_worlds():
     @dataclass
