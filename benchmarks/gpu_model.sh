@@ -4,7 +4,7 @@
 #
 #   benchmarks/gpu_model.sh [FOLDER]     writes FOLDER/bench-gpu.json ($OUT, or runs/benchmarks)
 #
-# It needs a Python with torch (CUDA), transformers, tokenizers, safetensors and numpy: `./bascule setup` makes one in
+# It needs a Python with torch (CUDA), transformers, tokenizers, safetensors and numpy: `./run setup` makes one in
 # .venv. On a machine without network, put wheels of what is missing (transformers==5.5.*, tokenizers) into .whl/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,9 +20,9 @@ fi
 exec "$python" - "$out/bench-gpu.json" <<'PY'
 import sys
 
-from vla.bench import BENCHES
-from vla.config import save_json
-from vla.report import provenance
+from bascule.bench.simulation import BENCHES
+from vla.core.config import save_json
+from bascule.report.page import provenance
 
 try:
     rows = BENCHES["gpu"]()

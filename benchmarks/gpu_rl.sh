@@ -4,7 +4,7 @@
 #   benchmarks/gpu_rl.sh POLICY FOLDER [OPTION OF vla rl ...]     writes FOLDER/rl-warp.json; ten minutes
 #
 # POLICY is an imitation policy of suite tabletop-ten, its demonstrations beside it in `demos`, as
-# benchmarks/rl_multitask.sh makes them on any machine. Needs a GPU and `./bascule setup warp`; to see that it runs
+# benchmarks/rl_multitask.sh makes them on any machine. Needs a GPU and `./run setup warp`; to see that it runs
 # without: --device cpu --num-envs 4 --minutes 1
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,15 +13,15 @@ policy=$1 out=$2
 mkdir -p "$out"
 resume=()
 if [ -e "$out/rl/last" ]; then resume=(--resume); fi
-./bascule rl multitask --suite tabletop-ten --backend warp --init "$policy" --demos "$(dirname "$policy")/demos" \
+./run rl multitask --suite tabletop-ten --backend warp --init "$policy" --demos "$(dirname "$policy")/demos" \
     --num-envs 1024 --horizon 100 --minutes 8 --out "$out/rl" "${resume[@]}" "${@:3}"
 exec .venv/bin/python - "$out" <<'PY'
 import json
 import sys
 from pathlib import Path
 
-from vla.config import save_json
-from vla.report import provenance
+from vla.core.config import save_json
+from bascule.report.page import provenance
 
 out = Path(sys.argv[1])
 rows = [json.loads(line) for line in (out / "rl/metrics.jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@
 # writes FOLDER/bench-warp.json ($OUT, or runs/benchmarks) after every number of worlds. Without a GPU, to see that it
 # runs: benchmarks/gpu_sim.sh --device cpu --worlds 2 4
 #
-# On a machine with a GPU and this repository set up (`./bascule setup warp`) nothing else is needed. For a machine
+# On a machine with a GPU and this repository set up (`./run setup warp`) nothing else is needed. For a machine
 # without network that has only a Python 3.12 with torch and numpy, and takes less than 64 MB at a time:
 #
 #   here    benchmarks/gpu_sim.sh pack             .gpu/part-a, .gpu/part-b: warp, mujoco, mujoco_warp of this .venv
@@ -108,7 +108,7 @@ if [ -x .venv/bin/python ] && .venv/bin/python -c 'import mujoco_warp' 2>/dev/nu
 if ! "$python" -c 'import mujoco_warp' 2>/dev/null; then
     if [ -d .gpu ]; then mkdir -p "$aside" && cp .gpu/part-* "$aside"; fi
     if [ ! -e "$aside/part-b" ]; then
-        echo "gpu_sim.sh: no mujoco_warp here: \`./bascule setup warp\`, or carry what \`$0 pack\` makes" >&2
+        echo "gpu_sim.sh: no mujoco_warp here: \`./run setup warp\`, or carry what \`$0 pack\` makes" >&2
         exit 1
     fi
     mkdir -p "$aside/site"
@@ -121,9 +121,9 @@ exec "$python" - "$out/bench-warp.json" "${arguments[@]}" <<'PY'
 import argparse
 import sys
 
-from vla.bench_warp import WORLDS, bench_warp
-from vla.config import save_json
-from vla.report import provenance
+from bascule.bench.simulation_warp import WORLDS, bench_warp
+from vla.core.config import save_json
+from bascule.report.page import provenance
 
 parser = argparse.ArgumentParser(prog="gpu_sim.sh")
 parser.add_argument("--device")

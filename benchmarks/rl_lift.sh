@@ -3,7 +3,7 @@
 #
 #   benchmarks/rl_lift.sh FOLDER SEED ...     writes FOLDER/SEED/{imitation,rl20}.json; about half an hour a seed
 #
-# DEMOS=10, MINUTES=20 of RL, RECIPE=robosuite-lift-guided (robosuite-lift: by the reward alone). Needs `./bascule setup
+# DEMOS=10, MINUTES=20 of RL, RECIPE=robosuite-lift-guided (robosuite-lift: by the reward alone). Needs `./run setup
 # robosuite`. The backbone has seen robosuite's pictures (`vla ground-data --suites robosuite-lift ...`), no actions.
 # Scenes of the evaluations take no part in learning.
 set -euo pipefail

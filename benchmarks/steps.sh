@@ -8,15 +8,15 @@ imitate() { # DEMOS [OPTION OF vla train ...]; shows $tasks if there are such, e
     shift
     [ -e "$run/imitation.json" ] && return
     rm -rf "$run/imitation"
-    ./bascule demos "$suite" --episodes "$demos" --seed $((seed * 20000)) --out "$run/demos" ${tasks:+--tasks $tasks}
-    ./bascule train --dataset "$run/demos" --seed "$seed" --out "$run/imitation" "$@"
+    ./run demos "$suite" --episodes "$demos" --seed $((seed * 20000)) --out "$run/demos" ${tasks:+--tasks $tasks}
+    ./run train --dataset "$run/demos" --seed "$seed" --out "$run/imitation" "$@"
 }
 
 judge() { # POLICY NAME [OPTION OF vla eval ...]
     local policy=$1 name=$2
     shift 2
     [ -e "$run/$name.json" ] && return
-    ./bascule eval "$policy" --suite "$suite" --no-controls --json "$run/$name.json" "$@"
+    ./run eval "$policy" --suite "$suite" --no-controls --json "$run/$name.json" "$@"
 }
 
 refine() { # RECIPE FOLDER NAME MINUTES [OPTION OF vla rl ...]: until NAME is judged
@@ -24,7 +24,7 @@ refine() { # RECIPE FOLDER NAME MINUTES [OPTION OF vla rl ...]: until NAME is ju
     shift 4
     [ -e "$run/$name.json" ] && return
     [ -e "$run/$folder/last" ] && resume=(--resume)
-    ./bascule rl "$recipe" --suite "$suite" --init "$run/imitation" --seed "$seed" --minutes "$minutes" \
+    ./run rl "$recipe" --suite "$suite" --init "$run/imitation" --seed "$seed" --minutes "$minutes" \
         --processes "${PROCESSES:-2}" --workers 1 --out "$run/$folder" "${resume[@]}" "$@"
 }
 

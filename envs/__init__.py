@@ -1,17 +1,17 @@
-"""MuJoCo worlds. No model code here: anything that acts comes in through `vla.types.Policy`."""
+"""MuJoCo worlds. No model code here: anything that acts comes in through `vla.core.types.Policy`."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from vla.rendering_backend import choose
-from vla.waiting import sleep_while_waiting
+from vla.core.waiting import sleep_while_waiting
+from vla.runtime.rendering_backend import choose
 
 if TYPE_CHECKING:
-    from envs.language import Phrasings
-    from envs.perturb import Perturbation
-    from vla.types import VecEnv
+    from envs.perturb.perturbation import Perturbation
+    from envs.tabletop.language import Phrasings
+    from vla.core.types import VecEnv
 
 sleep_while_waiting()  # before the caller loads torch
 choose()  # before anything imports mujoco
@@ -37,13 +37,13 @@ def make_vec(
     """`num_envs` worlds of a suite (see `vla list suites`), stepped together.
 
     `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions before) fill
-    the optional fields of `vla.types.Observation`. `perturb`: how the worlds differ from the plain ones. `horizon`:
+    the optional fields of `vla.core.types.Observation`. `perturb`: how the worlds differ from the plain ones. `horizon`:
     control steps of an episode, instead of the suite's own (to learn in; figures are told of the suite's).
     `backend="warp"` runs all worlds on one `device` (the first GPU, else Warp's CPU device) instead of in `num_workers`
     processes, with room for `nconmax` contacts and `njmax` constraint rows per world.
     ValueError with the nearest name for an unknown suite or backend, and for an extra that is not installed.
     """
-    from vla.config import lookup
+    from vla.core.config import lookup
 
     lookup(backend, dict.fromkeys(("cpu", "warp")), "backend")
     options: dict[str, Any] = {"image_size": image_size, "phrasings": phrasings}
@@ -53,12 +53,12 @@ def make_vec(
     device = None if device == "auto" else device
     if backend == "warp":
         if find_spec("mujoco_warp") is None:
-            raise ValueError("backend 'warp' needs MuJoCo Warp: `./bascule setup warp`")
-        from envs.warp_env import make_warp_vec
+            raise ValueError("backend 'warp' needs MuJoCo Warp: `./run setup warp`")
+        from envs.make import make_warp_vec
 
         return make_warp_vec(suite, num_envs, device=device, nconmax=nconmax, njmax=njmax, **options)
     if device is not None:
         raise ValueError(f"device {device!r} is for backend 'warp'; the CPU backend takes num_workers")
-    from envs.mujoco_env import make_cpu_vec
+    from envs.make import make_cpu_vec
 
     return make_cpu_vec(suite, num_envs, num_workers=num_workers, **options)

@@ -20,12 +20,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from envs import make_vec
-from envs.language import Phrasings
-from envs.mujoco_env import worlds_class
-from envs.perturb import Perturbation
-from envs.suites import TRAIN_SEED_LIMIT, all_suite_names, load_suite
-from vla.rendering_backend import check
-from vla.types import ActionSpec, Observation
+from envs.make import worlds_class
+from envs.perturb.perturbation import Perturbation
+from envs.registry import all_suite_names, load_suite
+from envs.seeds import TRAIN_SEED_LIMIT
+from envs.tabletop.language import Phrasings
+from vla.core.types import ActionSpec, Observation
+from vla.runtime.rendering_backend import check
 
 _MAX_INSTRUCTION = 256
 _CHARACTERS = string.ascii_letters + string.digits + " .,;:!?'-"

@@ -6,18 +6,22 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from policies.exported import ExportedPolicy, is_exported
-from vla.checkpoint import read_config
-from vla.compatibility import choose_embodiment
-from vla.types import ActionChunk, Observation
+from policies.export.exported_policy import ExportedPolicy, is_exported
+from vla.core.checkpoint import read_config
+from vla.core.compatibility import choose_embodiment
+from vla.core.types import ActionChunk, Observation
 
 if TYPE_CHECKING:
-    from policies.rtc import RealTimePolicy
-    from vla.model import VLAPolicy
+    from policies.chunking.realtime import RealTimePolicy
+    from vla.model.policy import VLAPolicy
+from collections.abc import Iterable
+from pathlib import Path
+
+from vla.core.config import load_json, unknown
 
 
 def embodiment(folder: str | os.PathLike[str], wanted: str | None = None) -> str | None:
-    """Which embodiment of the policy in a folder to control (`vla.compatibility.choose_embodiment`). ValueError where
+    """Which embodiment of the policy in a folder to control (`vla.core.compatibility.choose_embodiment`). ValueError where
     a policy for several robots needs a choice, or has no such embodiment."""
     config = read_config(folder)
     return choose_embodiment(tuple(config.get("members") or ()), wanted, os.fspath(folder))
@@ -31,7 +35,8 @@ def load_policy(folder: str | os.PathLike[str], member: str | None = None) -> VL
     member = embodiment(folder, member)
     if is_exported(read_config(folder)):
         return ExportedPolicy.load(folder)
-    from vla.model import VLA, VLAPolicy
+    from vla.model.model import VLA
+    from vla.model.policy import VLAPolicy
 
     return VLAPolicy(VLA.load(folder, member=member))
 
@@ -42,14 +47,14 @@ def load_whole(folder: str | os.PathLike[str], member: str | None = None) -> Rea
     policy = load_policy(folder, member)
     if isinstance(policy, ExportedPolicy):
         return WholeChunks(policy)
-    from policies.rtc import RealTimePolicy
+    from policies.chunking.realtime import RealTimePolicy
 
     return RealTimePolicy(policy.vla)
 
 
 class WholeChunks:
     """An exported policy whose `act` leaves nothing of a chunk away. Its graph cannot be told what is still to be
-    played, as `policies.rtc.RealTimePolicy` can."""
+    played, as `policies.chunking.realtime.RealTimePolicy` can."""
 
     def __init__(self, policy: ExportedPolicy) -> None:
         self._policy = policy
@@ -62,3 +67,30 @@ class WholeChunks:
     def act(self, obs: Observation) -> ActionChunk:
         """(B, chunk_size, A) in environment units."""
         return self._policy.act_whole(obs)
+
+
+def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
+    """`path`, if it is a checkpoint folder; else ValueError naming the nearest one. `others`: other right answers."""
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        _refuse_others(folder)
+        return folder
+    if (folder / "meta" / "info.json").is_file():
+        raise ValueError(f"{path} is a data set, not a checkpoint: `vla train --dataset {path}` makes a policy of it")
+    if (folder / "bascule.json").is_file():
+        raise ValueError(f"{path} is a backbone, not a policy: `vla train --backbone {path}` makes one on it")
+    if folder.is_file():
+        raise ValueError(f"{path} is a file; a checkpoint is the folder with config.json in it")
+    roots = {Path("runs"), folder.parent, folder} - {Path(".")}
+    depths = ("*", "*/*", "*/*/*")
+    found = {str(file.parent) for root in roots for depth in depths for file in root.glob(f"{depth}/config.json")}
+    if not found and not others:
+        raise ValueError(f"there is no checkpoint at '{path}'; `vla train` makes one")
+    raise ValueError(unknown(str(path), {*found, *others}, "checkpoint"))
+
+
+def _refuse_others(folder: Path) -> None:
+    """ValueError for a folder whose config.json is of something else that we know."""
+    config = load_json(folder / "config.json")
+    if isinstance(config, dict) and "checkpoint" not in config and config.get("type") == "bascule":
+        raise ValueError(f"{folder} is a policy in LeRobot's format: `vla lerobot {folder} OUT` makes a checkpoint")

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from rl.actor import ActorConfig, CriticConfig
-from rl.curriculum import CurriculumConfig
-from rl.filtered import FilteredConfig
-from rl.grpo import GRPOConfig
-from rl.guide import GuideConfig
-from rl.ppo import PPOConfig
-from rl.practice import PracticeConfig
-from rl.process_reward import ShapingConfig
+from rl.algorithms.filtered_bc import FilteredConfig
+from rl.algorithms.grpo import GRPOConfig
+from rl.algorithms.ppo import PPOConfig
+from rl.models.actor import ActorConfig
+from rl.models.critic import CriticConfig
+from rl.rewards.process_reward import ShapingConfig
+from rl.rollout.curriculum import CurriculumConfig
 from rl.run_config import RunnerConfig
-from rl.teacher import TeacherConfig
+from rl.teacher.distill import GuideConfig
+from rl.teacher.state_teacher import TeacherConfig
+from rl.teacher.teacher_ppo import PracticeConfig
 
 
 def tabletop_pick() -> RunnerConfig:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from envs.rollout import Count, EvalReport, wilson95
-from vla.types import Policy
+from envs.evaluation.evaluate import Count, EvalReport, wilson95
+from vla.core.types import Policy
 
 Play = Callable[[Policy, str], EvalReport]
 """Plays a policy on a suite's retention episodes: the same seeds at every call."""

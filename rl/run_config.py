@@ -7,18 +7,20 @@ from typing import Protocol
 
 import torch
 
-from rl.actor import ActorConfig, Critic, CriticConfig, GaussianChunkActor
-from rl.buffer import RolloutBuffer, Transitions
-from rl.collect import Collector
-from rl.curriculum import CurriculumConfig
-from rl.episodes import EpisodeBuffer, EpisodeCollector
-from rl.filtered import FilteredConfig, FilteredImitation
-from rl.grpo import GRPO, GRPOConfig
-from rl.guide import GuideConfig
-from rl.learner import PolicyLearner
-from rl.ppo import PPO, PPOConfig
-from rl.process_reward import ShapingConfig
-from vla.parallel import Team
+from rl.algorithms.filtered_bc import FilteredConfig, FilteredImitation
+from rl.algorithms.grpo import GRPO, GRPOConfig
+from rl.algorithms.policy_gradient import PolicyLearner
+from rl.algorithms.ppo import PPO, PPOConfig
+from rl.models.actor import ActorConfig, GaussianChunkActor
+from rl.models.critic import Critic, CriticConfig
+from rl.rewards.process_reward import ShapingConfig
+from rl.rollout.curriculum import CurriculumConfig
+from rl.rollout.episode_collector import EpisodeCollector
+from rl.rollout.step_collector import Collector
+from rl.storage.episode_buffer import EpisodeBuffer
+from rl.storage.rollout_buffer import RolloutBuffer, Transitions
+from rl.teacher.distill import GuideConfig
+from vla.runtime.distributed import Team
 
 BUDGET_FIELDS = frozenset(
     {"max_updates", "max_env_steps", "max_seconds", "target_success", "patience", "calibrate_scales", "trackers"}

@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
-from rl.collect import Collector, play
-from rl.curriculum import Curriculum
-from rl.demos import DemoRows
-from rl.guide import Guide, GuideConfig
-from rl.practice import PracticeConfig, practise, undrawn
-from rl.process_reward import ProgressModel, Shaping, ShapingConfig, fit_progress, watch
+from rl.models.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
+from rl.rewards.process_reward import ProgressModel, Shaping, ShapingConfig, fit_progress, watch
+from rl.rollout.curriculum import Curriculum
+from rl.rollout.step_collector import Collector, play
 from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
-from rl.teacher import Teacher, TeacherPolicy, fit_teacher
-from vla.checkpoint import CONFIG, load_checkpoint, save_checkpoint
-from vla.checks import check_loads
-from vla.compatibility import require_same
-from vla.config import encode, fill_defaults, save_json
-from vla.locks import locked, refuse_used
-from vla.metrics import Metrics
-from vla.model import VLAConfig
-from vla.parallel import Team
-from vla.process import keep_freed_memory
-from vla.types import Policy, VecEnv
+from rl.storage.demonstrations import DemoRows
+from rl.teacher.distill import Guide, GuideConfig
+from rl.teacher.state_teacher import Teacher, TeacherPolicy, fit_teacher
+from rl.teacher.teacher_ppo import PracticeConfig, practise, undrawn
+from vla.core.checkpoint import CONFIG, load_checkpoint, save_checkpoint
+from vla.core.compatibility import require_same
+from vla.core.config import encode, fill_defaults, save_json
+from vla.core.types import Policy, VecEnv
+from vla.model.checks import check_loads
+from vla.model.model import VLAConfig
+from vla.runtime.distributed import Team
+from vla.runtime.locks import locked, refuse_used
+from vla.runtime.process import keep_freed_memory
+from vla.runtime.run_log import Metrics
 
 if TYPE_CHECKING:
-    from vla.data import DemoSet
+    from vla.data.lerobot_dataset import DemoSet
 
 __all__ = ["Evaluate", "Runner", "RunnerConfig", "RunResult"]
 
@@ -43,7 +43,7 @@ Evaluate = Callable[[Policy], tuple[int, int]]
 
 
 class Runner:
-    """Refines `model` (a `vla.model.VLA`, changed in place) in `env` by chunk-level PPO, or by the method configured.
+    """Refines `model` (a `vla.model.model.VLA`, changed in place) in `env` by chunk-level PPO, or by the method configured.
 
     `out` receives `best/` (by `model.save`: the best policy so far according to `evaluate`), `last/` (to resume)
     and `metrics.jsonl`. `evaluate` should use seeds apart from those of the final report, since it selects the best.
@@ -62,7 +62,7 @@ class Runner:
         on_update: Callable[[dict[str, float]], None] | None = None,
         on_practice: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        """`team`: several processes that learn together (`vla.parallel.assemble`), each with its share of the worlds
+        """`team`: several processes that learn together (`vla.runtime.distributed.assemble`), each with its share of the worlds
         and of the evaluation episodes. `on_practice` hears of the teacher's own updates, before the first."""
         self.team = team = team or Team()
         if env.num_envs * team.size != config.num_envs:

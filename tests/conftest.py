@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vla.waiting import sleep_while_waiting
+from vla.core.waiting import sleep_while_waiting
 
 sleep_while_waiting()
 if sys.platform == "linux":

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from vla import cli, console
-from vla.catalogue import checkpoint
-from vla.config import save_json
+from bascule import main as cli
+from policies.load import checkpoint
+from vla.core.config import save_json
+from vla.runtime import console
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def vla(*args, cwd=ROOT, **environment):
     """Run the command line in a fresh process."""
     return subprocess.run(
-        [sys.executable, "-m", "vla.cli", *args],
+        [sys.executable, "-m", "bascule.main", *args],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -157,7 +158,7 @@ def test_the_interpreter_ends_without_a_last_collection_of_garbage():
     """It takes a second of CPU after torch, ten on a busy machine, in which a server does not end."""
     code = (
         "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"  # runs last
-        "from vla import cli; cli.main(['list', 'recipes']); cli.main(['list', 'recipes'])"
+        "from bascule import main as cli; cli.main(['list', 'recipes']); cli.main(['list', 'recipes'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.endswith("True\n"), done.stderr

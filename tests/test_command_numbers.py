@@ -2,8 +2,8 @@
 
 import pytest
 
+from bascule.main import main
 from tests.test_cli import assert_user_error
-from vla.cli import main
 
 CHECKPOINT = "runs/policy"
 
@@ -85,6 +85,6 @@ def test_no_command_begins_with_what_it_cannot_use(words, flag, tmp_path, monkey
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    monkeypatch.setattr("vla.spawn.mp.get_context", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr("vla.core.subprocesses.mp.get_context", lambda *_: pytest.fail("a process was started"))
     named = flag.split() if flag.startswith("--") and flag.count(" ") == 1 else [flag]  # --flag ..., got value
     assert_user_error(main(words), capsys.readouterr().err, *named)

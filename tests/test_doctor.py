@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from vla import rendering_backend
-from vla.cli import main
-from vla.commands import doctor
+from bascule.commands import doctor
+from bascule.main import main
+from vla.runtime import rendering_backend
 
 
 @pytest.fixture
@@ -90,5 +90,5 @@ def test_a_check_that_fails_itself_is_a_finding(only, capsys):
 
 
 def test_doctor_starts_without_torch():
-    code = "import sys; import vla.commands.doctor; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    code = "import sys; import bascule.commands.doctor; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

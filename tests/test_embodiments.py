@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bascule.commands.deploy import by_policy
+from bascule.main import main
 from policies.load import load_policy, load_whole
-from vla.bridge import BridgeConfig
-from vla.cli import main
-from vla.commands.deploy import by_policy
-from vla.model import VLA, VLAConfig
-from vla.processor import Processor, Stats
-from vla.types import ActionSpec
+from vla.core.types import ActionSpec
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.processing.processor import Processor, Stats
 
 SPEC = ActionSpec(("dx", "dy", "dz", "gripper"), (-1.0,) * 4, (1.0,) * 4, 20.0)
 JOINTS = ("joint_0", "joint_1", "joint_2", "gripper")

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from vla.cli import main
-from vla.experiment_latency import CONDITIONS, TIMEOUT_S, Condition, play
-from vla.types import ActionSpec, Observation, StepResult
+from bascule.experiments.latency import CONDITIONS, TIMEOUT_S, Condition, play
+from bascule.main import main
+from vla.core.types import ActionSpec, Observation, StepResult
 
 SPEC = ActionSpec(("dx", "gripper"), (-1.0, -1.0), (1.0, 1.0), 20.0)
 
@@ -115,9 +115,9 @@ def test_a_lost_answer_is_asked_for_again_and_meanwhile_the_robot_holds():
 
 
 def test_the_command_reports_every_cell_and_keeps_it(tmp_path, capsys):
-    from vla.bridge import BridgeConfig
-    from vla.model import VLA, VLAConfig
-    from vla.processor import Stats
+    from vla.model.bridge import BridgeConfig
+    from vla.model.model import VLA, VLAConfig
+    from vla.processing.processor import Stats
 
     rng = np.random.default_rng(0)
     stats = Stats.from_arrays(rng.normal(size=(50, 8)), rng.uniform(-1, 1, (50, 4)))

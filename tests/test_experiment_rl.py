@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("stable_baselines3", reason="the extra 'sb3' is not installed")
 
-from vla import experiment_rl  # noqa: E402
-from vla.config import lookup  # noqa: E402
-from vla.experiment_rl import RLConfig  # noqa: E402
-from vla.experiments import EXPERIMENTS  # noqa: E402
+from bascule.experiments import refinement as experiment_rl  # noqa: E402
+from bascule.experiments.refinement import RLConfig  # noqa: E402
+from bascule.experiments.registry import EXPERIMENTS  # noqa: E402
+from vla.core.config import lookup  # noqa: E402
 
 ARMS = ("imitation", "no-kl-stop", "residual-sac")
 SMALL = RLConfig(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vla.cli import main
+from bascule.main import main
 
 SMALL = ["--demos", "2", "--steps", "2", "--episodes", "2", "--num-envs", "2", "--seeds", "0"]
 

@@ -15,46 +15,46 @@ ROOMS = ("vla", "envs", "policies", "rl")
 MAX_LINES = 500
 
 SHELL = (
-    "vla/cli.py",
+    "bascule/main.py",
     "vla/commands/",
     "vla/quickstart",
-    "vla/bench.py",
-    "vla/bench_warp.py",
-    "vla/bench_serve.py",
-    "vla/catalogue.py",
+    "bascule/bench/simulation.py",
+    "bascule/bench/simulation_warp.py",
+    "bascule/bench/serving.py",
+    "bascule/catalogue.py",
     "vla/experiment",
 )
 """The shell around the rooms: may import any of them, inside functions."""
-_ALONE = ("vla.types", "vla.catch_up", "vla.spawn", "vla.locks", "vla.waiting", "vla.disk", "vla.rendering_backend")
+_ALONE = ("vla.core.types", "vla.core.late_chunks", "vla.core.subprocesses", "vla.runtime.locks", "vla.core.waiting", "vla.core.disk", "vla.runtime.rendering_backend")
 FOUNDATION = dict.fromkeys(_ALONE, set()) | {
-    "vla.config": {"vla.disk"},
-    "vla.checkpoint": {"vla.config", "vla.disk"},
-    "vla.compatibility": {"vla.types"},
+    "vla.core.config": {"vla.core.disk"},
+    "vla.core.checkpoint": {"vla.core.config", "vla.core.disk"},
+    "vla.core.compatibility": {"vla.core.types"},
 }
 """Modules that stand on (almost) nothing of ours."""
 MAY_IMPORT = {
     "vla": {"vla"},
-    "envs": {"envs", *FOUNDATION} - {"vla.checkpoint"},
+    "envs": {"envs", *FOUNDATION} - {"vla.core.checkpoint"},
     "policies": {"policies", "vla"},
     "rl": {"rl", "vla", "envs"},
 }
 FENCES = {
-    "lerobot": ("vla/data.py", "envs/demos.py", "policies/robots.py", "policies/lerobot/"),
-    "tyro": ("vla/cli.py", "vla/commands/"),
-    "mujoco_warp": ("envs/warp_sim.py", "envs/warp_render.py"),
-    "warp": ("envs/warp_sim.py", "envs/warp_render.py"),
+    "lerobot": ("vla/data/lerobot_dataset.py", "envs/demos/record.py", "policies/control/robots.py", "policies/lerobot/"),
+    "tyro": ("bascule/main.py", "vla/commands/"),
+    "mujoco_warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),
+    "warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),
 }
 ONE_FILE_EACH = ("robosuite", "metaworld", "stable_baselines3")
 TORCH_FREE = (
     "vla",
-    "vla.types",
-    "vla.config",
-    "vla.checkpoint",
-    "vla.preprocess",
-    "vla.cli",
-    "vla.report",
-    "policies.client",
-    "policies.wire",
+    "vla.core.types",
+    "vla.core.config",
+    "vla.core.checkpoint",
+    "vla.processing.preprocess",
+    "bascule.main",
+    "bascule.report.page",
+    "policies.serving.client",
+    "policies.serving.wire",
     "envs",
 )
 
@@ -129,20 +129,20 @@ def test_rooms_import_only_what_they_may():
 @pytest.mark.parametrize(
     ("relative", "source"),
     [
-        ("vla/model.py", "import envs.scene"),
-        ("vla/model.py", "def f():\n    from rl import ppo"),
-        ("vla/types.py", "from vla import config"),
-        ("vla/model.py", "from vla.cli import main"),
-        ("envs/scene.py", "from vla.model import VLA"),
-        ("envs/scene.py", "from vla import model"),
-        ("envs/scene.py", "from rl.actor import Actor"),
-        ("policies/server.py", "from envs import make_vec"),
-        ("policies/server.py", "from ..rl import ppo"),
-        ("rl/runner.py", "from policies.server import PolicyServer"),
-        ("vla/cli.py", "from envs import make_vec"),
-        ("vla/commands/learn.py", "from envs import make_vec"),
-        ("vla/model.py", "from vla.commands.learn import Train"),
-        ("rl/ppo.py", "import tests.conftest"),
+        ("vla/model/model.py", "import envs.tabletop.scene"),
+        ("vla/model/model.py", "def f():\n    from rl.algorithms import ppo"),
+        ("vla/core/types.py", "from vla.core import config"),
+        ("vla/model/model.py", "from bascule.main import main"),
+        ("envs/tabletop/scene.py", "from vla.model.model import VLA"),
+        ("envs/tabletop/scene.py", "from vla.model import model"),
+        ("envs/tabletop/scene.py", "from rl.models.actor import Actor"),
+        ("policies/serving/server.py", "from envs import make_vec"),
+        ("policies/serving/server.py", "from ..rl import ppo"),
+        ("rl/runner.py", "from policies.serving.server import PolicyServer"),
+        ("bascule/main.py", "from envs import make_vec"),
+        ("bascule/commands/learn.py", "from envs import make_vec"),
+        ("vla/model/model.py", "from bascule.commands.learn import Train"),
+        ("rl/algorithms/ppo.py", "import tests.conftest"),
     ],
 )
 def test_the_layer_check_sees_a_violation(relative, source):
@@ -152,9 +152,9 @@ def test_the_layer_check_sees_a_violation(relative, source):
 @pytest.mark.parametrize(
     ("relative", "source"),
     [
-        ("envs/scene.py", "from vla.types import Observation\nfrom vla.config import lookup\nfrom envs import suites"),
-        ("rl/runner.py", "from vla.model import VLA\nfrom envs.rollout import evaluate\nfrom . import ppo"),
-        ("vla/cli.py", "def f():\n    from envs import make_vec"),
+        ("envs/tabletop/scene.py", "from vla.core.types import Observation\nfrom vla.core.config import lookup\nfrom envs.tabletop import suites"),
+        ("rl/runner.py", "from vla.model.model import VLA\nfrom envs.evaluation.evaluate import evaluate\nfrom . import ppo"),
+        ("bascule/main.py", "def f():\n    from envs import make_vec"),
         ("policies/__init__.py", "from .client import PolicyClient"),
     ],
 )
@@ -224,7 +224,7 @@ LOCK_FILES = {"uv.lock", "poetry.lock", "pdm.lock", "pylock.toml", "Pipfile.lock
 
 def test_nothing_of_this_machine_is_tracked():
     texts = tracked_texts()
-    assert "vla/types.py" in texts, "the scan found nothing: it is broken"
+    assert "vla/core/types.py" in texts, "the scan found nothing: it is broken"
     assert [name for name in texts if Path(name).name in LOCK_FILES] == []
     for pattern in (MACHINE_PATH, REGISTRY):
         hits = [f"{name}: {match.group()}" for name, text in texts.items() if (match := pattern.search(text))]

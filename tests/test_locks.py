@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from vla import cli
-from vla.locks import locked, refuse_used
+from bascule import main as cli
+from vla.runtime.locks import locked, refuse_used
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
 import sys
-from vla.locks import locked
+from vla.runtime.locks import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -121,7 +121,7 @@ def test_a_command_and_what_it_calls_lock_together_but_two_threads_do_not(tmp_pa
 )
 def test_every_command_that_writes_is_alone(args, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vla.locks.fcntl.flock", busy)
+    monkeypatch.setattr("vla.runtime.locks.fcntl.flock", busy)
     assert cli.main(list(args)) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "x is being written by another run" in error, error
@@ -132,8 +132,8 @@ def busy(*_):
 
 
 def test_what_a_command_writes_is_paths_only():
-    from vla.commands.doctor import Doctor
-    from vla.commands.measure import Experiment
+    from bascule.commands.doctor import Doctor
+    from bascule.commands.measure import Experiment
 
     assert Doctor(json=True).writes() == ()
     assert Experiment("ablation", json=Path("x")).writes() == (Path("runs/experiment"), Path("x"))
@@ -159,7 +159,7 @@ def test_a_folder_in_a_parent_that_is_not_ours_is_locked_inside(tmp_path, monkey
             raise PermissionError(13, "Permission denied", str(path))
         return really(path, *args)
 
-    monkeypatch.setattr("vla.locks.os.open", forbidden)
+    monkeypatch.setattr("vla.runtime.locks.os.open", forbidden)
     with locked(tmp_path / "mounted"):
         assert (tmp_path / "mounted" / ".lock").exists()
     assert list((tmp_path / "mounted").iterdir()) == []
@@ -185,7 +185,7 @@ def test_a_folder_in_a_parent_that_is_not_ours_is_locked_inside(tmp_path, monkey
 def test_what_an_earlier_run_left_is_never_overwritten(args, marker, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("checkpoint", "trained"):
-        monkeypatch.setattr(f"vla.catalogue.{name}", lambda name, *_: Path(name), raising=False)
+        monkeypatch.setattr(f"bascule.catalogue.{name}", lambda name, *_: Path(name), raising=False)
     (tmp_path / "x" / marker).parent.mkdir(parents=True)
     (tmp_path / "x" / marker).write_text("{}")
     assert cli.main([*args, "--out", "x"]) == 2

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla import cli, quickstart
-from vla.quickstart import QuickstartConfig
-from vla.quickstart_serving import policy_server
-from vla.quickstart_stages import Outcome, Result, Stage, merged_parts, read_outcome, run_stages, write_outcome
+from bascule import main as cli
+from bascule.quickstart import job as quickstart
+from bascule.quickstart.config import QuickstartConfig
+from bascule.quickstart.serve import policy_server
+from bascule.quickstart.stages import Outcome, Result, Stage, merged_parts, read_outcome, run_stages, write_outcome
 
 NAMES = ("one", "two", "three", "four")
 
@@ -88,7 +89,7 @@ def test_a_stage_counts_from_its_json_file_on(tmp_path, monkeypatch):
     def cut(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vla.quickstart_stages.save_json", cut)
+    monkeypatch.setattr("bascule.quickstart.stages.save_json", cut)
     with pytest.raises(OSError, match="No space"):
         Job(tmp_path).run()
     assert (tmp_path / "stages/one.npz").exists() and read_outcome(tmp_path, "one").state == "not run"
@@ -231,7 +232,7 @@ def test_a_server_that_dies_says_its_last_line(tmp_path):
 
 def test_a_server_that_does_not_want_to_end_is_killed(tmp_path, monkeypatch):
     code = STUBBORN + "import os; print(os.getpid(), file=sys.stderr, flush=True)\n" + LISTENS + "time.sleep(600)"
-    from vla import quickstart_serving
+    from bascule.quickstart import serve as quickstart_serving
 
     monkeypatch.setattr(quickstart_serving.end, "__kwdefaults__", {"patience_s": 0.3})
     with policy_server(tmp_path, tmp_path / "log", command=program(code)):
@@ -243,9 +244,9 @@ def test_a_server_that_does_not_want_to_end_is_killed(tmp_path, monkeypatch):
 def test_a_server_ends_when_who_started_it_was_killed(tmp_path):
     root = Path(__file__).resolve().parents[1]
     child = (
-        "import vla.cli, time, os\n"
-        f"vla.cli.main = lambda args: (open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())), time.sleep(600))\n"
-        "from vla.quickstart_serving import serve_until_orphaned; serve_until_orphaned()"
+        "import bascule.main, time, os\n"
+        f"bascule.main.main = lambda args: (open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())), time.sleep(600))\n"
+        "from bascule.quickstart.serve import serve_until_orphaned; serve_until_orphaned()"
     )
     parent = (
         "import subprocess, sys, time\n"

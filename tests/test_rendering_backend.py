@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vla import rendering_backend
+from vla.runtime import rendering_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="MUJOCO_GL's values are Linux's")
@@ -39,7 +39,7 @@ def run(*command, **environment):
 def test_every_backend_that_cannot_draw_is_one_line(environment, words):
     if environment["MUJOCO_GL"] == "osmesa" and rendering_backend.ctypes.util.find_library("OSMesa"):
         pytest.skip("OSMesa is installed here")
-    done = run("-m", "vla.cli", "eval", "expert", "--episodes", "1", "--workers", "1", **environment)
+    done = run("-m", "bascule.main", "eval", "expert", "--episodes", "1", "--workers", "1", **environment)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     for word in (*words, "vla doctor"):
         assert word in done.stderr
@@ -65,16 +65,16 @@ def test_a_user_may_draw_with_another_backend(monkeypatch):
 
 def test_a_worker_that_a_gl_library_ends_gives_the_reason_at_once():
     """The library aborts the process: no other worker is started."""
-    from envs.mujoco_env import MujocoVecEnv
-    from envs.suites import load_suite
+    from envs.backends.cpu_vec_env import MujocoVecEnv
+    from envs.registry import load_suite
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("envs.mujoco_env.worlds_class", lambda suite, perturb=None: _abort)
+        patch.setattr("envs.backends.cpu_vec_env.worlds_class", lambda suite, perturb=None: _abort)
         patch.setattr(rendering_backend, "_PROBE", "import os; os.abort()")
         with pytest.raises(ValueError, match="exit code -6.*vla doctor"):
             MujocoVecEnv(load_suite("tabletop-pick"), 2, num_workers=1, image_size=84)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("envs.mujoco_env.worlds_class", lambda suite, perturb=None: _abort)
+        patch.setattr("envs.backends.cpu_vec_env.worlds_class", lambda suite, perturb=None: _abort)
         with pytest.raises(RuntimeError, match="died"):  # drawing is well here: it was something else
             MujocoVecEnv(load_suite("tabletop-pick"), 2, num_workers=1, image_size=84)
 

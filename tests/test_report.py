@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla import charts
-from vla.report import contact_sheet, machine, provenance, render, write_report
+from bascule.report import charts
+from bascule.report.page import render, write_report
+from vla.runtime.contact_sheet import contact_sheet
+from vla.runtime.provenance import machine, provenance
 
 
 def result(successes, episodes, interval, **more):

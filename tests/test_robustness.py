@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from PIL import Image
 
-from vla.cli import main
+from bascule.main import main
 
 ARMS = ["--arms", "layout", "instruction", "--conditions", "1"]
 SMALL = ["--episodes", "2", "--num-envs", "1"]

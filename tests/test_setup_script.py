@@ -1,4 +1,4 @@
-"""What `./bascule setup` compiles beforehand: our packages, and the modules that a run imports."""
+"""What `./run setup` compiles beforehand: our packages, and the modules that a run imports."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ def test_set_up_compiles_what_a_run_imports():
     function = SCRIPT.partition("compile_bytecode() {")[2].partition("\n}\n")[0]
     code = re.search(r"-c '\n(.*?)'", function, re.DOTALL)[1]
     names = [alias.name for node in ast.parse(code).body if isinstance(node, ast.Import) for alias in node.names]
-    assert {"vla.train", "rl.runner", "policies.server", "envs.mujoco_env"} <= set(names)
+    assert {"vla.training.train", "rl.runner", "policies.serving.server", "envs.backends.cpu_vec_env"} <= set(names)
     assert [name for name in names if find_spec(name) is None] == []
     assert "-m compileall -q vla envs policies rl plugins" in function
     # Before the stamp that calls the environment finished, and however the user's shell is set.

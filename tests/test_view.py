@@ -4,9 +4,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from envs.suites import load_suite
-from vla import cli
-from vla.film import FilmWriter
+from bascule import main as cli
+from envs.registry import load_suite
+from vla.runtime.video import FilmWriter
 
 
 def frames(path):

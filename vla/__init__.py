@@ -1,6 +1,6 @@
 """Bascule: robot control policies from demonstrations. Importing this loads nothing: names resolve on first use.
 
-It sets OpenMP's environment variables for threads that wait (`vla.waiting`), unless they are set already.
+It sets OpenMP's environment variables for threads that wait (`vla.core.waiting`), unless they are set already.
 """
 
 from __future__ import annotations
@@ -8,36 +8,37 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vla.waiting import sleep_while_waiting
+from vla.core.waiting import sleep_while_waiting
 
 if TYPE_CHECKING:
-    from vla.bridge import Bridge, BridgeConfig
-    from vla.features import Features
-    from vla.model import VLA, VLAConfig, VLAPolicy
-    from vla.processor import ModelInput, Processor, ProcessorConfig, Stats
-    from vla.types import ActionChunk, ActionSpec, Observation, Policy, StepResult, VecEnv
+    from vla.backbones.features import Features
+    from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, StepResult, VecEnv
+    from vla.model.bridge import Bridge, BridgeConfig
+    from vla.model.model import VLA, VLAConfig
+    from vla.model.policy import VLAPolicy
+    from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
 
 __version__ = "0.1.0"
 
 sleep_while_waiting()  # before torch is loaded, by us or by the caller
 
 _HOME = {
-    "ActionChunk": "vla.types",
-    "ActionSpec": "vla.types",
-    "Bridge": "vla.bridge",
-    "BridgeConfig": "vla.bridge",
-    "Features": "vla.features",
-    "ModelInput": "vla.processor",
-    "Observation": "vla.types",
-    "Policy": "vla.types",
-    "Processor": "vla.processor",
-    "ProcessorConfig": "vla.processor",
-    "Stats": "vla.processor",
-    "StepResult": "vla.types",
-    "VLA": "vla.model",
-    "VLAConfig": "vla.model",
-    "VLAPolicy": "vla.model",
-    "VecEnv": "vla.types",
+    "ActionChunk": "vla.core.types",
+    "ActionSpec": "vla.core.types",
+    "Bridge": "vla.model.bridge",
+    "BridgeConfig": "vla.model.bridge",
+    "Features": "vla.backbones.features",
+    "ModelInput": "vla.processing.processor",
+    "Observation": "vla.core.types",
+    "Policy": "vla.core.types",
+    "Processor": "vla.processing.processor",
+    "ProcessorConfig": "vla.processing.processor",
+    "Stats": "vla.processing.processor",
+    "StepResult": "vla.core.types",
+    "VLA": "vla.model.model",
+    "VLAConfig": "vla.model.model",
+    "VLAPolicy": "vla.model.model",
+    "VecEnv": "vla.core.types",
 }
 
 __all__ = [  # noqa: F822 (resolved by __getattr__)

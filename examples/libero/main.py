@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout: nothing to install here
-from policies.client import PolicyClient  # noqa: E402
+from policies.serving.client import PolicyClient  # noqa: E402
 
 HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """Control steps per episode, a little over the longest demonstration of each suite."""
@@ -45,7 +45,7 @@ class Simulation(Protocol):
 
 
 class Client(Protocol):
-    """What is asked of `policies.client.PolicyClient`; openpi's `WebsocketClientPolicy` needs `metadata` set beside."""
+    """What is asked of `policies.serving.client.PolicyClient`; openpi's `WebsocketClientPolicy` needs `metadata` set beside."""
 
     metadata: dict[str, Any]
 
@@ -73,7 +73,7 @@ class Rules:
 
 
 def wilson95(successes: int, episodes: int) -> tuple[float, float]:
-    """95% interval of a success probability from k of n. Wilson 1927. (`envs.rollout` needs what is not here.)"""
+    """95% interval of a success probability from k of n. Wilson 1927. (`envs.evaluation.evaluate` needs what is not here.)"""
     if episodes == 0:
         return 0.0, 1.0
     z, p = 1.959964, successes / episodes

@@ -68,7 +68,7 @@ class BasculeEnvConfig(EnvConfig):
         """Every world has a process of its own anyway: one loop over them is as parallel as it gets."""
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-        from policies.lerobot.tabletop import TabletopEnv
+        from policies.lerobot.tabletop_env import TabletopEnv
 
         make = partial(TabletopEnv, str(self.task), self.image_size, self.first_seed)
         return {self.type: {0: SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)}}

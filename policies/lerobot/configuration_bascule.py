@@ -19,7 +19,7 @@ def _identity() -> dict[str, NormalizationMode]:
 class BasculeConfig(PreTrainedConfig):
     """A fresh policy's choices, or (`parts`) what a trained one is made of.
 
-    A field of a fresh policy means what the field of that name means in `vla.model.VLAConfig`, `BridgeConfig`,
+    A field of a fresh policy means what the field of that name means in `vla.model.model.VLAConfig`, `BridgeConfig`,
     `ProcessorConfig` or `TrainConfig`.
     """
 
@@ -27,7 +27,7 @@ class BasculeConfig(PreTrainedConfig):
     n_action_steps: int = 8
     """Actions played before `select_action` looks again."""
     backbone: str = "tiny-goals"
-    """A name or a local folder: what `vla.backbone.load_backbone` takes."""
+    """A name or a local folder: what `vla.backbones.backbone.load_backbone` takes."""
     head: str = "l1"
     freeze_backbone: bool = True
     backbone_dtype: str = "float32"

@@ -8,9 +8,9 @@ from lerobot.configs import PreTrainedConfig
 
 from policies.lerobot.modeling_bascule import BasculePolicy, wrap
 from policies.lerobot.processor_bascule import make_bascule_pre_post_processors
-from vla.config import load_json
-from vla.disk import writing
-from vla.model import VLA
+from vla.core.config import load_json
+from vla.core.disk import writing
+from vla.model.model import VLA
 
 
 def to_lerobot(checkpoint: Path, out: Path, *, member: str | None = None) -> Path:

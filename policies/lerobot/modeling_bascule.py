@@ -1,4 +1,4 @@
-"""`vla.model.VLA` as a LeRobot policy. Actions leave it in environment units, equal to `VLAPolicy.act`'s.
+"""`vla.model.model.VLA` as a LeRobot policy. Actions leave it in environment units, equal to `VLAPolicy.act`'s.
 
 A saved policy is one folder that loads without a network: LeRobot's config.json (with `parts`: everything but weights
 and tokenizer) and model.safetensors, and the tokenizer beside them.
@@ -18,19 +18,19 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
-from policies.joining import Prefix
+from policies.chunking.merge import Prefix
+from policies.chunking.realtime import continue_chunk
 from policies.lerobot.configuration_bascule import BasculeConfig
-from policies.rtc import continue_chunk
-from vla.backbone import load_backbone
-from vla.bridge import BridgeConfig
-from vla.config import decode, encode
-from vla.dataset_meta import component_names
-from vla.model import VLA, VLAConfig
-from vla.pictures import to_uint8_picture
-from vla.preprocess import widened
-from vla.processor import Processor, ProcessorConfig, Stats, VectorStats
-from vla.text import room_for_text, warn_of_lookalikes
-from vla.types import ActionSpec, Observation
+from vla.backbones.hub import load_backbone
+from vla.core.config import decode, encode
+from vla.core.types import ActionSpec, Observation
+from vla.data.dataset_meta import component_names
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.processing.pictures import to_uint8_picture
+from vla.processing.preprocess import widened
+from vla.processing.processor import Processor, ProcessorConfig, Stats, VectorStats
+from vla.processing.text import room_for_text, warn_of_lookalikes
 
 TOKENIZER = "tokenizer"
 _COLUMNS = ("q01", "q99", "min", "max", "mean", "std")
@@ -125,7 +125,7 @@ class BasculePolicy(PreTrainedPolicy):
         """(B, C, A), environment units, within the action's bounds.
 
         LeRobot's real-time chunking: `prev_chunk_left_over` (T, A) is what the robot still had to play when it asked,
-        of which it will have played `inference_delay` actions when this chunk arrives (`policies.rtc`).
+        of which it will have played `inference_delay` actions when this chunk arrives (`policies.chunking.realtime`).
         """
         inp = self.vla.processor.prepare(self.observation(batch))
         if prev_chunk_left_over is None:

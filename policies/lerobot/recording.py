@@ -8,8 +8,8 @@ from typing import Any, get_args
 import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from policies.blackbox import frames_file, read
-from policies.guards import GUARDS, Reaction
+from policies.control.flight_log import frames_file, read
+from policies.control.guards import GUARDS, Reaction
 
 TIMING = ("now_s", "late_s", "work_s", "observation_age_s", "action_age_s")
 

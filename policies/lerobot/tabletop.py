@@ -6,42 +6,18 @@ LeRobot's tools drop numbers that are named neither NAME.pos nor NAME.vel: displ
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from lerobot.robots.robot import Robot
 from lerobot.teleoperators.teleoperator import Teleoperator
 
 from policies.lerobot.config_tabletop import BasculeExpertConfig, BasculeTabletopConfig
-from vla.types import Observation, Policy, VecEnv
-
-
-@dataclass
-class Simulation:
-    """One world and who can solve it."""
-
-    env: VecEnv
-    expert: Policy
-    proprio_names: tuple[str, ...]
-
+from policies.lerobot.simulation import Simulation, _simulation
+from vla.core.types import Observation
 
 _make: Callable[[str, int], Simulation] | None = None
 _running: list[BasculeTabletop] = []  # connected robots: the teleoperator looks into the latest one's world
-
-
-def use_simulation(make: Callable[[str, int], Simulation]) -> None:
-    """Say how a suite's world is made, from its name and image size: policies know no simulator, the plugin does."""
-    global _make
-    _make = make
-
-
-def _simulation(suite: str, image_size: int) -> Simulation:
-    if _make is None:
-        raise ValueError("the simulation needs the plugin lerobot_policy_bascule: ./bascule setup installs it")
-    return _make(suite, image_size)
 
 
 class BasculeTabletop(Robot):
@@ -160,45 +136,3 @@ class BasculeExpert(Teleoperator):
         self._connected = False
 
 
-class TabletopEnv(gymnasium.Env):
-    """One world with the names and shapes that `lerobot-eval` expects of an environment."""
-
-    def __init__(self, suite: str, image_size: int, first_seed: int) -> None:
-        self._env, self._first_seed = _simulation(suite, image_size).env, first_seed
-        spec = self._env.action_spec
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(spec.control_hz)}  # PyAV takes no float
-        self.render_mode = "rgb_array"
-        self._max_episode_steps = self._env.horizon
-        self.task, self.task_description = suite, ""
-        picture = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.observation_space = spaces.Dict(
-            {
-                "pixels": spaces.Dict(dict.fromkeys(self._env.cameras, picture)),
-                "agent_pos": spaces.Box(-np.inf, np.inf, (self._env.proprio_dim,), np.float32),
-            }
-        )
-        self.action_space = spaces.Box(np.float32(spec.low), np.float32(spec.high), dtype=np.float32)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        super().reset(seed=seed)
-        # Without a seed it is SAME_STEP's reset after the end, whose scene nobody plays.
-        return self._see(self._env.reset(seeds=[self._first_seed + (seed or 0)])), {}
-
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        result = self._env.step_chunk(np.asarray(action, np.float32)[None, None])
-        ended = bool(result.terminated[0]), bool(result.truncated[0])
-        return self._see(result.obs), float(result.reward[0]), *ended, {"is_success": bool(result.info["success"][0])}
-
-    def render(self) -> np.ndarray:
-        """The cameras side by side."""
-        return np.concatenate([image for image in self._pixels.values()], axis=1)
-
-    def close(self) -> None:
-        self._env.close()
-
-    def _see(self, obs: Observation) -> dict[str, Any]:
-        self._pixels = {camera: image[0].copy() for camera, image in obs.images.items()}
-        self.task_description = obs.instruction[0]
-        return {"pixels": self._pixels, "agent_pos": obs.proprio[0].copy()}

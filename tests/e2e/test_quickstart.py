@@ -22,7 +22,7 @@ STAGES = (
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart") / "run"
-    command = [sys.executable, "-m", "vla.cli", "quickstart", "--smoke", "--out", str(folder)]
+    command = [sys.executable, "-m", "bascule.main", "quickstart", "--smoke", "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)  # a busy machine
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -51,8 +51,8 @@ def test_the_page_needs_no_other_file(out: Path) -> None:
 
 
 def test_what_it_leaves_can_be_used_again(out: Path) -> None:
-    from vla.data import load_dataset
-    from vla.model import VLA
+    from vla.data.lerobot_dataset import load_dataset
+    from vla.model.model import VLA
 
     assert len(load_dataset(out / "demos").episodes) == 4
     for checkpoint in ("imitation", "rl/best"):
@@ -89,7 +89,7 @@ def test_killed_inside_every_stage_it_comes_to_the_report_of_an_undisturbed_run(
     out: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     folder, rng = tmp_path / "run", random.Random(0)
-    command = [sys.executable, "-m", "vla.cli", "quickstart", "--out", str(folder), "--resume"]
+    command = [sys.executable, "-m", "bascule.main", "quickstart", "--out", str(folder), "--resume"]
     for begun, stage in enumerate(STAGES):
         run = subprocess.Popen([*command, *(() if begun else ("--smoke",))], start_new_session=True)
         before = STAGES[begun - 1].replace(" ", "-") if begun else ""
@@ -110,7 +110,7 @@ def test_killed_inside_every_stage_it_comes_to_the_report_of_an_undisturbed_run(
 
 
 def test_a_suite_is_refined_as_far_as_it_tells_its_state() -> None:
-    from vla.quickstart_rl import suite_recipe
+    from bascule.quickstart.refine import suite_recipe
 
     pick, ten = suite_recipe("tabletop-pick"), suite_recipe("tabletop-ten")
     assert pick.guide is not None and pick.guide.teacher.turns > 1 and pick.guide.practice is not None

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.control import action_spec
-from envs.worlds import PROPRIO_NAMES
-from vla.checkpoint import read_config
-from vla.cli import main
-from vla.model import VLA, VLAConfig
-from vla.processor import Stats
+from bascule.main import main
+from envs.backends.cpu_worlds import PROPRIO_NAMES
+from envs.tabletop.control import action_spec
+from vla.core.checkpoint import read_config
+from vla.model.model import VLA, VLAConfig
+from vla.processing.processor import Stats
 
 
 def untrained(folder: Path, members: tuple[str, ...] = ()) -> str:
@@ -44,7 +44,7 @@ def test_the_command_refines_keeps_books_and_reports(tmp_path, capsys):
 
 def test_several_processes_are_started_and_learn_as_one(tmp_path, capsys):
     arguments = ["rl", "smoke", "--init", untrained(tmp_path / "init"), "--out", str(tmp_path / "rl")]
-    command = [sys.executable, "-m", "vla.cli", *arguments, "--workers", "1", "--processes", "2"]
+    command = [sys.executable, "-m", "bascule.main", *arguments, "--workers", "1", "--processes", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines()]

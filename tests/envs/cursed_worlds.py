@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.worlds import Worlds
+from envs.backends.cpu_worlds import Worlds
 
 CURSED = 13
 LAST_STEP = 4
@@ -21,5 +21,5 @@ class CursedWorlds(Worlds):
 
 
 def cursed(suite, perturb=None) -> type[Worlds]:
-    """In the place of `envs.mujoco_env.worlds_class`."""
+    """In the place of `envs.backends.cpu_vec_env.worlds_class`."""
     return CursedWorlds

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from envs.experts import TabletopExpert
-from envs.suites import load_suite
-from envs.worlds import Worlds
-from vla.types import StepResult
+from envs.backends.cpu_worlds import Worlds
+from envs.experts.pick_place import TabletopExpert
+from envs.registry import load_suite
+from vla.core.types import StepResult
 
 SEEDS = [100, 11, 7]
 """Played to success, to a failure (the wrong object is lifted), and until time runs out."""

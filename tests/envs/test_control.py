@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from envs.control import ControlConfig, advance_command, joint_targets
+from envs.tabletop.control import ControlConfig, advance_command, joint_targets
 
 CONFIG = ControlConfig()
 DOWN = np.diag([1.0, -1.0, -1.0])

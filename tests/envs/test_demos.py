@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs import demos
-from envs.demo_store import DemoEpisode, save_episode
-from envs.demo_world import run_episode
-from envs.demos import record
-from vla.config import save_json
-from vla.data import load_dataset
-from vla.disk import DiskFull
+from envs.demos import record as demos
+from envs.demos.dataset_writer import DemoEpisode, save_episode
+from envs.demos.episode import run_episode
+from envs.demos.record import record
+from vla.core.config import save_json
+from vla.core.disk import DiskFull
+from vla.data.lerobot_dataset import load_dataset
 
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)  # spawned workers inherit it, and import the toy world by name
@@ -142,7 +142,7 @@ def test_noise_disturbs_what_is_executed_never_what_is_recorded():
 def test_killed_recording_keeps_finished_episodes_and_continues(recorded, tmp_path):
     out = tmp_path / "killed"
     code = (
-        f"import sys; sys.path.insert(0, {HERE!r}); import toy_demo_world as toy; from envs.demos import record\n"
+        f"import sys; sys.path.insert(0, {HERE!r}); import toy_demo_world as toy; from envs.demos.record import record\n"
         f"record('toy', 7, {str(out)!r}, num_workers=2, image_size={SIZE}, make_world=toy.slow_world)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])

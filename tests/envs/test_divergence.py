@@ -10,13 +10,14 @@ import mujoco
 import numpy as np
 import pytest
 
-import envs.mujoco_env
-from envs.divergence import diverged
-from envs.mujoco_env import MujocoVecEnv, worlds_class
-from envs.rollout import evaluate
-from envs.suites import load_suite
-from envs.worlds import Worlds
-from vla.types import ActionChunk, Observation
+import envs.backends.cpu_vec_env
+from envs.backends.cpu_vec_env import MujocoVecEnv
+from envs.backends.cpu_worlds import Worlds
+from envs.evaluation.evaluate import evaluate
+from envs.make import worlds_class
+from envs.registry import load_suite
+from envs.sim.divergence import diverged
+from vla.core.types import ActionChunk, Observation
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it
 from cursed_worlds import CURSED, LAST_STEP, cursed  # noqa: E402
@@ -86,7 +87,7 @@ def test_a_world_that_blows_up_is_truncated_and_flagged_and_the_others_never_not
 
 
 def test_workers_report_it_and_an_evaluation_counts_it_as_a_failure(monkeypatch):
-    monkeypatch.setattr(envs.mujoco_env, "worlds_class", cursed)
+    monkeypatch.setattr(envs.backends.cpu_vec_env, "worlds_class", cursed)
     env = MujocoVecEnv(load_suite(PICK), 2, num_workers=1, image_size=16)
     try:
         env.reset(seeds=[1, CURSED])

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.grounding import QUESTIONS_PER_SCENE, generate
-from envs.scene import COLORS
+from envs.grounding.generate import QUESTIONS_PER_SCENE, generate
+from envs.tabletop.scene import COLORS
 
 
 @pytest.fixture(scope="module")

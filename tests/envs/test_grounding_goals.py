@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs import language
-from envs.episodes import sample_episode
-from envs.goals import GoalKind
-from envs.grounding import QUESTIONS_PER_SCENE, generate
-from envs.grounding_goals import GoalPainter
-from envs.language import KIND_WORDS
-from envs.scene import COLORS, SCENES
-from envs.suites import load_suite
-from envs.tasks import novel_color
+from envs.grounding.generate import QUESTIONS_PER_SCENE, generate
+from envs.grounding.goal_scenes import GoalPainter
+from envs.registry import load_suite
+from envs.tabletop import language
+from envs.tabletop.episodes import sample_episode
+from envs.tabletop.goals import GoalKind
+from envs.tabletop.language import KIND_WORDS
+from envs.tabletop.scene import COLORS, SCENES
+from envs.tabletop.tasks import novel_color
 
 SUITES = ("tabletop-ten", "tabletop-object", "tabletop-spatial")
 PLACES = {"plate": "plate", "bowl": "bowl|dish", "zone": "zone|spot"}
@@ -105,7 +105,7 @@ def test_the_place_is_named_first_to_the_backbone_alone_and_not_as_evaluations_n
 
 
 def test_what_is_carried_is_between_the_fingers_and_moments_vary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envs.grounding_goals._PLAYED", 0.0)
+    monkeypatch.setattr("envs.grounding.goal_scenes._PLAYED", 0.0)
     held, openings, closed = 0, [], 0
     for questions in scenes("tabletop-ten", 120):
         world = painter("tabletop-ten").worlds
@@ -143,7 +143,7 @@ def test_a_folder_of_several_suites_and_suites_that_have_no_goals(tmp_path: Path
 
 
 def test_played_scenes_show_what_physics_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envs.grounding_goals._PLAYED", 1.0)
+    monkeypatch.setattr("envs.grounding.goal_scenes._PLAYED", 1.0)
     moved, knocked, carried, answers = 0, 0, 0, []
     for questions in scenes("tabletop-ten", 40):
         world = painter("tabletop-ten").worlds

@@ -13,11 +13,12 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs.gym_env  # noqa: F401 - registers the ids
-from envs.experts import TabletopExpert
-from envs.perturb import Perturbation
-from envs.suites import all_suite_names, load_suite, suite_names
-from envs.worlds import Worlds
-from vla.types import Observation
+from envs.backends.cpu_worlds import Worlds
+from envs.experts.pick_place import TabletopExpert
+from envs.perturb.perturbation import Perturbation
+from envs.registry import all_suite_names, load_suite
+from envs.tabletop.suites import suite_names
+from vla.core.types import Observation
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = {name: "".join(map(str.capitalize, name.split("-"))) for name in suite_names()}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from envs.late import LateVecEnv
-from vla.types import ActionSpec, Observation, StepResult
+from envs.backends.delayed_env import LateVecEnv
+from vla.core.types import ActionSpec, Observation, StepResult
 
 N, LATE = 3, 2
 SPEC = ActionSpec(names=("dx", "gripper"), low=(-1.0, -1.0), high=(1.0, 1.0), control_hz=10.0)

@@ -8,23 +8,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-import envs.adapter
+import envs.adapters.adapter_worlds
 from envs import make_vec
-from envs.experts import make_expert
-from envs.metaworld_env import (
-    HORIZON,
-    MetaworldWorlds,
-    default_push,
-    group_rates,
-    metaworld_suites,
-    phrasings_of,
-    task_names,
-)
-from envs.render import backproject
-from envs.rollout import evaluate
-from envs.scene import SIM_CONFIGS
-from envs.suites import all_suite_names, load_suite
-from vla.types import VecEnv
+from envs.adapters.metaworld_env import MetaworldWorlds, default_push
+from envs.adapters.metaworld_suites import HORIZON, group_rates, metaworld_suites, phrasings_of, task_names
+from envs.evaluation.evaluate import evaluate
+from envs.experts.registry import make_expert
+from envs.registry import all_suite_names, load_suite
+from envs.sim.cameras import backproject
+from envs.tabletop.scene import SIM_CONFIGS
+from vla.core.types import VecEnv
 
 needs_metaworld = pytest.mark.skipif(find_spec("metaworld") is None, reason="the extra 'metaworld' is not installed")
 PUSH = "metaworld-push"
@@ -68,10 +61,10 @@ def test_the_published_average_is_of_the_groups_not_of_the_tasks() -> None:
 
 
 def test_a_missing_extra_is_named_before_any_worker_starts(monkeypatch) -> None:
-    monkeypatch.setattr(envs.adapter, "find_spec", lambda package: None)
-    with pytest.raises(ValueError, match=r"needs metaworld: `\./bascule setup metaworld`"):
+    monkeypatch.setattr(envs.adapters.adapter_worlds, "find_spec", lambda package: None)
+    with pytest.raises(ValueError, match=r"needs metaworld: `\./run setup metaworld`"):
         make_vec(PUSH, 1)
-    with pytest.raises(ValueError, match=r"needs robosuite: `\./bascule setup robosuite`"):
+    with pytest.raises(ValueError, match=r"needs robosuite: `\./run setup robosuite`"):
         make_vec("robosuite-door", 1)
 
 

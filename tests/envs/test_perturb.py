@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from envs import make_vec
-from envs.demos import record
-from envs.experts import make_expert
-from envs.mujoco_env import worlds_class
-from envs.perturb import AXES, Perturbation, parse
-from envs.perturbed import PerturbedWorlds
-from envs.rewording import reword
-from envs.suites import load_suite
-from envs.worlds import Worlds
-from vla.types import Observation
+from envs.backends.cpu_perturbed import PerturbedWorlds
+from envs.backends.cpu_worlds import Worlds
+from envs.demos.record import record
+from envs.experts.registry import make_expert
+from envs.make import worlds_class
+from envs.perturb.perturbation import AXES, Perturbation, parse
+from envs.perturb.rewording import reword
+from envs.registry import load_suite
+from vla.core.types import Observation
 
 SEEDS = range(5_000_000, 5_000_006)
 SEEN = {"camera", "light", "texture", "distractors", "layout", "robot", "noise"}
@@ -153,7 +153,7 @@ def test_layout_reaches_beyond_the_training_range_and_keeps_the_order() -> None:
 
 def _sampler(suite: object, severity: float) -> PerturbedWorlds:
     worlds = PerturbedWorlds.__new__(PerturbedWorlds)  # sampling needs no simulator
-    from envs.scene import SCENES
+    from envs.tabletop.scene import SCENES
 
     worlds.suite, worlds.scene, worlds.phrasings = suite, SCENES["tabletop"], "train"
     worlds.perturb = Perturbation(layout=severity)

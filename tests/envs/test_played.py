@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.control import action_spec
-from envs.grounding import QUESTIONS_PER_SCENE, generate
-from envs.played import ShakingHand
+from envs.grounding.expert_scenes import ShakingHand
+from envs.grounding.generate import QUESTIONS_PER_SCENE, generate
+from envs.tabletop.control import action_spec
 from tests.envs.test_robosuite_env import needs_robosuite
 
 
@@ -31,7 +31,7 @@ def test_a_shaking_hand_displaces_lets_go_and_stays_within_bounds() -> None:
 def test_robosuite_scenes_point_at_red_pixels_and_depend_on_their_seed_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envs.grounding._SCENES_PER_TASK", 10)  # one worker draws several parts, one after the other
+    monkeypatch.setattr("envs.grounding.generate._SCENES_PER_TASK", 10)  # one worker draws several parts, one after the other
     folders = [
         generate(40, tmp_path / str(k), suites=("robosuite-lift",), seed=3, num_workers=workers)
         for k, workers in enumerate((1, 2))

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from envs import make_vec
-from envs.mujoco_env import MujocoVecEnv
-from envs.perturb import Perturbation
-from envs.perturbed import PerturbedWorlds
-from envs.render import FrameHistory, backproject
-from envs.suites import load_suite
-from envs.worlds import Worlds
-from vla.types import Observation
+from envs.backends.cpu_perturbed import PerturbedWorlds
+from envs.backends.cpu_vec_env import MujocoVecEnv
+from envs.backends.cpu_worlds import Worlds
+from envs.perturb.perturbation import Perturbation
+from envs.registry import load_suite
+from envs.sim.cameras import FrameHistory, backproject
+from vla.core.types import Observation
 
 SUITE, SEEDS = "tabletop-pick", [100, 101, 103]
 

@@ -8,17 +8,17 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from bascule.catalogue import list_suites
 from envs import make_vec
-from envs.culling import Culling
-from envs.experts import make_expert
-from envs.render import backproject
-from envs.robosuite_env import RobosuiteWorlds, default_lift
-from envs.robosuite_step import LeanStep
-from envs.robosuite_suites import SUITES, load_robosuite_suite
-from envs.rollout import evaluate
-from envs.suites import all_suite_names, load_suite
-from vla.catalogue import list_suites
-from vla.types import VecEnv
+from envs.adapters.robosuite_env import RobosuiteWorlds, default_lift
+from envs.adapters.robosuite_fast_step import LeanStep
+from envs.adapters.robosuite_suites import SUITES, load_robosuite_suite
+from envs.evaluation.evaluate import evaluate
+from envs.experts.registry import make_expert
+from envs.registry import all_suite_names, load_suite
+from envs.sim.cameras import backproject
+from envs.sim.frustum_culling import Culling
+from vla.core.types import VecEnv
 
 needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="the extra 'robosuite' is not installed")
 LIFT = "robosuite-lift"

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from envs.baselines import BlindReplay, ZeroPolicy, expert_actions
-from envs.experts import TabletopExpert
-from envs.mujoco_env import MujocoVecEnv, make_cpu_vec
-from envs.rollout import evaluate, wilson95
-from vla.types import ActionChunk, Observation
+from envs.backends.cpu_vec_env import MujocoVecEnv
+from envs.evaluation.baselines import BlindReplay, ZeroPolicy, expert_actions
+from envs.evaluation.evaluate import evaluate, wilson95
+from envs.experts.pick_place import TabletopExpert
+from envs.make import make_cpu_vec
+from vla.core.types import ActionChunk, Observation
 
 
 @pytest.fixture(scope="module")

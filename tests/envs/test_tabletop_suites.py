@@ -8,19 +8,19 @@ import itertools
 import numpy as np
 import pytest
 
-from envs import goals as rules
 from envs import make_vec
-from envs.episodes import Episode, sample_episode
-from envs.experts import make_expert
-from envs.goal_expert import GoalExpert
-from envs.goals import Goal, GoalKind
-from envs.language import GOAL_TEMPLATES
-from envs.rollout import evaluate
-from envs.scene import SCENES, joint_names
-from envs.soundness import check_resets
-from envs.suites import load_suite
-from envs.tasks import TASKS, novel_color
-from envs.worlds import Worlds
+from envs.backends.cpu_worlds import Worlds
+from envs.evaluation.evaluate import evaluate
+from envs.evaluation.reset_checks import check_resets
+from envs.experts.goals import GoalExpert
+from envs.experts.registry import make_expert
+from envs.registry import load_suite
+from envs.tabletop import goals as rules
+from envs.tabletop.episodes import Episode, sample_episode
+from envs.tabletop.goals import Goal, GoalKind
+from envs.tabletop.language import GOAL_TEMPLATES
+from envs.tabletop.scene import SCENES, joint_names
+from envs.tabletop.tasks import TASKS, novel_color
 
 SUITES = ("tabletop-spatial", "tabletop-object", "tabletop-goal", "tabletop-long")
 
@@ -292,8 +292,8 @@ def test_random_resets_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
         episode = sample_episode(*args, **kwargs)  # type: ignore[arg-type]
         return dataclasses.replace(episode, poses=tuple((0.5, 0.01 * k, 0.0) for k in range(len(episode.poses))))
 
-    monkeypatch.setattr("envs.opening.sample_episode", heap)
+    monkeypatch.setattr("envs.perturb.reset.sample_episode", heap)
     assert check_resets(["tabletop-spatial"], 5)["tabletop-spatial"].shifted == 5
-    monkeypatch.setattr("envs.opening.sample_episode", lambda *args, **kwargs: next(itertools.count(1 / 0)))
+    monkeypatch.setattr("envs.perturb.reset.sample_episode", lambda *args, **kwargs: next(itertools.count(1 / 0)))
     broken = check_resets(["tabletop-spatial"], 5)["tabletop-spatial"]
     assert broken.exceptions == 5 and "ZeroDivision" in broken.first_error

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from envs import make_vec
-from envs.experts import make_expert
-from envs.perturb import Perturbation
-from envs.perturbed import PerturbedWorlds
-from envs.suites import load_suite, suite_names
-from envs.worlds import Worlds
-from vla.types import VecEnv
+from envs.backends.cpu_perturbed import PerturbedWorlds
+from envs.backends.cpu_worlds import Worlds
+from envs.experts.registry import make_expert
+from envs.perturb.perturbation import Perturbation
+from envs.registry import load_suite
+from envs.tabletop.suites import suite_names
+from vla.core.types import VecEnv
 
 pytest.importorskip("mujoco_warp", reason="the warp extra is not installed")
 torch = pytest.importorskip("torch")
@@ -245,8 +246,8 @@ def test_a_perturbed_world_is_the_same_on_both():
 
 
 def test_the_benchmark_refuses_to_measure_what_is_wrong(env):
-    from vla.bench_warp import _check_images
-    from vla.commands.measure import Bench
+    from bascule.bench.simulation_warp import _check_images
+    from bascule.commands.measure import Bench
 
     assert all(row["value"] < SAME_STATE for row in _check_images(env, PICK, "here"))
     lamp = env._cameras.fields["headlight"]

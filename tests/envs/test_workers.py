@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.experts import TabletopExpert
-from envs.mujoco_env import MujocoVecEnv
-from envs.rollout import evaluate
-from envs.suites import load_suite
-from envs.worlds import Worlds
-from vla.types import ActionChunk, Observation
+from envs.backends.cpu_vec_env import MujocoVecEnv
+from envs.backends.cpu_worlds import Worlds
+from envs.evaluation.evaluate import evaluate
+from envs.experts.pick_place import TabletopExpert
+from envs.registry import load_suite
+from vla.core.types import ActionChunk, Observation
 
 ROOT = Path(__file__).resolve().parents[2]
 STAY = np.zeros((4, 8, 4), np.float32)
@@ -130,17 +130,17 @@ _BROKEN = """
 import os, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-import envs.mujoco_env, envs.scene
+import envs.backends.cpu_vec_env, envs.tabletop.scene
 from envs import make_vec
-from envs.worlds import Worlds
+from envs.backends.cpu_worlds import Worlds
 
 class Broken(Worlds):  # the workers find it in this script: they do run it
     def __init__(self, *args, **options):
-        envs.scene.SIM_CONFIGS = Path(os.environ["CONFIGS"])
+        envs.tabletop.scene.SIM_CONFIGS = Path(os.environ["CONFIGS"])
         super().__init__(*args, **options)
 
 if __name__ == "__main__":
-    envs.mujoco_env.worlds_class = lambda suite, perturb: Broken
+    envs.backends.cpu_vec_env.worlds_class = lambda suite, perturb: Broken
     for folder in {configs!r}:
         os.environ["CONFIGS"] = folder
         try:

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from envs import make_vec
-from envs.episodes import sample_episode
-from envs.experts import TabletopExpert
-from envs.scene import SCENES
-from envs.suites import load_suite, suite_names
-from envs.worlds import Worlds
-from vla.types import VecEnv
+from envs.backends.cpu_worlds import Worlds
+from envs.experts.pick_place import TabletopExpert
+from envs.registry import load_suite
+from envs.tabletop.episodes import sample_episode
+from envs.tabletop.scene import SCENES
+from envs.tabletop.suites import suite_names
+from vla.core.types import VecEnv
 
 PICK = "tabletop-pick"
 

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from vla.types import ActionSpec
+from vla.core.types import ActionSpec
 
 SPEC = ActionSpec(("dx", "dy", "gripper"), (-0.5, -0.5, -1.0), (0.5, 0.5, 1.0), 20.0)
 CAMERAS = ("front", "wrist")

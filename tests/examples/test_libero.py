@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.rollout import wilson95
-from policies.client import PolicyClient
-from policies.server import PolicyServer, serve_in_thread
-from vla.types import ActionSpec, Observation
+from envs.evaluation.evaluate import wilson95
+from policies.serving.client import PolicyClient
+from policies.serving.server import PolicyServer, serve_in_thread
+from vla.core.types import ActionSpec, Observation
 
 MAIN = Path(__file__).resolve().parents[2] / "examples" / "libero" / "main.py"
 NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")

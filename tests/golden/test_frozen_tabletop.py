@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.experts import TabletopExpert
-from envs.suites import load_suite
-from envs.worlds import Worlds
+from envs.backends.cpu_worlds import Worlds
+from envs.experts.pick_place import TabletopExpert
+from envs.registry import load_suite
 
 GOLDEN = Path(__file__).with_name("frozen_tabletop.json")
 SUITES = ("tabletop-pick", "tabletop-place", "tabletop-mixed")

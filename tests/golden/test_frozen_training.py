@@ -19,14 +19,14 @@ import pytest
 import torch
 
 from envs import make_vec
-from envs.demos import record
+from envs.demos.record import record
 from rl.recipes import RECIPES as RL_RECIPES
 from rl.run_config import RunnerConfig
 from rl.runner import Runner
-from vla.data import load_dataset
-from vla.model import VLA
-from vla.recipes import RECIPES
-from vla.train import build_vla, train
+from vla.data.lerobot_dataset import load_dataset
+from vla.model.model import VLA
+from vla.training.recipes import RECIPES
+from vla.training.train import build_vla, train
 
 GOLDEN = Path(__file__).with_name("frozen_training.json")
 _ENVS = 8

@@ -1,4 +1,4 @@
-"""policies.batching: who waits is answered in one forward pass, with the actions they would have had alone."""
+"""policies.serving.batching: who waits is answered in one forward pass, with the actions they would have had alone."""
 
 import asyncio
 import threading
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from policies.batching import Answer, Batcher
+from policies.serving.batching import Answer, Batcher
 from tests.vla.toy_backbone import SPEC, toy_observation, toy_vla
-from vla.model import VLAPolicy
-from vla.types import Observation
+from vla.core.types import Observation
+from vla.model.policy import VLAPolicy
 
 
 class Gated:

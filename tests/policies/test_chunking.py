@@ -1,11 +1,11 @@
-"""policies.chunking: exact values of the queue and of ACT's weighting."""
+"""policies.chunking.queues: exact values of the queue and of ACT's weighting."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from policies.chunking import ActionQueue, TemporalEnsemble
+from policies.chunking.queues import ActionQueue, TemporalEnsemble
 
 
 def chunk_of(start: float, length: int = 4, dim: int = 2, batch: int = 1) -> np.ndarray:

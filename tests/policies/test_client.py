@@ -1,4 +1,4 @@
-"""policies.client against real servers: ours, one written by hand in openpi's manner, and servers that misbehave."""
+"""policies.serving.client against real servers: ours, one written by hand in openpi's manner, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 from websockets.utils import accept_key
 
-from policies import wire
-from policies.client import PolicyClient
-from policies.server import Limits, PolicyServer, serve_in_thread
-from vla.types import ActionSpec, Observation, Policy
+from policies.serving import wire
+from policies.serving.client import PolicyClient
+from policies.serving.server import Limits, PolicyServer, serve_in_thread
+from vla.core.types import ActionSpec, Observation, Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = ActionSpec(names=("dx", "gripper"), low=(-1.0, 0.0), high=(1.0, 1.0), control_hz=20.0)
@@ -179,8 +179,8 @@ def test_reconnects_after_the_server_restarts() -> None:
 SLOW_SERVER = """
 import sys, time
 import numpy as np
-from policies.server import PolicyServer
-from vla.types import ActionSpec
+from policies.serving.server import PolicyServer
+from vla.core.types import ActionSpec
 class P:
     def reset(self, env_ids=None): pass
     def act(self, obs):
@@ -372,9 +372,9 @@ def test_import_is_light() -> None:
     script = (
         "import sys, time, numpy\n"
         "start = time.process_time()\n"
-        "import policies.client\n"
+        "import policies.serving.client\n"
         "print((time.process_time() - start) * 1e3)\n"
-        "import policies.wire, websockets.sync.client\n"
+        "import policies.serving.wire, websockets.sync.client\n"
         "heavy = {'torch', 'transformers', 'mujoco', 'lerobot'} & set(sys.modules)\n"
         "print(sorted(heavy), sorted(m for m in sys.modules if m.startswith(('vla.', 'policies.'))))\n"
     )
@@ -382,6 +382,6 @@ def test_import_is_light() -> None:
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
         milliseconds, modules = done.stdout.splitlines()
-        assert modules == "[] ['policies.client', 'policies.wire', 'vla.types', 'vla.waiting']"
+        assert modules == "[] ['policies.serving.client', 'policies.serving.wire', 'vla.core.types', 'vla.core.waiting']"
         best = min(best, float(milliseconds))
     assert best < 150

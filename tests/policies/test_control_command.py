@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from policies.blackbox import read
+from bascule.main import main
+from policies.control.flight_log import read
 from policies.load import load_whole
-from policies.served import Served
-from policies.server import PolicyServer, serve_in_thread
-from vla.bridge import BridgeConfig
-from vla.cli import main
-from vla.model import VLA, VLAConfig, VLAPolicy
-from vla.processor import Stats
-from vla.types import ActionSpec
+from policies.serving.policy_slot import Served
+from policies.serving.server import PolicyServer, serve_in_thread
+from vla.core.types import ActionSpec
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
+from vla.processing.processor import Stats
 
 SPEC = ActionSpec(("dx", "dy", "dz", "gripper"), (-1.0,) * 4, (1.0,) * 4, 20.0)
 
@@ -49,8 +50,8 @@ def test_a_checkpoint_drives_the_simulated_robot_and_the_log_replays(checkpoint,
 
 def as_dataset(log, folder, actions):
     """The run as a LeRobotDataset: every tick, what was sent, and the frame that was seen last."""
-    from policies.blackbox import frames_file
-    from vla.data import load_dataset
+    from policies.control.flight_log import frames_file
+    from vla.data.lerobot_dataset import load_dataset
 
     assert main(["control", str(log), "--to-dataset", str(folder)]) == 0
     data = load_dataset(folder)
@@ -122,7 +123,7 @@ def log_file(folder):
 
 
 def test_a_server_that_is_not_there_is_one_line(monkeypatch, capsys):
-    from policies import client
+    from policies.serving import client
 
     wait = client.PolicyClient.__init__
     monkeypatch.setattr(client.PolicyClient, "__init__", lambda *args, **more: wait(*args, timeout_s=0.3, **more))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from policies.control_config import check_chunk
-from policies.controller import ControlConfig, control
-from policies.guards import GuardConfig
+from policies.control.config import check_chunk
+from policies.control.controller import ControlConfig, control
+from policies.control.guards import GuardConfig
 from tests.policies.toy_robot import HZ, SPEC, STEADY, Clock, Says, Slide, drive
 
 
@@ -113,7 +113,7 @@ def test_an_estop_file_that_cannot_be_looked_for_is_an_estop():
 
 
 def test_a_mistake_of_the_loop_itself_is_reported_and_the_robot_let_go(monkeypatch):
-    from policies.plan import Plan
+    from policies.control.playback import Plan
 
     monkeypatch.setattr(Plan, "wanted", lambda self: 1 / 0)
     robot, report = drive(STEADY)

@@ -6,14 +6,14 @@ import threading
 import numpy as np
 import pytest
 
-from policies.blackbox import BlackBox, read, replay
-from policies.client import PolicyClient
-from policies.controller import ControlConfig, control
-from policies.guards import GuardConfig
-from policies.joining import Blend
-from policies.plan import Plan
-from policies.robots import WorldRobot
-from policies.server import PolicyServer, serve_in_thread
+from policies.chunking.merge import Blend
+from policies.control.controller import ControlConfig, control
+from policies.control.flight_log import BlackBox, read, replay
+from policies.control.guards import GuardConfig
+from policies.control.playback import Plan
+from policies.control.robots import WorldRobot
+from policies.serving.client import PolicyClient
+from policies.serving.server import PolicyServer, serve_in_thread
 from tests.policies.toy_robot import HZ, KINDS, SPEC, STEADY, Says, Slide, drive
 
 
@@ -278,8 +278,8 @@ def test_limits_on_what_the_robot_lacks_are_refused():
 
 
 def test_a_simulated_world_is_a_robot_and_its_run_can_be_repeated(tmp_path):
-    from envs.suites import load_suite
-    from envs.worlds import PROPRIO_NAMES, Worlds
+    from envs.backends.cpu_worlds import PROPRIO_NAMES, Worlds
+    from envs.registry import load_suite
 
     def world():
         return WorldRobot(Worlds(load_suite("tabletop-pick"), 1, image_size=16), seed=3, proprio_names=PROPRIO_NAMES)

@@ -1,4 +1,4 @@
-"""policies.export and .exported: real exports of a small policy with all that ours have (second look, refiner)."""
+"""policies.export.exporter and .exported: real exports of a small policy with all that ours have (second look, refiner)."""
 
 import io
 import json
@@ -16,23 +16,24 @@ pytest.importorskip("onnxruntime", reason="pip install 'bascule[export]'")
 
 from transformers import LlavaForConditionalGeneration
 
-from policies import export as exporting
-from policies.client import PolicyClient
-from policies.compiled import compiler
-from policies.export import MAX_ERROR, export
-from policies.exported import ExportedPolicy, aoti_graph, feed, torch_graph
+from bascule.bench.serving import serving
+from bascule.main import main
+from policies.export import exporter as exporting
+from policies.export.aot_inductor import compiler
+from policies.export.exported_policy import ExportedPolicy, aoti_graph, feed, torch_graph
+from policies.export.exporter import MAX_ERROR, export
 from policies.load import load_policy, load_whole
-from policies.served import Served
-from policies.server import PolicyServer, serve_in_thread
+from policies.serving.client import PolicyClient
+from policies.serving.policy_slot import Served
+from policies.serving.server import PolicyServer, serve_in_thread
 from tests.vla.toy_backbone import CAMERAS, SPEC
-from vla.backbone import Backbone
-from vla.bench_serve import serving
-from vla.bridge import BridgeConfig
-from vla.cli import main
-from vla.model import VLA, VLAConfig, VLAPolicy
-from vla.processor import Stats
-from vla.tiny import tiny_config, train_tokenizer, use_linear_patches
-from vla.types import Observation
+from vla.backbones.backbone import Backbone
+from vla.backbones.tiny import tiny_config, train_tokenizer, use_linear_patches
+from vla.core.types import Observation
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
+from vla.processing.processor import Stats
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["pick up the red cube", "lift the ball", "put the green cube on the left of the bowl"]
@@ -123,7 +124,7 @@ import numpy as np
 for name in {blocked!r}:
     sys.modules[name] = None
 from policies.load import load_policy
-from vla.types import Observation
+from vla.core.types import Observation
 policy = load_policy({folder!r})
 image = (np.arange(84 * 84 * 3) % 251).astype(np.uint8).reshape(1, 84, 84, 3)
 obs = Observation({{"front": image, "wrist": image[:, ::-1]}}, np.full((1, 8), 0.5, np.float32), ["Lift the ball!"])

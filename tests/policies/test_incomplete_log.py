@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from policies.blackbox import BlackBox, LogIncomplete, incomplete, replay
+from policies.control.flight_log import BlackBox, LogIncomplete, incomplete, replay
 from tests.policies.toy_robot import STEADY, drive
 
 

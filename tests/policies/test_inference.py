@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from policies.controller import ControlConfig, ControlLoop, control
-from policies.guards import GuardConfig
-from policies.plan import Answer, Inference
+from policies.control.controller import ControlConfig, ControlLoop, control
+from policies.control.guards import GuardConfig
+from policies.control.playback import Answer, Inference
 from tests.policies.toy_robot import HZ, STEADY, Clock, Says, Slide
-from vla.types import Observation
+from vla.core.types import Observation
 
 
 def test_inference_runs_beside_the_loop():

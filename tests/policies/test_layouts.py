@@ -1,9 +1,9 @@
-"""policies.layouts: the observations that openpi's LIBERO, DROID and ALOHA clients send, flat and nested."""
+"""policies.serving.layouts: the observations that openpi's LIBERO, DROID and ALOHA clients send, flat and nested."""
 
 import numpy as np
 import pytest
 
-from policies.layouts import LAYOUTS, Layout, ObservationReader, find_layout
+from policies.serving.layouts import LAYOUTS, Layout, ObservationReader, find_layout
 
 RNG = np.random.default_rng(0)
 

@@ -5,12 +5,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from policies.blackbox import BlackBox, replay
-from policies.guards import Decision, Governor, GuardConfig, Inputs
-from policies.plan import Plan
-from policies.robots import LeRobotRobot
+from policies.control.flight_log import BlackBox, replay
+from policies.control.guards import Decision, Governor, GuardConfig, Inputs
+from policies.control.playback import Plan
+from policies.control.robots import LeRobotRobot
 from tests.policies.toy_robot import HZ, STEADY, Slide, drive
-from vla.types import ActionSpec
+from vla.core.types import ActionSpec
 
 
 def arm(names=("a.pos", "b.pos"), low=(-50.0, -12.5), high=(50.0, -12.5), hz=60.0):
@@ -129,7 +129,7 @@ def test_the_loop_reports_where_a_robot_began_and_the_log_replays(tmp_path):
         from tests.policies.toy_robot import Clock
 
         robot.clock = clock = Clock()
-        from policies.controller import ControlConfig, control
+        from policies.control.controller import ControlConfig, control
         from tests.policies.toy_robot import Says
 
         limits = GuardConfig(velocity={"x": 1.0})

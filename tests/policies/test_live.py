@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.beside import PolicyProcess
-from policies.controller import ControlConfig, control
-from policies.estop import key_pressed
-from policies.guards import GuardConfig
-from policies.joining import Prefix
-from policies.live import LiveWorld
-from vla.types import Observation
+from policies.chunking.merge import Prefix
+from policies.control.controller import ControlConfig, control
+from policies.control.estop import key_pressed
+from policies.control.guards import GuardConfig
+from policies.control.policy_process import PolicyProcess
+from policies.control.realtime_sim import LiveWorld
+from vla.core.types import Observation
 
 # A spawned process finds a module by its name, and `tests` may be somebody else's package there.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -4,7 +4,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from policies import wire
+from policies.serving import wire
 from tests.policies.test_server import FIRST_ACTION, ask, assert_alive, observation, serving, talking
 
 KEYS = ("images/front", "images/wrist", "state", "prompt")

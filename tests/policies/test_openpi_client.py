@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.layouts import LAYOUTS
-from policies.server import PolicyServer, serve_in_thread
-from vla.types import ActionSpec, Observation
+from policies.serving.layouts import LAYOUTS
+from policies.serving.server import PolicyServer, serve_in_thread
+from vla.core.types import ActionSpec, Observation
 
 SPEC = ActionSpec(names=("x", "y", "gripper"), low=(-1.0,) * 3, high=(1.0,) * 3, control_hz=20.0)
 PACKAGES = ("openpi-client==0.1.2", "numpy<2", "typing-extensions")

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from policies.joining import Blend, DelayEstimate, Ensemble, Prefix, prefix_weights
-from policies.plan import Plan
-from policies.rtc import RealTimePolicy, continue_chunk
-from vla.bridge import BridgeConfig
-from vla.flow import FlowHead
-from vla.model import VLA, VLAConfig, VLAPolicy
-from vla.processor import Stats
-from vla.types import ActionSpec, Observation
+from policies.chunking.merge import Blend, DelayEstimate, Ensemble, Prefix, prefix_weights
+from policies.chunking.realtime import RealTimePolicy, continue_chunk
+from policies.control.playback import Plan
+from vla.core.types import ActionSpec, Observation
+from vla.model.bridge import BridgeConfig
+from vla.model.flow_head import FlowHead
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
+from vla.processing.processor import Stats
 
 SPEC = ActionSpec(("dx", "dy", "gripper"), (-1.0,) * 3, (1.0,) * 3, 20.0)
 

@@ -18,12 +18,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from policies import wire
-from policies.client import PolicyClient
-from policies.served import Served, by_name
-from policies.server import Limits, PolicyServer, serve_in_thread, tls_context
+from policies.serving import wire
+from policies.serving.client import PolicyClient
+from policies.serving.policy_slot import Served, by_name
+from policies.serving.server import Limits, PolicyServer, serve_in_thread, tls_context
 from tests.policies.test_server import SPEC, get, wait_for
-from vla.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation
 
 OBSERVATION = {"images": {"front": np.zeros((4, 4, 3), np.uint8)}, "state": np.zeros(2), "prompt": "go"}
 

@@ -1,4 +1,4 @@
-"""policies.server over real sockets: openpi's protocol by hand-written bytes, and every way a client can be wrong."""
+"""policies.serving.server over real sockets: openpi's protocol by hand-written bytes, and every way a client can be wrong."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from policies import wire
-from policies.layouts import LAYOUTS, Layout, ObservationReader
-from policies.server import Limits, PolicyServer, serve_in_thread
-from vla.types import ActionSpec, Observation
+from policies.serving import wire
+from policies.serving.layouts import LAYOUTS, Layout, ObservationReader
+from policies.serving.server import Limits, PolicyServer, serve_in_thread
+from vla.core.types import ActionSpec, Observation
 
 SPEC = ActionSpec(names=("dx", "dy", "gripper"), low=(-1.0,) * 3, high=(1.0,) * 3, control_hz=20.0)
 CAMERAS = ("front", "wrist")
@@ -375,8 +375,8 @@ def test_stop_closes_clients_with_going_away_and_frees_the_port() -> None:
 def test_run_inside_a_main_thread_ends_quietly_on_ctrl_c() -> None:
     script = (
         "import numpy as np\n"
-        "from policies.server import PolicyServer\n"
-        "from vla.types import ActionSpec\n"
+        "from policies.serving.server import PolicyServer\n"
+        "from vla.core.types import ActionSpec\n"
         "class P:\n"
         "    def reset(self, env_ids=None): pass\n"
         "    def act(self, obs): return np.zeros((1, 1, 1))\n"

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from policies.client import PolicyClient
-from policies.controller import ControlConfig, control
-from policies.guards import GuardConfig
-from policies.served import Served
-from policies.server import PolicyServer, serve_in_thread
+from policies.control.controller import ControlConfig, control
+from policies.control.guards import GuardConfig
+from policies.serving.client import PolicyClient
+from policies.serving.policy_slot import Served
+from policies.serving.server import PolicyServer, serve_in_thread
 from tests.policies.toy_robot import SPEC, Says, Slide
-from vla.types import ActionSpec
+from vla.core.types import ActionSpec
 
 SLOW = ActionSpec(SPEC.names, SPEC.low, SPEC.high, 20.0)
 CHUNK = [[0.1, 0.01, -1.0]] * 24

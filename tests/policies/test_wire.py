@@ -1,4 +1,4 @@
-"""policies.wire: byte compatibility with openpi's dialect, and a decoder that survives anything."""
+"""policies.serving.wire: byte compatibility with openpi's dialect, and a decoder that survives anything."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from policies import wire
-from policies.metrics import resident_bytes
+from policies.serving import wire
+from policies.serving.prometheus import resident_bytes
 
 DTYPES = ["bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))]
 DTYPES += ["float16", "float32", "float64"]

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from vla.types import ActionSpec, Observation, StepResult
+from vla.core.types import ActionSpec, Observation, StepResult
 
 SPEC = ActionSpec(("dx", "gripper"), (-1.0, -1.0), (1.0, 1.0), 20.0)
 

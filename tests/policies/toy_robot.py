@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 
-from policies.controller import ControlConfig, control
-from policies.guards import GuardConfig
-from vla.types import ActionSpec, Observation
+from policies.control.controller import ControlConfig, control
+from policies.control.guards import GuardConfig
+from vla.core.types import ActionSpec, Observation
 
 HZ = 50.0
 SPEC = ActionSpec(("x", "dy", "gripper"), (-1.0, -0.5, -1.0), (1.0, 0.5, 1.0), HZ)

@@ -16,8 +16,9 @@ DECISIONS = 4
 def learner_on(num_envs, team, model):
     import torch
 
-    from rl.actor import Critic, GaussianChunkActor
-    from rl.ppo import PPO, PPOConfig
+    from rl.algorithms.ppo import PPO, PPOConfig
+    from rl.models.actor import GaussianChunkActor
+    from rl.models.critic import Critic
     from tests.rl.toy import SPEC, PointReach
 
     actor, env = GaussianChunkActor(model, SPEC.names), PointReach(num_envs)
@@ -33,8 +34,8 @@ def learner_on(num_envs, team, model):
 def filled_buffer(num_envs, learner, env, team):
     import torch
 
-    from rl.buffer import RolloutBuffer
-    from rl.collect import Collector
+    from rl.rollout.step_collector import Collector
+    from rl.storage.rollout_buffer import RolloutBuffer
 
     worlds = Collector(
         learner.actor, env, generator=torch.Generator().manual_seed(5 + team.rank), train_seeds=(0, 1000),
@@ -53,8 +54,8 @@ def after(learner):
 
 
 def method_of(name):
-    from rl.filtered import FilteredConfig
-    from rl.grpo import GRPOConfig
+    from rl.algorithms.filtered_bc import FilteredConfig
+    from rl.algorithms.grpo import GRPOConfig
 
     return {
         "ppo": None,
@@ -65,12 +66,12 @@ def method_of(name):
 
 
 def whole_run(out, method, team, *, max_updates, resume=False, folder=None):
-    from rl.guide import GuideConfig
-    from rl.practice import PracticeConfig
     from rl.runner import Runner
-    from rl.teacher import TeacherConfig
+    from rl.teacher.distill import GuideConfig
+    from rl.teacher.state_teacher import TeacherConfig
+    from rl.teacher.teacher_ppo import PracticeConfig
     from tests.rl.toy import PointReach, ToyVLA, config, demos
-    from vla.checkpoint import load_tensors
+    from vla.core.checkpoint import load_tensors
 
     model = ToyVLA()
     model.load_state_dict(load_tensors(out / "cloned.safetensors"))
@@ -92,8 +93,8 @@ def main(out):
     import torch
 
     from tests.rl.toy import ToyVLA
-    from vla.checkpoint import load_tensors, save_tensors
-    from vla.parallel import Team, assemble
+    from vla.core.checkpoint import load_tensors, save_tensors
+    from vla.runtime.distributed import Team, assemble
 
     out, team = Path(out), assemble(shard=False)
     torch.set_num_threads(1)

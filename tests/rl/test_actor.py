@@ -5,8 +5,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from rl.actor import ActorConfig, Critic, GaussianChunkActor, GreedyPolicy, RunningNorm, SampledPolicy, critic_state
-from rl.distribution import ChunkGaussian
+from rl.models.actor import ActorConfig, GaussianChunkActor, GreedyPolicy, SampledPolicy
+from rl.models.critic import Critic, critic_state
+from rl.models.distribution import ChunkGaussian
+from rl.models.running_norm import RunningNorm
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.advantages import explained_variance, gae, normalise
+from rl.algorithms.advantages import explained_variance, gae, normalise
 
 
 def by_definition(r, v, nv, term, trunc, disc, lam):

@@ -12,9 +12,10 @@ import torch
 from envs import make_vec
 from rl.recipes import RECIPES
 from rl.runner import Runner
-from vla.bridge import BridgeConfig
-from vla.model import VLA, VLAConfig, VLAPolicy
-from vla.processor import Stats
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
+from vla.processing.processor import Stats
 
 
 def needs(package: str) -> pytest.MarkDecorator:

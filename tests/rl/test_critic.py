@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from rl.actor import ActorConfig, Critic, CriticConfig, GaussianChunkActor
-from rl.buffer import RolloutBuffer
-from rl.collect import Collector
-from rl.conditions import summary
+from rl.models.actor import ActorConfig, GaussianChunkActor
+from rl.models.critic import Critic, CriticConfig
+from rl.models.policy_inputs import summary
 from rl.recipes import RECIPES
+from rl.rollout.step_collector import Collector
 from rl.runner import Runner
+from rl.storage.rollout_buffer import RolloutBuffer
 from tests.rl.test_learning import rates
 from tests.rl.test_vla import make_vla
 from tests.rl.toy import SPEC, PointReach, ToyVLA, config, learning_config

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rl.curriculum import RULES, Curriculum, CurriculumConfig
-from rl.grpo import GRPOConfig
+from rl.algorithms.grpo import GRPOConfig
+from rl.rollout.curriculum import RULES, Curriculum, CurriculumConfig
 from rl.runner import Runner
 from tests.rl.toy import PointReach, ToyVLA, config
 

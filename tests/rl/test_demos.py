@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rl.actor import ActorConfig, GaussianChunkActor
-from rl.demos import DemoRows
+from rl.models.actor import ActorConfig, GaussianChunkActor
+from rl.models.state_std import MAX_LOG_FACTOR, StateScale, fit_scale
 from rl.runner import Runner
-from rl.scale import MAX_LOG_FACTOR, StateScale, fit_scale
+from rl.storage.demonstrations import DemoRows
 from tests.rl.test_vla import make_vla
 from tests.rl.toy import SPEC, PointReach, config, demos
 

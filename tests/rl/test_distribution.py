@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from rl.distribution import ChunkGaussian, FlowChain
-from vla.flow import FlowHead
+from rl.models.distribution import ChunkGaussian, FlowChain
+from vla.model.flow_head import FlowHead
 
 B, C, A = 6, 5, 3
 

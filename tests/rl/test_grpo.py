@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from rl.actor import GaussianChunkActor
-from rl.collect import Collector
-from rl.episodes import EpisodeBuffer, EpisodeCollector
-from rl.filtered import FilteredConfig, FilteredImitation
-from rl.grpo import GRPO, GRPOConfig, group_advantages
-from rl.learner import clipped_surrogate
+from rl.algorithms.filtered_bc import FilteredConfig, FilteredImitation
+from rl.algorithms.grpo import GRPO, GRPOConfig, group_advantages
+from rl.algorithms.policy_gradient import clipped_surrogate
+from rl.models.actor import GaussianChunkActor
+from rl.rollout.episode_collector import EpisodeCollector
+from rl.rollout.step_collector import Collector
 from rl.runner import Runner
+from rl.storage.episode_buffer import EpisodeBuffer
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate
 
 
@@ -55,8 +56,8 @@ def test_grpo_filter_bounds_are_inclusive(cloned):
 
 
 def test_grpo_groups_share_the_exact_initial_state():
-    from envs.suites import load_suite
-    from envs.worlds import Worlds
+    from envs.backends.cpu_worlds import Worlds
+    from envs.registry import load_suite
 
     worlds = Worlds(load_suite("tabletop-pick"), 4, image_size=16)
     worlds.render_images = False

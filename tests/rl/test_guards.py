@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.suites import load_suite
-from rl.actor import Critic, GaussianChunkActor
-from rl.buffer import RolloutBuffer
-from rl.classic import MlpModel
-from rl.collect import Collector
-from rl.episodes import EpisodeBuffer, EpisodeCollector
-from rl.grpo import GRPO, GRPOConfig
-from rl.ppo import PPO, PPOConfig
+from envs.registry import load_suite
+from rl.algorithms.grpo import GRPO, GRPOConfig
+from rl.algorithms.ppo import PPO, PPOConfig
+from rl.external.gym_control import MlpModel
+from rl.models.actor import GaussianChunkActor
+from rl.models.critic import Critic
+from rl.rollout.episode_collector import EpisodeCollector
+from rl.rollout.step_collector import Collector
+from rl.storage.episode_buffer import EpisodeBuffer
+from rl.storage.rollout_buffer import RolloutBuffer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "envs"))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from rl.actor import CriticConfig, GaussianChunkActor
-from rl.filtered import FilteredConfig
-from rl.guide import GuideConfig
+from rl.algorithms.filtered_bc import FilteredConfig
+from rl.models.actor import GaussianChunkActor
+from rl.models.critic import CriticConfig
 from rl.runner import Runner
-from rl.teacher import TeacherConfig, TeacherPolicy, fit_teacher
+from rl.teacher.distill import GuideConfig
+from rl.teacher.state_teacher import TeacherConfig, TeacherPolicy, fit_teacher
 from tests.rl.test_vla import make_vla
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, demos, evaluate
 

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-import rl.ppo
-from rl.actor import ActorConfig, Critic, GaussianChunkActor, GreedyPolicy
-from rl.buffer import RolloutBuffer
-from rl.classic import MlpModel
-from rl.collect import Collector
-from rl.grpo import GRPOConfig
-from rl.ppo import PPO, PPOConfig
+import rl.algorithms.ppo
+from rl.algorithms.grpo import GRPOConfig
+from rl.algorithms.ppo import PPO, PPOConfig
+from rl.external.gym_control import MlpModel
+from rl.models.actor import ActorConfig, GaussianChunkActor, GreedyPolicy
+from rl.models.critic import Critic
+from rl.rollout.step_collector import Collector
 from rl.runner import Runner
+from rl.storage.rollout_buffer import RolloutBuffer
 from tests.rl.toy import PointReach, ToyVLA, config, evaluate, learning_config
-from vla.types import ActionSpec, Observation, StepResult
+from vla.core.types import ActionSpec, Observation, StepResult
 
 SEEDS = [1, 2, 3]
 GROUPS = GRPOConfig(lr=6e-4, epochs=4, minibatch_size=256, group_size=8, kl_stop=0.1, episodes_per_update=96)
@@ -30,8 +31,8 @@ def rates(policy, out, settings) -> list[float]:
 
 
 def lie(monkeypatch) -> None:
-    real = rl.ppo.normalise
-    monkeypatch.setattr(rl.ppo, "normalise", lambda *batch: -real(*batch))
+    real = rl.algorithms.ppo.normalise
+    monkeypatch.setattr(rl.algorithms.ppo, "normalise", lambda *batch: -real(*batch))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.advantages import moments, normalise
-from rl.buffer import RolloutBuffer
+from rl.algorithms.advantages import normalise
+from rl.models.running_norm import moments
+from rl.storage.rollout_buffer import RolloutBuffer
 from tests.rl.one_of_several import DECISIONS, WORLDS, after, learner_on, whole_run
 from tests.rl.toy import ToyVLA
 from tests.vla.test_parallel import free_port
-from vla.checkpoint import load_tensors, save_tensors
-from vla.parallel import Team
+from vla.core.checkpoint import load_tensors, save_tensors
+from vla.runtime.distributed import Team
 
 HERE = Path(__file__).parent
 

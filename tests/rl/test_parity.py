@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from rl.actor import Critic, GaussianChunkActor
-from rl.buffer import RolloutBuffer
-from rl.classic import ClassicConfig, GymWorlds, MlpModel, learn, returns_of
-from rl.collect import Collector
-from rl.ppo import PPO
-from vla.types import VecEnv
+from rl.algorithms.ppo import PPO
+from rl.external.gym_control import ClassicConfig, GymWorlds, MlpModel, learn, returns_of
+from rl.models.actor import GaussianChunkActor
+from rl.models.critic import Critic
+from rl.rollout.step_collector import Collector
+from rl.storage.rollout_buffer import RolloutBuffer
+from vla.core.types import VecEnv
 
 ROOT = Path(__file__).resolve().parents[2]
 PENDULUM = "InvertedPendulum-v5"
@@ -28,7 +29,7 @@ pytest.importorskip("stable_baselines3")
 
 
 def benchmark():
-    spec = importlib.util.spec_from_file_location("parity", ROOT / "benchmarks/parity.py")
+    spec = importlib.util.spec_from_file_location("parity", ROOT / "bascule/experiments/sb3_parity.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -56,7 +57,7 @@ def test_gym_worlds_are_the_tasks_themselves():
 
 def test_one_update_is_sb3s():
     """Same weights, same rollout, same advantages: after three full-batch epochs the policies are still the same."""
-    from rl.sb3 import leave_no_log
+    from rl.external.sb3 import leave_no_log
 
     parity = benchmark()
     ppo = {"epochs": 3, "minibatch_size": 256, "lr": 1e-3, "log_std_lr": 1e-3, "clip": 0.02}
@@ -117,9 +118,9 @@ def test_both_learn_to_balance():
 
 @pytest.mark.slow
 def test_returns_agree_on_two_tasks_over_three_seeds(tmp_path):
-    """Ten minutes: `benchmarks/parity.py`, whose table is in BENCHMARKS.md."""
+    """Ten minutes: `bascule/experiments/sb3_parity.py`, whose table is in BENCHMARKS.md."""
     out = tmp_path / "parity.json"
-    command = [sys.executable, str(ROOT / "benchmarks/parity.py"), "--json", str(out)]
+    command = [sys.executable, str(ROOT / "bascule/experiments/sb3_parity.py"), "--json", str(out)]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     tasks = json.loads(out.read_text())["tasks"]
     solved = {"Pendulum-v1": -300.0, "InvertedPendulum-v5": 800.0}

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from envs import make_vec
-from envs.suites import load_suite
-from rl.actor import GaussianChunkActor
-from rl.plane import from_hand, turned
-from rl.teacher import Teacher, TeacherConfig, TeacherPolicy, fit_teacher, told
+from envs.registry import load_suite
+from rl.models.actor import GaussianChunkActor
+from rl.teacher.state_teacher import Teacher, TeacherConfig, TeacherPolicy, fit_teacher, told
+from rl.teacher.symmetry import from_hand, turned
 from tests.rl.toy import CHUNK, SPEC, ToyVLA, demos, evaluate
-from vla.types import Plane
+from vla.core.types import Plane
 
 REACH = Plane(hand=(0, 1), places=((0, 1),), offsets=((2, 3),), turns=True)
 HAND = TeacherConfig(count=1, width=64, steps=300, floor=0.05, origin="hand")

@@ -6,11 +6,12 @@ import re
 import pytest
 import torch
 
-from rl.actor import Critic, GaussianChunkActor
-from rl.buffer import NonFiniteError, RolloutBuffer
-from rl.collect import Collector
-from rl.learner import clipped_surrogate, kl_estimate
-from rl.ppo import PPO, PPOConfig
+from rl.algorithms.policy_gradient import clipped_surrogate, kl_estimate
+from rl.algorithms.ppo import PPO, PPOConfig
+from rl.models.actor import GaussianChunkActor
+from rl.models.critic import Critic
+from rl.rollout.step_collector import Collector
+from rl.storage.rollout_buffer import NonFiniteError, RolloutBuffer
 from tests.rl.toy import CHUNK, SPEC, Endless, PointReach, ToyVLA
 
 N, T = 16, 8

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rl import process_reward
-from rl.actor import ActorConfig, GaussianChunkActor, GreedyPolicy
-from rl.buffer import RolloutBuffer
-from rl.collect import Collector
-from rl.conditions import Seen
-from rl.milestones import MilestoneConfig, frame_labels, gripper_events, milestones
-from rl.process_reward import (
+from rl.models.actor import ActorConfig, GaussianChunkActor, GreedyPolicy
+from rl.models.policy_inputs import Seen
+from rl.rewards import process_reward
+from rl.rewards.milestones import MilestoneConfig, frame_labels, gripper_events, milestones
+from rl.rewards.process_reward import (
     Episode,
     ProgressConfig,
     ProgressModel,
@@ -27,7 +25,9 @@ from rl.process_reward import (
     summary_of,
     watch,
 )
+from rl.rollout.step_collector import Collector
 from rl.runner import Runner
+from rl.storage.rollout_buffer import RolloutBuffer
 from tests.rl.toy import SPEC, PointReach, ToyVLA, config
 
 MARKS = MilestoneConfig()
@@ -163,7 +163,7 @@ class Given(ProgressModel):
 
 
 def test_shaping_is_a_potential_difference_that_adds_up_to_nothing(monkeypatch):
-    monkeypatch.setattr("rl.process_reward.summary_of", lambda conditions, proprio: proprio)
+    monkeypatch.setattr("rl.rewards.process_reward.summary_of", lambda conditions, proprio: proprio)
     shaping = Shaping(Given(), 2, coef=0.3, gamma=0.9)
     seen = torch.tensor([[0.0, 0.0], [0.9, 0.0], [0.9, 0.0], [0.0, 0.9], [0.9, 0.0], [0.9, 0.9]])
     shaping.begin([0, 1])

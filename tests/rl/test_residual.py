@@ -9,14 +9,21 @@ import torch
 
 pytest.importorskip("stable_baselines3", reason="the extra 'sb3' is not installed")
 
-from rl.collect import play  # noqa: E402
-from rl.residual import Plans, ResidualConfig, ResidualPolicy, ResidualVecEnv, learn_residual, save_residual  # noqa: E402
-from rl.sb3 import SAC, SB3Policy, StateVecEnv  # noqa: E402
+from rl.external.residual_sac import (
+    Plans,
+    ResidualConfig,
+    ResidualPolicy,
+    ResidualVecEnv,
+    learn_residual,
+    save_residual,
+)  # noqa: E402
+from rl.external.sb3 import SAC, SB3Policy, StateVecEnv  # noqa: E402
+from rl.rollout.step_collector import play  # noqa: E402
 from tests.rl.test_vla import make_vla  # noqa: E402
 from tests.rl.test_what_trains import fingerprint  # noqa: E402
 from tests.rl.toy import SPEC, PointReach  # noqa: E402
-from vla.model import VLAPolicy  # noqa: E402
-from vla.types import Policy  # noqa: E402
+from vla.core.types import Policy  # noqa: E402
+from vla.model.policy import VLAPolicy  # noqa: E402
 
 SMALL = ResidualConfig(
     alpha=0.3, n_action_steps=3, learning_starts=16, batch_size=32, buffer_size=2000, width=32, num_critics=2,

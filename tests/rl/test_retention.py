@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from envs.rollout import Count, EvalReport
+from envs.evaluation.evaluate import Count, EvalReport
 from rl.retention import TaskChange, compare, retention
 
 SEEDS = (10, 209)

@@ -6,13 +6,13 @@ import json
 import pytest
 import torch
 
-from rl.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
-from rl.collect import play
+from rl.models.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.recipes import RECIPES, smoke
+from rl.rollout.step_collector import play
 from rl.runner import Runner, RunnerConfig
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate, learning_config
-from vla.checkpoint import load_checkpoint, save_checkpoint
-from vla.config import decode, encode
+from vla.core.checkpoint import load_checkpoint, save_checkpoint
+from vla.core.config import decode, encode
 
 
 def start(cloned, out, settings, **callbacks) -> Runner:

@@ -16,14 +16,15 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution  # n
 from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize  # noqa: E402
 
-from envs.experts import TabletopExpert  # noqa: E402
-from envs.rollout import evaluate  # noqa: E402
-from envs.suites import TRAIN_SEED_LIMIT, load_suite  # noqa: E402
-from envs.worlds import Worlds  # noqa: E402
-from rl.advantages import gae  # noqa: E402
-from rl.distribution import ChunkGaussian  # noqa: E402
-from rl.sb3 import SB3Policy, StateVecEnv, fill_replay, leave_no_log, state_of  # noqa: E402
-from vla.types import Policy  # noqa: E402
+from envs.backends.cpu_worlds import Worlds  # noqa: E402
+from envs.evaluation.evaluate import evaluate  # noqa: E402
+from envs.experts.pick_place import TabletopExpert  # noqa: E402
+from envs.registry import load_suite  # noqa: E402
+from envs.seeds import TRAIN_SEED_LIMIT
+from rl.algorithms.advantages import gae  # noqa: E402
+from rl.external.sb3 import SB3Policy, StateVecEnv, fill_replay, leave_no_log, state_of  # noqa: E402
+from rl.models.distribution import ChunkGaussian  # noqa: E402
+from vla.core.types import Policy  # noqa: E402
 
 HORIZON = load_suite("tabletop-pick").horizon
 WAIT = np.array([0, 0, 0, 1], np.float32)

@@ -9,9 +9,10 @@ import torch
 from rl.runner import Runner
 from tests.rl.toy import SPEC, PointReach, config
 from tests.vla.toy_backbone import WORDS, ToyBackbone, ToyTokenizer, load_toy
-from vla.bridge import BridgeConfig
-from vla.model import VLA, VLAConfig, VLAPolicy
-from vla.processor import Stats
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
+from vla.processing.processor import Stats
 
 
 def make_vla(**config) -> VLA:

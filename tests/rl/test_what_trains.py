@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from rl.actor import ActorConfig, Critic, GaussianChunkActor
-from rl.buffer import RolloutBuffer
-from rl.collect import Collector
-from rl.conditions import Seen
-from rl.learner import adapted_lr
-from rl.ppo import PPO, PPOConfig
+from rl.algorithms.policy_gradient import adapted_lr
+from rl.algorithms.ppo import PPO, PPOConfig
+from rl.models.actor import ActorConfig, GaussianChunkActor
+from rl.models.critic import Critic
+from rl.models.policy_inputs import Seen
+from rl.rollout.step_collector import Collector
 from rl.runner import Runner
+from rl.storage.rollout_buffer import RolloutBuffer
 from tests.rl.test_vla import _one_view, make_vla
 from tests.rl.toy import SPEC, PointReach, config
 from tests.vla.toy_backbone import load_toy
-from vla.adapters import LoRAConfig
-from vla.model import VLA, VLAPolicy
-from vla.refine import Latents
+from vla.backbones.lora import LoRAConfig
+from vla.model.model import VLA
+from vla.model.policy import VLAPolicy
+from vla.model.residual_head import Latents
 
 LORA = LoRAConfig(rank=2)
 OPTIONS = {

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl.actor import GreedyPolicy
-from rl.collect import play
-from rl.ppo import PPOConfig
+from rl.algorithms.ppo import PPOConfig
+from rl.models.actor import GreedyPolicy
+from rl.rollout.step_collector import play
 from rl.runner import RunnerConfig
-from vla.checkpoint import load_tensors, save_tensors
-from vla.data import DemoSet
-from vla.features import Features
-from vla.types import ActionSpec, Observation, StepResult
+from vla.backbones.features import Features
+from vla.core.checkpoint import load_tensors, save_tensors
+from vla.core.types import ActionSpec, Observation, StepResult
+from vla.data.lerobot_dataset import DemoSet
 
 CHUNK = 4
 SPEED = 0.2  # metres per control step at normalised action 1
@@ -129,7 +129,7 @@ class ToyProcessor:
 
 
 class ToyVLA(nn.Module):
-    """`vla.model.VLA` in miniature: frozen backbone -> Features; head with dropout -> chunk of normalised actions."""
+    """`vla.model.model.VLA` in miniature: frozen backbone -> Features; head with dropout -> chunk of normalised actions."""
 
     chunk_size = CHUNK
 

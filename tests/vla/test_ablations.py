@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from bascule.experiments.ablations import ABLATIONS, ablation
 from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
-from vla.ablations import ABLATIONS, ablation
-from vla.backbone import Backbone
-from vla.bridge import BridgeConfig
-from vla.config import decode, encode
-from vla.faithful import FaithfulConfig
-from vla.model import VLA, VLAConfig, VLAPolicy
-from vla.tiny import build_tiny, train_tokenizer
+from vla.backbones.backbone import Backbone
+from vla.backbones.tiny import build_tiny, train_tokenizer
+from vla.core.config import decode, encode
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
+from vla.model.released_bridge import FaithfulConfig
 
 BASE = VLAConfig(bridge=BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.5))
 

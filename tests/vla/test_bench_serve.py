@@ -2,8 +2,8 @@
 
 import pytest
 
-from vla.cli import main
-from vla.config import load_json
+from bascule.main import main
+from vla.core.config import load_json
 
 
 @pytest.mark.slow

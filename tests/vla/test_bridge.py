@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from vla.bridge import Bridge, BridgeBlock, BridgeConfig, layer_normal, layer_stats, resolve_taps, rope_table, rotate
-from vla.features import Features
+from vla.backbones.features import Features
+from vla.model.bridge import (
+    Bridge,
+    BridgeBlock,
+    BridgeConfig,
+    layer_normal,
+    layer_stats,
+    resolve_taps,
+    rope_table,
+    rotate,
+)
 
 B, L, N, D, Q, E, C, P = 3, 3, 7, 20, 4, 4, 5, 6
 

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from vla import checkpoint as module
-from vla.checkpoint import checkpoint_files, load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from vla.core import checkpoint as module
+from vla.core.checkpoint import checkpoint_files, load_checkpoint, load_tensors, save_checkpoint, save_tensors
 
 
 def save(folder, version, trainer=True, **kwargs):

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from bascule import main as cli
 from tests.vla.test_train import CONFIG, demos, fresh
 from tests.vla.toy_backbone import SPEC
-from vla import cli
-from vla.adapters import LoRAConfig
-from vla.bridge import BridgeConfig
-from vla.checks import check_loads, model_problem
-from vla.devices import check_device, choose_device
-from vla.model import VLA, VLAConfig
-from vla.train import TrainingDiverged, build_vla, train
+from vla.backbones.lora import LoRAConfig
+from vla.model.bridge import BridgeConfig
+from vla.model.checks import check_loads, model_problem
+from vla.model.model import VLA, VLAConfig
+from vla.runtime.devices import check_device, choose_device
+from vla.training.train import TrainingDiverged, build_vla, train
 
 COMMANDS = {
     "train": ("train", "--dataset", "nowhere"),
@@ -28,7 +28,7 @@ COMMANDS = {
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr("vla.devices._has_driver", lambda: False)
+    monkeypatch.setattr("vla.runtime.devices._has_driver", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -52,7 +52,7 @@ def test_a_device_that_is_not_there_is_one_line(command, device, message, no_gpu
 
 def test_a_wrong_name_costs_no_torch():
     code = (
-        "import sys\nfrom vla import cli\nassert cli.main(['train', '--dataset', 'x', '--device', 'gpu']) == 2\n"
+        "import sys\nfrom bascule import main as cli\nassert cli.main(['train', '--dataset', 'x', '--device', 'gpu']) == 2\n"
         "assert not {'torch', 'transformers', 'mujoco'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -60,7 +60,7 @@ def test_a_wrong_name_costs_no_torch():
 
 
 def test_devices_that_are_there(monkeypatch):
-    monkeypatch.setattr("vla.devices._has_driver", lambda: True)
+    monkeypatch.setattr("vla.runtime.devices._has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [choose_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
@@ -151,7 +151,7 @@ def test_refining_checks_the_chunk_too(tmp_path):
 
 
 def test_more_memory_than_there_is_is_one_line(capsys):
-    from vla.console import run_guarded
+    from vla.runtime.console import run_guarded
 
     def body():
         torch.empty(1 << 56, dtype=torch.uint8)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from envs import make_vec
-from envs.experts import TabletopExpert
-from envs.rollout import evaluate
-from envs.worlds import PROPRIO_NAMES
+from envs.backends.cpu_worlds import PROPRIO_NAMES
+from envs.evaluation.evaluate import evaluate
+from envs.experts.pick_place import TabletopExpert
 from rl.runner import Runner
-from vla.compatibility import Fit, Reordered, Side, choose_embodiment, fit, fitted, require_same, side_of
-from vla.preprocess import ProcessorConfig
-from vla.types import ActionSpec, Observation
+from vla.core.compatibility import Fit, Reordered, Side, choose_embodiment, fit, fitted, require_same, side_of
+from vla.core.types import ActionSpec, Observation
+from vla.processing.preprocess import ProcessorConfig
 
 NAMES = ("dx", "dy", "dz", "gripper")
 

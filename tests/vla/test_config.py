@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from vla import config as config_module
-from vla.bridge import BridgeConfig
-from vla.config import decode, encode, load_json, lookup, nearest, save_json
-from vla.model import VLAConfig
+from vla.core import config as config_module
+from vla.core.config import decode, encode, load_json, lookup, nearest, save_json
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLAConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +115,7 @@ def test_importing_the_package_is_light():
     code = (
         "import sys, time; t = time.process_time(); import vla; dt = time.process_time() - t;"
         "heavy = {'torch', 'numpy', 'transformers', 'lerobot'} & set(sys.modules); assert not heavy, heavy;"
-        "assert dt < 0.1, dt; assert vla.__version__; import vla.config; from vla import ActionSpec;"
+        "assert dt < 0.1, dt; assert vla.__version__; import vla.core.config; from vla import ActionSpec;"
         "assert 'torch' not in sys.modules; assert all(getattr(vla, name) is not None for name in vla.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

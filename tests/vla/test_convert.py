@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import load_toy, toy_backbone, toy_observation
-from vla.convert import convert, convert_released, read_released, released_stats
-from vla.model import VLA, VLAPolicy
+from vla.model.convert_vla_adapter import convert, convert_released, read_released, released_stats
+from vla.model.model import VLA
+from vla.model.policy import VLAPolicy
 
 W, H, L, A, P, C = 32, 8, 3, 4, 5, 6
 
@@ -220,7 +221,7 @@ def test_mistakes_are_explained(tmp_path):
 
 
 def test_the_command_explains_what_does_not_fit(tmp_path, capsys):
-    from vla import cli
+    from bascule import main as cli
 
     assert cli.main(["convert", str(tmp_path / "nowhere"), "--backbone", "tiny"]) == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vla import frames
-from vla.data import DemoSet, load_dataset
+from vla.data import decoding as frames
+from vla.data.lerobot_dataset import DemoSet, load_dataset
 
 SIZE, LENGTHS = 32, (6, 9, 7)
 CAMERAS = ("front", "wrist")
@@ -232,7 +232,7 @@ def test_too_large_for_memory_is_refused_before_decoding(broken):
 
 def test_reading_imports_no_torch_and_no_hub(image_root):
     code = (
-        "import sys; from vla.data import load_dataset; load_dataset(sys.argv[1]);"
+        "import sys; from vla.data.lerobot_dataset import load_dataset; load_dataset(sys.argv[1]);"
         "print([m for m in ('torch', 'lerobot', 'datasets', 'huggingface_hub') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]

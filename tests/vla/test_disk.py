@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from vla import console
-from vla.checkpoint import load_checkpoint, save_checkpoint, save_files, save_tensors
-from vla.config import save_json, write_atomic
-from vla.disk import DiskFull, reserve, temporary, writing
-from vla.metrics import Metrics
+from vla.core.checkpoint import load_checkpoint, save_checkpoint, save_files, save_tensors
+from vla.core.config import save_json, write_atomic
+from vla.core.disk import DiskFull, reserve, temporary, writing
+from vla.runtime import console
+from vla.runtime.run_log import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 10**6
@@ -141,7 +141,7 @@ def test_files_are_as_readable_as_any_other(tmp_path):
 def test_what_a_killed_save_left_is_swept_by_the_next(tmp_path):
     code = (
         "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[2]); "
-        "from vla.checkpoint import save_checkpoint\n"
+        "from vla.core.checkpoint import save_checkpoint\n"
         "while True: save_checkpoint(sys.argv[1], config={}, tensors={'w': torch.zeros(4_000_000)}, stats={})"
     )
     killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(ROOT)])

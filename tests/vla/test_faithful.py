@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from vla.faithful import FaithfulBlock, FaithfulBridge, FaithfulConfig, released_rotation, released_window
-from vla.features import Features
+from vla.backbones.features import Features
+from vla.model.released_bridge import (
+    FaithfulBlock,
+    FaithfulBridge,
+    FaithfulConfig,
+    released_rotation,
+    released_window,
+)
 
 B, L, N, Q, C, P, W, H, A = 2, 3, 6, 4, 5, 3, 16, 2, 2
 

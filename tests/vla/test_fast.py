@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from bascule.bench import model_cpu as bench_model
+from bascule.experiments.ablations import lean_bridge
 from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
-from vla import bench_model
-from vla.ablations import lean_bridge
-from vla.backbone import Backbone
-from vla.bridge import BridgeConfig
-from vla.fast import FastPolicy
-from vla.model import VLA, VLAConfig, VLAPolicy
-from vla.tiny import build_tiny, train_tokenizer
+from vla.backbones.backbone import Backbone
+from vla.backbones.tiny import build_tiny, train_tokenizer
+from vla.model.bridge import BridgeConfig
+from vla.model.cuda_graph_policy import FastPolicy
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
 
 
 def tiny(**config):
@@ -48,7 +49,7 @@ def test_padding_changes_less_than_1e_5_and_words_change_more():
 
 
 def test_the_text_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr("vla.fast._INSTRUCTIONS", 2)
+    monkeypatch.setattr("vla.model.cuda_graph_policy._INSTRUCTIONS", 2)
     fast, obs = FastPolicy(tiny()), toy_observation(1, size=84)
     for words in ("one", "two", "three"):
         fast.act(replace(obs, instruction=[words]))

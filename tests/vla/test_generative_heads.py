@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
-from vla.bridge import BridgeConfig
-from vla.flow import FlowHead
-from vla.heads import HEADS
-from vla.model import VLA, VLAPolicy
-from vla.tokens import BinHead, FrequencyHead, cosine_basis
+from vla.model.bridge import BridgeConfig
+from vla.model.flow_head import FlowHead
+from vla.model.heads import HEADS
+from vla.model.model import VLA
+from vla.model.policy import VLAPolicy
+from vla.model.token_heads import BinHead, FrequencyHead, cosine_basis
 
 NEW = ("linear", "flow", "bins", "frequencies")
 SMALL = BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3)
@@ -193,7 +194,7 @@ def test_the_whole_model_takes_any_head(name, tmp_path):
 
 @pytest.mark.parametrize("name", NEW)
 def test_rl_takes_any_head(name):
-    from rl.actor import GaussianChunkActor, GreedyPolicy
+    from rl.models.actor import GaussianChunkActor, GreedyPolicy
 
     vla = toy_vla(bridge=SMALL, head=name).eval()
     actor = GaussianChunkActor(vla, vla.action_spec.names)

@@ -9,14 +9,14 @@ import torch
 
 from tests.vla.test_train import CONFIG, Killed, assert_bit_equal, demos, fresh, interrupt_at, kill, metrics, weights
 from tests.vla.toy_backbone import SPEC, load_toy
-from vla.adapters import LoRAConfig
-from vla.augment import AugmentConfig
-from vla.bridge import BridgeConfig
-from vla.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
-from vla.model import VLA, VLAConfig
-from vla.optim import checkpoint_layers
-from vla.source import LiveDemos
-from vla.train import build_vla, learning_rate, train
+from vla.backbones.lora import LoRAConfig
+from vla.core.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
+from vla.data.batches import LiveDemos
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.processing.augment import AugmentConfig
+from vla.training.optim import checkpoint_layers
+from vla.training.train import build_vla, learning_rate, train
 
 TOY_LORA = LoRAConfig(rank=4, train_fully=("queries", "point"), targets="all")
 FULL = replace(CONFIG, model=replace(CONFIG.model, freeze_backbone=False))
@@ -31,8 +31,8 @@ def tiny_demos():
 
 
 def tiny_vla(cfg, data):
-    from vla.backbone import Backbone
-    from vla.tiny import build_tiny, train_tokenizer
+    from vla.backbones.backbone import Backbone
+    from vla.backbones.tiny import build_tiny, train_tokenizer
 
     tokenizer = train_tokenizer([*data.instruction] * 4, vocab_size=300)
     backbone = Backbone(build_tiny(len(tokenizer)), tokenizer, num_queries=4, num_views=2)

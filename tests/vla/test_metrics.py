@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from tests.vla.test_train import CONFIG, Killed, demos, fresh, interrupt_at, kill, metrics
-from vla.metrics import METRICS, Metrics
-from vla.train import learning_rate, train
+from vla.runtime.run_log import METRICS, Metrics
+from vla.training.train import learning_rate, train
 
 
 def test_tensorboard_holds_what_the_file_holds(tmp_path):

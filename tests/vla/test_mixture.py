@@ -8,13 +8,14 @@ import torch
 
 from tests.vla.test_train import CONFIG, Killed, assert_bit_equal, demos, interrupt_at, kill, metrics, weights
 from tests.vla.toy_backbone import load_toy, toy_backbone
-from vla.cache import encode_demos
-from vla.heads import masked_l1
-from vla.mixture import align_cameras, align_names, build_vla
-from vla.model import VLA, VLAPolicy
-from vla.source import Joined, LiveDemos
-from vla.train import train
-from vla.train_config import mixed_frames
+from vla.data.batches import Joined, LiveDemos
+from vla.data.feature_cache import encode_demos
+from vla.model.heads import masked_l1
+from vla.model.model import VLA
+from vla.model.policy import VLAPolicy
+from vla.training.multi_robot import align_cameras, align_names, build_vla
+from vla.training.train import train
+from vla.training.train_config import mixed_frames
 
 
 def arm():

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_observation, toy_vla
-from vla.bridge import BridgeConfig
-from vla.checkpoint import load_checkpoint
-from vla.model import VLA, VLAConfig, VLAPolicy
-from vla.types import Policy
+from vla.core.checkpoint import load_checkpoint
+from vla.core.types import Policy
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.model.policy import VLAPolicy
 
 SMALL = BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3)
 
@@ -163,9 +164,9 @@ def test_save_and_load_are_bit_equal(tmp_path):
 
 
 def test_the_embedded_backbone_travels_in_the_checkpoint(tmp_path):
-    """The real path: transformers classes, their tokenizer, `vla.backbone.load_backbone`, no network, no asset."""
-    from vla.backbone import Backbone
-    from vla.tiny import build_tiny, train_tokenizer
+    """The real path: transformers classes, their tokenizer, `vla.backbones.backbone.load_backbone`, no network, no asset."""
+    from vla.backbones.backbone import Backbone
+    from vla.backbones.tiny import build_tiny, train_tokenizer
 
     tokenizer = train_tokenizer(["pick up the red cube", "pick up the green cube"] * 3, vocab_size=300)
     backbone = Backbone(build_tiny(len(tokenizer)), tokenizer, num_queries=4, num_views=2)

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import tyro
 
+from bascule.commands import doctor
+from bascule.commands.learn import Train
+from bascule.main import COMMANDS, main
 from tests.vla.odd_recordings import KEY, SIZE, brightness, png, shown, write_dataset, write_video
-from vla.cli import COMMANDS, main
-from vla.commands import doctor
-from vla.commands.learn import Train
-from vla.data import load_dataset, load_datasets
-from vla.model import VLAPolicy
-from vla.preprocess import Stats, VectorStats
+from vla.data.lerobot_dataset import load_dataset, load_datasets
+from vla.model.policy import VLAPolicy
+from vla.processing.preprocess import Stats, VectorStats
 
 GREY = np.full((SIZE, SIZE), 100, np.uint8)
 

@@ -12,9 +12,9 @@ import torch
 from tests.vla.one_of_several import config, policy
 from tests.vla.test_train import metrics, weights
 from tests.vla.toy_backbone import load_toy
-from vla.model import VLA
-from vla.parallel import assemble, launched
-from vla.train import train
+from vla.model.model import VLA
+from vla.runtime.distributed import assemble, launched
+from vla.training.train import train
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vla.pictures import check_eight_bits, to_uint8_picture
+from vla.processing.pictures import check_eight_bits, to_uint8_picture
 
 PICTURE = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3) * 4
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vla.backbone import load_backbone
-from vla.pointer import SharpPointer
+from vla.backbones.hub import load_backbone
+from vla.backbones.pointer import SharpPointer
 
 
 def picture(at, size=84):

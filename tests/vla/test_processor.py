@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, WORDS, ToyTokenizer, toy_observation, toy_stats
-from vla.preprocess import resize
-from vla.processor import Processor, ProcessorConfig, Stats, plain_text
+from vla.processing.preprocess import resize
+from vla.processing.processor import Processor, ProcessorConfig, Stats, plain_text
 
 
 def make(stats=None, **change):

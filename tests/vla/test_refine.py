@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
-from vla.bridge import BridgeConfig
-from vla.model import VLA, VLAPolicy
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA
+from vla.model.policy import VLAPolicy
 
 SMALL = BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3)
 

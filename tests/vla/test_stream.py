@@ -21,12 +21,12 @@ from tests.vla.test_data import (  # noqa: F401 (fixtures)
 )
 from tests.vla.test_train import CONFIG, assert_bit_equal, weights
 from tests.vla.toy_backbone import toy_backbone
-from vla.augment import AugmentConfig
-from vla.bridge import BridgeConfig
-from vla.data import load_dataset
-from vla.model import VLAConfig
-from vla.source import Ahead, LiveDemos
-from vla.train import build_vla, train
+from vla.data.batches import Ahead, LiveDemos
+from vla.data.lerobot_dataset import load_dataset
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLAConfig
+from vla.processing.augment import AugmentConfig
+from vla.training.train import build_vla, train
 
 CFG = replace(
     CONFIG,

@@ -7,10 +7,10 @@ import unicodedata
 
 import pytest
 
-from envs.rewording import reword
+from envs.perturb.rewording import reword
 from tests.vla.toy_backbone import WORDS, ToyTokenizer
-from vla.text import MOST_TOKENS, plain_text, read_alike, room_for_text, tokens_of, warn_of_lookalikes
-from vla.tiny import train_tokenizer
+from vla.backbones.tiny import train_tokenizer
+from vla.processing.text import MOST_TOKENS, plain_text, read_alike, room_for_text, tokens_of, warn_of_lookalikes
 
 
 @pytest.fixture(scope="module")

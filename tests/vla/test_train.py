@@ -11,24 +11,16 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_backbone
-from vla import train as trainer
-from vla.bridge import BridgeConfig
-from vla.cache import encode_demos
-from vla.checkpoint import load_checkpoint
-from vla.config import decode, encode
-from vla.data import DemoSet
-from vla.disk import DiskFull
-from vla.model import VLA, VLAConfig
-from vla.recipes import RECIPES
-from vla.train import (
-    METRICS,
-    TrainConfig,
-    TrainingDiverged,
-    batch_frames,
-    build_vla,
-    learning_rate,
-    train,
-)
+from vla.core.checkpoint import load_checkpoint
+from vla.core.config import decode, encode
+from vla.core.disk import DiskFull
+from vla.data.feature_cache import encode_demos
+from vla.data.lerobot_dataset import DemoSet
+from vla.model.bridge import BridgeConfig
+from vla.model.model import VLA, VLAConfig
+from vla.training import train as trainer
+from vla.training.recipes import RECIPES
+from vla.training.train import METRICS, TrainConfig, TrainingDiverged, batch_frames, build_vla, learning_rate, train
 
 SIZE = 16
 CONFIG = TrainConfig(
@@ -349,8 +341,8 @@ def test_recipes_are_valid_and_survive_json():
 
 
 def test_real_tiny_backbone_overfits_a_few_frames(tmp_path):
-    from vla.backbone import Backbone
-    from vla.tiny import build_tiny, train_tokenizer
+    from vla.backbones.backbone import Backbone
+    from vla.backbones.tiny import build_tiny, train_tokenizer
 
     data = demos(episodes=2, length=4)
     images = {camera: image[:, :1, :1].repeat(84, 1).repeat(84, 2) for camera, image in data.images.items()}

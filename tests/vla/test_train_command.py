@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bascule.commands.learn import Train
 from tests.vla.test_data import lerobot  # noqa: F401 (fixture)
-from vla.checkpoint import load_checkpoint
-from vla.commands.learn import Train
-from vla.data import load_dataset
-from vla.model import VLA, VLAPolicy
+from vla.core.checkpoint import load_checkpoint
+from vla.data.lerobot_dataset import load_dataset
+from vla.model.model import VLA
+from vla.model.policy import VLAPolicy
 
 LENGTHS = (7, 5)
 

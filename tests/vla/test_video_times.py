@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.vla.odd_recordings import KEY, shown, write_dataset, write_video
-from vla.data import load_dataset
+from vla.data.lerobot_dataset import load_dataset
 
 LENGTHS, FPS = (20, 15), 30
 COUNT = sum(LENGTHS)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vla.process import idle_cores
-from vla.waiting import WAITING, usable_cores
+from vla.core.waiting import WAITING, usable_cores
+from vla.runtime.process import idle_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ def run(code, **variables):
     return done
 
 
-@pytest.mark.parametrize("package", ["vla", "envs", "policies", "rl", "vla.cli"])
+@pytest.mark.parametrize("package", ["vla", "envs", "policies", "rl", "bascule.main"])
 def test_importing_any_package_sets_it(package):
     code = f"import {package}, os, sys; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
     assert run(code).stdout == "PASSIVE\n"
@@ -28,7 +28,7 @@ def test_importing_any_package_sets_it(package):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux")
 def test_torch_gets_it_though_the_modules_name_torch_first():
-    shown = run("import policies.rtc", OMP_DISPLAY_ENV="VERBOSE").stderr
+    shown = run("import policies.chunking.realtime", OMP_DISPLAY_ENV="VERBOSE").stderr
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown and "GOMP_SPINCOUNT = '0'" in shown
 
 

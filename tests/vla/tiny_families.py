@@ -7,8 +7,8 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from vla.prismatic import PrismaticConfig, PrismaticForConditionalGeneration
-from vla.tiny import train_tokenizer
+from vla.backbones.prismatic import PrismaticConfig, PrismaticForConditionalGeneration
+from vla.backbones.tiny import train_tokenizer
 
 WORDS = "pick up the red cube and put it on the blue plate"
 MARKERS = ("<image>", "<fake_token_around_image>", "<global-img>", "<img>", "</img>", "<vs>", "<ve>", "<bos>")

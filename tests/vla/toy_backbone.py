@@ -1,4 +1,4 @@
-"""A small real backbone (random weights, no Hugging Face) with the attributes and save/load path of vla.backbone."""
+"""A small real backbone (random weights, no Hugging Face) with the attributes and save/load path of vla.backbones.backbone."""
 
 import json
 import os
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from vla.features import Features
-from vla.model import VLA, VLAConfig
-from vla.processor import Stats
-from vla.types import ActionSpec, Observation
+from vla.backbones.features import Features
+from vla.core.types import ActionSpec, Observation
+from vla.model.model import VLA, VLAConfig
+from vla.processing.processor import Stats
 
 SPEC = ActionSpec(
     names=("dx", "dy", "dz", "gripper"), low=(-0.05, -0.05, -0.05, -1.0), high=(0.05, 0.05, 0.05, 1.0), control_hz=20.0

@@ -1,1 +1,1 @@
-"""The subcommands of `vla`, by what they do. With `vla/cli.py` the shell that sees every room, lazily."""
+"""The subcommands of `vla`, by what they do. With `bascule/main.py` the shell that sees every room, lazily."""

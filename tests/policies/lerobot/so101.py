@@ -6,9 +6,9 @@ import numpy as np
 from lerobot.robots.so_follower import so_follower
 from lerobot.utils.errors import DeviceNotConnectedError
 
-from policies.controller import ControlConfig, control
-from policies.guards import GuardConfig
-from policies.robots import LeRobotRobot, lerobot_robot
+from policies.control.controller import ControlConfig, control
+from policies.control.guards import GuardConfig
+from policies.control.robots import LeRobotRobot, lerobot_robot
 from tests.policies.toy_robot import Clock, Says
 
 NAMES = tuple(

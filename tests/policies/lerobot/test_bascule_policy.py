@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from envs.demo_store import WorldFacts, build_dataset, save_episode
-from envs.demo_world import run_episode
+from envs.demos.dataset_writer import WorldFacts, build_dataset, save_episode
+from envs.demos.episode import run_episode
 from tests.envs import toy_demo_world as toy
-from vla.checkpoint import load_checkpoint
-from vla.model import VLAPolicy
-from vla.types import Observation
+from vla.core.checkpoint import load_checkpoint
+from vla.core.types import Observation
+from vla.model.policy import VLAPolicy
 
 SIZE = 84
 POLICY = ("--policy.type=bascule", "--policy.device=cpu", "--policy.push_to_hub=false", "--policy.bridge_width=32")
@@ -74,7 +74,7 @@ def batch_of(obs):
 
 def test_the_plugin_has_the_name_that_lerobot_looks_for():
     names = [distribution.metadata["Name"] for distribution in distributions()]
-    assert "lerobot_policy_bascule" in names, "not installed: ./bascule setup"
+    assert "lerobot_policy_bascule" in names, "not installed: ./run setup"
 
 
 def test_a_policy_that_lerobot_trained_loads_offline_and_acts_as_ours(run, tmp_path):
@@ -127,9 +127,9 @@ def test_a_task_longer_than_the_default_makes_room_as_vla_train_does(run, long_t
 
     from policies.lerobot.configuration_bascule import BasculeConfig
     from policies.lerobot.modeling_bascule import BasculePolicy
-    from vla.data import load_dataset
-    from vla.mixture import build_vla
-    from vla.recipes import smoke
+    from vla.data.lerobot_dataset import load_dataset
+    from vla.training.multi_robot import build_vla
+    from vla.training.recipes import smoke
 
     meta = LeRobotDatasetMetadata("local/toy", root=long_tasks)
     trained = PreTrainedConfig.from_pretrained(pretrained(run))
@@ -243,7 +243,7 @@ def test_what_is_missing_is_named(run, tmp_path):
 
 
 def test_statistics_are_those_of_the_frames_and_switches_keep_their_values(dataset, run):
-    from vla.data import load_dataset
+    from vla.data.lerobot_dataset import load_dataset
 
     config = pretrained(run)
     from policies.lerobot.modeling_bascule import BasculePolicy, _vector_stats

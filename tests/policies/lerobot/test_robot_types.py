@@ -8,13 +8,13 @@ import pytest
 from lerobot.robots import RobotConfig
 from websockets.sync.server import serve
 
-from policies import wire
-from policies.lerobot.robot_types import make_robot, robot_types
-from policies.server import PolicyServer, serve_in_thread
+from bascule.main import main
+from policies.control.robot_types import make_robot, robot_types
+from policies.serving import wire
+from policies.serving.server import PolicyServer, serve_in_thread
 from tests.policies.lerobot.so101 import CAMERA, LIMITS, NAMES, so101
 from tests.policies.toy_robot import Says
-from vla.cli import main
-from vla.types import ActionSpec
+from vla.core.types import ActionSpec
 
 ARMS = {"left_arm_config.port": "/dev/a", "right_arm_config.port": "/dev/b"}
 BUILT_IN = {
@@ -65,11 +65,11 @@ def test_mistakes_in_its_words_are_one_line():
 
 def test_a_dry_run_checks_everything_and_connects_nothing(monkeypatch, capsys):
     """The arm is LeRobot's own with servos of numbers; the policy is behind a server."""
-    import policies.robots
+    import policies.control.robots
 
     arms = []
     monkeypatch.setattr(
-        policies.robots, "lerobot_robot", lambda kind, values: arms.append(so101(monkeypatch)) or arms[-1]
+        policies.control.robots, "lerobot_robot", lambda kind, values: arms.append(so101(monkeypatch)) or arms[-1]
     )
     spec = ActionSpec(NAMES, (-90.0,) * 5 + (0.0,), (90.0,) * 5 + (100.0,), 20.0)
 
@@ -110,11 +110,11 @@ def test_a_dry_run_checks_everything_and_connects_nothing(monkeypatch, capsys):
 @pytest.mark.parametrize("width", [7, 32])
 def test_a_stock_server_for_another_robot_is_one_line_before_anything_moves(monkeypatch, capsys, width):
     """openpi's servers say nothing about their actions: the first answer does."""
-    import policies.robots
+    import policies.control.robots
 
     arms = []
     monkeypatch.setattr(
-        policies.robots, "lerobot_robot", lambda kind, values: arms.append(so101(monkeypatch)) or arms[-1]
+        policies.control.robots, "lerobot_robot", lambda kind, values: arms.append(so101(monkeypatch)) or arms[-1]
     )
 
     def stock(ws):

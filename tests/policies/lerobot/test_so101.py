@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from lerobot.utils.errors import DeviceNotConnectedError
 
-from policies.blackbox import BlackBox, replay
-from policies.guards import GuardConfig
+from policies.control.flight_log import BlackBox, replay
+from policies.control.guards import GuardConfig
 from tests.policies.lerobot.so101 import HZ, LIMITS, NAMES, drive, so101
 
 STEADY = [[1.0, 2.0, 3.0, 4.0, 5.0, 80.0]] * 8

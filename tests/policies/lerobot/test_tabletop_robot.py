@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from policies.controller import ControlConfig, control
-from policies.robots import LeRobotRobot, lerobot_robot
-from vla.data import load_dataset
+from policies.control.controller import ControlConfig, control
+from policies.control.robots import LeRobotRobot, lerobot_robot
+from vla.data.lerobot_dataset import load_dataset
 
 QUIET = ("--play_sounds=false",)
 
@@ -124,7 +124,7 @@ def test_lora_trains_adapters_of_bridge_and_head_that_we_load(recording, trained
     import torch
 
     from policies.lerobot.exchange import from_lerobot
-    from vla.model import VLA
+    from vla.model.model import VLA
 
     out = tmp_path / "lora"
     run_tool(

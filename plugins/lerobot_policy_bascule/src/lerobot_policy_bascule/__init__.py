@@ -6,15 +6,15 @@ the simulator.
 
 from policies.lerobot.config_tabletop import BasculeEnvConfig, BasculeExpertConfig, BasculeTabletopConfig
 from policies.lerobot.configuration_bascule import BasculeConfig
-from policies.lerobot.tabletop import Simulation, use_simulation
+from policies.lerobot.simulation import Simulation, use_simulation
 
 __all__ = ["BasculeConfig", "BasculeEnvConfig", "BasculeExpertConfig", "BasculeTabletopConfig"]
 
 
 def _simulation(suite: str, image_size: int) -> Simulation:
     from envs import make_vec
-    from envs.experts import TabletopExpert
-    from envs.worlds import PROPRIO_NAMES
+    from envs.experts.pick_place import TabletopExpert
+    from envs.backends.cpu_worlds import PROPRIO_NAMES
 
     return Simulation(make_vec(suite, 1, num_workers=1, image_size=image_size), TabletopExpert(1), PROPRIO_NAMES)
 

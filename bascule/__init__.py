@@ -1,0 +1,1 @@
+"""The application: command line, quickstart, benchmarks, experiments and reports. It may import every other package."""

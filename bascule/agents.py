@@ -1,0 +1,35 @@
+"""Policies by name: a checkpoint, an export, a scripted expert, or a control that must fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bascule.commands.base import load_policy
+
+if TYPE_CHECKING:
+    from vla.core.types import Policy, VecEnv
+
+
+AGENTS = ("expert", "zero", "random", "blind")
+"""Accepted by `vla eval` in place of a checkpoint."""
+
+
+def resolve_policy(name: str, env: VecEnv | None, suite: str, embodiment: str | None = None) -> Policy:
+    """The policy called `expert`, `zero`, `random` or `blind` in `env`, or that in a checkpoint's folder, which needs
+    no `env`. ValueError for neither."""
+    if name not in AGENTS:
+        from policies.load import checkpoint
+
+        return load_policy(checkpoint(name, AGENTS), embodiment)
+    assert env is not None, "an agent is made for an environment"
+    from envs.evaluation.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
+    from envs.experts.registry import make_expert
+
+    makers: dict[str, Callable[[], Policy]] = {
+        "expert": lambda: make_expert(suite, env.num_envs),
+        "zero": lambda: ZeroPolicy(env.action_spec),
+        "random": lambda: RandomPolicy(env.action_spec),
+        "blind": lambda: BlindReplay(expert_actions(suite, 0), env.num_envs),
+    }
+    return makers[name]()

@@ -1,0 +1,160 @@
+"""How much a busy machine slows training and control, with threads that sleep while they wait and with ones that spin.
+
+    .venv/bin/python bascule/bench/busy_machine.py [--rounds 5] [--smoke] [--out benchmarks/results/busy_machine.json]
+
+Each workload runs with two torch threads in a process of its own, alternately with either kind of waiting, first on
+the machine as it is, then beside as many busy loops as there are cores. The result holds the median seconds of wall
+clock and of CPU, and the ratios that matter: sleeping / spinning on the idle machine (what sleeping costs there), and
+busy / idle with sleeping threads. `--smoke` also times `vla quickstart --smoke` alone and beside the loops. Run it on a
+machine that does nothing else; the load that it found is in the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what GNU's OpenMP does if nothing is said
+WORKLOADS = ("gelu", "imitation", "decision")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="time the smoke quickstart too (minutes)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/busy_machine.json")
+    parser.add_argument("--workload", choices=WORKLOADS, help=argparse.SUPPRESS)  # the child's end
+    args = parser.parse_args()
+    if args.workload:
+        print(json.dumps(workload(args.workload)))
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    result: dict = {"cores": cores, "load_before": os.getloadavg()[0], "rounds": args.rounds, "workloads": {}}
+    for name in WORKLOADS:
+        rows = {}
+        for machine, loops in (("idle", 0), ("busy", cores)):
+            with busy_loops(loops):
+                rows |= {f"{machine} {kind}": row for kind, row in compare(name, args.rounds).items()}
+        wall = {arm: row["wall_s"] for arm, row in rows.items()}
+        result["workloads"][name] = {
+            "seconds": rows,
+            "sleeping / spinning, idle": wall["idle sleeping"] / wall["idle spinning"],
+            "busy / idle, sleeping": wall["busy sleeping"] / wall["idle sleeping"],
+            "busy / idle, spinning": wall["busy spinning"] / wall["idle spinning"],
+        }
+        print(name, json.dumps({k: round(v, 3) for k, v in result["workloads"][name].items() if k != "seconds"}))
+    if args.smoke:
+        idle = smoke()
+        with busy_loops(cores):
+            busy = smoke()
+        result["smoke quickstart"] = {"idle_s": idle, "busy_s": busy, "busy / idle": busy / idle}
+        print("smoke quickstart", json.dumps(result["smoke quickstart"]))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compare(name: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Medians of either kind of waiting, measured in turns."""
+    runs: dict[str, list[dict[str, float]]] = {"sleeping": [], "spinning": []}
+    for _ in range(rounds):
+        for kind, variables in (("sleeping", SLEEPING), ("spinning", SPINNING)):
+            command = [sys.executable, __file__, "--workload", name]
+            done = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=True)
+            runs[kind].append(json.loads(done.stdout))
+    return {kind: {key: statistics.median(run[key] for run in rows) for key in rows[0]} for kind, rows in runs.items()}
+
+
+def environment(variables: dict[str, str]) -> dict[str, str]:
+    """This process's, but for what says how many threads there are and how they wait."""
+    kept = {k: v for k, v in os.environ.items() if k not in SLEEPING and k != "OMP_NUM_THREADS"}
+    return kept | {"PYTHONPATH": str(ROOT), **variables}
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """So many processes that take a core each."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def smoke() -> float:
+    """Seconds of the smoke quickstart, as a user starts it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "bascule.main", "quickstart", "--smoke", "--out", f"{folder}/quickstart"]
+        begin = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, env=environment({}), check=True, capture_output=True)
+        return time.perf_counter() - begin
+
+
+def workload(name: str) -> dict[str, float]:
+    """Seconds of wall clock and of CPU that this process needs for it, once warm."""
+    import torch
+
+    torch.set_num_threads(2)
+    once, count = {"gelu": gelu, "imitation": imitation, "decision": decision}[name]()
+    for _ in range(3):
+        once()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        once()
+    return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+
+
+def gelu():  # noqa: ANN201
+    """800 GELUs over 200,000 numbers."""
+    import torch
+
+    numbers = torch.randn(200_000)
+    return lambda: torch.nn.functional.gelu(numbers), 800
+
+
+def imitation():  # noqa: ANN201
+    """40 steps of imitation of the default policy on features of 64 frames."""
+    import torch
+
+    from bascule.bench.simulation import _observation, tiny_policy
+
+    vla = tiny_policy().vla
+    with torch.no_grad():
+        seen = vla.encode(vla.processor.prepare(_observation(64))).float()
+    proprio_BP, action_BCA, mask_BC = torch.randn(64, 8), torch.rand(64, 8, 4), torch.ones(64, 8)
+    vla.train()
+    vla.requires_grad_(False)
+    vla.bridge.requires_grad_(True)
+    optimiser = torch.optim.AdamW(vla.bridge.parameters(), 1e-3)
+
+    def once() -> None:
+        loss, _ = vla.loss(seen, proprio_BP, action_BCA, mask_BC)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return once, 40
+
+
+def decision():  # noqa: ANN201
+    """60 decisions of the default policy, one observation each."""
+    from bascule.bench.simulation import _observation, tiny_policy
+
+    policy, obs = tiny_policy(), _observation(1)
+    return lambda: policy.act(obs), 60
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What a command line can name: suites, tasks, recipes, checkpoints. Part of the shell: it sees every room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from policies.load import checkpoint
+from vla.core.config import load_json
+
+Listing = tuple[str, tuple[str, ...], list[tuple[object, ...]]]
+"""A table: title, columns, rows."""
+
+
+def trained(path: str | Path) -> Path:
+    """`path`, if it is a checkpoint with weights to work on, not an export of one. ValueError as `checkpoint`."""
+    folder = checkpoint(path)
+    if "export" in load_json(folder / "config.json"):
+        raise ValueError(f"{path} is a folder of `vla export`: give the checkpoint it was made from")
+    return folder
+
+
+def list_suites() -> Listing:
+    from envs.registry import all_suite_names, load_suite
+    from envs.tabletop.suites import Suite
+
+    def tasks(names: tuple[str, ...]) -> str:
+        return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])}, ... ({len(names)})"
+
+    rows = []
+    for suite in map(load_suite, all_suite_names()):
+        backend = "cpu, warp" if isinstance(suite, Suite) else f"cpu ({suite.name.partition('-')[0]})"
+        rows.append((suite.name, tasks(suite.tasks), suite.horizon, backend, suite.description))
+    return "suites", ("suite", "tasks", "horizon", "backend", ""), rows
+
+
+def list_tasks() -> Listing:
+    from envs.registry import all_suite_names, load_suite
+
+    users: dict[str, list[str]] = {}
+    for suite in map(load_suite, all_suite_names()):
+        for task in suite.tasks:
+            users.setdefault(task, []).append(suite.name)
+    return "tasks", ("task", "suites"), [(task, ", ".join(names)) for task, names in sorted(users.items())]
+
+
+def list_recipes() -> Listing:
+    import rl.recipes
+    import vla.training.recipes
+
+    tables = {"vla train --recipe": vla.training.recipes.RECIPES, "vla rl": rl.recipes.RECIPES}
+    rows = [
+        (name, command, (recipe.__doc__ or "").splitlines()[0])
+        for command, recipes in tables.items()
+        for name, recipe in recipes.items()
+    ]
+    return "recipes", ("recipe", "for", ""), rows
+
+
+LISTINGS: dict[str, Callable[[], Listing]] = {
+    "suites": list_suites,
+    "recipes": list_recipes,
+    "tasks": list_tasks,
+}

@@ -1,0 +1,390 @@
+"""`vla control`: a policy at the controls of a robot, simulated or any of LeRobot's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from bascule.commands.base import Command, check_file, check_numbers
+
+
+@dataclass(frozen=True)
+class Control(Command):
+    """Drive a robot in real time: guards, e-stop, black-box log. Policy: a checkpoint or a server."""
+
+    policy: Annotated[Positional[str], arg(metavar="POLICY")]
+    """A checkpoint folder, a folder of `vla export`, or the address of a server: ws://HOST:PORT of a `vla serve`, with
+    /NAME behind it for one of several policies."""
+    embodiment: str | None = None
+    """Of a policy trained for several robots, the one to control."""
+    robot: str | None = None
+    """Type of a LeRobot robot, as in LeRobot's own --robot.type. Default: the simulated one."""
+    robot_args: dict[str, str] = field(default_factory=dict)
+    """Of a LeRobot robot, e.g. port /dev/ttyACM0 id left cameras "{front: {type: opencv, index_or_path: 0, width: 640,
+    height: 480, fps: 30}}"; a dot reaches into a part, left_arm_config.port /dev/ttyACM0."""
+    task: str | None = None
+    """What a LeRobot robot is to do, in words (it must be said); for the simulated one, the suite's task."""
+    limits: tuple[str, ...] = ()
+    """NAME:LOW:HIGH of a LeRobot robot's actions. Default: the range in the policy's demonstrations."""
+    switches: tuple[str, ...] = ()
+    """A LeRobot robot's on/off commands, e.g. gripper.pos. NAME.vel are velocities, all others positions."""
+    suite: str = "tabletop-pick"
+    """The simulated robot's world: one of `vla list suites`."""
+    seed: int = 0
+    """Of the scene."""
+    endless: bool = False
+    """Simulated: one scene after the other, until the time is over."""
+    hz: float = 50.0
+    """Rate at which the robot is commanded. The policy's actions are interpolated to it."""
+    duration_s: float = 20.0
+    """The run also ends when the task does."""
+    policy_hz: float | None = None
+    """Rate at which the policy's actions were meant. Default: what the policy says; a stock openpi server says nothing,
+    and its actions are then played at --hz."""
+    n_action_steps: int | None = None
+    """Ask for the next chunk after this many actions of one; the rest of it is played while the answer is on its way.
+    Default: what the policy says, else half of a chunk."""
+    join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
+    """How a new chunk takes over from the one being played. switch: at once. blend: over a few actions. ensemble: the
+    mean of all chunks that overlap. rtc: the chunk itself goes on from what is left (flow heads, not over a server)."""
+    blend_steps: int = 2
+    """Actions over which "blend" does."""
+    asynchronous: bool = True
+    """Compute the next chunk while the current one is played, in a process of its own."""
+    in_flight: int = 1
+    """Connections to a server, each with a question on its way: for slow links, where most of an answer's time is the
+    link's. About as many as an answer takes steps of the policy, e.g. 4 behind 200 ms at 20 Hz."""
+    dry_run: bool = False
+    """Do everything but send actions to the robot. A LeRobot robot is not even connected: its configuration and what
+    the policy needs of it are checked, and what would happen is said."""
+    estop_file: Path | None = None
+    """The robot is let go as soon as this file exists."""
+    estop_key: bool = True
+    """It is let go, too, at any key in the terminal the command runs in."""
+    log: Path | None = None
+    """Black box: one JSON line per tick. `--replay` decides them again."""
+    replay: bool = False
+    """Run no robot: POLICY is a log; are its decisions what the guards decide now?"""
+    to_dataset: Path | None = None
+    """Run no robot: POLICY is a log; write it as a LeRobotDataset to this folder."""
+    velocity: dict[str, float] = field(default_factory=dict)
+    """Limits: component and speed, action units per second, e.g. dx 12 dy 12."""
+    acceleration: dict[str, float] = field(default_factory=dict)
+    """Limits: component and change of speed, action units per second squared."""
+    workspace: tuple[str, ...] = ()
+    """Limits: NAME:LOW:HIGH of measured state, e.g. grip_z:0.005:0.4."""
+    max_observation_age_s: float = 0.5
+    """The robot holds while what it has seen last is older than this."""
+    max_action_age_s: float = 2.0
+    """It holds while its actions answer an observation that is older than this."""
+    give_up_s: float = 3.0
+    """A hold that lasts longer becomes a slow stop."""
+    stop_s: float = 0.5
+    """Length of a slow stop."""
+    server_timeout_s: float = 1.0
+    """An answer that takes longer counts as a dead server."""
+    image_size: int = 84
+    """Of the simulated robot's cameras, pixels a side."""
+    api_key: str | None = None
+    """Of the server. Default: $BASCULE_API_KEY."""
+    json: Path | None = None
+    """Write the report here, too."""
+
+    def run(self) -> int | None:
+        if self.to_dataset is not None:
+            from policies.lerobot.recording import to_dataset
+
+            print(f"{to_dataset(Path(self.policy), self.to_dataset)}: a LeRobotDataset of the run")
+            return _tell_incomplete(Path(self.policy))
+        if self.replay:
+            return self._replay()
+        from contextlib import ExitStack, nullcontext
+
+        from policies.control.controller import control
+        from policies.control.flight_log import BlackBox, LogIncomplete
+        from vla.core.compatibility import require_same
+        from vla.core.config import save_json
+
+        guards = self._guards()
+        self._check()
+        unlogged: LogIncomplete | None = None
+        with ExitStack() as open_ones:
+            arm = self._lerobot_robot()  # before the policy: what is wrong with it is known in a moment
+            policy = self._policy()
+            open_ones.callback(policy.close)
+            others = [self._policy() for _ in range(self.in_flight - 1)]
+            for other in others:
+                open_ones.callback(other.close)
+            robot = self._robot(policy, arm)
+            open_ones.callback(_let_go, robot)
+            require_same(policy, robot, where="robot", rates=False, ranges=False)
+            config = self._config(guards, policy)
+            if self.dry_run and arm is not None:
+                self._rehearse(policy, robot, config)
+                return 0
+            pressed = _Key(open_ones) if self.estop_key else lambda: False
+            try:
+                with nullcontext() if self.log is None else BlackBox(self.log) as box:
+                    report = control(robot, policy, config, *others, log=box, pressed=pressed)
+            except LogIncomplete as error:  # raised when the run is over: its report comes first
+                unlogged = error
+        scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
+        if self.json is not None:
+            save_json(self.json, {"report": report, "success": getattr(robot, "success", None), **scenes})
+        self._tell(report, scenes)
+        if unlogged is not None:
+            raise unlogged
+        return 0 if report.ended in ("done", "time") else 1
+
+    def _check(self) -> None:
+        """What can be said without waiting for a policy. ValueError."""
+        from envs.registry import load_suite
+        from policies.control.controller import ticks_per_step
+
+        check_numbers(
+            self, seed=(0, 2**53), hz=(0.1, 100_000), duration_s=(0.01, 1e9), policy_hz=(0.01, 100_000),
+            n_action_steps=(1, 10_000), blend_steps=(0, 10_000), in_flight=(1, 64), max_observation_age_s=(0.001, 1e6),
+            max_action_age_s=(0.001, 1e6), give_up_s=(0, 1e6), stop_s=(0, 1e6), server_timeout_s=(0.001, 1e6),
+            image_size=(8, 4096),
+        )  # fmt: skip
+        check_file("--json", self.json)
+        ticks_per_step(self.hz, self.policy_hz)
+        if self.in_flight > 1 and "://" not in self.policy:
+            raise ValueError(
+                f"--in-flight {self.in_flight} is of connections to a server (ws://...): a policy on this machine "
+                "thinks about one question at a time"
+            )
+        if "://" in self.policy and self.embodiment is not None:
+            raise ValueError(f"--embodiment {self.embodiment} goes to `vla serve`, which loads the policy")
+        if self.robot is None:
+            load_suite(self.suite)
+        elif not (self.task or "").strip():
+            raise ValueError(f"--robot {self.robot} needs --task: say in words what the robot is to do")
+
+    def _guards(self) -> Any:
+        from policies.control.guards import GuardConfig
+
+        return GuardConfig(
+            max_observation_age_s=self.max_observation_age_s,
+            max_action_age_s=self.max_action_age_s,
+            give_up_s=self.give_up_s,
+            stop_s=self.stop_s,
+            velocity=self.velocity,
+            acceleration=self.acceleration,
+            workspace=dict(map(_range, self.workspace)),
+        )
+
+    def _config(self, guards: Any, policy: Any) -> Any:
+        from policies.control.controller import ControlConfig
+
+        spec = policy.action_spec
+        return ControlConfig(
+            duration_s=self.duration_s,
+            # a stock openpi server does not say at which rate its actions were meant
+            policy_hz=self.policy_hz or (None if spec is None else spec.control_hz or None),
+            n_action_steps=self.n_action_steps or getattr(policy, "n_action_steps", None),
+            join=self.join,
+            blend_steps=self.blend_steps,
+            asynchronous=self.asynchronous,
+            in_flight=self.in_flight,
+            dry_run=self.dry_run,
+            estop_file=self.estop_file,
+            server_timeout_s=self.server_timeout_s,
+            guards=guards,
+        )
+
+    def _policy(self) -> Any:
+        if "://" in self.policy:
+            from policies.serving.client import PolicyClient
+
+            key = self.api_key or os.environ.get("BASCULE_API_KEY")
+            try:
+                return PolicyClient(self.policy, api_key=key, whole_chunks=True)
+            except RuntimeError as error:  # what answers there is not what we can talk to
+                raise ConnectionError(str(error)) from error
+        from functools import partial
+
+        from policies.control.policy_process import PolicyProcess
+        from policies.load import checkpoint
+
+        if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", self.policy) and not Path(self.policy).exists():
+            raise ValueError(f"there is no checkpoint at '{self.policy}'; for a server, write ws://{self.policy}")
+        return PolicyProcess(partial(whole_chunks, checkpoint(Path(self.policy)), self.embodiment))
+
+    def _lerobot_robot(self) -> Any:
+        """LeRobot's robot, not connected; None for the simulated one."""
+        if self.robot is None:
+            return None
+        from policies.control.robots import lerobot_robot
+
+        robot = lerobot_robot(self.robot, self.robot_args)
+        names = tuple(robot.action_features)
+        for option, named in (("--limits", dict(map(_range, self.limits))), ("--switches", self.switches)):
+            if foreign := [name for name in named if name not in names]:
+                raise ValueError(f"{option}: {self.robot} has no component '{foreign[0]}'; it has {', '.join(names)}")
+        return robot
+
+    def _robot(self, policy: Any, arm: Any) -> Any:
+        if arm is not None:
+            from policies.control.robots import LeRobotRobot
+            from vla.core.compatibility import Side, require_same
+
+            spec = policy.action_spec
+            require_same(policy, Side(action=_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
+            limits = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
+            limits |= dict(map(_range, self.limits))
+            return LeRobotRobot(
+                arm,
+                instruction=self.task or "",
+                control_hz=self.hz,
+                limits=limits,
+                switches=self.switches,
+                cameras=getattr(policy, "cameras", None),
+            )
+        from functools import partial
+
+        from envs.backends.worker import worker_environment
+        from envs.make import worlds_class
+        from envs.registry import load_suite
+        from policies.control.realtime_sim import LiveWorld
+
+        names = worlds_class(load_suite(self.suite)).proprio_names
+        with worker_environment():
+            return LiveWorld(
+                partial(one_world, self.suite, self.image_size),
+                control_hz=self.hz,
+                seed=self.seed,
+                task=self.task,
+                proprio_names=names,
+                endless=self.endless,
+            )
+
+    def _tell(self, report: Any, scenes: dict[str, int]) -> None:
+        tripped = ", ".join(f"{name} {count}" for name, count in report.guards.items()) or "none"
+        done = f", {scenes['successes']} of {scenes['scenes']} scenes succeeded" if scenes else ""
+        print(
+            f"{report.ended} after {report.ticks} ticks ({report.seconds:.1f} s), {report.overruns} deadlines missed"
+            f" ({100 * report.overruns / max(report.ticks, 1):.3f}%){done}"
+        )
+        late, work, answers = report.late_ms, report.work_ms, report.latency_ms
+        from policies.serving.wire import one_line
+
+        for guard, reason in report.reasons.items():
+            print(f"{guard}: {one_line(reason)}")
+        print(
+            f"ticks late p99 {late['p99']:.2f} ms, max {late['max']:.2f}; work p99 {work['p99']:.2f} ms; guards: "
+            f"{tripped}; {report.answers} answers, p50 {answers['p50']:.1f} ms, p99 {answers['p99']:.1f} ms"
+        )
+
+    def _rehearse(self, policy: Any, robot: Any, config: Any) -> None:
+        """Say what a run would do with a robot that is not connected."""
+        from policies.control.guards import Governor
+
+        spec = robot.action_spec
+        Governor(
+            config.guards, spec, robot.kinds, rest=(0.0,) * spec.dim, proprio_names=robot.proprio_names
+        )  # refuses limits on what the robot does not have
+        fitted = "checked against" if policy.action_spec is not None else "not known from the server, played by"
+        print(
+            f"dry run: {self.robot} was not connected, nothing was sent; the policy's actions were {fitted} the robot's"
+        )
+        print(f"cameras: {', '.join(robot.cameras) or 'none'}; state: {', '.join(robot.proprio_names)}")
+        print(
+            f"{spec.control_hz:g} commands a second, from actions meant for {config.policy_hz or spec.control_hz:g} Hz:"
+        )
+        for name, kind, low, high in zip(spec.names, robot.kinds, spec.low, spec.high, strict=True):
+            speed = config.guards.velocity.get(name)
+            limit = "" if speed is None else f", at most {speed:g} a second"
+            print(f"  {name}: {kind}, {low:g} to {high:g}{limit}")
+
+    def _replay(self) -> int:
+        from policies.control.flight_log import replay
+
+        pairs = replay(Path(self.policy))
+        differ = [i for i, (logged, again) in enumerate(pairs) if logged != again]
+        print(f"{len(pairs)} ticks, {len(pairs) - len(differ)} decided as logged")
+        if differ:
+            print(f"first difference: tick {differ[0] + 1}")
+        return _tell_incomplete(Path(self.policy)) or (1 if differ else 0)
+
+    def kept(self) -> str:
+        return "the robot was let go" + ("" if self.log is None else f"; its log is in {self.log}")
+
+
+def whole_chunks(folder: Path, member: str | None = None) -> Any:
+    """The policy in a checkpoint, giving all of each chunk: a controller that waits for the next one needs them."""
+    from policies.load import load_whole
+
+    policy = load_whole(folder, member)
+    if hasattr(policy, "vla"):  # an exported one sees to its threads itself, and may need no torch
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the other half is the robot's
+    return policy
+
+
+def _tell_incomplete(log: Path) -> int:
+    """One line on stderr if the log lacks the end of its run; the exit code."""
+    from policies.control.flight_log import incomplete
+    from vla.runtime.console import say
+
+    if (problem := incomplete(log)) is None:
+        return 0
+    say(f"vla: warning: {problem}")
+    return 1
+
+
+def one_world(suite: str, image_size: int) -> Any:
+    """One world of a suite, in this process."""
+    from envs.make import worlds_class
+    from envs.registry import load_suite
+
+    spec = load_suite(suite)
+    return worlds_class(spec)(spec, 1, image_size=image_size)
+
+
+def _range(text: str) -> tuple[str, tuple[float, float]]:
+    """NAME:LOW:HIGH."""
+    try:
+        name, low, high = text.split(":")
+        bounds = float(low), float(high)
+    except ValueError:
+        raise ValueError(f"a limit is NAME:LOW:HIGH, got {text!r}") from None
+    return name, bounds
+
+
+def _unbounded(names: Iterable[str]) -> Any:
+    """The actions of a robot whose limits are not known yet."""
+    import math
+
+    from vla.core.types import ActionSpec
+
+    return ActionSpec(tuple(names), *((bound,) * len(tuple(names)) for bound in (-math.inf, math.inf)), 0.0)
+
+
+class _Key:
+    """The e-stop under any key, listened to from the first question on: a robot that is being connected may ask for
+    keys of its own, as LeRobot's calibration does."""
+
+    def __init__(self, open_ones: Any) -> None:
+        self._open_ones, self._pressed = open_ones, None
+
+    def __call__(self) -> bool:
+        if self._pressed is None:
+            from policies.control.estop import key_pressed
+
+            self._pressed = self._open_ones.enter_context(key_pressed())
+        return self._pressed()
+
+
+def _let_go(robot: Any) -> None:
+    """Once more, for a robot that never came to be driven; how it fails was said by whoever drove it."""
+    with contextlib.suppress(Exception):
+        robot.disconnect()

@@ -1,0 +1,52 @@
+"""Commands that bring policies from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from bascule.commands.base import Command
+from vla.core.checkpoint import CONFIG
+from vla.runtime.locks import refuse_used
+
+
+@dataclass(frozen=True)
+class Convert(Command):
+    """Turn a published VLA-Adapter checkpoint (base or Pro) into a policy folder."""
+
+    source: Positional[Path]
+    """The published folder: action_head--*.pt, proprio_projector--*.pt, dataset_statistics.json."""
+    backbone: str
+    """The vision-language model it was trained with, as a name or folder that `vla train` would take."""
+    out: Path = Path("runs/converted")
+    cameras: tuple[str, ...] = ("front", "wrist")
+    """Names of the camera views, in the order of the release: third person, then wrist."""
+    chunk_size: int = 8
+    """8 for LIBERO and CALVIN, 5 for Bridge, 25 for ALOHA."""
+    control_hz: float = 20.0
+    dataset: str | None = None
+    """Whose statistics, when the checkpoint holds several."""
+    extremes: bool = False
+    """Normalise by minimum and maximum (ALOHA) instead of quantiles."""
+
+    def run(self) -> None:
+        if not self.source.is_dir():
+            raise ValueError(f"there is no folder {self.source}")
+        refuse_used(self.out / CONFIG, self.out, "a policy", resume=None)
+        from vla.model.convert_vla_adapter import convert
+        from vla.runtime.console import say
+
+        vla = convert(
+            self.source,
+            backbone=self.backbone,
+            cameras=self.cameras,
+            chunk_size=self.chunk_size,
+            control_hz=self.control_hz,
+            dataset=self.dataset,
+            extremes=self.extremes,
+        )
+        vla.save(self.out)
+        shape = vla.config.bridge
+        say(f"policy in {self.out}: released {shape.layout} layout, {shape.num_blocks} blocks of width {shape.width}")

@@ -1,0 +1,104 @@
+"""Commands that make data: demonstrations, and questions about rendered scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from bascule.commands.base import Command, check_numbers
+from vla.core.config import lookup
+
+
+@dataclass(frozen=True)
+class Demos(Command):
+    """Record demonstrations of the scripted expert as a LeRobotDataset v3."""
+
+    suite: Positional[str]
+    episodes: int = 200
+    out: Path | None = None
+    """The dataset's folder. Default: runs/demos/SUITE."""
+    seed: int = 0
+    """Scene of the first episode; the following ones count up."""
+    noise: float = 0.15
+    """Disturbs the expert's commands, so that demonstrations show recoveries too."""
+    workers: int = 2
+    tasks: tuple[str, ...] = ()
+    """Of the suite's, in turn; a name given twice has twice the share. None: all, as the seeds draw them."""
+    perturb: tuple[str, ...] = ()
+    """Domain randomisation: AXIS=FROM:TO each, as in `vla eval`, e.g. camera=0:1 light=0:1 texture=0:1."""
+
+    def _out(self) -> Path:
+        return self.out or Path("runs/demos") / self.suite
+
+    def run(self) -> None:
+        from envs.demos.record import record
+        from envs.perturb.perturbation import parse
+        from envs.registry import load_suite
+        from vla.runtime.console import progress, say
+
+        check_numbers(self, episodes=(1, 10_000_000), seed=(0, 2**53), noise=(0, 100), workers=(1, 1024))
+        suite = load_suite(self.suite)
+        for task in self.tasks:
+            lookup(task, dict.fromkeys(suite.tasks), f"task of {suite.name}")
+        perturb = parse(self.perturb) if self.perturb else None
+        with progress("demonstrations", self.episodes, unit="episodes") as update:
+            out = record(
+                self.suite,
+                self.episodes,
+                self._out(),
+                seed0=self.seed,
+                num_workers=self.workers,
+                noise=self.noise,
+                perturb=perturb,
+                tasks=self.tasks,
+                on_progress=lambda state: update(state.kept, _note(state)),
+            )
+        say(f"{self.episodes} demonstrations in {out}")
+
+    def writes(self) -> tuple[Path, ...]:
+        return (self._out(),)
+
+    def kept(self) -> str:
+        return f"finished episodes stay in {self._out()}; the same command continues"
+
+
+def _note(state: Any) -> str:
+    replaced = f", {state.replaced} workers died and were replaced" if state.replaced else ""
+    return f"{state.tried - state.kept} discarded{replaced}"
+
+
+@dataclass(frozen=True)
+class GroundData(Command):
+    """Render scenes with questions and answers about them, for the backbone's pre-training."""
+
+    out: Path = Path("runs/ground-data")
+    scenes: int = 20_000
+    suites: tuple[str, ...] = ()
+    """Of these suites in turn, which have goals or are robosuite's; a name given twice has twice the share. None:
+    shapes and plates."""
+    seed: int = 0
+    workers: int = 2
+
+    def run(self) -> None:
+        check_numbers(self, scenes=(1, 100_000_000), seed=(0, 2**53), workers=(1, 1024))
+        from envs.grounding.generate import generate
+        from envs.registry import load_suite
+        from vla.runtime.console import progress
+
+        for suite in self.suites:
+            load_suite(suite)
+        with progress("scenes", self.scenes) as update:
+            generate(
+                self.scenes,
+                self.out,
+                suites=self.suites,
+                seed=self.seed,
+                num_workers=self.workers,
+                on_progress=lambda done, total: update(done),
+            )
+
+    def kept(self) -> str:
+        return "nothing: the folder appears when it is complete"

@@ -1,0 +1,140 @@
+"""Commands that put a policy to work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from bascule.commands.base import Command, check_numbers
+from vla.core.config import unknown
+
+
+@dataclass(frozen=True)
+class Serve(Command):
+    """Serve checkpoints or exported policies to robot controllers over a websocket (openpi's protocol)."""
+
+    policies: Annotated[Positional[tuple[str, ...]], arg(metavar="FOLDER")]
+    """Folders of `vla train`, `vla rl` or `vla export`; of several, each may be NAME=FOLDER. Clients choose one by the
+    NAME at the end of the address, or with the key "policy" in an observation; the first is the default."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Any that other machines can reach needs an api key; 0.0.0.0 is all of them."""
+    port: int = 8000
+    """0 takes any free port."""
+    api_key: str | None = None
+    """What clients must send. Needed to listen to other machines. Default: $BASCULE_API_KEY."""
+    layout: str = "native"
+    """Where clients put cameras, state and prompt: native, libero, droid, aloha, or a .toml file."""
+    tls_cert: Path | None = None
+    """PEM; clients then connect to wss://."""
+    tls_key: Path | None = None
+    """PEM, where the key is not in the certificate's file."""
+    n_action_steps: int | None = None
+    """Actions of each chunk that a client gets. Default: what each policy means to be played. `vla control` asks for
+    whole chunks, whatever stands here; stock openpi clients cannot."""
+    embodiment: tuple[str, ...] = ()
+    """Of policies trained for several robots, the one to control: NAME for all of them, or POLICY=NAME for each."""
+    max_batch: int = 16
+    """Most observations of different clients in one forward pass."""
+    max_clients: int = 64
+    """Who comes when so many are connected is turned away."""
+    reload_s: float | None = 2.0
+    """Look for newer checkpoints in the folders so often. SIGHUP looks at once."""
+
+    def run(self) -> None:
+        check_numbers(
+            self, port=(0, 65_535), n_action_steps=(1, 10_000), max_batch=(1, 4096), max_clients=(1, 65_536),
+            reload_s=(0.01, 1e9),
+        )  # fmt: skip
+        from policies.load import checkpoint
+        from policies.serving.policy_slot import by_name
+
+        if not self.policies:
+            raise ValueError("name at least one checkpoint folder to serve")
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("--tls-key goes with --tls-cert")
+        folders = {name: checkpoint(path) for name, path in by_name(self.policies).items()}
+        import logging
+        from functools import partial
+
+        from policies.load import embodiment, load_whole
+        from policies.serving.layouts import find_layout
+        from policies.serving.policy_slot import Served
+        from policies.serving.server import Limits, PolicyServer, tls_context
+
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+        logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every connection
+        layout = find_layout(self.layout)
+        wanted = by_policy(self.embodiment, folders)
+        members = {name: embodiment(folder, wanted[name]) for name, folder in folders.items()}
+        tls = None
+        if self.tls_cert is not None:
+            tls = tls_context(str(self.tls_cert), None if self.tls_key is None else str(self.tls_key))
+        server = PolicyServer(
+            {
+                name: Served.of_folder(
+                    folder,
+                    load=partial(load_whole, member=members[name]),
+                    layout=layout,
+                    n_action_steps=self.n_action_steps,
+                )
+                for name, folder in folders.items()
+            },
+            host=self.host,
+            port=self.port,
+            # A key given as a flag can be read by every user of the machine; one in the environment cannot.
+            api_key=self.api_key or os.environ.get("BASCULE_API_KEY"),
+            tls=tls,
+            limits=Limits(clients=self.max_clients),
+            max_batch=self.max_batch,
+            reload_s=self.reload_s,
+        )
+        what = ", ".join(str(folder) for folder in folders.values())
+        # On stdout and flushed: programs that start a server wait for this line.
+        server.run(on_ready=lambda: print(f"serving {what} at {server.uri} (Ctrl-C ends)", flush=True))
+
+    def kept(self) -> str:
+        return "the server has stopped"
+
+
+@dataclass(frozen=True)
+class LeRobot(Command):
+    """Turn a checkpoint into one that LeRobot's tools load (--policy.path), or one of theirs into ours."""
+
+    checkpoint: Positional[Path]
+    """A folder of ours, or LeRobot's `pretrained_model` folder of a bascule policy."""
+    out: Positional[Path]
+    """Where the other one goes: a folder that is not there yet, or empty."""
+    embodiment: str | None = None
+    """Of a policy of ours trained for several robots, the one to control."""
+
+    def run(self) -> None:
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(f"{self.out} is not empty: choose another folder")
+        from policies.lerobot.exchange import from_lerobot, is_lerobot, to_lerobot
+
+        if is_lerobot(self.checkpoint):
+            print(f"{from_lerobot(self.checkpoint, self.out)}: a checkpoint of ours, for vla eval, serve, rl")
+        else:
+            from bascule.catalogue import trained
+            from policies.load import embodiment
+
+            folder = trained(self.checkpoint)
+            out = to_lerobot(folder, self.out, member=embodiment(folder, self.embodiment))
+            print(f"{out}: for LeRobot's tools, --policy.path={self.out}")
+
+
+def by_policy(given: tuple[str, ...], policies: Iterable[str]) -> dict[str, str | None]:
+    """("left", "arm=right") -> the embodiment wanted of each served policy. ValueError for a policy not served."""
+    wanted: dict[str, str | None] = dict.fromkeys(policies)
+    for entry in given:
+        policy, equals, name = entry.rpartition("=")
+        if equals and policy not in wanted:
+            raise ValueError(unknown(policy, wanted, "policy in --embodiment"))
+        for one in [policy] if equals else [one for one, choice in wanted.items() if choice is None]:
+            wanted[one] = name
+    return wanted

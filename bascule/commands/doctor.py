@@ -1,0 +1,228 @@
+"""`vla doctor`: what works on this machine, and what to do about what does not."""
+
+from __future__ import annotations
+
+import json as json_module
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bascule.commands.base import Command
+
+DISTRIBUTION, PLUGIN = "bascule", "lerobot_policy_bascule"
+NEEDED_DISK_GB, NEEDED_MEMORY_GB = 2.0, 2.0
+SLOW_LOOPBACK_MS = 20.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+    """What to do, where it is not well."""
+    needed: bool = True
+    """Without it, the basic commands do not work."""
+
+
+def python() -> Check:
+    found = platform.python_version()
+    good = sys.version_info[:2] == (3, 12)
+    return Check("python", good, found, "" if good else "this project needs Python 3.12: ./run setup installs it")
+
+
+def versions() -> Check:
+    """Whether what is installed is what the distribution asks for; extras count where they are installed."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(line) for line in requires(DISTRIBUTION) or ()]
+    except PackageNotFoundError:
+        return Check("versions", False, f"{DISTRIBUTION} is not installed", "run ./run setup")
+    wrong, count = [], 0
+    for requirement in wanted:
+        extra = requirement.marker is not None and "extra" in str(requirement.marker)
+        if not extra and requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            if not extra:
+                wrong.append(f"{requirement.name} is missing")
+            continue
+        count += 1
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
+    if wrong:
+        return Check("versions", False, "; ".join(wrong), "run ./run setup: it installs the set that fits together")
+    return Check("versions", True, f"{count} packages as asked for")
+
+
+def gpu() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+        return Check("gpu", True, found, needed=False)
+    if shutil.which("nvidia-smi") is None:
+        return Check("gpu", True, "none: everything runs on the CPU", needed=False)
+    advice = "the driver is older than this torch's CUDA, or hidden by CUDA_VISIBLE_DEVICES: see `nvidia-smi`"
+    return Check("gpu", False, f"there is a driver, but torch {torch.__version__} cannot use it", advice, needed=False)
+
+
+def rendering() -> Check:
+    from vla.runtime import rendering_backend
+
+    try:
+        rendering_backend.check(probe=True)
+    except ValueError as error:
+        found, _, advice = str(error).removesuffix("; `vla doctor` checks it").partition("; ")
+        return Check("rendering", False, found, advice)
+    return Check("rendering", True, f"MUJOCO_GL={rendering_backend.name()}")
+
+
+def plugin() -> Check:
+    """LeRobot imports distributions whose name begins with lerobot_policy_, with underscores, and no others."""
+    from importlib.metadata import distributions
+    from importlib.util import find_spec
+
+    names = {distribution.metadata["Name"] for distribution in distributions()}
+    if PLUGIN in names and find_spec(PLUGIN) is not None:
+        return Check("lerobot plugin", True, PLUGIN)
+    if PLUGIN.replace("_", "-") in names:
+        found, advice = "installed under a name with hyphens, which LeRobot ignores", "install it from plugins/ again"
+    else:
+        found, advice = "not installed", "lerobot-train --policy.type=bascule needs it: ./run setup installs it"
+    return Check("lerobot plugin", False, found, advice, needed=False)
+
+
+def compiler() -> Check:
+    from policies.export.aot_inductor import compiler
+
+    found = compiler()
+    if found is not None:
+        return Check("compiler", True, found, needed=False)
+    advice = "only `vla export --format aoti` needs one: install g++, or name another in CXX"
+    return Check("compiler", False, "no C++ compiler", advice, needed=False)
+
+
+def disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    advice = "" if free >= NEEDED_DISK_GB else f"a run needs about {NEEDED_DISK_GB:g} GiB: delete old folders in runs/"
+    return Check("disk", free >= NEEDED_DISK_GB, f"{free:.1f} GiB free here", advice)
+
+
+def memory() -> Check:
+    free = _available_memory_gb()
+    if free is None:
+        return Check("memory", True, "unknown on this system")
+    good = free >= NEEDED_MEMORY_GB
+    advice = "" if good else "close programs; fewer worlds (--num-envs) and `vla train --stream True` need less"
+    return Check("memory", good, f"{free:.1f} GiB available", advice)
+
+
+def _available_memory_gb() -> float | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) / 2**20
+    except OSError:
+        pass
+    return None
+
+
+def loopback() -> Check:
+    """A question and its answer through our server and client, two pictures of 224 x 224, no policy behind."""
+    import time
+
+    import numpy as np
+
+    from policies.serving.client import PolicyClient
+    from policies.serving.server import PolicyServer, serve_in_thread
+    from vla.core.types import ActionSpec, Observation
+
+    class Still:
+        def reset(self, env_ids: object = None) -> None: ...
+
+        def act(self, obs: Observation) -> np.ndarray:
+            return np.zeros((obs.batch_size, 8, 1), np.float32)
+
+    picture = np.zeros((1, 224, 224, 3), np.uint8)
+    obs = Observation({"front": picture, "wrist": picture}, np.zeros((1, 1), np.float32), ["wait"])
+    advice = "a proxy or firewall that watches 127.0.0.1 slows `vla serve` down; so does a machine that is busy"
+    times = []
+    try:
+        spec = ActionSpec(("x",), (-1.0,), (1.0,), 20.0)
+        server = PolicyServer(Still(), action_spec=spec, cameras=tuple(obs.images), port=0, proprio_dim=1)
+        with serve_in_thread(server):
+            client = PolicyClient(server.uri)
+            try:
+                for _ in range(30):
+                    start = time.perf_counter()
+                    client.act(obs)
+                    times.append(1e3 * (time.perf_counter() - start))
+            finally:
+                client.close()
+    except OSError as error:
+        return Check("loopback", False, f"{type(error).__name__}: {error}", advice, needed=False)
+    p50, p99 = np.percentile(times[5:], [50, 99])  # the first ones are always slow
+    good = bool(p50 <= SLOW_LOOPBACK_MS)
+    return Check("loopback", good, f"p50 {p50:.1f} ms, p99 {p99:.1f} ms", "" if good else advice, needed=False)
+
+
+def recordings(folders: Sequence[Path]) -> list[Check]:
+    """Each dataset read as `vla train` would, pictures left on disk, and one finding for each thing it warns of."""
+    from vla.data.lerobot_dataset import load_dataset
+
+    found = []
+    for folder in folders:
+        try:
+            demos = load_dataset(folder, lazy=True)
+        except (ValueError, OSError) as problem:
+            found.append(Check("dataset", False, str(problem), "`vla train` cannot read this folder as it is"))
+            continue
+        found.append(Check("dataset", True, demos.summary(str(folder))[0]))
+        advice = "look at the recording before training on it; `vla train` says so, too, and goes on"
+        found += [Check("dataset", False, f"{folder}: {line}", advice, needed=False) for line in demos.warnings()]
+    return found
+
+
+CHECKS: tuple[Callable[[], Check], ...] = (python, versions, gpu, rendering, plugin, compiler, disk, memory, loopback)
+
+
+@dataclass(frozen=True)
+class Doctor(Command):
+    """Look whether this machine can run everything, and say what to do where it cannot."""
+
+    json: bool = False
+    """Print the findings for programs. The exit code is 1 when something needed is broken, either way."""
+    dataset: tuple[Path, ...] = ()
+    """Look at these folders of demonstrations, too: whether they can be read, and what in them may not be meant."""
+
+    def run(self) -> int:
+        found = [_examine(check) for check in CHECKS] + recordings(self.dataset)
+        if self.json:
+            print(json_module.dumps({"checks": [asdict(check) for check in found]}, indent=2))
+        else:
+            width = max(len(check.name) for check in found)
+            for check in found:
+                mark = "ok" if check.ok else ("BROKEN" if check.needed else "warning")
+                print(f"{mark:<8}{check.name:<{width}}  {check.found}")
+                if not check.ok:
+                    print(f"{'':<8}{'':<{width}}  -> {check.advice}")
+        return 1 if any(check.needed and not check.ok for check in found) else 0
+
+
+def _examine(check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except Exception as error:  # a finding too: a doctor who faints has found something
+        return Check(check.__name__, False, f"{type(error).__name__}: {error}", "run ./run setup again")

@@ -1,0 +1,58 @@
+"""`vla export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from bascule.commands.base import Command, check_numbers
+
+
+@dataclass(frozen=True)
+class Export(Command):
+    """Export a checkpoint to ONNX, torch.export or AOTInductor: a folder that runs without transformers."""
+
+    policy: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """A checkpoint folder."""
+    out: Path
+    """The folder to write. `vla serve`, `vla eval` and `vla control` take it as a policy. An earlier
+    export there is replaced."""
+    format: Literal["onnx", "torch", "aoti"] = "onnx"
+    """onnx: for onnxruntime, without torch. torch: a torch.export package, read by torch alone. aoti: compiled by
+    AOTInductor for this kind of processor; needs a C++ compiler here, and torch where it runs."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """bfloat16 with torch and aoti only, int8 (quantised weights) with onnx only."""
+    embodiment: Annotated[str | None, arg(aliases=["--member"])] = None
+    """Of a policy trained for several robots, the one to control."""
+    n_action_steps: int | None = None
+    """Actions executed of each chunk. Default: what the checkpoint says."""
+    observations: int = 100
+    """Random ones on which the export is compared with the model."""
+
+    def run(self) -> None:
+        check_numbers(self, n_action_steps=(1, 10_000), observations=(1, 100_000))
+        from bascule.catalogue import trained
+
+        folder = trained(self.policy)
+        from policies.export.exporter import export
+        from policies.load import embodiment
+        from vla.runtime.console import stdout
+
+        config = export(
+            folder,
+            self.out,
+            format=self.format,
+            precision=self.precision,
+            member=embodiment(folder, self.embodiment),
+            n_action_steps=self.n_action_steps,
+            observations=self.observations,
+        )
+        parity = config.parity
+        stdout().print(
+            f"{self.out}: {config.format}, {config.precision}; on {parity.observations} random observations its "
+            f"normalised actions differ from the model's by at most {parity.max_error:.1e} (mean "
+            f"{parity.mean_error:.1e})"
+        )

@@ -1,0 +1,259 @@
+"""Commands that measure: success in simulation, and speed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from bascule.commands.base import Command, check_file, check_numbers, given
+from vla.core.config import lookup
+
+if TYPE_CHECKING:
+    from envs.evaluation.evaluate import EvalReport
+from bascule.agents import AGENTS, resolve_policy
+
+
+@dataclass(frozen=True)
+class Eval(Command):
+    """Measure a checkpoint's success rate in simulation, with intervals and controls."""
+
+    policy: Positional[str]
+    """A checkpoint folder; or expert, zero, random, blind (one demonstration replayed without looking)."""
+    embodiment: str | None = None
+    """Of a policy trained for several robots, the one to control."""
+    suite: str = "tabletop-pick"
+    episodes: int = 300
+    json: Path | None = None
+    """Write the result to this file too."""
+    seed0: int | None = None
+    """First scene. Default: the suite's first evaluation scene, far from every training scene."""
+    phrasings: Literal["train", "heldout", "novel"] = "train"
+    """heldout: instructions worded as in no demonstration; novel: things in colours that no demonstration handles."""
+    controls: bool = True
+    """Also ask for another object than the one counted."""
+    num_envs: int = 48
+    workers: int = 2
+    perturb: tuple[str, ...] = ()
+    """Worlds unlike those of training, AXIS=SEVERITY from 0 to 1 or AXIS=FROM:TO each; axes: camera, light, texture,
+    distractors, layout, robot, instruction, noise."""
+    backend: Literal["cpu", "warp"] = "cpu"
+    """warp: MuJoCo Warp, all worlds on one device."""
+    device: str | None = None
+    """Of the warp backend; the first GPU if not given, else its CPU device."""
+
+    def run(self) -> None:
+        from envs.registry import load_suite
+        from policies.load import checkpoint
+
+        suite = load_suite(self.suite)
+        folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
+        check_numbers(self, episodes=(1, 10_000_000), num_envs=(1, 100_000), workers=(1, 1024), seed0=(0, 2**53))
+        check_file("--json", self.json)
+        from envs import make_vec
+        from envs.evaluation.evaluate import Count, evaluate
+        from envs.perturb.perturbation import parse
+        from vla.core.compatibility import fitted
+        from vla.core.config import save_json
+        from vla.runtime.console import eval_table, progress, say, stdout
+        from vla.runtime.provenance import provenance
+
+        perturb = parse(self.perturb) if self.perturb else None
+        loaded = None if folder is None else resolve_policy(self.policy, None, self.suite, self.embodiment)
+        if folder is None and self.embodiment is not None:
+            raise ValueError(
+                f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"
+            )
+        seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
+        worlds = min(self.num_envs, self.episodes)
+        env = make_vec(
+            self.suite,
+            worlds,
+            num_workers=self.workers,
+            phrasings=self.phrasings,
+            backend=self.backend,
+            device=self.device,
+            perturb=perturb,
+        )
+        seeds = range(seed0, seed0 + self.episodes)
+        try:
+            policy = resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
+
+            def play(what: str, swap: bool) -> EvalReport:
+                with progress(what, self.episodes, unit="episodes") as update:
+                    return evaluate(
+                        policy,
+                        env,
+                        seeds,
+                        name=self.policy,
+                        suite=self.suite,
+                        backend=self.backend,
+                        swap_instruction=swap,
+                        on_progress=lambda done, total, won: update(done, f"{won} succeeded"),
+                    )
+
+            report = play("evaluation", False)
+            # An agent without ears cannot be misled.
+            if self.controls and folder is not None:
+                swapped = play("swapped instruction", True)
+                report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
+        finally:
+            env.close()
+        result = {**report.to_dict(), **({} if perturb is None else {"perturb": asdict(perturb)}), **provenance()}
+        if hasattr(suite, "summary"):  # an adapter's may be published as more than one rate
+            result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
+        stdout().print(eval_table(result))
+        if self.json is not None:
+            save_json(self.json, result)
+
+
+@dataclass(frozen=True)
+class Bench(Command):
+    """Measure speed: sim, serve, model or gpu."""
+
+    name: Positional[str]
+    """sim, serve, model or gpu."""
+    json: Path | None = None
+    """Write the result to this file too."""
+    backend: Literal["cpu", "warp"] = "cpu"
+    """sim: warp measures the MuJoCo Warp worlds, after checking them against the CPU's."""
+    device: str | None = None
+    """Of the warp backend; the first GPU if not given."""
+    worlds: tuple[int, ...] | None = None
+    """Of the warp backend: how many, one measurement each."""
+    suite: str | None = None
+    """Of the warp backend."""
+    clients: int | None = None
+    """serve: so many at once, for `seconds`, instead of round trips one by one."""
+    seconds: float | None = None
+
+    def run(self) -> None:
+        check_numbers(self, worlds=(1, 1_000_000), clients=(1, 10_000), seconds=(0.1, 86_400))
+        check_file("--json", self.json)
+        from bascule.bench.simulation import BENCHES
+        from vla.core.config import save_json
+        from vla.runtime.console import bench_table, stdout
+        from vla.runtime.provenance import provenance
+
+        bench = lookup(self.name, BENCHES, "bench")
+        asked = given(device=self.device, worlds=self.worlds, suite=self.suite)
+        load = given(clients=self.clients, seconds=self.seconds)
+        if load and (self.name != "serve" or self.clients is None):
+            raise ValueError("--clients and --seconds go together, for `vla bench serve`")
+        if self.backend == "warp" and self.name == "sim":
+            from bascule.bench.simulation_warp import bench_warp
+
+            results = bench_warp(**asked)
+        elif asked or self.backend == "warp":
+            raise ValueError("--backend warp, --device, --worlds and --suite are for `vla bench sim --backend warp`")
+        else:
+            results = bench(**load)
+        report = {"bench": self.name, **provenance(), "results": results}
+        stdout().print(bench_table(report))
+        if self.json is not None:
+            save_json(self.json, report)
+
+
+@dataclass(frozen=True)
+class Experiment(Command):
+    """Run an experiment over several arms and seeds: ablation, latency, rl, robustness."""
+
+    name: Positional[str]
+    """ablation: which parts of bridge attention earn their place; latency: answers that come late; rl: ways to
+    refine a policy online; robustness: worlds unlike those of training."""
+    out: Path = Path("runs/experiment")
+    """What is finished stays here; the same command goes on."""
+    json: Path | None = None
+    """Write the result to this file too."""
+    arms: tuple[str, ...] | None = None
+    """Default: the experiment's own."""
+    policy: tuple[Path, ...] | None = None
+    """latency, robustness: checkpoints to drive with."""
+    conditions: tuple[str, ...] | None = None
+    """latency: which ones; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
+    suite: str | None = None
+    """latency, robustness: where."""
+    seeds: tuple[int, ...] | None = None
+    seed0: int | None = None
+    """latency: first scene; by default the suite's first evaluation scene."""
+    demos: int | None = None
+    backbone: str | None = None
+    """ablation, rl: of the policies that are imitated; by default `tiny`, as in BENCHMARKS.md."""
+    steps: int | None = None
+    episodes: int | None = None
+    num_envs: int | None = None
+    workers: int | None = None
+    """Processes that play the worlds."""
+    control_steps: int | None = None
+    """rl: the budget of every arm."""
+
+    def run(self) -> None:
+        from bascule.experiments.registry import EXPERIMENTS
+
+        make, perform = lookup(self.name, EXPERIMENTS, "experiment")
+        check_numbers(
+            self, seeds=(0, 2**31), seed0=(0, 2**53), demos=(1, 1_000_000), steps=(1, 10**9), episodes=(1, 10_000_000),
+            num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
+        )  # fmt: skip
+        check_file("--json", self.json)
+        self._check_names()
+        config = _made(
+            make,
+            given(
+                arms=self.arms,
+                policy=self.policy,
+                conditions=self.conditions,
+                suite=self.suite,
+                seeds=self.seeds,
+                seed0=self.seed0,
+                demos=self.demos,
+                backbone=self.backbone,
+                steps=self.steps,
+                episodes=self.episodes,
+                num_envs=self.num_envs,
+                workers=self.workers,
+                control_steps=self.control_steps,
+            ),
+        )
+        from vla.core.config import save_json
+        from vla.runtime.console import format_rate, progress, stdout, table
+        from vla.runtime.provenance import provenance
+
+        with progress(self.name, unit="runs") as update:
+            result = perform(config, self.out, lambda done, total, what: update(done, what, total=total))
+        result |= provenance()
+        more = result.pop("columns")
+        rows = [
+            (arm, format_rate(counts), *(counts.get(name, "") for name in more))
+            for arm, counts in result["arms"].items()
+        ]
+        title = f"{self.name}, seeds {', '.join(map(str, result['seeds']))}"
+        stdout().print(table(title, ("arm", "success, Wilson 95%", *(name.replace("_", " ") for name in more)), rows))
+        if self.json is not None:
+            save_json(self.json, result)
+
+    def _check_names(self) -> None:
+        """ValueError for a suite or policies that are not there, before any run begins."""
+        from envs.registry import load_suite
+        from policies.load import checkpoint
+
+        if self.suite is not None:
+            load_suite(self.suite)
+        for policy in self.policy or ():
+            if self.name != "robustness" or str(policy) not in AGENTS:
+                checkpoint(policy, AGENTS if self.name == "robustness" else ())
+
+    def kept(self) -> str:
+        return f"finished runs stay in {self.out}; the same command continues"
+
+
+def _made(make: type[Any], values: dict[str, Any]) -> Any:
+    """The experiment's configuration. ValueError for a flag that another experiment takes."""
+    known = {field.name for field in fields(make)}
+    if foreign := [name for name in values if name not in known]:
+        raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")
+    return make(**values)
+
+

@@ -1,0 +1,38 @@
+"""What the arms of experiments share: demonstrations, imitation, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bascule.experiments.refinement import RLConfig
+
+if TYPE_CHECKING:
+    from vla.model.model import VLA, VLAConfig
+
+    Variant = Callable[[VLAConfig], VLAConfig]
+from bascule.experiments.ablation import AblationConfig
+
+
+def imitate(
+    config: AblationConfig | RLConfig, seed: int, out: Path, folder: Path, variant: Variant | None = None
+) -> VLA:
+    """The seed's imitation policy in `folder`, from demonstrations in `out`; a run that was stopped goes on exactly
+    where it was. KeyboardInterrupt when it is stopped again."""
+    from envs.demos.record import record
+    from vla.data.lerobot_dataset import load_dataset
+    from vla.training.recipes import RECIPES
+    from vla.training.train import build_vla, train
+
+    demos = load_dataset(
+        record(config.suite, config.demos, out / f"demos-{seed}", seed0=20_000 * seed, num_workers=config.workers)
+    )
+    recipe = RECIPES["tabletop"]()
+    model = replace(recipe.model, backbone=config.backbone)
+    recipe = replace(recipe, steps=config.steps, seed=seed, model=variant(model) if variant else model)
+    model = build_vla(recipe, demos)
+    if train(recipe, model, demos, folder, resume=(folder / "config.json").exists()).interrupted:
+        raise KeyboardInterrupt
+    return model

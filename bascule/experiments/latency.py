@@ -1,0 +1,331 @@
+"""`vla experiment latency`: what becomes of a policy whose answers are late. Part of the shell: it sees every room.
+
+The controller's own loop (`policies.control.controller.ControlLoop`), one for each of many worlds, in virtual time: a control
+step is a tick, however long it takes to compute. Only the way from question to answer is made up: as long as the
+condition says, sometimes longer, sometimes without an answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla.core.config import load_json, lookup, save_json
+
+if TYPE_CHECKING:
+    from policies.chunking.merge import Prefix
+    from policies.control.playback import Answer
+    from vla.core.types import ActionSpec, Observation
+
+PIPELINED = 8
+"""Questions in flight: one at every step, as long as answers take no longer than eight."""
+TIMEOUT_S = 0.4
+"""After which a client gives up waiting for an answer and asks again."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """From question to answer."""
+
+    latency_s: float
+    jitter_s: float = 0.0
+    """Uniformly more or less by up to this."""
+    stalls: float = 0.0
+    """Share of the answers that take half a second longer."""
+    drops: float = 0.0
+    """Share that never comes."""
+
+    def draw(self, rng: np.random.Generator) -> tuple[float, bool]:
+        """(seconds, whether an answer comes then or the client gives up)."""
+        if rng.random() < self.drops:
+            return TIMEOUT_S, False
+        late = rng.uniform(-self.jitter_s, self.jitter_s) + (0.5 if rng.random() < self.stalls else 0.0)
+        return max(0.0, self.latency_s + late), True
+
+
+CONDITIONS: dict[str, Condition] = {
+    "0 ms": Condition(0.0),
+    "100 ms": Condition(0.1),
+    "200 ms": Condition(0.2),
+    "300 ms": Condition(0.3),
+    "200 ms, jitter": Condition(0.2, jitter_s=0.1),
+    "100 ms, stalls": Condition(0.1, stalls=0.1),
+    "100 ms, drops": Condition(0.1, drops=0.1),
+}
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """Late answers, and the ways to join chunks that were computed too early."""
+
+    policy: tuple[Path, ...] = ()
+    """Checkpoints. At least twice as many actions to a chunk as an answer takes control steps, or robots run dry."""
+    suite: str = "tabletop-pick"
+    arms: tuple[str, ...] = ("switch", "blend", "ensemble", "pipelined")
+    """Of `policies.control.controller.ControlConfig.join`; switch is the naive way, rtc is for flow heads. pipelined: blend,
+    with up to eight questions on their way at the same time."""
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    episodes: int = 96
+    seed0: int | None = None
+    """First scene. None: the suite's first evaluation scene."""
+    num_envs: int = 48
+    workers: int = 2
+
+
+def latency(config: LatencyConfig, out: Path, on_progress: Callable[[int, int, str], None] | None = None) -> dict:
+    """Success and jerk of every policy, arm and condition; each cell is kept in OUT. ValueError without a policy."""
+    if not config.policy:
+        raise ValueError("vla experiment latency needs trained policies: --policy CHECKPOINT [CHECKPOINT ...]")
+    for name in config.conditions:
+        lookup(name, CONDITIONS, "condition")
+    cells = [(p, arm, c) for p in config.policy for c in config.conditions for arm in config.arms]
+    started, arms, sync = time.monotonic(), {}, {}
+    for done, (folder, arm, condition) in enumerate(cells):
+        if on_progress:
+            on_progress(done, len(cells), f"{folder.name}, {arm}, {condition}")
+        if folder not in sync:
+            sync[folder] = _cell(config, out, folder, "waits", "0 ms")
+            arms[f"{folder.name}: no latency"] = sync[folder]
+        row = _cell(config, out, folder, arm, condition)
+        kept = row["success_rate"] / max(sync[folder]["success_rate"], 1e-9)
+        arms[f"{folder.name}: {arm}, {condition}"] = row | {"kept": round(kept, 3)}
+    if on_progress:
+        on_progress(len(cells), len(cells), "")
+    seconds = round(time.monotonic() - started, 1)
+    return {"experiment": "latency", "seeds": [0], "arms": arms, "columns": ["kept", "jerk"], "seconds": seconds}
+
+
+def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: str) -> dict[str, Any]:
+    file = out / f"{folder.name}-{arm}-{condition.replace(' ', '').replace(',', '-')}.json"
+    asked = {"suite": config.suite, "episodes": config.episodes, "policy": str(folder)}
+    asked |= {} if config.seed0 is None else {"seed0": config.seed0}
+    if file.is_file():
+        row = load_json(file)
+        if row["asked"] != asked:
+            raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
+        return row
+    from envs import make_vec
+    from envs.registry import load_suite
+    from policies.chunking.realtime import RealTimePolicy
+    from policies.load import embodiment
+    from vla.core.compatibility import require_same
+    from vla.model.model import VLA
+
+    env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
+    try:
+        first = load_suite(config.suite).eval_seed0 if config.seed0 is None else config.seed0
+        seeds = range(first, first + config.episodes)
+        policy = RealTimePolicy(VLA.load(folder, member=embodiment(folder)))
+        require_same(policy, env)
+        if arm == "rtc" and not hasattr(policy, "act_after"):
+            raise ValueError(f"{folder.name} has no flow head, so it cannot be led: leave rtc out of --arms")
+        row = play(policy, env, seeds, join=arm, condition=CONDITIONS[condition])
+    finally:
+        env.close()
+    row["asked"] = asked
+    save_json(file, row)
+    return row
+
+
+def play(policy: Any, env: Any, seeds: Sequence[int], *, join: str, condition: Condition) -> dict[str, Any]:
+    """One episode per seed under one condition. `join` "waits": answers at once, the world standing still meanwhile.
+
+    {"successes", ..., "jerk"}: mean size of the third derivative of the hand's measured position, m/s^3.
+    """
+    from envs.evaluation.evaluate import Count
+
+    successes, jerks, delays = 0, [], []
+    for start in range(0, len(seeds), env.num_envs):
+        wave = list(seeds[start : start + env.num_envs])
+        success, jerk, delay = _wave(policy, env, wave, join, condition)
+        successes, jerks, delays = successes + success, jerks + jerk, delays + delay
+    measured = {"jerk": round(float(np.mean(jerks)), 2), "delay": round(float(np.mean(delays or [0])), 2)}
+    return Count(successes, len(seeds)).to_dict() | measured
+
+
+def _wave(
+    policy: Any, env: Any, seeds: list[int], join: str, condition: Condition
+) -> tuple[int, list[float], list[int]]:
+    from policies.control.controller import ControlConfig, ControlLoop
+    from policies.control.guards import GuardConfig
+
+    world = _Worlds(env, seeds)
+    waits = join == "waits"
+    config = ControlConfig(
+        join={"waits": "switch", "pipelined": "blend"}.get(join, join),  # type: ignore[arg-type]
+        catch_up_steps=0 if join == "switch" else ControlConfig.catch_up_steps,  # the naive way
+        in_flight=PIPELINED if join == "pipelined" else 1,
+        asynchronous=not waits,
+        n_action_steps=policy.n_action_steps,
+        guards=GuardConfig(give_up_s=60.0),  # nobody stands near this robot: it may wait for as long as an episode
+    )
+    loops = []
+    for i, seed in enumerate(seeds):
+        rng = np.random.default_rng([seed, 97])
+        post = _Post(world, condition, rng, policy if waits else None, in_flight=config.in_flight)
+        loops.append(ControlLoop(_Row(world, i), post, config, clock=world.clock))
+        loops[-1].chunk_size = policy.vla.chunk_size
+    world.look()
+    track = [[world.obs.proprio[i, :3].copy()] for i in range(len(seeds))]
+    while running := [i for i in range(len(seeds)) if not world.over[i]]:
+        for i in running:
+            loops[i].tick(world.now)
+        _answer(policy, world.obs, [(i, loops[i].inference) for i in running])
+        world.step(render=any(loops[i].inference.may_be_asked(world.now + world.dt) for i in running))
+        for i in running:
+            track[i].append(world.obs.proprio[i, :3].copy())
+    jerk = [float(np.linalg.norm(np.diff(path, n=3, axis=0), axis=1).mean() / world.dt**3) for path in track]
+    return (
+        int(world.success.sum()),
+        jerk,
+        [late for loop in loops for late, n in loop.report().delays.items() for _ in range(n)],
+    )
+
+
+def _answer(policy: Any, obs: Observation, posts: list[tuple[int, _Post]]) -> None:
+    """All questions of this tick in one batch."""
+    from policies.chunking.merge import Prefix
+
+    asking = [(i, post) for i, post in posts if post.open]
+    if not asking:
+        return
+    seen = obs.select([i for i, _ in asking])
+    prefixes: list[Prefix | None] = [post.questions[-1].prefix for _, post in asking]
+    if all(prefix is None for prefix in prefixes):
+        chunks = policy.act(seen)
+    else:
+        actions = np.zeros((len(asking), policy.vla.chunk_size, policy.action_spec.dim), np.float32)
+        left, delay = np.zeros((2, len(asking)), np.int64)
+        for row, prefix in enumerate(prefixes):
+            if prefix is not None:
+                left[row], delay[row] = prefix.left[0], prefix.delay[0]
+                actions[row, : left[row]] = prefix.actions[0]
+        chunks = policy.act_after(seen, Prefix(actions, left, delay))
+    for (_, post), chunk in zip(asking, chunks, strict=True):
+        post.questions[-1].chunk = chunk
+
+
+class _Worlds:
+    """The environment, one control step at a time, and the virtual clock."""
+
+    def __init__(self, env: Any, seeds: list[int]) -> None:
+        self.env, self.dt, self.now = env, 1.0 / env.action_spec.control_hz, 0.0
+        spare = [seeds[0]] * (env.num_envs - len(seeds))
+        env.set_rendering(True)
+        self.obs = env.reset(seeds=[*seeds, *spare])
+        self.over = np.zeros(len(seeds), bool)
+        self.success = np.zeros(len(seeds), bool)
+        self.actions = np.zeros((env.num_envs, 1, env.action_spec.dim), np.float32)
+        self._renders = True
+
+    def clock(self) -> float:
+        return self.now
+
+    def look(self) -> None:
+        self.obs = self.env.observation()
+
+    def step(self, *, render: bool) -> None:
+        if render != self._renders:  # most frames are seen by nobody, and they cost more than the physics
+            self.env.set_rendering(render)
+            self._renders = render
+        result = self.env.step_chunk(self.actions)
+        n = len(self.over)
+        self.obs, self.now = result.obs, self.now + self.dt
+        self.over |= (result.terminated | result.truncated)[:n]
+        self.success |= result.info["success"][:n]
+
+
+class _Row:
+    """One of the worlds as `policies.control.robots.Robot`."""
+
+    proprio_names: tuple[str, ...] = ()
+    done = False
+
+    def __init__(self, world: _Worlds, index: int) -> None:
+        self._world, self._index = world, index
+        self.action_spec: ActionSpec = world.env.action_spec
+        self.kinds = tuple("switch" if name == "gripper" else "displacement" for name in self.action_spec.names)
+
+    def connect(self) -> None: ...
+
+    def disconnect(self) -> None: ...
+
+    def rest(self) -> tuple[float, ...]:
+        return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
+
+    def observe(self) -> tuple[Observation, float]:
+        return self._world.obs.select([self._index]), self._world.now
+
+    def send(self, action_A: np.ndarray) -> None:
+        self._world.actions[self._index, 0] = action_A
+
+
+@dataclass
+class _Question:
+    """On its way, or answered and not fetched."""
+
+    step: int
+    asked_s: float
+    seen_s: float
+    arrives_s: float
+    comes: bool
+    prefix: Prefix | None = None
+    chunk: np.ndarray | None = None
+
+
+class _Post:
+    """`policies.control.playback.Asking` in virtual time: who is asked answers later, or not at all."""
+
+    def __init__(
+        self, world: _Worlds, condition: Condition, rng: np.random.Generator, policy: Any = None, *, in_flight: int = 1
+    ) -> None:
+        """`policy`: answers at once."""
+        self._world, self._condition, self._rng, self._policy = world, condition, rng, policy
+        self._in_flight = in_flight
+        self.questions: list[_Question] = []
+
+    @property
+    def busy(self) -> bool:
+        return len(self.questions) >= self._in_flight
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a question that nobody has thought about yet: at most the latest."""
+        return bool(self.questions) and self.questions[-1].chunk is None
+
+    def may_be_asked(self, at_s: float) -> bool:
+        return not self.busy or self.questions[0].arrives_s <= at_s + 1e-9
+
+    def waiting_s(self) -> float:
+        return self._world.now - self.questions[0].asked_s if self.questions else 0.0
+
+    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
+        now = self._world.now
+        if self._policy is not None:
+            self.questions.append(_Question(step, now, seen_s, now, True, chunk=self._policy.act(obs)[0]))
+            return
+        seconds, comes = self._condition.draw(self._rng)
+        arrives_s = now + max(seconds, self._world.dt)  # no answer is there in the tick that asks
+        if self.questions:  # nor before an earlier one
+            arrives_s = max(arrives_s, self.questions[-1].arrives_s)
+        self.questions.append(_Question(step, now, seen_s, arrives_s, comes, prefix))
+
+    def fetch(self) -> Answer | None:
+        from policies.control.playback import Answer
+
+        if not self.questions or self.questions[0].chunk is None:
+            return None
+        if self._world.now < self.questions[0].arrives_s - 1e-9:
+            return None
+        first = self.questions.pop(0)
+        error = None if first.comes else TimeoutError("no answer")
+        return Answer(
+            first.chunk if first.comes else None, error, first.step, first.seen_s, self._world.now - first.seen_s
+        )
+
+    def close(self) -> None: ...

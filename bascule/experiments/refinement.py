@@ -1,0 +1,253 @@
+"""`vla experiment rl`: ways to refine one imitation policy, at equal control steps, over seeds.
+
+Part of the shell: it sees every room. Every arm of a seed starts from the same imitation policy and is scored on the
+same scenes; the policy scored is the best on validation scenes, for all arms. What is finished is kept in OUT.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla.core.config import load_json, lookup, save_json
+
+if TYPE_CHECKING:
+    from rl.run_config import RunnerConfig
+    from vla.core.types import Policy, VecEnv
+
+Change = Callable[["RunnerConfig"], "RunnerConfig"]
+SAC_CHECKPOINTS = 8
+"""How often the residual is validated, as the other arms are on their way."""
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """What earns its place in online RL."""
+
+    suite: str = "tabletop-pick"
+    arms: tuple[str, ...] = (
+        "imitation", "ppo", "no-critic-warmup", "bf16-logprob", "no-kl-stop", "grpo", "filtered", "residual-sac",
+        "guided",
+    )  # fmt: skip
+    """imitation: what all start from. guided: beside a teacher of the same demonstrations, whose practice counts.
+    Besides: shaped (a learnt reward for progress, whose episodes count), rloo, bridge (all after the backbone learns),
+    independent-noise (ppo's is correlated)."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each with its own demonstrations and imitation policy."""
+    demos: int = 100
+    backbone: str = "tiny"
+    """The one that BENCHMARKS.md's arms are on; imitation is better on `tiny-goals`."""
+    steps: int = 700
+    """Of imitation."""
+    control_steps: int = 200_000
+    """Of every arm, over all worlds."""
+    episodes: int = 300
+    """Evaluation scenes, the same for every arm and seed."""
+    validation_episodes: int = 96
+    """Other scenes, on which every arm's best policy is chosen on the way."""
+    num_envs: int = 48
+    workers: int = 2
+
+
+def _arms() -> dict[str, Change | None]:
+    """What each arm changes in the recipe `tabletop-pick`; None: it is no run of the runner's."""
+    from rl.recipes import tabletop_pick_filtered, tabletop_pick_grpo, tabletop_pick_guided, tabletop_pick_shaped
+
+    def ppo(**changes: Any) -> Change:
+        return lambda config: replace(config, ppo=replace(config.ppo, **changes))
+
+    def actor(**changes: Any) -> Change:
+        return lambda config: replace(config, actor=replace(config.actor, **changes))
+
+    def method(how: Any) -> Change:
+        return lambda config: replace(config, method=how, eval_every=2)
+
+    def guided(config: RunnerConfig) -> RunnerConfig:
+        recipe = tabletop_pick_guided()
+        return replace(config, calibrate_scales=(), actor=recipe.actor, ppo=recipe.ppo, guide=recipe.guide)
+
+    grpo, filtered = tabletop_pick_grpo().method, tabletop_pick_filtered().method
+    return {
+        "imitation": None,
+        "ppo": ppo(),
+        "no-critic-warmup": ppo(critic_warmup=0),
+        "bf16-logprob": actor(log_prob_dtype="bfloat16"),
+        "no-kl-stop": ppo(kl_stop=1e9),
+        "independent-noise": actor(correlation=0.0),
+        "bridge": lambda config: actor(refiner_width=0)(ppo(lr=6e-5, epochs=4)(config)),
+        "shaped": lambda config: replace(config, shaping=tabletop_pick_shaped().shaping),
+        "grpo": method(grpo),
+        "rloo": method(replace(grpo, baseline="rloo")),
+        "filtered": method(filtered),
+        "residual-sac": None,
+        "guided": guided,
+    }
+
+
+def rl(config: RLConfig, out: Path, on_progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
+    """{"experiment", "seeds", "arms": {arm: counts}, "seconds", ...}. ValueError for an unknown arm."""
+    for arm in config.arms:
+        lookup(arm, _arms(), "arm")
+    runs = [(seed, arm) for seed in config.seeds for arm in config.arms]
+    asked = {name: value for name, value in asdict(config).items() if name not in ("arms", "seeds", "workers")}
+    started, rows = time.monotonic(), []
+    for done, (seed, arm) in enumerate(runs):
+        if on_progress:
+            on_progress(done, len(runs), f"{arm}, seed {seed}")
+        file = out / f"{arm}-{seed}.json"
+        row = load_json(file) if file.is_file() else None
+        if row is not None and row["asked"] != asked:
+            raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
+        if row is None:
+            row = {"arm": arm, "seed": seed, "asked": asked, **_run(config, arm, seed, out)}
+            save_json(file, row)
+        rows.append(row)
+    if on_progress:
+        on_progress(len(runs), len(runs), "")
+    return {
+        "experiment": "rl",
+        "seeds": list(config.seeds),
+        "arms": {arm: _together([row for row in rows if row["arm"] == arm]) for arm in config.arms},
+        "columns": ["per_seed", "sampled", "control_steps", "seconds"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _run(config: RLConfig, arm: str, seed: int, out: Path) -> dict[str, Any]:
+    from envs import make_vec
+    from envs.evaluation.evaluate import evaluate
+    from envs.registry import load_suite
+
+    folder = _imitation(config, seed, out)
+    began = time.monotonic()
+    first = load_suite(config.suite).eval_seed0
+    env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
+    try:
+        learn = {"imitation": _nothing, "residual-sac": _residual}.get(arm, _refined)
+        policies, figures = learn(config, arm, seed, folder, out / f"{arm}-{seed}", env)
+        seconds = time.monotonic() - began
+        seeds = range(first, first + config.episodes)
+        reports = {name: evaluate(policy, env, seeds, suite=config.suite) for name, policy in policies.items()}
+    finally:
+        env.close()
+    greedy, sampled = reports["greedy"], reports.get("sampled")
+    return figures | {
+        "successes": greedy.successes,
+        "episodes": greedy.episodes,
+        "wrong_object": greedy.wrong_object,
+        "sampled": None if sampled is None else [sampled.successes, sampled.episodes],
+        "train_seconds": round(seconds, 1),
+    }
+
+
+def _imitation(config: RLConfig, seed: int, out: Path) -> Path:
+    """The seed's imitation policy, trained once and shared by its arms."""
+    from bascule.experiments.arms import imitate
+
+    folder = out / f"imitation-policy-{seed}"
+    imitate(config, seed, out, folder)
+    return folder
+
+
+Learnt = tuple[dict[str, "Policy"], dict[str, Any]]
+"""({"greedy": ..., "sampled": ...}, figures)."""
+
+
+def _nothing(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
+    from rl.recipes import tabletop_pick
+    from vla.model.policy import VLAPolicy
+
+    steps = tabletop_pick().n_action_steps
+    return {"greedy": VLAPolicy.load(folder, n_action_steps=steps)}, {"control_steps": 0, "stopped_by": ""}
+
+
+def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
+    import torch
+
+    from rl.models.actor import SampledPolicy
+    from rl.recipes import tabletop_pick
+    from rl.runner import Runner
+    from vla.data.lerobot_dataset import load_dataset
+    from vla.model.model import VLA
+
+    change = _arms()[arm]
+    assert change is not None, "an arm of the runner's"
+    recipe = tabletop_pick()
+    recipe = replace(
+        recipe, suite=config.suite, seed=seed, num_envs=config.num_envs, train_seeds=(500_000, 1_000_000),
+        max_env_steps=config.control_steps, max_updates=1_000_000, max_seconds=None, target_success=None, eval_every=4,
+        calibrate_episodes=min(recipe.calibrate_episodes, config.validation_episodes),
+    )  # fmt: skip
+    recipe = change(recipe)
+    demos = None if recipe.guide is None else load_dataset(out.parent / f"demos-{seed}")
+    runner = Runner(VLA.load(folder), env, recipe, out, evaluate=_validation(config, env), demos=demos)
+    result = runner.run(resume=(out / "last").exists())
+    sampled = SampledPolicy(
+        runner.actor, env.action_spec, runner.collector.n_action_steps, generator=torch.Generator().manual_seed(seed)
+    )
+    return {"greedy": runner.greedy_policy(), "sampled": sampled}, {
+        "control_steps": result.env_steps,
+        "updates": result.updates,
+        "best_update": result.best_update,
+        "std_scale": result.std_scale,
+        "stopped_by": result.stopped_by,
+        "evaluations": [list(row) for row in result.evaluations],
+    }
+
+
+def _residual(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
+    from envs import make_vec
+    from rl.external.residual_sac import ResidualConfig, ResidualPolicy, learn_residual, save_residual
+    from rl.recipes import tabletop_pick
+    from vla.model.model import VLA
+
+    vla = VLA.load(folder)
+    how = ResidualConfig(n_action_steps=tabletop_pick().n_action_steps, demo_episodes=config.num_envs)
+    # its worlds must not be disturbed by validation in between
+    referee = make_vec(config.suite, config.num_envs, num_workers=config.workers)
+    try:
+        validate, seen = _validation(config, referee), []
+
+        def judge(model: Any) -> float:
+            successes, episodes = validate(ResidualPolicy(vla, model, how, config.num_envs))
+            seen.append([len(seen), successes, episodes])
+            return successes / episodes
+
+        model, figures = learn_residual(
+            env, vla, how, control_steps=config.control_steps, seed=seed, judge=judge, checkpoints=SAC_CHECKPOINTS
+        )
+    finally:
+        referee.close()
+    save_residual(model, out)
+    return {"greedy": ResidualPolicy(vla, model, how, config.num_envs)}, figures | {"evaluations": seen}
+
+
+def _validation(config: RLConfig, env: VecEnv) -> Callable[[Policy], tuple[int, int]]:
+    from envs.evaluation.evaluate import evaluate
+    from envs.seeds import VALIDATION_SEED0
+
+    def play(policy: Policy) -> tuple[int, int]:
+        seeds = range(VALIDATION_SEED0, VALIDATION_SEED0 + config.validation_episodes)
+        report = evaluate(policy, env, seeds, suite=config.suite)
+        return report.successes, report.episodes
+
+    return play
+
+
+def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One arm over its seeds."""
+    from envs.evaluation.evaluate import Count
+
+    total = Count(sum(row["successes"] for row in rows), sum(row["episodes"] for row in rows))
+    sampled = [row["sampled"] for row in rows if row["sampled"] is not None]
+    return {
+        **total.to_dict(),
+        "per_seed": {str(row["seed"]): [row["successes"], row["episodes"]] for row in rows},
+        "wrong_object": sum(row["wrong_object"] for row in rows),
+        "sampled": [sum(column) for column in zip(*sampled, strict=True)] if sampled else None,
+        "control_steps": [row["control_steps"] for row in rows],
+        "seconds": [row["train_seconds"] for row in rows],
+    }

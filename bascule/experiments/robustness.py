@@ -1,0 +1,178 @@
+"""`vla experiment robustness`: success of trained policies along every axis of `envs.perturb.perturbation`, at growing severity.
+
+Part of the shell: it sees every room. Every cell plays the same evaluation scenes, and is kept in OUT.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from vla.core.config import load_json, lookup, save_json, write_atomic
+
+if TYPE_CHECKING:
+    from envs.perturb.perturbation import Perturbation
+
+_STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#555}.strong{font-weight:600;fill:#111}.grid{stroke:#ddd}"
+    ".line{fill:none;stroke-width:2}.before{stroke:#2563eb}circle.before{fill:#2563eb}.after{stroke:#d97706}"
+    "circle.after{fill:#d97706}.plain{stroke:#059669}circle.plain{fill:#059669}.fail{stroke:#dc2626}"
+    "circle.fail{fill:#dc2626}tspan{stroke:none}tspan.before{fill:#2563eb}tspan.after{fill:#d97706}"
+    "tspan.plain{fill:#059669}tspan.fail{fill:#dc2626}.whisker{stroke:#555;stroke-width:1.2}"
+)
+_KINDS = ("before", "after", "plain", "fail")
+
+
+@dataclass(frozen=True)
+class RobustnessConfig:
+    """How far success falls when test worlds differ from those of training."""
+
+    policy: tuple[Path, ...] = ()
+    """Checkpoints, or expert, zero, random, blind."""
+    suite: str = "tabletop-pick"
+    arms: tuple[str, ...] = ()
+    """Axes of `envs.perturb.perturbation.Perturbation`; all of them by default."""
+    conditions: tuple[str, ...] = ("0.25", "0.5", "1")
+    """Severities, besides 0."""
+    episodes: int = 100
+    num_envs: int = 48
+    workers: int = 2
+
+
+def robustness(config: RobustnessConfig, out: Path, on_progress: Callable[[int, int, str], None] | None = None) -> dict:
+    """k/n with its interval of every policy, axis and severity; OUT/robustness.svg draws them, OUT/severities.png shows
+    the worlds. ValueError without a policy, for an unknown axis or a severity outside 0..1."""
+    from envs.perturb.perturbation import AXES, Perturbation, parse
+
+    if not config.policy:
+        raise ValueError("vla experiment robustness needs a policy: --policy CHECKPOINT (or expert, zero, random)")
+    axes = config.arms or AXES
+    for axis in axes:
+        lookup(axis, dict.fromkeys(AXES), "axis")
+    try:
+        severities = sorted({float(text) for text in config.conditions} - {0.0})
+    except ValueError:
+        raise ValueError(f"--conditions are severities from 0 to 1, got {' '.join(config.conditions)}") from None
+    plain = Perturbation()
+    settings = {(axis, s): parse([f"{axis}={s}"]) for axis in axes for s in severities}
+    cells = [(str(folder), *cell) for folder in config.policy for cell in [("plain", 0.0), *settings]]
+    started, rows = time.monotonic(), {}
+    for done, (folder, axis, severity) in enumerate(cells):
+        if on_progress:
+            on_progress(done, len(cells), f"{Path(folder).name}, {axis} {severity:g}")
+        rows[folder, axis, severity] = _cell(config, out, folder, axis, severity, settings.get((axis, severity), plain))
+    if on_progress:
+        on_progress(len(cells), len(cells), "")
+    _draw(config, axes, severities, rows, out)
+    _show(config, axes, severities, out)
+    arms = {}
+    for (folder, axis, severity), row in rows.items():
+        plain_rate = rows[folder, "plain", 0.0]["success_rate"]
+        name = axis if axis == "plain" else f"{axis} {severity:g}"
+        name = f"{Path(folder).name}: {name}" if len(config.policy) > 1 else name
+        arms[name] = row | {"kept": round(row["success_rate"] / max(plain_rate, 1e-9), 3)}
+    controls = {name: row for name, row in arms.items() if name.endswith("plain")}
+    seconds = round(time.monotonic() - started, 1)
+    return {
+        "experiment": "robustness",
+        "seeds": [0],
+        "arms": arms,
+        "controls": controls,
+        "columns": ["kept", "wrong_object", *(["refused"] if any("refused" in row for row in arms.values()) else [])],
+        "seconds": seconds,
+    }
+
+
+def _cell(
+    config: RobustnessConfig, out: Path, policy: str, axis: str, severity: float, perturb: Perturbation
+) -> dict[str, Any]:
+    file = _file(config, out, policy, axis, severity)
+    asked = {"suite": config.suite, "episodes": config.episodes, "policy": policy}
+    if file.is_file():
+        row = load_json(file)
+        if row["asked"] != asked:
+            raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
+        return row
+    from bascule.agents import resolve_policy
+    from envs import make_vec
+    from envs.evaluation.evaluate import Count, evaluate
+    from envs.registry import load_suite
+
+    first = load_suite(config.suite).eval_seed0
+    env = make_vec(config.suite, min(config.num_envs, config.episodes), num_workers=config.workers, perturb=perturb)
+    try:
+        seeds = range(first, first + config.episodes)
+        agent = resolve_policy(policy, env, config.suite)
+        report = evaluate(agent, env, seeds, name=policy, suite=config.suite, num_films=1)
+    except ValueError as error:
+        if axis != "instruction":
+            raise
+        # A policy never reads half a sentence; one with little room for text may be unable to read these.
+        return Count(0, 0).to_dict() | {"axis": axis, "severity": severity, "wrong_object": 0, "refused": str(error)}
+    finally:
+        env.close()
+    shown = PngInfo()
+    shown.add_text("instruction", report.films[0].caption)
+    picture = io.BytesIO()
+    Image.fromarray(report.films[0].frames[0]).save(picture, "PNG", pnginfo=shown)
+    write_atomic(file.with_suffix(".png"), picture.getvalue())
+    counts = Count(report.successes, report.episodes).to_dict()
+    row = counts | {"axis": axis, "severity": severity, "wrong_object": report.wrong_object, "asked": asked}
+    save_json(file, row)
+    return row
+
+
+def _draw(
+    config: RobustnessConfig, axes: tuple[str, ...], severities: list[float], rows: dict[Any, Any], out: Path
+) -> None:
+    """OUT/robustness.svg: a chart per axis, a line per policy."""
+    from bascule.report.charts import Series, lines
+
+    width, height, columns = 560, 290, 2
+    parts = []
+    for number, axis in enumerate(axes):
+        series = []
+        for k, folder in enumerate(map(str, config.policy)):
+            points = [rows[folder, "plain", 0.0], *(rows[folder, axis, s] for s in severities)]
+            series.append(
+                Series(
+                    Path(folder).name, [0.0, *severities], [row["success_rate"] for row in points],
+                    _KINDS[k % len(_KINDS)], [row["wilson95"] for row in points], markers=True,
+                )
+            )  # fmt: skip
+        chart = lines(series, x_label="severity", y_label=f"success under {axis}", percent=True)
+        x, y = number % columns * width, number // columns * height
+        parts.append(chart.replace("<svg ", f'<svg x="{x}" y="{y}" width="{width}" height="{height - 20}" ', 1))
+    total = -(-len(axes) // columns) * height
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * width} {total}"><style>{_STYLE}</style>'
+    page = f'{head}<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+    write_atomic(out / "robustness.svg", page.encode())
+
+
+def _show(config: RobustnessConfig, axes: tuple[str, ...], severities: list[float], out: Path) -> None:
+    """OUT/severities.png: the first evaluation scene, an axis a row, a severity a column."""
+    from vla.runtime.contact_sheet import contact_sheet
+
+    scenes, captions = [], []
+    for axis in axes:
+        for name, severity in [("plain", 0.0), *((axis, s) for s in severities)]:
+            picture = _file(config, out, str(config.policy[0]), name, severity).with_suffix(".png")
+            if not picture.is_file():  # refused
+                picture = _file(config, out, str(config.policy[0]), "plain", 0.0).with_suffix(".png")
+            with Image.open(picture) as image:
+                scenes.append(np.asarray(image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)))
+                said = f": {image.text['instruction']}" if axis == "instruction" else ""
+            captions.append(f"{axis} {severity:g}{said}")
+    contact_sheet([np.stack(scenes)], captions, out / "severities.png", columns=len(severities) + 1)
+
+
+def _file(config: RobustnessConfig, out: Path, policy: str, axis: str, severity: float) -> Path:
+    return out / f"{Path(policy).name}-{axis}-{severity:g}.json"

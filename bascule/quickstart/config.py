@@ -1,0 +1,56 @@
+"""The quickstart's budgets, and the checks of them that need no run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+_SCENES_PER_SEED = 20_000
+
+
+_SEEDS = 50
+"""Demonstrations are recorded in scenes below a million; those above are for RL and for evaluation."""
+
+
+_COUNTS = (
+    "demos", "imitation_steps", "rl_updates", "eval_episodes", "control_episodes", "served_episodes", "workers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """The main job's budgets. The defaults fit 12 minutes on two CPU cores."""
+
+    out: str = "runs/quickstart"
+    suite: str = "tabletop-pick"
+    seed: int = 0
+    demos: int = 20
+    """Scarce on purpose: with 60 imitation alone reaches 92% and leaves RL little to do (BENCHMARKS.md)."""
+    imitation_steps: int = 700
+    rl_seconds: float | None = 240.0
+    """None: as long as its updates take."""
+    rl_updates: int = 400
+    eval_episodes: int = 400
+    control_episodes: int = 200
+    served_episodes: int = 12
+    workers: int = 2
+    smoke: bool = False
+    """Everything once, with tiny budgets: proves that it runs, teaches nothing."""
+
+
+def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
+    """The same journey in a minute or two. No clock limits it: it comes to the same however busy the machine is."""
+    return replace(
+        config, demos=4, imitation_steps=10, rl_seconds=None, rl_updates=4, eval_episodes=8, control_episodes=8,
+        served_episodes=2,
+    )  # fmt: skip
+
+
+def check(config: QuickstartConfig) -> None:
+    """ValueError naming the flag, for budgets with which a later stage could only fail."""
+    for name in _COUNTS:
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: give a whole number from 1")
+    if config.rl_seconds is not None and not config.rl_seconds > 0:
+        raise ValueError(f"--rl-seconds {config.rl_seconds:g}: give a number above 0")
+    if not 0 <= config.seed < _SEEDS:
+        raise ValueError(f"--seed {config.seed}: give 0 to {_SEEDS - 1}; each has its own scenes to demonstrate in")

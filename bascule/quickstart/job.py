@@ -1,0 +1,339 @@
+"""`vla quickstart`: demonstrations -> imitation -> online RL -> served policy, in order, with a report at the end.
+
+Like `bascule/main.py`, this file may see every room: it is the table of contents of the product, as a program. How stages
+are kept, shown and resumed is `bascule/quickstart/stages.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bascule.quickstart.config import _SCENES_PER_SEED, QuickstartConfig, check, smoke_config
+from bascule.quickstart.refine import read_log, refine
+from bascule.quickstart.stages import (
+    Outcome,
+    Result,
+    Stage,
+    merged_parts,
+    peak_memory_gib,
+    run_stages,
+    sigterm_interrupts,
+    write_outcome,
+)
+from bascule.report.page import write_report
+from envs.seeds import _GROUNDING_SEED0
+from vla.core.config import decode, encode, load_json, save_json
+from vla.runtime import console
+from vla.runtime.locks import locked, refuse_used
+from vla.runtime.provenance import provenance
+
+_RUN = "quickstart.json"
+_MAY_CHANGE = ("out", "workers")
+"""Do not change the results, so a run may go on with others than it began with."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What `OUT/quickstart.json` keeps: with it a run goes on as it began."""
+
+    config: QuickstartConfig
+    command: str
+
+
+def quickstart(
+    config: QuickstartConfig, *, resume: bool = False, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run the whole job; the report, which after every stage stands in `config.out` as report.json and report.html.
+
+    A stage that fails is shown as failed there and stops only those that need it. `resume` goes on, with the
+    configuration the run began with, at the first stage that is not done (or begins); `given` are the fields of
+    `config` that the user asked for (all, if None), which must agree with that configuration. ValueError for a folder
+    that holds a run and no `resume`.
+    """
+    out = Path(config.out)
+    with locked(out), sigterm_interrupts():
+        run = _begin(config, out, resume, given)
+        return _run(run, out)
+
+
+def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str, Any] | None) -> _Run:
+    """The run in `out` to go on with, or a new one."""
+    asked = dict(given if given is not None else vars(config))
+    if config.smoke:
+        config = replace(smoke_config(config), **(given or {}))
+    check(config)
+    if refuse_used(out / _RUN, out, "a quickstart", resume=resume):
+        stored = load_json(out / _RUN)
+        begun = decode(QuickstartConfig, stored["config"])
+        for name in asked:
+            before, now = getattr(begun, name), getattr(config, name)
+            if name not in _MAY_CHANGE and before != now:
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"{out} was begun with --{flag} {before}, not {now}: leave it out, or choose another --out"
+                )
+        changed = {name: getattr(config, name) for name in _MAY_CHANGE if name in asked}
+        return _Run(replace(begun, **changed), stored["command"])
+    if left := [name for name in ("report.json", "imitation", "rl") if (out / name).exists()]:
+        raise ValueError(f"{out} holds a quickstart that cannot be resumed ({left[0]}): choose another --out")
+    from envs.registry import load_suite
+
+    load_suite(config.suite)
+    run = _Run(config, "vla quickstart " + " ".join(sys.argv[2:]))
+    save_json(out / _RUN, {"config": encode(config), "command": run.command})
+    return run
+
+
+def _run(run: _Run, out: Path) -> dict[str, Any]:
+    config, where = run.config, provenance()
+    worlds = _Worlds(config)
+
+    def report(outcomes: list[Outcome]) -> dict[str, Any]:
+        written = {
+            "suite": config.suite,
+            "seed": config.seed,
+            "command": run.command,
+            **where,
+            "complete": all(outcome.state == "done" for outcome in outcomes),
+            "stages": [outcome.row() for outcome in outcomes],
+            **merged_parts(outcomes),
+            "peak_memory_gib": round(max(outcome.peak_memory_gib for outcome in outcomes), 2),
+            "filmstrips": [film for outcome in outcomes for film in outcome.result.films],
+        }
+        write_report(written, out)
+        return written
+
+    try:
+        outcomes = run_stages(
+            _stages(config, out, worlds), out, on_end=report, before=lambda: _settle(config), on_failure=worlds.close
+        )
+    finally:
+        worlds.close()
+    last = outcomes[-1]
+    if worlds.used and last.state == "done":
+        last.peak_memory_gib = max(last.peak_memory_gib, peak_memory_gib())  # now with the worlds' own processes
+        write_outcome(out, last)
+    final = report(outcomes)
+    _print(final, out / "report.html")
+    return final
+
+
+def _stages(config: QuickstartConfig, out: Path, worlds: _Worlds) -> list[Stage]:
+    """The job's table of contents."""
+    return [
+        Stage("backbone", lambda: _check_backbone(config, out)),
+        Stage("demonstrations", lambda: _demonstrate(config, out)),
+        Stage("imitation", lambda: _imitate(config, out), needs=("demonstrations",)),
+        Stage("evaluate imitation", lambda: _judge_imitation(config, out, worlds), needs=("imitation",)),
+        Stage("online RL", lambda: refine(config, out, worlds.trained), needs=("demonstrations", "imitation")),
+        Stage("evaluate RL", lambda: _judge_rl(config, out, worlds), needs=("online RL",)),
+        Stage("serve", lambda: _serve(config, out), needs=("online RL",)),
+    ]
+
+
+def _settle(config: QuickstartConfig) -> None:
+    """Before every stage: what it does may not depend on what this process did before, which a resumed one did not."""
+    import torch
+
+    torch.set_num_threads(2)
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+
+
+class _Worlds:
+    """The simulated worlds, built when a stage first asks for them."""
+
+    def __init__(self, config: QuickstartConfig) -> None:
+        self._config, self._built, self.used = config, {}, False
+
+    @property
+    def trained(self) -> Any:
+        """With the sentences of training."""
+        return self._build("train")
+
+    @property
+    def heldout(self) -> Any:
+        """With sentences never heard in training."""
+        return self._build("heldout")
+
+    def _build(self, phrasings: str) -> Any:
+        from envs import make_vec
+
+        self.used = True
+        if phrasings not in self._built:
+            self._built[phrasings] = make_vec(
+                self._config.suite, 48, num_workers=self._config.workers, phrasings=phrasings
+            )
+        return self._built[phrasings]
+
+    def close(self) -> None:
+        """End their processes; they are built anew when asked for again."""
+        while self._built:
+            self._built.popitem()[1].close()
+
+
+def _print(report: dict[str, Any], page: Path) -> None:
+    terminal = console.stdout()
+    terminal.print(console.stage_table(report["stages"]))
+    named = (("imitation", "imitation"), ("rl", "after online RL"))
+    rows = [(title, console.format_rate(report[name])) for name, title in named if name in report]
+    rows += [(f"control: {name}", console.format_rate(part)) for name, part in report.get("controls", {}).items()]
+    if rows:
+        terminal.print(console.table(report["suite"], ("policy", "success, Wilson 95%"), rows))
+    served = ""
+    if latency := report.get("latency_ms"):
+        served = f"served: p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms a decision; "
+    terminal.print(f"{served}report: {page}")
+
+
+def _evaluation_seeds(config: QuickstartConfig) -> list[int]:
+    from envs.registry import load_suite
+
+    first = load_suite(config.suite).eval_seed0
+    return list(range(first, first + config.eval_episodes))
+
+
+def _brief(report: Any) -> dict[str, Any]:
+    full = report.to_dict()
+    return {k: full[k] for k in ("successes", "episodes", "success_rate", "wilson95", "wrong_object")}
+
+
+def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
+    """How well the shipped vision-language model sees, on scenes rendered now."""
+    from envs.grounding.generate import generate
+    from vla.backbones.hub import load_backbone
+    from vla.training.pretrain import GroundingSet, inspect
+    from vla.training.recipes import RECIPES
+
+    folder = out / "grounding"
+    shutil.rmtree(folder, ignore_errors=True)
+    generate(16 if config.smoke else 200, folder, seed=_GROUNDING_SEED0, num_workers=config.workers)
+    backbone = load_backbone(RECIPES["tabletop"]().model.backbone)
+    figures = inspect(backbone, GroundingSet(folder, backbone.tokenizer))
+    shutil.rmtree(folder)
+    return Result({name: round(value, 3) for name, value in figures.items()})
+
+
+def _demonstrate(config: QuickstartConfig, out: Path) -> Result:
+    from envs.demos.record import record
+
+    with console.progress("demonstrations", config.demos) as update:
+        record(
+            config.suite, config.demos, out / "demos", seed0=config.seed * _SCENES_PER_SEED, num_workers=config.workers,
+            on_progress=lambda p: update(p.kept, note=f"{p.tried - p.kept} failed"),
+        )  # fmt: skip
+    return Result({"episodes": config.demos})
+
+
+def _imitate(config: QuickstartConfig, out: Path) -> Result:
+    from vla.data.lerobot_dataset import load_dataset
+    from vla.training.recipes import RECIPES
+    from vla.training.train import build_vla, train
+
+    recipe = replace(RECIPES["tabletop"](), steps=config.imitation_steps, seed=config.seed)
+    demos, folder = load_dataset(out / "demos"), out / "imitation"
+    model = build_vla(recipe, demos)
+    with console.progress("imitation", recipe.steps) as update:
+        done = train(
+            recipe, model, demos, folder, resume=True,
+            on_step=lambda p: update(p.done, total=p.total, note=p.stage if p.loss is None else f"loss {p.loss:.3f}"),
+        )  # fmt: skip
+    if done.interrupted:
+        raise KeyboardInterrupt
+    rows = read_log(folder)
+    return Result(
+        {"frames": len(demos.proprio), "steps": recipe.steps, "loss": round(rows[-1]["loss"], 4)},
+        {"curves": {"imitation_loss": {"step": [r["step"] for r in rows], "loss": [r["loss"] for r in rows]}}},
+    )
+
+
+def _judge_imitation(config: QuickstartConfig, out: Path, worlds: _Worlds) -> Result:
+    from vla.model.model import VLA
+
+    envs, seeds = worlds.trained, _evaluation_seeds(config)
+    few = seeds[: config.control_episodes]
+    before = _evaluate(VLA.load(out / "imitation"), envs, seeds, config, "imitation", films=4)
+    controls = _floor(envs, seeds, config)
+    swapped = _evaluate(VLA.load(out / "imitation"), envs, few, config, "", swap=True)
+    before.controls["swapped_instruction"] = _brief(swapped)
+    other = _evaluate(VLA.load(out / "imitation"), worlds.heldout, few, config, "")
+    before.controls["heldout_phrasing"] = _brief(other)
+    parts = {"imitation": before.to_dict() | provenance(), "controls": controls}
+    return Result({}, parts, _films(before, "imitation"))
+
+
+def _judge_rl(config: QuickstartConfig, out: Path, worlds: _Worlds) -> Result:
+    from vla.model.model import VLA
+
+    model, envs, seeds = VLA.load(out / "rl" / "best"), worlds.trained, _evaluation_seeds(config)
+    after = _evaluate(model, envs, seeds, config, "rl", films=6)
+    swapped = _evaluate(model, envs, seeds[: config.control_episodes], config, "", swap=True)
+    after.controls["swapped_instruction"] = _brief(swapped)
+    other = _evaluate(model, worlds.heldout, seeds, config, "")
+    after.controls["heldout_phrasing"] = _brief(other)
+    parts = {"rl": after.to_dict() | provenance(), "controls": dict(after.controls)}
+    return Result({}, parts, _films(after, "rl"))
+
+
+def _films(played: Any, stage: str) -> list[dict[str, Any]]:
+    return [
+        {"caption": film.caption, "frames": np.stack(film.frames), "success": bool(film.success),
+         "wrong_object": bool(film.wrong_object), "stage": stage}
+        for film in played.films
+    ]  # fmt: skip
+
+
+def _evaluate(
+    model: Any, envs: Any, seeds: list[int], config: QuickstartConfig, name: str, *, swap: bool = False, films: int = 0
+) -> Any:
+    from envs.evaluation.evaluate import evaluate
+    from vla.model.policy import VLAPolicy
+
+    with console.progress(f"evaluate {name}".strip(), len(seeds)) as update:
+        return evaluate(
+            VLAPolicy(model), envs, seeds, name=name, suite=config.suite, swap_instruction=swap, num_films=films,
+            on_progress=lambda done, total, won: update(done, note=f"{won} succeeded"),
+        )  # fmt: skip
+
+
+def _floor(envs: Any, seeds: list[int], config: QuickstartConfig) -> dict[str, dict[str, Any]]:
+    """Controls that must fail."""
+    from envs.evaluation.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
+    from envs.evaluation.evaluate import evaluate
+
+    policies: dict[str, Any] = {
+        "zero": ZeroPolicy(envs.action_spec),
+        "random": RandomPolicy(envs.action_spec, seed=config.seed),
+        "blind": BlindReplay(expert_actions(config.suite, config.seed * _SCENES_PER_SEED), envs.num_envs),
+    }
+    few = seeds[: config.control_episodes]
+    return {name: _brief(evaluate(policy, envs, few, suite=config.suite)) for name, policy in policies.items()}
+
+
+def _serve(config: QuickstartConfig, out: Path) -> Result:
+    """Start `vla serve` as its own process and let its client drive the simulated robot."""
+    from bascule.quickstart.serve import policy_server
+    from envs import make_vec
+    from envs.evaluation.evaluate import evaluate
+    from policies.serving.client import PolicyClient
+
+    seeds = _evaluation_seeds(config)[: config.served_episodes]
+    robot = make_vec(config.suite, 1, num_workers=1)
+    try:
+        with policy_server(out / "rl" / "best", out / "stages" / "serve.log") as uri, PolicyClient(uri) as client:
+            report = evaluate(client, robot, seeds, name="served", suite=config.suite)
+            waits = np.array(client.latencies_ms)
+    finally:
+        robot.close()
+    p50, p99 = (float(np.percentile(waits, percent)) for percent in (50, 99))
+    return Result(
+        {"episodes": report.episodes, "successes": report.successes, "decisions": len(waits)},
+        {"latency_ms": {"p50": p50, "p99": p99, "decisions": len(waits)}},
+    )

@@ -1,0 +1,105 @@
+"""The quickstart's online RL: which recipe refines a suite's policy, and what is told of the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bascule.quickstart.stages import Result
+from vla.core.config import load_json
+from vla.runtime import console
+
+if TYPE_CHECKING:
+    from bascule.quickstart.config import QuickstartConfig
+    from rl.run_config import RunnerConfig
+from envs.seeds import VALIDATION_SEED0
+
+
+def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
+    """Online RL from the imitation checkpoint, beside a teacher of the same demonstrations; its learning curves."""
+    from envs.evaluation.evaluate import evaluate, wilson95
+    from rl.runner import Runner
+    from vla.data.lerobot_dataset import load_dataset
+    from vla.model.model import VLA
+
+    recipe = replace(
+        suite_recipe(config.suite), suite=config.suite, seed=config.seed, num_envs=envs.num_envs,
+        max_seconds=config.rl_seconds, max_updates=config.rl_updates, train_seeds=(500_000, 1_000_000),
+    )  # fmt: skip
+    if config.smoke:
+        recipe = _brief_recipe(recipe)
+    validation = range(VALIDATION_SEED0, VALIDATION_SEED0 + (envs.num_envs if config.smoke else 2 * envs.num_envs))
+
+    def check(policy: Any) -> tuple[int, int]:
+        report = evaluate(policy, envs, validation, suite=config.suite)
+        return report.successes, report.episodes
+
+    with console.progress("online RL", recipe.max_seconds, unit="s") as update:
+
+        def on_update(row: dict[str, float]) -> None:
+            note = f"update {row['update']}, success {row.get('success_rate', 0):.2f}"
+            update(min(row["seconds"], recipe.max_seconds or 0), note=note)
+
+        def on_practice(row: dict[str, float]) -> None:
+            rate = row.get("success_rate", 0)
+            update(min(runner.seconds, recipe.max_seconds or 0), f"first its teacher practises: success {rate:.2f}")
+
+        demos = None if recipe.guide is None else load_dataset(out / "demos")
+        runner = Runner(
+            VLA.load(out / "imitation"), envs, recipe, out / "rl", evaluate=check, demos=demos, on_update=on_update,
+            on_practice=on_practice,
+        )  # fmt: skip
+        result = runner.run(resume=True)
+    facts: dict[str, Any] = {}
+    teacher = load_json(out / "rl" / "teacher.json") if recipe.guide is not None else None
+    if teacher is not None:
+        facts["teacher_alone"] = f"{teacher['successes']}/{teacher['episodes']}"
+        facts["practice_steps"] = teacher.get("control_steps", 0)
+    facts |= {
+        "updates": result.updates, "control_steps": result.env_steps, "stopped_by": result.stopped_by,
+        "steps_per_s": round(result.env_steps / result.seconds), "sigma_scale": result.std_scale,
+    }  # fmt: skip
+    rows = read_log(out / "rl") if result.updates else []
+    steps_at = {0: 0} | {int(row["update"]): int(row["env_steps"]) for row in rows}
+    curves = {
+        "rl_train": {
+            "control_steps": [row["env_steps"] for row in rows if "success_rate" in row],
+            "success_rate": [row["success_rate"] for row in rows if "success_rate" in row],
+        },
+        "rl_eval": {
+            "control_steps": [steps_at[u] for u, _, _ in result.evaluations],
+            "success_rate": [k / n for _, k, n in result.evaluations],
+            "wilson95": [list(wilson95(k, n)) for _, k, n in result.evaluations],
+        },
+    }
+    return Result(facts, {"curves": curves, "teacher": teacher})
+
+
+def suite_recipe(suite: str) -> RunnerConfig:
+    """How this suite's policy is refined: beside a teacher, if its worlds tell what one reads."""
+    from envs.registry import load_suite
+    from rl.recipes import RECIPES
+
+    loaded = load_suite(suite)
+    plane = getattr(loaded, "plane", None)
+    if plane is None:
+        return RECIPES["tabletop-pick"]()
+    if plane.turns:
+        return RECIPES["tabletop-pick-guided"]()
+    return RECIPES["multitask-few" if len(loaded.tasks) > 1 else "robosuite-lift-guided"]()
+
+
+def _brief_recipe(recipe: RunnerConfig) -> RunnerConfig:
+    """Everything of it once."""
+    guide = recipe.guide
+    if guide is not None:
+        practice = guide.practice and replace(guide.practice, env_steps=1, decisions_per_update=2)
+        guide = replace(guide, teacher=replace(guide.teacher, steps=10), practice=practice, steps=2)
+    return replace(recipe, decisions_per_update=2, eval_every=4, calibrate_scales=(), guide=guide)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """A run's metrics.jsonl, which holds every sitting of it."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,192 @@
+"""A job in stages, each of which keeps its result in a file, so that nothing that was reached is ever lost.
+
+`OUT/stages/NAME.json` (written atomically; films as `NAME.npz` beside it) holds how a stage ended and what it
+contributes to the report. A job that was killed, or had a stage that failed, goes on with the stages that are not done.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+
+from vla.core.config import load_json, save_json, write_atomic
+from vla.runtime import console
+
+State = Literal["done", "failed", "not run"]
+
+
+@dataclass
+class Result:
+    """What a stage's work came to."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Shown beside its name: counts and figures."""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """Its parts of the report, by their names there; tables of several stages are put together."""
+    films: list[dict[str, Any]] = field(default_factory=list)
+    """{"caption", "success", "wrong_object", "stage", "frames": (F, H, W, 3) uint8} each."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named piece of work, and the stages whose results it reads."""
+
+    name: str
+    work: Callable[[], Result]
+    needs: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """How a stage ended, as it is kept on disk."""
+
+    name: str
+    state: State = "not run"
+    seconds: float = 0.0
+    reason: str = ""
+    """Why it failed, or what it waits for, in one line."""
+    peak_memory_gib: float = 0.0
+    result: Result = field(default_factory=Result)
+
+    def row(self) -> dict[str, Any]:
+        """The stage in the report."""
+        reason = {"reason": self.reason} if self.reason else {}
+        return {"name": self.name, "seconds": self.seconds, "state": self.state, **reason, **self.result.facts}
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    out: Path,
+    *,
+    on_end: Callable[[list[Outcome]], None],
+    before: Callable[[], None] = lambda: None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> list[Outcome]:
+    """Do what is not done yet, in order; the outcome of every stage.
+
+    A stage that raises has failed: the others go on, except those that need it. `on_end(outcomes of all stages)` is
+    called whenever one ends, and writes the report; `before()` at every beginning, `on_failure()` where one fails.
+    KeyboardInterrupt ends the job and leaves its stage as not run.
+    """
+    outcomes = [read_outcome(out, stage.name) for stage in stages]
+    by_name = {outcome.name: outcome for outcome in outcomes}
+    for number, stage in enumerate(stages):
+        outcome = by_name[stage.name]
+        if outcome.state == "done":
+            console.say(f"[{number + 1}] {stage.name}: done before")
+            continue
+        missing = [name for name in stage.needs if by_name[name].state != "done"]
+        if missing:
+            outcome.state, outcome.reason = "not run", f"it needs {missing[0]}"
+            on_end(outcomes)
+            continue
+        console.say(f"[{number + 1}] {stage.name}")
+        before()
+        started = time.monotonic()
+        try:
+            result, state, reason = stage.work(), "done", ""
+        except Exception as error:
+            result, state, reason = Result(), "failed", _reason(error)
+            _tell(error, out, stage.name, reason)
+            on_failure()
+        outcome.state, outcome.reason, outcome.result = state, reason, result
+        outcome.seconds = round(time.monotonic() - started, 1)
+        outcome.peak_memory_gib = peak_memory_gib()
+        write_outcome(out, outcome)
+        on_end(outcomes)
+    return outcomes
+
+
+def read_outcome(out: Path, name: str) -> Outcome:
+    """What OUT holds of a stage: "not run" if nothing."""
+    path = _path(out, name, "json")
+    if not path.exists():
+        return Outcome(name)
+    stored = load_json(path)
+    films = stored.pop("films")
+    result = Result(stored.pop("facts"), stored.pop("parts"))
+    if films:
+        with np.load(_path(out, name, "npz")) as frames:
+            result.films = [{**film, "frames": frames[str(k)]} for k, film in enumerate(films)]
+    return Outcome(**stored, result=result)
+
+
+def write_outcome(out: Path, outcome: Outcome) -> None:
+    """Keep how a stage ended, its films first: the stage counts from the moment its JSON file is there."""
+    result = outcome.result
+    if result.films:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{str(k): film["frames"] for k, film in enumerate(result.films)})
+        write_atomic(_path(out, outcome.name, "npz"), buffer.getvalue())
+    films = [{key: value for key, value in film.items() if key != "frames"} for film in result.films]
+    stored = {
+        "name": outcome.name, "state": outcome.state, "seconds": outcome.seconds, "reason": outcome.reason,
+        "peak_memory_gib": outcome.peak_memory_gib, "facts": result.facts, "parts": result.parts, "films": films,
+    }  # fmt: skip
+    save_json(_path(out, outcome.name, "json"), stored)
+
+
+def merged_parts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The parts of the report that there are; tables that several stages contribute to ("controls") are joined."""
+    report: dict[str, Any] = {}
+    for outcome in outcomes:
+        for name, part in outcome.result.parts.items():
+            both = isinstance(part, Mapping) and isinstance(report.get(name), Mapping)
+            report[name] = {**report[name], **part} if both else part
+    return report
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process plus that of its largest child (the kernel keeps no sum)."""
+    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (own + 2 * child) / 2**20
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM is a KeyboardInterrupt: what was started is ended in good order, workers and server too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the end short
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _path(out: Path, name: str, kind: str) -> Path:
+    return out / "stages" / f"{name.replace(' ', '-')}.{kind}"
+
+
+def _reason(error: Exception) -> str:
+    """In one line; the kind of an error of ours, which was not meant for users, is part of it."""
+    line = console.one_line(error)
+    return line if isinstance(error, console.USER_ERRORS) else f"{type(error).__name__}: {line}"
+
+
+def _tell(error: Exception, out: Path, name: str, reason: str) -> None:
+    console.say(f"{name} failed: {reason}")
+    words = "".join(traceback.format_exception(error))
+    if os.environ.get("BASCULE_TRACEBACK") == "1" or not isinstance(error, console.USER_ERRORS):
+        print(words, file=sys.stderr, end="")
+    write_atomic(_path(out, name, "error.txt"), words.encode())

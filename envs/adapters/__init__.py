@@ -1,0 +1,1 @@
+"""robosuite and Meta-World behind the `VecEnv` contract. May import `envs.sim`, `envs.perturb` and `envs.tabletop`."""

@@ -1,0 +1,274 @@
+"""CPU backend: classic MuJoCo, worlds spread over worker processes, images in shared memory.
+
+A worker that dies or hangs is replaced: the episodes it was playing are reported truncated, with
+`info["worker_restarted"]`, and everything else goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing.shared_memory import SharedMemory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from envs.backends.worker import SharedFrames, Worker, WorkerDied
+from envs.sim.base_worlds import check_seeds
+from envs.sim.cameras import FrameHistory
+from envs.tabletop.language import Phrasings
+from envs.tabletop.suites import Suite
+from vla.core.types import ActionChunk, Observation, StepResult
+
+if TYPE_CHECKING:
+    from envs.perturb.perturbation import Perturbation
+from envs.make import worlds_class
+
+ANSWER_TIMEOUT_S = 120.0
+"""A worker that is silent for so long hangs: a chunk takes well under a second per world."""
+_MAX_DEATHS_IN_A_ROW = 3
+"""Deaths of one worker without a completed step between them after which the cause is not bad luck."""
+
+_log = logging.getLogger(__name__)
+
+
+class MujocoVecEnv:
+    """`vla.core.types.VecEnv` over worker processes."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        num_envs: int,
+        *,
+        num_workers: int,
+        image_size: int,
+        phrasings: Phrasings = "train",
+        depth: bool = False,
+        calibration: bool = False,
+        history: int = 0,
+        perturb: Perturbation | None = None,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
+        if num_envs < 1 or num_workers < 1:
+            raise ValueError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
+        if history < 0:
+            raise ValueError(f"history must be at least 0 frames, got {history}")
+        num_workers = min(num_workers, num_envs)
+        self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
+        asked = {"image_size": image_size, "phrasings": phrasings}
+        asked |= {"depth": True} if depth else {}
+        asked |= {"calibration": True} if calibration else {}
+        make = partial(worlds_class(suite, perturb), suite)
+        views = getattr(suite, "num_views", 2)
+        frames = SharedFrames(num_envs, views, image_size, depth)
+        self._memory: SharedMemory | None = SharedMemory(create=True, size=frames.num_bytes)
+        self._images, self._depth = frames.arrays(self._memory, 0, num_envs)
+        bounds = np.linspace(0, num_envs, num_workers + 1).astype(int).tolist()
+        self._workers = [
+            Worker(make, lo, hi, self._memory.name, frames, timeout_s=answer_timeout_s, **asked)
+            for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+        self._deaths = [0] * num_workers
+        atexit.register(self.close)
+        try:
+            for worker in self._workers:
+                worker.start()
+            for w in range(num_workers):
+                facts = self._first_facts(w)
+        except BaseException:
+            self.close()
+            raise
+        self.action_spec, self.cameras = facts.action_spec, facts.cameras
+        self.proprio_dim, self.privileged_dim = facts.proprio_dim, facts.privileged_dim
+        self.proprio_names = facts.proprio_names
+        self._state: dict[str, Any] = {
+            "proprio": np.zeros((num_envs, self.proprio_dim), np.float32),
+            "privileged": np.zeros((num_envs, self.privileged_dim), np.float32),
+            "instruction": [""] * num_envs,
+            "alternative": [""] * num_envs,
+            "template": [""] * num_envs,
+            "task": [""] * num_envs,
+        }
+        if calibration:
+            self._state["intrinsics"] = np.zeros((num_envs, views, 3, 3), np.float32)
+            self._state["extrinsics"] = np.zeros((num_envs, views, 4, 4), np.float32)
+        self._history = FrameHistory(history) if history else None
+        self._drawing = True
+        self._asked: list[tuple[int, str | None] | None] = [None] * num_envs
+        """Seed and task of every world's episode, as asked for: what a new worker is told."""
+        self._playing = np.zeros(num_envs, bool)
+        self._lost = np.zeros(num_envs, bool)
+        """Episodes that died with their worker and have not been reported yet."""
+
+    @property
+    def templates(self) -> list[str]:
+        """Phrasing template of each world's instruction."""
+        return self._state["template"]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task of each world's episode."""
+        return self._state["task"]
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, now."""
+        return [worker.process.pid for worker in self._workers]
+
+    # ------------------------------------------------------------------ workers
+    def _first_facts(self, w: int) -> Any:
+        try:
+            return self._workers[w].ready()
+        except WorkerDied as error:
+            raise RuntimeError(f"simulation worker {w} {error} while it built its worlds") from None
+
+    def _all(self, command: str, arguments: dict[int, object]) -> dict[int, object]:
+        """Ask several workers and take in what they show. A worker that dies is replaced and has no result, unless the
+        command can be asked again."""
+        for w, argument in arguments.items():
+            self._workers[w].send(command, argument)
+        results, failure = {}, None
+        for w in arguments:
+            try:  # every answer is read even if one is an error, or the pipes would be one message behind
+                result, state = self._workers[w].receive()
+            except WorkerDied as death:
+                self._replace(w, death)
+                if command == "step":
+                    continue
+                try:
+                    self._workers[w].send(command, arguments[w])
+                    result, state = self._workers[w].receive()
+                except WorkerDied as again:
+                    raise RuntimeError(f"simulation worker {w} {again} when asked to {command}, twice") from None
+            except Exception as error:
+                failure = error
+                continue
+            worker = self._workers[w]
+            for name, rows in state.items():
+                self._state[name][worker.lo : worker.hi] = rows
+            results[w] = result
+            if command == "step":
+                self._deaths[w] = 0
+        if failure is not None:
+            raise failure
+        return results
+
+    def _replace(self, w: int, death: WorkerDied) -> None:
+        """A new process for worker `w`. Its worlds keep showing what was last seen until they are reset."""
+        worker = self._workers[w]
+        mine = slice(worker.lo, worker.hi)
+        self._deaths[w] += 1
+        if self._deaths[w] >= _MAX_DEATHS_IN_A_ROW:
+            raise RuntimeError(f"simulation worker {w} {death}, {self._deaths[w]} times without completing a step")
+        lost = int(self._playing[mine].sum())
+        _log.warning("simulation worker %d %s and is restarted; %d episodes are cut short", w, death, lost)
+        self._lost[mine] |= self._playing[mine]
+        self._playing[mine] = False
+        try:
+            worker.restart()
+            began = [i for i in range(worker.lo, worker.hi) if self._asked[i] is not None]
+            for i in began:  # one by one: some episodes were asked for with a task, some without
+                seed, task = self._asked[i]  # type: ignore[misc]
+                worker.send("restore", ([seed], None if task is None else [task], [i - worker.lo]))
+                worker.receive()
+            worker.send("render", self._drawing)
+            worker.receive()
+        except WorkerDied as again:
+            raise RuntimeError(f"simulation worker {w} {death}; the one in its place {again}") from None
+
+    # ------------------------------------------------------------------ the contract
+    def set_rendering(self, on: bool) -> None:
+        """Switch images off for experts that do not look (they keep the last frame) or on again."""
+        self._drawing = on
+        self._all("render", dict.fromkeys(range(len(self._workers)), on))
+
+    def reset(
+        self,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> Observation:
+        """See `vla.core.types.VecEnv.reset`."""
+        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, dtype=int)
+        check_seeds(ids, seeds)
+        arguments: dict[int, object] = {}
+        for w, worker in enumerate(self._workers):
+            mine = np.flatnonzero((ids >= worker.lo) & (ids < worker.hi))
+            if len(mine):
+                chosen = [tasks[k] for k in mine] if tasks else None
+                local = [int(ids[k] - worker.lo) for k in mine]
+                arguments[w] = ([int(seeds[k]) for k in mine], chosen, local)
+        self._playing[ids] = False  # what these worlds played is over, and nobody's loss if a worker dies now
+        self._all("reset", arguments)
+        for k, i in enumerate(ids):
+            self._asked[i] = (int(seeds[k]), tasks[k] if tasks else None)
+        self._playing[ids], self._lost[ids] = True, False
+        if self._history is not None:
+            self._history.restart(self._by_camera(self._images), ids)
+        return self.observation()
+
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """See `vla.core.types.VecEnv.step_chunk`. `info["worker_restarted"]` (B,): this episode died with its worker; it is
+        truncated, without a step and without success, and shows what was last seen of it."""
+        chunk = np.asarray(chunk, np.float32)
+        if chunk.ndim != 3 or chunk.shape[0] != self.num_envs:
+            raise ValueError(f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {chunk.shape}")
+        results = self._all("step", {w: chunk[worker.lo : worker.hi] for w, worker in enumerate(self._workers)})
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros(self.num_envs, bool), self._lost.copy()
+        n_steps = np.zeros(self.num_envs, np.int64)
+        info = {name: np.zeros(self.num_envs, bool) for name in ("success", "wrong_object")}
+        for w, (rewarded, ended, cut, steps, facts) in results.items():  # type: ignore[misc]
+            mine = slice(self._workers[w].lo, self._workers[w].hi)
+            reward[mine], terminated[mine], n_steps[mine] = rewarded, ended, steps
+            truncated[mine] |= cut
+            for name, values in facts.items():
+                info.setdefault(name, np.zeros(self.num_envs, values.dtype))[mine] = values
+        info["worker_restarted"] = self._lost.copy()
+        self._lost[:] = False
+        self._playing &= ~(terminated | truncated)
+        if self._history is not None:
+            self._history.push(self._by_camera(self._images))
+        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info)
+
+    def _by_camera(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values[:, v] for v, name in enumerate(self.cameras)}
+
+    def observation(self) -> Observation:
+        """Of every world, now. Copies: safe to keep."""
+        state = self._state
+
+        def copies(values: np.ndarray | None) -> dict[str, np.ndarray] | None:
+            return None if values is None else {name: view.copy() for name, view in self._by_camera(values).items()}
+
+        return Observation(
+            copies(self._images),  # type: ignore[arg-type]
+            state["proprio"].copy(),
+            list(state["instruction"]),
+            state["privileged"].copy(),
+            depth=copies(self._depth),
+            intrinsics=copies(state.get("intrinsics")),
+            extrinsics=copies(state.get("extrinsics")),
+            history=None if self._history is None else self._history.before(),
+        )
+
+    def alternative_instructions(self) -> list[str]:
+        """See `vla.core.types.VecEnv.alternative_instructions`."""
+        return list(self._state["alternative"])
+
+    def close(self) -> None:
+        """Stop the workers and free the shared memory. Safe to call twice."""
+        if self._memory is None:
+            return
+        atexit.unregister(self.close)
+        for worker in self._workers:
+            worker.close()
+        self._images = self._depth = None  # type: ignore[assignment]
+        self._memory.close()
+        self._memory.unlink()
+        self._memory = None
+
+

@@ -1,0 +1,210 @@
+"""N tabletop worlds in this process: physics, control, task rules, images. `mujoco_env.py` spreads them over processes.
+
+The worlds share one MjModel; each has its own MjData. A chunk's control steps run without rendering; the frame that the
+policy will see is rendered once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+
+from envs.perturb.reset import Opening
+from envs.sim.base_worlds import BaseWorlds
+from envs.sim.cameras import CameraRenderer, extrinsics, intrinsics
+from envs.sim.divergence import diverged
+from envs.tabletop import goals as rules
+from envs.tabletop.control import ControlConfig, action_spec, advance_command, joint_targets
+from envs.tabletop.episodes import Episode
+from envs.tabletop.language import Phrasings
+from envs.tabletop.scene import REST_HEIGHT_M, SCENES
+from envs.tabletop.suites import Suite
+from vla.core.types import ActionChunk, Observation, StepResult
+
+PROPRIO_NAMES = (
+    "grip_x", "grip_y", "grip_z", "lead_x", "lead_y", "lead_z", "finger_opening", "gripper_command",
+)  # fmt: skip
+"""Metres for the first six (grip position; commanded minus actual position), 0..1, -1 or +1."""
+
+
+class Worlds(Opening, BaseWorlds):
+    """`num_worlds` independent episodes of one suite. Not thread-safe; one per process."""
+
+    proprio_names = PROPRIO_NAMES
+
+    def __init__(
+        self,
+        suite: Suite,
+        num_worlds: int,
+        *,
+        image_size: int = 84,
+        phrasings: Phrasings = "train",
+        control: ControlConfig | None = None,
+        images_out: np.ndarray | None = None,
+        depth: bool = False,
+        depth_out: np.ndarray | None = None,
+        calibration: bool = False,
+    ) -> None:
+        self.scene = SCENES[suite.scene]
+        self.control = control or ControlConfig()
+        self.model, self.index = self._build()
+        self._full = bool(self.scene.fixtures)
+        super().__init__(
+            suite, num_worlds, action_spec=action_spec(self.scene.control_hz), cameras=self.index.cameras,
+            proprio_dim=len(PROPRIO_NAMES), image_size=image_size, phrasings=phrasings,
+            privileged_dim=rules.PRIVILEGED_FULL_DIM if self._full else rules.PRIVILEGED_DIM,
+            images_out=images_out, depth=depth, depth_out=depth_out, calibration=calibration,
+        )  # fmt: skip
+        self.substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
+        self.data = [mujoco.MjData(self.model) for _ in range(num_worlds)]
+        self._renderer: CameraRenderer | None = None
+
+        n, index = num_worlds, self.index
+        self._success = np.zeros(n, bool)
+        self._wrong = np.zeros(n, bool)
+        self._command = np.zeros((n, 3))
+        self._hold_rotation = np.diag([1.0, -1.0, -1.0])
+        self._geoms = index.colored_geom
+        self._rgba = np.ones((n, len(self._geoms), 4), np.float32)
+        self._jacobian = np.zeros((n, 6, 7))
+        self._jac_buffer = np.zeros((6, self.model.nv))
+        self._gripper = np.ones(n)
+        rest = np.array([REST_HEIGHT_M[kind] for kind in self.scene.objects])
+        self.state = rules.empty_state(n, rest, index.place_radius, len(index.joint_qpos))
+
+    # ------------------------------------------------------------------ episodes
+    def reset(
+        self,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> Observation:
+        """Start the episodes that `seeds` mean in worlds `env_ids`; see `vla.core.types.VecEnv.reset`."""
+        ids = self._ids(seeds, env_ids)
+        for k, i in enumerate(ids):
+            self.place(i, self._sample(int(seeds[k]), tasks[k] if tasks else None))
+        self._render(ids)
+        return self.observation()
+
+    def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
+        """Put world `i` into the initial state of `episode` (no rendering)."""
+        model, data, index = self.model, self.data[i], self.index
+        start = self._begin(episode, start_noise)
+        mujoco.mj_resetData(model, data)
+        data.qpos[:], data.mocap_pos[:], data.mocap_quat[:] = start.qpos, start.mocap_pos, start.mocap_quat
+        data.xfrc_applied[:, 2] = start.lift_force
+        data.ctrl[:7] = data.qpos[index.arm_qpos]
+        data.ctrl[7:9] = data.qpos[index.finger_qpos]
+        mujoco.mj_forward(model, data)
+
+        self.episodes[i] = episode
+        self.over[i] = self._success[i] = self._wrong[i] = False
+        self.elapsed[i] = 0
+        self._gripper[i] = 1.0
+        self._rgba[i] = start.rgba
+        rules.write_goals(self.state, i, episode.goals, episode.slots)
+        self._read(i)
+        self._command[i] = self.state.grip[i]
+
+    # ------------------------------------------------------------------ stepping
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """Run up to C control steps in each world that is not over; see `vla.core.types.VecEnv.step_chunk`.
+
+        `info["diverged"]` (n,): the simulation blew up, which truncates the episode; what is shown is from before.
+        """
+        chunk = self._checked(chunk)
+        was_over = self.over.copy()
+        n_steps = np.zeros(self.num_envs, np.int64)
+        terminated, truncated, lost = (np.zeros(self.num_envs, bool) for _ in range(3))
+        for c in range(chunk.shape[1]):
+            live = np.flatnonzero(~self.over)
+            if not len(live):
+                break
+            lost[live] = self._control_step(live, chunk[live, c])
+            n_steps[live] += 1
+            self.elapsed[live] += 1
+            self._success[live] |= rules.advance(self.state)[live] & ~lost[live]
+            self._wrong[live] |= rules.wrong_object(self.state)[live] & ~lost[live]
+            terminated[live] = self._success[live] | self._wrong[live]
+            truncated[live] = ~terminated[live] & ((self.elapsed[live] >= self.horizon) | lost[live])
+            self.over[live] = terminated[live] | truncated[live]
+        self._success &= ~self._wrong
+        self._render(list(np.flatnonzero(~was_over & ~lost)))
+        success = self._success & ~was_over
+        info = {"success": success & terminated, "wrong_object": self._wrong & ~was_over, "diverged": lost}
+        reward = info["success"].astype(np.float32)
+        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info)
+
+    def _control_step(self, live: np.ndarray, action_nA: np.ndarray) -> np.ndarray:
+        """One control step of worlds `live`: which of them blew up (bool). Of those, what was read last stays."""
+        lost = np.zeros(len(live), bool)
+        model, index, state = self.model, self.index, self.state
+        rotation = np.empty((len(live), 3, 3))
+        qpos = np.empty((len(live), 7))
+        for k, i in enumerate(live):
+            data = self.data[i]
+            mujoco.mj_jacSite(model, data, self._jac_buffer[:3], self._jac_buffer[3:], index.grip_site)
+            self._jacobian[i] = self._jac_buffer[:, index.arm_dof]
+            rotation[k] = data.site_xmat[index.grip_site].reshape(3, 3)
+            qpos[k] = data.qpos[index.arm_qpos]
+        self._command[live] = advance_command(self._command[live], state.grip[live], action_nA, self.control)
+        targets = joint_targets(
+            qpos, self._jacobian[live], state.grip[live], rotation, self._command[live],
+            self._hold_rotation, self.control.damping,
+        )  # fmt: skip
+        self._gripper[live] = np.where(action_nA[:, 3] > 0, 1.0, -1.0)
+        for k, i in enumerate(live):
+            data = self.data[i]
+            data.ctrl[:7] = targets[k]
+            width = self.control.finger_open_m if self._gripper[i] > 0 else 0.0
+            data.ctrl[7], data.ctrl[8] = width, -width
+            mujoco.mj_step(model, data, self.substeps)
+            mujoco.mj_kinematics(model, data)
+            lost[k] = diverged(data)
+            if not lost[k]:
+                self._read(i)
+        return lost
+
+    def _read(self, i: int) -> None:
+        data, index, state = self.data[i], self.index, self.state
+        state.objects[i] = data.xpos[index.object_body]
+        state.grip[i] = data.site_xpos[index.grip_site]
+        state.finger_opening[i] = data.qpos[index.finger_qpos[0]] / self.control.finger_open_m
+        if len(index.place_body):
+            state.places[i] = data.xpos[index.place_body]
+            state.places[i, :, 2] += index.place_height
+        if len(index.joint_qpos):
+            state.joints[i] = data.qpos[index.joint_qpos] / index.joint_travel
+            state.handles[i] = data.site_xpos[index.handle_site]
+
+    # ------------------------------------------------------------------ observing
+    def _render(self, ids: list[int]) -> None:
+        if not self.render_images:
+            return
+        if self._renderer is None:
+            self._renderer = CameraRenderer(self.model, self.index.camera_ids, self.image_size)
+        for i in ids:
+            self.model.geom_rgba[self._geoms] = self._rgba[i]
+            mujoco.mj_camlight(self.model, self.data[i])
+            self._renderer.render(self.data[i], self.images[i], None if self.depth is None else self.depth[i])
+            if self.intrinsics is not None:
+                self.intrinsics[i] = intrinsics(self.model, self.index.camera_ids, self.image_size)
+                self.extrinsics[i] = extrinsics(self.data[i], self.index.camera_ids)
+
+    def proprio(self) -> np.ndarray:
+        """(n, P) float32, see PROPRIO_NAMES."""
+        state = self.state
+        columns = (state.grip, self._command - state.grip, state.finger_opening[:, None], self._gripper[:, None])
+        return np.concatenate(columns, axis=1).astype(np.float32)
+
+    def privileged(self) -> np.ndarray:
+        """(n, S) float32 for critics and experts, see `envs.tabletop.goals.privileged`."""
+        return rules.privileged(self.state, self._gripper, self._command, np, full=self._full)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None

@@ -1,0 +1,98 @@
+"""Worlds whose policy answers late: a chunk begins to be played some control steps after the picture it came from.
+
+What happens on a real robot with a slow link, inside training: meanwhile the chunk before goes on, and the
+displacements that were meant for the steps already over are made up for (`policies.control.playback` does the same at the
+controller). Every episode has its own lateness, so that one policy learns them all, from none to `late_steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vla.core.late_chunks import catch_up
+from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
+
+CATCH_UP_STEPS = 4
+"""Over so many actions what was meant and not played is made up for."""
+
+
+class LateVecEnv:
+    """A `vla.core.types.VecEnv` around another one. Decisions are `n_action_steps` control steps apart.
+
+    A world that is d steps late plays the d actions that are left of the chunk before, then the new chunk from its
+    action d on. The first chunk of an episode is played from its beginning: a robot at rest waits for it.
+    `info["played_until"]` (B,) tells how many of the chunk's first actions had or will have a part in what happens.
+    The privileged state tells the critic, beside what the inner worlds say, how late the answers are and what is still
+    to be played.
+    """
+
+    def __init__(self, env: VecEnv, *, n_action_steps: int, late_steps: int) -> None:
+        """`late_steps`: the most that an answer may be late. Needs chunks of `chunk_steps` actions."""
+        if n_action_steps < 1 or late_steps < 0:
+            raise ValueError(f"need n_action_steps >= 1 and late_steps >= 0, got {n_action_steps} and {late_steps}")
+        self.env, self.n_action_steps, self.late_steps = env, n_action_steps, late_steps
+        self.chunk_steps = n_action_steps + late_steps
+        """Actions that must be sent."""
+        self.privileged_dim = env.privileged_dim + 1 + late_steps * env.action_spec.dim
+        self.late = np.zeros(env.num_envs, np.int64)
+        """(B,) control steps, of the current episodes."""
+        self._left = np.zeros((env.num_envs, late_steps, env.action_spec.dim), np.float32)
+        self._first = np.ones(env.num_envs, bool)
+        spec = env.action_spec
+        self._displacement = np.array(["gripper" not in name for name in spec.names])
+        self._bounds = np.float32(spec.low), np.float32(spec.high)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "env":  # not yet there: unpickling asks
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def reset(
+        self, *, seeds: Sequence[int], tasks: Sequence[str] | None = None, env_ids: Sequence[int] | None = None
+    ) -> Observation:
+        """As the inner world's; the seed also draws how late the episode's answers are."""
+        ids = range(self.env.num_envs) if env_ids is None else env_ids
+        for i, seed in zip(ids, seeds, strict=True):
+            rng = np.random.default_rng([seed, 71])
+            # the most is the hardest, and what the link is known to do: half of the episodes
+            self.late[i] = self.late_steps if rng.random() < 0.5 else rng.integers(self.late_steps + 1)
+            self._first[i], self._left[i] = True, 0.0
+        return self._told(self.env.reset(seeds=seeds, tasks=tasks, env_ids=env_ids))
+
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """`n_action_steps` control steps. ValueError for chunks shorter than `chunk_steps`."""
+        chunk = np.asarray(chunk, np.float32)
+        if chunk.shape[1] < self.chunk_steps:
+            raise ValueError(
+                f"answers up to {self.late_steps} steps late need chunks of {self.chunk_steps} actions, got "
+                f"{chunk.shape[1]}: fewer late steps, a smaller n_action_steps or a longer chunk"
+            )
+        n, played = self.n_action_steps, chunk[:, : self.chunk_steps].copy()
+        for i in np.flatnonzero(self.late * ~self._first):
+            d = self.late[i]
+            meant = chunk[i, :d].sum(0) - self._left[i, :d].sum(0)
+            played[i, :d] = self._left[i, :d]
+            debt = np.where(self._displacement, meant, 0.0)
+            catch_up(played[i, d : n + d], debt, *self._bounds, steps=CATCH_UP_STEPS)
+        for i, d in enumerate(self.late):
+            self._left[i, :d], self._left[i, d:] = played[i, n : n + d], 0.0
+        self._first[:] = False
+        result = self.env.step_chunk(played[:, :n])
+        over = result.terminated | result.truncated
+        until = np.where(over, np.minimum(result.n_steps, n), n + self.late)
+        return replace(result, obs=self._told(result.obs), info=result.info | {"played_until": until})
+
+    def observation(self) -> Observation:
+        """Of every world, now."""
+        return self._told(self.env.observation())
+
+    def _told(self, obs: Observation) -> Observation:
+        if obs.privileged is None:
+            return obs
+        share = self.late[:, None] / max(1, self.late_steps)
+        parts = (obs.privileged, share, self._left.reshape(len(share), -1))
+        return replace(obs, privileged=np.concatenate(parts, 1, dtype=np.float32))

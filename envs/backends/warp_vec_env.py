@@ -1,0 +1,371 @@
+"""GPU backend: the tabletop suites in N MuJoCo Warp worlds on one device, with the contract of the CPU backend.
+
+Same scenes, episodes, start states, controller and rules as `envs.backends.cpu_worlds`; only physics and images come from Warp. All
+state lives on the device as torch tensors and nothing waits for it inside a chunk. `step_tensors` stays there,
+`step_chunk` hands out numpy. It also runs, a hundred times slower than the CPU backend, on Warp's CPU device.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.backends.cpu_worlds import PROPRIO_NAMES
+from envs.backends.warp_render import WarpCameras
+from envs.backends.warp_sim import Buffers, WarpSim
+from envs.perturb.reset import Opening
+from envs.sim.base_worlds import check_seeds
+from envs.sim.cameras import FrameHistory
+from envs.tabletop import goals as rules
+from envs.tabletop.control import ControlConfig, action_spec, advance_command, joint_targets
+from envs.tabletop.episodes import Episode
+from envs.tabletop.initial_state import Start
+from envs.tabletop.language import Phrasings
+from envs.tabletop.scene import REST_HEIGHT_M, SCENES
+from envs.tabletop.suites import Suite
+from vla.core.types import ActionChunk, Observation, StepResult
+
+
+@dataclass
+class TensorObservation:
+    """`vla.core.types.Observation` on the device. Images and depth are views of what the next render overwrites."""
+
+    images: dict[str, torch.Tensor]  # (B, H, W, 3) uint8
+    proprio: torch.Tensor  # (B, P)
+    privileged: torch.Tensor  # (B, S)
+    instruction: list[str]
+    depth: dict[str, torch.Tensor] | None = None  # (B, H, W) m
+
+
+@dataclass
+class TensorStep:
+    """`vla.core.types.StepResult` on the device; bool and int64 tensors of shape (B,)."""
+
+    reward: torch.Tensor
+    terminated: torch.Tensor
+    truncated: torch.Tensor
+    n_steps: torch.Tensor
+    info: dict[str, torch.Tensor]
+
+
+class WarpVecEnv(Opening):
+    """`vla.core.types.VecEnv` on one device.
+
+    `info` adds, per world: `overflow`, contacts or constraints were dropped for want of room; `diverged`, the state was
+    no longer finite, so the world went back to its start and its episode is truncated.
+    """
+
+    proprio_names = PROPRIO_NAMES
+
+    def __init__(
+        self,
+        suite: Suite,
+        num_envs: int,
+        *,
+        device: str = "cuda",
+        image_size: int = 84,
+        phrasings: Phrasings = "train",
+        depth: bool = False,
+        calibration: bool = False,
+        history: int = 0,
+        buffers: Buffers | None = None,
+        control: ControlConfig | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
+        self.phrasings, self.image_size = phrasings, image_size
+        self.scene, self.control = SCENES[suite.scene], control or ControlConfig()
+        self.model, self.index = self._build()
+        self.action_spec, self.cameras = action_spec(self.scene.control_hz), self.index.cameras
+        self._full = bool(self.scene.fixtures)
+        self.proprio_dim = len(PROPRIO_NAMES)
+        self.privileged_dim = rules.PRIVILEGED_FULL_DIM if self._full else rules.PRIVILEGED_DIM
+        substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
+        self.sim = WarpSim(self.model, num_envs, substeps, device=device, buffers=buffers)
+        self.device = self.sim.device
+        self._cameras = WarpCameras(self.sim, self.model, self.index.camera_ids, image_size, depth=depth)
+        self._calibration = calibration
+        self._history = FrameHistory(history) if history else None
+        self._drawing = True
+
+        self._rest = np.array([REST_HEIGHT_M[kind] for kind in self.scene.objects])
+        self.state = self._to_device(self._empty(num_envs))
+        self._ids = {name: self._long(values) for name, values in self._addresses().items()}
+        self._place_up = self._float([[0.0, 0.0, float(h)] for h in self.index.place_height])
+        self._travel = self._float(self.index.joint_travel)
+        self._hold_rotation = self._float(np.diag([1.0, -1.0, -1.0]))
+        self.episodes: list[Episode | None] = [None] * num_envs
+        self.over = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._command = torch.zeros(num_envs, 3, device=self.device)
+        self._gripper = torch.ones(num_envs, device=self.device)
+        self.num_diverged = 0
+        """Episodes lost to a state that was no longer finite, since the environment was made."""
+        self.num_overflows = 0
+        """Chunks in which contacts or constraints did not fit."""
+        self._warned = (0, 0)
+
+    # ------------------------------------------------------------------ small things
+    def _float(self, values: Any) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, np.float32), device=self.device)
+
+    def _long(self, values: Any) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, np.int64), device=self.device)
+
+    def _addresses(self) -> dict[str, np.ndarray]:
+        index, model = self.index, self.model
+        return {
+            "object": index.object_body, "place": index.place_body, "slide": index.joint_qpos,
+            "handle": index.handle_site, "arm": index.arm_qpos, "colored": index.colored_geom,
+            "arm_joint": model.dof_jntid[index.arm_dof],
+        }  # fmt: skip
+
+    def _empty(self, num_worlds: int) -> rules.WorldState:
+        return rules.empty_state(num_worlds, self._rest, self.index.place_radius, len(self.index.joint_qpos))
+
+    def _to_device(self, state: rules.WorldState) -> rules.WorldState:
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            kind = np.float32 if values.dtype.kind == "f" else values.dtype
+            return torch.as_tensor(values.astype(kind), device=self.device)
+
+        return rules.WorldState(**{name: tensor(values) for name, values in vars(state).items()})
+
+    @property
+    def templates(self) -> list[str]:
+        """Phrasing template of each world's instruction."""
+        return [e.template if e else "" for e in self.episodes]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task of each world's episode."""
+        return [e.task if e else "" for e in self.episodes]
+
+    def alternative_instructions(self) -> list[str]:
+        """See `vla.core.types.VecEnv.alternative_instructions`."""
+        return [e.swapped_instruction if e else "" for e in self.episodes]
+
+    def set_rendering(self, on: bool) -> None:
+        """Switch images off for experts that do not look (they keep the last frame) or on again."""
+        self._drawing = on
+
+    # ------------------------------------------------------------------ episodes
+    def reset(
+        self,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> Observation:
+        """See `vla.core.types.VecEnv.reset`."""
+        ids = self.reset_tensors(seeds=seeds, tasks=tasks, env_ids=env_ids)
+        if self._history is not None:
+            self._history.restart(self._numpy_images(), ids)
+        return self.observation()
+
+    def reset_tensors(
+        self,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> list[int]:
+        """`reset` without bringing anything to the host: ask for `observation_tensors`. Returns the worlds it meant."""
+        ids = list(range(self.num_envs)) if env_ids is None else [int(i) for i in env_ids]
+        check_seeds(ids, seeds)
+        if not ids:
+            return ids
+        episodes = [self._sample(int(s), task) for s, task in zip(seeds, tasks or [None] * len(ids), strict=True)]
+        self.place(ids, episodes)
+        self.render()
+        return ids
+
+    def _paint(self, rows: torch.Tensor, episodes: Sequence[Episode], starts: Sequence[Start]) -> None:
+        colors = self._float([start.rgba for start in starts])
+        self._cameras.fields["geom_rgba"][rows[:, None], self._ids["colored"]] = colors
+
+    def place(self, ids: Sequence[int], episodes: Sequence[Episode], *, arm_noise: float = 1.0) -> None:
+        """Put worlds `ids` into the initial states of `episodes`; the others stay exactly as they are. No rendering."""
+        starts = [self._begin(episode, arm_noise) for episode in episodes]
+        rows, fresh = self._long(ids), self._empty(len(ids))
+        for k, (i, episode) in enumerate(zip(ids, episodes, strict=True)):
+            self.episodes[i] = episode
+            rules.write_goals(fresh, k, episode.goals, episode.slots)
+        qpos = np.stack([start.qpos for start in starts])
+        held = np.concatenate([self.index.arm_qpos, self.index.finger_qpos])  # the actuators' order
+        self.sim.place(
+            rows,
+            qpos=self._float(qpos),
+            ctrl=self._float(qpos[:, held]),
+            mocap_pos=self._float([start.mocap_pos for start in starts]),
+            mocap_quat=self._float([start.mocap_quat for start in starts]),
+            lift_force=self._float([start.lift_force for start in starts]),
+        )
+        self._paint(rows, episodes, starts)
+        for name, values in vars(self._to_device(fresh)).items():
+            if name.startswith("goal_") or name in ("active", "may_lift", "num_goals", "stage", "held"):
+                getattr(self.state, name)[rows] = values
+        self.over[rows], self.elapsed[rows], self._gripper[rows] = False, 0, 1.0
+        self.read()
+        self._command[rows] = self.state.grip[rows]
+
+    # ------------------------------------------------------------------ stepping
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """See `vla.core.types.VecEnv.step_chunk`."""
+        chunk = np.asarray(chunk, np.float32)
+        if not np.isfinite(chunk).all():
+            raise ValueError("action chunk holds NaN or Inf")
+        step = self.step_tensors(torch.as_tensor(chunk, device=self.device))
+        if self._history is not None:
+            self._history.push(self._numpy_images())
+        facts = (step.reward, step.terminated, step.truncated, step.n_steps)
+        info = {name: values.cpu().numpy() for name, values in step.info.items()}
+        return StepResult(self.observation(), *(fact.cpu().numpy() for fact in facts), info)
+
+    def step_tensors(self, chunk_BCA: torch.Tensor) -> TensorStep:
+        """`step_chunk` on the device; then ask for `observation_tensors`. Actions must be finite."""
+        if chunk_BCA.ndim != 3 or chunk_BCA.shape[0] != self.num_envs or chunk_BCA.shape[2] != self.action_spec.dim:
+            raise ValueError(
+                f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {tuple(chunk_BCA.shape)}"
+            )
+        was_over = self.over.clone()
+        n_steps = torch.zeros_like(self.elapsed)
+        success, wrong, terminated, truncated, diverged = (torch.zeros_like(self.over) for _ in range(5))
+        for c in range(chunk_BCA.shape[1]):
+            live = ~self.over
+            if self.device.type == "cpu" and not live.any():  # elsewhere, asking would wait for the device
+                break
+            self._control_step(live, chunk_BCA[:, c])
+            n_steps += live
+            self.elapsed += live
+            lost = live & self.sim.diverged
+            diverged |= lost
+            success |= live & ~lost & rules.advance(self.state)
+            wrong |= live & ~lost & rules.wrong_object(self.state)
+            terminated |= live & (success | wrong)
+            truncated |= live & ~terminated & ((self.elapsed >= self.horizon) | lost)
+            self.over |= terminated | truncated
+        self.render()
+        success &= ~wrong & ~was_over
+        overflow = self._overflow()
+        self.num_diverged += int(diverged.sum())
+        info = {"success": success, "wrong_object": wrong, "overflow": overflow & ~was_over, "diverged": diverged}
+        return TensorStep(success.float(), terminated, truncated, n_steps, info)
+
+    def _control_step(self, live: torch.Tensor, action_BA: torch.Tensor) -> None:
+        sim = self.sim
+        self.steer(live, action_BA)
+        sim.live.copy_(live)
+        sim.diverged.zero_()
+        sim.step()
+        self.read()
+        self._command = torch.where(sim.diverged[:, None], self.state.grip, self._command)
+
+    def steer(self, live: torch.Tensor, action_BA: torch.Tensor) -> None:
+        """Turn one control step's actions into the actuators' targets: `envs.tabletop.control`, as on the CPU."""
+        sim, state, arm = self.sim, self.state, self._ids["arm_joint"]
+        axis, anchor = sim.stale_xaxis[:, arm], sim.stale_xanchor[:, arm]
+        lever = torch.linalg.cross(axis, state.grip[:, None] - anchor)
+        jacobian = torch.cat([lever, axis], -1).swapaxes(1, 2)
+        command = advance_command(self._command, state.grip, action_BA, self.control)
+        self._command = torch.where(live[:, None], command, self._command)
+        sim.ctrl[:, :7] = joint_targets(
+            sim.qpos[:, self._ids["arm"]], jacobian, state.grip, sim.site_xmat[:, self.index.grip_site],
+            self._command, self._hold_rotation, self.control.damping,
+        )  # fmt: skip
+        opened = (action_BA[:, 3] > 0).float()
+        self._gripper = torch.where(live, 2.0 * opened - 1.0, self._gripper)
+        sim.ctrl[:, 7] = self.control.finger_open_m * opened
+        sim.ctrl[:, 8] = -sim.ctrl[:, 7]
+
+    def read(self) -> None:
+        """Take what the rules look at from the simulation's present state."""
+        sim, state, ids = self.sim, self.state, self._ids
+        state.objects = sim.xpos[:, ids["object"]]
+        state.grip = sim.site_xpos[:, self.index.grip_site].clone()
+        state.finger_opening = sim.qpos[:, int(self.index.finger_qpos[0])] / self.control.finger_open_m
+        if len(self.index.place_body):
+            state.places = sim.xpos[:, ids["place"]] + self._place_up
+        if len(self.index.joint_qpos):
+            state.joints = sim.qpos[:, ids["slide"]] / self._travel
+            state.handles = sim.site_xpos[:, ids["handle"]]
+
+    def _overflow(self) -> torch.Tensor:
+        """(B,) worlds that lost contacts or constraints in this chunk. Warns when it is worse than ever before."""
+        lost, contacts, rows = self.sim.overflow()
+        if lost.any():
+            self.num_overflows += 1
+            if contacts > self._warned[0] or rows > self._warned[1]:
+                self._warned = (max(contacts, self._warned[0]), max(rows, self._warned[1]))
+                room = self.sim.buffers
+                more = f"nconmax={max(room.nconmax, 2 * contacts)}, njmax={max(room.njmax, 2 * rows)}"
+                warnings.warn(
+                    f"MuJoCo Warp dropped contacts: {contacts} per world and {rows} constraint rows were needed, there "
+                    f"is room for {room.nconmax} and {room.njmax}; make_vec(..., {more}) gives more",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        return lost
+
+    # ------------------------------------------------------------------ observing
+    def render(self) -> None:
+        """Draw all worlds as they are now, unless drawing is switched off."""
+        if self._drawing:
+            self._cameras.render()
+
+    def proprio(self) -> torch.Tensor:
+        """(B, P), see PROPRIO_NAMES."""
+        state = self.state
+        columns = (state.grip, self._command - state.grip, state.finger_opening[:, None], self._gripper[:, None])
+        return torch.cat(columns, 1)
+
+    def privileged(self) -> torch.Tensor:
+        """(B, S), see `envs.tabletop.goals.privileged`."""
+        return rules.privileged(self.state, self._gripper, self._command, torch, full=self._full)
+
+    def _by_camera(self, values: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+        return None if values is None else {name: values[:, v] for v, name in enumerate(self.cameras)}
+
+    def observation_tensors(self) -> TensorObservation:
+        """Of every world, now, without a copy through the host. Images are those of the last render."""
+        images = self._by_camera(self._cameras.rgb)
+        assert images is not None
+        depth = self._by_camera(self._cameras.depth)
+        return TensorObservation(images, self.proprio(), self.privileged(), self._instructions(), depth)
+
+    def observation(self) -> Observation:
+        """Of every world, now. Copies: safe to keep."""
+        cameras, calibrated = self._cameras, self._calibration
+        return Observation(
+            self._numpy_images(),
+            self.proprio().cpu().numpy(),
+            self._instructions(),
+            self.privileged().cpu().numpy(),
+            depth=_numpy(self._by_camera(cameras.depth)),
+            intrinsics=_numpy(self._by_camera(cameras.intrinsics())) if calibrated else None,
+            extrinsics=_numpy(self._by_camera(cameras.extrinsics())) if calibrated else None,
+            history=None if self._history is None else self._history.before(),
+        )
+
+    def _instructions(self) -> list[str]:
+        return [e.instruction if e else "" for e in self.episodes]
+
+    def _numpy_images(self) -> dict[str, np.ndarray]:
+        images = _numpy(self._by_camera(self._cameras.rgb))
+        assert images is not None
+        return images
+
+    def close(self) -> None:
+        """Nothing to stop: the device's memory goes with the object."""
+
+
+def _numpy(tensors: Mapping[str, torch.Tensor] | None) -> dict[str, np.ndarray] | None:
+    """Copies on the host."""
+    return None if tensors is None else {name: t.to("cpu", copy=True).numpy() for name, t in tensors.items()}
+
+

@@ -1,0 +1,1 @@
+"""Recording demonstrations as LeRobot datasets. May import experts and backends."""

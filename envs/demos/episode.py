@@ -1,0 +1,145 @@
+"""One demonstration: a scripted expert acts in one world that is rendered at every control step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.demos.dataset_writer import DemoEpisode
+from vla.core.types import ActionSpec, Observation
+
+if TYPE_CHECKING:
+    from envs.perturb.perturbation import Perturbation
+
+NOISE_CORRELATION = 0.7
+"""Lag-1 correlation of the execution noise: independent noise on displacements averages out and disturbs nothing."""
+
+
+class DemoWorld(Protocol):
+    """One world with its scripted expert, rendered at every control step."""
+
+    action_spec: ActionSpec
+    cameras: tuple[str, ...]
+    proprio_names: tuple[str, ...]
+    horizon: int
+    """Control steps after which an episode counts as failed."""
+    instruction: str
+    success: bool
+    done: bool
+    """The task itself ended, by success or failure."""
+
+    def reset(self, seed: int) -> None:
+        """Start the episode that `seed` means."""
+
+    def observe(self) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32]]:
+        """(camera -> (H, W, 3) RGB, proprio (P,)) of this instant."""
+
+    def privileged(self) -> NDArray[np.float32]:
+        """(S,) the simulator's state of this instant, as critics see it; S = 0 where nobody tells."""
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """(A,) what the scripted expert does now."""
+
+    def step(self, action: NDArray[np.float32]) -> None:
+        """Run one control step."""
+
+    def close(self) -> None: ...
+
+
+MakeWorld = Callable[[str, int], DemoWorld]
+"""(suite, image_size) -> world. A module-level function: worker processes import it by name."""
+
+
+def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None:
+    """One demonstration, or None if the expert failed.
+
+    `noise` is the standard deviation of what is added to the *executed* action, in units of half the action range, on
+    every component but the gripper; the *recorded* action is the expert's clean one, so the data shows recoveries
+    (DART, Laskey et al. 2017).
+    """
+    rng = np.random.default_rng([seed, 41])
+    spec = world.action_spec
+    low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
+    scale = noise * 0.5 * (high - low) * np.array([name != "gripper" for name in spec.names], np.float32)
+    disturbance = rng.standard_normal(spec.dim)
+    images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in world.cameras}
+    proprio, privileged, actions = [], [], []
+    world.reset(seed)
+    while not world.done and len(actions) < world.horizon:
+        frame, state = world.observe()
+        action = np.clip(np.asarray(world.expert_action(), np.float32), low, high)
+        for camera in world.cameras:
+            images[camera].append(np.array(frame[camera]))  # a copy: renderers reuse their buffers
+        proprio.append(np.array(state, np.float32))
+        privileged.append(np.array(world.privileged(), np.float32))
+        actions.append(action)
+        world.step(np.clip(action + scale * disturbance, low, high).astype(np.float32))
+        fresh = rng.standard_normal(spec.dim)
+        disturbance = NOISE_CORRELATION * disturbance + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
+    if not world.success or not actions:
+        return None
+    stacked = {camera: np.stack(frames) for camera, frames in images.items()}
+    return DemoEpisode(seed, world.instruction, stacked, np.stack(proprio), np.stack(actions), np.stack(privileged))
+
+
+class SuiteWorld:
+    """A `DemoWorld` of a suite in `sim_configs/suites`: one world and its expert. Create it where it is used."""
+
+    def __init__(
+        self, suite: str, image_size: int, perturb: Perturbation | None = None, tasks: tuple[str, ...] = ()
+    ) -> None:
+        # Lazily: the process that only waits for workers needs no simulator.
+        from envs.experts.registry import make_expert
+        from envs.make import worlds_class
+        from envs.registry import load_suite
+
+        spec = load_suite(suite)
+        self._worlds = worlds_class(spec, perturb)(spec, 1, image_size=image_size)
+        self._expert = make_expert(suite, 1)
+        self._obs: Observation | None = None
+        self._tasks = tasks
+        self.action_spec = self._worlds.action_spec
+        self.cameras = tuple(self._worlds.cameras)
+        self.proprio_names = tuple(self._worlds.proprio_names)
+        self.horizon = self._worlds.horizon
+        self.instruction = ""
+        self.success = self.done = False
+
+    def reset(self, seed: int) -> None:
+        self._expert.reset()
+        tasks = [self._tasks[seed % len(self._tasks)]] if self._tasks else None
+        self._obs = self._worlds.reset(seeds=[seed], tasks=tasks)
+        self.instruction = self._obs.instruction[0]
+        self.success = self.done = False
+
+    def observe(self) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32]]:
+        assert self._obs is not None, "reset first"
+        return {camera: image[0] for camera, image in self._obs.images.items()}, self._obs.proprio[0]
+
+    def privileged(self) -> NDArray[np.float32]:
+        assert self._obs is not None and self._obs.privileged is not None, "reset first"
+        return self._obs.privileged[0]
+
+    def expert_action(self) -> NDArray[np.float32]:
+        assert self._obs is not None, "reset first"
+        return self._expert.act(self._obs)[0, 0]
+
+    def step(self, action: NDArray[np.float32]) -> None:
+        result = self._worlds.step_chunk(action[None, None])
+        self._obs = result.obs
+        self.success = bool(result.info["success"][0])
+        self.done = bool(result.terminated[0] or result.truncated[0])
+
+    def close(self) -> None:
+        self._worlds.close()
+
+
+def suite_world(
+    suite: str, image_size: int, perturb: Perturbation | None = None, tasks: tuple[str, ...] = ()
+) -> DemoWorld:
+    """The demonstration world of a suite: its seeds' own tasks, or these in turn. ValueError with the nearest name if
+    there is no such suite."""
+    return SuiteWorld(suite, image_size, perturb, tasks)

@@ -1,0 +1,1 @@
+"""Any policy in any environment: success rate with its interval, and controls. May import experts and backends."""

@@ -1,0 +1,93 @@
+"""Policies that must fail (zero, random, blind replay): the floor every success rate stands on. And episode films."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from envs.experts.registry import make_expert
+from envs.make import worlds_class
+from envs.registry import load_suite
+from vla.core.types import ActionChunk, ActionSpec, Observation
+
+
+@dataclass
+class Film:
+    """One episode's frames, one per decision, the cameras side by side."""
+
+    caption: str
+    success: bool = False
+    wrong_object: bool = False
+    frames: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, obs: Observation, world: int, caption: str) -> None:
+        self.caption = caption
+        self.frames.append(np.concatenate([image[world] for image in obs.images.values()], axis=1))
+
+    def finish(self, obs: Observation, world: int, success: bool, wrong_object: bool) -> None:
+        """Add the last frame (of the finished episode, not of the next) and the verdict."""
+        self.add(obs, world, self.caption)
+        self.success, self.wrong_object = success, wrong_object
+
+
+class ZeroPolicy:
+    """Stands still with the gripper open."""
+
+    def __init__(self, spec: ActionSpec, chunk_size: int = 8) -> None:
+        self._action = np.zeros((chunk_size, spec.dim), np.float32)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
+
+    def act(self, obs: Observation) -> ActionChunk:
+        return np.repeat(self._action[None], obs.batch_size, axis=0)
+
+
+class RandomPolicy:
+    """Uniform in the action's bounds, seeded."""
+
+    def __init__(self, spec: ActionSpec, chunk_size: int = 8, seed: int = 0) -> None:
+        self._spec, self._chunk_size = spec, chunk_size
+        self._rng = np.random.default_rng(seed)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
+
+    def act(self, obs: Observation) -> ActionChunk:
+        shape = (obs.batch_size, self._chunk_size, self._spec.dim)
+        return self._rng.uniform(self._spec.low, self._spec.high, shape).astype(np.float32)
+
+
+class BlindReplay:
+    """Replays one demonstration's actions whatever it sees, then repeats the last one."""
+
+    def __init__(self, actions_TA: np.ndarray, num_envs: int, chunk_size: int = 8) -> None:
+        self._actions = np.asarray(actions_TA, np.float32)
+        self._chunk_size = chunk_size
+        self._at = np.zeros(num_envs, np.int64)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        self._at[slice(None) if env_ids is None else list(env_ids)] = 0
+
+    def act(self, obs: Observation) -> ActionChunk:
+        rows = self._at[:, None] + np.arange(self._chunk_size)[None]
+        self._at += self._chunk_size
+        return self._actions[np.minimum(rows, len(self._actions) - 1)]
+
+
+def expert_actions(suite: str, seed: int) -> np.ndarray:
+    """(T, A) actions of one successful scripted demonstration, from `seed` on."""
+    spec = load_suite(suite)
+    worlds = worlds_class(spec)(spec, 1)
+    worlds.render_images = False
+    for attempt in range(seed, seed + 50):
+        worlds.reset(seeds=[attempt])
+        expert = make_expert(suite, 1)
+        actions = []
+        while not worlds.over[0]:
+            chunk = expert.act(worlds.observation())
+            actions.append(chunk[0, 0])
+            result = worlds.step_chunk(chunk)
+        if result.info["success"][0]:
+            return np.stack(actions)
+    raise RuntimeError(f"the scripted expert failed 50 times in a row on {suite!r}")

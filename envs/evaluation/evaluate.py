@@ -1,0 +1,220 @@
+"""Run any Policy in any VecEnv: success as k/n with a Wilson interval, per task and per phrasing, over stated seeds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from envs.evaluation.baselines import Film
+from vla.core.compatibility import fitted
+from vla.core.types import Observation, Policy, VecEnv
+
+_log = logging.getLogger(__name__)
+_MAX_REPLAYS = 2
+"""Of an episode whose worker died; one that kills it again and again is a failure."""
+Progress = Callable[[int, int, int], None]
+"""(finished, wanted, successes), called after every decision in which an episode ended."""
+
+
+def wilson95(successes: int, episodes: int) -> tuple[float, float]:
+    """95% interval of a success probability from k of n. Wilson 1927."""
+    if episodes == 0:
+        return 0.0, 1.0
+    z, p = 1.959964, successes / episodes
+    centre = p + z * z / (2 * episodes)
+    half = z * np.sqrt(p * (1 - p) / episodes + z * z / (4 * episodes * episodes))
+    scale = 1 + z * z / episodes
+    return float(max(0.0, (centre - half) / scale)), float(min(1.0, (centre + half) / scale))
+
+
+@dataclass(frozen=True)
+class Count:
+    """k successes of n."""
+
+    successes: int = 0
+    episodes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        rate = self.successes / self.episodes if self.episodes else 0.0
+        return {
+            "successes": self.successes,
+            "episodes": self.episodes,
+            "success_rate": rate,
+            "wilson95": list(wilson95(self.successes, self.episodes)),
+        }
+
+
+@dataclass
+class EvalReport:
+    """One evaluation. `to_dict` has the field names that programs read (README, "What programs read")."""
+
+    suite: str
+    policy: str
+    backend: str
+    successes: int
+    episodes: int
+    wrong_object: int
+    """Episodes that ended because another object than the one counted was lifted."""
+    mean_steps: float
+    """Control steps of the successful episodes."""
+    per_task: dict[str, Count]
+    per_phrasing: dict[str, Count]
+    seeds: tuple[int, int]
+    deterministic: bool
+    horizon: int
+    chunk_size: int
+    n_action_steps: int
+    diverged: int = 0
+    """Episodes that ended because the simulation blew up; failures."""
+    films: list[Film] = field(default_factory=list)
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def success_rate(self) -> float:
+        return self.successes / max(1, self.episodes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the films; whoever writes it adds commit and machine (`bascule.report.page.provenance`)."""
+        return {
+            "suite": self.suite,
+            "policy": self.policy,
+            "backend": self.backend,
+            **Count(self.successes, self.episodes).to_dict(),
+            "wrong_object": self.wrong_object,
+            "mean_steps": self.mean_steps,
+            "diverged": self.diverged,
+            "per_task": {name: count.to_dict() for name, count in sorted(self.per_task.items())},
+            "per_phrasing": {name: count.to_dict() for name, count in sorted(self.per_phrasing.items())},
+            "seeds": list(self.seeds),
+            "deterministic": self.deterministic,
+            "horizon": self.horizon,
+            "chunk_size": self.chunk_size,
+            "n_action_steps": self.n_action_steps,
+            "controls": self.controls,
+        }
+
+
+def evaluate(
+    policy: Policy,
+    env: VecEnv,
+    seeds: Sequence[int],
+    *,
+    name: str = "policy",
+    suite: str = "",
+    backend: str = "cpu",
+    swap_instruction: bool = False,
+    deterministic: bool = True,
+    num_films: int = 0,
+    on_progress: Progress | None = None,
+) -> EvalReport:
+    """Play one episode per seed and count.
+
+    `swap_instruction` tells the policy to handle another object than the one that counts: a policy that listens fails.
+    Which world plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
+    episodes' frames, one per decision. A policy whose components lie in another order is reordered by name; ValueError
+    for one that does not fit the environment (`vla.core.compatibility`).
+    """
+    policy = fitted(policy, env, say=_log.warning)
+    seeds = [int(s) for s in seeds]
+    if not seeds:
+        raise ValueError("evaluate needs at least one seed")
+    width = min(env.num_envs, len(seeds))
+    playing = np.full(env.num_envs, -1)
+    playing[:width] = np.arange(width)
+    following = width
+    # Spare worlds play the first seed too, uncounted: the environment wants every world to have an episode.
+    env.reset(seeds=[seeds[max(0, k)] for k in playing])
+    policy.reset(None)
+    obs = _observe(env)
+    films = {k: Film(obs.instruction[k]) for k in range(min(num_films, width))}
+    success = np.zeros(len(seeds), bool)
+    wrong, diverged = np.zeros(len(seeds), bool), np.zeros(len(seeds), bool)
+    steps, replays = np.zeros(len(seeds), np.int64), np.zeros(len(seeds), np.int64)
+    labels: list[tuple[str, str]] = [("", "")] * len(seeds)
+    for world in range(width):
+        labels[world] = _labels(env, world)
+    finished, chunk_size = 0, 0
+    while finished < len(seeds):
+        told = env.alternative_instructions() if swap_instruction else obs.instruction
+        for k, film in films.items():
+            for world in np.flatnonzero(playing == k):
+                film.add(obs, world, told[world])
+        seen = replace(obs, instruction=told)
+        chunk = policy.act(seen)
+        chunk_size = chunk.shape[1]
+        result = env.step_chunk(chunk)
+        live = playing >= 0
+        steps[playing[live]] += result.n_steps[live]
+        over = live & (result.terminated | result.truncated)
+        obs = result.obs
+        lost = over & result.info.get("worker_restarted", np.zeros(env.num_envs, bool))
+        lost[lost] = replays[playing[lost]] < _MAX_REPLAYS
+        if lost.any():  # the machine's failure, not the policy's: the same episode once more
+            again, over = np.flatnonzero(lost), over & ~lost
+            replays[playing[again]] += 1
+            steps[playing[again]] = 0
+            for k in set(playing[again].tolist()) & set(films):
+                films[k].frames.clear()
+            obs = env.reset(seeds=[seeds[playing[w]] for w in again], env_ids=again.tolist())
+            policy.reset(again.tolist())
+        if over.any():
+            ended = np.flatnonzero(over)
+            indices = playing[ended]
+            success[indices] = result.info["success"][ended]
+            wrong[indices] = result.info["wrong_object"][ended]
+            diverged[indices] = result.info.get("diverged", np.zeros(env.num_envs, bool))[ended]
+            for k, film in films.items():
+                for world in ended[indices == k]:
+                    film.finish(obs, world, bool(success[k]), bool(wrong[k]))
+            finished += len(ended)
+            fresh = [w for w in ended if following + list(ended).index(w) < len(seeds)]
+            playing[ended] = -1
+            for world in fresh:
+                playing[world] = following
+                following += 1
+            if fresh:
+                obs = env.reset(seeds=[seeds[playing[w]] for w in fresh], env_ids=fresh)
+                policy.reset(fresh)
+                for world in fresh:
+                    labels[playing[world]] = _labels(env, world)
+            if on_progress:
+                on_progress(finished, len(seeds), int(success.sum()))
+    return EvalReport(
+        suite=suite,
+        policy=name,
+        backend=backend,
+        successes=int(success.sum()),
+        episodes=len(seeds),
+        wrong_object=int(wrong.sum()),
+        mean_steps=float(steps[success].mean()) if success.any() else 0.0,
+        per_task=_group([task for task, _ in labels], success),
+        per_phrasing=_group([template for _, template in labels], success),
+        seeds=(seeds[0], seeds[-1]),
+        deterministic=deterministic,
+        horizon=env.horizon,
+        chunk_size=chunk_size,
+        n_action_steps=chunk_size,
+        diverged=int(diverged.sum()),
+        films=[films[k] for k in sorted(films)],
+    )
+
+
+def _observe(env: VecEnv) -> Observation:
+    return env.observation()  # type: ignore[attr-defined]  # every backend of ours offers it
+
+
+def _labels(env: VecEnv, world: int) -> tuple[str, str]:
+    tasks, templates = getattr(env, "tasks", None), getattr(env, "templates", None)
+    return (tasks[world] if tasks else "task", templates[world] if templates else "instruction")
+
+
+def _group(keys: Sequence[str], success: np.ndarray) -> dict[str, Count]:
+    out: dict[str, Count] = {}
+    for key in dict.fromkeys(keys):
+        mine = np.array([k == key for k in keys])
+        out[key] = Count(int(success[mine].sum()), int(mine.sum()))
+    return out

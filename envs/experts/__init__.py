@@ -1,0 +1,1 @@
+"""Scripted experts. May import `envs.tabletop`, `envs.adapters` and `envs.backends`."""

@@ -1,0 +1,25 @@
+"""The scripted expert of a suite."""
+
+from __future__ import annotations
+
+from envs.experts.pick_place import TabletopExpert
+from envs.registry import load_suite
+from envs.tabletop.scene import SCENES
+from vla.core.types import Policy
+
+
+def make_expert(suite: str, num_envs: int) -> Policy:
+    """The scripted expert of a suite, tabletop or adapter."""
+    if suite.startswith("robosuite-"):
+        from envs.experts.robosuite import RobosuiteExpert
+
+        return RobosuiteExpert(suite, num_envs)
+    if suite.startswith("metaworld-"):
+        from envs.experts.metaworld import MetaworldExpert
+
+        return MetaworldExpert()
+    if SCENES[load_suite(suite).scene].fixtures:
+        from envs.experts.goals import GoalExpert
+
+        return GoalExpert(num_envs)
+    return TabletopExpert(num_envs)

@@ -1,0 +1,87 @@
+"""Vectorised environments by suite and backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from envs.registry import load_suite, timed
+from envs.tabletop.language import Phrasings
+from envs.tabletop.suites import Suite
+
+if TYPE_CHECKING:
+    from envs.perturb.perturbation import Perturbation
+
+import torch
+
+from envs.backends.cpu_vec_env import MujocoVecEnv
+from envs.backends.warp_sim import Buffers
+from envs.backends.warp_vec_env import WarpVecEnv
+
+
+def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[..., Any]:
+    """What makes worlds of a suite in one process: our class for a suite file, an adapter's for its own.
+
+    ValueError naming the extra that an adapter needs and does not find, or saying that it knows no perturbations.
+    """
+    if perturb is not None and (problem := perturb.problem()):
+        raise ValueError(problem)
+    perturbed = perturb is not None and perturb.any()
+    if isinstance(suite, Suite):
+        if perturbed:
+            from envs.backends.cpu_perturbed import PerturbedWorlds
+
+            return partial(PerturbedWorlds, perturb=perturb)
+        from envs.backends.cpu_worlds import Worlds
+
+        return Worlds
+    if perturbed:
+        raise ValueError(f"suite {suite.name!r} has no perturbations: they are for the tabletop suites")
+    return suite.worlds_class()
+
+
+def make_cpu_vec(
+    suite: str,
+    num_envs: int,
+    *,
+    num_workers: int,
+    image_size: int,
+    phrasings: Phrasings,
+    horizon: int | None = None,
+    **options: Any,
+) -> MujocoVecEnv:
+    """Build the CPU backend of a suite by name; `options`: depth, calibration, history, perturb."""
+    return MujocoVecEnv(
+        timed(load_suite(suite), horizon),
+        num_envs,
+        num_workers=num_workers,
+        image_size=image_size,
+        phrasings=phrasings,
+        **options,
+    )
+
+
+def make_warp_vec(
+    suite: str,
+    num_envs: int,
+    *,
+    device: str | None = None,
+    nconmax: int | None = None,
+    njmax: int | None = None,
+    horizon: int | None = None,
+    **options: Any,
+) -> WarpVecEnv:
+    """Build the Warp backend of a tabletop suite by name, on the first GPU unless told where.
+
+    ValueError for a suite that another package simulates.
+    """
+    spec = load_suite(suite)
+    if not isinstance(spec, Suite):
+        raise ValueError(f"suite {suite!r} runs on the CPU backend only: its physics is another package's")
+    room = {name: value for name, value in (("nconmax", nconmax), ("njmax", njmax)) if value is not None}
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    make = WarpVecEnv
+    if "perturb" in options:
+        from envs.backends.warp_perturbed import PerturbedWarpVecEnv as make
+    return make(timed(spec, horizon), num_envs, device=place, buffers=Buffers(**room), **options)

@@ -1,0 +1,50 @@
+"""Suites by name, ours and the adapters'."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from envs.tabletop.scene import SCENES, SIM_CONFIGS
+from envs.tabletop.suites import Suite, suite_names
+from vla.core.config import lookup
+
+
+def adapter_suites() -> Mapping[str, Any]:
+    """Every adapter's suites by name, whether its extra is installed or not."""
+    from envs.adapters.metaworld_suites import metaworld_suites
+    from envs.adapters.robosuite_suites import SUITES
+
+    return {**SUITES, **metaworld_suites()}
+
+
+def all_suite_names() -> tuple[str, ...]:
+    """The suite files' names, then those of the adapters (robosuite, Meta-World), their extras installed or not."""
+    from envs.registry import adapter_suites
+
+    return (*suite_names(), *adapter_suites())
+
+
+def load_suite(name: str) -> Suite:
+    """The suite called `name` (an adapter's has the same name, description, tasks, horizon and eval_seed0).
+
+    ValueError with the nearest name if there is none.
+    """
+    from envs.registry import adapter_suites
+
+    if name in adapter_suites():
+        return adapter_suites()[name]  # type: ignore[return-value]  # it has no scene file, and nothing asks for one
+    lookup(name, dict.fromkeys(all_suite_names()), "suite")
+    path = SIM_CONFIGS / "suites" / f"{name}.toml"
+    raw = tomllib.loads(path.read_text())
+    lookup(raw["scene"], SCENES, "scene")
+    return Suite(name=name, **{**raw, "tasks": tuple(raw["tasks"])})
+
+
+def timed(suite: Suite, horizon: int | None) -> Suite:
+    """The suite with episodes of `horizon` control steps (None: its own). ValueError if that is none, or more."""
+    if horizon is not None and not 1 <= horizon <= suite.horizon:
+        raise ValueError(f"horizon must be from 1 to the {suite.horizon} steps of suite {suite.name!r}, got {horizon}")
+    return suite if horizon is None else replace(suite, horizon=horizon)

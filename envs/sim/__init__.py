@@ -1,0 +1,1 @@
+"""What every simulated environment shares: cameras, culling, divergence checks. May import `envs.tabletop`."""

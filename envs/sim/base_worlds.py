@@ -1,0 +1,107 @@
+"""What every set of worlds in one process keeps, tabletop or adapter: shapes, image memory, whose episode is over."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.tabletop.language import Phrasings
+from vla.core.types import ActionChunk, ActionSpec, Observation
+
+
+def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) -> None:
+    """ValueError unless there is one seed for each world in `ids`."""
+    if len(ids) != len(seeds):
+        raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
+
+
+class BaseWorlds(ABC):
+    """State and views that `envs.backends.cpu_vec_env` and `envs.evaluation.evaluate` rely on. Subclasses reset, step and draw."""
+
+    proprio_names: tuple[str, ...]
+
+    def __init__(
+        self,
+        suite: Any,
+        num_worlds: int,
+        *,
+        action_spec: ActionSpec,
+        cameras: tuple[str, ...],
+        proprio_dim: int,
+        privileged_dim: int,
+        image_size: int,
+        phrasings: Phrasings,
+        images_out: NDArray[np.uint8] | None,
+        depth: bool = False,
+        depth_out: NDArray[np.float32] | None = None,
+        calibration: bool = False,
+    ) -> None:
+        self.suite, self.phrasings, self.image_size = suite, phrasings, image_size
+        self.num_envs, self.horizon = num_worlds, suite.horizon
+        self.action_spec, self.cameras = action_spec, cameras
+        self.proprio_dim, self.privileged_dim = proprio_dim, privileged_dim
+        self.render_images = True
+        """Off for experts that do not look: the images keep the last frame."""
+        shape = (num_worlds, len(cameras), image_size, image_size, 3)
+        self.images = np.zeros(shape, np.uint8) if images_out is None else images_out
+        self.depth = np.zeros(shape[:-1], np.float32) if depth and depth_out is None else depth_out
+        """(n, V, H, W) metres of the last render; None unless asked for."""
+        self.intrinsics = np.zeros((*shape[:2], 3, 3), np.float32) if calibration else None
+        self.extrinsics = np.zeros((*shape[:2], 4, 4), np.float32) if calibration else None
+        """See `vla.core.types.Observation`; of the last render, per world and camera."""
+        self.episodes: list[Any] = [None] * num_worlds
+        """Per world, what its seed meant: seed, task, instruction, template, swapped_instruction."""
+        self.over = np.ones(num_worlds, bool)
+        self.elapsed = np.zeros(num_worlds, np.int64)
+        """Control steps since the reset."""
+
+    def set_rendering(self, on: bool) -> None:
+        """Draw images at resets and after chunks, or not. Every `VecEnv` of ours has this switch."""
+        self.render_images = on
+
+    @abstractmethod
+    def proprio(self) -> NDArray[np.float32]:
+        """(n, P), see `proprio_names`."""
+
+    @abstractmethod
+    def privileged(self) -> NDArray[np.float32]:
+        """(n, S) simulator state for critics and scripted experts."""
+
+    def observation(self) -> Observation:
+        """Of every world, now. Images are those of the last render, and are views: copy to keep."""
+
+        def by_camera(values: NDArray[Any] | None) -> dict[str, NDArray[Any]] | None:
+            return None if values is None else {name: values[:, v] for v, name in enumerate(self.cameras)}
+
+        return Observation(
+            by_camera(self.images),
+            self.proprio(),
+            [e.instruction if e else "" for e in self.episodes],
+            self.privileged(),
+            depth=by_camera(self.depth),
+            intrinsics=by_camera(self.intrinsics),
+            extrinsics=by_camera(self.extrinsics),
+        )
+
+    def alternative_instructions(self) -> list[str]:
+        """Per world, an instruction that names another object than the one counted."""
+        return [e.swapped_instruction if e else "" for e in self.episodes]
+
+    def _ids(self, seeds: Sequence[int], env_ids: Sequence[int] | None) -> list[int]:
+        """The worlds that a reset means. ValueError unless each has its seed."""
+        ids = list(range(self.num_envs)) if env_ids is None else [int(i) for i in env_ids]
+        check_seeds(ids, seeds)
+        return ids
+
+    def _checked(self, chunk: ActionChunk) -> NDArray[np.float64]:
+        """(n, C, A). ValueError for another shape, NaN or infinity."""
+        chunk = np.asarray(chunk, np.float64)
+        if chunk.ndim != 3 or chunk.shape[0] != self.num_envs or chunk.shape[2] != self.action_spec.dim:
+            raise ValueError(f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {chunk.shape}")
+        if not np.isfinite(chunk).all():
+            raise ValueError("action chunk holds NaN or Inf")
+        return chunk

@@ -1,0 +1,106 @@
+"""How a new chunk of actions takes over from the one being played, when it was computed while that one ran.
+
+`Blend` and `Ensemble` join two chunks that know nothing of each other; a policy that is told what is still to be played
+(`Prefix`) can begin its chunk there by itself, which is real-time chunking (`policies.chunking.realtime`). All of them rest on one
+number, the delay, and it is counted in actions that were really played (`DelayEstimate`), not read off a clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Actions = NDArray[np.floating]
+
+
+class Join(Protocol):
+    """What to play from policy step `step` on: `old` (T, A) is what is left of the plan (maybe nothing), `fresh` (S, A)
+    the new chunk without the actions that come too late. The answer has fresh's shape."""
+
+    def __call__(self, old_TA: Actions, fresh_SA: Actions, *, step: int) -> Actions: ...
+
+
+class Blend:
+    """The first `steps` actions pass linearly from old to new; 0 switches at once."""
+
+    def __init__(self, steps: int) -> None:
+        if steps < 0:
+            raise ValueError(f"blend_steps must not be negative, got {steps}")
+        self.steps = steps
+
+    def __call__(self, old_TA: Actions, fresh_SA: Actions, *, step: int) -> Actions:
+        shared = min(self.steps, len(old_TA), len(fresh_SA))
+        weight = (np.arange(shared) + 1.0)[:, None] / (shared + 1)
+        joined = fresh_SA.copy()
+        joined[:shared] = (1 - weight) * old_TA[:shared] + weight * fresh_SA[:shared]
+        return joined
+
+
+class Ensemble:
+    """ACT's temporal ensemble: the mean of all chunks that say something about a step, weighted exp(-decay * i) from
+    the oldest (i = 0) on. Zhao et al. 2023, algorithm 2; `policies.chunking.queues.TemporalEnsemble` knows no delays."""
+
+    def __init__(self, decay: float = 0.01) -> None:
+        if not decay >= 0:
+            raise ValueError(f"decay must not be negative, got {decay}")
+        self.decay = decay
+        self._chunks: list[tuple[int, Actions]] = []  # oldest first: its first step, its actions
+
+    def __call__(self, old_TA: Actions, fresh_SA: Actions, *, step: int) -> Actions:
+        self._chunks = [(first, chunk) for first, chunk in self._chunks if first + len(chunk) > step]
+        self._chunks.append((step, fresh_SA))
+        total, weights = np.zeros(fresh_SA.shape), np.zeros((len(fresh_SA), 1))
+        for i, (first, chunk) in enumerate(self._chunks):
+            said = chunk[step - first :][: len(fresh_SA)]
+            total[: len(said)] += np.exp(-self.decay * i) * said
+            weights[: len(said)] += np.exp(-self.decay * i)
+        return total / weights
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What B robots still have to play at the moment they ask for their next chunk."""
+
+    actions: NDArray[np.float32]
+    """(B, T, A), environment units; a row's actions after its `left` first ones mean nothing."""
+    left: NDArray[np.int64]
+    """(B,) how many of them there are."""
+    delay: NDArray[np.int64]
+    """(B,) how many of those will have been played when the answer comes."""
+
+
+def prefix_weights(delay_B: NDArray[np.int64], left_B: NDArray[np.int64], chunk_size: int) -> NDArray[np.float32]:
+    """(B, C): how firmly a new chunk must agree with the old one, step by step. 1 for what will have been played, then
+    falling, 0 where the old chunk has ended. Black, Galliker and Levine 2025, eq. 5."""
+    step = np.arange(chunk_size)
+    left, delay = np.minimum(left_B, chunk_size)[:, None], np.minimum(delay_B, left_B)[:, None]
+    remains = np.clip((left - step) / (left - delay + 1.0), 0.0, 1.0)
+    soft = remains * np.expm1(remains) / np.expm1(1.0)
+    return np.where(step < delay, 1.0, soft).astype(np.float32)
+
+
+class DelayEstimate:
+    """How many actions will be played before the next answer comes: the most of the last `memory` answers.
+
+    Too long an estimate costs some freedom, too short a one a jump; hence the largest, as in the paper. The first
+    answer comes to a robot that plays nothing yet and is left out.
+    """
+
+    def __init__(self, memory: int = 10) -> None:
+        self._seen: deque[int] = deque(maxlen=memory)
+        self._first = True
+
+    def add(self, delay: int) -> None:
+        """An answer came when `delay` actions had been played since the question, or could have been."""
+        if not self._first:
+            self._seen.append(delay)
+        self._first = False
+
+    @property
+    def steps(self) -> int:
+        """At least 1: no answer is there in the tick that asks."""
+        return max(self._seen, default=1) or 1

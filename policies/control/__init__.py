@@ -1,0 +1,1 @@
+"""A fixed-rate loop that drives a robot. May import `policies.serving` and `policies.chunking`."""

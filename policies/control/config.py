@@ -1,0 +1,106 @@
+"""How a policy drives a robot, what is reported of it, and the checks of both that need no robot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from policies.control.guards import GuardConfig
+from vla.core.types import ActionChunk, ActionSpec
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """How a policy drives a robot."""
+
+    duration_s: float = 30.0
+    policy_hz: float | None = None
+    """Rate at which the policy's actions were meant, at most the robot's. None: the robot's."""
+    n_action_steps: int | None = None
+    """Ask again after this many actions of a chunk; None: after half of it."""
+    join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
+    """How a new chunk takes over: at once, gradually, as a mean of all that overlap, or by itself (the policy is told
+    what is still to be played: `policies.chunking.realtime`)."""
+    blend_steps: int = 2
+    """Actions over which "blend" takes over."""
+    catch_up_steps: int = 4
+    """Actions over which displacements that came too late are made up for; 0: never."""
+    ensemble_decay: float = 0.01
+    """Of "ensemble": 0 is the plain mean, more favours older chunks."""
+    asynchronous: bool = True
+    """Compute the next chunk while the current one is played."""
+    in_flight: int = 1
+    """Questions on their way at the same time. Behind a slow link more of them make for more answers, and for fewer
+    actions between them that nobody has looked at."""
+    dry_run: bool = False
+    """Do everything but send."""
+    estop_file: Path | None = None
+    """The robot is let go as soon as this file exists."""
+    server_timeout_s: float = 1.0
+    """An answer that takes longer counts as a dead server."""
+    guards: GuardConfig = field(default_factory=GuardConfig)
+
+
+@dataclass(frozen=True)
+class ControlReport:
+    """What happened."""
+
+    ticks: int
+    overruns: int
+    """Ticks whose work ended after the next one's deadline: deadlines missed."""
+    seconds: float
+    ended: str
+    """done (the task), time, stopped (a guard's slow stop) or disconnect."""
+    guards: dict[str, int]
+    """Guard -> ticks in which it tripped."""
+    answers: int
+    latency_ms: dict[str, float]
+    """Of the policy's answers: p50, p99. The warm-up is not among them."""
+    late_ms: dict[str, float]
+    """How long after its time a tick began: p50, p99, max."""
+    work_ms: dict[str, float]
+    """How long its work took: p50, p99, max."""
+    delays: dict[int, int]
+    """Actions of a chunk that came too late because the robot had played those steps -> how often."""
+    error: str | None = None
+    """What the policy, its server or the robot said, where that is why a guard tripped; the last one."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Guard -> what was said when it tripped last, for guards that have a reason beside their name; "disconnect" ->
+    why the robot could not be let go in good order; "controller" -> an error of the loop itself."""
+
+
+def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:
+    """Robot ticks to one action of the policy. ValueError for rates that make no sense."""
+    if not robot_hz > 0:
+        raise ValueError("the robot's action_spec must say its rate (control_hz)")
+    ratio = Fraction(robot_hz).limit_denominator(10_000) / Fraction(policy_hz or robot_hz).limit_denominator(10_000)
+    if ratio < 1:
+        raise ValueError(f"policy_hz must be at most the robot's {robot_hz:g} Hz, got {policy_hz:g}")
+    return ratio
+
+
+def is_pressed(pressed: Callable[[], bool], file: Path | None) -> bool:
+    """The e-stop is: a key was pressed, the file exists, or it cannot be seen that it does not."""
+    try:
+        return pressed() or (file is not None and file.exists())
+    except OSError:
+        return True
+
+
+def check_chunk(chunk: ActionChunk | None, spec: ActionSpec) -> None:
+    """ValueError for an answer that is no chunk of actions (C, A) for a robot with these components."""
+    shape, dtype = np.shape(chunk), np.asarray(chunk).dtype
+    if dtype.kind not in "iuf":
+        raise ValueError(f"the policy must answer numbers, it answers {dtype if shape else type(chunk).__name__}")
+    if len(shape) != 2 or shape[0] == 0:
+        raise ValueError(f"the policy must answer a chunk of actions (C, {spec.dim}), it answers {shape}")
+    if shape[1] != spec.dim:
+        raise ValueError(
+            f"the policy's actions have {shape[1]} components, this robot takes {spec.dim} ({', '.join(spec.names)}): "
+            "serve a policy for this robot, or cut its actions to these components there (openpi: its output transform)"
+        )

@@ -1,0 +1,235 @@
+"""The black box of a controller: every input and decision of every tick as JSON lines, replayable bit for bit.
+
+What the cameras saw lies beside it (LOG.frames, raw pixels, each frame once); a tick names the frame that was the
+latest. `policies.lerobot.recording` makes a LeRobotDataset of both. The last line says that the run was logged to its
+end; a log without it is incomplete (a crash, or a full disk), and whoever reads it is told.
+
+A log that can no longer be written does not stop the robot: the guards decide without it, and a sudden stop in the
+middle of a movement would be the worse surprise. One line on stderr says so at once, and `close` raises it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TextIO
+
+import numpy as np
+
+from policies.control.guards import Decision, Governor, GuardConfig, Inputs, Kind
+from vla.core.config import decode
+from vla.core.disk import full, is_full
+from vla.core.types import ActionSpec, Observation
+
+FORMAT = 1
+
+
+class LogIncomplete(OSError):
+    """The run has ended, and its log lacks a part of it. One line that says why."""
+
+
+class BlackBox:
+    """Writes one line at the start of a run and one per tick. A thread of its own does: a disk that is busy must not
+    hold up a robot. Lines are handed to the operating system one by one, as soon as they come.
+
+    As a context manager its end raises `LogIncomplete` where the log could not be written to the end."""
+
+    def __init__(self, path: Path) -> None:
+        """ValueError if the file is there: a log is evidence, and not written over."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file: TextIO = path.open("x", encoding="utf-8")
+        except FileExistsError:
+            raise ValueError(f"{path} is already there: choose another file for the log") from None
+        self._frames = frames_file(path).open("wb")
+        self._path = path
+        self._ticks = 0
+        self._closed = False
+        self._problem: str | None = None
+        self._shown: Observation | None = None
+        self._frame = -1
+        self._queue: SimpleQueue[dict[str, Any] | Observation | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._work, name="black box", daemon=True)
+        self._writer.start()
+
+    def start(
+        self,
+        config: GuardConfig,
+        spec: ActionSpec,
+        kinds: Sequence[Kind],
+        rest: Sequence[float],
+        proprio_names: Sequence[str],
+        **more: Any,
+    ) -> None:
+        """What a replay needs to know; `more` is for people."""
+        self._write(
+            {
+                "blackbox": FORMAT,
+                "guards": asdict(config),
+                "action_spec": asdict(spec),
+                "kinds": list(kinds),
+                "rest": list(rest),
+                "proprio_names": list(proprio_names),
+                "ends": True,
+                **more,
+            }
+        )
+
+    def tick(self, inputs: Inputs, decision: Decision, *, obs: Observation | None = None, **more: Any) -> None:
+        """`obs`: the latest observation; its pictures are written when it is another than at the last tick."""
+        if obs is not None and obs is not self._shown:
+            if self._shown is None or obs.instruction != self._shown.instruction:
+                self._queue.put(
+                    {"cameras": {n: i.shape[1:] for n, i in obs.images.items()}, "task": obs.instruction[0]}
+                )
+            self._queue.put(obs)
+            self._shown, self._frame = obs, self._frame + 1
+        self._queue.put({"inputs": inputs, "decision": decision, "frame": self._frame, **more})
+        self._ticks += 1
+
+    def event(self, **what: Any) -> None:
+        """Something between ticks."""
+        self._queue.put(what)
+
+    def close(self) -> None:
+        """Everything is on its way to the disk, the line that marks the end too. Safe to call twice.
+
+        LogIncomplete, after closing, if some of it could not be written."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put({"end": self._ticks})
+            self._queue.put(None)
+            self._writer.join()
+            for file in (self._file, self._frames):
+                try:
+                    file.close()
+                except OSError as error:  # closing writes once more what could not be written
+                    self._note(error)
+        if self._problem is not None:
+            raise LogIncomplete(self._problem)
+
+    def __enter__(self) -> BlackBox:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except LogIncomplete:
+            if kind is None:  # else that error is the one to tell
+                raise
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._queue.put(line)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._problem is not None:
+                continue  # what comes now would leave a gap, and the memory must not fill
+            try:
+                self._put(item)
+            except Exception as error:
+                self._note(error)
+
+    def _put(self, item: dict[str, Any] | Observation) -> None:
+        if isinstance(item, Observation):
+            for image in item.images.values():
+                self._frames.write(np.ascontiguousarray(image[0]).tobytes())
+            self._frames.flush()
+            return
+        plain = {key: asdict(value) if is_dataclass(value) else value for key, value in item.items()}
+        self._file.write(json.dumps(_plain(plain), allow_nan=False) + "\n")
+        self._file.flush()  # a run that ends badly is the one whose log is read
+
+    def _note(self, error: Exception) -> None:
+        """Remember why the log ends here, and say it once."""
+        if self._problem is None:
+            reason = str(full(self._path)) if is_full(error) else f"{type(error).__name__}: {error}"
+            self._problem = f"the log {self._path} is incomplete: {' '.join(reason.split())}"
+            print(f"vla: warning: {self._problem}", file=sys.stderr, flush=True)
+
+
+def frames_file(log: Path) -> Path:
+    """Where the pictures of a log are."""
+    return log.with_name(log.name + ".frames")
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(header, lines) of a log, without the mark of its end; a last line cut by a crash is left out, too (`incomplete`
+    tells). ValueError when it is no log of ours."""
+    header, lines = _whole(path)
+    return header, [line for line in lines if "end" not in line]
+
+
+def _whole(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    lines = list(_lines(path))
+    if not lines or lines[0].get("blackbox") != FORMAT:
+        raise ValueError(f"{path} is no black-box log of format {FORMAT}")
+    return lines[0], lines[1:]
+
+
+def incomplete(path: Path) -> str | None:
+    """How a log lacks the end of its run, None for a whole one. Logs of before this was noted count as whole, unless
+    their last line is cut."""
+    header, lines = _whole(path)
+    if header.get("ends"):
+        ticks = sum("inputs" in line for line in lines)
+        end = next((line["end"] for line in reversed(lines) if "end" in line), None)
+        if end is None:
+            return f"the log {path} is incomplete: it breaks off after {ticks} ticks, before the run ended"
+        if end != ticks:
+            return f"the log {path} is incomplete: it holds {ticks} of {end} ticks"
+    elif not Path(path).read_bytes().endswith(b"\n"):
+        return f"the log {path} is incomplete: its last line is cut"
+    return None
+
+
+def replay(path: Path) -> list[tuple[Decision, Decision]]:
+    """(logged, decided again) of every tick: the guards run anew on the logged inputs. Equal unless they changed."""
+    header, lines = read(path)
+    governor = Governor(
+        decode(GuardConfig, header["guards"]),
+        decode(ActionSpec, header["action_spec"]),
+        tuple(header["kinds"]),
+        rest=tuple(header["rest"]),
+        proprio_names=tuple(header["proprio_names"]),
+    )
+    pairs = []
+    for line in lines:
+        if "inputs" in line:
+            inputs = Inputs(**{name: _number(value) for name, value in line["inputs"].items()})
+            logged = Decision(**{name: _number(value) for name, value in line["decision"].items()})
+            pairs.append((logged, governor.decide(inputs)))
+    return pairs
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with Path(path).open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+_NOT_FINITE = ("nan", "inf", "-inf")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity, and here they are what matters: they become words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_number(item) for item in value)
+    return float(value) if isinstance(value, str) and value in _NOT_FINITE else value

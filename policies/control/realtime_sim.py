@@ -1,0 +1,244 @@
+"""A simulated world that goes on by itself, as a robot does: its own process, its own clock, physics and cameras in it.
+
+A controller's `send` and `observe` only touch a pipe and shared memory, so that they take microseconds whatever the
+simulator is doing, and a simulator that stands still shows as stale observations.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.control.guards import Kind
+from policies.control.policy_process import NICE
+from vla.core.subprocesses import spawn
+from vla.core.types import ActionSpec, Observation, VecEnv
+
+_HEAD = np.dtype(
+    [("count", "<i8"), ("seen_s", "<f8"), ("done", "<i8"), ("scenes", "<i8"), ("successes", "<i8"), ("told", "S4096")]
+)
+
+
+class LiveWorld:
+    """`policies.control.robots.Robot`: one world that steps at its own rate, commanded at any higher one.
+
+    Displacements add up until the world's next step takes them (as much as fits into one; the rest stays for the next),
+    a switch is as it was last said.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], VecEnv],
+        *,
+        control_hz: float,
+        seed: int,
+        task: str | None = None,
+        proprio_names: Sequence[str] = (),
+        endless: bool = False,
+    ) -> None:
+        """`make` (pickled: a module's function, or a partial of one) builds an environment of one world in the child.
+
+        `endless`: when a scene is over, the next seed's begins, and the robot is never `done`. ValueError for a rate
+        below the world's own.
+        """
+        self._pipe, theirs = Pipe()
+        self._process = spawn(_serve, (theirs, make, seed, task, endless), name="world")
+        theirs.close()
+        self._memory: SharedMemory | None = None
+        atexit.register(self.disconnect)
+        try:
+            spec, cameras, size, proprio_dim, name = self._receive()
+        except BaseException:
+            self.disconnect()
+            raise
+        self._memory = SharedMemory(name=name)
+        self._view = _View(self._memory, len(cameras), size, proprio_dim)
+        self._cameras, self.proprio_names = cameras, tuple(proprio_names)
+        if control_hz < spec.control_hz:
+            self.disconnect()
+            raise ValueError(f"this world steps at {spec.control_hz:g} Hz: command it at no less, got {control_hz:g}")
+        self.kinds: tuple[Kind, ...] = tuple("switch" if n == "gripper" else "displacement" for n in spec.names)
+        share = [1.0 if kind == "switch" else spec.control_hz / control_hz for kind in self.kinds]
+        low, high = (tuple(float(b * s) for b, s in zip(bound, share, strict=True)) for bound in (spec.low, spec.high))
+        self.action_spec = ActionSpec(spec.names, low, high, control_hz)
+        self.world_hz = spec.control_hz
+        self._latest: tuple[int, Observation, float] | None = None
+        self._done = 0
+        self.scenes = self.successes = 0
+        """Scenes that are over, and how many of them succeeded."""
+
+    def connect(self) -> None:
+        """The world begins to run."""
+        self._send("go")
+        until = time.monotonic() + 60.0
+        while int(self._view.head["count"][0]) == 0 or int(self._view.head["count"][0]) % 2:
+            if time.monotonic() > until or not self._process.is_alive():
+                raise ConnectionError("the simulated robot does not start")
+            time.sleep(0.001)
+
+    def observe(self) -> tuple[Observation, float]:
+        if self._memory is None:
+            raise ConnectionError("the simulated robot is not connected")
+        seen = self._latest
+        for _ in range(100):  # written while it was read: read again
+            before = int(self._view.head["count"][0])
+            if seen is not None and before == seen[0]:
+                break
+            images, proprio = self._view.images.copy(), self._view.proprio.copy()
+            head = self._view.head[0].copy()
+            if before % 2 == 0 and before == int(self._view.head["count"][0]):
+                named = {camera: images[None, v] for v, camera in enumerate(self._cameras)}
+                told = head["told"].decode(errors="ignore")
+                seen = before, Observation(named, proprio[None], [told]), float(head["seen_s"])
+                self._done, self.scenes, self.successes = (int(head[name]) for name in ("done", "scenes", "successes"))
+                break
+        if seen is None:
+            raise ConnectionError("the simulated robot shows nothing")
+        self._latest = seen
+        return seen[1], seen[2]
+
+    def rest(self) -> tuple[float, ...]:
+        return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
+
+    def send(self, action_A: NDArray[np.float32]) -> None:
+        self._send([float(x) for x in action_A])
+
+    @property
+    def done(self) -> bool:
+        return bool(self._done)
+
+    @property
+    def success(self) -> bool:
+        return self.successes > 0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def disconnect(self) -> None:
+        atexit.unregister(self.disconnect)
+        self._pipe.close()
+        self._process.join(timeout=2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(timeout=5)
+        if self._memory is not None:
+            del self._view
+            with contextlib.suppress(BufferError):  # an observation may still be held by somebody
+                self._memory.close()
+            with contextlib.suppress(FileNotFoundError):
+                self._memory.unlink()
+            self._memory = None
+
+    def _send(self, message: object) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError as error:
+            raise ConnectionError("the simulated robot is gone") from error
+
+    def _receive(self) -> tuple:
+        try:
+            good, value = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise ConnectionError("the simulated robot's process died") from error
+        if not good:
+            raise value
+        return value
+
+
+class _View:
+    """The shared memory as arrays. `count` is odd while it is being written (a seqlock: one writer, any readers)."""
+
+    def __init__(self, memory: SharedMemory, cameras: int, size: int, proprio_dim: int) -> None:
+        self.head = np.ndarray(1, _HEAD, memory.buf)
+        self.proprio = np.ndarray(proprio_dim, np.float32, memory.buf, _HEAD.itemsize)
+        offset = _HEAD.itemsize + 4 * proprio_dim
+        self.images = np.ndarray((cameras, size, size, 3), np.uint8, memory.buf, offset)
+
+    @staticmethod
+    def size(cameras: int, size: int, proprio_dim: int) -> int:
+        return _HEAD.itemsize + 4 * proprio_dim + cameras * size * size * 3
+
+
+def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | None, endless: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
+    memory = view = None
+    try:
+        env = make()
+        obs = env.reset(seeds=[seed], tasks=None if task is None else [task])
+        size = next(iter(obs.images.values())).shape[1]
+        memory = SharedMemory(create=True, size=_View.size(len(env.cameras), size, env.proprio_dim))
+        view = _View(memory, len(env.cameras), size, env.proprio_dim)
+        view.head["count"] = 0
+        pipe.send((True, (env.action_spec, tuple(env.cameras), size, env.proprio_dim, memory.name)))
+        pipe.recv()
+        following = itertools.count(seed + 1) if endless else None
+        _run(pipe, env, view, obs, lambda: following and env.reset(seeds=[next(following)]))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the controller let go: the world ends
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            pipe.send((False, error))
+    finally:
+        view = None
+        if memory is not None:
+            memory.close()
+        os._exit(0)  # Mesa's teardown at exit prints errors, and there is nothing left to flush
+
+
+def _run(
+    pipe: Connection, env: VecEnv, view: _View, obs: Observation, next_scene: Callable[[], Observation | None]
+) -> None:
+    """Step at the world's rate until the pipe is closed, in real time: a step that came late is not made up for."""
+    spec = env.action_spec
+    low, high = np.array(spec.low), np.array(spec.high)
+    switch = np.array([name == "gripper" for name in spec.names])
+    pending, held = np.zeros(spec.dim), np.where(switch, 1.0, 0.0)
+    done = scenes = successes = 0
+    _write(view, obs, time.monotonic(), done, scenes, successes)
+    deadline = time.monotonic()
+    while True:
+        deadline += 1.0 / spec.control_hz
+        while (left := deadline - time.monotonic()) > 0 or pipe.poll():
+            if pipe.poll(max(left, 0.0)):
+                command = np.array(pipe.recv())
+                pending += np.where(switch, 0.0, command)
+                held = np.where(switch, command, held)
+        deadline = max(deadline, time.monotonic() - 1.0 / spec.control_hz)
+        moved = np.clip(pending, low, high)
+        pending -= moved
+        seen_s = time.monotonic()  # before the step and its pictures: an age must never look younger than it is
+        if not done:
+            action = np.where(switch, held, moved).astype(np.float32)
+            result = env.step_chunk(action[None, None])
+            obs = result.obs
+            if result.terminated[0] or result.truncated[0]:
+                scenes, successes = scenes + 1, successes + int(result.info["success"][0])
+                fresh = next_scene()
+                done, obs = int(fresh is None), fresh or obs
+                pending[:] = 0.0
+        _write(view, obs, seen_s, done, scenes, successes)
+
+
+def _write(view: _View, obs: Observation, seen_s: float, done: int, scenes: int, successes: int) -> None:
+    head = view.head[0]
+    head["count"] += 1
+    head["seen_s"], head["done"], head["scenes"], head["successes"] = seen_s, done, scenes, successes
+    head["told"] = obs.instruction[0].encode()[:4096]
+    view.proprio[:] = obs.proprio[0]
+    for v, image in enumerate(obs.images.values()):
+        view.images[v] = image[0]
+    head["count"] += 1

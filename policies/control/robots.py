@@ -1,0 +1,313 @@
+"""Robots as the controller sees them: a small interface, a simulated world behind it, and any LeRobot `Robot`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.control.guards import Kind
+from vla.core.types import ActionSpec, Observation, VecEnv
+from vla.processing.pictures import to_uint8_picture
+
+
+class Robot(Protocol):
+    """What a controller needs. A method that raises OSError (but no TimeoutError) says that the robot is lost; anything
+    else it raises is trouble that may pass: the controller holds, and stops when it lasts (`policies.control.watched_robot`)."""
+
+    action_spec: ActionSpec
+    """Its control_hz is the rate at which `send` is to be called."""
+    kinds: tuple[Kind, ...]
+    """Of each action component."""
+    proprio_names: tuple[str, ...]
+
+    def connect(self) -> None: ...
+
+    def observe(self) -> tuple[Observation, float]:
+        """The latest observation (batch of one) and when it was taken, on the clock of `time.monotonic`."""
+
+    def rest(self) -> tuple[float, ...]:
+        """The action that leaves the robot as it is. NaN for a switch whose state the robot does not report."""
+
+    def send(self, action_A: NDArray[np.float32]) -> Sequence[float] | None:
+        """Command the robot. The action that it really took, where it says so: it may have limits of its own."""
+
+    @property
+    def done(self) -> bool:
+        """The task is over (simulation), so that the run may end before its time."""
+
+    def disconnect(self) -> None:
+        """Leave the robot safe and let go of it. May be called twice."""
+
+
+class WorldRobot:
+    """One simulated world as a robot. Each `send` runs one control step and renders what is then seen."""
+
+    def __init__(self, env: VecEnv, *, seed: int, task: str | None = None, proprio_names: Sequence[str] = ()) -> None:
+        """`env` must have one world; it is closed on disconnecting. A component named gripper is a switch, the others
+        are displacements."""
+        if env.num_envs != 1:
+            raise ValueError(f"a robot is one world, this environment has {env.num_envs}")
+        self._env, self._seed, self._task = env, seed, task
+        self.action_spec = env.action_spec
+        self.kinds: tuple[Kind, ...] = tuple(
+            "switch" if name == "gripper" else "displacement" for name in env.action_spec.names
+        )
+        self.proprio_names = tuple(proprio_names)
+        self.success = False
+        self._done = False
+        self._latest: Observation | None = None
+
+    def connect(self) -> None:
+        tasks = None if self._task is None else [self._task]
+        self._see(self._env.reset(seeds=[self._seed], tasks=tasks))
+
+    def observe(self) -> tuple[Observation, float]:
+        if self._latest is None:
+            raise ConnectionError("the simulated robot is not connected")
+        return self._latest, time.monotonic()  # never stale: the world stands still between two calls of `send`
+
+    def rest(self) -> tuple[float, ...]:
+        return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
+
+    def send(self, action_A: NDArray[np.float32]) -> None:
+        if self._latest is None:
+            raise ConnectionError("the simulated robot is not connected")
+        result = self._env.step_chunk(np.asarray(action_A, np.float32)[None, None])
+        self._see(result.obs)
+        self.success = self.success or bool(result.info["success"][0])
+        self._done = self._done or bool(result.terminated[0] or result.truncated[0])
+
+    @property
+    def done(self) -> bool:
+        return self._done
+
+    def disconnect(self) -> None:
+        if self._latest is not None:
+            self._latest = None
+            self._env.close()
+
+    def _see(self, obs: Observation) -> None:
+        # Without the simulator's state: a policy on a robot has no such thing.
+        self._latest = Observation(obs.images, obs.proprio, obs.instruction)
+
+
+def lerobot_robot(kind: str, values: Mapping[str, str]) -> Any:
+    """LeRobot's robot of a type, from the words of a command line. ValueError naming the types or fields there are, or
+    the driver that is not installed.
+
+    Types of installed plugins are known, too.
+    """
+    try:
+        from policies.control.robot_types import make_robot
+    except ImportError as error:
+        raise ValueError(f"LeRobot cannot be loaded, a package that it needs is missing: {error}") from error
+
+    return make_robot(kind, values)
+
+
+class LeRobotRobot:
+    """Any LeRobot `Robot` under this interface. Components NAME.vel are velocities, the others positions."""
+
+    def __init__(
+        self,
+        robot: Any,
+        *,
+        instruction: str,
+        control_hz: float,
+        limits: Mapping[str, tuple[float, float]],
+        switches: Sequence[str] = (),
+        cameras: Sequence[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`limits`: the range of every action component, by LeRobot's name for it; LeRobot itself knows none.
+        `switches`: components that are on/off commands. `cameras`: those the policy reads, which the robot must have;
+        None: all that show colours.
+
+        ValueError naming a component without limits, or what the robot does not have.
+        """
+        names = tuple(robot.action_features)
+        if missing := [name for name in names if name not in limits]:
+            raise ValueError(
+                f"the robot's component '{missing[0]}' has no limits: give its lowest and highest value, "
+                "--limits NAME:LOW:HIGH"
+            )
+        if foreign := [name for name in (*switches,) if name not in names]:
+            raise ValueError(f"the robot has no component '{foreign[0]}' to switch; it has {', '.join(names)}")
+        for name in names:
+            if not limits[name][0] <= limits[name][1]:
+                raise ValueError(f"the limits of '{name}' must be lowest and highest, got {limits[name]}")
+        low, high = zip(*(limits[name] for name in names), strict=True)
+        self._robot, self._instruction, self._clock = robot, instruction, clock
+        self.action_spec = ActionSpec(names, tuple(map(float, low)), tuple(map(float, high)), control_hz)
+        moving: Kind = "displacement" if getattr(robot, "moves_by_displacements", False) else "velocity"
+        self.kinds: tuple[Kind, ...] = tuple(
+            "switch" if name in switches else moving if _VELOCITY.search(name) else "position" for name in names
+        )
+        features = robot.observation_features
+        self.proprio_names = tuple(name for name, kind in features.items() if not isinstance(kind, tuple))
+        seen = {name: kind for name, kind in features.items() if isinstance(kind, tuple)}
+        # A depth camera has one channel; no policy here reads it, and it must not disturb one that does not.
+        self.cameras = tuple(name for name, shape in seen.items() if shape[-1] != 1) if cameras is None else (*cameras,)
+        """Those that are shown to the policy."""
+        if lacking := [camera for camera in self.cameras if camera not in seen]:
+            known = ", ".join(seen) or "no camera"
+            raise ValueError(f"the policy reads camera '{lacking[0]}', the robot has {known}: name them alike")
+        absent = [
+            name
+            for name, kind in zip(names, self.kinds, strict=True)
+            if kind == "position" and name not in self.proprio_names
+        ]
+        if absent:
+            raise ValueError(f"the robot does not report '{absent[0]}', so it cannot be held where it is")
+        self._measured: dict[str, float] = {}
+        self._echoes: set[str] = set()  # components whose commands the robot has repeated as they were
+        self.done = False
+
+    def connect(self) -> None:
+        if not self._robot.is_connected:
+            self._robot.connect()
+
+    def observe(self) -> tuple[Observation, float]:
+        start = self._clock()  # before the cameras are read: an age must never look younger than it is
+        seen = self._look()
+        images = {camera: _picture(seen, camera) for camera in self.cameras}
+        proprio = np.array([[_number(seen, name) for name in self.proprio_names]], np.float32)
+        return Observation(images, proprio, [self._instruction]), start
+
+    def rest(self) -> tuple[float, ...]:
+        seen = self._look()
+        rest = {"displacement": 0.0, "velocity": 0.0, "switch": math.nan}  # a switch that is not reported
+        return tuple(
+            _number(seen, name) if kind == "position" or (kind == "switch" and name in seen) else rest[kind]
+            for name, kind in zip(self.action_spec.names, self.kinds, strict=True)
+        )
+
+    def send(self, action_A: NDArray[np.float32]) -> tuple[float, ...] | None:
+        wanted = dict(zip(self.action_spec.names, map(float, action_A), strict=True))
+        said = self._call(self._robot.send_action, wanted)
+        if not isinstance(said, Mapping):
+            return None
+        taken = tuple(
+            self._taken(i, name, wanted[name], said.get(name)) if kind == "position" else wanted[name]
+            for i, (name, kind) in enumerate(zip(self.action_spec.names, self.kinds, strict=True))
+        )
+        return None if taken == tuple(wanted.values()) else taken
+
+    def disconnect(self) -> None:
+        _let_go(self._robot)
+
+    def _look(self) -> Mapping[str, Any]:
+        seen = self._call(self._robot.get_observation)
+        if not isinstance(seen, Mapping):
+            raise ValueError(f"the robot's get_observation gave {type(seen).__name__}, expected a dict")
+        for name in self.action_spec.names:
+            with contextlib.suppress(ValueError):
+                self._measured[name] = _number(seen, name)
+        return seen
+
+    def _taken(self, index: int, name: str, wanted: float, said: Any) -> float:
+        """What the robot made of a wanted position. Its echo is believed where it cut a way short: an answer between
+        where it is and where it was to go, from a robot that is configured to (`max_relative_target`), or that has
+        echoed another command of this component as it was. So one that echoes in other units never is."""
+        try:
+            said = float(said)
+        except (TypeError, ValueError):
+            return wanted
+        size = self.action_spec.high[index] - self.action_spec.low[index]
+        if abs(said - wanted) <= 1e-3 * abs(wanted) + 1e-6:
+            if abs(wanted) > 0.05 * size:  # 0 is 0 in any unit
+                self._echoes.add(name)
+            return wanted
+        at, slack = self._measured.get(name, math.nan), 0.02 * size
+        cuts = name in self._echoes or getattr(getattr(self._robot, "config", None), "max_relative_target", None)
+        between = min(at, wanted) - slack <= said <= max(at, wanted) + slack
+        return said if cuts and between and abs(said - wanted) > slack else wanted
+
+    def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """LeRobot's robots raise ConnectionError for a single bad packet, too: such a robot is not lost, only one that
+        is not connected any more is. A camera's TimeoutError stays what it is."""
+        try:
+            return method(*arguments)
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            if not _connected(self._robot):
+                raise ConnectionError(f"the robot is not connected any more: {text}") from error
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise RuntimeError(text) from error
+            raise
+
+
+_VELOCITY = re.compile(r"\.vel$|velocity|\.v(x|y|z|theta)$")
+"""Names of components that LeRobot's robots give as velocities: LeKiwi, Reachy 2's base, EarthRover."""
+
+
+def _picture(seen: Mapping[str, Any], camera: str) -> NDArray[np.uint8]:
+    """(1, H, W, 3). ValueError naming the camera."""
+    if seen.get(camera) is None:
+        raise ValueError(f"camera '{camera}' is missing from the robot's observation")
+    picture = to_uint8_picture(seen[camera], name=camera)
+    if picture.ndim != 3:
+        raise ValueError(f"camera '{camera}' must show one picture (H, W, 3), got {picture.shape}")
+    return picture[None]
+
+
+def _number(seen: Mapping[str, Any], name: str) -> float:
+    """ValueError naming the joint."""
+    if name not in seen:
+        raise ValueError(f"'{name}' is missing from the robot's observation")
+    try:
+        value = float(seen[name])
+    except (TypeError, ValueError):
+        raise ValueError(f"'{name}' must be a number, the robot gives {type(seen[name]).__name__}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"'{name}' is measured as {value}")
+    return value
+
+
+def _connected(thing: Any) -> bool:
+    try:
+        return bool(thing.is_connected)
+    except Exception:  # a driver that cannot even say so
+        return False
+
+
+def _let_go(robot: Any) -> None:
+    """Disconnect a robot. LeRobot's refuse that when a single camera is gone; then each part is, on its own: the motors
+    above all. Raises the first error, after everything was tried."""
+    errors = []
+    if _connected(robot):
+        try:
+            robot.disconnect()
+        except Exception as error:
+            errors.append(error)
+    if not _connected(robot):
+        release = getattr(getattr(robot, "config", None), "disable_torque_on_disconnect", None)
+        for part in _parts(robot):
+            if not _connected(part):
+                continue
+            try:
+                if hasattr(part, "motors") and release is not None:
+                    part.disconnect(release)
+                else:
+                    part.disconnect()
+            except Exception as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _parts(robot: Any, depth: int = 2) -> Iterator[Any]:
+    """Arms, buses and cameras of a robot."""
+    for value in [*getattr(robot, "__dict__", {}).values()]:
+        for part in value.values() if isinstance(value, dict) else [value]:
+            if callable(getattr(part, "disconnect", None)):
+                yield part
+                if depth > 1:
+                    yield from _parts(part, depth - 1)

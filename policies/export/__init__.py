@@ -1,0 +1,1 @@
+"""Checkpoints as graphs for other runtimes. May import `vla`."""

@@ -1,0 +1,239 @@
+"""Exported policies: one graph for onnxruntime or torch, with its processor, statistics and tokenizer. No transformers.
+
+An ONNX policy needs numpy, onnxruntime and tokenizers only. `policies.export.exporter` writes what is read here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.core.checkpoint import STATS, checkpoint_files, read_config
+from vla.core.config import decode
+from vla.core.types import ActionChunk, ActionSpec, Observation
+from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig, Stats
+
+Format = Literal["onnx", "torch", "aoti"]
+Precision = Literal["float32", "bfloat16", "int8"]
+Graph = Callable[[ModelArrays], NDArray[np.float32]]
+"""A batch -> normalised actions (B, C, A)."""
+GRAPHS: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2", "aoti": "model.aoti.pt2"}
+TOKENIZER = "tokenizer/tokenizer.json"
+INPUTS = ("images", "token_ids", "token_mask", "proprio")
+"""Of every exported graph, in the order of `ModelArrays`' fields."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An exported graph beside the model that it came from, on random observations; normalised actions."""
+
+    observations: int
+    max_error: float
+    mean_error: float
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What `config.json` of an exported folder says under "export"."""
+
+    format: Format
+    precision: Precision
+    chunk_size: int
+    n_action_steps: int
+    parity: Parity
+    """Against the model in float32."""
+    source: str
+    """SHA-256 of the weights that were exported."""
+    processor: str | None = None
+    """Of "aoti": the kind that its machine code is for."""
+
+
+class FileTokenizer:
+    """A tokenizer.json read by the `tokenizers` library, called as Hugging Face's are."""
+
+    def __init__(self, data: bytes, *, pad_token_id: int = 0) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, text: str, *, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
+
+
+class ExportedPolicy:
+    """A `vla.core.types.Policy` around an exported graph. Stateless: each observation decides alone."""
+
+    def __init__(self, config: ExportConfig, processor: Preprocessor, graph: Graph) -> None:
+        self.config, self.processor = config, processor
+        self.n_action_steps = config.n_action_steps
+        self._graph = graph
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str], *, threads: int | None = None) -> ExportedPolicy:
+        """The policy in a folder that `vla export` wrote; its files are verified first.
+
+        `threads` that one decision may use; None: half of the machine's cores, since a control loop needs some too.
+        ValueError naming the file that is missing or changed.
+        """
+        whole = read_config(folder)
+        if not is_exported(whole):
+            raise ValueError(f"{os.fspath(folder)} is no exported policy: `vla export` makes one")
+        config = decode(ExportConfig, whole["export"])
+        name = GRAPHS[config.format]
+        files = {wanted: _read(folder, wanted) for wanted in (name, STATS, TOKENIZER)}
+        stats = Stats.from_dict(json.loads(files[STATS]))
+        tokenizer = FileTokenizer(files[TOKENIZER], pad_token_id=whole["pad_token_id"])
+        processor = Preprocessor(decode(ProcessorConfig, whole["processor"]), stats, tokenizer)
+        threads = threads or max(1, (os.cpu_count() or 2) // 2)
+        return ExportedPolicy(config, processor, load_graph(config, files[name], threads=threads))
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.processor.action_spec
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(camera for camera in self.processor.config.cameras if camera)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Nothing to forget."""
+
+    def predict(self, obs: Observation) -> NDArray[np.float32]:
+        """Normalised actions (B, chunk_size, action width) of the whole chunk. FloatingPointError if not finite."""
+        action = self._graph(without_padding(self.processor.arrays(obs)))
+        if not np.isfinite(action).all():
+            raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
+        return action
+
+    def act(self, obs: Observation) -> ActionChunk:
+        """(B, n_action_steps, A) in environment units."""
+        return np.ascontiguousarray(self.act_whole(obs)[:, : self.n_action_steps])
+
+    def act_whole(self, obs: Observation) -> ActionChunk:
+        """(B, chunk_size, A) in environment units."""
+        return self.processor.unnormalise_action(self.predict(obs))
+
+
+def is_exported(config: dict[str, Any]) -> bool:
+    """Whether a folder's config.json is that of an exported policy."""
+    return "export" in config
+
+
+def without_padding(arrays: ModelArrays) -> ModelArrays:
+    """The text as long as the longest instruction of the batch: a third of the time would go into padding."""
+    length = max(1, int(arrays.token_mask_BT.sum(1).max()))
+    ids, mask = (np.ascontiguousarray(text[:, :length]) for text in (arrays.token_ids_BT, arrays.token_mask_BT))
+    return ModelArrays(arrays.images_BVHWC, ids, mask, arrays.proprio_BP)
+
+
+def feed(arrays: ModelArrays) -> dict[str, NDArray[Any]]:
+    """A graph's inputs by name."""
+    values = (arrays.images_BVHWC, arrays.token_ids_BT, arrays.token_mask_BT, arrays.proprio_BP)
+    return dict(zip(INPUTS, values, strict=True))
+
+
+def load_graph(config: ExportConfig, data: bytes, *, threads: int) -> Graph:
+    """The graph in an exported folder."""
+    if config.format == "onnx":
+        return onnx_graph(data, threads=threads)
+    if config.format == "torch":
+        return torch_graph(data, threads=threads)
+    return aoti_graph(data, threads=threads, made_for=config.processor)
+
+
+def onnx_graph(data: bytes, *, threads: int) -> Graph:
+    """`data` of an ONNX file, run by onnxruntime on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError as problem:
+        raise ValueError("an ONNX policy needs onnxruntime: pip install 'bascule[export]'") from problem
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that wait must sleep: a control loop shares these cores, and spinning would take them from it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda arrays: session.run(None, feed(arrays))[0]
+
+
+def torch_graph(data: bytes, *, threads: int) -> Graph:
+    """`data` of a torch.export package. `threads` hold for the whole process: torch has no others.
+
+    Weights must lie in it as plain bytes: an archive that would be unpickled is refused. The graph itself is still
+    code that torch runs; load it from where you would load a program.
+    """
+    _refuse_pickles(data)
+    import torch
+
+    with quietly():
+        return _of_tensors(torch.export.load(io.BytesIO(data)).module(), threads=threads)
+
+
+def aoti_graph(data: bytes, *, threads: int, made_for: str | None) -> Graph:
+    """`data` of an AOTInductor package, whose code is for processors of the kind `made_for`; `threads` as above."""
+    from policies.export.aot_inductor import load_package
+
+    with quietly():
+        return _of_tensors(load_package(data, made_for=made_for), threads=threads)
+
+
+def _of_tensors(module: Callable[..., Any], *, threads: int) -> Graph:
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def run(arrays: ModelArrays) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return module(*(torch.from_numpy(value) for value in feed(arrays).values())).numpy()
+
+    return run
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """The exporters and their readers report every step, and warn of their own deprecations."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _refuse_pickles(data: bytes) -> None:
+    """ValueError for a torch.export archive that holds anything pickled."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for info in archive.infolist():
+                name = info.filename
+                if name.endswith("_config.json") and b'"use_pickle": true' in archive.read(info):
+                    raise ValueError(f"{GRAPHS['torch']} holds pickled tensors ({name}): export the policy again")
+                legacy = name.endswith((".pt", ".pkl")) or "/custom_obj" in name
+                if legacy and info.file_size:
+                    raise ValueError(f"{GRAPHS['torch']} holds a pickle ({name}): export the policy again")
+    except zipfile.BadZipFile as problem:
+        raise ValueError(f"{GRAPHS['torch']} is not a torch.export package: {problem}") from None
+
+
+def _read(folder: str | os.PathLike[str], name: str) -> bytes:
+    files = checkpoint_files(folder, name)
+    if name not in files:
+        raise ValueError(f"{Path(folder) / name} is missing: run `vla export` again")
+    return files[name]

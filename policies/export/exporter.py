@@ -1,0 +1,254 @@
+"""`vla export`: a checkpoint -> one graph, for onnxruntime or torch (traced, or compiled by AOTInductor), held to the
+model on random observations.
+
+The graph runs from raw pixels, token ids and normalised proprio to normalised actions, for any batch and any length of
+the instruction: backbone, second look, bridge, head and the residual of online RL. Around it is `vla.processing.preprocess`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from policies.export.aot_inductor import compile_package, need_compiler
+from policies.export.aot_inductor import processor as processor_kind
+from policies.export.exported_policy import (
+    GRAPHS,
+    INPUTS,
+    TOKENIZER,
+    ExportConfig,
+    ExportedPolicy,
+    FileTokenizer,
+    Format,
+    Graph,
+    Parity,
+    Precision,
+    aoti_graph,
+    is_exported,
+    onnx_graph,
+    quietly,
+    torch_graph,
+)
+from vla.core.checkpoint import CONFIG, MODEL, checkpoint_files, read_config, save_files
+from vla.core.config import encode
+from vla.core.types import Observation
+from vla.model.model import VLA
+from vla.model.policy import VLAPolicy
+from vla.processing.preprocess import Preprocessor
+from vla.processing.processor import ModelInput
+
+MAX_ERROR = 1e-4
+"""Of a float32 export's normalised actions."""
+OPSET = 20
+_MAX_BATCH = 4096
+_WORDS = "pick place put push stack lift move the a red green blue yellow cube ball bowl drawer left right on of it to"
+_ONNX_MAX_BYTES = 2**31 - 2**20  # protobuf's limit
+
+
+class Decision(nn.Module):
+    """What is exported: everything between the processor's two ends."""
+
+    def __init__(self, vla: VLA) -> None:
+        super().__init__()
+        self.vla = vla
+
+    def forward(self, images: Tensor, token_ids: Tensor, token_mask: Tensor, proprio: Tensor) -> Tensor:
+        if not self.vla.config.language:
+            token_mask = torch.zeros_like(token_mask)
+        features = self.vla.encode_as_is(ModelInput(images, token_ids, token_mask, proprio))
+        return self.vla.act(features, proprio)
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: Format = "onnx",
+    precision: Precision = "float32",
+    member: str | None = None,
+    n_action_steps: int | None = None,
+    observations: int = 100,
+    seed: int = 0,
+) -> ExportConfig:
+    """Write the policy in `checkpoint` to the folder `out`, checked on so many random observations.
+
+    float32 must agree within `MAX_ERROR`, else RuntimeError and nothing is written; bfloat16 (torch, aoti) and int8
+    (ONNX, weights quantised, activations at run time) are measured, not judged. ValueError for what cannot be exported.
+    """
+    if precision == {"onnx": "bfloat16"}.get(format, "int8"):
+        better = "torch" if precision == "bfloat16" else "onnx"
+        raise ValueError(f"{precision} is not available as {format}: use --format {better}")
+    if format == "aoti":
+        need_compiler()  # said now, not after a minute of other work
+    if observations < 1:
+        raise ValueError(f"observations must be at least 1, got {observations}")
+    tokenizer_files = checkpoint_files(checkpoint, TOKENIZER)
+    if not tokenizer_files:
+        raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
+    if _same_folder(checkpoint, out):
+        raise ValueError(f"{os.fspath(out)} is the checkpoint itself: choose another --out")
+    _refuse_others(Path(out))
+    vla = VLA.load(checkpoint, member=member)
+    steps = VLAPolicy(vla, n_action_steps=n_action_steps).n_action_steps
+    vla.backbone_dtype = torch.float32
+    # Its own, not that of transformers: what will be used later is what is checked now.
+    pad = int(getattr(vla.backbone.tokenizer, "pad_token_id", None) or 0)
+    tokenizer = FileTokenizer(tokenizer_files[TOKENIZER], pad_token_id=pad)
+    processor = Preprocessor(vla.processor.config, vla.processor.stats, tokenizer)
+    samples = list(random_observations(processor, observations, seed=seed))
+    expected = [_normalised(vla, obs) for obs in samples]
+    if precision == "bfloat16":
+        vla.backbone_dtype = torch.bfloat16
+    data, graph = {"onnx": partial(_onnx, precision=precision), "torch": _torch, "aoti": _aoti}[format](vla)
+    draft = ExportConfig(
+        format=format,
+        precision=precision,
+        chunk_size=vla.chunk_size,
+        n_action_steps=steps,
+        parity=Parity(observations, 0.0, 0.0),
+        source=read_config(checkpoint)["checkpoint"]["files"][MODEL],
+        processor=processor_kind() if format == "aoti" else None,
+    )
+    policy = ExportedPolicy(draft, processor, graph)
+    errors = [np.abs(policy.predict(obs) - want) for obs, want in zip(samples, expected, strict=True)]
+    parity = Parity(observations, float(max(e.max() for e in errors)), float(np.mean([e.mean() for e in errors])))
+    if precision == "float32" and not parity.max_error < MAX_ERROR:
+        raise RuntimeError(
+            f"the exported graph differs from the model by {parity.max_error:.1e} (limit {MAX_ERROR:.0e}): not written"
+        )
+    config = ExportConfig(**{**vars(draft), "parity": parity})
+    save_files(
+        out,
+        config={"export": encode(config), "processor": encode(processor.config), "pad_token_id": pad},
+        stats=processor.stats.to_dict(),
+        files={GRAPHS[format]: data, **tokenizer_files},
+    )
+    return config
+
+
+def random_observations(processor: Preprocessor, count: int, *, seed: int) -> Iterator[Observation]:
+    """So many single observations: noise as images (some of another size), words as instructions, proprio within and
+    beyond its range."""
+    rng = np.random.default_rng(seed)
+    config, words = processor.config, _WORDS.split()
+    low, high = (np.array(values) for values in (processor.stats.proprio.min, processor.stats.proprio.max))
+    for index in range(count):
+        size = config.image_size if index % 4 else int(rng.integers(config.image_size // 2, 3 * config.image_size))
+        images = {
+            camera: rng.integers(0, 256, (1, size, size, 3), dtype=np.uint8) for camera in config.cameras if camera
+        }
+        proprio = (low + (high - low) * rng.uniform(-0.2, 1.2, (1, config.proprio_dim))).astype(np.float32)
+        yield Observation(images, proprio, [_instruction(processor, words, rng)])
+
+
+def _instruction(processor: Preprocessor, words: Sequence[str], rng: np.random.Generator) -> str:
+    """As many random words as fit."""
+    text = [str(word) for word in rng.choice(words, rng.integers(1, 10))]
+    while len(text) > 1:
+        try:
+            processor.token_arrays([" ".join(text)])
+            break
+        except ValueError:  # too long for this policy
+            text = text[:-1]
+    return " ".join(text)
+
+
+@torch.no_grad()
+def _normalised(vla: VLA, obs: Observation) -> np.ndarray:
+    inp = vla.processor.prepare(obs)
+    return vla.act(vla.encode(inp), inp.proprio_BP).numpy()
+
+
+def _onnx(vla: VLA, *, precision: Precision) -> tuple[bytes, Graph]:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as problem:
+        raise ValueError(f"exporting to ONNX needs {problem.name}: pip install 'bascule[export]'") from problem
+    weights = sum(parameter.nbytes for parameter in vla.parameters())
+    if weights > _ONNX_MAX_BYTES:
+        raise ValueError(f"{weights / 2**30:.1f} GiB of weights do not fit into an ONNX file: use --format torch")
+    with tempfile.TemporaryDirectory() as folder, quietly():
+        path = Path(folder, GRAPHS["onnx"])
+        program = torch.onnx.export(
+            trace(vla),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=["actions"],
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path, external_data=False)
+        if precision == "int8":
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            model = onnx.load(path)
+            del model.graph.value_info[:]  # the exporter's notes on shapes, some of which are wrong
+            quantize_dynamic(model, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+        data = path.read_bytes()
+    return data, onnx_graph(data, threads=1)
+
+
+def _torch(vla: VLA) -> tuple[bytes, Graph]:
+    with quietly():
+        program = trace(vla)
+        program._example_inputs = None  # they would be pickled
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    data = buffer.getvalue()
+    return data, torch_graph(data, threads=torch.get_num_threads())
+
+
+def _aoti(vla: VLA) -> tuple[bytes, Graph]:
+    with quietly():
+        data = compile_package(trace(vla))
+    return data, aoti_graph(data, threads=torch.get_num_threads(), made_for=processor_kind())
+
+
+@torch.no_grad()
+def trace(vla: VLA) -> ExportedProgram:
+    """The decision as a graph of tensor operations, for any batch and any length of the instruction."""
+    vla.eval().requires_grad_(False)
+    config = vla.processor.config
+    batch, text = Dim("batch", min=1, max=_MAX_BATCH), Dim("text", min=1, max=config.max_text_tokens)
+    length = min(7, config.max_text_tokens)
+    views, size = len(config.cameras), config.image_size
+    example = (
+        torch.zeros(2, views, size, size, 3, dtype=torch.uint8),
+        torch.zeros(2, length, dtype=torch.int64),
+        torch.ones(2, length, dtype=torch.bool),
+        torch.zeros(2, vla.processor.proprio_width),
+    )
+    shapes = ({0: batch}, {0: batch, 1: text}, {0: batch, 1: text}, {0: batch})
+    dynamic = dict(zip(INPUTS, shapes, strict=True))
+    try:
+        # Conditions on sizes that the tracer cannot prove (large VLMs' masks have some) are checked when it runs.
+        return torch.export.export(
+            Decision(vla).eval(), example, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
+        )
+    except Exception as problem:  # the tracer has many errors, each pages long
+        reason = " ".join(str(problem).split())[:1000]
+        raise ValueError(f"this backbone cannot be exported ({type(problem).__name__}): {reason}") from problem
+
+
+def _refuse_others(out: Path) -> None:
+    """ValueError if `out` holds anything that is no export of ours."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder: choose another --out")
+    if (out / CONFIG).exists() and not is_exported(read_config(out)):
+        raise ValueError(f"{out} is a checkpoint: choose another --out")
+
+
+def _same_folder(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
+    return Path(first).resolve() == Path(second).resolve()

@@ -1,0 +1,1 @@
+"""The websocket server and its torch-free client. May import `policies.chunking` and `policies.load`."""

@@ -1,0 +1,162 @@
+"""One forward pass for all requests that wait: who asks while the policy is busy is answered with the others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.core.types import Observation, Policy
+
+
+class HasPolicy(Protocol):
+    """Whose policy is asked; it may be replaced between two batches."""
+
+    policy: Policy
+    action_dim: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one request."""
+
+    actions: NDArray[np.float32]
+    """(C, A) in environment units."""
+    infer_ms: float
+    """Of the whole batch."""
+    batch_size: int
+
+
+@dataclass(eq=False)
+class _Request:
+    served: HasPolicy
+    obs: Observation
+    future: asyncio.Future[Answer]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Requests of one kind fit into one batch: same policy, same image sizes, same state."""
+        shapes = tuple((camera, image.shape) for camera, image in self.obs.images.items())
+        return id(self.served), shapes, self.obs.proprio.shape
+
+
+class Batcher:
+    """Runs policies on one thread, one batch at a time. Nobody is made to wait for company: a batch is who is there.
+
+    All of it but the policies themselves belongs to the event loop's thread.
+    """
+
+    def __init__(self, *, max_batch: int = 16) -> None:
+        """`max_batch` 1 answers one request at a time, in order: for policies that remember."""
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        self._max_batch = max_batch
+        self._waiting: deque[_Request] = deque()
+        self._busy = False
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def act(self, served: HasPolicy, obs: Observation) -> Answer:
+        """The policy's actions for an observation of one world. Raises what the policy raises on it."""
+        request = _Request(served, obs, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        self._next()
+        return await request.future
+
+    async def run(self, job: Callable[[], None]) -> None:
+        """`job` on the policies' thread, between two batches."""
+        await asyncio.get_running_loop().run_in_executor(self._worker, job)
+
+    def close(self) -> None:
+        """Take nothing more; who waits is cancelled."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        for request in self._waiting:
+            request.future.cancel()
+        self._waiting.clear()
+
+    def _next(self) -> None:
+        if self._busy:
+            return
+        group = self._take()
+        if not group:
+            return
+        self._busy = True
+        work = asyncio.get_running_loop().run_in_executor(self._worker, _answer, group)
+
+        def deliver(done: asyncio.Future[list[Answer | Exception]]) -> None:
+            self._busy = False
+            if done.cancelled():
+                return
+            for request, answer in zip(group, done.result(), strict=True):
+                if request.future.done():  # who asked has hung up
+                    continue
+                if isinstance(answer, Exception):
+                    request.future.set_exception(answer)
+                else:
+                    request.future.set_result(answer)
+            self._next()
+
+        work.add_done_callback(deliver)
+
+    def _take(self) -> list[_Request]:
+        """The longest waiting request, and those behind it that fit."""
+        group: list[_Request] = []
+        left: deque[_Request] = deque()
+        while self._waiting:
+            request = self._waiting.popleft()
+            if request.future.done():
+                continue
+            if len(group) < self._max_batch and (not group or request.kind == group[0].kind):
+                group.append(request)
+            else:
+                left.append(request)
+        self._waiting = left
+        return group
+
+
+def _answer(group: Sequence[_Request]) -> list[Answer | Exception]:
+    """One answer or error for each request of one kind."""
+    try:
+        start = time.perf_counter()
+        chunk = _act(group[0].served, [request.obs for request in group])
+        took_ms = (time.perf_counter() - start) * 1e3
+    except Exception as error:
+        if len(group) == 1:
+            return [error]
+        # One bad instruction must not fail the others: each alone, to find out whose it is.
+        return [answer for request in group for answer in _answer([request])]
+    answers: list[Answer | Exception] = []
+    for actions in chunk:
+        if np.isfinite(actions).all():
+            answers.append(Answer(actions, took_ms, len(group)))
+        else:
+            answers.append(RuntimeError("its actions hold NaN or infinity; nothing was sent"))
+    return answers
+
+
+def _act(served: HasPolicy, observations: Sequence[Observation]) -> NDArray[np.float32]:
+    obs = observations[0] if len(observations) == 1 else _join(observations)
+    chunk = np.asarray(served.policy.act(obs), dtype=np.float32)
+    batch = len(observations)
+    if chunk.ndim != 3 or chunk.shape[0] != batch or chunk.shape[1] == 0 or chunk.shape[2] != served.action_dim:
+        raise RuntimeError(f"expected actions of shape ({batch}, C, {served.action_dim}), got {chunk.shape}")
+    return chunk
+
+
+def _join(observations: Sequence[Observation]) -> Observation:
+    first = observations[0]
+    return Observation(
+        images={camera: np.concatenate([obs.images[camera] for obs in observations]) for camera in first.images},
+        proprio=np.concatenate([obs.proprio for obs in observations]),
+        instruction=[text for obs in observations for text in obs.instruction],
+    )

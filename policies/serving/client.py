@@ -1,0 +1,269 @@
+"""A policy that lives in another process: numpy, msgpack and websockets only, so it runs on a robot without torch.
+
+    with PolicyClient("ws://127.0.0.1:8000") as policy:
+        answer = policy.infer({"images": {"front": image_HWC}, "state": state_P, "prompt": "pick up the cup"})
+        actions_CA = answer["actions"]
+
+Speaks openpi's protocol; `policies.serving.server` and stock openpi servers both answer.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from policies.serving import wire
+from vla.core.types import ActionChunk, ActionSpec, Observation
+
+if TYPE_CHECKING:
+    import ssl
+
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import ClientConnection
+
+_BACKOFF_S = (0.05, 1.0)
+"""First and longest pause between two attempts to connect; each pause is twice the one before."""
+
+
+class PolicyClient:
+    """vla.core.types.Policy over a websocket. Every call answers, or raises, within about `timeout_s` seconds.
+
+    A dropped connection is opened again, with back-off, inside the same budget of time, and the observation sent again
+    (inference has no side effects). ConnectionError: no answer to be had; RuntimeError: the server's own words about a
+    bad observation or a failed policy (the connection stays usable). Calls from several threads take turns.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        api_key: str | None = None,
+        timeout_s: float = 5.0,
+        *,
+        tls: ssl.SSLContext | None = None,
+        whole_chunks: bool = False,
+    ) -> None:
+        """`uri` ws://HOST:PORT, wss:// with TLS, /NAME behind it for one of several policies. `tls` for certificates
+        that the system does not know. `whole_chunks`: `act` asks for all actions of a chunk, as a controller needs that
+        goes on with them while the next answer is on its way; else for those that are meant to be played."""
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be positive, got {timeout_s}")
+        self.uri = uri if "://" in uri else f"ws://{uri}"
+        self.timeout_s = timeout_s
+        self.latencies_ms: collections.deque[float] = collections.deque(maxlen=10_000)
+        """Round trips of the latest answered requests: send, inference, receive."""
+        self.metadata: dict[str, Any] = {}
+        """What the server says about itself: for ours, `action_spec`, `cameras`, `observation_keys` and more."""
+        self.whole_chunks = whole_chunks
+        self._tls = tls
+        self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key is not None else {}
+        self._connection: ClientConnection | None = None
+        self._resources = contextlib.ExitStack()
+        self._lock = threading.Lock()
+        self._closed = False
+        with self._lock:
+            self._exchange(None)  # so that a wrong address fails here, and the metadata is known
+
+    @property
+    def action_spec(self) -> ActionSpec | None:
+        """What the served policy's actions mean, when the server says so (ours does)."""
+        spec = self.metadata.get("action_spec")
+        if not isinstance(spec, dict):
+            return None
+        return ActionSpec(
+            names=tuple(spec["names"]),
+            low=tuple(spec["low"]),
+            high=tuple(spec["high"]),
+            control_hz=float(spec["control_hz"]),
+        )
+
+    @property
+    def n_action_steps(self) -> int | None:
+        """How many actions of a chunk are meant to be played; None when the server does not say."""
+        steps = self.metadata.get("n_action_steps")
+        return steps if isinstance(steps, int) and steps > 0 else None
+
+    @property
+    def cameras(self) -> tuple[str, ...] | None:
+        """The cameras that the served policy reads; None when the server does not say."""
+        cameras = self.metadata.get("cameras")
+        named = isinstance(cameras, list) and all(isinstance(camera, str) for camera in cameras)
+        return tuple(cameras) if named else None  # type: ignore[arg-type]
+
+    @property
+    def proprio_dim(self) -> int | None:
+        """How many numbers the served policy reads of a robot's state; None when the server does not say."""
+        width = self.metadata.get("proprio_dim")
+        return width if isinstance(width, int) and width > 0 else None
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """One observation (unbatched) -> the server's answer, its "actions" being (C, A) in environment units."""
+        frame = wire.pack(dict(observation))
+        with self._lock:
+            reply = self._exchange(frame)
+        return self._read(reply)
+
+    def act(self, obs: Observation) -> ActionChunk:
+        """Observation of B worlds -> (B, C, A); the protocol knows no batches, so this is B round trips."""
+        chunks = []
+        for i in range(obs.batch_size):
+            images = {camera: image[i] for camera, image in obs.images.items()}
+            # Only servers that speak of chunk sizes know the key; others (openpi's) send whole chunks anyway.
+            whole = {"whole_chunk": True} if self.whole_chunks and "chunk_size" in self.metadata else {}
+            answer = self.infer({"images": images, "state": obs.proprio[i], "prompt": obs.instruction[i], **whole})
+            actions = answer.get("actions")
+            if problem := _no_actions(actions, answer):
+                raise RuntimeError(f"policy server at {self.uri}: {problem}")
+            chunks.append(actions.astype(np.float32, copy=False))
+        return np.stack(chunks)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Nothing: openpi's protocol has no such message, and a served policy answers each observation by itself."""
+
+    def close(self) -> None:
+        """Hang up. Later calls raise ConnectionError; closing twice is fine."""
+        self._closed = True
+        self._hang_up()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _exchange(self, frame: bytes | None) -> bytes | str:
+        """Connect if need be, send `frame`, return the reply; without a frame, only connect."""
+        from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
+
+        deadline = time.monotonic() + self.timeout_s
+        pause_s, longest_pause_s = _BACKOFF_S
+        while True:
+            if self._closed:
+                raise ConnectionError(f"policy client of {self.uri} is closed")
+            try:
+                connection = self._connection or self._connect(deadline)
+                if frame is None:
+                    return b""
+                start = time.perf_counter()
+                connection.send(frame)
+                reply = connection.recv(timeout=_left(deadline))
+                self.latencies_ms.append((time.perf_counter() - start) * 1e3)
+                return reply
+            except BaseException as error:
+                # Whatever cut the exchange short (Ctrl-C too): its late reply must not be taken for the next one's.
+                self._hang_up()
+                if not isinstance(error, OSError | EOFError | WebSocketException):
+                    raise
+                failure = error
+            if isinstance(failure, InvalidURI):
+                raise ValueError(f"{self.uri!r} is not a websocket address: expected ws://HOST:PORT") from failure
+            said = _said(failure) if isinstance(failure, InvalidStatus) else ""
+            if isinstance(failure, InvalidStatus) and failure.response.status_code in (401, 403):
+                raise ConnectionError(
+                    f"policy server at {self.uri} refused this client ({said}): "
+                    "pass the api_key that `vla serve` was given"
+                ) from failure
+            if isinstance(failure, InvalidStatus) and failure.response.status_code < 500:  # waiting will not help
+                raise ConnectionError(
+                    f"{self.uri} is not where a policy is served ({said}): check its port and the name behind it"
+                ) from failure
+            if type(failure).__name__ == "SSLCertVerificationError":  # no import of ssl for those who need none
+                raise ConnectionError(
+                    f"policy server at {self.uri}: {wire.one_line(failure)}: pass its certificate as tls"
+                ) from failure
+            if _left(deadline) <= pause_s:
+                reason = said or wire.one_line(failure) or type(failure).__name__
+                there = "it is there, but takes nobody now" if said else "is `vla serve` running there?"
+                raise ConnectionError(
+                    f"no answer from a policy server at {self.uri} in {self.timeout_s:g} s ({reason}): {there}"
+                ) from failure
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_pause_s)
+
+    def _connect(self, deadline: float) -> ClientConnection:
+        # Imported here: websockets brings ssl and asyncio, two thirds of what importing this module would cost.
+        from websockets.sync.client import connect
+
+        self._connection = connection = self._resources.enter_context(
+            connect(
+                self.uri,
+                additional_headers=self._headers,
+                compression=None,
+                max_size=wire.MAX_FRAME_BYTES,
+                open_timeout=max(_left(deadline), 1e-3),
+                close_timeout=0.5,
+                **({} if self._tls is None else {"ssl": self._tls}),
+                proxy=None,  # a robot talks to its policy directly, whatever http_proxy says
+            )
+        )
+        _limit_send_time(connection.socket, self.timeout_s)
+        metadata = self._read(connection.recv(timeout=_left(deadline)))
+        for name in ("action_spec", "cameras"):
+            if self.metadata and metadata.get(name) != self.metadata.get(name):
+                raise RuntimeError(
+                    f"policy server at {self.uri} came back with another policy ({name} changed): "
+                    "make a new PolicyClient"
+                )
+        self.metadata = metadata
+        return connection
+
+    def _read(self, reply: bytes | str) -> dict[str, Any]:
+        if isinstance(reply, str):  # openpi: a text frame is an error
+            raise RuntimeError(f"policy server at {self.uri}: {wire.one_line(reply)}")
+        try:
+            answer = wire.unpack(reply)
+        except wire.WireError as error:
+            raise RuntimeError(f"policy server at {self.uri} sent a frame this client cannot read: {error}") from error
+        if not isinstance(answer, dict):
+            raise RuntimeError(f"policy server at {self.uri} sent a {type(answer).__name__}, expected a map")
+        return answer
+
+    def _hang_up(self) -> None:
+        """Drop the connection without waiting for a peer that may be gone."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):  # the connection is given up: how it fails to close changes nothing
+            self._resources.close()
+
+
+def _no_actions(actions: Any, answer: Mapping[str, Any]) -> str | None:
+    """Why an answer cannot be played; None for one that can."""
+    if "actions" not in answer:
+        return f"its answer holds no 'actions', only {wire.one_line(', '.join(map(str, answer)) or 'nothing')}"
+    if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "iuf":
+        got = actions.dtype if isinstance(actions, np.ndarray) else type(actions).__name__
+        return f"actions: expected an array (C, A) of numbers, got {got}"
+    if actions.ndim != 2 or actions.size == 0:
+        return f"actions: expected shape (C, A), got {actions.shape}"
+    if not np.isfinite(actions).all():
+        return f"actions: its answer of shape {actions.shape} holds NaN or infinity"
+    return None
+
+
+def _said(refusal: InvalidStatus) -> str:
+    """A server's own words behind an HTTP status, in full."""
+    body = wire.one_line((refusal.response.body or b"").decode(errors="replace"))
+    return f"HTTP {refusal.response.status_code}" + (f": {body}" if body else "")
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.0)
+
+
+def _limit_send_time(sock: socket.socket, timeout_s: float) -> None:
+    """Bound a blocking send: websockets bounds receiving only, and a peer that stops reading would stall us."""
+    if os.name != "posix":  # elsewhere the option takes another struct
+        return
+    seconds = int(timeout_s)
+    timeval = struct.pack("ll", seconds, max(int((timeout_s - seconds) * 1e6), 1))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)

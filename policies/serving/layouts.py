@@ -1,0 +1,196 @@
+"""Where clients put what a policy reads: openpi's LIBERO, DROID and ALOHA layouts, ours, and any written in TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.core.config import decode, unknown
+from vla.core.types import Observation
+from vla.processing.pictures import to_uint8_picture
+
+MAX_PROMPT_CHARS = 2000
+MAX_IMAGE_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Keys on the wire; "a/b" may be a flat key or nested maps."""
+
+    images: tuple[str, ...] = ()
+    """One key for each camera of the policy, in its order. A layout may have more views than a policy reads."""
+    cameras: tuple[str, ...] | None = None
+    """The policy's cameras to which `images` belong, where its own order is not meant."""
+    state: tuple[str, ...] = ("state",)
+    """Joined, in this order, into the state that the policy reads."""
+    prompt: str = "prompt"
+    channels_first: bool = False
+    """Images come as (3, H, W)."""
+
+    def image_keys(self, cameras: Sequence[str]) -> dict[str, str]:
+        """Camera of the policy -> key on the wire. ValueError where a camera has none."""
+        if self.cameras is not None and len(self.cameras) != len(self.images):
+            raise ValueError(f"a layout's cameras and images must be as many, got {self.cameras} and {self.images}")
+        keys = dict(zip(self.cameras or cameras, self.images, strict=False))
+        lacking = [camera for camera in cameras if camera not in keys]
+        if lacking:
+            raise ValueError(
+                f"this layout has {len(self.images)} views, none of them for camera {', '.join(lacking)}: this policy "
+                f"reads {', '.join(cameras)}"
+            )
+        return {camera: keys[camera] for camera in cameras}
+
+
+LAYOUTS: dict[str, Layout] = {
+    "libero": Layout(("observation/image", "observation/wrist_image"), state=("observation/state",)),
+    "droid": Layout(
+        ("observation/exterior_image_1_left", "observation/wrist_image_left"),
+        state=("observation/joint_position", "observation/gripper_position"),
+    ),
+    "aloha": Layout(
+        ("images/cam_high", "images/cam_left_wrist", "images/cam_right_wrist", "images/cam_low"), channels_first=True
+    ),
+}
+"""Of the clients that come with openpi. Source: Physical-Intelligence/openpi, src/openpi/policies and examples."""
+
+
+def find_layout(name: str) -> Layout | None:
+    """None for "native"; a named layout; or the TOML file `name`, with the fields of `Layout`. ValueError otherwise."""
+    if name == "native":
+        return None
+    if name in LAYOUTS:
+        return LAYOUTS[name]
+    if not name.endswith(".toml"):
+        raise ValueError(unknown(name, {*LAYOUTS, "native"}, "layout") + ", or a .toml file")
+    try:
+        return decode(Layout, tomllib.loads(Path(name).read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as problem:
+        raise ValueError(f"{name} is no TOML: {problem}") from None
+
+
+class ObservationReader:
+    """Checks one client's observation map and makes it an Observation of one world. Every fault names its key.
+
+    Native keys: "images/<camera>" (H, W, 3) uint8 or floats in 0..1 (`vla.processing.pictures`), "state" (P,) numbers, "prompt"
+    str; they work beside the layout's. Unknown keys are ignored.
+    """
+
+    def __init__(self, cameras: Sequence[str], *, proprio_dim: int | None = None, layout: Layout | None = None) -> None:
+        self._cameras, self._proprio_dim, self._layout = tuple(cameras), proprio_dim, layout
+        aliases = {} if layout is None else layout.image_keys(cameras)
+        # The layout's first, so that the error for a missing key speaks the client's language.
+        self._images = {camera: _distinct(aliases.get(camera), f"images/{camera}") for camera in cameras}
+        self._state = [*dict.fromkeys([*([] if layout is None else [layout.state]), ("state",)])]
+        self._prompt_keys = _distinct(None if layout is None else layout.prompt, "prompt")
+        self.keys = {
+            **{f"images/{camera}": keys for camera, keys in self._images.items()},
+            "state": [" + ".join(parts) for parts in self._state],
+            "prompt": self._prompt_keys,
+        }
+        """Native key -> every key under which it is accepted."""
+
+    def read(self, message: object) -> Observation:
+        """The observation in `message`, batch size 1; ValueError with one line where it is not one."""
+        if not isinstance(message, dict):
+            raise ValueError(f"expected an observation map, got {type(message).__name__}")
+        images = {camera: self._image(message, keys) for camera, keys in self._images.items()}
+        return Observation(images=images, proprio=self._proprio(message), instruction=[self._prompt(message)])
+
+    def _image(self, message: dict[Any, Any], keys: Sequence[str]) -> np.ndarray:
+        key, value = _find(message, keys)
+        first = self._layout is not None and self._layout.channels_first and key == keys[0]
+        shape = "(3, H, W)" if first else "(H, W, 3)"
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f"{key}: expected an array {shape} of uint8, got {type(value).__name__}")
+        channels = 0 if first else 2
+        if value.ndim != 3 or value.shape[channels] != 3 or value.size == 0:
+            swapped = value.ndim == 3 and value.shape[2 - channels] == 3 != value.shape[channels]
+            order = "channel, height, width" if first else "height, width, channel"
+            hint = f"; send {order} order" if swapped else ""
+            raise ValueError(f"{key}: expected {shape} uint8, got {value.shape} {value.dtype}{hint}")
+        if max(value.shape) > MAX_IMAGE_SIDE:
+            raise ValueError(f"{key}: {value.shape} is larger than {MAX_IMAGE_SIDE} pixels a side")
+        try:
+            picture = to_uint8_picture(value.transpose(1, 2, 0) if first else value, name=key)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        return np.ascontiguousarray(picture)[None]
+
+    def _proprio(self, message: dict[Any, Any]) -> np.ndarray:
+        for parts in self._state:
+            if all(_lookup(message, key)[0] for key in parts):
+                break
+        else:
+            # Nearest to what was meant: the first layout of which anything came.
+            parts = next((p for p in self._state if any(_lookup(message, key)[0] for key in p)), self._state[0])
+            if len(parts) == 1:
+                _find(message, [keys[0] for keys in self._state])
+            _find(message, [next(key for key in parts if not _lookup(message, key)[0])])
+        width = "P" if self._proprio_dim is None else str(self._proprio_dim)
+        state = np.concatenate([self._numbers(message, key, "N" if len(parts) > 1 else width) for key in parts])
+        name = " + ".join(parts)
+        if state.size == 0 or self._proprio_dim not in (None, state.size):
+            raise ValueError(f"{name}: expected shape ({width},), got {state.shape}")
+        return state[None]
+
+    def _numbers(self, message: dict[Any, Any], key: str, width: str) -> np.ndarray:
+        """One vector of finite numbers; where a state has several parts, a single number is one of length 1."""
+        value = _lookup(message, key)[1]
+        if width == "N" and isinstance(value, int | float | np.generic) and not isinstance(value, bool):
+            value = np.asarray(value)[None]
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
+            got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+            raise ValueError(f"{key}: expected an array ({width},) of numbers, got {got}")
+        if value.ndim != 1:
+            raise ValueError(f"{key}: expected shape ({width},), got {value.shape}")
+        with np.errstate(over="ignore"):
+            numbers = value.astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{key}: value {int(np.flatnonzero(~np.isfinite(numbers))[0])} is NaN or infinite")
+        return numbers
+
+    def _prompt(self, message: dict[Any, Any]) -> str:
+        key, value = _find(message, self._prompt_keys)
+        if not isinstance(value, str):
+            raise ValueError(f"{key}: expected a string, got {type(value).__name__}")
+        if len(value) > MAX_PROMPT_CHARS:
+            raise ValueError(f"{key}: {len(value)} characters, at most {MAX_PROMPT_CHARS} allowed")
+        return value
+
+
+def _distinct(alias: str | None, native: str) -> list[str]:
+    return [native] if alias in (None, native) else [alias, native]
+
+
+def _find(message: dict[Any, Any], keys: Sequence[str]) -> tuple[str, object]:
+    for key in keys:
+        found, value = _lookup(message, key)
+        if found:
+            return key, value
+    raise ValueError(f"missing key {' or '.join(map(repr, dict.fromkeys(keys)))}; got {_list_keys(message)}")
+
+
+def _lookup(message: Mapping[Any, Any], key: str) -> tuple[bool, object]:
+    """`key` as a flat key, else "a/b" as a path through nested maps: (found, value)."""
+    if key in message:
+        return True, message[key]
+    value: object = message
+    for part in key.split("/"):
+        if not isinstance(value, dict) or part not in value:
+            return False, None
+        value = value[part]
+    return True, value
+
+
+def _list_keys(message: Mapping[Any, Any], limit: int = 12) -> str:
+    names = []
+    for key, value in message.items():
+        children = value if isinstance(value, dict) and value else None
+        names += [f"{key}/{child}" for child in children] if children else [str(key)]
+    more = ", ..." if len(names) > limit else ""
+    return (", ".join(sorted(names)[:limit]) + more) or "no keys"

@@ -1,0 +1,164 @@
+"""A policy behind the server, and its replacement by a newer checkpoint while clients stay connected."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.serving import wire
+from policies.serving.layouts import Layout, ObservationReader
+from vla.core.checkpoint import CONFIG
+from vla.core.types import ActionSpec, Policy
+
+Loader = Callable[[Path], Any]
+"""Folder -> a policy that gives whole chunks, with `action_spec`, `cameras`, `processor`, `chunk_size` and
+`n_action_steps` (`policies.load.load_whole`)."""
+WHOLE_CHUNK = "whole_chunk"
+"""Key of an observation: true asks for all actions of the chunk, not only those that are meant to be played."""
+
+
+class Served:
+    """One policy: what clients may send it, what they are told about it, and where a newer one would appear."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        action_spec: ActionSpec,
+        cameras: Sequence[str],
+        proprio_dim: int | None = None,
+        layout: Layout | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        n_action_steps: int | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        """`proprio_dim`: the width `state` must have; None leaves that check to the policy. `metadata`: what clients
+        get on connecting, beside `action_spec`, `cameras`, `proprio_dim` and `observation_keys`.
+
+        `n_action_steps`: how many of the `chunk_size` actions that the policy gives are sent to clients that do not ask
+        for whole chunks; None: all. Stock openpi clients cannot ask, and some play whatever they get, so they get what
+        is meant to be played: an ActionChunkBroker with a longer `action_horizon` then fails at once, which is better
+        than a robot that quietly plays the part of a chunk nobody trained it to.
+        """
+        if n_action_steps is not None and not 1 <= n_action_steps <= (chunk_size or n_action_steps):
+            raise ValueError(f"n_action_steps must be in 1..{chunk_size or 'C'} (the chunk size), got {n_action_steps}")
+        self.policy, self.n_action_steps = policy, n_action_steps
+        self.action_spec, self.cameras, self.proprio_dim = action_spec, tuple(cameras), proprio_dim
+        self.action_dim = action_spec.dim
+        self.reader = ObservationReader(cameras, proprio_dim=proprio_dim, layout=layout)
+        spec = {
+            "names": list(action_spec.names),
+            "low": list(action_spec.low),
+            "high": list(action_spec.high),
+            "control_hz": action_spec.control_hz,
+        }
+        self.metadata = {
+            **(metadata or {}),
+            **_steps(n_action_steps, chunk_size),
+            "control_hz": action_spec.control_hz,
+            "action_spec": spec,
+            "cameras": list(cameras),
+            **({} if proprio_dim is None else {"proprio_dim": proprio_dim}),
+            "observation_keys": self.reader.keys,
+        }
+        wire.pack(self.metadata)  # what cannot be sent is found out now
+        self.folder: Path | None = None
+        self._load: Loader | None = None
+        self._stamp: object = None
+        self._wanted_steps: int | None = None
+
+    def sent(self, actions_CA: NDArray[np.float32], message: Mapping[Any, Any]) -> NDArray[np.float32]:
+        """Of a chunk, what the client gets that sent `message`. ValueError for a `whole_chunk` that is no bool."""
+        whole = message.get(WHOLE_CHUNK, False)
+        if not isinstance(whole, bool):
+            raise ValueError(f"{WHOLE_CHUNK}: expected true or false, got {type(whole).__name__}")
+        return actions_CA if whole else actions_CA[: self.n_action_steps]
+
+    @staticmethod
+    def of_folder(
+        folder: str | os.PathLike[str],
+        *,
+        load: Loader,
+        layout: Layout | None = None,
+        n_action_steps: int | None = None,
+    ) -> Served:
+        """The policy that `load` finds in a folder, which `refresh` will look at again. `n_action_steps` None: the
+        policy's own."""
+        folder = Path(folder)
+        stamp = _stamp(folder)
+        policy = load(folder)
+        served = Served(
+            policy,
+            action_spec=policy.action_spec,
+            cameras=policy.cameras,
+            proprio_dim=policy.processor.config.proprio_dim,
+            layout=layout,
+            metadata={"policy": folder.name},
+            n_action_steps=n_action_steps or policy.n_action_steps,
+            chunk_size=policy.chunk_size,
+        )
+        served.folder, served._load, served._stamp, served._wanted_steps = folder, load, stamp, n_action_steps
+        return served
+
+    def changed(self) -> bool:
+        """Whether the folder holds another checkpoint than the one served."""
+        return self.folder is not None and _stamp(self.folder) not in (None, self._stamp)
+
+    def refresh(self) -> None:
+        """Load the folder's checkpoint and serve it from the next batch on; the old one stays if anything is wrong.
+
+        ValueError or OSError for what cannot be loaded, TypeError for a policy that connected clients could not use.
+        """
+        if self.folder is None or self._load is None:
+            return
+        stamp = _stamp(self.folder)
+        policy = self._load(self.folder)
+        has = policy.action_spec, tuple(policy.cameras), policy.processor.config.proprio_dim
+        for what, old, new in zip(
+            ("action_spec", "cameras", "proprio_dim"),
+            (self.action_spec, self.cameras, self.proprio_dim),
+            has,
+            strict=True,
+        ):
+            if old != new:
+                self._stamp = stamp  # it will not become right by waiting
+                raise TypeError(f"{self.folder}: the new policy has another {what}: restart the server to serve it")
+        self.n_action_steps = min(self._wanted_steps or policy.n_action_steps, policy.chunk_size)
+        self.policy, self._stamp = policy, stamp
+        self.metadata = {**self.metadata, **_steps(self.n_action_steps, policy.chunk_size)}
+
+
+def _steps(n_action_steps: int | None, chunk_size: int | None) -> dict[str, int]:
+    """What clients are told about chunks; nothing where it is not known."""
+    known = {"chunk_size": chunk_size, "n_action_steps": n_action_steps}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def by_name(given: Sequence[str]) -> dict[str, Path]:
+    """["runs/a", "pick=runs/b"] -> {"a": .., "pick": ..}. ValueError for two of one name, or names no URL can hold."""
+    found: dict[str, Path] = {}
+    for entry in given:
+        name, equals, path = entry.partition("=")
+        if not equals:
+            name, path = Path(entry).resolve().name, entry
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII) or name in ("healthz", "metrics"):
+            raise ValueError(f"{name!r} cannot name a policy in an address: write NAME={path}")
+        if name in found:
+            raise ValueError(f"two policies are called '{name}': write NAME={path} for one of them")
+        found[name] = Path(path)
+    return found
+
+
+def _stamp(folder: Path) -> object:
+    """Changes when another checkpoint has been committed there: config.json holds the hash of every file."""
+    try:
+        return json.loads((folder / CONFIG).read_bytes())["checkpoint"]["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""One update: PPO, GRPO, filtered behaviour cloning. May import `rl.models` and `rl.storage`."""

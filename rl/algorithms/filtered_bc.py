@@ -1,0 +1,58 @@
+"""Success-filtered self-imitation: explore, keep the episodes that succeeded, imitate them. RL's honest baseline.
+
+No critic, no ratio, no negative examples: whatever PPO or GRPO gains must be gained over this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl.algorithms.policy_gradient import PolicyConfig, PolicyLearner, PolicyObjective, kl_estimate
+from rl.storage.episode_buffer import EpisodeBuffer
+from rl.storage.rollout_buffer import PolicyBatch
+
+
+@dataclass(frozen=True)
+class FilteredConfig(PolicyConfig):
+    """Maximum likelihood of the successful episodes' decisions. The spread stays: likelihood alone would shrink it."""
+
+    log_std_lr: float = 0.0
+    kl_stop: float = 1e9
+    episodes_per_update: int = 48
+    """Successful ones, over all processes."""
+    max_rounds: int = 4
+    """Rounds of episodes played in one update at most."""
+
+
+class Likelihood(PolicyObjective):
+    """Mean negative log-likelihood per executed control step."""
+
+    def forward(self, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
+        log_prob = self.actor.distribution(batch.conditions, batch.proprio_BP).log_prob(batch.action, batch.executed_BC)
+        loss = -log_prob.sum() / batch.executed_BC.sum().clamp(min=1)
+        log_ratio = log_prob - batch.log_prob_B
+        return loss, log_ratio, {"policy_loss": float(loss.detach()), "kl": kl_estimate(log_ratio)}
+
+
+class FilteredImitation(PolicyLearner):
+    """`judge` keeps successes; `update` imitates them."""
+
+    config: FilteredConfig
+    objective_class = Likelihood
+
+    def judge(self, returns_GN: Tensor) -> tuple[Tensor, Tensor]:
+        """(kept (groups,), advantages (groups, 1)): an episode is kept if it succeeded."""
+        return (returns_GN > 0).all(1), torch.ones_like(returns_GN)
+
+    def update(self, buffer: EpisodeBuffer) -> dict[str, float]:
+        """One update on the successful episodes."""
+        metrics = {"skipped": 1.0}
+        if self.team.total(float(buffer.size))[0]:
+            metrics = {"skipped": 0.0} | self.improve(buffer)
+        self.anneal()
+        metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())
+        self.num_updates += 1
+        return metrics

@@ -1,0 +1,171 @@
+"""Proximal policy optimisation over action chunks. Schulman et al. 2017, with one ratio per decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rl.algorithms.advantages import explained_variance, gae, normalise
+from rl.algorithms.policy_gradient import PolicyConfig, PolicyLearner
+from rl.models.actor import GaussianChunkActor
+from rl.models.critic import Critic
+from rl.models.running_norm import RunningNorm
+from rl.storage.rollout_buffer import RolloutBuffer, require_finite
+from vla.runtime.distributed import Team
+
+
+@dataclass(frozen=True)
+class PPOConfig(PolicyConfig):
+    """Chunk-level PPO. Defaults: what closed the loop in minutes on two CPU cores."""
+
+    critic_lr: float = 1e-3
+    critic_epochs: int = 4
+    critic_memory: int = 1
+    """Rollouts whose states and targets the critic learns from, the newest among them: a policy changes little from one
+    to the next, and a critic that has seen more makes a smaller `lam` trustworthy."""
+    critic_lam: float | None = None
+    """`lam` of the critic's targets (None: the same). With a small `lam` it would learn from its own guesses; Yue et
+    al. 2025 (VC-PPO, arXiv 2503.01491) give the two their own, too."""
+    gamma: float = 0.97
+    discount_per: Literal["chunk", "step"] = "chunk"
+    """Whether gamma discounts a decision, or every executed control step (gamma ** n_steps)."""
+    lam: float = 0.95
+    """Of the advantages: how far beyond the critic's word on the next state they trust what really came after. Over a
+    chunk's few steps most of that is other decisions' luck."""
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """What a truncated episode's last state is worth: its value, as if the clock had not run out, or (when finishing in
+    time is itself the task) nothing. Pardo et al. 2018, "Time limits in reinforcement learning"."""
+    reward_scale: float = 1.0
+    scale_returns: bool = False
+    """Divide rewards by the running standard deviation of discounted returns: for rewards of unknown size."""
+    critic_warmup: int = 4
+    """First updates that train the critic alone: advantages of a random critic would destroy the imitation policy."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if self.critic_memory < 1:
+            return f"critic_memory counts rollouts, the newest among them: at least 1, got {self.critic_memory}"
+        return super().problem()
+
+
+class PPO(PolicyLearner):
+    """Actor, critic and their optimisers; `update` turns one full rollout into a better policy."""
+
+    config: PPOConfig
+
+    def __init__(
+        self,
+        actor: GaussianChunkActor,
+        critic: Critic,
+        config: PPOConfig,
+        *,
+        generator: torch.Generator,
+        team: Team | None = None,
+    ) -> None:
+        super().__init__(actor, config, generator=generator, team=team)
+        self.critic = critic
+        self._value = self.team.wrap(critic)
+        self.return_norm = RunningNorm(1) if config.scale_returns else None
+        self.critic_optimiser = torch.optim.Adam(critic.parameters(), lr=config.critic_lr, fused=True)
+        self._memory: list[tuple[Tensor, Tensor]] = []
+        """States and targets of the rollouts before, oldest first."""
+
+    def update(self, buffer: RolloutBuffer) -> dict[str, float]:
+        """Advantages, then (after critic warm-up) the policy, then the critic. NonFiniteError names what broke, if so.
+
+        A broken loss or gradient is found before it reaches a parameter.
+        """
+        returns, metrics = self.estimate(buffer)
+        if self.num_updates >= self.config.critic_warmup:
+            metrics |= self.improve(buffer)
+            self.anneal()
+        metrics |= self._fit_critic(buffer, returns)
+        metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())
+        self.num_updates += 1
+        return metrics
+
+    @torch.no_grad()
+    def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, dict[str, float]]:
+        """Set the buffer's normalised advantages; returns the critic's targets (T*N,) and what to log about them."""
+        config = self.config
+        # statistics first: values, targets and the fit of this update all see one and the same normalisation
+        self.critic.norm.update(buffer.flat("state"), self.team)
+        values = self.critic(buffer.flat("state")).view(buffer.num_decisions, buffer.num_envs)
+        next_values = self.critic(buffer.flat("next_state")).view_as(values)
+        require_finite("value", values, "in the critic's output")
+        rewards = buffer.time_major("reward")
+        steps = buffer.time_major("n_steps").to(values.dtype)
+        discounts = torch.full_like(values, config.gamma) if config.discount_per == "chunk" else config.gamma**steps
+        terminated, truncated = buffer.time_major("terminated"), buffer.time_major("truncated")
+        if config.time_limit == "terminal":
+            terminated = terminated | truncated
+        rewards = self._scaled(rewards, discounts, terminated | truncated)
+        parts = (rewards, values, next_values, terminated, truncated, discounts)
+        advantages = gae(*parts, config.lam)
+        returns = values + (advantages if config.critic_lam is None else gae(*parts, config.critic_lam))
+        buffer.advantages_TN = normalise(advantages, self.team)
+        self.remember_imitation(buffer)
+        metrics = {
+            "return_mean": float(returns.mean()),
+            "value_mean": float(values.mean()),
+            "advantage_std": float(advantages.std(unbiased=False)),
+            "explained_variance": explained_variance(values, returns),
+        }
+        return returns.reshape(-1), metrics
+
+    def _scaled(self, rewards: Tensor, discounts: Tensor, ended: Tensor) -> Tensor:
+        """Rewards (T, N) in the units that the critic learns in."""
+        if self.config.reward_scale != 1.0:
+            rewards = rewards * self.config.reward_scale
+        if self.return_norm is None:
+            return rewards
+        # discounted sums of what was rewarded so far in the episode, as VecNormalize has them (of this rollout only)
+        running, sums = torch.zeros_like(rewards[0]), []
+        for reward, discount, over in zip(rewards, discounts, ended, strict=True):
+            running = running * discount + reward
+            sums.append(running)
+            running = torch.where(over, 0.0, running)
+        self.return_norm.update(torch.stack(sums).reshape(-1, 1), self.team)
+        return rewards / (self.return_norm.var.float() + 1e-8).sqrt()
+
+    def _fit_critic(self, buffer: RolloutBuffer, returns: Tensor) -> dict[str, float]:
+        # its own loop: it gathers no features, and a KL stop of the policy is no reason to stop learning values
+        config, where = self.config, f"in critic update {self.num_updates}"
+        losses: list[float] = []
+        self._memory = [*self._memory, (buffer.flat("state").clone(), returns)][-config.critic_memory :]
+        states, targets = (torch.cat(kept) for kept in zip(*self._memory, strict=True))
+        parts = -(-len(states) // max(1, config.minibatch_size // self.team.size))
+        for _ in range(config.critic_epochs):
+            for index in torch.randperm(len(states), generator=self.generator).to(states.device).tensor_split(parts):
+                loss = (self._value(states[index]) - targets[index]).square().mean()
+                require_finite("loss (critic)", loss.detach(), where)
+                self.critic_optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(self.critic.parameters(), config.max_grad_norm)
+                require_finite("grad (norm of the critic's)", norm, where)
+                self.critic_optimiser.step()
+                losses.append(float(loss.detach()))
+        return {"value_loss": sum(losses) / len(losses)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As every learner's, and `critic.*` (and `returns.*` if they are scaled)."""
+        out = super().tensors() | {f"critic.{name}": t for name, t in self.critic.state_dict().items()}
+        if self.return_norm is not None:
+            out |= {f"returns.{name}": t for name, t in self.return_norm.state_dict().items()}
+        return out
+
+    def trainer_state(self) -> dict[str, Any]:
+        # the memory here and not among the tensors: every process has its own
+        memory = [list(kept) for kept in self._memory] if self.config.critic_memory > 1 else []
+        return super().trainer_state() | {
+            "critic_optimiser": self.critic_optimiser.state_dict(),
+            "critic_memory": memory,
+        }
+
+    def load_trainer_state(self, state: dict[str, Any]) -> None:
+        super().load_trainer_state(state)
+        self.critic_optimiser.load_state_dict(state["critic_optimiser"])
+        self._memory = [(states, targets) for states, targets in state.get("critic_memory", [])]

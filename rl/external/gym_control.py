@@ -1,0 +1,211 @@
+"""Classic control with the same PPO: a gymnasium task as worlds, an MLP as the model. To compare with what is known.
+
+With chunks of one control step, `rl.algorithms.ppo` is the textbook's PPO; `bascule/experiments/sb3_parity.py` holds it against another
+implementation's returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from envs.seeds import FIRST_EVALUATION_SEED
+from rl.algorithms.ppo import PPO, PPOConfig
+from rl.models.actor import ActorConfig, GaussianChunkActor, GreedyPolicy
+from rl.models.critic import Critic, CriticConfig
+from rl.rollout.step_collector import Collector
+from rl.storage.rollout_buffer import RolloutBuffer
+from vla.core.checkpoint import load_tensors, save_tensors
+from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, StepResult
+from vla.model.residual_head import Latents
+
+
+class GymWorlds:
+    """`vla.core.types.VecEnv` over `num_envs` copies of a gymnasium task with a continuous action. No camera, no success.
+
+    The task's observation is the proprio; it has no privileged state beyond it.
+    """
+
+    cameras: tuple[str, ...] = ()
+    privileged_dim = 0
+
+    def __init__(self, task: str, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self._envs = [gymnasium.make(task) for _ in range(num_envs)]
+        spec, one = self._envs[0].spec, self._envs[0]
+        if spec is None or not spec.max_episode_steps:
+            raise ValueError(f"task {task!r} has no time limit: register it with max_episode_steps")
+        if not isinstance(one.action_space, gymnasium.spaces.Box) or len(one.observation_space.shape or ()) != 1:
+            raise ValueError(f"task {task!r} needs a continuous action and a vector to observe")
+        self.horizon = spec.max_episode_steps
+        self.proprio_dim = one.observation_space.shape[0]
+        low, high = (tuple(map(float, bound)) for bound in (one.action_space.low, one.action_space.high))
+        names = tuple(f"a{i}" for i in range(len(low)))
+        self.action_spec = ActionSpec(names, low, high, control_hz=one.metadata.get("render_fps", 30))
+        self._seen = np.zeros((num_envs, self.proprio_dim), np.float32)
+        self._over = np.ones(num_envs, bool)
+
+    def reset(
+        self, *, seeds: Sequence[int], tasks: Sequence[str] | None = None, env_ids: Sequence[int] | None = None
+    ) -> Observation:
+        """See `vla.core.types.VecEnv.reset`; there is one task."""
+        for seed, i in zip(seeds, range(self.num_envs) if env_ids is None else env_ids, strict=True):
+            self._seen[i], _ = self._envs[i].reset(seed=int(seed))
+            self._over[i] = False
+        return self.observation()
+
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """See `vla.core.types.VecEnv.step_chunk`."""
+        reward, n_steps = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
+        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        for i in np.flatnonzero(~self._over):
+            for action in chunk[i]:
+                self._seen[i], gained, terminated[i], truncated[i], _ = self._envs[i].step(action)
+                reward[i] += float(gained)
+                n_steps[i] += 1
+                self._over[i] = terminated[i] or truncated[i]
+                if self._over[i]:
+                    break
+        truncated &= ~terminated
+        never = np.zeros(self.num_envs, bool)
+        info = {"success": never, "wrong_object": never}
+        return StepResult(self.observation(), reward.astype(np.float32), terminated, truncated, n_steps, info)
+
+    def observation(self) -> Observation:
+        """Of every world, now."""
+        nothing = np.zeros((self.num_envs, 0), np.float32)
+        return Observation({}, self._seen.copy(), [""] * self.num_envs, privileged=nothing)
+
+    def set_rendering(self, on: bool) -> None:
+        """There is nothing to draw."""
+
+    def alternative_instructions(self) -> list[str]:
+        """There are no instructions."""
+        return [""] * self.num_envs
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+@dataclass(frozen=True)
+class MlpInput:
+    """What the MLP reads."""
+
+    proprio_BP: Tensor
+
+
+class MlpProcessor:
+    """Observations and actions as they are: a classic task has its own units, and nothing was demonstrated."""
+
+    def prepare(self, obs: Observation) -> MlpInput:
+        return MlpInput(torch.from_numpy(obs.proprio))
+
+    def unnormalise_action(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        return action
+
+
+class MlpModel(nn.Module):
+    """In the place of a VLA: proprio -> chunk of actions (B, C, A), with the initial weights that PPO is known with."""
+
+    def __init__(
+        self, proprio_dim: int, action_dim: int, *, chunk_size: int = 1, hidden: Sequence[int] = (64, 64), seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.chunk_size, self.action_dim = chunk_size, action_dim
+        self.backbone, self.processor = nn.Identity(), MlpProcessor()
+        layers: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for inputs, outputs in zip((proprio_dim, *hidden[:-1]), hidden, strict=True):
+                layers += [_linear(inputs, outputs, 2.0**0.5), nn.Tanh()]
+            self.head = nn.Sequential(*layers, _linear(hidden[-1], chunk_size * action_dim, 0.01))
+
+    def encode(self, inp: MlpInput) -> Latents:
+        """There is nothing before the head: its latents are the observation."""
+        nothing = inp.proprio_BP[:, :0]
+        return Latents(inp.proprio_BP[:, None], nothing, nothing)
+
+    def act(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
+        return self.head(latents.latent_BCD[:, 0]).view(-1, self.chunk_size, self.action_dim)
+
+    def save(self, folder: Path) -> None:
+        save_tensors(Path(folder) / "model.safetensors", self.state_dict(), {})
+
+    def load(self, folder: Path) -> None:
+        self.load_state_dict(load_tensors(Path(folder) / "model.safetensors"))
+
+
+def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+@dataclass(frozen=True)
+class ClassicConfig:
+    """PPO from nothing on a classic task. Defaults: those that continuous control is usually run with."""
+
+    num_envs: int = 8
+    steps_per_update: int = 128
+    """Control steps per world between updates."""
+    hidden: tuple[int, ...] = (64, 64)
+    actor: ActorConfig = field(default_factory=lambda: ActorConfig(motion_std=1.0, std_min=1e-3, std_max=10.0))
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            lr=3e-4,
+            log_std_lr=3e-4,
+            critic_lr=3e-4,
+            epochs=10,
+            critic_epochs=10,
+            minibatch_size=64,
+            clip=0.2,
+            gamma=0.99,
+            lam=0.95,
+            kl_stop=float("inf"),
+            critic_warmup=0,
+        )  # fmt: skip
+    )
+
+
+def learn(task: str, config: ClassicConfig, *, seed: int, steps: int) -> tuple[GreedyPolicy, int]:
+    """(the greedy policy after at least `steps` control steps in all worlds together, how many it took)."""
+    worlds = GymWorlds(task, config.num_envs)
+    model = MlpModel(worlds.proprio_dim, worlds.action_spec.dim, hidden=config.hidden, seed=seed)
+    actor = GaussianChunkActor(model, worlds.action_spec.names, config.actor)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        critic = Critic(0, worlds.proprio_dim, CriticConfig(hidden=config.hidden))
+    learner = PPO(actor, critic, config.ppo, generator=torch.Generator().manual_seed(2 * seed))
+    noise = torch.Generator().manual_seed(2 * seed + 1)
+    collector = Collector(actor, worlds, generator=noise, train_seeds=(0, 1_000_000), first_seed=seed)
+    buffer = RolloutBuffer(config.steps_per_update, config.num_envs)
+    while collector.env_steps < steps:
+        buffer.clear()
+        collector.collect(buffer)
+        learner.update(buffer)
+    worlds.close()
+    return GreedyPolicy(actor, worlds.action_spec, 1), collector.env_steps
+
+
+def returns_of(policy: Policy, task: str, episodes: int) -> NDArray[np.float64]:
+    """(episodes,) undiscounted returns, on seeds never trained on."""
+    worlds = GymWorlds(task, episodes)
+    obs = worlds.reset(seeds=range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
+    policy.reset()
+    returns, over = np.zeros(episodes), np.zeros(episodes, bool)
+    while not over.all():
+        result = worlds.step_chunk(policy.act(obs))
+        returns += result.reward
+        over |= result.terminated | result.truncated
+        obs = result.obs
+    worlds.close()
+    return returns

@@ -1,0 +1,1 @@
+"""Stochastic policy, critic and densities. May import `vla`."""

@@ -1,0 +1,1 @@
+"""Learnt rewards. May import `rl.models` and `rl.storage`."""

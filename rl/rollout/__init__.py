@@ -1,0 +1,1 @@
+"""Filling a buffer from environments. May import every part of `rl` named before."""

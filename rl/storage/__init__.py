@@ -1,0 +1,1 @@
+"""What one update learns from: rollouts, episodes, demonstrations. May import `rl.models`."""

@@ -1,0 +1,216 @@
+"""One update's worth of decisions, preallocated; what the frozen part of the model computed is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl.models.policy_inputs import Conditions
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or infinity was met; the message names what held it and where."""
+
+
+def require_finite(name: str, tensor: Tensor, where: str) -> None:
+    """NonFiniteError naming `name` when any entry of a float tensor is NaN or infinite."""
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise NonFiniteError(f"{name} is not finite ({bad} of {tensor.numel()} entries) {where}")
+
+
+@dataclass(frozen=True)
+class DemoBatch:
+    """Demonstrated decisions beside a minibatch."""
+
+    conditions: Conditions
+    proprio_BP: Tensor
+    action_BCA: Tensor
+    mask_BC: Tensor
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """What the policy loss reads of a minibatch of M transitions."""
+
+    conditions: Conditions
+    proprio_BP: Tensor
+    action: Tensor
+    """What was sampled, unclipped: the normalised chunk (M, C, A), or the chain that led to it (M, K + 1, C, A)."""
+    executed_BC: Tensor
+    log_prob_B: Tensor
+    advantage_B: Tensor
+    reference: Tensor | None
+    """Means of the frozen imitation policy, when the loss is regularised towards it."""
+    demo: DemoBatch | None = None
+
+
+class Transitions:
+    """Decisions in rows: what every learner's minibatches are drawn from."""
+
+    def __init__(self) -> None:
+        self._conditions: Conditions | None = None
+        self._rows: dict[str, Tensor] = {}
+        self.reference_means: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows to learn from."""
+        raise AssertionError("each kind of buffer knows its own")
+
+    @property
+    def advantages_B(self) -> Tensor:
+        """(size,) one per row."""
+        raise AssertionError("each kind of buffer knows its own")
+
+    def conditions(self, index: Tensor | slice) -> Conditions:
+        """Of these rows, in fp32."""
+        return self.kept_conditions.select(index).float()
+
+    @property
+    def kept_conditions(self) -> Conditions:
+        """All rows, in the precision they are kept in."""
+        assert self._conditions is not None, "no conditions were put"
+        return self._conditions
+
+    def flat(self, name: str) -> Tensor:
+        """(rows, ...) of a field given to `add`."""
+        return self._rows[name]
+
+    def minibatches(self, minibatch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Index tensors of one epoch: every row exactly once, in nearly equal parts of <= minibatch_size."""
+        # equal parts: a small remainder batch would take as large a step from far noisier gradients
+        yield from self.parts(-(-self.size // minibatch_size), generator)
+
+    def parts(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """The same in `count` parts (empty ones among them, where there are fewer rows)."""
+        order = torch.randperm(self.size, generator=generator).to(self.flat("proprio").device)
+        yield from order.tensor_split(count)
+
+    def policy_batch(self, index: Tensor) -> PolicyBatch:
+        """The rows in `index`, as the policy loss wants them. Advantages must have been set."""
+        take = {name: self._rows[name].index_select(0, index) for name in ("proprio", "action", "executed", "log_prob")}
+        reference = self.reference_means
+        return PolicyBatch(
+            conditions=self.conditions(index),
+            proprio_BP=take["proprio"],
+            action=take["action"],
+            executed_BC=take["executed"],
+            log_prob_B=take["log_prob"],
+            advantage_B=self.advantages_B.index_select(0, index),
+            reference=None if reference is None else reference.index_select(0, index),
+        )
+
+
+class RolloutBuffer(Transitions):
+    """T decisions in each of N worlds. Flat row of decision t in world i: t * N + i."""
+
+    def __init__(self, num_decisions: int, num_envs: int) -> None:
+        super().__init__()
+        if num_decisions < 1 or num_envs < 1:
+            raise ValueError(f"need at least one decision and one world, got {num_decisions} x {num_envs}")
+        self.num_decisions, self.num_envs = num_decisions, num_envs
+        self.filled = 0
+        self.advantages_TN: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return self.num_decisions * self.num_envs
+
+    @property
+    def advantages_B(self) -> Tensor:
+        assert self.advantages_TN is not None, "set the advantages first"
+        return self.advantages_TN.reshape(-1)
+
+    def clear(self) -> None:
+        """Forget the transitions, keep the memory."""
+        self.filled = 0
+        self.advantages_TN = None
+        self.reference_means = None
+
+    @property
+    def full(self) -> bool:
+        return self.filled == self.num_decisions
+
+    def put_conditions(self, conditions: Conditions) -> Conditions:
+        """Store what the decision about to be made is made from; returns it as every later epoch will see it.
+
+        Hidden states are kept in fp16, handed out in fp32. The rollout acts on the rounded values too, else the ratio
+        would not start at 1.
+        """
+        self._require_room()
+        where = f"from the frozen model in decision {self.filled} of the rollout"
+        for name, tensor in conditions.tensors().items():
+            require_finite(f"obs (features {name})", tensor, where)
+        if self._conditions is None:
+            self._conditions = conditions.empty_like(self.size, dtype=torch.float16)
+        start = self.filled * self.num_envs
+        self._conditions.write(start, conditions)
+        return self._conditions.select(slice(start, start + self.num_envs)).float()
+
+    def add(
+        self,
+        *,
+        proprio_BP: Tensor,
+        action: Tensor,
+        executed_BC: Tensor,
+        log_prob: Tensor,
+        state_BS: Tensor,
+        next_state_BS: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        n_steps: Tensor,
+    ) -> None:
+        """Store one decision of every world, after `put_conditions`. RuntimeError when full; NonFiniteError names NaNs.
+
+        `action` is the unclipped normalised sample; `next_state_BS` the critic's input in the state the chunk
+        really ended in (for a finished episode its final state, not the next episode's first).
+        """
+        self._require_room()
+        where = f"in decision {self.filled} of the rollout"
+        for name, tensor in (
+            ("obs (proprio)", proprio_BP),
+            ("obs (privileged/critic state)", state_BS),
+            ("obs (privileged/critic state after the chunk)", next_state_BS),
+            ("action", action),
+            ("reward", reward),
+        ):
+            require_finite(name, tensor, where)
+        row = {
+            "proprio": proprio_BP,
+            "action": action,
+            "executed": executed_BC,
+            "log_prob": log_prob,
+            "state": state_BS,
+            "next_state": next_state_BS,
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+            "n_steps": n_steps,
+        }
+        start = self.filled * self.num_envs
+        for name, value in row.items():
+            if len(value) != self.num_envs:
+                raise ValueError(f"{name} has {len(value)} rows, the buffer holds {self.num_envs} worlds")
+            if name not in self._rows:
+                self._rows[name] = torch.empty((self.size, *value.shape[1:]), dtype=value.dtype, device=value.device)
+            self._rows[name][start : start + self.num_envs].copy_(value)
+        self.filled += 1
+
+    def _require_room(self) -> None:
+        if self.full:
+            raise RuntimeError(f"the rollout buffer overflows: it holds {self.num_decisions} decisions; clear() first")
+
+    def time_major(self, name: str) -> Tensor:
+        """(T, N, ...) view of a field given to `add`."""
+        rows = self._rows[name]
+        return rows.view(self.num_decisions, self.num_envs, *rows.shape[1:])
+
+    def parts(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+        if not self.full:
+            raise RuntimeError(f"the rollout holds only {self.filled} of {self.num_decisions} decisions; fill it first")
+        yield from super().parts(count, generator)

@@ -1,0 +1,181 @@
+"""A teacher that reads the simulator's state: imitation of the demonstrations without having to look.
+
+Where things are is most of what a policy has to learn from pictures; told it outright, a small network gets far more
+out of the same demonstrations. What it does can then be shown to the policy in situations of the policy's own (Chen et
+al. 2019, "Learning by cheating", arXiv 1912.12294; Ross et al. 2011, DAgger).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rl.models.actor import GaussianChunkActor
+from rl.models.critic import critic_state
+from rl.teacher.symmetry import from_hand, turned
+from vla.core.types import ActionChunk, ActionSpec, Observation, Pair, Plane
+from vla.data.lerobot_dataset import DemoSet
+from vla.model.heads import masked_l1
+from vla.processing.processor import Processor
+
+SHARP = 4.0
+"""Beside every standardised number its tanh at this scale: contact and release hang on millimetres around the usual."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Networks that are averaged, and how each is trained."""
+
+    count: int = 3
+    width: int = 256
+    steps: int = 3000
+    minibatch_size: int = 256
+    lr: float = 1e-3
+    floor: float = 1e-3
+    """What has varied less than this counts as varying so much (m, mostly): more, and what the demonstrations hardly
+    vary says less when it does."""
+    origin: Literal["world", "hand"] = "world"
+    """Where places in the plane of the table are measured from. From the hand, one demonstration serves everywhere."""
+    turns: int = 1
+    """Imitate every demonstration also turned about the vertical, so many ways in all. Only with `origin` "hand"."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if min(self.count, self.width, self.steps, self.minibatch_size, self.turns) < 1 or self.floor <= 0:
+            return "a teacher's count, width, steps, minibatch_size and turns must be at least 1, its floor above 0"
+        if self.turns > 1 and self.origin == "world":
+            return 'a teacher\'s demonstrations are turned about its hand: set its origin to "hand", or turns to 1'
+        return None
+
+
+class Teacher(nn.Module):
+    """State (B, S), as `critic_state` has it but for the time -> normalised chunk (B, C, A), the networks' mean."""
+
+    def __init__(self, state_dim: int, chunk_size: int, action_dim: int, config: TeacherConfig | None = None) -> None:
+        super().__init__()
+        config = config or TeacherConfig()
+        self.chunk_size, self.action_dim = chunk_size, action_dim
+        self.register_buffer("view", torch.eye(state_dim))
+        self.register_buffer("shift", torch.zeros(state_dim))
+        self.register_buffer("divide", torch.ones(state_dim))
+        width = config.width
+        self.nets = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(2 * state_dim, width), nn.LayerNorm(width), nn.SiLU(),
+                nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU(),
+                nn.Linear(width, width), nn.SiLU(),
+                nn.Linear(width, chunk_size * action_dim),
+            )
+            for _ in range(config.count)
+        )  # fmt: skip
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], chunk_size: int, config: TeacherConfig) -> Teacher:
+        """What `state_dict` gave, frozen."""
+        action_dim = len(tensors["nets.0.8.bias"]) // chunk_size
+        teacher = Teacher(len(tensors["shift"]), chunk_size, action_dim, config)
+        tensors = {"view": torch.eye(len(tensors["shift"]))} | tensors  # checkpoints before it was kept
+        teacher.load_state_dict(tensors)
+        return teacher.requires_grad_(False).eval()
+
+    def standardised(self, viewed_BS: Tensor) -> Tensor:
+        """(B, 2 S) what the networks read."""
+        scaled = ((viewed_BS - self.shift) / self.divide).clamp(-10.0, 10.0)
+        return torch.cat([scaled, torch.tanh(SHARP * scaled)], 1)
+
+    def forward(self, state_BS: Tensor) -> Tensor:
+        seen = self.standardised(state_BS @ self.view)
+        mean = torch.stack([net(seen) for net in self.nets]).mean(0)
+        return mean.unflatten(1, (self.chunk_size, self.action_dim))
+
+
+def fit_teacher(
+    demos: DemoSet,
+    processor: Processor,
+    chunk_size: int,
+    config: TeacherConfig | None = None,
+    *,
+    plane: Plane | None = None,
+    seed: int = 0,
+) -> Teacher:
+    """Imitate the demonstrated chunks (L1) from the simulator's state beside them; frozen.
+
+    `plane` is the suite's, for `origin` "hand". ValueError if the demonstrations do not hold that state, or the
+    configuration asks for what the suite does not tell.
+    """
+    config = config or TeacherConfig()
+    if problem := config.problem():
+        raise ValueError(problem)
+    if demos.privileged is None:
+        raise ValueError(
+            "these demonstrations do not hold the simulator's state, which a teacher reads: record them anew with "
+            "`vla demos`"
+        )
+    view, pairs = _view(demos, config, plane)
+    state = torch.from_numpy(np.concatenate([demos.privileged, demos.proprio], 1, dtype=np.float32)) @ view
+    action, mask = demos.chunks(chunk_size)
+    if config.turns > 1:
+        state, action = turned(state, action, pairs, demos.action_names, config.turns)
+    action_FCA = torch.from_numpy(processor.normalise_action(action)).float()
+    mask_FC = torch.from_numpy(mask).repeat(config.turns, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        teacher = Teacher(state.shape[1], chunk_size, action_FCA.shape[2], config)
+    teacher.view.copy_(view)
+    teacher.shift.copy_(state.mean(0))
+    teacher.divide.copy_((state.std(0) + 1e-3).clamp(min=config.floor))  # what never moves stays near 0
+    seen = teacher.standardised(state)
+    generator = torch.Generator().manual_seed(seed)
+    for net in teacher.nets:
+        optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.steps)
+        for _ in range(config.steps):
+            rows = torch.randint(len(seen), (config.minibatch_size,), generator=generator)
+            error = net(seen[rows]).unflatten(1, action_FCA.shape[1:]) - action_FCA[rows]
+            optimiser.zero_grad(set_to_none=True)
+            masked_l1(error, mask_FC[rows]).backward()
+            optimiser.step()
+            schedule.step()
+    return teacher.requires_grad_(False).eval()
+
+
+def _view(demos: DemoSet, config: TeacherConfig, plane: Plane | None) -> tuple[Tensor, tuple[Pair, ...]]:
+    """How the state is looked at, and the pairs of its columns that point somewhere."""
+    dims = demos.privileged.shape[1], demos.proprio.shape[1]
+    if config.origin == "world":
+        return torch.eye(sum(dims)), ()
+    if plane is None:
+        raise ValueError(
+            'this suite does not tell what lies in the plane of a table: set the teacher\'s origin to "world"'
+        )
+    if config.turns > 1 and not plane.turns:
+        raise ValueError(
+            "this suite's scenes cannot be turned (fixtures stand in them, or its state has angles): choose a recipe "
+            "that does not turn its demonstrations (multitask, robosuite-lift-guided), or set turns to 1"
+        )
+    return from_hand(plane, *dims)
+
+
+def told(obs: Observation) -> Tensor:
+    """(B, S) what a teacher reads of observations: what the critic does, but for the clock."""
+    return critic_state(obs, np.zeros(len(obs.proprio), np.float32))[:, :-1]
+
+
+class TeacherPolicy:
+    """The teacher acting by itself, to see what it is worth. A `vla.core.types.Policy`."""
+
+    def __init__(self, teacher: Teacher, actor: GaussianChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
+        """`actor` knows the units of actions."""
+        self.teacher, self.actor, self.spec, self.n_action_steps = teacher, actor, spec, n_action_steps
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Nothing to forget."""
+
+    @torch.no_grad()
+    def act(self, obs: Observation) -> ActionChunk:
+        return self.actor.to_env(self.teacher(told(obs).to(self.teacher.shift)), self.spec, self.n_action_steps)

@@ -1,0 +1,187 @@
+"""Builds a backbone from a specification, a folder or a shipped asset."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
+from transformers.utils import logging
+
+from vla.backbones.backbone import ATTENTION, SPEC_FILE, WEIGHTS_FILE, Backbone
+from vla.backbones.families import (
+    ImageSpec,
+    Layout,
+    decoder_of,
+    family_named,
+    image_spec,
+    make_layout,
+)
+from vla.backbones.tiny import use_linear_patches
+from vla.core.config import decode
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+SHIPPED: dict[str, Path] = {"tiny": ASSETS / "tiny-vlm", "tiny-goals": ASSETS / "tiny-goals-vlm"}
+"""Backbones that ship with the package."""
+
+
+NUM_QUERIES, NUM_VIEWS = 64, 2
+
+
+def _load_ours(folder: Path, given: dict[str, Any], num_layers: int | None) -> Backbone:
+    spec = json.loads((folder / SPEC_FILE).read_text())
+    spec["num_views"] = given.get("num_views", spec["num_views"])  # no weight depends on it
+    if given.get("num_queries", spec["num_queries"]) != spec["num_queries"]:
+        raise ValueError(f"{folder} was trained with {spec['num_queries']} queries: leave num_queries out")
+    if extra := given.keys() - {"num_queries", "num_views"}:
+        raise ValueError(f"{folder} is trained already: leave {sorted(extra)[0]} out")
+    backbone = _build(spec, folder)
+    tensors = {name: t.float() for name, t in load_file(folder / WEIGHTS_FILE).items()}
+    missing, unexpected = backbone.load_state_dict(tensors, strict=False)
+    missing = [name for name in missing if not name.endswith("lm_head.weight")]
+    if missing or unexpected:
+        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its {SPEC_FILE}: {(missing or unexpected)[0]}")
+    return first_layers(backbone.eval(), num_layers)
+
+
+def _build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
+    """From a specification. Its weights hold anything: load them."""
+    raw = dict(spec["vlm"])
+    config = AutoConfig.for_model(raw.pop("model_type"), **raw)
+    family = spec.get("family", "embedded")
+    attention = spec.get("attention", ATTENTION.get(family, "sdpa"))
+    with no_init_weights():  # slow for a large model, and all of it would be overwritten
+        vlm = AutoModelForImageTextToText.from_config(config, attn_implementation=attention).float()
+    vlm.tie_weights()
+    kind = PreTrainedTokenizerFast if family == "embedded" else AutoTokenizer
+    return Backbone(
+        use_linear_patches(vlm) if family == "embedded" else vlm,
+        kind.from_pretrained(tokenizer_folder),
+        num_queries=spec["num_queries"],
+        num_views=spec["num_views"],
+        family=family,
+        image=decode(ImageSpec, spec["image"]) if "image" in spec else None,
+        layout=decode(Layout, spec["layout"]) if "layout" in spec else None,
+        pointing=spec.get("pointing", True),
+        told=spec.get("told"),
+        sharp=spec.get("sharp", False),
+    )
+
+
+def _load_hugging_face(name: str, num_layers: int | None, seed: int, **options: Any) -> Backbone:
+    """A model as `save_pretrained` wrote it or as the hub has it."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+        family_named(config.model_type)
+        shorten(config.get_text_config(), num_layers)
+        with _quietly():  # layers left out are no news
+            vlm, info = AutoModelForImageTextToText.from_pretrained(
+                name, config=config, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as problem:
+        first = str(problem).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot read the model {name}: {first} (without a network, give the folder of a downloaded one)"
+        ) from None
+    if info["missing_keys"]:
+        raise ValueError(f"{name} lacks the weights of {sorted(info['missing_keys'])[0]}")
+    return wrap(vlm, tokenizer, folder=Path(name), seed=seed, **options)
+
+
+def wrap(
+    vlm: nn.Module,
+    tokenizer: Any,
+    *,
+    folder: Path | None = None,
+    num_queries: int = NUM_QUERIES,
+    num_views: int = NUM_VIEWS,
+    image_size: int | None = None,
+    prompt: str | None = None,
+    pointing: bool = False,
+    seed: int = 0,
+) -> Backbone:
+    """A pretrained model with fresh action queries, of the size of its own word embeddings."""
+    family = family_named(vlm.config.model_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = Backbone(
+            vlm,
+            tokenizer,
+            num_queries=num_queries,
+            num_views=num_views,
+            family=vlm.config.model_type,
+            image=image_spec(family, vlm.config, folder, image_size),
+            layout=make_layout(family, vlm.config, tokenizer, prompt),
+            pointing=pointing,
+        )
+    scale_queries(backbone)
+    return backbone.eval()
+
+
+@torch.no_grad()
+def scale_queries(backbone: Backbone) -> None:
+    """Give fresh queries the root mean square of word embeddings: a decoder expects neither larger nor smaller ones."""
+    embed = backbone.vlm.model.get_input_embeddings()
+    words: Tensor = embed(torch.arange(min(4096, embed.num_embeddings)))
+    backbone.queries.mul_(words.square().mean().sqrt() / backbone.queries.square().mean().sqrt())
+
+
+def shorten(text_config: Any, num_layers: int | None) -> None:
+    """Let a decoder's configuration have only its first layers."""
+    if num_layers is None:
+        return
+    total = text_config.num_hidden_layers
+    if not 1 <= num_layers <= total:
+        raise ValueError(f"num_layers must be in 1..{total} (the decoder's layers), got {num_layers}")
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = text_config.layer_types[:num_layers]
+    text_config.num_hidden_layers = num_layers
+
+
+def first_layers(backbone: Backbone, num_layers: int | None) -> Backbone:
+    """The same weights with only the first decoder layers, the last of them normalised as the decoder does.
+
+    A pointer is left out: it was trained on the last layer.
+    """
+    if num_layers is None or num_layers == backbone.num_layers:
+        return backbone
+    vlm = backbone.vlm
+    decoder = decoder_of(vlm, backbone.family)
+    shorten(vlm.config.get_text_config(), num_layers)
+    if decoder.config is not vlm.config.get_text_config():
+        shorten(decoder.config, num_layers)
+    decoder.layers = decoder.layers[:num_layers]
+    fewer = Backbone(
+        vlm,
+        backbone.tokenizer,
+        num_queries=backbone.num_queries,
+        num_views=backbone.num_views,
+        family=backbone.family_name,
+        image=replace(backbone.image),
+        layout=backbone.layout,
+        pointing=False,
+        told=backbone.told is not None,
+    )
+    own = {name: t for name, t in backbone.state_dict().items() if not name.startswith(("vlm.", "pointer.", "sharp."))}
+    fewer.load_state_dict(own, strict=False)
+    return fewer.eval()
+
+
+class _quietly:  # noqa: N801 (a context manager)
+    """Only errors of `transformers` for a while."""
+
+    def __enter__(self) -> None:
+        self.before = logging.get_verbosity()
+        logging.set_verbosity_error()
+
+    def __exit__(self, *_: object) -> None:
+        logging.set_verbosity(self.before)

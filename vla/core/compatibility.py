@@ -1,0 +1,265 @@
+"""One check wherever a policy meets an environment or a robot: names, order, ranges, rate, state and cameras.
+
+Components are matched by name. Another order is mended (`fitted`), anything else that differs is refused in one line
+that names both sides. What one side does not say (checkpoints made before names were kept, datasets without names,
+stock openpi servers) is not held against it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vla.core.types import ActionChunk, ActionSpec, Observation, Policy
+
+_SAME_RATE = 0.05
+"""Relative difference up to which two rates count as the same: recordings say 30 where the clock said 29.97."""
+_UNNAMED = re.compile(r"(observation\.state_|action_|state_|motor_|dim_|a|)\d+")
+"""How datasets, LeRobot and `vla.data.lerobot_dataset` call components that nobody named."""
+_SUFFIX = re.compile(r"\.(pos|vel)$")
+"""LeRobot's way to write down the kind of a component."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a policy reads and writes, or what an environment shows and takes. None: it does not say."""
+
+    action: ActionSpec | None = None
+    proprio_dim: int | None = None
+    proprio_names: tuple[str, ...] | None = None
+    cameras: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How to lay a policy's components into an environment's places. None: they lie there already."""
+
+    action_order: tuple[int, ...] | None = None
+    """Component i of the environment's action is component `action_order[i]` of the policy's."""
+    proprio_order: tuple[int, ...] | None = None
+    """Component i of the state that the policy reads is component `proprio_order[i]` of the environment's."""
+    notices: tuple[str, ...] = ()
+
+
+def side_of(thing: Any) -> Side:
+    """What a policy, a VLA, an environment, a robot or a client says about itself; `thing.side` if it has one."""
+    if isinstance(thing, Side):
+        return thing
+    if isinstance(side := getattr(thing, "side", None), Side):
+        return side
+    config = getattr(getattr(thing, "processor", None), "config", None)
+    told = getattr(thing, "metadata", None)
+    told = told if isinstance(told, Mapping) else {}
+
+    def asked(name: str) -> Any:
+        for value in (getattr(thing, name, None), getattr(config, name, None), told.get(name)):
+            if isinstance(value, int | Sequence) and value:
+                return value
+        return None
+
+    spec = getattr(thing, "action_spec", None)
+    cameras, names, dim = map(asked, ("cameras", "proprio_names", "proprio_dim"))
+    return Side(
+        action=spec if isinstance(spec, ActionSpec) else None,
+        proprio_dim=dim if isinstance(dim, int) else None,
+        proprio_names=None if names is None else tuple(names),
+        cameras=None if cameras is None else tuple(camera for camera in cameras if camera),
+    )
+
+
+def fit(policy: Side, env: Side, *, where: str = "environment", rates: bool = True, ranges: bool = True) -> Fit:
+    """How the policy is to be played there. ValueError, one line naming both sides, where it cannot be.
+
+    `where`: the other side's name in messages. `rates=False`: somebody interpolates between the two; `ranges=False`:
+    somebody limits the actions on purpose.
+    """
+    order, notices = None, []
+    if policy.action is not None and env.action is not None:
+        order, ours, theirs = _action_order(policy.action, env.action, where), policy.action.names, env.action.names
+        if order is not None:
+            notices.append(f"the policy acts on {_listed(ours)}, the {where} on {_listed(theirs)}: reordered by name")
+        elif _unnamed(ours) and not _unnamed(theirs):
+            notices.append(f"the policy's actions have no names: they are taken for {_listed(theirs)}, in this order")
+        if ranges:
+            notices += _check_ranges(_taken(policy.action, order), env.action, where)
+        if rates:
+            _check_rate(policy.action.control_hz, env.action.control_hz, where)
+    state = _proprio_order(policy, env, where)
+    missing = [camera for camera in policy.cameras or () if env.cameras is not None and camera not in env.cameras]
+    if missing:
+        raise ValueError(
+            f"the policy looks through the cameras {_listed(policy.cameras)}, the {where} has {_listed(env.cameras)}: "
+            f"it lacks '{missing[0]}'"
+        )
+    if state is not None:
+        notices.append(
+            f"the policy reads the state as {_listed(policy.proprio_names)}, the {where} tells it as "
+            f"{_listed(env.proprio_names)}: reordered by name"
+        )
+    return Fit(order, state, tuple(notices))
+
+
+def fitted(policy: Policy, env: Any, *, say: Callable[[str], None]) -> Policy:
+    """The policy as it can be played in `env`: itself, or with its components reordered by name.
+
+    `say` hears of it. ValueError as `fit`.
+    """
+    found = fit(side_of(policy), side_of(env))
+    for notice in found.notices:
+        say(notice)
+    if found.action_order is None and found.proprio_order is None:
+        return policy
+    return Reordered(policy, found)
+
+
+def require_same(policy: Any, env: Any, *, remedy: str = "", **how: Any) -> None:
+    """ValueError unless the policy can be used in `env` as it is, for callers that cannot reorder. `remedy` ends the
+    message, `how` is as in `fit`."""
+    found = fit(side_of(policy), side_of(env), **how)
+    if found.action_order is not None or found.proprio_order is not None:
+        told = "; ".join(found.notices).replace(": reordered by name", "")
+        raise ValueError(f"{told}: {remedy or 'the order must be the same'}")
+
+
+class Reordered:
+    """A policy whose action and state components lie in another order than the environment's."""
+
+    def __init__(self, policy: Policy, order: Fit) -> None:
+        self.policy, self._order = policy, order
+        inner = side_of(policy)
+        spec = inner.action
+        self.action_spec = None if spec is None else _taken(spec, order.action_order)
+        self.cameras, self.proprio_dim = inner.cameras, inner.proprio_dim
+        names, state = inner.proprio_names, order.proprio_order
+        if names is not None and state is not None:
+            by_place = sorted(range(len(state)), key=lambda i: state[i])
+            names = tuple(names[i] for i in by_place)
+        self.proprio_names = names
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        self.policy.reset(env_ids)
+
+    def act(self, obs: Observation) -> ActionChunk:
+        """(B, C, A) in the environment's order."""
+        state, action = self._order.proprio_order, self._order.action_order
+        if state is not None:
+            obs = replace(obs, proprio=np.ascontiguousarray(obs.proprio[:, list(state)]))
+        chunk = self.policy.act(obs)
+        return chunk if action is None else np.ascontiguousarray(chunk[..., list(action)])
+
+
+def choose_embodiment(names: Sequence[str], wanted: str | None, policy: str) -> str | None:
+    """Which of a policy's embodiments to control; None for the only one of a policy that names none.
+
+    ValueError listing them where the choice is missing, or names none of them. `policy`: its name in messages.
+    """
+    if wanted is None and len(names) <= 1:
+        return None
+    known = ", ".join(names)
+    if wanted is None:
+        raise ValueError(f"{policy} controls {len(names)} embodiments ({known}): choose one with --embodiment NAME")
+    if not names:
+        raise ValueError(f"{policy} was trained for one embodiment, without a name: leave out --embodiment {wanted}")
+    if wanted not in names:
+        raise ValueError(f"{policy} has no embodiment '{wanted}'; it controls: {known}")
+    return wanted
+
+
+def _action_order(policy: ActionSpec, env: ActionSpec, where: str) -> tuple[int, ...] | None:
+    if policy.dim != env.dim:
+        raise ValueError(
+            f"the policy acts on {policy.dim} components ({_listed(policy.names)}), the {where} on {env.dim} "
+            f"({_listed(env.names)})"
+        )
+    try:
+        return _order(policy.names, env.names)
+    except KeyError:
+        raise ValueError(
+            f"the policy acts on {_listed(policy.names)}, the {where} on {_listed(env.names)}: not the same components"
+        ) from None
+
+
+def _check_ranges(policy: ActionSpec, env: ActionSpec, where: str) -> list[str]:
+    """Notices about components that go far beyond what the environment takes; ValueError where no name says that they
+    are the same component at all."""
+    beyond = []
+    for name, theirs, *bounds in zip(policy.names, env.names, policy.low, policy.high, env.low, env.high, strict=True):
+        low, high, least, most = bounds
+        room = most - least
+        if not np.isfinite(bounds).all() or (low >= least - room / 2 and high <= most + room / 2):
+            continue
+        told = f"the policy's {name} ranges over {low:g}..{high:g}, the {where}'s {theirs} over {least:g}..{most:g}"
+        if _unnamed(policy.names) or _unnamed(env.names):
+            raise ValueError(f"{told}: other units or another kind of action")
+        beyond.append(told)
+    more = f" ({len(beyond) - 1} more are alike)" if len(beyond) > 1 else ""
+    return [f"{beyond[0]}{more}: what lies beyond is cut off"] if beyond else []
+
+
+def _check_rate(policy_hz: float, env_hz: float, where: str) -> None:
+    if policy_hz > 0 and env_hz > 0 and abs(policy_hz - env_hz) > _SAME_RATE * env_hz:
+        raise ValueError(
+            f"the policy was trained on actions at {policy_hz:g} Hz, the {where} takes them at {env_hz:g} Hz: train it "
+            f"on demonstrations at {env_hz:g} Hz"
+        )
+
+
+def _proprio_order(policy: Side, env: Side, where: str) -> tuple[int, ...] | None:
+    ours, theirs = policy.proprio_names, env.proprio_names
+    widths = policy.proprio_dim or len(ours or ()), env.proprio_dim or len(theirs or ())
+    if all(widths) and widths[0] != widths[1]:
+        raise ValueError(
+            f"the policy reads a state of {widths[0]} numbers{_in_brackets(ours)}, the {where} reports {widths[1]}"
+            f"{_in_brackets(theirs)}"
+        )
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return None
+    try:
+        return _order(theirs, ours)
+    except KeyError:
+        raise ValueError(
+            f"the policy reads the state {_listed(ours)}, the {where} reports {_listed(theirs)}: other components"
+        ) from None
+
+
+def _order(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...] | None:
+    """Places in `source` of the components of `target`; None if they lie there already or nobody named them. KeyError
+    for other components."""
+    if _unnamed(source) or _unnamed(target):
+        return None
+    plain_source, plain_target = _plain(source, target), _plain(target, source)
+    if plain_source == plain_target:
+        return None
+    if sorted(plain_source) != sorted(plain_target) or len(set(plain_source)) != len(plain_source):
+        raise KeyError
+    return tuple(plain_source.index(name) for name in plain_target)
+
+
+def _plain(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Names without LeRobot's suffix, where the other side writes none."""
+    if any(_SUFFIX.search(name) for name in others):
+        return list(names)
+    return [_SUFFIX.sub("", name) for name in names]
+
+
+def _unnamed(names: Sequence[str]) -> bool:
+    return all(_UNNAMED.fullmatch(name) for name in names)
+
+
+def _taken(spec: ActionSpec, order: Sequence[int] | None) -> ActionSpec:
+    if order is None:
+        return spec
+    names, low, high = (tuple(part[i] for i in order) for part in (spec.names, spec.low, spec.high))
+    return ActionSpec(names, low, high, spec.control_hz)
+
+
+def _listed(names: Sequence[str] | None) -> str:
+    return ", ".join(names or ()) or "none"
+
+
+def _in_brackets(names: Sequence[str] | None) -> str:
+    return f" ({_listed(names)})" if names else ""

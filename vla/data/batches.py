@@ -1,0 +1,153 @@
+"""Where a training batch comes from: cached features, images, several robots' datasets. Frame numbers in, tensors out.
+
+Images pass through the same `Processor` as in serving; nothing here changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla.backbones.features import Features
+from vla.data.lerobot_dataset import DemoSet
+from vla.processing.processor import ModelInput, Processor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step (or one accumulated part of it) learns from."""
+
+    seen: Features | ModelInput
+    """Of a frozen backbone its features, else what it will read."""
+    proprio_BP: Tensor
+    action_BCA: Tensor
+    """float32, normalised."""
+    mask: Tensor
+    """(B, C), or (B, C, A) where robots with different actions mix: 0 is padding."""
+
+    @property
+    def weight(self) -> float:
+        """How many targets count: a part of a batch has this much say in the whole's mean."""
+        return float(self.mask.sum(dtype=torch.float64))
+
+    def to(self, device: torch.device) -> Batch:
+        seen = self.seen.to(device=device) if isinstance(self.seen, Features) else self.seen.to(device)
+        return Batch(seen, self.proprio_BP.to(device), self.action_BCA.to(device), self.mask.to(device))
+
+
+class Source(Protocol):
+    """Frames to learn from, numbered from 0."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Frames of each dataset; their numbers follow one another."""
+
+    def weigh(self, frames: Tensor) -> float:
+        """`Batch.weight` of these frames, without making the batch."""
+
+    def take(self, frames: Tensor) -> Batch:
+        """The batch of these frames, on the CPU."""
+
+
+def chunk_targets(processor: Processor, demos: DemoSet, chunk_size: int, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised actions (B, C, A) from these frames on, and their mask: (B, C), or (B, C, A) if A is padded."""
+    action, mask_BC = demos.chunks(chunk_size, frames.numpy())
+    mask = torch.from_numpy(mask_BC)
+    if processor.config.action_slots is not None:
+        mask = mask[..., None] * torch.from_numpy(processor.action_mask)
+    return torch.from_numpy(processor.normalise_action(action)), mask
+
+
+class LiveDemos:
+    """Demonstrations as images, for a backbone that learns or for augmented pictures."""
+
+    def __init__(self, processor: Processor, demos: DemoSet, chunk_size: int) -> None:
+        self._processor, self._demos, self._chunk_size = processor, demos, chunk_size
+        processor.tokenise(sorted(set(demos.instruction)))  # here, so that one that is too long is known at once
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self._demos.num_frames,)
+
+    def weigh(self, frames: Tensor) -> float:
+        mask = self._demos.chunks(self._chunk_size, frames.numpy())[1]
+        return float(mask.sum(dtype=np.float64) * _components(self._processor))
+
+    def take(self, frames: Tensor) -> Batch:
+        inp = self._processor.prepare(self._demos.observation(frames.numpy()))
+        action, mask = chunk_targets(self._processor, self._demos, self._chunk_size, frames)
+        return Batch(inp, inp.proprio_BP, action, mask)
+
+
+class Joined:
+    """Several sources as one: frames of each are taken from it and laid together again in the order asked for."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self._starts = np.cumsum([0, *(sum(source.sizes) for source in sources)])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(size for source in self._sources for size in source.sizes)
+
+    def weigh(self, frames: Tensor) -> float:
+        return sum(source.weigh(local) for source, local, _ in self._split(frames))
+
+    def take(self, frames: Tensor) -> Batch:
+        split = self._split(frames)
+        parts = [source.take(local) for source, local, _ in split]
+        back = torch.argsort(torch.cat([places for _, _, places in split]))
+        seen = [part.seen for part in parts]
+        if isinstance(seen[0], Features):
+            together = Features.cat(seen).select(back)
+        else:
+            together = _cat_inputs(seen).select(back)
+        cat = lambda name: torch.cat([getattr(part, name) for part in parts])[back]  # noqa: E731
+        return Batch(together, cat("proprio_BP"), cat("action_BCA"), cat("mask"))
+
+    def _split(self, frames: Tensor) -> list[tuple[Source, Tensor, Tensor]]:
+        """(source, its own frame numbers, their places in `frames`) of every source that is asked for something."""
+        which = torch.from_numpy(np.searchsorted(self._starts, frames.numpy(), side="right") - 1)
+        parts = []
+        for i, source in enumerate(self._sources):
+            places = (which == i).nonzero().squeeze(1)
+            if len(places):
+                parts.append((source, frames[places] - int(self._starts[i]), places))
+        return parts
+
+
+def join(parts: Mapping[str, Source]) -> Source:
+    """One source of several datasets'; a single one as it is."""
+    return Joined(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
+
+
+class Ahead[T]:
+    """Fetches step n + 1 in a thread while step n is being used: decoding and learning overlap."""
+
+    def __init__(self, fetch: Callable[[int], T]) -> None:
+        self._fetch, self._pool = fetch, ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[T]] | None = None
+
+    def get(self, step: int, last: bool) -> T:
+        ready = self._next[1].result() if self._next is not None and self._next[0] == step else self._fetch(step)
+        self._next = None if last else (step + 1, self._pool.submit(self._fetch, step + 1))
+        return ready
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _components(processor: Processor) -> int:
+    """What one unmasked step adds to `Batch.weight`."""
+    return 1 if processor.config.action_slots is None else len(processor.config.action_names)
+
+
+def _cat_inputs(inputs: Sequence[ModelInput]) -> ModelInput:
+    names = ("images_BVHWC", "token_ids_BT", "token_mask_BT", "proprio_BP")
+    return replace(inputs[0], **{name: torch.cat([getattr(inp, name) for inp in inputs]) for name in names})

@@ -1,0 +1,154 @@
+"""The `meta/info.json` of a LeRobotDataset v3: versions, cameras, widths, and the names of components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vla.core.config import load_json, nearest
+
+IMAGE_PREFIX = "observation.images."
+_NUMBERS = ("float", "int", "uint", "bool")
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """The checked content of meta/info.json. ValueError, one line, where the folder is no finished v3 dataset."""
+    if not (root / "meta" / "info.json").is_file():
+        if (root / "recording" / "request.json").is_file():
+            raise ValueError(
+                f"{root} is an unfinished recording: repeat the command that recorded it, it will continue"
+            )
+        what = "does not exist" if not root.exists() else "is not a LeRobotDataset folder: it has no meta/info.json"
+        raise ValueError(f"{root} {what}")
+    info = load_json(root / "meta" / "info.json")
+    if not isinstance(info, dict):
+        raise ValueError(f"{root}: meta/info.json must be a map, it is a {type(info).__name__}")
+    version = str(info.get("codebase_version", "unknown"))
+    if not version.startswith("v3."):
+        raise ValueError(f"{root} is a LeRobotDataset {version}, not v3: convert it with LeRobot's conversion script")
+    frames, fps = info.get("total_frames"), info.get("fps")
+    if not frames:
+        raise ValueError(f"{root} holds no episodes")
+    if not isinstance(frames, int):
+        raise ValueError(f"{root}: meta/info.json must give total_frames as a number, it says {frames!r}")
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0:
+        raise ValueError(f"{root}: meta/info.json must give fps as a positive number, it says {fps!r}")
+    features = info.get("features")
+    if not isinstance(features, dict):
+        raise ValueError(f"{root}: meta/info.json lists no features")
+    for key, feature in features.items():
+        if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
+            raise ValueError(f"{root}: meta/info.json must give feature '{key}' a dtype")
+    return info
+
+
+def camera_keys(features: Mapping[str, Any], cameras: Sequence[str] | None) -> dict[str, str]:
+    """Camera name -> feature name, in the order asked for. Depth maps are no cameras."""
+    present, depth = {}, set()
+    for key, feature in features.items():
+        if feature["dtype"] in ("image", "video"):
+            name = key.removeprefix(IMAGE_PREFIX)
+            if _is_depth(feature):
+                depth.add(name)
+            elif name in present:
+                raise ValueError(f"features '{present[name]}' and '{key}' are both camera '{name}'")
+            else:
+                present[name] = key
+    if not present:
+        raise ValueError(f"the dataset has no camera: no feature is an image or a video, it has {', '.join(features)}")
+    names = list(present) if cameras is None else [camera.removeprefix(IMAGE_PREFIX) for camera in cameras]
+    for name in names:
+        if name in present:
+            continue
+        has = f"(it has: {', '.join(sorted(present))})"
+        if name in depth:
+            raise ValueError(f"'{name}' is a depth map, policies read colour cameras {has}")
+        guess = nearest(name, present)
+        hint = f"; did you mean '{guess}'?" if guess else ";"
+        raise ValueError(f"the dataset has no camera '{name}'{hint} {has}")
+    if not names:
+        raise ValueError(f"no camera was chosen; the dataset has: {', '.join(sorted(present))}")
+    for name in names:
+        _shape(features, present[name])
+    return {name: present[name] for name in names}
+
+
+def check_width(features: Mapping[str, Any], key: str, wanted: int | None) -> None:
+    """ValueError unless feature `key` is a vector of numbers, with `wanted` components if that is given."""
+    if key not in features:
+        raise ValueError(f"the dataset has no feature '{key}'; it has: {', '.join(sorted(features))}")
+    shape = _shape(features, key)
+    if len(shape) != 1 or not str(features[key]["dtype"]).startswith(_NUMBERS):
+        raise ValueError(
+            f"feature '{key}' must be a vector of numbers, it is {features[key]['dtype']} of shape {shape}"
+        )
+    if wanted is not None and shape[0] != wanted:
+        raise ValueError(
+            f"feature '{key}' has {shape[0]} components, {wanted} are needed: "
+            f"{', '.join(component_names(features, key))}"
+        )
+
+
+def component_names(features: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Names of a vector feature's components, in order; `key_0`, `key_1`, ... where the dataset names another number.
+
+    LeRobot's tools write a list; {"delta_x": 0, "delta_y": 1} from a name to its place; or groups of either, such as
+    {"motors": ["waist", "gripper"]}. Names that occur in two groups are told apart by them: "left.gripper".
+    """
+    width = features[key]["shape"][0]
+    names = _names(features, key)
+    return names if len(names) == width else tuple(f"{key}_{i}" for i in range(width))
+
+
+def naming_notes(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """One line for each of these features whose names cannot be those of its components, or name one twice."""
+    notes = []
+    for key in keys:
+        names, given, width = _names(features, key), features[key].get("names"), features[key]["shape"][0]
+        if given and len(names) != width:
+            notes.append(
+                f"feature '{key}' has {width} components but {len(names)} names in meta/info.json: they are not used"
+            )
+        elif len(set(names)) < len(names):
+            notes.append(f"feature '{key}' names a component twice: {', '.join(names)}")
+    return notes
+
+
+def _names(features: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    found = list(_flat(features[key].get("names"), ""))
+    if len({name for _, name in found}) < len(found):
+        return tuple(f"{group}.{name}" if group else name for group, name in found)
+    return tuple(name for _, name in found)
+
+
+def _shape(features: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    shape = features[key].get("shape")
+    good = isinstance(shape, list | tuple) and all(isinstance(size, int) and size > 0 for size in shape)
+    if not good:
+        raise ValueError(f"feature '{key}' must have a shape of positive whole numbers in meta/info.json, not {shape}")
+    return tuple(shape)
+
+
+def _flat(names: Any, group: str) -> Iterator[tuple[str, str]]:
+    """(group, name) of every name in any of the shapes that datasets have."""
+    if isinstance(names, dict):
+        places = list(names.values())
+        if places and all(isinstance(place, int | float) and not isinstance(place, bool) for place in places):
+            names = sorted(names, key=names.__getitem__) if len(set(places)) == len(places) else ()
+        else:
+            for inner, part in names.items():
+                yield from _flat(part, str(inner))
+            return
+    if isinstance(names, list | tuple):
+        for name in names:
+            yield from _flat(name, group)
+    elif names is not None:
+        yield group, str(names)
+
+
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    """The feature is marked as a depth map, as LeRobot marks them."""
+    marks = (("info", "is_depth_map"), ("info", "video.is_depth_map"), ("video_info", "video.is_depth_map"))
+    return any(isinstance(feature.get(part), dict) and feature[part].get(name) for part, name in marks)

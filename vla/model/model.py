@@ -1,0 +1,383 @@
+"""The policy's model: VLA = backbone + bridge + head, with the processor that feeds it; and VLAPolicy, which acts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vla.backbones.features import Features
+from vla.backbones.lora import LoRAConfig, add_lora, merge_lora
+from vla.backbones.vision_only import NoDecoder
+from vla.core.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
+from vla.core.config import decode, encode, lookup
+from vla.core.types import ActionSpec
+from vla.model.bridge import Bridge, BridgeConfig
+from vla.model.heads import HEADS
+from vla.model.released_bridge import FaithfulBridge, FaithfulConfig
+from vla.model.residual_head import Latents, Refiner
+from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
+
+if TYPE_CHECKING:
+    from vla.backbones.backbone import Backbone
+
+BackboneLoader = Callable[[dict[str, Any]], nn.Module]
+_TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class VLAConfig:
+    """What a model is made of."""
+
+    backbone: str | dict[str, Any] = "tiny"
+    """A name, a local folder or a specification: what `vla.backbones.backbone.load_backbone` takes."""
+    bridge: BridgeConfig | FaithfulConfig = field(default_factory=BridgeConfig)
+    """Ours, or a released VLA-Adapter policy's (see `vla.model.convert_vla_adapter`)."""
+    head: str = "l1"
+    """l1, linear, flow, bins or frequencies."""
+    chunk_size: int = 8
+    """Control steps predicted per decision."""
+    n_action_steps: int | None = None
+    """Of which so many are executed before the policy looks again. None: all of them."""
+    freeze_backbone: bool = True
+    lora: LoRAConfig | None = None
+    """Train adapters on the frozen backbone."""
+    backbone_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
+    refiner_width: int = 0
+    """Of the residual that online RL trains (`vla.model.residual_head`). 0: there is none."""
+    decoder: bool = True
+    """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
+    language: bool = True
+    """False: the instruction is left blank. A control that must fail where instructions matter."""
+
+
+class VLA(nn.Module):
+    """Observation -> chunk of actions. `encode` once, then `act`, `loss` and `latent` on the features."""
+
+    def __init__(self, config: VLAConfig, backbone: Backbone | nn.Module, processor: Processor) -> None:
+        """Fresh bridge and head on a backbone. Most callers want `VLA.build` or `VLA.load`."""
+        super().__init__()
+        if config.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {config.chunk_size}")
+        head = lookup(config.head, HEADS, "head")
+        if not config.decoder:
+            backbone = NoDecoder(backbone)
+        self.config = config
+        self.processor = processor
+        self.backbone = backbone
+        self.backbone_dtype: torch.dtype = getattr(torch, config.backbone_dtype)
+        self.bridge = _make_bridge(config, backbone, processor)
+        if self.bridge.layers_needed < backbone.num_layers and hasattr(backbone, "stop_after"):
+            backbone.stop_after(self.bridge.layers_needed)
+        self.head = head(width=config.bridge.width, action_dim=processor.action_width)
+        self.members: dict[str, Processor] = {}
+        """A policy for several robots: each one's processor, by name. `processor` is the one in use."""
+        self.refiner = self._new_refiner(config.refiner_width) if config.refiner_width else None
+        if config.freeze_backbone:
+            backbone.requires_grad_(False)
+        if config.lora is not None:
+            if not config.freeze_backbone:
+                raise ValueError("lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora")
+            add_lora(backbone, config.lora)
+        self.train(self.training)
+
+    @staticmethod
+    def build(
+        config: VLAConfig,
+        *,
+        stats: Stats,
+        action_spec: ActionSpec,
+        cameras: Sequence[str],
+        image_size: int | None = None,
+        max_text_tokens: int = 24,
+        proprio_names: Sequence[str] | None = None,
+        backbone: Backbone | nn.Module | None = None,
+        seed: int = 0,
+        released_scaling: bool = False,
+    ) -> VLA:
+        """An untrained policy for one robot: bridge and head from `seed`, backbone as `config.backbone` says.
+
+        `stats` fixes the proprio width, the backbone (its `image_size`, else 84) the image size unless one is given;
+        `backbone` is used instead of loading one; `released_scaling` is the processor's. ValueError for what does not
+        fit.
+        """
+        if backbone is None:
+            from vla.backbones.hub import load_backbone
+
+            backbone = load_backbone(config.backbone, num_views=len(cameras))
+        views = getattr(backbone, "num_views", len(cameras))
+        if views != len(cameras):
+            raise ValueError(f"the backbone reads {views} camera views, got {len(cameras)}: {', '.join(cameras)}")
+        processor_config = ProcessorConfig(
+            cameras=tuple(cameras),
+            proprio_dim=stats.proprio.dim,
+            action_names=action_spec.names,
+            image_size=image_size or getattr(backbone, "image_size", 84),
+            max_text_tokens=max_text_tokens,
+            text_rule="signs",
+            action_low=action_spec.low,
+            action_high=action_spec.high,
+            control_hz=action_spec.control_hz,
+            released_scaling=released_scaling,
+            proprio_names=None if proprio_names is None else tuple(proprio_names),
+        )
+        processor = Processor(processor_config, stats, backbone.tokenizer)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return VLA(config, backbone, processor)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.parameters()).device
+
+    @property
+    def chunk_size(self) -> int:
+        return self.config.chunk_size
+
+    @property
+    def action_dim(self) -> int:
+        """Of the model: wider than one robot's when it was trained for several."""
+        return self.processor.action_width
+
+    @property
+    def backbone_learns(self) -> bool:
+        """Whether gradients flow into the backbone: its features may not be cached then."""
+        return not self.config.freeze_backbone or self.config.lora is not None
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return self.processor.action_spec
+
+    def train(self, mode: bool = True) -> VLA:
+        """As nn.Module's, but a frozen backbone stays in evaluation mode: no dropout, no running statistics."""
+        super().train(mode)
+        if not self.backbone_learns:
+            self.backbone.eval()
+        return self
+
+    def encode(self, inp: ModelInput) -> Features:
+        """The backbone's view of a batch, float32. Without gradients when the backbone is frozen: fit for caching."""
+        inp = inp.to(self.device)
+        if not self.config.language:
+            inp = replace(inp, token_mask_BT=torch.zeros_like(inp.token_mask_BT))
+        if not (torch.is_grad_enabled() and self.backbone_learns):
+            inp = _without_padding(inp)
+        return self.encode_as_is(inp)
+
+    def encode_as_is(self, inp: ModelInput) -> Features:
+        """`encode` of a batch on the device, padding included: nothing here depends on the values, so that a CUDA graph
+        can hold it."""
+        gradients = torch.is_grad_enabled() and self.backbone_learns
+        low = self.backbone_dtype != torch.float32
+        with (
+            torch.set_grad_enabled(gradients),
+            torch.autocast(self.device.type, dtype=self.backbone_dtype if low else torch.bfloat16, enabled=low),
+        ):
+            features = self.backbone(inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT)
+        return features.float()
+
+    def latent(self, features: Features, proprio_BP: Tensor) -> Tensor:
+        """Action latent (B, C, D), float32, of normalised proprio. What heads read."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.bridge(features, proprio_BP)
+
+    def condition(self, features: Features, proprio_BP: Tensor) -> Latents:
+        """All that head and refiner read, float32: what a policy whose bridge is frozen need compute only once."""
+        with torch.autocast(self.device.type, enabled=False):
+            return Latents.of(self.bridge, features, proprio_BP)
+
+    def act_on(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
+        """Normalised actions (B, C, A), float32, of what `condition` gave."""
+        action_BCA = self.head(latents.latent_BCD)
+        if self.refiner is None:
+            return action_BCA
+        with torch.autocast(self.device.type, enabled=False):
+            return action_BCA + self.refiner(latents, proprio_BP)
+
+    def act(self, features: Features, proprio_BP: Tensor) -> Tensor:
+        """Normalised actions (B, C, A), float32: the same function in training and serving, no noise anywhere."""
+        return self.act_on(self.condition(features, proprio_BP), proprio_BP)
+
+    def add_refiner(self, width: int, *, seed: int) -> None:
+        """Give the policy a residual to be trained by RL; its actions stay what they are. Nothing if it has one."""
+        if self.refiner is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.refiner = self._new_refiner(width).to(self.device)
+            self.config = replace(self.config, refiner_width=width)
+
+    def _new_refiner(self, width: int) -> Refiner:
+        return Refiner(
+            latent_width=self.bridge.width,
+            point_width=self.backbone.num_queries * self.backbone.point_dim,
+            proprio_dim=self.bridge.proprio_dim,
+            action_dim=self.action_dim,
+            width=width,
+        )
+
+    def loss(
+        self, features: Features, proprio_BP: Tensor, action_BCA: Tensor, mask_BC: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The head's loss on normalised target actions, and detached scalars to log. `mask_BC` 0 marks padding.
+
+        The mask may be (B, C, A) as well: components that a robot does not have are padding too.
+        """
+        expected = (features.batch_size, self.chunk_size, self.action_dim)
+        if tuple(action_BCA.shape) != expected or tuple(mask_BC.shape) not in (expected[:2], expected):
+            raise ValueError(
+                f"loss needs actions of shape {expected} and a mask of shape {expected[:2]}, got "
+                f"{tuple(action_BCA.shape)} and {tuple(mask_BC.shape)}"
+            )
+        if self.refiner is not None:
+            raise ValueError("this policy was refined by RL; imitation would train its head past the refiner")
+        loss = self.head.loss(self.latent(features, proprio_BP), action_BCA, mask_BC)
+        return loss, {"loss": loss.detach()}
+
+    def predict(self, inp: ModelInput) -> NDArray[np.float32]:
+        """Actions (B, C, A) in environment units, within the action's bounds. FloatingPointError if not finite."""
+        with torch.no_grad(), _evaluating(self):
+            action = self.act(self.encode(inp), inp.proprio_BP.to(self.device)).cpu().numpy()
+        if not np.isfinite(action).all():
+            raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
+        return self.processor.unnormalise_action(action)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters an optimiser should own."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        trainer_state: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """A self-contained checkpoint: weights with the backbone's, statistics, tokenizer. Loads without a network.
+
+        `tensors`: the state to write, where this process holds only shards of it.
+        """
+        save_checkpoint(
+            folder,
+            config={
+                "model": encode(self.config),
+                "processor": encode(self.processor.config),
+                "backbone": self.backbone.to_spec(),
+                "members": {name: _encode_processor(one) for name, one in self.members.items()},
+            },
+            tensors=self.state_dict() if tensors is None else tensors,
+            stats=self.processor.stats.to_dict(),
+            trainer_state=trainer_state,
+            files=_tokenizer_files(self.backbone.tokenizer),
+        )
+
+    @staticmethod
+    def load(
+        folder: str | os.PathLike[str],
+        *,
+        load_backbone: BackboneLoader | None = None,
+        member: str | None = None,
+        merge: bool = True,
+    ) -> VLA:
+        """What `save` wrote, in evaluation mode on the CPU. ValueError naming the file that is missing or damaged.
+
+        The backbone's shape comes from its saved specification, given a tokenizer folder (for the
+        time of the call) as its "tokenizer"; its weights come from this checkpoint.
+        `member`: of a policy for several robots, the one to control. `merge`: add LoRA adapters into the weights.
+        """
+        if load_backbone is None:
+            from vla.backbones.hub import load_backbone
+        checkpoint = load_checkpoint(folder, trainer=False)
+        missing = {"model", "processor", "backbone"} - checkpoint.config.keys()
+        if missing:
+            raise ValueError(f"{os.fspath(folder)} is no policy: its config.json lacks {', '.join(sorted(missing))}")
+        spec = checkpoint.config["backbone"]
+        with tempfile.TemporaryDirectory() as tokenizer_folder:
+            # From verified bytes, not from the folder itself: an interrupted save may not have settled its names yet.
+            for name, data in checkpoint_files(folder, f"{_TOKENIZER}/").items():
+                path = Path(tokenizer_folder, name.removeprefix(f"{_TOKENIZER}/"))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            backbone = load_backbone({**spec, "tokenizer": tokenizer_folder})
+        config = decode(VLAConfig, checkpoint.config["model"])
+        processor_config = decode(ProcessorConfig, checkpoint.config["processor"])
+        processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
+        vla = VLA(config, backbone, processor)
+        vla.load_state_dict(checkpoint.tensors)
+        for name, one in checkpoint.config.get("members", {}).items():
+            own = Stats.from_dict(one["stats"])
+            vla.members[name] = Processor(decode(ProcessorConfig, one["processor"]), own, backbone.tokenizer)
+        if member is not None:
+            vla.processor = lookup(member, vla.members, "member")
+        if merge:
+            vla.merge_adapters()
+        return vla.eval()
+
+    def merge_adapters(self) -> None:
+        """Make a plain policy of one with LoRA adapters: the same function, nothing beside the weights."""
+        if self.config.lora is not None:
+            merge_lora(self.backbone)
+            self.backbone.requires_grad_(False)
+            self.config = replace(self.config, lora=None)
+
+
+def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -> Bridge | FaithfulBridge:
+    if isinstance(config.bridge, FaithfulConfig):
+        return FaithfulBridge(
+            config.bridge,
+            chunk_size=config.chunk_size,
+            feature_width=backbone.width,
+            num_layers=backbone.num_layers,
+            proprio_dim=processor.proprio_width,
+        )
+    return Bridge(
+        config.bridge,
+        chunk_size=config.chunk_size,
+        feature_width=backbone.width,
+        num_layers=backbone.num_layers,
+        proprio_dim=processor.proprio_width,
+        point_dim=backbone.point_dim,
+        num_queries=backbone.num_queries,
+    )
+
+
+def _without_padding(inp: ModelInput) -> ModelInput:
+    """Without the columns of the text that are padding in every row: a third of the time goes into them."""
+    used = inp.token_mask_BT.any(0).nonzero().flatten()
+    if len(used) == 0 or len(used) == inp.token_mask_BT.shape[1]:
+        return inp
+    columns = slice(int(used[0]), int(used[-1]) + 1)
+    return replace(inp, token_ids_BT=inp.token_ids_BT[:, columns], token_mask_BT=inp.token_mask_BT[:, columns])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: a policy may be tried out in the middle of training."""
+    before = model.training
+    if before:
+        model.eval()
+    try:
+        yield
+    finally:
+        if before:
+            model.train()
+
+
+def _encode_processor(processor: Processor) -> dict[str, Any]:
+    return {"processor": encode(processor.config), "stats": processor.stats.to_dict()}
+
+
+def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {f"{_TOKENIZER}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}

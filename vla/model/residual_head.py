@@ -1,0 +1,102 @@
+"""The refiner: a small residual on the policy's action, and all that online RL trains by default.
+
+Imitation leaves a policy that is nearly right; RL has minutes and sparse rewards to correct it. With everything before
+the refiner frozen, what it reads (`Latents`, a few kilobytes) is computed once per decision, so that an epoch over a
+rollout costs milliseconds instead of seconds, and the gradient's noise goes into 0.2 million parameters instead of 2.
+Residual policy learning: Silver et al. 2018 (arXiv 1812.06298), Johannink et al. 2019 (arXiv 1812.03201).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vla.backbones.features import Features
+from vla.model.bridge import Bridge
+
+POINT_SCALE = 2.0
+"""Coordinates span [-1, 1], and a tenth of that matters: brought nearer to the unit variance of the others."""
+Index = Tensor | NDArray[np.int64] | Sequence[int] | slice
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """What head and refiner read of B observations. Always float32: it is small."""
+
+    latent_BCD: Tensor
+    """The bridge's action latent."""
+    stem_BD: Tensor
+    """The bridge's view of the pointed coordinates; zeros for a backbone that does not point."""
+    points_BE: Tensor
+    """The pointed coordinates themselves (E = 0 without): imitation from few demonstrations keeps only part of them."""
+
+    @staticmethod
+    def of(bridge: Bridge, features: Features, proprio_BP: Tensor) -> Latents:
+        """Everything upstream of the head, for these features."""
+        latent_BCD = bridge(features, proprio_BP)
+        batch = latent_BCD.shape[0]
+        points = latent_BCD.new_zeros(batch, 0)
+        if features.points_BQE is not None:
+            points = features.points_BQE.flatten(1).to(latent_BCD)
+        stem = getattr(bridge, "embed_points", None)
+        if stem is None or not points.shape[1]:
+            return Latents(latent_BCD, latent_BCD.new_zeros(batch, latent_BCD.shape[-1]), points)
+        return Latents(latent_BCD, stem(torch.cat([points, proprio_BP.to(latent_BCD)], 1)), points)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.latent_BCD)
+
+    def select(self, index: Index) -> Latents:
+        """The observations in `index`, in that order."""
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index, dtype=torch.int64, device=self.latent_BCD.device)
+        return Latents(*(tensor[index] for tensor in self.tensors().values()))
+
+    def float(self) -> Latents:
+        return self
+
+    def empty_like(self, batch_size: int, *, dtype: torch.dtype | None = None) -> Latents:
+        """Uninitialised room for `batch_size` observations; `dtype` is not followed, see above."""
+        return Latents(*(torch.empty((batch_size, *t.shape[1:]), device=t.device) for t in self.tensors().values()))
+
+    def write(self, start: int, part: Latents) -> None:
+        """Copy `part` into rows start .. start + part.batch_size."""
+        if start < 0 or start + part.batch_size > self.batch_size:
+            raise ValueError(f"rows {start}..{start + part.batch_size} do not fit into {self.batch_size}")
+        for mine, theirs in zip(self.tensors().values(), part.tensors().values(), strict=True):
+            mine[start : start + part.batch_size] = theirs
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for whoever checks them."""
+        return {"latent_BCD": self.latent_BCD, "stem_BD": self.stem_BD, "points_BE": self.points_BE}
+
+
+class Refiner(nn.Module):
+    """(latent, pointed coordinates, proprio) -> what to add to the head's actions. Exactly 0 until trained."""
+
+    def __init__(self, *, latent_width: int, point_width: int, proprio_dim: int, action_dim: int, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(2 * latent_width + point_width + proprio_dim, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, action_dim),
+        )
+        # the first action RL takes must be the imitation policy's
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
+
+    def forward(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
+        """(B, C, A) to add to the normalised action, float32. One network for all steps of the chunk."""
+        latent_BCD = F.layer_norm(latents.latent_BCD, latents.latent_BCD.shape[-1:])
+        stem_BD = F.layer_norm(latents.stem_BD, latents.stem_BD.shape[-1:])
+        shared_BS = torch.cat([stem_BD, latents.points_BE * POINT_SCALE, proprio_BP], -1)
+        return self.net(torch.cat([latent_BCD, shared_BS[:, None].expand(-1, latent_BCD.shape[1], -1)], -1))

@@ -1,0 +1,116 @@
+"""Discretised heads: each number of the chunk is a choice among bins, all made in parallel.
+
+`BinHead` bins every step's every component (RT-2's and OpenVLA's action tokens, decoded in parallel as OpenVLA-OFT
+does). `FrequencyHead` bins the chunk's discrete cosine transform, as FAST does (arXiv 2501.09747) before it compresses
+the result with byte pairs; a parallel decoder has no use for shorter sequences, so that step is left out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.model.losses import by_component, masked_mean
+
+NEIGHBOURS = 2
+
+
+class BinHead(nn.Module):
+    """Categorical over bins of each normalised action component; cross entropy against the two nearest bins.
+
+    The action is the mean over the likeliest bin and its neighbours: it stays on one mode, is finer than a bin, and has
+    gradients, which RL needs.
+    """
+
+    def __init__(self, *, width: int, action_dim: int, bins: int = 128, limit: float = 1.5) -> None:
+        """Bin centres span [-limit, limit] in normalised units; targets beyond are clipped to it."""
+        super().__init__()
+        self.action_dim, self.bins, self.limit = action_dim, bins, limit
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        self.out = nn.Linear(width, action_dim * bins)
+        nn.init.normal_(self.out.weight, std=0.1 * width**-0.5)
+        # Prefers the middle slightly, so that an untrained policy barely moves.
+        centre = torch.linspace(-1, 1, bins)
+        with torch.no_grad():
+            self.out.bias.copy_((-0.5 * (centre / 0.1).square()).repeat(action_dim).clamp(min=-2.0))
+
+    def to_code(self, action_BCA: Tensor) -> Tensor:
+        """Actions -> the numbers that are binned, in units of [-1, 1] for the whole range of bins."""
+        return action_BCA / self.limit
+
+    def from_code(self, code_BCA: Tensor) -> Tensor:
+        """Inverse of `to_code`."""
+        return code_BCA * self.limit
+
+    def logits(self, x_BCD: Tensor) -> Tensor:
+        """(B, C, A, bins), float32."""
+        with torch.autocast(x_BCD.device.type, enabled=False):
+            return self.out(self.mlp(self.norm(x_BCD.float()))).unflatten(-1, (self.action_dim, self.bins))
+
+    def forward(self, x_BCD: Tensor) -> Tensor:
+        """Latent (B, C, D) -> normalised actions (B, C, A), float32, deterministic."""
+        logits = self.logits(x_BCD)
+        with torch.autocast(x_BCD.device.type, enabled=False):
+            index = torch.arange(self.bins, device=logits.device)
+            far = (index - logits.argmax(-1, keepdim=True)).abs() > NEIGHBOURS
+            weight = logits.masked_fill(far, -math.inf).softmax(-1)
+            return self.from_code(weight @ torch.linspace(-1, 1, self.bins, device=logits.device))
+
+    def loss(self, x_BCD: Tensor, target_BCA: Tensor, mask_BC: Tensor) -> Tensor:
+        """Cross entropy, masked, in nats per number; the target's weight is split between its two nearest bins."""
+        code, keep_BCA = self._target(target_BCA.float(), mask_BC)
+        place = (code.clamp(-1, 1) + 1) / 2 * (self.bins - 1)
+        below = place.floor().clamp(max=self.bins - 2).long()
+        upper = place - below
+        log_p = F.log_softmax(self.logits(x_BCD), dim=-1)
+        at_below, at_above = (log_p.gather(-1, i[..., None])[..., 0] for i in (below, below + 1))
+        return masked_mean(-(at_below * (1 - upper) + at_above * upper), keep_BCA)
+
+    def _target(self, target_BCA: Tensor, mask_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """What is binned, and which of it counts, each (B, C, A)."""
+        keep_BCA = by_component(mask_BC, target_BCA)
+        return self.to_code(torch.where(keep_BCA, target_BCA, 0.0)), keep_BCA
+
+
+class FrequencyHead(BinHead):
+    """Bins of the chunk's cosine transform: smooth chunks concentrate in few numbers, and no step can jump alone."""
+
+    def __init__(self, *, width: int, action_dim: int, bins: int = 256, limit: float = 1.5) -> None:
+        """As `BinHead`; the transform is orthonormal, so a constant chunk at `limit` just fits its first bin range."""
+        super().__init__(width=width, action_dim=action_dim, bins=bins, limit=limit)
+        # The latent of frequency k is the same transform of the steps' latents; this says which k it is.
+        self.frequency = nn.Linear(1, width)
+
+    def to_code(self, action_BCA: Tensor) -> Tensor:
+        chunk = action_BCA.shape[1]
+        return cosine_basis(chunk, action_BCA.device) @ action_BCA / (self.limit * math.sqrt(chunk))
+
+    def from_code(self, code_BCA: Tensor) -> Tensor:
+        chunk = code_BCA.shape[1]
+        return cosine_basis(chunk, code_BCA.device).T @ code_BCA * (self.limit * math.sqrt(chunk))
+
+    def logits(self, x_BCD: Tensor) -> Tensor:
+        with torch.autocast(x_BCD.device.type, enabled=False):
+            chunk = x_BCD.shape[1]
+            which = torch.arange(chunk, device=x_BCD.device, dtype=torch.float32)[:, None]
+            return super().logits(cosine_basis(chunk, x_BCD.device) @ x_BCD.float() + self.frequency(which))
+
+    def _target(self, target_BCA: Tensor, mask_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """A chunk cut by the episode's end holds its last action: a transform has no use for half a chunk."""
+        keep = by_component(mask_BC, target_BCA)
+        step = torch.arange(1, keep.shape[1] + 1, device=keep.device)[:, None]
+        held = target_BCA.gather(1, (keep * step).argmax(1, keepdim=True))
+        # What is masked from the start counts for nothing, and must not make a NaN of it.
+        some = keep.any(1, keepdim=True).expand_as(keep)
+        return self.to_code(torch.where(keep, target_BCA, torch.where(some, held, 0.0))), some
+
+
+def cosine_basis(chunk: int, device: torch.device | None = None) -> Tensor:
+    """Orthonormal DCT-II (C, C): rows are frequencies. float32."""
+    step = torch.arange(chunk, device=device, dtype=torch.float32)
+    basis = torch.cos(math.pi / chunk * (step + 0.5) * step[:, None]) * math.sqrt(2 / chunk)
+    return torch.cat([basis[:1] * math.sqrt(0.5), basis[1:]])

@@ -1,0 +1,379 @@
+"""Raw observation -> the arrays a model reads, and its actions back. Numpy alone: exported policies need no torch.
+
+Actions are normalised here and nowhere else (`vla.processing.processor` is the same on tensors, for training).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.core.config import decode, encode
+from vla.core.types import ActionSpec, Observation
+from vla.processing.text import TextRule, tokens_of
+
+_NEGLIGIBLE = 1e-6
+_NARROW = 0.05
+"""A quantile range below this share of the extremes' is replaced by them, which bounds targets to +-2 / 0.05."""
+_PROPRIO_LIMIT = 5.0
+_TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
+
+
+@dataclass(frozen=True)
+class VectorStats:
+    """Per-component statistics of a vector over a data set, raw units."""
+
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def dim(self) -> int:
+        return len(self.q01)
+
+    @staticmethod
+    def from_array(values_FX: NDArray[np.floating], *, name: str) -> VectorStats:
+        """Of (F, X) values. ValueError naming `name` when empty, not 2-D or not finite."""
+        values = np.asarray(values_FX, dtype=np.float64)
+        if values.ndim != 2 or 0 in values.shape:
+            raise ValueError(f"{name} must be (frames, components) with at least one of each, got shape {values.shape}")
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            raise ValueError(f"{name} holds NaN or infinity, first in frame {row}, component {column}")
+        q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+        # A switch (gripper: -1 or 1) keeps its values even if it is pressed in fewer than 1% of the frames.
+        switch = np.isin(values, (-1.0, 1.0)).all(axis=0)
+        q01, q99 = np.where(switch, -1.0, q01), np.where(switch, 1.0, q99)
+        low, high = values.min(0), values.max(0)
+        q01, q99 = widened(q01, q99, low, high)
+        columns = (q01, q99, low, high, values.mean(0), values.std(0))
+        return VectorStats(*(tuple(column.tolist()) for column in columns))
+
+    def affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(centre, half width) such that (x - centre) / half spans [-1, 1] between the 1% and 99% quantiles.
+
+        A component whose quantiles coincide is scaled by its extremes; one that never changes is only centred.
+        """
+        low, high = np.array(self.q01), np.array(self.q99)
+        narrow = high - low < _NEGLIGIBLE
+        low, high = np.where(narrow, self.min, low), np.where(narrow, self.max, high)
+        half = (high - low) / 2
+        return (low + high) / 2, np.where(half < _NEGLIGIBLE / 2, 1.0, half)
+
+    def released_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(centre, half width) as the released VLA-Adapter code scales: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 and back.
+
+        A state that never changed reads -1; an action that never changed is that constant, whatever the network says.
+        """
+        # Observations are float32: a constant must meet its own value, not the one with more digits in the file.
+        low, high = (np.array(column, dtype=np.float32).astype(np.float64) for column in (self.q01, self.q99))
+        half = (high - low + 1e-8) / 2
+        return low + half, half
+
+
+def widened(
+    q01: NDArray[np.float64], q99: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The quantiles (X,), or the extremes `low` and `high` of components whose quantiles span less than 5% of them.
+
+    Such a component is at rest in nearly all frames, so its quantiles measure sensor noise: a button that is 1 in 0.7%
+    of the frames and 1e-5 of noise otherwise would become a target of 40,000. Quantiles that coincide stay as they are
+    (`VectorStats.affine` takes the extremes). Done when statistics are made: checkpoints keep those they have.
+    """
+    noise = (q99 - q01 >= _NEGLIGIBLE) & (q99 - q01 < _NARROW * (high - low))
+    return np.where(noise, low, q01), np.where(noise, high, q99)
+
+
+def rare_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> list[str]:
+    """For each component scaled by its extremes because it rarely leaves its resting value: one clause that names it.
+
+    Switches (only -1 and 1) and constants are none of these.
+    """
+    values = np.asarray(values_FX, dtype=np.float64)
+    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    low, high = values.min(0), values.max(0)
+    rare = (q99 - q01 < _NARROW * (high - low)) & (high - low >= _NEGLIGIBLE) & ~np.isin(values, (-1.0, 1.0)).all(0)
+    return [
+        f"'{names[i]}' reaches {low[i]:.3g}..{high[i]:.3g} but stays in {q01[i]:.3g}..{q99[i]:.3g} in 98% of the frames"
+        for i in np.flatnonzero(rare)
+    ]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Normalisation statistics of a training set. They travel with the checkpoint."""
+
+    proprio: VectorStats
+    action: VectorStats
+    frames: int
+
+    @staticmethod
+    def from_arrays(proprio_FP: NDArray[np.floating], action_FA: NDArray[np.floating]) -> Stats:
+        """Of all frames of a data set, raw units. ValueError for NaN, infinity or different lengths."""
+        if len(proprio_FP) != len(action_FA):
+            raise ValueError(f"{len(proprio_FP)} proprio frames but {len(action_FA)} actions")
+        return Stats(
+            proprio=VectorStats.from_array(proprio_FP, name="proprio"),
+            action=VectorStats.from_array(action_FA, name="action"),
+            frames=len(proprio_FP),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return encode(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Stats:
+        return decode(Stats, data)
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """What a policy reads and writes."""
+
+    cameras: tuple[str, ...]
+    """In the order in which the model sees their views. "" is a view that this robot lacks: black."""
+    proprio_dim: int
+    action_names: tuple[str, ...]
+    image_size: int = 84
+    """Pixels, square; other sizes are resized."""
+    max_text_tokens: int = 24
+    text_rule: TextRule = "words"
+    """What of an instruction is read; policies made before there was a choice read words."""
+    action_low: tuple[float, ...] | None = None
+    """Bounds of what leaves the policy, environment units; None: the extremes of the training data."""
+    action_high: tuple[float, ...] | None = None
+    control_hz: float | None = None
+    proprio_slots: tuple[int, ...] | None = None
+    """Where this robot's state lies in a wider one that the model reads (policies for several robots); None: as is."""
+    proprio_width: int | None = None
+    action_slots: tuple[int, ...] | None = None
+    """Where this robot's action lies in the wider one that the model gives."""
+    action_width: int | None = None
+    released_scaling: bool = False
+    """State and action are scaled as the released VLA-Adapter code does (`VectorStats.released_affine`)."""
+    proprio_names: tuple[str, ...] | None = None
+    """One name per component of the state; None in checkpoints made before they were kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelArrays:
+    """A batch as the model reads it: `vla.processing.processor.ModelInput` in numpy."""
+
+    images_BVHWC: NDArray[np.uint8]
+    token_ids_BT: NDArray[np.int64]
+    token_mask_BT: NDArray[np.bool_]
+    proprio_BP: NDArray[np.float32]
+
+
+class Preprocessor:
+    """Observation -> ModelArrays, and actions between environment units and the model's [-1, 1]."""
+
+    def __init__(self, config: ProcessorConfig, stats: Stats, tokenizer: Any) -> None:
+        """`tokenizer` as Hugging Face's: callable with add_special_tokens, with pad_token_id.
+
+        ValueError when the statistics have other widths than the configuration.
+        """
+        named = [camera for camera in config.cameras if camera]
+        if not named or len(set(named)) != len(named):
+            raise ValueError(f"cameras must be distinct names, at least one; got {config.cameras}")
+        if stats.proprio.dim != config.proprio_dim:
+            raise ValueError(f"proprio_dim is {config.proprio_dim} but the statistics have {stats.proprio.dim} values")
+        if config.proprio_names is not None and len(config.proprio_names) != config.proprio_dim:
+            raise ValueError(f"proprio_dim is {config.proprio_dim} but there are {len(config.proprio_names)} names")
+        dim = len(config.action_names)
+        if stats.action.dim != dim:
+            raise ValueError(
+                f"the action has {dim} components ({', '.join(config.action_names)}) but the statistics have "
+                f"{stats.action.dim} values"
+            )
+        low = stats.action.min if config.action_low is None else config.action_low
+        high = stats.action.max if config.action_high is None else config.action_high
+        if len(low) != dim or len(high) != dim:
+            raise ValueError(f"action_low and action_high need {dim} values each, got {len(low)} and {len(high)}")
+        self.config, self.stats, self.tokenizer = config, stats, tokenizer
+        _check_slots("proprio", config.proprio_slots, config.proprio_width, config.proprio_dim)
+        _check_slots("action", config.action_slots, config.action_width, dim)
+        self._low, self._high = np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
+        released = config.released_scaling
+        self._proprio = stats.proprio.released_affine() if released else stats.proprio.affine()
+        self._action = stats.action.released_affine() if released else stats.action.affine()
+        self._tokens: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def proprio_width(self) -> int:
+        """Components of the state as the model reads it."""
+        return self.config.proprio_width or self.config.proprio_dim
+
+    @property
+    def action_width(self) -> int:
+        """Components of the action as the model gives it."""
+        return self.config.action_width or len(self.config.action_names)
+
+    @property
+    def action_mask(self) -> NDArray[np.float32]:
+        """(action_width,) 1 for the model's components that this robot has, 0 for the others."""
+        slots = self.config.action_slots
+        return _spread(np.ones(len(self.config.action_names), np.float32), slots, self.action_width)
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """What leaves this policy. control_hz is 0 when it was never told."""
+        return ActionSpec(
+            names=self.config.action_names,
+            low=tuple(self._low.tolist()),
+            high=tuple(self._high.tolist()),
+            control_hz=self.config.control_hz or 0.0,
+        )
+
+    def arrays(self, obs: Observation) -> ModelArrays:
+        """ValueError saying what the observation lacks or has wrong, and what was given."""
+        return ModelArrays(
+            self._images(obs),
+            *self.token_arrays(obs.instruction),
+            self.scale_proprio(obs.proprio, batch_size=obs.batch_size),
+        )
+
+    def token_arrays(self, instructions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Ids (B, T) and mask (B, T). A string seen before is not tokenised again."""
+        length = self.config.max_text_tokens
+        pad = getattr(self.tokenizer, "pad_token_id", None) or 0
+        ids = np.full((len(instructions), length), pad, dtype=np.int64)
+        mask = np.zeros((len(instructions), length), dtype=np.bool_)
+        for row, instruction in enumerate(instructions):
+            tokens = self.tokens(instruction)
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
+        return ids, mask
+
+    def tokens(self, instruction: str) -> tuple[int, ...]:
+        """An instruction's token ids, at most `max_text_tokens`. ValueError as `vla.processing.text.tokens_of` says."""
+        tokens = self._tokens.get(instruction) if isinstance(instruction, str) else None
+        if tokens is None:
+            config = self.config
+            tokens = tokens_of(instruction, self.tokenizer, rule=config.text_rule, limit=config.max_text_tokens)
+            if len(self._tokens) >= _TOKEN_CACHE:
+                self._tokens.clear()
+            self._tokens[instruction] = tokens
+        return tokens
+
+    def scale_proprio(self, proprio_BP: NDArray[np.floating], *, batch_size: int | None = None) -> NDArray[np.float32]:
+        """Robot state (B, P) in raw units -> [-1, 1] between the quantiles, limited to +-5.
+
+        Limited because a joint that stood still in training has a tiny range: any motion would drown everything else.
+        """
+        proprio = np.asarray(proprio_BP)
+        width = self.config.proprio_dim
+        if proprio.ndim != 2 or proprio.shape[1] != width or batch_size not in (None, proprio.shape[0]):
+            expected = f"({'B' if batch_size is None else batch_size}, {width})"
+            raise ValueError(f"this policy reads proprio of shape {expected}, the observation has {proprio.shape}")
+        _require_finite(proprio, "proprio")
+        centre, half = self._proprio
+        scaled = np.clip((proprio.astype(np.float64) - centre) / half, -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
+        return _spread(scaled.astype(np.float32), self.config.proprio_slots, self.proprio_width)
+
+    def normalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]:
+        """(..., A) environment units -> [-1, 1] between the quantiles of the training data. Not clipped.
+
+        (..., action_width) where the model's action is wider than this robot's: 0 in the components it lacks.
+        """
+        self._check_action(action, len(self.config.action_names))
+        centre, half = self._action
+        normal = ((np.asarray(action, dtype=np.float64) - centre) / half).astype(np.float32)
+        return _spread(normal, self.config.action_slots, self.action_width)
+
+    def unnormalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]:
+        """(..., action_width) normalised -> (..., A) environment units, clipped to the action's bounds."""
+        self._check_action(action, self.action_width)
+        centre, half = self._action
+        if self.config.action_slots is not None:
+            action = action[..., list(self.config.action_slots)]
+        raw = (np.asarray(action, dtype=np.float64) * half + centre).astype(np.float32)
+        return np.clip(raw, self._low, self._high)
+
+    def _images(self, obs: Observation) -> NDArray[np.uint8]:
+        wanted, given = self.config.cameras, obs.images
+        for camera in filter(None, wanted):
+            if camera not in given:
+                has = ", ".join(f"'{name}'" for name in given) or "none"
+                reads = ", ".join(f"'{name}'" for name in wanted if name)
+                raise ValueError(
+                    f"the observation lacks camera '{camera}': this policy reads {reads}, the observation has {has}"
+                )
+        size = self.config.image_size
+        views = []
+        for camera in wanted:
+            if not camera:
+                views.append(np.zeros((obs.batch_size, size, size, 3), np.uint8))
+                continue
+            image = np.asarray(given[camera])
+            if image.dtype != np.uint8:
+                raise ValueError(f"camera '{camera}' must be uint8 RGB in 0..255, got {image.dtype}")
+            if image.ndim != 4 or image.shape[-1] != 3 or image.shape[0] != obs.batch_size or 0 in image.shape:
+                raise ValueError(f"camera '{camera}' must have shape ({obs.batch_size}, H, W, 3), got {image.shape}")
+            views.append(image if image.shape[1:3] == (size, size) else resize(image, size))
+        return np.stack(views, axis=1)
+
+    def _check_action(self, action: Any, width: int) -> None:
+        if not action.shape or action.shape[-1] != width:
+            raise ValueError(
+                f"an action of this policy has {width} components ({', '.join(self.config.action_names)}), got shape "
+                f"{tuple(action.shape)}"
+            )
+
+
+def resize(image_BHWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """To a square of `size` pixels; antialiased, so that shrinking averages. One matrix product per axis."""
+    rows, columns = (_resampling(length, size) for length in image_BHWC.shape[1:3])
+    batch, height, width = image_BHWC.shape[:3]
+    lines = rows @ image_BHWC.reshape(batch, height, width * 3).astype(np.float32)  # (B, size, W * 3)
+    out = columns @ lines.reshape(batch, size, width, 3)  # over the last two axes: (B, size, size, 3)
+    return out.round().clip(0, 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _resampling(length: int, size: int) -> NDArray[np.float32]:
+    """(size, length): weights of a triangle filter, as wide as a new pixel, about each new pixel's centre.
+
+    What torch and Pillow call bilinear with antialiasing; tests hold it to torch's.
+    """
+    scale = length / size
+    support = max(scale, 1.0)
+    weights = np.zeros((size, length))
+    for i in range(size):
+        centre = scale * (i + 0.5)
+        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
+        distance = np.abs(np.arange(first, last) - centre + 0.5) / support
+        weights[i, first:last] = np.maximum(1 - distance, 0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _require_finite(values_BX: NDArray[np.floating], name: str) -> None:
+    if not np.isfinite(values_BX).all():
+        row, column = np.argwhere(~np.isfinite(values_BX))[0]
+        raise ValueError(f"{name} holds NaN or infinity: world {row}, component {column} is {values_BX[row, column]}")
+
+
+def _check_slots(what: str, slots: tuple[int, ...] | None, width: int | None, dim: int) -> None:
+    if (slots is None) != (width is None):
+        raise ValueError(f"{what}_slots and {what}_width go together")
+    if slots is None or width is None:
+        return
+    if len(slots) != dim or len(set(slots)) != dim or not all(0 <= slot < width for slot in slots):
+        raise ValueError(f"{what}_slots must be {dim} different places below {width}, got {slots}")
+
+
+def _spread(values_X: NDArray[np.float32], slots: tuple[int, ...] | None, width: int) -> NDArray[np.float32]:
+    """(..., dim) -> (..., width): each component to its slot, 0 elsewhere. As it is without slots."""
+    if slots is None:
+        return values_X
+    out = np.zeros((*values_X.shape[:-1], width), np.float32)
+    out[..., list(slots)] = values_X
+    return out

@@ -1,0 +1,165 @@
+"""What people see in the terminal: tables, progress bars, one-line errors. Results go to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from vla.core.disk import DiskFull, full
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+USER_ERRORS = (ValueError, OSError)
+"""Errors with a one-line message for the user. OSError covers missing files, busy ports and lost connections."""
+
+Update = Callable[..., None]
+"""update(completed, note="", total=None): move a progress bar to `completed` units and show a short note."""
+
+
+def stdout() -> Console:
+    """The console for results. Made at call time, so that a redirected sys.stdout is the one written to."""
+    # In a pipe or a file there is no window to fit: do not fold lines at 80 columns.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def stderr() -> Console:
+    """The console for progress, notes and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """One line about what is happening, on stderr."""
+    stderr().print(Text(message), soft_wrap=True)
+
+
+def one_line(error: BaseException) -> str:
+    """The error as one line: what is wrong and, where the raiser said so, how to mend it."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        text = f"no such file or folder: {os.fsdecode(error.filename)!r}"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
+        text = str(full(os.fsdecode(error.filename))) if error.filename else f"a device is full: {error}"
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> int:
+    """Run a command's body; its exit code.
+
+    User errors become one line on stderr and exit code 2; Ctrl-C becomes one line saying what was `kept` and exit code
+    130. BASCULE_TRACEBACK=1 shows the traceback as well. Any other error is a defect of ours and keeps its traceback.
+    """
+    try:
+        return body() or 0
+    except KeyboardInterrupt:
+        print(f"vla: interrupted; {kept()}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left (`vla list recipes | head`); Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except USER_ERRORS as error:
+        if os.environ.get("BASCULE_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"vla: error: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if os.environ.get("BASCULE_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"vla: error: out of memory: {one_line(error)}; ask for less (smaller batches, fewer worlds, shorter "
+              "chunks) or free some", file=sys.stderr)  # fmt: skip
+        return EXIT_USER_ERROR
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch has an error of its own for the GPU, and none for main memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def progress(title: str, total: float | None = None, *, unit: str = "") -> Iterator[Update]:
+    """A progress bar on stderr while the block lasts; yields its `Update`. No bar when stderr is no terminal."""
+    columns = (
+        TextColumn("{task.description}", style="bold"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("eta", style="dim"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    console = stderr()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def update(completed: float, note: str = "", total: float | None = None) -> None:
+            bar.update(task, completed=completed, note=note, **({} if total is None else {"total": total}))
+
+        yield update
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A plain table; columns after the first that hold only numbers are aligned to the right."""
+    result = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for index, name in enumerate(columns):
+        cells = [row[index] for row in rows]
+        numeric = index > 0 and cells and all(isinstance(cell, int | float) for cell in cells)
+        result.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(Text(f"{cell:g}" if isinstance(cell, float) else str(cell)) for cell in row))
+    return result
+
+
+def format_rate(result: Mapping[str, Any]) -> str:
+    """`{"successes", "episodes", "wilson95"}` as "190/200 = 95.0% [91.0, 97.3]"; the interval is Wilson's, 95%."""
+    lo, hi = result["wilson95"]
+    successes, episodes = result["successes"], result["episodes"]
+    return f"{successes}/{episodes} = {100 * successes / max(episodes, 1):.1f}% [{100 * lo:.1f}, {100 * hi:.1f}]"
+
+
+def eval_table(report: Mapping[str, Any]) -> Table:
+    """An evaluation (field names of `vla eval --json`) as a table: overall, per task, per phrasing, controls."""
+    rows: list[tuple[str, str]] = [("all", format_rate(report))]
+    for group in ("per_task", "per_phrasing"):
+        rows += [(f"{group[4:]} {name!r}", format_rate(part)) for name, part in report.get(group, {}).items()]
+    rows += [(f"group {name}", f"{100 * rate:.1f}%") for name, rate in report.get("group_rates", {}).items()]
+    rows += [(f"control {name}", format_rate(part)) for name, part in report.get("controls", {}).items()]
+    return table(f"{report['policy']} on {report['suite']}", ("what", "success, Wilson 95%"), rows)
+
+
+def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """The quickstart's stages: name, seconds, and whatever else each one reports."""
+    rows = []
+    for stage in stages:
+        facts = [f"{key} {value}" for key, value in stage.items() if key not in ("name", "seconds", "state", "reason")]
+        if (state := stage.get("state", "done")) != "done":
+            facts.insert(0, f"{state}: {stage['reason']}" if stage.get("reason") else state)
+        rows.append((stage["name"], f"{stage['seconds']:.1f}", ", ".join(facts)))
+    rows.append(("total", f"{sum(stage['seconds'] for stage in stages):.1f}", ""))
+    return table("stages", ("stage", "seconds", ""), rows)
+
+
+def bench_table(report: Mapping[str, Any]) -> Table:
+    """A benchmark (field names of `vla bench --json`) as a table."""
+    rows = []
+    for result in report["results"]:
+        baseline, ratio = result.get("baseline"), result.get("ratio")
+        versus = "" if ratio is None else f"{ratio:.2f}x of {baseline}"
+        rows.append((result["name"], f"{result['value']:,.6g}", result["unit"], versus))
+    return table(f"{report['bench']} on {report['machine']}", ("what", "value", "unit", "against"), rows)

@@ -1,0 +1,64 @@
+"""The device that a command line names: checked before anything heavy is loaded, in one place for all commands."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+from vla.core.config import nearest
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+_ALIASES = {"gpu": "cuda", "nvidia": "cuda", "none": "cpu"}
+
+
+def check_device(name: str | None, *, flag: str = "--device") -> None:
+    """ValueError, in one line, for a device that torch does not know or that this machine has not. None: any.
+
+    torch is loaded only where the machine could have the device.
+    """
+    if name is None or name in ("auto", "cpu"):
+        return
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and not re.fullmatch(r"\d+", number)) or (":" in name and kind != "cuda"):
+        guess = _ALIASES.get(name.lower()) or nearest(kind, DEVICES)
+        hint = f"; did you mean '{guess}'?" if guess else ";"
+        raise ValueError(f"unknown device '{name}'{hint} (known: auto, cpu, cuda, cuda:1 and so on, mps)")
+    remedy = f"{flag} cpu runs without one"
+    if kind == "cuda" and sys.platform == "linux" and not _has_driver():
+        raise ValueError(f"{flag} {name}: this machine has no GPU driver; {remedy}")
+    if kind == "mps" and sys.platform != "darwin":
+        raise ValueError(f"{flag} {name}: Apple GPUs are in Apple's machines; {remedy}")
+    import torch
+
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(f"{flag} {name}: torch sees no Apple GPU; {remedy}")
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(f"{flag} {name}: torch sees no GPU (a build without CUDA, or no driver); {remedy}")
+    count = torch.cuda.device_count()
+    if number and int(number) >= count:
+        raise ValueError(f"{flag} {name}: this machine has {count} GPU(s), numbered from 0")
+
+
+def choose_device(name: str) -> str:
+    """What torch calls it: "auto" is the first GPU, else the CPU. ValueError as `check_device`."""
+    check_device(name)
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _has_driver() -> bool:
+    """Whether the library that torch's CUDA (or the device that its ROCm) talks to is there at all."""
+    if Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

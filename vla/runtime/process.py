@@ -1,0 +1,88 @@
+"""What a long run asks of its process: idle cores, restored threads, kept memory, and Ctrl-C as a request."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from vla.core.waiting import usable_cores
+
+
+class Stop:
+    """Set by the first Ctrl-C or SIGTERM."""
+
+    requested = False
+
+
+def idle_cores(window_s: float = 0.3) -> float:
+    """Cores' worth of idle time right now, of those that this process may use. More threads than that only take turns.
+
+    Where the system does not count idle time (/proc/stat), by its load of the last minute.
+    """
+    cores, machine = usable_cores(), os.cpu_count() or 1
+
+    def jiffies() -> tuple[int, int]:
+        counts = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return counts[3] + counts[4], sum(counts)  # idle and waiting for disks; all
+
+    try:
+        idle, total = jiffies()
+        time.sleep(window_s)
+        idle_after, total_after = jiffies()
+        free = machine * (idle_after - idle) / max(1, total_after - total)
+    except OSError:
+        free = machine - os.getloadavg()[0] if hasattr(os, "getloadavg") else machine
+    return min(cores, max(0.0, free))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees for its next use. glibc gives large blocks back to the system at once and
+    gets them again a moment later, page by page: a tenth of a small network's time. Does nothing elsewhere."""
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(mmap_threshold, 32 << 20)  # the most it allows
+    mallopt(trim_threshold, 1 << 30)
+    mallopt(top_pad, 256 << 20)
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """Torch's thread count afterwards is what it was before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C is the usual KeyboardInterrupt."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

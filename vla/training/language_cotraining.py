@@ -1,0 +1,66 @@
+"""Vision-language questions beside the actions, so that a backbone that learns to act does not forget what words mean.
+
+The scenes, questions and losses are those of pre-training (`vla ground-data`, `vla.training.pretrain`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """How much of every step goes to language."""
+
+    data: str = "runs/ground-data"
+    """Folder that `vla ground-data` made."""
+    weight: float = 0.1
+    """Of the questions' loss, beside the actions' weight of 1."""
+    scenes: int = 8
+    """Per step, over all processes and accumulated parts; each brings three things to point at and one question."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if self.scenes < 1 or not self.weight > 0:
+            return f"language.scenes and language.weight must be positive, got {self.scenes} and {self.weight}"
+        return None
+
+
+class LanguageTask(nn.Module):
+    """The questions of a grounding set, and the small reader that pointing is scored through (it trains along)."""
+
+    def __init__(self, config: LanguageConfig, backbone: nn.Module, *, seed: int) -> None:
+        """ValueError if there is no grounding set, or if this backbone cannot be asked such questions."""
+        super().__init__()
+        if not all(hasattr(backbone, name) for name in ("vlm", "ask", "decode", "point", "told")):
+            raise ValueError("language questions need the embedded backbone or one made by `vla pretrain`")
+        from vla.training.grounding_set import GroundingSet
+        from vla.training.pretrain import PretrainConfig, Reader
+
+        self.config = config
+        self._scenes = GroundingSet(Path(config.data), backbone.tokenizer)
+        views = self._scenes.images.shape[1]
+        if views != backbone.num_views:
+            raise ValueError(f"{config.data} shows {views} camera views, the policy reads {backbone.num_views}")
+        self._questions = PretrainConfig(num_queries=backbone.num_queries)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.reader = Reader(backbone.width, backbone.num_queries, backbone.point_dim)
+
+    def draw(self, seed: int) -> tuple[np.ndarray, np.random.Generator]:
+        """Scenes of a step, and the generator that chooses among their questions. Held-out scenes are never drawn."""
+        rng = np.random.default_rng(seed)
+        available = max(self.config.scenes, len(self._scenes) - self._questions.holdout)
+        return rng.choice(min(available, len(self._scenes)), self.config.scenes), rng
+
+    def forward(self, backbone: Any, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Mean loss of these scenes' questions."""
+        from vla.training.pretrain import scene_loss
+
+        return scene_loss(backbone, self.reader, self._scenes, rows, rng, self._questions)[0]

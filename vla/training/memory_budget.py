@@ -1,0 +1,223 @@
+"""What a run will need before it starts: weights, gradients, optimiser, activations; pixels and features.
+
+Activations are measured, not guessed: the tensors that autograd keeps for one frame and for two give the cost of any
+batch, and what a frozen backbone holds at once while it encodes one frame and two gives that of a batch encoded. The
+frames are those of the longest instruction. Temporary buffers of the backward pass and the allocator's slack come on
+top: expect 10 to 30 percent more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vla.backbones.features import Features
+from vla.data.batches import Batch, LiveDemos
+from vla.data.lerobot_dataset import DemoSet
+from vla.model.model import VLA
+from vla.processing.processor import Processor
+from vla.training.multi_robot import members_of
+from vla.training.optim import checkpoint_layers
+from vla.training.train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes. `device`: where the model is; the rest is main memory."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    """Two moments per trainable parameter, and the average if there is one."""
+    activations: int
+    """Of one accumulated part of a batch, on one process."""
+    encoding: int
+    """What a frozen backbone holds at once while it encodes a batch, its input and output included."""
+    pixels: int
+    """Images held in memory."""
+    features: int
+    """Of a frozen backbone, all frames; 0 where it runs at every step."""
+    features_on_disk: bool
+    on_cpu: bool
+    trainable: int
+    """Parameters that learn, of `parameters`."""
+    parameters: int
+
+    @property
+    def model(self) -> int:
+        """On the model's device."""
+        return self.weights + self.gradients + self.optimiser + max(self.activations, self.encoding)
+
+    @property
+    def memory(self) -> int:
+        """Main memory."""
+        held = self.pixels + (0 if self.features_on_disk else self.features)
+        return held + (self.model if self.on_cpu else 0)
+
+    def lines(self) -> list[str]:
+        """For a console."""
+        parts = [("weights", self.weights), ("gradients", self.gradients), ("optimiser", self.optimiser)]
+        parts.append(("activations", self.activations))
+        model = ", ".join(f"{name} {_size(size)}" for name, size in parts)
+        if self.encoding:
+            model += f" (or while encoding {_size(self.encoding)})"
+        place = "on disk" if self.features_on_disk else "in memory"
+        data = f"images in memory {_size(self.pixels)}"
+        if self.features:
+            data += f", features {place} {_size(self.features)}"
+        return [
+            f"{self.trainable / 1e6:.2f} M of {self.parameters / 1e6:.2f} M parameters learn",
+            f"model {_size(self.model)}: {model}",
+            f"data: {data}",
+        ]
+
+    def problem(self) -> str | None:
+        """What will not fit, and what to do about it; None if all fits."""
+        if not self.on_cpu:
+            free, _ = torch.cuda.mem_get_info()
+            if self.model > free:
+                return f"the model needs {_size(self.model)}, the GPU has {_size(free)} free: {_REMEDY}"
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        # The images are there already.
+        if (needed := self.memory - self.pixels) > free:
+            return f"the run needs {_size(needed)} more memory, {_size(free)} are free: {_REMEDY}"
+        return None
+
+
+_REMEDY = (
+    "a smaller --batch-size, shorter instructions, more --accumulate, --checkpointing, --tune lora, or --keep-features"
+)
+
+
+def estimate(cfg: TrainConfig, vla: VLA, demos: DemoSet | Mapping[str, DemoSet], *, processes: int = 1) -> Budget:
+    """Of this run, `vla` as it is placed now. Runs it on two frames; changes nothing."""
+    members = members_of(vla, demos)
+    trainable = [p for p in vla.parameters() if p.requires_grad]
+    learns = sum(p.nbytes for p in trainable)
+    # DDP keeps its own copy of the gradients in buckets.
+    copies = 1 if processes == 1 or cfg.shard else 2
+    share = processes if cfg.shard else 1
+    live = vla.backbone_learns or cfg.augment is not None
+    frames = sum(part.num_frames for _, part in members.values())
+    rows = max(1, cfg.batch_size // (cfg.accumulate * processes))
+    cost = _kept(cfg, vla, *_longest(vla, members))
+    encoded = rows if live else min(cfg.encode_batch, max(part.num_frames for _, part in members.values()))
+    return Budget(
+        weights=sum(t.nbytes for t in (*vla.parameters(), *vla.buffers())) // share,
+        gradients=learns * copies // share,
+        optimiser=learns * (3 if cfg.ema_decay else 2) // share,
+        activations=_of_batch(cost.activations, rows),
+        encoding=_of_batch(cost.encoding, encoded),
+        pixels=sum(image.nbytes for _, part in members.values() for image in part.images.values()),
+        features=0 if live else cost.features * frames,
+        features_on_disk=cfg.keep_features or processes > 1,
+        on_cpu=vla.device.type == "cpu",
+        trainable=sum(p.numel() for p in trainable),
+        parameters=sum(p.numel() for p in vla.parameters()),
+    )
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Bytes for one frame and for two."""
+
+    activations: tuple[int, int]
+    encoding: tuple[int, int]
+    """(0, 0) for a backbone that learns: what it holds is among the activations."""
+    features: int
+    """Of one frame in the cache."""
+
+
+def _of_batch(cost: tuple[int, int], rows: int) -> int:
+    one, two = cost
+    return max(0, one + (two - one) * (rows - 1))
+
+
+def _longest(vla: VLA, members: Mapping[str, tuple[Processor, DemoSet]]) -> tuple[LiveDemos, int]:
+    """The dataset with the longest instruction, and a frame that has it."""
+    best: tuple[int, Processor, DemoSet, str] | None = None
+    for processor, part in members.values():
+        for text in dict.fromkeys(part.instruction):
+            length = len(processor.tokens(text))
+            if best is None or length > best[0]:
+                best = length, processor, part, text
+    if best is None:
+        raise ValueError("there are no demonstrations")
+    _, processor, part, text = best
+    return LiveDemos(processor, part, vla.chunk_size), part.instruction.index(text)
+
+
+def _kept(cfg: TrainConfig, vla: VLA, source: LiveDemos, frame: int) -> _Cost:
+    """The cost of this frame, and of it twice."""
+    was_training = vla.training
+    vla.train()
+    try:
+        with torch.random.fork_rng(devices=[]), checkpoint_layers(vla.backbone, cfg.checkpointing):
+            batches = [source.take(torch.full((count,), frame)).to(vla.device) for count in (1, 2)]
+            one, two = (_saved(vla, batch) for batch in batches)
+            if vla.backbone_learns:
+                return _Cost((one, two), (0, 0), 0)
+            peaks = []
+            with torch.no_grad():
+                for batch in batches:
+                    with _Peak() as peak:
+                        features = vla.encode(batch.seen)
+                    peaks.append(peak.most)
+                features = features.select(slice(0, 1)).to(dtype=torch.float16)
+            return _Cost((one, two), (peaks[0], peaks[1]), features.nbytes - features.coords_NE.nbytes)
+    finally:
+        vla.train(was_training)
+
+
+class _Peak(TorchDispatchMode):
+    """While it is active: the most bytes that tensors made since then hold at once (`most`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        self._alive = {place: one for place, one in self._alive.items() if not one[0].expired()}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given:  # neither a view nor changed in place
+                    self._alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.most = max(self.most, sum(size for _, size in self._alive.values()))
+        return out
+
+
+def _saved(vla: VLA, batch: Batch) -> int:
+    own = {t.untyped_storage().data_ptr() for t in (*vla.parameters(), *vla.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        features: Features = vla.encode(batch.seen)
+        loss, _ = vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
+    size = sum(kept.values()) + (0 if vla.backbone_learns else features.nbytes)
+    del loss
+    return size
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count / 1024:.0f} KiB"

@@ -1,0 +1,145 @@
+"""One policy for several datasets: their cameras, states and actions laid into one model's places.
+
+Components are matched by name ("gripper" of one robot is "gripper" of the other); what a robot lacks is 0 in its state,
+black in its views, and masked in its loss. Each keeps its own normalisation, which the checkpoint holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from vla.core.types import ActionSpec
+from vla.data.lerobot_dataset import DemoSet
+from vla.model.model import VLA
+from vla.processing.processor import Processor, ProcessorConfig
+from vla.processing.text import room_for_text
+from vla.training.train_config import TrainConfig
+
+ONLY = "only"
+
+
+def build_vla(
+    cfg: TrainConfig,
+    demos: DemoSet | Mapping[str, DemoSet],
+    *,
+    action_spec: ActionSpec | None = None,
+    backbone: nn.Module | None = None,
+) -> VLA:
+    """An untrained policy for these demonstrations. `action_spec`: the robot's true bounds, if known.
+
+    `backbone` is used instead of loading `cfg.model.backbone`. Several named datasets make a policy with a member for
+    each; the first is the one in use.
+    """
+    count = len(demos) if isinstance(demos, Mapping) else 1
+    if cfg.weights is not None and len(cfg.weights) != count:
+        need = "1 dataset needs 1 weight" if count == 1 else f"{count} datasets need {count} weights"
+        raise ValueError(f"{need}, got {len(cfg.weights)}")
+    if isinstance(demos, Mapping) and len(demos) == 1:
+        demos = next(iter(demos.values()))
+    if isinstance(demos, Mapping):
+        return _build_for_several(cfg, demos, backbone)
+    cameras = cfg.cameras or tuple(demos.images)
+    backbone = _for_views(cfg, backbone, len(cameras))
+    return VLA.build(
+        cfg.model,
+        stats=demos.stats(),
+        action_spec=action_spec or demos.action_spec,
+        cameras=cameras,
+        image_size=cfg.image_size,
+        max_text_tokens=_room_for_text(cfg, backbone, [demos]),
+        proprio_names=demos.proprio_names,
+        backbone=backbone,
+        seed=cfg.seed,
+    )
+
+
+def members_of(vla: VLA, demos: DemoSet | Mapping[str, DemoSet]) -> dict[str, tuple[Processor, DemoSet]]:
+    """Each dataset with its processor. ValueError if the policy was not built for it."""
+    if isinstance(demos, Mapping) and len(demos) == 1 and not vla.members:
+        demos = next(iter(demos.values()))
+    if isinstance(demos, DemoSet):
+        return {ONLY: (vla.processor, demos)}
+    for name in demos:
+        if name not in vla.members:
+            known = ", ".join(vla.members) or "one unnamed dataset"
+            raise ValueError(f"this policy was not built for the dataset '{name}' but for: {known}")
+    return {name: (vla.members[name], part) for name, part in demos.items()}
+
+
+def align_cameras(cameras: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Each dataset's cameras in the model's views: a name keeps the view it had first, others fill up; "" is black."""
+    views = max(map(len, cameras))
+    place: dict[str, int] = {}
+    aligned = []
+    for names in cameras:
+        slots = [""] * views
+        for name in names:
+            if name in place and not slots[place[name]]:
+                slots[place[name]] = name
+        for name in names:
+            if name not in slots:
+                slots[slots.index("")] = name
+        for view, name in enumerate(slots):
+            if name:
+                place.setdefault(name, view)
+        aligned.append(tuple(slots))
+    return aligned
+
+
+def align_names(names: Sequence[Sequence[str]]) -> tuple[list[tuple[int, ...]], int]:
+    """Each dataset's places in the union of all component names, and its width."""
+    union = list(dict.fromkeys(name for part in names for name in part))
+    return [tuple(union.index(name) for name in part) for part in names], len(union)
+
+
+def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone: nn.Module | None) -> VLA:
+    parts = list(demos.values())
+    for name, part in demos.items():
+        for what, components in (("action", part.action_names), ("observation.state", part.proprio_names)):
+            if len(set(components)) != len(components):
+                raise ValueError(f"feature '{what}' of {name} names a component twice: {', '.join(components)}")
+    cameras = align_cameras([cfg.cameras or tuple(part.images) for part in parts])
+    action_slots, action_width = align_names([part.action_names for part in parts])
+    state_slots, state_width = align_names([part.proprio_names for part in parts])
+    backbone = _for_views(cfg, backbone, len(cameras[0]))
+    configs = [
+        ProcessorConfig(
+            cameras=cameras[i],
+            proprio_dim=part.proprio.shape[1],
+            action_names=part.action_names,
+            image_size=cfg.image_size or backbone.image_size,
+            max_text_tokens=_room_for_text(cfg, backbone, parts),
+            text_rule="signs",
+            control_hz=part.fps,
+            proprio_slots=state_slots[i],
+            proprio_width=state_width,
+            action_slots=action_slots[i],
+            action_width=action_width,
+            proprio_names=part.proprio_names,
+        )
+        for i, part in enumerate(parts)
+    ]
+    processors = [
+        Processor(config, part.stats(), backbone.tokenizer) for config, part in zip(configs, parts, strict=True)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        vla = VLA(cfg.model, backbone, processors[0])
+    vla.members = dict(zip(demos, processors, strict=True))
+    return vla
+
+
+def _room_for_text(cfg: TrainConfig, backbone: nn.Module, parts: Sequence[DemoSet]) -> int:
+    """Tokens of the longest instruction, if that is more than the recipe has room for."""
+    texts = [text for part in parts for text in part.instruction]
+    return room_for_text(texts, backbone.tokenizer, rule="signs", least=cfg.max_text_tokens)
+
+
+def _for_views(cfg: TrainConfig, backbone: nn.Module | None, views: int) -> nn.Module:
+    """The backbone given, or the recipe's, made to read so many camera views."""
+    from vla.backbones.hub import load_backbone
+
+    return load_backbone(cfg.model.backbone, num_views=views) if backbone is None else backbone

@@ -1,0 +1,381 @@
+"""Imitation: train bridge and head on demonstrations, and the backbone too if asked. One loop, exactly resumable.
+
+`OUT` is one checkpoint folder (`vla.core.checkpoint`: saved atomically, always whole) plus `metrics.jsonl`. Batches, dropout
+and augmentation follow from (seed, step) alone, so a run that was interrupted and resumed makes the same parameters,
+bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vla.backbones.features import Features
+from vla.core.checkpoint import CONFIG, load_checkpoint
+from vla.core.config import encode, fill_defaults, lookup, save_json
+from vla.data.batches import Ahead, Batch, LiveDemos, Source, join
+from vla.data.feature_cache import check_demos, encode_demos
+from vla.data.lerobot_dataset import DemoSet
+from vla.model.checks import check_loads
+from vla.model.model import VLA
+from vla.processing.augment import augment, draw_augmentation
+from vla.processing.processor import ModelInput, Processor
+from vla.processing.text import warn_of_lookalikes
+from vla.runtime.distributed import assemble, held, launched, load_model, load_optimiser, part_of, whole
+from vla.runtime.locks import locked, refuse_used
+from vla.runtime.process import Stop, idle_cores, restored_threads, stop_signals
+from vla.runtime.run_log import METRICS, TRACKERS, Metrics
+from vla.training.language_cotraining import LanguageTask
+from vla.training.multi_robot import build_vla, members_of
+from vla.training.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
+from vla.training.train_config import (
+    MAY_CHANGE,
+    TrainConfig,
+    TrainProgress,
+    TrainReport,
+    batch_frames,
+    learning_rate,
+    mix,
+    mixed_frames,
+)
+
+__all__ = [
+    "METRICS", "TrainConfig", "TrainProgress", "TrainReport", "TrainingDiverged", "batch_frames", "build_vla",
+    "learning_rate", "train",
+]  # fmt: skip
+
+OnStep = Callable[[TrainProgress], None]
+
+
+class TrainingDiverged(FloatingPointError, ValueError):
+    """The loss or its gradient is no longer finite: the learning rate or the data must change. The last checkpoint is
+    from before."""
+
+
+def train(
+    cfg: TrainConfig,
+    vla: VLA,
+    demos: DemoSet | Mapping[str, DemoSet],
+    out: str | os.PathLike[str],
+    *,
+    on_step: OnStep | None = None,
+    resume: bool = False,
+) -> TrainReport:
+    """Train `vla` in place and leave its checkpoint in `out`. Several named datasets: a policy built for all of them.
+
+    `resume`: continue from the checkpoint in `out` if there is one, else begin. Ctrl-C and SIGTERM finish the step,
+    save, return.
+    ValueError: the demonstrations do not fit the policy, `out` is taken, or what is resumed was another run.
+    TrainingDiverged: loss or gradient not finite.
+    """
+    out = Path(out)
+    if problem := cfg.problem():
+        raise ValueError(problem)
+    for name in cfg.trackers:
+        lookup(name, TRACKERS, "tracker")
+    _check_policy(cfg, vla)
+    check_loads(vla)
+    members = members_of(vla, demos)
+    for processor, part in members.values():
+        check_demos(processor, part)
+    if launched()[0] == 0:
+        warn_of_lookalikes((text for _, part in members.values() for text in part.instruction), vla.processor.tokens)
+    with locked(out), restored_threads(), stop_signals() as stop, torch.random.fork_rng(devices=[]):
+        taken = refuse_used(out / CONFIG, out, "a checkpoint", resume=resume)
+        out.mkdir(parents=True, exist_ok=True)
+        run = _Run(cfg, vla, {name: part for name, (_, part) in members.items()})
+        if taken:
+            run.restore(out)
+        torch.set_num_threads(run.threads)
+        if run.step >= cfg.steps:
+            return TrainReport(run.step, False, None, 0.0, 0.0, 0.0)
+        if run.team.rank == 0:
+            save_json(out / "train.json", encode(cfg))
+        begin = time.monotonic()
+        source = _source(run, members, out, on_step, stop)
+        with compile_parts(vla, cfg.compile), checkpoint_layers(vla.backbone, cfg.checkpointing):
+            return _loop(run, source, out, on_step, stop, time.monotonic() - begin)
+
+
+class Objective(nn.Module):
+    """Batch -> loss: what is wrapped, sharded and differentiated."""
+
+    def __init__(self, vla: VLA, language: LanguageTask | None) -> None:
+        super().__init__()
+        self.vla, self.language = vla, language
+
+    def forward(self, batch: Batch, weight: float, scenes: tuple | None, scenes_weight: float) -> tuple[Tensor, ...]:
+        """(what to differentiate, the actions' loss, the questions' loss)."""
+        seen = batch.seen
+        features = seen if isinstance(seen, Features) else self.vla.encode(seen)
+        action, _ = self.vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
+        if self.language is None or scenes is None:
+            return action * weight, action.detach(), action.new_zeros(())
+        language = self.language(self.vla.backbone, *scenes)
+        return action * weight + language * scenes_weight, action.detach(), language.detach()
+
+
+class _Run:
+    """What a checkpoint must bring back: model, optimiser, average, step."""
+
+    def __init__(self, cfg: TrainConfig, vla: VLA, demos: Mapping[str, DemoSet]) -> None:
+        self.cfg, self.vla, self.step = cfg, vla, 0
+        self.recent: list[dict[str, float]] = []
+        """Figures of the last `log_every` steps, of which those up to step `logged` are in the log as a mean."""
+        self.logged = 0
+        self.live = vla.backbone_learns or cfg.augment is not None
+        """The backbone runs at every step, instead of once over the dataset."""
+        self.data = hashlib.blake2b("".join(map(_fingerprint, demos.values())).encode(), digest_size=16).hexdigest()
+        if len(demos) == 1:
+            self.data = _fingerprint(next(iter(demos.values())))
+        self.team = assemble(shard=cfg.shard, unused=vla.backbone_learns)
+        if cfg.batch_size % (self.team.size * cfg.accumulate):
+            raise ValueError(
+                f"batch_size {cfg.batch_size} does not divide among {self.team.size} processes x {cfg.accumulate} parts"
+            )
+        self.threads = cfg.num_threads or min(4, max(1, round(idle_cores())))
+        language = None if cfg.language is None else LanguageTask(cfg.language, vla.backbone, seed=cfg.seed)
+        self.objective = Objective(vla, language)
+        self.team.place(self.objective)
+        self.wrapped = self.team.wrap(self.objective)
+        groups, self.scales = parameter_groups(self.objective, cfg)
+        # Sharded and plain parameters (scalars) cannot be updated in one batched call.
+        batched = False if cfg.shard and self.team.size > 1 else None
+        self.optimiser = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, foreach=batched)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.average = [p.clone() for p in held(self.parameters)] if cfg.ema_decay else None
+
+    def fetch(self, source: Source, step: int) -> list[tuple[Batch, float]]:
+        """This process's parts of a step's batch, with their shares of the whole batch's mean."""
+        cfg = self.cfg
+        frames = mixed_frames(cfg.seed, step, cfg.batch_size, source.sizes, cfg.weights)
+        places = self.team.share(torch.arange(cfg.batch_size)).chunk(cfg.accumulate)
+        parts = [source.take(frames[place]) for place in places]
+        total = max(1.0, source.weigh(frames)) if len(frames) > len(places[0]) else max(1.0, parts[0].weight)
+        if cfg.augment is not None:
+            views = parts[0].seen.images_BVHWC.shape[1]
+            draws = draw_augmentation(cfg.batch_size, views, mix(cfg.seed, -(1 << 40) - step))
+            parts = [_augmented(part, draws[place], cfg, self.vla) for part, place in zip(parts, places, strict=True)]
+        return [(part, part.weight / total) for part in parts]
+
+    def update(self, parts: list[tuple[Batch, float]]) -> dict[str, float]:
+        """One optimiser step; its figures, as the optimiser saw them."""
+        cfg, team, size = self.cfg, self.team, self.team.size
+        # Dropout too must follow from (seed, step) alone; processes must not all drop the same places.
+        torch.manual_seed(mix(cfg.seed, -1 - self.step) + team.rank)
+        for group, scale in zip(self.optimiser.param_groups, self.scales, strict=True):
+            group["lr"] = learning_rate(cfg, self.step) * scale
+        self.optimiser.zero_grad(set_to_none=True)
+        value = asked = 0.0
+        for number, (batch, share) in enumerate(parts):
+            scenes, scenes_weight = self._scenes(number, len(parts))
+            with team.part(self.wrapped, number == len(parts) - 1):
+                # Processes' gradients are averaged: undo that for the sum over the batch.
+                goal, action, language = self.wrapped(batch.to(self.vla.device), share * size, scenes, scenes_weight)
+                goal.backward()
+            value, asked = value + float(action) * share, asked + float(language) / len(parts) / size
+        value, asked = team.total(value, asked)
+        norm = team.clip(self.parameters, cfg.grad_clip)
+        rate = self.optimiser.param_groups[0]["lr"]
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"loss {value} with gradient norm {norm} at step {self.step} (learning rate "
+                f"{rate:.2g}): lower lr, or look for extreme values in the data"
+            )
+        self.optimiser.step()
+        if self.average is not None:
+            average_into(self.average, held(self.parameters), cfg.ema_decay)
+        self.step += 1
+        figures = {"loss": value, "grad_norm": norm, "lr": rate}
+        return figures if cfg.language is None else figures | {"language_loss": asked}
+
+    def _scenes(self, number: int, parts: int) -> tuple[tuple | None, float]:
+        """The vision-language scenes of one part, and their weight."""
+        language = self.objective.language
+        if language is None:
+            return None, 0.0
+        rows, rng = language.draw(mix(self.cfg.seed, (1 << 41) + self.step))
+        place = number * self.team.size + self.team.rank
+        mine = rows[place :: parts * self.team.size]
+        if not len(mine):
+            mine = rows[:1]
+        return (mine, rng), self.cfg.language.weight / parts
+
+    def save(self, out: Path) -> None:
+        state: dict[str, Any] = {
+            "step": self.step,
+            "config": encode(self.cfg),
+            "data": self.data,
+            "threads": self.threads,
+            "recent": self.recent,
+            "logged": self.logged,
+            "optimiser": whole(self.optimiser.state_dict()),
+        }
+        if self.objective.language is not None:
+            state["reader"] = whole(self.objective.language.state_dict())
+        mine = held(self.parameters)
+        raw = [] if self.average is None else [p.clone() for p in mine]
+        if self.average is not None:
+            state["raw"] = [p.clone() for p in whole([p.detach() for p in self.parameters])]
+            copy_into(mine, self.average)
+        try:
+            tensors = whole(self.vla.state_dict())
+            if self.team.rank == 0:
+                self.vla.save(out, trainer_state=state, tensors=tensors)
+            self.team.wait()
+        finally:
+            if self.average is not None:
+                copy_into(mine, raw)
+
+    def restore(self, out: Path) -> None:
+        checkpoint = load_checkpoint(out)
+        state = checkpoint.trainer_state
+        if state is None:
+            raise ValueError(f"{out} holds a finished policy without its training state: it cannot be resumed")
+        before, now = fill_defaults(encode(TrainConfig()), state["config"]), encode(self.cfg)
+        for name in now:
+            if name not in MAY_CHANGE and before[name] != now[name]:
+                raise ValueError(
+                    f"{out} was trained with {name}={before[name]!r}, not {now[name]!r}: it cannot be resumed so"
+                )
+        if state["data"] != self.data:
+            raise ValueError(f"{out} was trained on other demonstrations: it cannot be resumed on these")
+        load_model(self.vla, checkpoint.tensors)
+        if self.objective.language is not None:
+            load_model(self.objective.language, state["reader"])
+        load_optimiser(self.optimiser, state["optimiser"])
+        self.step = state["step"]
+        self.recent, self.logged = state.get("recent", []), state.get("logged", self.step)
+        self.threads = self.cfg.num_threads or state["threads"]
+        if self.average is not None:
+            self.average = [p.clone() for p in held(self.parameters)]
+            raw = [part_of(value, p) for value, p in zip(state["raw"], self.parameters, strict=True)]
+            copy_into(held(self.parameters), held(raw))
+
+    def finish(self) -> None:
+        """Leave in `vla` what the checkpoint holds."""
+        if self.average is not None:
+            copy_into(held(self.parameters), self.average)
+
+
+def _source(
+    run: _Run, members: Mapping[str, tuple[Processor, DemoSet]], out: Path, on_step: OnStep | None, stop: Stop
+) -> Source:
+    """Cached features where the backbone sees the same pictures every time, images otherwise."""
+    cfg, vla, team = run.cfg, run.vla, run.team
+    if run.live:
+        return join({name: LiveDemos(own, part, vla.chunk_size) for name, (own, part) in members.items()})
+    total = sum(part.num_frames for _, part in members.values())
+    before, encoded = 0, {}
+    # Several processes share one copy on disk: the first computes it, then the others find it there.
+    folder = out if cfg.keep_features or team.size > 1 else None
+    if team.rank:
+        team.wait()
+    for name, (processor, part) in members.items():
+
+        def progress(done: int, _: int, before: int = before) -> None:
+            if stop.requested:
+                raise KeyboardInterrupt  # nothing has been learnt yet, and a checkpoint that was here still is
+            if on_step is not None:
+                on_step(TrainProgress("encode", before + done, total))
+
+        encoded[name] = encode_demos(
+            vla,
+            part,
+            processor=processor,
+            batch_size=cfg.encode_batch,
+            folder=folder,
+            on_progress=progress,
+        )
+        before += part.num_frames
+    if team.rank == 0:
+        team.wait()
+    return join(encoded)
+
+
+def _loop(
+    run: _Run, source: Source, out: Path, on_step: OnStep | None, stop: Stop, encode_seconds: float
+) -> TrainReport:
+    cfg, vla, team, first = run.cfg, run.vla, run.team, run.step
+    ahead = Ahead(lambda step: run.fetch(source, step)) if run.live else None
+    vla.train()
+    begin = mark = time.monotonic()
+    marked = first
+    with _metrics(run, out) as metrics:
+        try:
+            while run.step < cfg.steps and not team.any(stop.requested):
+                last = run.step == cfg.steps - 1
+                parts = ahead.get(run.step, last) if ahead else run.fetch(source, run.step)
+                run.recent = [*run.recent, run.update(parts)][-cfg.log_every :]
+                if run.step % cfg.log_every == 0 or run.step == cfg.steps:
+                    now, figures = time.monotonic(), _mean(run.recent[-(run.step - run.logged) :])
+                    if metrics is not None:
+                        rate = cfg.batch_size * (run.step - marked) / max(now - mark, 1e-9)
+                        metrics.log(run.step, figures | {"seconds": now - begin, "samples_per_second": rate})
+                    mark, marked, run.logged = now, run.step, run.step
+                if run.step % cfg.save_every == 0 and run.step < cfg.steps:
+                    run.save(out)
+                if on_step is not None and team.rank == 0:
+                    on_step(TrainProgress("train", run.step, cfg.steps, run.recent[-1]["loss"], run.recent[-1]["lr"]))
+        finally:
+            if ahead is not None:
+                ahead.close()
+    run.save(out)
+    run.finish()
+    vla.eval()
+    seconds = time.monotonic() - begin
+    mean = sum(entry["loss"] for entry in run.recent) / len(run.recent) if run.recent else None
+    rate = cfg.batch_size * (run.step - first) / max(seconds, 1e-9)
+    return TrainReport(run.step, run.step < cfg.steps, mean, encode_seconds, seconds, rate)
+
+
+@contextmanager
+def _metrics(run: _Run, out: Path) -> Iterator[Metrics | None]:
+    """The first process's log; None in the others."""
+    if run.team.rank:
+        yield None
+        return
+    with Metrics(out, run.cfg.trackers, first_step=run.step, config=encode(run.cfg)) as metrics:
+        yield metrics
+
+
+def _augmented(batch: Batch, draws: Tensor, cfg: TrainConfig, vla: VLA) -> Batch:
+    """Its pictures changed, on the model's device."""
+    assert cfg.augment is not None and isinstance(batch.seen, ModelInput)
+    images = augment(batch.seen.images_BVHWC.to(vla.device), draws, cfg.augment)
+    return replace(batch, seen=replace(batch.seen, images_BVHWC=images))
+
+
+def _mean(entries: list[dict[str, float]]) -> dict[str, float]:
+    """Of what was logged; the learning rate is the last one's."""
+    return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]} | {
+        "lr": entries[-1]["lr"]
+    }
+
+
+def _check_policy(cfg: TrainConfig, vla: VLA) -> None:
+    if vla.config.chunk_size != cfg.model.chunk_size:
+        raise ValueError(f"the policy has chunk_size {vla.config.chunk_size}, the recipe {cfg.model.chunk_size}")
+    for name in ("freeze_backbone", "lora"):
+        given, wanted = getattr(vla.config, name), getattr(cfg.model, name)
+        if given != wanted:
+            raise ValueError(f"the policy has {name}={given}, the recipe {wanted} (load it with merge=False to resume)")
+
+
+def _fingerprint(demos: DemoSet) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((demos.num_frames, demos.fps, demos.action_names)).encode())
+    for array in (demos.proprio, demos.action, demos.episode_index):
+        digest.update(array.tobytes())
+    digest.update("\n".join(demos.instruction).encode())
+    return digest.hexdigest()

@@ -1,0 +1,171 @@
+"""What an imitation run is: its configuration, its learning rate at every step, and the frames of every batch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vla.model.checks import model_problem
+from vla.model.model import VLAConfig
+from vla.processing.augment import AugmentConfig
+from vla.training.language_cotraining import LanguageConfig
+
+MAY_CHANGE = ("log_every", "save_every", "num_threads", "encode_batch", "keep_features", "trackers")
+"""Fields of TrainConfig that a resumed run may set differently: they do not decide what is learnt."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One imitation run."""
+
+    model: VLAConfig = field(default_factory=VLAConfig)
+    cameras: tuple[str, ...] | None = None
+    """Which cameras the policy sees, in order; None: all of the dataset."""
+    image_size: int | None = 84
+    """Pixels of a view as it is stored and sent to the backbone, square; None: what the backbone reads."""
+    max_text_tokens: int = 24
+    """Room for an instruction; more when the dataset's are longer."""
+
+    steps: int = 1500
+    batch_size: int = 64
+    """Frames per optimiser step, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Parts a batch is computed in, one after the other, to save memory. The gradient is that of the whole."""
+    lr: float = 7e-4
+    backbone_lr: float = 0.1
+    """Learning rate of a backbone that learns (or of its adapters), as a fraction of `lr`."""
+    warmup_steps: int = 100
+    lr_floor: float = 0.05
+    """The last step's learning rate, as a fraction of `lr`."""
+    weight_decay: float = 0.01
+    """On matrices only: biases, norms, gates and embeddings of positions stay free."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    ema_decay: float = 0.0
+    """Average the weights over about 1 / (1 - decay) steps; the checkpoint then holds the average. 0: off."""
+    augment: AugmentConfig | None = None
+    """Change the images at random; a frozen backbone then runs at every step, instead of once over the dataset."""
+    weights: tuple[float, ...] | None = None
+    """Of several datasets: how often each is drawn. None: as often as it has frames."""
+    language: LanguageConfig | None = None
+    """Keep teaching a backbone that learns to point and answer, beside the actions."""
+    seed: int = 0
+
+    checkpointing: bool = False
+    """Recompute the backbone's layers in the backward pass instead of keeping them: less memory, a third more time."""
+    compile: str | None = None
+    """torch.compile backend for the parts that learn, such as "inductor". None: off."""
+    shard: bool = False
+    """With several processes: shard parameters and optimiser over them (FSDP2) instead of copying them (DDP)."""
+
+    log_every: int = 20
+    save_every: int = 250
+    trackers: tuple[str, ...] = ()
+    """Besides metrics.jsonl: "tensorboard", "wandb", "trackio"."""
+    num_threads: int = 0
+    """Torch threads. 0: one per idle core, at most 4, and the same again when resumed (bit-exactness needs that)."""
+    encode_batch: int = 64
+    keep_features: bool = False
+    """Keep the backbone's features on disk in OUT and read them from there (memory-mapped), instead of in memory."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "encode_batch"):
+            if getattr(self, name) < 1:
+                return f"{name} must be at least 1, got {getattr(self, name)}"
+        if self.num_threads < 0:
+            return f"num_threads must be at least 1, or 0 for as many as are idle; got {self.num_threads}"
+        rates = (self.lr, self.backbone_lr, self.grad_clip)
+        if not all(0 < rate < math.inf for rate in rates):
+            return f"lr, backbone_lr, grad_clip must be positive numbers, got {', '.join(map(str, rates))}"
+        if not 0 <= self.ema_decay < 1:
+            return f"ema_decay must be in [0, 1), got {self.ema_decay}"
+        if self.batch_size % self.accumulate:
+            return f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts"
+        learns = not self.model.freeze_backbone or self.model.lora is not None
+        if not learns and (self.language is not None or self.checkpointing):
+            return "language and checkpointing are for a backbone that learns: --tune full, or --tune lora"
+        if self.shard and not learns:
+            return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
+        if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):
+            return f"weights of datasets must be positive numbers, got {', '.join(map(str, self.weights))}"
+        for part in (self.augment, self.language):
+            if part is not None and (problem := part.problem()):
+                return problem
+        return model_problem(self.model)
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """What `on_step` receives: after each batch encoded and after each step trained."""
+
+    stage: Literal["encode", "train"]
+    done: int
+    """Frames encoded, or steps trained (since the very beginning, not since the resume)."""
+    total: int
+    loss: float | None = None
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a call of `train` ended. The policy itself is in `vla` and in the checkpoint."""
+
+    step: int
+    interrupted: bool
+    """Ctrl-C or SIGTERM came before the last step; the checkpoint is valid, resume continues."""
+    loss: float | None
+    """Mean over the last `log_every` steps; None when no step was trained."""
+    encode_seconds: float
+    train_seconds: float
+    samples_per_second: float
+
+
+def learning_rate(cfg: TrainConfig, step: int) -> float:
+    """Of step 0, 1, ..., steps - 1: linear warm-up, then half a cosine down to lr * lr_floor."""
+    if step < cfg.warmup_steps:
+        return cfg.lr * (step + 1) / cfg.warmup_steps
+    along = (step - cfg.warmup_steps) / max(1, cfg.steps - 1 - cfg.warmup_steps)
+    return cfg.lr * (cfg.lr_floor + (1 - cfg.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
+
+
+def batch_frames(seed: int, step: int, batch_size: int, num_frames: int) -> Tensor:
+    """(batch_size,) frames of a step. Epochs are permutations laid end to end: every frame once before any twice."""
+    first, last = step * batch_size, (step + 1) * batch_size
+    parts = []
+    for epoch in range(first // num_frames, (last - 1) // num_frames + 1):
+        order = torch.randperm(num_frames, generator=torch.Generator().manual_seed(mix(seed, epoch)))
+        begin = epoch * num_frames
+        parts.append(order[max(first - begin, 0) : last - begin])
+    return torch.cat(parts)
+
+
+def mixed_frames(
+    seed: int, step: int, batch_size: int, sizes: Sequence[int], weights: Sequence[float] | None
+) -> Tensor:
+    """(batch_size,) frames of a step from several datasets laid end to end; each gets its share to within one frame.
+
+    Drawn with replacement: a dataset's place in its epoch would depend on all steps before. One dataset: in epochs.
+    """
+    if len(sizes) == 1:
+        return batch_frames(seed, step, batch_size, sizes[0])
+    generator = torch.Generator().manual_seed(mix(seed, step))
+    size = torch.tensor(sizes)
+    share = torch.tensor(weights if weights is not None else sizes, dtype=torch.float64)
+    edges = (share / share.sum()).cumsum(0)[:-1]
+    # One random offset for evenly spaced points (systematic sampling): every batch has nearly the exact shares.
+    points = (torch.arange(batch_size) + torch.rand(1, generator=generator, dtype=torch.float64)) / batch_size
+    member = torch.searchsorted(edges, points, right=True)
+    within = (torch.rand(batch_size, generator=generator, dtype=torch.float64) * size[member]).long()
+    return (size.cumsum(0) - size)[member] + within
+
+
+def mix(seed: int, number: int) -> int:
+    """A generator seed from two integers; neighbours must not give related streams."""
+    return int.from_bytes(hashlib.blake2b(f"{seed},{number}".encode(), digest_size=7).digest())
