@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bascule.commands.base import load_policy
-
 if TYPE_CHECKING:
     from vla.core.types import Policy, VecEnv
 
@@ -19,7 +17,7 @@ def resolve_policy(name: str, env: VecEnv | None, suite: str, embodiment: str | 
     """The policy called `expert`, `zero`, `random` or `blind` in `env`, or that in a checkpoint's folder, which needs
     no `env`. ValueError for neither."""
     if name not in AGENTS:
-        from policies.load import checkpoint
+        from policies.load import checkpoint, load_policy
 
         return load_policy(checkpoint(name, AGENTS), embodiment)
     assert env is not None, "an agent is made for an environment"

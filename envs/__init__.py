@@ -37,11 +37,11 @@ def make_vec(
     """`num_envs` worlds of a suite (see `vla list suites`), stepped together.
 
     `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions before) fill
-    the optional fields of `vla.core.types.Observation`. `perturb`: how the worlds differ from the plain ones. `horizon`:
-    control steps of an episode, instead of the suite's own (to learn in; figures are told of the suite's).
-    `backend="warp"` runs all worlds on one `device` (the first GPU, else Warp's CPU device) instead of in `num_workers`
-    processes, with room for `nconmax` contacts and `njmax` constraint rows per world.
-    ValueError with the nearest name for an unknown suite or backend, and for an extra that is not installed.
+    the optional fields of `vla.core.types.Observation`. `perturb`: how the worlds differ from the plain ones.
+    `horizon`: control steps of an episode, instead of the suite's own (to learn in; figures are told of the suite's).
+    `backend="warp"` runs all worlds on one `device` (the first GPU, else Warp's CPU device) instead of in
+    `num_workers` processes, with room for `nconmax` contacts and `njmax` constraint rows per world. ValueError with
+    the nearest name for an unknown suite or backend, and for an extra that is not installed.
     """
     from vla.core.config import lookup
 

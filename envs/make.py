@@ -6,18 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from envs.adapters.adapter_worlds import require
+from envs.adapters.metaworld_suites import MetaworldSuite
 from envs.registry import load_suite, timed
 from envs.tabletop.language import Phrasings
 from envs.tabletop.suites import Suite
 
 if TYPE_CHECKING:
+    from envs.backends.cpu_vec_env import MujocoVecEnv
+    from envs.backends.warp_vec_env import WarpVecEnv
     from envs.perturb.perturbation import Perturbation
 
-import torch
-
-from envs.backends.cpu_vec_env import MujocoVecEnv
-from envs.backends.warp_sim import Buffers
-from envs.backends.warp_vec_env import WarpVecEnv
 
 
 def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[..., Any]:
@@ -38,7 +37,20 @@ def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[
         return Worlds
     if perturbed:
         raise ValueError(f"suite {suite.name!r} has no perturbations: they are for the tabletop suites")
-    return suite.worlds_class()
+    return _adapter_worlds(suite)
+
+
+def _adapter_worlds(suite: Any) -> Callable[..., Any]:
+    """The class that plays an adapter's suite. ValueError naming the extra when its package is not installed."""
+    if isinstance(suite, MetaworldSuite):
+        require("metaworld")
+        from envs.adapters.metaworld_env import MetaworldWorlds
+
+        return MetaworldWorlds
+    require("robosuite")
+    from envs.adapters.robosuite_env import RobosuiteWorlds
+
+    return RobosuiteWorlds
 
 
 def make_cpu_vec(
@@ -49,11 +61,16 @@ def make_cpu_vec(
     image_size: int,
     phrasings: Phrasings,
     horizon: int | None = None,
+    perturb: Perturbation | None = None,
     **options: Any,
 ) -> MujocoVecEnv:
-    """Build the CPU backend of a suite by name; `options`: depth, calibration, history, perturb."""
+    """Build the CPU backend of a suite by name; `options`: depth, calibration, history."""
+    from envs.backends.cpu_vec_env import MujocoVecEnv
+
+    spec = timed(load_suite(suite), horizon)
     return MujocoVecEnv(
-        timed(load_suite(suite), horizon),
+        spec,
+        worlds_class(spec, perturb),
         num_envs,
         num_workers=num_workers,
         image_size=image_size,
@@ -76,6 +93,11 @@ def make_warp_vec(
 
     ValueError for a suite that another package simulates.
     """
+    import torch
+
+    from envs.backends.warp_sim import Buffers
+    from envs.backends.warp_vec_env import WarpVecEnv
+
     spec = load_suite(suite)
     if not isinstance(spec, Suite):
         raise ValueError(f"suite {suite!r} runs on the CPU backend only: its physics is another package's")

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from envs.tabletop.scene import SCENES, SIM_CONFIGS
+from envs.tabletop.scene import SCENES
 from envs.tabletop.suites import Suite, suite_names
 from vla.core.config import lookup
+from vla.core.paths import SIM_CONFIGS
 
 
 def adapter_suites() -> Mapping[str, Any]:
@@ -22,8 +23,6 @@ def adapter_suites() -> Mapping[str, Any]:
 
 def all_suite_names() -> tuple[str, ...]:
     """The suite files' names, then those of the adapters (robosuite, Meta-World), their extras installed or not."""
-    from envs.registry import adapter_suites
-
     return (*suite_names(), *adapter_suites())
 
 
@@ -32,8 +31,6 @@ def load_suite(name: str) -> Suite:
 
     ValueError with the nearest name if there is none.
     """
-    from envs.registry import adapter_suites
-
     if name in adapter_suites():
         return adapter_suites()[name]  # type: ignore[return-value]  # it has no scene file, and nothing asks for one
     lookup(name, dict.fromkeys(all_suite_names()), "suite")

@@ -43,7 +43,8 @@ Evaluate = Callable[[Policy], tuple[int, int]]
 
 
 class Runner:
-    """Refines `model` (a `vla.model.model.VLA`, changed in place) in `env` by chunk-level PPO, or by the method configured.
+    """Refines `model` (a `vla.model.model.VLA`, changed in place) in `env` by chunk-level PPO, or by the method
+    configured.
 
     `out` receives `best/` (by `model.save`: the best policy so far according to `evaluate`), `last/` (to resume)
     and `metrics.jsonl`. `evaluate` should use seeds apart from those of the final report, since it selects the best.
@@ -62,8 +63,9 @@ class Runner:
         on_update: Callable[[dict[str, float]], None] | None = None,
         on_practice: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        """`team`: several processes that learn together (`vla.runtime.distributed.assemble`), each with its share of the worlds
-        and of the evaluation episodes. `on_practice` hears of the teacher's own updates, before the first."""
+        """`team`: several processes that learn together (`vla.runtime.distributed.assemble`), each with its share of
+        the worlds and of the evaluation episodes. `on_practice` hears of the teacher's own updates, before the
+        first."""
         self.team = team = team or Team()
         if env.num_envs * team.size != config.num_envs:
             raise ValueError(

@@ -1,6 +1,6 @@
 """What a round trip costs through three servers of the same policy, each in a process of its own.
 
-    .venv/bin/python bascule/bench/other_servers.py [--requests 300] [--json FILE]
+    .venv/bin/python -m bascule.bench.other_servers [--requests 300] [--json FILE]
 
 - ours: `vla serve` and its client;
 - LeRobot's asynchronous server (gRPC; install grpcio beside it): its `PolicyServer` as it is, but told of our policy
@@ -29,9 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 CAMERAS, PIXELS, WARM_UP = ("front", "wrist"), 224, 20
 
@@ -77,7 +74,7 @@ SERVERS = {"lerobot": serve_lerobot, "plain": serve_plainly}
 @contextmanager
 def process(kind: str, folder: Path, port: int, cwd: Path) -> Iterator[None]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(Path(__file__).resolve()), "--serve", kind, str(folder), str(port)]
+    command = [sys.executable, "-m", "bascule.bench.other_servers", "--serve", kind, str(folder), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, cwd=cwd)
     try:
         assert server.stdout is not None and server.stdout.readline().strip() == "ready", f"{kind} did not start"

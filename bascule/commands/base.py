@@ -55,10 +55,3 @@ def check_place(path: Path) -> None:
         raise ValueError(f"{path} cannot be written: {folder} is a file, not a folder")
     if not path.exists() and not os.access(folder, os.W_OK):
         raise ValueError(f"{path} cannot be written: this user may not write in {folder}")
-
-
-def load_policy(folder: Path, embodiment: str | None = None) -> Any:
-    """The policy in a checkpoint folder, or in one that `vla export` wrote."""
-    from policies.load import load_policy
-
-    return load_policy(folder, embodiment)

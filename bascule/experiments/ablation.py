@@ -29,7 +29,8 @@ class AblationConfig:
 
     suite: str = "tabletop-pick"
     arms: tuple[str, ...] = ("bridge", "last-layer", "raw-only", "queries-only", "lean", "no-language")
-    """Of `bascule.experiments.ablations`, several joined by "+"; the first is what others are compared with, no-language must fail."""
+    """Of `bascule.experiments.ablations`, several joined by "+"; the first is what others are compared with,
+    no-language must fail."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 100

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from bascule.experiments.refinement import RLConfig
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from vla.model.model import VLA, VLAConfig
 
     Variant = Callable[[VLAConfig], VLAConfig]
-from bascule.experiments.ablation import AblationConfig
+
+
+class ImitationConfig(Protocol):
+    """The fields of an experiment's configuration that its imitation policies depend on."""
+
+    suite: str
+    demos: int
+    steps: int
+    backbone: str
+    workers: int
 
 
 def imitate(
-    config: AblationConfig | RLConfig, seed: int, out: Path, folder: Path, variant: Variant | None = None
+    config: ImitationConfig, seed: int, out: Path, folder: Path, variant: Variant | None = None
 ) -> VLA:
     """The seed's imitation policy in `folder`, from demonstrations in `out`; a run that was stopped goes on exactly
     where it was. KeyboardInterrupt when it is stopped again."""

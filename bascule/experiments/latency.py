@@ -1,8 +1,8 @@
 """`vla experiment latency`: what becomes of a policy whose answers are late. Part of the shell: it sees every room.
 
-The controller's own loop (`policies.control.controller.ControlLoop`), one for each of many worlds, in virtual time: a control
-step is a tick, however long it takes to compute. Only the way from question to answer is made up: as long as the
-condition says, sometimes longer, sometimes without an answer.
+The controller's own loop (`policies.control.controller.ControlLoop`), one for each of many worlds, in virtual time: a
+control step is a tick, however long it takes to compute. Only the way from question to answer is made up: as long as
+the condition says, sometimes longer, sometimes without an answer.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class LatencyConfig:
     """Checkpoints. At least twice as many actions to a chunk as an answer takes control steps, or robots run dry."""
     suite: str = "tabletop-pick"
     arms: tuple[str, ...] = ("switch", "blend", "ensemble", "pipelined")
-    """Of `policies.control.controller.ControlConfig.join`; switch is the naive way, rtc is for flow heads. pipelined: blend,
-    with up to eight questions on their way at the same time."""
+    """Of `policies.control.controller.ControlConfig.join`; switch is the naive way, rtc is for flow heads. pipelined:
+    blend, with up to eight questions on their way at the same time."""
     conditions: tuple[str, ...] = tuple(CONDITIONS)
     episodes: int = 96
     seed0: int | None = None

@@ -1,4 +1,5 @@
-"""`vla experiment robustness`: success of trained policies along every axis of `envs.perturb.perturbation`, at growing severity.
+"""`vla experiment robustness`: success of trained policies along every axis of `envs.perturb.perturbation`, at growing
+severity.
 
 Part of the shell: it sees every room. Every cell plays the same evaluation scenes, and is kept in OUT.
 """

@@ -1,6 +1,6 @@
 """Our PPO with chunks of one control step beside Stable-Baselines3's: same task, network, hyperparameters, env steps.
 
-    python bascule/experiments/sb3_parity.py [--tasks Pendulum-v1 ...] [--seeds 3] [--steps N] [--json FILE]
+    python -m bascule.experiments.sb3_parity [--tasks Pendulum-v1 ...] [--seeds 3] [--steps N] [--json FILE]
 
 Prints the return of the deterministic policy after training, per seed the mean of 20 episodes; then mean and 95%
 interval (Student's t over the seeds) of each implementation and of their difference (Welch). What is not the same: our

@@ -9,10 +9,8 @@ from functools import cache
 
 import numpy as np
 
-from envs.adapters.adapter_worlds import require
-from envs.adapters.metaworld_env import MetaworldWorlds
 from envs.tabletop.language import Phrasings
-from envs.tabletop.scene import SIM_CONFIGS
+from vla.core.paths import SIM_CONFIGS
 
 CAMERAS = {"front": "corner2", "wrist": "gripperPOV"}
 
@@ -33,12 +31,6 @@ class MetaworldSuite:
     def summary(self, per_task: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """What a report of all fifty tasks adds: the published `group_rates`."""
         return {"group_rates": group_rates(per_task)} if set(per_task) == set(task_names()) else {}
-
-    @staticmethod
-    def worlds_class() -> type:
-        """What plays it. ValueError naming the extra when metaworld is not installed."""
-        require("metaworld")
-        return MetaworldWorlds
 
 
 @cache

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.core.config import lookup
 from vla.core.types import Plane
 
 Vector = NDArray[np.float64]
@@ -44,15 +43,6 @@ class RobosuiteSuite:
     @property
     def tasks(self) -> tuple[str, ...]:
         return (self.name.removeprefix("robosuite-"),)
-
-    @staticmethod
-    def worlds_class() -> type:
-        """What plays it. ValueError naming the extra when robosuite is not installed."""
-        from envs.adapters.adapter_worlds import require
-        from envs.adapters.robosuite_env import RobosuiteWorlds
-
-        require("robosuite")
-        return RobosuiteWorlds
 
 
 def _body(env: Any, name: str) -> tuple[Vector, float]:
@@ -184,8 +174,3 @@ SUITES: dict[str, RobosuiteSuite] = {
         ),
     )
 }  # fmt: skip
-
-
-def load_robosuite_suite(name: str) -> RobosuiteSuite:
-    """The suite called `name`. ValueError with the nearest name if there is none."""
-    return lookup(name, SUITES, "suite")

@@ -16,7 +16,8 @@ from envs.tabletop.suites import Suite
 
 
 class PerturbedWorlds(PerturbedOpening, Worlds):
-    """`envs.backends.cpu_worlds.Worlds` that differ from them by a `Perturbation`; by nothing where every severity is 0."""
+    """`envs.backends.cpu_worlds.Worlds` that differ from them by a `Perturbation`; by nothing where every severity is
+    0."""
 
     def __init__(self, suite: Suite, num_worlds: int, *, perturb: Perturbation, **options: Any) -> None:
         super().__init__(suite, num_worlds, perturb=perturb, **options)

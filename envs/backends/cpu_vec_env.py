@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import atexit
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +21,6 @@ from envs.sim.cameras import FrameHistory
 from envs.tabletop.language import Phrasings
 from envs.tabletop.suites import Suite
 from vla.core.types import ActionChunk, Observation, StepResult
-
-if TYPE_CHECKING:
-    from envs.perturb.perturbation import Perturbation
-from envs.make import worlds_class
 
 ANSWER_TIMEOUT_S = 120.0
 """A worker that is silent for so long hangs: a chunk takes well under a second per world."""
@@ -40,6 +36,7 @@ class MujocoVecEnv:
     def __init__(
         self,
         suite: Suite,
+        worlds: Callable[..., Any],
         num_envs: int,
         *,
         num_workers: int,
@@ -48,9 +45,9 @@ class MujocoVecEnv:
         depth: bool = False,
         calibration: bool = False,
         history: int = 0,
-        perturb: Perturbation | None = None,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
+        """`worlds(suite, n, **options)` makes n environments in one process: see `envs.make.worlds_class`."""
         if num_envs < 1 or num_workers < 1:
             raise ValueError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
         if history < 0:
@@ -60,7 +57,7 @@ class MujocoVecEnv:
         asked = {"image_size": image_size, "phrasings": phrasings}
         asked |= {"depth": True} if depth else {}
         asked |= {"calibration": True} if calibration else {}
-        make = partial(worlds_class(suite, perturb), suite)
+        make = partial(worlds, suite)
         views = getattr(suite, "num_views", 2)
         frames = SharedFrames(num_envs, views, image_size, depth)
         self._memory: SharedMemory | None = SharedMemory(create=True, size=frames.num_bytes)
@@ -211,8 +208,8 @@ class MujocoVecEnv:
         return self.observation()
 
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
-        """See `vla.core.types.VecEnv.step_chunk`. `info["worker_restarted"]` (B,): this episode died with its worker; it is
-        truncated, without a step and without success, and shows what was last seen of it."""
+        """See `vla.core.types.VecEnv.step_chunk`. `info["worker_restarted"]` (B,): this episode died with its worker;
+        it is truncated, without a step and without success, and shows what was last seen of it."""
         chunk = np.asarray(chunk, np.float32)
         if chunk.ndim != 3 or chunk.shape[0] != self.num_envs:
             raise ValueError(f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {chunk.shape}")

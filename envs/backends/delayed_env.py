@@ -1,8 +1,8 @@
 """Worlds whose policy answers late: a chunk begins to be played some control steps after the picture it came from.
 
 What happens on a real robot with a slow link, inside training: meanwhile the chunk before goes on, and the
-displacements that were meant for the steps already over are made up for (`policies.control.playback` does the same at the
-controller). Every episode has its own lateness, so that one policy learns them all, from none to `late_steps`.
+displacements that were meant for the steps already over are made up for (`policies.control.playback` does the same at
+the controller). Every episode has its own lateness, so that one policy learns them all, from none to `late_steps`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tabletop worlds under a perturbation, on one device: `envs.perturb.perturbation` draws, this puts it into the worlds.
 
-What `envs.backends.cpu_perturbed` does on the CPU, from the same draws, but for the table's pattern: the ray caster cannot texture a
-box, so a patterned table has its colour only.
+What `envs.backends.cpu_perturbed` does on the CPU, from the same draws, but for the table's pattern: the ray caster
+cannot texture a box, so a patterned table has its colour only.
 """
 
 from __future__ import annotations

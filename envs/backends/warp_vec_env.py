@@ -1,8 +1,8 @@
 """GPU backend: the tabletop suites in N MuJoCo Warp worlds on one device, with the contract of the CPU backend.
 
-Same scenes, episodes, start states, controller and rules as `envs.backends.cpu_worlds`; only physics and images come from Warp. All
-state lives on the device as torch tensors and nothing waits for it inside a chunk. `step_tensors` stays there,
-`step_chunk` hands out numpy. It also runs, a hundred times slower than the CPU backend, on Warp's CPU device.
+Same scenes, episodes, start states, controller and rules as `envs.backends.cpu_worlds`; only physics and images come
+from Warp. All state lives on the device as torch tensors and nothing waits for it inside a chunk. `step_tensors` stays
+there, `step_chunk` hands out numpy. It also runs, a hundred times slower than the CPU backend, on Warp's CPU device.
 """
 
 from __future__ import annotations

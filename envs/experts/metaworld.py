@@ -13,7 +13,8 @@ from vla.core.types import ActionChunk, Observation
 
 
 class MetaworldExpert:
-    """Policy of one-step chunks from `envs.adapters.metaworld_env`'s privileged state: it plays whichever task that names.
+    """Policy of one-step chunks from `envs.adapters.metaworld_env`'s privileged state: it plays whichever task that
+    names.
 
     The scripts ask for more than [-1, 1] in most steps; what is returned (and recorded) is what the environment does.
     """

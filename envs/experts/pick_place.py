@@ -19,7 +19,8 @@ _REACH, _CLOSE, _CARRY, _RELEASE = range(4)
 
 
 class TabletopExpert:
-    """Policy for pick and place from privileged state (layout: `envs.backends.cpu_worlds.Worlds.privileged`). Chunk of one step.
+    """Policy for pick and place from privileged state (layout: `envs.backends.cpu_worlds.Worlds.privileged`). Chunk of
+    one step.
 
     Phases: reach above and descend onto the object, close, carry (up; over the plate when placing), release and rise.
     A dropped object sends it back to the first phase.

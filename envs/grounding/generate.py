@@ -25,6 +25,7 @@ from envs.backends.worker import worker_environment
 from envs.grounding.expert_scenes import RobosuitePainter
 from envs.grounding.goal_scenes import GoalPainter
 from envs.grounding.scene_painter import Painter, PosingPainter, Question
+from envs.make import worlds_class
 from envs.registry import load_suite
 from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.tabletop.goals import Goal, GoalKind
@@ -222,7 +223,7 @@ def _check_suite(name: str) -> None:
     """ValueError unless there is a suite `name` that can be asked about: of tasks that are goals, or of robosuite."""
     suite = load_suite(name)
     if isinstance(suite, RobosuiteSuite):
-        suite.worlds_class()  # says what is missing
+        worlds_class(suite)  # says what is missing
     elif getattr(suite, "scene", "") not in SCENES or not SCENES[suite.scene].fixtures:
         raise ValueError(f"suite {name!r} has no goals to ask about; leave it out (pick and place are the default set)")
 
@@ -238,8 +239,9 @@ def generate(
 ) -> Path:
     """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete).
 
-    `suites`: of these suites in turn, which have goals (`envs.grounding.goal_scenes`) or are robosuite's (`envs.grounding.expert_scenes`); a
-    name given twice has twice the share. None: shapes and plates. ValueError for any other suite.
+    `suites`: of these suites in turn, which have goals (`envs.grounding.goal_scenes`) or are robosuite's
+    (`envs.grounding.expert_scenes`); a name given twice has twice the share. None: shapes and plates. ValueError for
+    any other suite.
     """
     for name in suites:
         _check_suite(name)

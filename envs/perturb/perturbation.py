@@ -4,7 +4,8 @@ The axes are LIBERO-plus's questions (Fei et al. 2025). Whatever is drawn is a p
 axis and the severity; a larger severity goes further in the same direction, and 0 leaves every number as it was. A knob
 may also be a range to draw the severity from: domain randomisation (Tobin et al. 2017), for demonstrations or RL.
 
-Everything here is an array or an episode, so that every backend can apply it; `envs.backends.cpu_perturbed` does it on the CPU.
+Everything here is an array or an episode, so that every backend can apply it; `envs.backends.cpu_perturbed` does it on
+the CPU.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) ->
 
 
 class BaseWorlds(ABC):
-    """State and views that `envs.backends.cpu_vec_env` and `envs.evaluation.evaluate` rely on. Subclasses reset, step and draw."""
+    """State and views that `envs.backends.cpu_vec_env` and `envs.evaluation.evaluate` rely on. Subclasses reset, step
+    and draw."""
 
     proprio_names: tuple[str, ...]
 

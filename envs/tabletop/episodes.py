@@ -86,7 +86,8 @@ def sample_episode(
     suite: Suite, scene: SceneConfig, seed: int, *, task: str | None = None, phrasings: Phrasings = "train"
 ) -> Episode:
     """The episode that `seed` means in `suite`. Scene and target do not depend on `phrasings`, only the words do; but
-    "novel" also changes the colours, to those that are kept out of every other episode (`envs.tabletop.tasks.novel_color`)."""
+    "novel" also changes the colours, to those that are kept out of every other episode
+    (`envs.tabletop.tasks.novel_color`)."""
     if task is not None and task not in suite.tasks:
         raise ValueError(f"suite {suite.name!r} has no task {task!r}; it has: {', '.join(suite.tasks)}")
     if scene.fixtures:

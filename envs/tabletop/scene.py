@@ -15,8 +15,7 @@ import mujoco
 import numpy as np
 
 from envs.tabletop.shapes import FIXTURES, KINDS, add_parts
-
-SIM_CONFIGS = Path(__file__).resolve().parent.parent / "sim_configs"
+from vla.core.paths import SIM_CONFIGS
 
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.10),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from envs.tabletop.scene import SCENES, SIM_CONFIGS
+from envs.tabletop.scene import SCENES
+from vla.core.paths import SIM_CONFIGS
 from vla.core.types import Plane
 
 
@@ -23,7 +24,8 @@ class Suite:
 
     @property
     def plane(self) -> Plane:
-        """Which columns of `envs.tabletop.goals.privileged` and `envs.backends.cpu_worlds.PROPRIO_NAMES` lie in the plane of the table."""
+        """Which columns of `envs.tabletop.goals.privileged` and `envs.backends.cpu_worlds.PROPRIO_NAMES` lie in the
+        plane of the table."""
         return Plane(
             hand=(0, 1), hand_offsets=((3, 4),), places=((0, 1), (13, 14)), offsets=((3, 4), (6, 7)),
             turns=not SCENES[self.scene].fixtures,

@@ -45,7 +45,8 @@ class Simulation(Protocol):
 
 
 class Client(Protocol):
-    """What is asked of `policies.serving.client.PolicyClient`; openpi's `WebsocketClientPolicy` needs `metadata` set beside."""
+    """What is asked of `policies.serving.client.PolicyClient`; openpi's `WebsocketClientPolicy` needs `metadata` set
+    beside."""
 
     metadata: dict[str, Any]
 
@@ -73,7 +74,8 @@ class Rules:
 
 
 def wilson95(successes: int, episodes: int) -> tuple[float, float]:
-    """95% interval of a success probability from k of n. Wilson 1927. (`envs.evaluation.evaluate` needs what is not here.)"""
+    """95% interval of a success probability from k of n. Wilson 1927. (`envs.evaluation.evaluate` needs what is not
+    here.)"""
     if episodes == 0:
         return 0.0, 1.0
     z, p = 1.959964, successes / episodes

@@ -1,8 +1,9 @@
 """How a new chunk of actions takes over from the one being played, when it was computed while that one ran.
 
 `Blend` and `Ensemble` join two chunks that know nothing of each other; a policy that is told what is still to be played
-(`Prefix`) can begin its chunk there by itself, which is real-time chunking (`policies.chunking.realtime`). All of them rest on one
-number, the delay, and it is counted in actions that were really played (`DelayEstimate`), not read off a clock.
+(`Prefix`) can begin its chunk there by itself, which is real-time chunking (`policies.chunking.realtime`). All of them
+rest on one number, the delay, and it is counted in actions that were really played (`DelayEstimate`), not read off a
+clock.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Blend:
 
 class Ensemble:
     """ACT's temporal ensemble: the mean of all chunks that say something about a step, weighted exp(-decay * i) from
-    the oldest (i = 0) on. Zhao et al. 2023, algorithm 2; `policies.chunking.queues.TemporalEnsemble` knows no delays."""
+    the oldest (i = 0) on. Zhao et al. 2023, algorithm 2; `policies.chunking.queues.TemporalEnsemble` knows no
+    delays."""
 
     def __init__(self, decay: float = 0.01) -> None:
         if not decay >= 0:

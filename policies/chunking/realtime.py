@@ -1,9 +1,10 @@
 """Real-time chunking: a policy whose next chunk begins where the one being played is.
 
 Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies". A flow head is led to agree
-with the actions that will have been played (`vla.model.flow_head.FlowHead`). No other head has a way to take them into account:
-our controller joins its chunks by blending and making up for late displacements (`policies.control.playback`), measured to be
-far better than what `continue_chunk` does for LeRobot's tools, averaging by the same weights.
+with the actions that will have been played (`vla.model.flow_head.FlowHead`). No other head has a way to take them into
+account: our controller joins its chunks by blending and making up for late displacements
+(`policies.control.playback`), measured to be far better than what `continue_chunk` does for LeRobot's tools, averaging
+by the same weights.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix) -> ActionChunk:
 
 
 class RealTimePolicy:
-    """A `vla.core.types.Policy` that gives whole chunks. One with a flow head has `act_after`, too, which goes on from what
-    the robot still has to play."""
+    """A `vla.core.types.Policy` that gives whole chunks. One with a flow head has `act_after`, too, which goes on from
+    what the robot still has to play."""
 
     def __init__(self, vla: VLA) -> None:
         self.vla = vla.eval()

@@ -2,7 +2,8 @@
 model on random observations.
 
 The graph runs from raw pixels, token ids and normalised proprio to normalised actions, for any batch and any length of
-the instruction: backbone, second look, bridge, head and the residual of online RL. Around it is `vla.processing.preprocess`.
+the instruction: backbone, second look, bridge, head and the residual of online RL. Around it is
+`vla.processing.preprocess`.
 """
 
 from __future__ import annotations

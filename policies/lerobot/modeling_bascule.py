@@ -21,7 +21,7 @@ from torch import Tensor
 from policies.chunking.merge import Prefix
 from policies.chunking.realtime import continue_chunk
 from policies.lerobot.configuration_bascule import BasculeConfig
-from vla.backbones.hub import load_backbone
+from vla.backbones.hub import load as load_backbone
 from vla.core.config import decode, encode
 from vla.core.types import ActionSpec, Observation
 from vla.data.dataset_meta import component_names

@@ -1,7 +1,7 @@
 """LeRobot's pipelines around a Bascule policy: its stock steps, and none of our own that a tool would have to find.
 
-Words, pixels, state and actions are translated inside the policy by `vla.processing.processor`, as in training. What LeRobot
-insists on finding by name in a saved pipeline (rename, device, normaliser) is there and passes values through.
+Words, pixels, state and actions are translated inside the policy by `vla.processing.processor`, as in training. What
+LeRobot insists on finding by name in a saved pipeline (rename, device, normaliser) is there and passes values through.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ LeRobot's tools drop numbers that are named neither NAME.pos nor NAME.vel: displ
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from lerobot.robots.robot import Robot
 from lerobot.teleoperators.teleoperator import Teleoperator
 
 from policies.lerobot.config_tabletop import BasculeExpertConfig, BasculeTabletopConfig
-from policies.lerobot.simulation import Simulation, _simulation
+from policies.lerobot.simulation import make_simulation
 from vla.core.types import Observation
 
-_make: Callable[[str, int], Simulation] | None = None
 _running: list[BasculeTabletop] = []  # connected robots: the teleoperator looks into the latest one's world
 
 
@@ -31,7 +29,7 @@ class BasculeTabletop(Robot):
     def __init__(self, config: BasculeTabletopConfig) -> None:
         super().__init__(config)
         self.config = config
-        self.simulation = _simulation(config.suite, config.image_size)
+        self.simulation = make_simulation(config.suite, config.image_size)
         env = self.simulation.env
         self.cameras = dict.fromkeys(env.cameras)  # LeRobot's tools count them
         self._actions = tuple(f"{name}.{'pos' if name == 'gripper' else 'vel'}" for name in env.action_spec.names)

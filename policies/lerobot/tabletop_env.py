@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from policies.lerobot.simulation import _simulation
+from policies.lerobot.simulation import make_simulation
 from vla.core.types import Observation
 
 
@@ -16,7 +16,7 @@ class TabletopEnv(gymnasium.Env):
     """One world with the names and shapes that `lerobot-eval` expects of an environment."""
 
     def __init__(self, suite: str, image_size: int, first_seed: int) -> None:
-        self._env, self._first_seed = _simulation(suite, image_size).env, first_seed
+        self._env, self._first_seed = make_simulation(suite, image_size).env, first_seed
         spec = self._env.action_spec
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(spec.control_hz)}  # PyAV takes no float
         self.render_mode = "rgb_array"

@@ -1,4 +1,5 @@
-"""Serve policies over openpi's websocket protocol, so stock openpi clients and `policies.serving.client` drive them unchanged.
+"""Serve policies over openpi's websocket protocol, so stock openpi clients and `policies.serving.client` drive them
+unchanged.
 
 On connect the server sends one binary frame, the metadata map. After that every binary frame is an observation and gets
 one answer: a binary frame {"actions": (C, A) float32 in environment units, "policy_timing", "server_timing"}, or a text

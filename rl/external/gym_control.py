@@ -1,7 +1,7 @@
 """Classic control with the same PPO: a gymnasium task as worlds, an MLP as the model. To compare with what is known.
 
-With chunks of one control step, `rl.algorithms.ppo` is the textbook's PPO; `bascule/experiments/sb3_parity.py` holds it against another
-implementation's returns.
+With chunks of one control step, `rl.algorithms.ppo` is the textbook's PPO; `bascule.experiments.sb3_parity` holds it
+against another implementation's returns.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from vla.model.residual_head import Latents
 
 
 class GymWorlds:
-    """`vla.core.types.VecEnv` over `num_envs` copies of a gymnasium task with a continuous action. No camera, no success.
+    """`vla.core.types.VecEnv` over `num_envs` copies of a gymnasium task with a continuous action. No camera, no
+    success.
 
     The task's observation is the proprio; it has no privileged state beyond it.
     """

@@ -171,7 +171,8 @@ class StateVecEnv(SB3VecEnv):
 
 
 class SB3Policy:
-    """A trained SB3 model as our Policy: chunks of one step, so `envs.evaluation.evaluate.evaluate` scores it like any other.
+    """A trained SB3 model as our Policy: chunks of one step, so `envs.evaluation.evaluate.evaluate` scores it like any
+    other.
 
     `normalise`: the VecNormalize that the model was trained under, if any; its statistics are used, not changed.
     """

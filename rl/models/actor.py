@@ -39,7 +39,8 @@ class ActorConfig:
     state_std: bool = False
     """Let the spread depend on the state: fitted to demonstrations, then frozen (`rl.models.state_std`)."""
     refiner_width: int = 0
-    """Train only a residual of this width on the action (`vla.model.residual_head`), all else frozen. 0: as `trains` says."""
+    """Train only a residual of this width on the action (`vla.model.residual_head`), all else frozen. 0: as `trains`
+    says."""
     trains: Literal["head", "bridge", "lora", "all"] = "bridge"
     """The head; bridge and head; these and adapters on the backbone; these and the backbone itself."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -57,8 +58,8 @@ class GaussianChunkActor(nn.Module):
     The mean is the model's own noise-free path in fp32; no tanh, so at step 0 the greedy policy *is* the imitation
     policy. What is frozen is computed once per observation and reused in every epoch: the backbone's features, or all
     up to the head; if the backbone learns, nothing is kept and every step sees the pictures.
-    `model` is a `vla.model.model.VLA`: of it this needs backbone, processor, chunk_size, encode(inp), act(features, proprio)
-    and save; for a refiner or the head alone also add_refiner, refiner, head, condition and act_on.
+    `model` is a `vla.model.model.VLA`: of it this needs backbone, processor, chunk_size, encode(inp), act(features,
+    proprio) and save; for a refiner or the head alone also add_refiner, refiner, head, condition and act_on.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ class CriticConfig:
     hidden: tuple[int, ...] = (128, 128)
     reads: Reads = "privileged"
     """Simulator state and proprio; or, sharing the policy's eyes, a summary of what its trained part reads
-    (`rl.models.policy_inputs.summary`: for worlds without privileged state); or both. No gradient of the value reaches the
-    policy, whose features are frozen or its own (VL-DAC, arXiv 2508.04280, stops it too)."""
+    (`rl.models.policy_inputs.summary`: for worlds without privileged state); or both. No gradient of the value reaches
+    the policy, whose features are frozen or its own (VL-DAC, arXiv 2508.04280, stops it too)."""
 
 
 class Critic(nn.Module):

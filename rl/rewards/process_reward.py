@@ -1,8 +1,8 @@
 """A process reward model: one logit on the frozen VLM's features says whether a sub-task has just been completed.
 
-Pseudo-labels come from `rl.rewards.milestones`; the threshold from episodes that failed, so that at most one in a hundred is
-taken for a success, also of those to come (cross-conformal: Vovk 2015, "Cross-conformal predictors"); the reward is a
-potential difference, which leaves the best policy what it is (Ng et al. 1999).
+Pseudo-labels come from `rl.rewards.milestones`; the threshold from episodes that failed, so that at most one in a
+hundred is taken for a success, also of those to come (cross-conformal: Vovk 2015, "Cross-conformal predictors"); the
+reward is a potential difference, which leaves the best policy what it is (Ng et al. 1999).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A teacher of few demonstrations fails where these did not go, and whoever imitates it fails there, too. What the reward
 says is learnt soonest where nothing has to be seen: without pictures and a backbone a core plays some two thousand
 control steps a second, and what is told outright needs no eyes (Pinto et al. 2018, "Asymmetric actor critic", arXiv
-1710.06542, give the state to the critic; here it goes to the actor as well, and from there to the policy: `rl.teacher.distill`).
+1710.06542, give the state to the critic; here it goes to the actor as well, and from there to the policy:
+`rl.teacher.distill`).
 """
 
 from __future__ import annotations

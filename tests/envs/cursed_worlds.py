@@ -18,8 +18,3 @@ class CursedWorlds(Worlds):
             if self.episodes[i].seed == CURSED and self.elapsed[i] == LAST_STEP - 1:
                 self.data[i].qvel[2] = 3e8
         return super()._control_step(live, action_nA)
-
-
-def cursed(suite, perturb=None) -> type[Worlds]:
-    """In the place of `envs.backends.cpu_vec_env.worlds_class`."""
-    return CursedWorlds

@@ -142,7 +142,8 @@ def test_noise_disturbs_what_is_executed_never_what_is_recorded():
 def test_killed_recording_keeps_finished_episodes_and_continues(recorded, tmp_path):
     out = tmp_path / "killed"
     code = (
-        f"import sys; sys.path.insert(0, {HERE!r}); import toy_demo_world as toy; from envs.demos.record import record\n"
+        f"import sys; sys.path.insert(0, {HERE!r}); import toy_demo_world as toy\n"
+        "from envs.demos.record import record\n"
         f"record('toy', 7, {str(out)!r}, num_workers=2, image_size={SIZE}, make_world=toy.slow_world)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])

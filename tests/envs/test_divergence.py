@@ -10,7 +10,6 @@ import mujoco
 import numpy as np
 import pytest
 
-import envs.backends.cpu_vec_env
 from envs.backends.cpu_vec_env import MujocoVecEnv
 from envs.backends.cpu_worlds import Worlds
 from envs.evaluation.evaluate import evaluate
@@ -20,7 +19,7 @@ from envs.sim.divergence import diverged
 from vla.core.types import ActionChunk, Observation
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it
-from cursed_worlds import CURSED, LAST_STEP, cursed  # noqa: E402
+from cursed_worlds import CURSED, LAST_STEP, CursedWorlds  # noqa: E402
 
 PICK = "tabletop-pick"
 STEPS = np.random.default_rng(0).uniform(-1, 1, (3, 6, 4)).astype(np.float32)
@@ -86,9 +85,8 @@ def test_a_world_that_blows_up_is_truncated_and_flagged_and_the_others_never_not
     assert np.array_equal(mine.obs.privileged, theirs.obs.privileged)
 
 
-def test_workers_report_it_and_an_evaluation_counts_it_as_a_failure(monkeypatch):
-    monkeypatch.setattr(envs.backends.cpu_vec_env, "worlds_class", cursed)
-    env = MujocoVecEnv(load_suite(PICK), 2, num_workers=1, image_size=16)
+def test_workers_report_it_and_an_evaluation_counts_it_as_a_failure():
+    env = MujocoVecEnv(load_suite(PICK), CursedWorlds, 2, num_workers=1, image_size=16)
     try:
         env.reset(seeds=[1, CURSED])
         pids, step = env.worker_pids, env.step_chunk(STEPS[:2])

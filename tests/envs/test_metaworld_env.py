@@ -16,7 +16,7 @@ from envs.evaluation.evaluate import evaluate
 from envs.experts.registry import make_expert
 from envs.registry import all_suite_names, load_suite
 from envs.sim.cameras import backproject
-from envs.tabletop.scene import SIM_CONFIGS
+from vla.core.paths import SIM_CONFIGS
 from vla.core.types import VecEnv
 
 needs_metaworld = pytest.mark.skipif(find_spec("metaworld") is None, reason="the extra 'metaworld' is not installed")

@@ -31,7 +31,8 @@ def test_a_shaking_hand_displaces_lets_go_and_stays_within_bounds() -> None:
 def test_robosuite_scenes_point_at_red_pixels_and_depend_on_their_seed_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envs.grounding.generate._SCENES_PER_TASK", 10)  # one worker draws several parts, one after the other
+    # one worker draws several parts, one after the other
+    monkeypatch.setattr("envs.grounding.generate._SCENES_PER_TASK", 10)
     folders = [
         generate(40, tmp_path / str(k), suites=("robosuite-lift",), seed=3, num_workers=workers)
         for k, workers in enumerate((1, 2))

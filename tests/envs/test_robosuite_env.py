@@ -12,7 +12,7 @@ from bascule.catalogue import list_suites
 from envs import make_vec
 from envs.adapters.robosuite_env import RobosuiteWorlds, default_lift
 from envs.adapters.robosuite_fast_step import LeanStep
-from envs.adapters.robosuite_suites import SUITES, load_robosuite_suite
+from envs.adapters.robosuite_suites import SUITES
 from envs.evaluation.evaluate import evaluate
 from envs.experts.registry import make_expert
 from envs.registry import all_suite_names, load_suite
@@ -26,7 +26,7 @@ LIFT = "robosuite-lift"
 
 @pytest.fixture(scope="module")
 def two():
-    worlds = RobosuiteWorlds(load_robosuite_suite(LIFT), 2, image_size=32)
+    worlds = RobosuiteWorlds(SUITES[LIFT], 2, image_size=32)
     yield worlds
     worlds.close()
 
@@ -52,7 +52,7 @@ def test_the_expert_lifts(two: RobosuiteWorlds) -> None:
 @needs_robosuite
 @pytest.mark.parametrize("suite", ["robosuite-stack", "robosuite-can", "robosuite-square", "robosuite-door"])
 def test_the_expert_solves(suite: str) -> None:
-    worlds = RobosuiteWorlds(load_robosuite_suite(suite), 1, image_size=16)
+    worlds = RobosuiteWorlds(SUITES[suite], 1, image_size=16)
     worlds.render_images = False
     expert = make_expert(suite, 1)
     assert evaluate(expert, worlds, [3001], suite=suite).successes == 1
@@ -61,7 +61,7 @@ def test_the_expert_solves(suite: str) -> None:
 
 @needs_robosuite
 def test_the_door_stays_shut_unless_its_handle_is_turned() -> None:
-    worlds = RobosuiteWorlds(load_robosuite_suite("robosuite-door"), 1, image_size=16)
+    worlds = RobosuiteWorlds(SUITES["robosuite-door"], 1, image_size=16)
     worlds.render_images = False
     obs, expert = worlds.reset(seeds=[3000]), make_expert("robosuite-door", 1)
     latch_before_it_moved = 0.0
@@ -144,7 +144,7 @@ def test_frames_show_this_instant_and_robosuites_cameras() -> None:
     with pytest.raises(RuntimeError, match="draws nothing"):
         frames()
     env.close()
-    worlds = RobosuiteWorlds(load_robosuite_suite(LIFT), 1, image_size=32)
+    worlds = RobosuiteWorlds(SUITES[LIFT], 1, image_size=32)
     obs = worlds.reset(seeds=[4])
     images = {name: image[0].astype(float) for name, image in obs.images.items()}
     # Another cube position and no mirrors, but the same view the right way up (robosuite's are upside down).
@@ -159,7 +159,7 @@ def test_frames_show_this_instant_and_robosuites_cameras() -> None:
 
 @needs_robosuite
 def test_depth_and_calibration_find_the_table() -> None:
-    worlds = RobosuiteWorlds(load_robosuite_suite(LIFT), 1, image_size=32, depth=True, calibration=True)
+    worlds = RobosuiteWorlds(SUITES[LIFT], 1, image_size=32, depth=True, calibration=True)
     obs = worlds.reset(seeds=[4])
     for name in worlds.cameras:
         points = backproject(obs.depth[name][0], obs.intrinsics[name][0], obs.extrinsics[name][0])

@@ -28,7 +28,7 @@ STAY = np.zeros((4, 8, 4), np.float32)
 @pytest.fixture(scope="module")
 def env() -> Iterator[MujocoVecEnv]:
     """Four worlds in two workers: new processes cost seconds, so the tests hurt the same ones in turn."""
-    env = MujocoVecEnv(load_suite("tabletop-pick"), 4, num_workers=2, image_size=32, answer_timeout_s=60.0)
+    env = MujocoVecEnv(load_suite("tabletop-pick"), Worlds, 4, num_workers=2, image_size=32, answer_timeout_s=60.0)
     yield env
     env.close()
 
@@ -130,7 +130,7 @@ _BROKEN = """
 import os, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-import envs.backends.cpu_vec_env, envs.tabletop.scene
+import envs.make, envs.tabletop.scene
 from envs import make_vec
 from envs.backends.cpu_worlds import Worlds
 
@@ -140,7 +140,7 @@ class Broken(Worlds):  # the workers find it in this script: they do run it
         super().__init__(*args, **options)
 
 if __name__ == "__main__":
-    envs.backends.cpu_vec_env.worlds_class = lambda suite, perturb: Broken
+    envs.make.worlds_class = lambda suite, perturb: Broken
     for folder in {configs!r}:
         os.environ["CONFIGS"] = folder
         try:

@@ -1,4 +1,5 @@
-"""policies.serving.client against real servers: ours, one written by hand in openpi's manner, and servers that misbehave."""
+"""policies.serving.client against real servers: ours, one written by hand in openpi's manner, and servers that
+misbehave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""policies.export.exporter and .exported: real exports of a small policy with all that ours have (second look, refiner)."""
+"""policies.export.exporter and .exported: real exports of a small policy with all that ours have (second look,
+refiner)."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""policies.serving.server over real sockets: openpi's protocol by hand-written bytes, and every way a client can be wrong."""
+"""policies.serving.server over real sockets: openpi's protocol by hand-written bytes, and every way a client can be
+wrong."""
 
 from __future__ import annotations
 

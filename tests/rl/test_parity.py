@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -29,10 +28,9 @@ pytest.importorskip("stable_baselines3")
 
 
 def benchmark():
-    spec = importlib.util.spec_from_file_location("parity", ROOT / "bascule/experiments/sb3_parity.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from bascule.experiments import sb3_parity
+
+    return sb3_parity
 
 
 def test_gym_worlds_are_the_tasks_themselves():
@@ -118,9 +116,9 @@ def test_both_learn_to_balance():
 
 @pytest.mark.slow
 def test_returns_agree_on_two_tasks_over_three_seeds(tmp_path):
-    """Ten minutes: `bascule/experiments/sb3_parity.py`, whose table is in BENCHMARKS.md."""
+    """Ten minutes: `bascule.experiments.sb3_parity`, whose table is in BENCHMARKS.md."""
     out = tmp_path / "parity.json"
-    command = [sys.executable, str(ROOT / "bascule/experiments/sb3_parity.py"), "--json", str(out)]
+    command = [sys.executable, "-m", "bascule.experiments.sb3_parity", "--json", str(out)]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     tasks = json.loads(out.read_text())["tasks"]
     solved = {"Pendulum-v1": -300.0, "InvertedPendulum-v5": 800.0}

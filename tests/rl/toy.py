@@ -129,7 +129,8 @@ class ToyProcessor:
 
 
 class ToyVLA(nn.Module):
-    """`vla.model.model.VLA` in miniature: frozen backbone -> Features; head with dropout -> chunk of normalised actions."""
+    """`vla.model.model.VLA` in miniature: frozen backbone -> Features; head with dropout -> chunk of normalised
+    actions."""
 
     chunk_size = CHUNK
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vla.backbones.backbone import Backbone
-from vla.backbones.hub import load_backbone
+from vla.backbones.hub import load as load_backbone
 from vla.backbones.tiny import build_tiny, learn_words, train_tokenizer
 from vla.training import pretrain as pretraining
 from vla.training.grounding_set import PROMPT_TOKENS, GroundingSet

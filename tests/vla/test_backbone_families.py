@@ -15,7 +15,7 @@ import transformers
 from tests.vla.tiny_families import LAYERS, MODELS, PROCESSORS, WORDS, own_pixels, write_checkpoint
 from vla.backbones.backbone import Backbone
 from vla.backbones.features import Features
-from vla.backbones.hub import load_backbone
+from vla.backbones.hub import load as load_backbone
 
 FAMILIES = tuple(name for name in MODELS if name not in ("llava-siglip", "idefics3", "paligemma"))
 """One of each kind; the others share their code, and stand in the comparison with the library."""

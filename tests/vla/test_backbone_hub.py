@@ -13,7 +13,7 @@ import transformers as hf
 from tests.vla.test_backbone_families import pictures, words
 from tests.vla.tiny_families import SIGLIP, TEXT, WORDS, make_tokenizer, write_checkpoint
 from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
-from vla.backbones.hub import load_backbone
+from vla.backbones.hub import load as load_backbone
 from vla.backbones.loading import first_layers
 from vla.model.bridge import BridgeConfig
 from vla.model.model import VLA, VLAConfig

@@ -164,7 +164,8 @@ def test_save_and_load_are_bit_equal(tmp_path):
 
 
 def test_the_embedded_backbone_travels_in_the_checkpoint(tmp_path):
-    """The real path: transformers classes, their tokenizer, `vla.backbones.backbone.load_backbone`, no network, no asset."""
+    """The real path: transformers classes, their tokenizer, `vla.backbones.backbone.load_backbone`, no network, no
+    asset."""
     from vla.backbones.backbone import Backbone
     from vla.backbones.tiny import build_tiny, train_tokenizer
 

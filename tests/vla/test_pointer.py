@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla.backbones.hub import load_backbone
+from vla.backbones.hub import load as load_backbone
 from vla.backbones.pointer import SharpPointer
 
 

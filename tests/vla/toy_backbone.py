@@ -1,4 +1,5 @@
-"""A small real backbone (random weights, no Hugging Face) with the attributes and save/load path of vla.backbones.backbone."""
+"""A small real backbone (random weights, no Hugging Face) with the attributes and save/load path of
+vla.backbones.backbone."""
 
 import json
 import os

@@ -1,1 +1,2 @@
-"""Vision-language models that return the hidden states of every layer. May import `vla.core`, `vla.runtime` and `vla.processing`."""
+"""Vision-language models that return the hidden states of every layer. May import `vla.core`, `vla.runtime` and
+`vla.processing`."""

@@ -1,8 +1,9 @@
 """Backbone: a Hugging Face vision-language model -> hidden states of every layer for [patches][instruction][queries].
 
 The action queries (VLA-Adapter's ActionQuery tokens) come after the instruction and see everything before them; see
-`vla.backbones.families` for what each architecture adds. `points` are explicit: where each query looks, as attention-weighted
-image coordinates, because a policy needs positions, and reading them from frozen features has to be learnt first.
+`vla.backbones.families` for what each architecture adds. `points` are explicit: where each query looks, as
+attention-weighted image coordinates, because a policy needs positions, and reading them from frozen features has to be
+learnt first.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Backbone(nn.Module):
         told: bool | None = None,
         sharp: bool = False,
     ) -> None:
-        """`vlm` with its language head. `family`, `image`, `layout`: of `vla.backbones.families`; left out, the embedded one's.
+        """`vlm` with its language head. `family`, `image`, `layout`: of `vla.backbones.families`; left out, the
+        embedded one's.
 
         `pointing`: a `Pointer` reads where the queries look; `told` (None: as `pointing`): they start from the
         instruction's words; `sharp`: the queries that name something look a second time, at the picture itself.

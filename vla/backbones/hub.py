@@ -1,4 +1,5 @@
-"""Backbones by name, by folder or from a specification; Hugging Face checkpoints of every family in `vla.backbones.families`."""
+"""Backbones by name, by folder or from a specification; Hugging Face checkpoints of every family in
+`vla.backbones.families`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 from vla.backbones import prismatic  # registers itself with the auto classes
 from vla.backbones.backbone import SPEC_FILE, Backbone
-from vla.backbones.loading import SHIPPED, _build, _load_hugging_face, _load_ours, first_layers, wrap
+from vla.backbones.loading import SHIPPED, build, first_layers, load_hugging_face, load_ours, wrap
 from vla.core.config import lookup
 
 REMOTE: dict[str, str] = {
@@ -60,7 +61,7 @@ def load(
     ValueError for what is unknown or does not fit.
     """
     if isinstance(spec, dict) and "tokenizer" in spec:
-        return first_layers(_build(spec, Path(spec["tokenizer"])), num_layers)
+        return first_layers(build(spec, Path(spec["tokenizer"])), num_layers)
     fresh = {"num_queries": num_queries, "num_views": num_views, "image_size": image_size, "prompt": prompt}
     given = {name: value for name, value in fresh.items() if value is not None}
     given |= {"pointing": True} if pointing else {}
@@ -68,7 +69,7 @@ def load(
         return _load_dict(spec, {**given, "num_layers": num_layers, "seed": seed})
     folder = Path(spec) if Path(spec).is_dir() else SHIPPED.get(spec)
     if folder is not None and (folder / SPEC_FILE).is_file():
-        return _load_ours(folder, given, num_layers)
+        return load_ours(folder, given, num_layers)
     if folder is None and spec in MADE:
         return MADE[spec](**given, num_layers=num_layers, seed=seed)
     if folder is None and "/" not in spec:
@@ -78,7 +79,7 @@ def load(
             f"{folder} holds no backbone (neither {SPEC_FILE} nor config.json); make one with `vla pretrain`, or give "
             "the folder of a Hugging Face model"
         )
-    return _load_hugging_face(REMOTE.get(spec, spec) if folder is None else str(folder), num_layers, seed, **given)
+    return load_hugging_face(REMOTE.get(spec, spec) if folder is None else str(folder), num_layers, seed, **given)
 
 
 def _load_dict(spec: dict[str, Any], options: dict[str, Any]) -> Backbone:
@@ -96,10 +97,3 @@ def _load_dict(spec: dict[str, Any], options: dict[str, Any]) -> Backbone:
     vlm, tokenizer = prismatic.compose(*parts, seed=options["seed"])
     num_layers = options.pop("num_layers", None)
     return first_layers(wrap(vlm, tokenizer, **options), num_layers)
-
-
-def load_backbone(spec: str | dict[str, Any], **options: Any) -> Backbone:
-    """A backbone by name, folder or specification: see `vla.backbones.hub.load`, which this calls."""
-    from vla.backbones.hub import load
-
-    return load(spec, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,15 @@ SHIPPED: dict[str, Path] = {"tiny": ASSETS / "tiny-vlm", "tiny-goals": ASSETS / 
 NUM_QUERIES, NUM_VIEWS = 64, 2
 
 
-def _load_ours(folder: Path, given: dict[str, Any], num_layers: int | None) -> Backbone:
+def load_ours(folder: Path, given: Mapping[str, Any] = {}, num_layers: int | None = None) -> Backbone:  # noqa: B006
+    """A backbone that `Backbone.save` wrote; `given`: options of `load` that the folder may decide itself."""
     spec = json.loads((folder / SPEC_FILE).read_text())
     spec["num_views"] = given.get("num_views", spec["num_views"])  # no weight depends on it
     if given.get("num_queries", spec["num_queries"]) != spec["num_queries"]:
         raise ValueError(f"{folder} was trained with {spec['num_queries']} queries: leave num_queries out")
     if extra := given.keys() - {"num_queries", "num_views"}:
         raise ValueError(f"{folder} is trained already: leave {sorted(extra)[0]} out")
-    backbone = _build(spec, folder)
+    backbone = build(spec, folder)
     tensors = {name: t.float() for name, t in load_file(folder / WEIGHTS_FILE).items()}
     missing, unexpected = backbone.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if not name.endswith("lm_head.weight")]
@@ -52,8 +54,8 @@ def _load_ours(folder: Path, given: dict[str, Any], num_layers: int | None) -> B
     return first_layers(backbone.eval(), num_layers)
 
 
-def _build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
-    """From a specification. Its weights hold anything: load them."""
+def build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
+    """A backbone from its specification, with uninitialised weights: load them afterwards."""
     raw = dict(spec["vlm"])
     config = AutoConfig.for_model(raw.pop("model_type"), **raw)
     family = spec.get("family", "embedded")
@@ -76,7 +78,7 @@ def _build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
     )
 
 
-def _load_hugging_face(name: str, num_layers: int | None, seed: int, **options: Any) -> Backbone:
+def load_hugging_face(name: str, num_layers: int | None, seed: int, **options: Any) -> Backbone:
     """A model as `save_pretrained` wrote it or as the hub has it."""
     try:
         config = AutoConfig.from_pretrained(name)

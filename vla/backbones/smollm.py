@@ -23,6 +23,7 @@ from transformers.integrations.ggml import convert_gguf_tokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from vla.backbones.backbone import Backbone
+from vla.backbones.loading import NUM_QUERIES, NUM_VIEWS, SHIPPED, load_ours, scale_queries, shorten
 
 _SPECIAL = ("bos", "eos", "pad", "unk")
 _EXTRA = (
@@ -62,12 +63,9 @@ def load_smollm(*, num_layers: int | None = None, seed: int = 0, **options: Any)
 
     `options`: `num_queries`, `num_views`, `pointing`. ValueError naming the extra when the package is missing.
     """
-    from vla.backbones.hub import load
-    from vla.backbones.loading import NUM_QUERIES, NUM_VIEWS, scale_queries, shorten
-
     if extra := options.keys() & {"image_size", "prompt"}:
         raise ValueError(f"smollm2-135m sees with the embedded vision tower: leave {sorted(extra)[0]} out")
-    eyes = load("tiny").vlm
+    eyes = load_ours(SHIPPED["tiny"]).vlm
     decoder, tokenizer = load_decoder()
     shorten(decoder.config, num_layers)
     decoder.model.layers = decoder.model.layers[: decoder.config.num_hidden_layers]

@@ -18,7 +18,8 @@ class NoDecoder(nn.Module):
     """A backbone that stops before its decoder. One layer; use bridge taps "last:N" for N blocks."""
 
     def __init__(self, backbone: nn.Module) -> None:
-        """`backbone` is a `vla.backbones.backbone.Backbone`. ValueError for one whose images cannot be embedded alone."""
+        """`backbone` is a `vla.backbones.backbone.Backbone`. ValueError for one whose images cannot be embedded
+        alone."""
         super().__init__()
         if not hasattr(backbone, "embed_images"):
             raise ValueError("a model without decoder needs a backbone that can embed images alone: use 'tiny'")

@@ -1,1 +1,2 @@
-"""The policy network: bridge attention, action heads, residual head. May import `vla.backbones` and what it stands on."""
+"""The policy network: bridge attention, action heads, residual head. May import `vla.backbones` and what it stands
+on."""

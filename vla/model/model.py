@@ -112,7 +112,7 @@ class VLA(nn.Module):
         fit.
         """
         if backbone is None:
-            from vla.backbones.hub import load_backbone
+            from vla.backbones.hub import load as load_backbone
 
             backbone = load_backbone(config.backbone, num_views=len(cameras))
         views = getattr(backbone, "num_views", len(cameras))
@@ -295,7 +295,7 @@ class VLA(nn.Module):
         `member`: of a policy for several robots, the one to control. `merge`: add LoRA adapters into the weights.
         """
         if load_backbone is None:
-            from vla.backbones.hub import load_backbone
+            from vla.backbones.hub import load as load_backbone
         checkpoint = load_checkpoint(folder, trainer=False)
         missing = {"model", "processor", "backbone"} - checkpoint.config.keys()
         if missing:

@@ -1,4 +1,5 @@
-"""Raw observation <-> model batch on tensors, alike in training and serving; the arithmetic is `vla.processing.preprocess`'s."""
+"""Raw observation <-> model batch on tensors, alike in training and serving; the arithmetic is
+`vla.processing.preprocess`'s."""
 
 from __future__ import annotations
 

@@ -7,10 +7,12 @@ import platform
 import subprocess
 from pathlib import Path
 
+from vla.core.paths import ROOT
+
 
 def provenance() -> dict[str, str]:
     """{"commit", "machine"}: what ran, on what. "+changes" marks a work tree that differs from its commit."""
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=False)
@@ -18,7 +20,7 @@ def provenance() -> dict[str, str]:
 
     try:
         # Installed from a wheel, the folder above may lie in somebody else's repository: only our own counts.
-        commit = git("rev-parse", "--short=12", "HEAD") if (root / "bascule").is_file() else ""
+        commit = git("rev-parse", "--short=12", "HEAD") if (root / "run").is_file() else ""
         if commit and git("status", "--porcelain", "--untracked-files=no"):
             commit += "+changes"
     except (OSError, subprocess.TimeoutExpired):

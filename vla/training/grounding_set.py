@@ -1,4 +1,5 @@
-"""What `envs.grounding.generate.generate` wrote: pictures on disk, questions as tokens, the points that are asked for."""
+"""What `envs.grounding.generate.generate` wrote: pictures on disk, questions as tokens, the points that are asked
+for."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ IGNORED = -100
 
 
 class GroundingSet:
-    """The folders that `envs.grounding.generate.generate` wrote, one after the other, with their questions tokenised."""
+    """The folders that `envs.grounding.generate.generate` wrote, one after the other, with their questions
+    tokenised."""
 
     def __init__(self, folder: Path | Sequence[Path], tokenizer: object | None = None) -> None:
         folders = [folder] if isinstance(folder, Path) else list(folder)

@@ -320,7 +320,7 @@ def _run(
             sharp=config.sharp,
         )
     else:
-        from vla.backbones.hub import load_backbone
+        from vla.backbones.hub import load as load_backbone
 
         backbone = load_backbone(str(initial))
         learn_words(backbone, words_of(read_questions(folders)))

@@ -1,8 +1,8 @@
 """Imitation: train bridge and head on demonstrations, and the backbone too if asked. One loop, exactly resumable.
 
-`OUT` is one checkpoint folder (`vla.core.checkpoint`: saved atomically, always whole) plus `metrics.jsonl`. Batches, dropout
-and augmentation follow from (seed, step) alone, so a run that was interrupted and resumed makes the same parameters,
-bit for bit, as one that was not.
+`OUT` is one checkpoint folder (`vla.core.checkpoint`: saved atomically, always whole) plus `metrics.jsonl`. Batches,
+dropout and augmentation follow from (seed, step) alone, so a run that was interrupted and resumed makes the same
+parameters, bit for bit, as one that was not.
 """
 
 from __future__ import annotations

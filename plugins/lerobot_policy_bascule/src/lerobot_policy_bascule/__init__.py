@@ -13,8 +13,8 @@ __all__ = ["BasculeConfig", "BasculeEnvConfig", "BasculeExpertConfig", "BasculeT
 
 def _simulation(suite: str, image_size: int) -> Simulation:
     from envs import make_vec
-    from envs.experts.pick_place import TabletopExpert
     from envs.backends.cpu_worlds import PROPRIO_NAMES
+    from envs.experts.pick_place import TabletopExpert
 
     return Simulation(make_vec(suite, 1, num_workers=1, image_size=image_size), TabletopExpert(1), PROPRIO_NAMES)
 
