@@ -21,8 +21,8 @@ from vla.core.config import load_json, unknown
 
 
 def embodiment(folder: str | os.PathLike[str], wanted: str | None = None) -> str | None:
-    """Which embodiment of the policy in a folder to control (`vla.core.compatibility.choose_embodiment`). ValueError where
-    a policy for several robots needs a choice, or has no such embodiment."""
+    """Which embodiment of the policy in a folder to control (`vla.core.compatibility.choose_embodiment`). ValueError
+    where a policy for several robots needs a choice, or has no such embodiment."""
     config = read_config(folder)
     return choose_embodiment(tuple(config.get("members") or ()), wanted, os.fspath(folder))
 

@@ -245,7 +245,8 @@ def test_a_server_ends_when_who_started_it_was_killed(tmp_path):
     root = Path(__file__).resolve().parents[1]
     child = (
         "import bascule.main, time, os\n"
-        f"bascule.main.main = lambda args: (open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())), time.sleep(600))\n"
+        f"note = open({str(tmp_path / 'pid')!r}, 'w')\n"
+        "bascule.main.main = lambda: (note.write(str(os.getpid())), note.flush(), time.sleep(600))\n"
         "from bascule.quickstart.serve import serve_until_orphaned; serve_until_orphaned()"
     )
     parent = (

@@ -1,7 +1,7 @@
 """`vla quickstart`: demonstrations -> imitation -> online RL -> served policy, in order, with a report at the end.
 
-Like `bascule/main.py`, this file may see every room: it is the table of contents of the product, as a program. How stages
-are kept, shown and resumed is `bascule/quickstart/stages.py`.
+Like `bascule/main.py`, this file may see every room: it is the table of contents of the product, as a program. How
+stages are kept, shown and resumed is `bascule/quickstart/stages.py`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import runpy
 import signal
 import subprocess
 import sys
@@ -63,8 +64,6 @@ def end(process: subprocess.Popen[bytes], *, patience_s: float = _END_TIMEOUT_S)
 
 def serve_until_orphaned() -> None:
     """`vla serve` with this process's arguments, ended when the process that started it is gone (stdin closes)."""
-    from bascule.main import main
-
     def watch() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1 << 16):
@@ -74,7 +73,7 @@ def serve_until_orphaned() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
-    sys.exit(main(sys.argv[1:]))
+    runpy.run_module("bascule", run_name="__main__", alter_sys=True)
 
 
 class _ServerError(ConnectionError):

@@ -19,7 +19,8 @@ from vla.processing.pictures import to_uint8_picture
 
 class Robot(Protocol):
     """What a controller needs. A method that raises OSError (but no TimeoutError) says that the robot is lost; anything
-    else it raises is trouble that may pass: the controller holds, and stops when it lasts (`policies.control.watched_robot`)."""
+    else it raises is trouble that may pass: the controller holds, and stops when it lasts
+    (`policies.control.watched_robot`)."""
 
     action_spec: ActionSpec
     """Its control_hz is the rate at which `send` is to be called."""

@@ -76,8 +76,8 @@ def find_layout(name: str) -> Layout | None:
 class ObservationReader:
     """Checks one client's observation map and makes it an Observation of one world. Every fault names its key.
 
-    Native keys: "images/<camera>" (H, W, 3) uint8 or floats in 0..1 (`vla.processing.pictures`), "state" (P,) numbers, "prompt"
-    str; they work beside the layout's. Unknown keys are ignored.
+    Native keys: "images/<camera>" (H, W, 3) uint8 or floats in 0..1 (`vla.processing.pictures`), "state" (P,) numbers,
+    "prompt" str; they work beside the layout's. Unknown keys are ignored.
     """
 
     def __init__(self, cameras: Sequence[str], *, proprio_dim: int | None = None, layout: Layout | None = None) -> None:

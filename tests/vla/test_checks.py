@@ -52,7 +52,7 @@ def test_a_device_that_is_not_there_is_one_line(command, device, message, no_gpu
 
 def test_a_wrong_name_costs_no_torch():
     code = (
-        "import sys\nfrom bascule import main as cli\nassert cli.main(['train', '--dataset', 'x', '--device', 'gpu']) == 2\n"
+        "import sys\nfrom bascule.main import main\nassert main(['train', '--dataset', 'x', '--device', 'gpu']) == 2\n"
         "assert not {'torch', 'transformers', 'mujoco'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
