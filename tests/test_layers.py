@@ -43,8 +43,8 @@ BELOW = {
 """What a package may import of the others. Environments hold no model code: they know the contracts only."""
 FENCES = {
     "lerobot": (
-        "vla/data/", "envs/demos/", "policies/control/robots.py", "policies/control/robot_types.py", "policies/lerobot/",
-        "bascule/bench/other_servers.py",
+        "vla/data/", "envs/demos/", "policies/control/robots.py", "policies/control/robot_types.py",
+        "policies/lerobot/", "bascule/bench/other_servers.py",
     ),
     "tyro": ("bascule/main.py", "bascule/commands/"),
     "mujoco_warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),
