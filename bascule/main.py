@@ -20,6 +20,7 @@ from bascule.commands.export import Export
 from bascule.commands.learn import RL, Pretrain, Quickstart, Train
 from bascule.commands.look import List, View
 from bascule.commands.measure import Bench, Eval, Experiment
+from bascule.commands.report import Report
 from vla.core.config import unknown
 from vla.runtime.devices import check_device
 from vla.runtime.locks import locked
@@ -40,6 +41,7 @@ COMMANDS: dict[str, type[Command]] = {
     "list": List,
     "bench": Bench,
     "experiment": Experiment,
+    "report": Report,
     "ground-data": GroundData,
     "pretrain": Pretrain,
 }

@@ -62,6 +62,8 @@ TORCH_FREE = (
     "bascule",
     "bascule.main",
     "bascule.report.page",
+    "bascule.report.results",
+    "bascule.report.runs",
     "policies.serving.client",
     "policies.serving.wire",
     "envs",

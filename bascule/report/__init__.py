@@ -1,1 +1,2 @@
-"""The report page of a run and its charts. Imports `vla.core` and `vla.runtime` only."""
+"""What people read of a run: the quickstart's page and its charts, and claims rendered as BENCHMARKS.md. Imports
+`vla.core` and `vla.runtime` only."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.evaluation.baselines import Film
 from vla.core.compatibility import fitted
+from vla.core.statistics import wilson95
 from vla.core.types import Observation, Policy, VecEnv
 
 _log = logging.getLogger(__name__)
@@ -18,17 +19,6 @@ _MAX_REPLAYS = 2
 """Of an episode whose worker died; one that kills it again and again is a failure."""
 Progress = Callable[[int, int, int], None]
 """(finished, wanted, successes), called after every decision in which an episode ended."""
-
-
-def wilson95(successes: int, episodes: int) -> tuple[float, float]:
-    """95% interval of a success probability from k of n. Wilson 1927."""
-    if episodes == 0:
-        return 0.0, 1.0
-    z, p = 1.959964, successes / episodes
-    centre = p + z * z / (2 * episodes)
-    half = z * np.sqrt(p * (1 - p) / episodes + z * z / (4 * episodes * episodes))
-    scale = 1 + z * z / episodes
-    return float(max(0.0, (centre - half) / scale)), float(min(1.0, (centre + half) / scale))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""`vla report`: results as data, and the pages that show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from bascule.commands.base import Command
+
+
+@dataclass(frozen=True)
+class Report(Command):
+    """Results as data: `report results` renders BENCHMARKS.md, `report add NAME FILE...` takes a run's JSON in."""
+
+    action: Positional[Literal["results", "add"]]
+    """results: write every page that shows results from benchmarks/results. add: make or renew a claim there."""
+    name: Positional[str] = ""
+    """add: of the claim, which is the name of its file."""
+    files: Positional[tuple[Path, ...]] = ()
+    """add: what vla eval, bench and experiment wrote with --json, and the quickstart's report.json."""
+    check: bool = False
+    """results: write nothing; exit code 1 if a page differs from its claims."""
+    claim: str | None = None
+    """add: the title of a new claim."""
+    command: str | None = None
+    """add: the command that anybody can run to get these figures."""
+    section: str | None = None
+    """add: the heading of BENCHMARKS.md under which it is shown."""
+    note: str | None = None
+    """add: one sentence on how to read it."""
+
+    def run(self) -> int:
+        from bascule.report.results import stale, write_pages
+        from vla.runtime.console import say
+
+        if self.action == "results" and (self.name or self.files):
+            raise ValueError("vla report results takes no names; it renders all claims")
+        if self.action == "add":
+            from bascule.report.runs import Wording, add
+
+            if not self.name:
+                raise ValueError("vla report add needs a name for the claim, and the JSON files of a run")
+            add(self.name, self.files, Wording(self.claim, self.command, self.section, self.note))
+        if self.check:
+            differing = stale()
+            for page in differing:
+                say(f"{page} differs from benchmarks/results: run `./run report results`")
+            return int(bool(differing))
+        for page in write_pages():
+            say(f"{page} written")
+        return 0
