@@ -29,7 +29,8 @@ def tabletop_pick() -> RunnerConfig:
         max_seconds=360.0,
         eval_every=20,
         target_success=0.99,
-        # Far less noise learns far less: with 0.7 of it 77% after 130k steps, where this has 94% (BENCHMARKS.md).
+        # Far less noise learns far less: with 0.7 of it 77% after 130k steps, where this has 94%
+        # (docs/research-log.md).
         calibrate_scales=(1.0, 0.5),
         calibrate_keep=0.4,
         calibrate_episodes=48,
@@ -142,7 +143,8 @@ def multitask() -> RunnerConfig:
     """Many tasks in one policy, drawn by how they succeed; choose the suite with --suite, give --demos.
 
     With ten tasks each sees a tenth of every batch, and what the reward alone says of a step is mostly noise
-    (BENCHMARKS.md). A teacher that has imitated the same demonstrations from the simulator's state says the rest.
+    (docs/research-log.md). A teacher that has imitated the same demonstrations from the simulator's state says the
+    rest.
     """
     config = _guided(tabletop_pick(), GuideConfig(minibatch_size=384, anneal_updates=280))
     return replace(

@@ -77,8 +77,10 @@ def headlines(results: Results) -> list[str]:
     for line in results.contents.headlines:
         claim = results.claims[line.claim]
         (k0, n0), (k, n) = claim.pooled(line.before), claim.pooled(line.after)
-        rows.append([line.what, line.before, f"{100 * k0 / n0:.1f}%", f"{line.after}: **{rate(k, n)}**"])
-    return _table(["what", "before", "", "k/n, Wilson 95%"], rows)
+        rows.append(
+            [line.what, f"{line.before} {100 * k0 / n0:.1f}%", f"{rate(k, n)}", f"{len(claim.seeds)}", claim.commit[:7]]
+        )
+    return _table(["", "before", "after online RL: k/n, Wilson 95%", "seeds", "commit"], rows)
 
 
 def benchmarks(results: Results) -> str:

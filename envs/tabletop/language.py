@@ -53,7 +53,8 @@ _PLACE = {
     "heldout": ("on {p} put {o}", "lift {o} and move it to {p}", "please place {o} on {p}"),
 }
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {"pick": _PICK, "place": _PLACE}
-# Without them a backbone takes the first thing that is named for the one to move (BENCHMARKS.md, "Ten tasks").
+# Without them a backbone takes the first thing that is named for the one to move (docs/research-log.md,
+# 2026-11-22, 06:31).
 PLACE_FIRST: dict[str, tuple[str, ...]] = {
     "place": ("on {p} place {o}", "to {p} move {o}"),
     "on": ("on {f} place {o}", "to {f} move {o}"),

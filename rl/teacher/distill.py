@@ -1,7 +1,7 @@
 """Beside the reward, a teacher: after every update the policy is shown what the teacher would have done where it was.
 
 The reward tells a policy seldom and vaguely what to do otherwise. With ten tasks in one policy hardly anything of it
-is left in a step (BENCHMARKS.md); a teacher (`rl.teacher.state_teacher`) says it of every decision. Only in
+is left in a step (docs/research-log.md); a teacher (`rl.teacher.state_teacher`) says it of every decision. Only in
 simulation, as is the critic's state that it reads; and no further than the teacher itself, so one of few
 demonstrations practises first (`rl.teacher.teacher_ppo`).
 """

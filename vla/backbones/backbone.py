@@ -75,7 +75,7 @@ class Backbone(nn.Module):
         self._layers_run = self.num_layers
         self.queries = nn.Parameter(torch.randn(num_queries, self.width) * 0.02)
         # Queries start from the instruction's words, few among a hundred patches. Not ablated: pre-training came
-        # off its plateau (80-100 mm) after this and after a heavier heat-map loss (BENCHMARKS.md).
+        # off its plateau (80-100 mm) after this and after a heavier heat-map loss (docs/research-log.md).
         self.told = nn.Linear(self.width, self.width) if (pointing if told is None else told) else None
         self.pointer = Pointer(self.width, patch_half=1.0 / self.side) if pointing else None
         self.sharp: SharpPointer | None = None

@@ -1,7 +1,7 @@
 """Where the queries look, as image coordinates: over the decoder's patches, then again over the picture itself.
 
 A softmax over places and its expected coordinate (a soft argmax, as in Levine et al. 2016) learns positions in minutes
-where regression from a transformer's features takes hours (reference of the figures: BENCHMARKS.md).
+where regression from a transformer's features takes hours (figures: docs/research-log.md).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SharpPointer(nn.Module):
     def forward(self, pixels_BVCHW: Tensor, query_BQD: Tensor, coarse_BQVP: Tensor) -> tuple[Tensor, Tensor]:
         """As `Pointer`. `pixels_BVCHW` normalised images; `coarse_BQVP` its logits for the same queries."""
         b, v = pixels_BVCHW.shape[:2]
-        # In whatever precision surrounds us, four times as fast in bfloat16: less than 0.01 px worse (BENCHMARKS.md).
+        # In whatever precision surrounds us, four times as fast in bfloat16: < 0.01 px worse (docs/research-log.md).
         seen = self.look(pixels_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float()
         # The coordinates themselves in float32.
         with torch.autocast(pixels_BVCHW.device.type, enabled=False):
