@@ -108,7 +108,7 @@ def _source(claim: Claim, *, labelled: bool = True, found: str = "") -> str:
     """One line: what was found, if there is no table of it; the command, where and when it ran, the bars, the note."""
     seeds = f"; seed{'s' * (len(claim.seeds) > 1)} {', '.join(map(str, claim.seeds))}" if claim.seeds else ""
     parts = [*([f"{found}."] if found else []), f"`{claim.command}`"]
-    parts.append(f"({claim.commit}, {claim.date}; {claim.machine}{seeds}).")
+    parts.append(f"({claim.commit}; {claim.date}; {claim.machine}{seeds}).")
     if claim.bars:
         parts.append(f"Bars: {'; '.join(_bar(claim, bar) for bar in claim.bars)}.")
     if claim.note:
@@ -123,9 +123,9 @@ def _in_words(claim: Claim) -> str:
         cases = [] if claim.pool_cases else claim.cases()
         for case in cases or [None]:
             if claim.pooled(arm, case=case)[1]:
-                parts.append(f"{arm if case is None else f'{arm}, {case}'} {rate(*claim.pooled(arm, case=case))}")
-        parts += [f"{row.name} {_value(row)}" for row in claim.figures if row.arm == arm and row.seed is None]
-    parts += [f"{row.name}{f', {row.arm}' if row.arm else ''} {_value(row)}" for row in _loose(claim)]
+                parts.append(f"{arm if case is None else f'{arm}, {case}'}: {rate(*claim.pooled(arm, case=case))}")
+        parts += [f"{row.name}: {_value(row)}" for row in claim.figures if row.arm == arm and row.seed is None]
+    parts += [f"{row.name}{f', {row.arm}' if row.arm else ''}: {_value(row)}" for row in _loose(claim)]
     return "; ".join(parts)
 
 

@@ -165,7 +165,7 @@ def _experiment(result: Mapping[str, Any]) -> Rows:
                 continue
             if isinstance(value, int | float) and not isinstance(value, bool):
                 figures.append(Figure(name, _digits(value), "", arm))
-            elif seeds and name in ("control steps", "seconds"):
+            elif seeds and isinstance(value, list) and name in ("control steps", "seconds"):
                 figures += [Figure(name, _digits(v), "", arm, int(seed)) for seed, v in zip(seeds, value, strict=True)]
     return counts, figures
 
