@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from rl.algorithms.filtered_bc import FilteredConfig
-from rl.algorithms.grpo import GRPOConfig
-from rl.algorithms.ppo import PPOConfig
-from rl.models.actor import ActorConfig
-from rl.models.critic import CriticConfig
-from rl.rewards.process_reward import ShapingConfig
-from rl.rollout.curriculum import CurriculumConfig
-from rl.run_config import RunnerConfig
-from rl.teacher.distill import GuideConfig
-from rl.teacher.state_teacher import TeacherConfig
-from rl.teacher.teacher_ppo import PracticeConfig
+from rl.configs.learning import ActorConfig, CriticConfig, FilteredConfig, GRPOConfig, PPOConfig
+from rl.configs.rewards import ShapingConfig
+from rl.configs.run import CurriculumConfig, RunnerConfig
+from rl.configs.teacher import GuideConfig, PracticeConfig, TeacherConfig
 
 
 def tabletop_pick() -> RunnerConfig:

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rl.configs.rewards import ShapingConfig
+from rl.configs.run import BUDGET_FIELDS, RunnerConfig, RunResult
+from rl.configs.teacher import GuideConfig, PracticeConfig
 from rl.models.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
-from rl.rewards.process_reward import ProgressModel, Shaping, ShapingConfig, fit_progress, watch
+from rl.rewards.process_reward import ProgressModel, Shaping, fit_progress, watch
 from rl.rollout.curriculum import Curriculum
 from rl.rollout.step_collector import Collector, play
-from rl.run_config import BUDGET_FIELDS, RunnerConfig, RunResult, make_method
+from rl.run_config import make_method
 from rl.storage.demonstrations import DemoRows
-from rl.teacher.distill import Guide, GuideConfig
+from rl.teacher.distill import Guide
 from rl.teacher.state_teacher import Teacher, TeacherPolicy, fit_teacher
-from rl.teacher.teacher_ppo import PracticeConfig, practise, undrawn
+from rl.teacher.teacher_ppo import practise, undrawn
 from vla.core.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from vla.core.compatibility import require_same
 from vla.core.config import encode, fill_defaults, save_json

@@ -24,8 +24,8 @@ ORDER = {
     ),
     "policies": ("chunking", "export", "load", "serving", "control", "lerobot"),
     "rl": (
-        "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_config", "recipes", "retention",
-        "runner", "external",
+        "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_config", "recipes",
+        "retention", "runner", "external",
     ),
     "bascule": (
         "report", "catalogue", "agents", "experiments", "bench", "quickstart", "commands", "main", "__main__",
@@ -67,6 +67,7 @@ TORCH_FREE = (
     "policies.serving.client",
     "policies.serving.wire",
     "envs",
+    "rl.recipes",
 )
 
 

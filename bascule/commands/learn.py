@@ -376,7 +376,7 @@ class RL(Command):
 
     def _config(self, config: Any) -> Any:
         """The recipe with this command's changes."""
-        from rl.rollout.curriculum import CurriculumConfig
+        from rl.configs.run import CurriculumConfig
 
         seconds = None if self.minutes is None else 60 * self.minutes
         return replace(

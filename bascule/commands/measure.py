@@ -255,5 +255,3 @@ def _made(make: type[Any], values: dict[str, Any]) -> Any:
     if foreign := [name for name in values if name not in known]:
         raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")
     return make(**values)
-
-

@@ -112,5 +112,3 @@ def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "wrong_object": sum(row["wrong_object"] for row in rows),
         "trainable_parameters": rows[0]["trainable_parameters"],
     }
-
-

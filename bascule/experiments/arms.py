@@ -23,9 +23,7 @@ class ImitationConfig(Protocol):
     workers: int
 
 
-def imitate(
-    config: ImitationConfig, seed: int, out: Path, folder: Path, variant: Variant | None = None
-) -> VLA:
+def imitate(config: ImitationConfig, seed: int, out: Path, folder: Path, variant: Variant | None = None) -> VLA:
     """The seed's imitation policy in `folder`, from demonstrations in `out`; a run that was stopped goes on exactly
     where it was. KeyboardInterrupt when it is stopped again."""
     from envs.demos.record import record

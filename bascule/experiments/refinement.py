@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vla.core.config import load_json, lookup, save_json
 
 if TYPE_CHECKING:
-    from rl.run_config import RunnerConfig
+    from rl.configs.run import RunnerConfig
     from vla.core.types import Policy, VecEnv
 
 Change = Callable[["RunnerConfig"], "RunnerConfig"]

@@ -13,7 +13,7 @@ from vla.runtime import console
 
 if TYPE_CHECKING:
     from bascule.quickstart.config import QuickstartConfig
-    from rl.run_config import RunnerConfig
+    from rl.configs.run import RunnerConfig
 from envs.seeds import VALIDATION_SEED0
 
 

@@ -64,6 +64,7 @@ def end(process: subprocess.Popen[bytes], *, patience_s: float = _END_TIMEOUT_S)
 
 def serve_until_orphaned() -> None:
     """`vla serve` with this process's arguments, ended when the process that started it is gone (stdin closes)."""
+
     def watch() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1 << 16):

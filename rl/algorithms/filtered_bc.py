@@ -5,26 +5,13 @@ No critic, no ratio, no negative examples: whatever PPO or GRPO gains must be ga
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from rl.algorithms.policy_gradient import PolicyConfig, PolicyLearner, PolicyObjective, kl_estimate
+from rl.algorithms.policy_gradient import PolicyLearner, PolicyObjective, kl_estimate
+from rl.configs.learning import FilteredConfig
 from rl.storage.episode_buffer import EpisodeBuffer
 from rl.storage.rollout_buffer import PolicyBatch
-
-
-@dataclass(frozen=True)
-class FilteredConfig(PolicyConfig):
-    """Maximum likelihood of the successful episodes' decisions. The spread stays: likelihood alone would shrink it."""
-
-    log_std_lr: float = 0.0
-    kl_stop: float = 1e9
-    episodes_per_update: int = 48
-    """Successful ones, over all processes."""
-    max_rounds: int = 4
-    """Rounds of episodes played in one update at most."""
 
 
 class Likelihood(PolicyObjective):

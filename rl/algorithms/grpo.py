@@ -6,41 +6,14 @@ clip-higher). Needs binary success and worlds that can be reset to one state: a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rl.algorithms.policy_gradient import PolicyConfig, PolicyLearner
+from rl.algorithms.policy_gradient import PolicyLearner
+from rl.configs.learning import GRPOConfig
 from rl.storage.episode_buffer import EpisodeBuffer
-
-
-@dataclass(frozen=True)
-class GRPOConfig(PolicyConfig):
-    """One advantage per episode, the same for all of its decisions."""
-
-    clip_high: float | None = 0.28
-    group_size: int = 8
-    """Episodes that share their initial state."""
-    baseline: Literal["grpo", "rloo"] = "grpo"
-    """(R - mean) / std of the group, or R minus the mean of the others."""
-    keep: tuple[float, float] = (0.1, 0.9)
-    """Success within a group, inclusive, for it to be learnt from. Groups that are all alike teach nothing."""
-    episodes_per_update: int = 96
-    """Kept ones, over all processes: rounds are played until there are so many."""
-    max_rounds: int = 4
-    """But no more than these in one update: a policy that always succeeds has no mixed groups left."""
-
-    def problem(self) -> str | None:
-        low, high = self.keep
-        if self.group_size < 2:
-            return f"group_size must be at least 2, got {self.group_size}: one episode has no others to compare with"
-        if not 0.0 <= low <= high <= 1.0:
-            return f"keep must be an increasing pair within [0, 1], got {self.keep}"
-        if self.max_rounds < 1 or self.episodes_per_update < 1:
-            return "max_rounds and episodes_per_update must be at least 1"
-        return super().problem()
 
 
 def group_advantages(returns_GN: Tensor, baseline: Literal["grpo", "rloo"]) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from rl.configs.learning import PolicyConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.state_std import StateScale
 from rl.storage.rollout_buffer import NonFiniteError, PolicyBatch, Transitions, require_finite
@@ -25,55 +26,6 @@ MAX_FIRST_LOG_RATIO = 0.05
 """Before its first step the policy scored is the one that acted: fp32 leaves about 1e-5 of log-ratio, a bug more."""
 LR_RANGE = (1e-6, 1e-2)
 """Bounds of the adaptive learning rate."""
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """How a policy is improved on decisions with advantages."""
-
-    lr: float = 2e-4
-    """Of the bridge and head (or of the refiner)."""
-    log_std_lr: float = 2e-4
-    backbone_lr: float = 2e-5
-    """Of what learns in the backbone, if anything does: adapters, or all of it."""
-    epochs: int = 4
-    minibatch_size: int = 128
-    """Decisions per step, over all processes."""
-    clip: float = 0.2
-    """Of the joint ratio of a chunk's executed control steps."""
-    clip_high: float | None = None
-    """Another bound upwards ("clip-higher", Yu et al. 2025): unlikely actions that worked gain more. None: `clip`."""
-    dual_clip: float | None = None
-    """With a negative advantage, ignore ratios above this (Ye et al. 2020). None: no bound."""
-    kl_stop: float = 0.03
-    """No further policy step in this update once a minibatch's KL estimate is above it."""
-    kl_target: float | None = None
-    """Adapt the learning rate at every step to keep the KL estimate within a factor of two of this, as rsl_rl does."""
-    max_grad_norm: float = 0.5
-    anneal_updates: int = 0
-    """Over so many updates learning rate and noise shrink to the fractions below (0: they stay). Near success most of
-    what is left of a gradient is noise, and most failures are the exploration's own."""
-    lr_final: float = 0.1
-    std_final: float = 0.5
-    average_decay: float = 0.0
-    """Judge and keep a running mean of the policy's parameters, of which so much stays at every update (0: the last of
-    them). Where steps are mostly noise, their mean is the better policy (Polyak and Juditsky 1992)."""
-    bc_coef: float = 0.0
-    """Weight of the KL divergence towards the imitation mean (0: no reference is computed)."""
-    demo_coef: float = 0.0
-    """Weight of the L1 distance to demonstrated actions, at as many demonstrated decisions as are in a minibatch."""
-    entropy_coef: float = 0.0
-    """Weight of a bonus for noise. Fine-tuning has none: the imitation policy already explores where it should."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if self.kl_target is not None and self.anneal_updates:
-            return "kl_target adapts the learning rate and anneal_updates prescribes it: choose one"
-        if not 0.0 <= self.average_decay < 1.0:
-            return f"average_decay must be in [0, 1), got {self.average_decay}"
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            return f"dual_clip bounds a ratio from above and must be more than 1, got {self.dual_clip}"
-        return None
 
 
 def clipped_surrogate(

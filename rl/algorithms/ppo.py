@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rl.algorithms.advantages import explained_variance, gae, normalise
-from rl.algorithms.policy_gradient import PolicyConfig, PolicyLearner
+from rl.algorithms.policy_gradient import PolicyLearner
+from rl.configs.learning import PPOConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import Critic
 from rl.models.running_norm import RunningNorm
 from rl.storage.rollout_buffer import RolloutBuffer, require_finite
 from vla.runtime.distributed import Team
-
-
-@dataclass(frozen=True)
-class PPOConfig(PolicyConfig):
-    """Chunk-level PPO. Defaults: what closed the loop in minutes on two CPU cores."""
-
-    critic_lr: float = 1e-3
-    critic_epochs: int = 4
-    critic_memory: int = 1
-    """Rollouts whose states and targets the critic learns from, the newest among them: a policy changes little from one
-    to the next, and a critic that has seen more makes a smaller `lam` trustworthy."""
-    critic_lam: float | None = None
-    """`lam` of the critic's targets (None: the same). With a small `lam` it would learn from its own guesses; Yue et
-    al. 2025 (VC-PPO, arXiv 2503.01491) give the two their own, too."""
-    gamma: float = 0.97
-    discount_per: Literal["chunk", "step"] = "chunk"
-    """Whether gamma discounts a decision, or every executed control step (gamma ** n_steps)."""
-    lam: float = 0.95
-    """Of the advantages: how far beyond the critic's word on the next state they trust what really came after. Over a
-    chunk's few steps most of that is other decisions' luck."""
-    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
-    """What a truncated episode's last state is worth: its value, as if the clock had not run out, or (when finishing in
-    time is itself the task) nothing. Pardo et al. 2018, "Time limits in reinforcement learning"."""
-    reward_scale: float = 1.0
-    scale_returns: bool = False
-    """Divide rewards by the running standard deviation of discounted returns: for rewards of unknown size."""
-    critic_warmup: int = 4
-    """First updates that train the critic alone: advantages of a random critic would destroy the imitation policy."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if self.critic_memory < 1:
-            return f"critic_memory counts rollouts, the newest among them: at least 1, got {self.critic_memory}"
-        return super().problem()
 
 
 class PPO(PolicyLearner):

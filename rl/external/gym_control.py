@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from envs.seeds import FIRST_EVALUATION_SEED
-from rl.algorithms.ppo import PPO, PPOConfig
-from rl.models.actor import ActorConfig, GaussianChunkActor, GreedyPolicy
-from rl.models.critic import Critic, CriticConfig
+from rl.algorithms.ppo import PPO
+from rl.configs.learning import ActorConfig, CriticConfig, PPOConfig
+from rl.models.actor import GaussianChunkActor, GreedyPolicy
+from rl.models.critic import Critic
 from rl.rollout.step_collector import Collector
 from rl.storage.rollout_buffer import RolloutBuffer
 from vla.core.checkpoint import load_tensors, save_tensors

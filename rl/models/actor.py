@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl.configs.learning import ActorConfig
 from rl.models.distribution import ChunkDistribution, ChunkGaussian, FlowChain
 from rl.models.policy_inputs import Conditions, Seen, summary
 from rl.models.state_std import StateScale
-from vla.backbones.lora import LoRAConfig, add_lora
+from vla.backbones.lora import add_lora
 from vla.core.types import ActionChunk, ActionSpec, Observation
 from vla.model.flow_head import FlowHead
 from vla.model.model import VLAConfig
 from vla.model.residual_head import Latents
-
-
-@dataclass(frozen=True)
-class ActorConfig:
-    """The Gaussian's spread, in normalised action units ([-1, 1] spans the demonstrations)."""
-
-    motion_std: float = 0.2
-    gripper_std: float = 0.3
-    """Own value: the world reads only its sign, so small noise there explores nothing."""
-    std_min: float = 0.03
-    std_max: float = 0.5
-    noise: Literal["action", "flow"] = "action"
-    """On the chunk itself, or between the denoising steps of a flow head, which then learns as a chain of normals."""
-    correlation: float = 0.0
-    """Of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: independent."""
-    log_prob_dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is there to measure what it costs: at small spreads its rounding alone leaves the clip band."""
-    state_std: bool = False
-    """Let the spread depend on the state: fitted to demonstrations, then frozen (`rl.models.state_std`)."""
-    refiner_width: int = 0
-    """Train only a residual of this width on the action (`vla.model.residual_head`), all else frozen. 0: as `trains`
-    says."""
-    trains: Literal["head", "bridge", "lora", "all"] = "bridge"
-    """The head; bridge and head; these and adapters on the backbone; these and the backbone itself."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-
-    def init_std(self, action_names: Sequence[str]) -> tuple[float, ...]:
-        """One initial standard deviation per action component; those called '...gripper...' get `gripper_std`."""
-        return tuple(self.gripper_std if "gripper" in name else self.motion_std for name in action_names)
 
 
 class GaussianChunkActor(nn.Module):
@@ -242,5 +214,3 @@ class SampledPolicy(GreedyPolicy):
     def choose(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
         policy = self.actor.distribution(conditions, proprio_BP)
         return self.actor.chunk_of(policy.sample(self.generator, std_scale=self.std_scale))
-
-

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rl.configs.learning import CriticConfig, Reads
 from rl.models.running_norm import RunningNorm
 from vla.core.types import Observation
-
-Reads = Literal["privileged", "latents", "both"]
-
-
-@dataclass(frozen=True)
-class CriticConfig:
-    """The value network. By default asymmetric: it reads simulator state the policy never sees."""
-
-    hidden: tuple[int, ...] = (128, 128)
-    reads: Reads = "privileged"
-    """Simulator state and proprio; or, sharing the policy's eyes, a summary of what its trained part reads
-    (`rl.models.policy_inputs.summary`: for worlds without privileged state); or both. No gradient of the value reaches
-    the policy, whose features are frozen or its own (VL-DAC, arXiv 2508.04280, stops it too)."""
 
 
 class Critic(nn.Module):

@@ -6,30 +6,10 @@ of almost no speed as completions of a sub-task. Its code has no labelling scrip
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class MilestoneConfig:
-    """In frames, as the policy sees them: one per decision."""
-
-    gripper_change: float = 0.5
-    """Fraction of the gripper's range that counts as a change."""
-    hold: int = 2
-    """Frames that a change must last: chatter is no event."""
-    window: int = 2
-    """Frames before and after a change (and before the end) in which the slowest one is the key-frame."""
-    width: int = 1
-    """Frames this near a key-frame are labelled as it is."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if not 0 < self.gripper_change <= 1 or min(self.hold, self.window + 1, self.width + 1) < 1:
-            return "gripper_change must be in (0, 1], hold at least 1, window and width at least 0"
-        return None
+from rl.configs.rewards import MilestoneConfig
 
 
 def gripper_events(gripper_T: NDArray[np.floating], config: MilestoneConfig, *, span: float = 2.0) -> list[int]:

@@ -8,7 +8,7 @@ reward is a potential difference, which leaves the best policy what it is (Ng et
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,40 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from envs.evaluation.evaluate import wilson95
+from rl.configs.rewards import ProgressConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.policy_inputs import Conditions, Seen, summary
-from rl.rewards.milestones import MilestoneConfig, frame_labels, milestones
+from rl.rewards.milestones import frame_labels, milestones
 from vla.core.types import Observation, Policy, VecEnv
-
-
-@dataclass(frozen=True)
-class ProgressConfig:
-    """How the reward model is trained and calibrated."""
-
-    marks: MilestoneConfig = field(default_factory=MilestoneConfig)
-    width: int = 64
-    steps: int = 600
-    batch_size: int = 256
-    lr: float = 1e-3
-    smoothing: float = 0.05
-    held_out: float = 0.25
-    """Fraction of the episodes kept for the report; episodes, never frames, are split."""
-    folds: int = 4
-    """The threshold is chosen on each part of the others by a model that has not learnt from it."""
-    false_positives: float = 0.01
-    """Share of failed episodes (and ones told to do something else) that may be taken for completed. To promise one in
-    a hundred, a hundred of them must have been seen."""
-
-
-@dataclass(frozen=True)
-class ShapingConfig:
-    """Learn a process reward model from the imitation policy's own episodes, then add its reward to the world's."""
-
-    coef: float = 0.3
-    """Of a success's reward, which is 1: the most that all milestones together give."""
-    episodes: int = 192
-    """Played, with exploration noise, on training scenes, to train and calibrate the model."""
-    progress: ProgressConfig = field(default_factory=ProgressConfig)
 
 
 @dataclass(frozen=True)

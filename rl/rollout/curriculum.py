@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rl.configs.run import CurriculumConfig
 from vla.core.config import lookup
 
 Rule = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
@@ -35,28 +35,6 @@ def _weakest(rate: NDArray[np.float64], temperature: float) -> NDArray[np.float6
 
 
 RULES: dict[str, Rule] = {"uniform": _uniform, "vla-rl": _vla_rl, "frontier": _frontier, "weakest": _weakest}
-
-
-@dataclass(frozen=True)
-class CurriculumConfig:
-    """How tasks are drawn."""
-
-    rule: str = "vla-rl"
-    """uniform (every task as often as any other), vla-rl, frontier, weakest."""
-    temperature: float = 0.5
-    """vla-rl: tau. frontier and weakest: 1 as they are, less is sharper."""
-    floor: float = 0.2
-    """Of every draw so much is spread evenly: a task that is never played is forgotten, and nobody would know."""
-    window: int = 64
-    """Episodes of a task whose outcomes count, older ones fading exponentially."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if self.temperature <= 0 or self.window < 1:
-            return f"temperature and window must be positive, got {self.temperature} and {self.window}"
-        if not 0.0 <= self.floor <= 1.0:
-            return f"floor must be in [0, 1], got {self.floor}"
-        return None
 
 
 class Curriculum:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from envs.seeds import FIRST_EVALUATION_SEED
+from rl.configs.learning import Reads
 from rl.models.actor import GaussianChunkActor
-from rl.models.critic import Reads, critic_state
+from rl.models.critic import critic_state
 from rl.models.policy_inputs import Conditions
 from rl.rewards.process_reward import Shaping
 from rl.rollout.curriculum import Curriculum

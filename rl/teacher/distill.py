@@ -8,44 +8,17 @@ demonstrations practises first (`rl.teacher.teacher_ppo`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rl.configs.teacher import GuideConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.policy_inputs import Conditions
 from rl.storage.rollout_buffer import RolloutBuffer, require_finite
-from rl.teacher.state_teacher import Teacher, TeacherConfig
-from rl.teacher.teacher_ppo import PracticeConfig
+from rl.teacher.state_teacher import Teacher
 from vla.runtime.distributed import Team
-
-
-@dataclass(frozen=True)
-class GuideConfig:
-    """How much, and from how many decisions, is learnt from the teacher."""
-
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    practice: PracticeConfig | None = None
-    """Before it teaches, the teacher itself learns from the reward. None: it is left as imitation made it."""
-    steps: int = 60
-    """After every update."""
-    minibatch_size: int = 512
-    """Decisions per step, over all processes."""
-    lr: float = 1e-3
-    anneal_updates: int = 250
-    """The learning rate falls to `lr_final` of itself over so many updates."""
-    lr_final: float = 0.05
-    memory: int = 24_000
-    """The latest decisions, over all processes, from which steps are drawn."""
-    max_grad_norm: float = 1.0
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if min(self.steps, self.minibatch_size, self.anneal_updates, self.memory) < 1:
-            return "a guide's steps, minibatch_size, anneal_updates and memory must be at least 1"
-        return self.teacher.problem() or (self.practice and self.practice.problem())
 
 
 class Imitates(nn.Module):

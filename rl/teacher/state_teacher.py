@@ -8,13 +8,12 @@ al. 2019, "Learning by cheating", arXiv 1912.12294; Ross et al. 2011, DAgger).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl.configs.teacher import TeacherConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import critic_state
 from rl.teacher.symmetry import from_hand, turned
@@ -25,32 +24,6 @@ from vla.processing.processor import Processor
 
 SHARP = 4.0
 """Beside every standardised number its tanh at this scale: contact and release hang on millimetres around the usual."""
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """Networks that are averaged, and how each is trained."""
-
-    count: int = 3
-    width: int = 256
-    steps: int = 3000
-    minibatch_size: int = 256
-    lr: float = 1e-3
-    floor: float = 1e-3
-    """What has varied less than this counts as varying so much (m, mostly): more, and what the demonstrations hardly
-    vary says less when it does."""
-    origin: Literal["world", "hand"] = "world"
-    """Where places in the plane of the table are measured from. From the hand, one demonstration serves everywhere."""
-    turns: int = 1
-    """Imitate every demonstration also turned about the vertical, so many ways in all. Only with `origin` "hand"."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if min(self.count, self.width, self.steps, self.minibatch_size, self.turns) < 1 or self.floor <= 0:
-            return "a teacher's count, width, steps, minibatch_size and turns must be at least 1, its floor above 0"
-        if self.turns > 1 and self.origin == "world":
-            return 'a teacher\'s demonstrations are turned about its hand: set its origin to "hand", or turns to 1'
-        return None
 
 
 class Teacher(nn.Module):

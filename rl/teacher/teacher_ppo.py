@@ -12,16 +12,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rl.algorithms.ppo import PPO, PPOConfig
-from rl.models.actor import ActorConfig, GaussianChunkActor
-from rl.models.critic import Critic, CriticConfig
+from rl.algorithms.ppo import PPO
+from rl.configs.teacher import PracticeConfig
+from rl.models.actor import GaussianChunkActor
+from rl.models.critic import Critic
 from rl.rollout.curriculum import Curriculum
 from rl.rollout.step_collector import Collector
 from rl.storage.rollout_buffer import RolloutBuffer
@@ -30,41 +31,6 @@ from vla.core.types import Observation, VecEnv
 from vla.model.residual_head import Latents
 from vla.processing.processor import Processor
 from vla.runtime.distributed import Team
-
-
-@dataclass(frozen=True)
-class PracticeConfig:
-    """How long a teacher practises, and how it learns from it."""
-
-    env_steps: int = 150_000
-    """Control steps at most, over all worlds; they count as the run's own."""
-    enough: float | None = 0.98
-    """Success rate of the teacher at which it need not practise. To end practice it must be seen twice running: of many
-    looks one is lucky. None: all of `env_steps`."""
-    look_every: int = 10
-    """Updates after which its success is looked at. These episodes are no control steps of the run: nobody learns."""
-    share: float = 0.5
-    """Of the run's seconds and control steps, if they are limited: no more is spent on practice."""
-    decisions_per_update: int = 20
-    actor: ActorConfig = field(default_factory=lambda: ActorConfig(motion_std=0.2, gripper_std=0.4, correlation=0.5))
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(hidden=(256, 256)))
-    ppo: PPOConfig = field(
-        default_factory=lambda: PPOConfig(
-            lr=3e-4, critic_lr=1e-3, epochs=8, critic_epochs=5, critic_memory=4, minibatch_size=480, clip=0.2,
-            kl_stop=0.05, gamma=0.985, lam=0.5, critic_lam=0.95, time_limit="terminal", critic_warmup=3,
-            average_decay=0.8,
-        )
-    )  # fmt: skip
-    """Learning rate and noise shrink over the whole practice."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if min(self.env_steps, self.decisions_per_update, self.look_every) < 1 or not 0 < self.share <= 1:
-            return (
-                "a teacher practises at least 1 control step, by at least 1 decision per update, looks after 1 update "
-                "or more, and takes a share of the run above 0 and up to 1"
-            )
-        return self.ppo.problem()
 
 
 @dataclass(frozen=True)

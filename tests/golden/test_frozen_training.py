@@ -20,8 +20,8 @@ import torch
 
 from envs import make_vec
 from envs.demos.record import record
+from rl.configs.run import RunnerConfig
 from rl.recipes import RECIPES as RL_RECIPES
-from rl.run_config import RunnerConfig
 from rl.runner import Runner
 from vla.data.lerobot_dataset import load_dataset
 from vla.model.model import VLA

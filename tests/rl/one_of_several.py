@@ -16,7 +16,8 @@ DECISIONS = 4
 def learner_on(num_envs, team, model):
     import torch
 
-    from rl.algorithms.ppo import PPO, PPOConfig
+    from rl.algorithms.ppo import PPO
+    from rl.configs.learning import PPOConfig
     from rl.models.actor import GaussianChunkActor
     from rl.models.critic import Critic
     from tests.rl.toy import SPEC, PointReach
@@ -54,8 +55,7 @@ def after(learner):
 
 
 def method_of(name):
-    from rl.algorithms.filtered_bc import FilteredConfig
-    from rl.algorithms.grpo import GRPOConfig
+    from rl.configs.learning import FilteredConfig, GRPOConfig
 
     return {
         "ppo": None,
@@ -66,10 +66,8 @@ def method_of(name):
 
 
 def whole_run(out, method, team, *, max_updates, resume=False, folder=None):
+    from rl.configs.teacher import GuideConfig, PracticeConfig, TeacherConfig
     from rl.runner import Runner
-    from rl.teacher.distill import GuideConfig
-    from rl.teacher.state_teacher import TeacherConfig
-    from rl.teacher.teacher_ppo import PracticeConfig
     from tests.rl.toy import PointReach, ToyVLA, config, demos
     from vla.core.checkpoint import load_tensors
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from rl.models.actor import ActorConfig, GaussianChunkActor, GreedyPolicy, SampledPolicy
+from rl.configs.learning import ActorConfig
+from rl.models.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.models.critic import Critic, critic_state
 from rl.models.distribution import ChunkGaussian
 from rl.models.running_norm import RunningNorm

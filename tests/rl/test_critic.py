@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl.models.actor import ActorConfig, GaussianChunkActor
-from rl.models.critic import Critic, CriticConfig
+from rl.configs.learning import ActorConfig, CriticConfig
+from rl.models.actor import GaussianChunkActor
+from rl.models.critic import Critic
 from rl.models.policy_inputs import summary
 from rl.recipes import RECIPES
 from rl.rollout.step_collector import Collector

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rl.algorithms.grpo import GRPOConfig
-from rl.rollout.curriculum import RULES, Curriculum, CurriculumConfig
+from rl.configs.learning import GRPOConfig
+from rl.configs.run import CurriculumConfig
+from rl.rollout.curriculum import RULES, Curriculum
 from rl.runner import Runner
 from tests.rl.toy import PointReach, ToyVLA, config
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rl.models.actor import ActorConfig, GaussianChunkActor
+from rl.configs.learning import ActorConfig
+from rl.models.actor import GaussianChunkActor
 from rl.models.state_std import MAX_LOG_FACTOR, StateScale, fit_scale
 from rl.runner import Runner
 from rl.storage.demonstrations import DemoRows

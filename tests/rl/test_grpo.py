@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rl.algorithms.filtered_bc import FilteredConfig, FilteredImitation
-from rl.algorithms.grpo import GRPO, GRPOConfig, group_advantages
+from rl.algorithms.filtered_bc import FilteredImitation
+from rl.algorithms.grpo import GRPO, group_advantages
 from rl.algorithms.policy_gradient import clipped_surrogate
+from rl.configs.learning import FilteredConfig, GRPOConfig
 from rl.models.actor import GaussianChunkActor
 from rl.rollout.episode_collector import EpisodeCollector
 from rl.rollout.step_collector import Collector

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from envs.registry import load_suite
-from rl.algorithms.grpo import GRPO, GRPOConfig
-from rl.algorithms.ppo import PPO, PPOConfig
+from rl.algorithms.grpo import GRPO
+from rl.algorithms.ppo import PPO
+from rl.configs.learning import GRPOConfig, PPOConfig
 from rl.external.gym_control import MlpModel
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import Critic

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rl.algorithms.filtered_bc import FilteredConfig
+from rl.configs.learning import CriticConfig, FilteredConfig
+from rl.configs.teacher import GuideConfig, TeacherConfig
 from rl.models.actor import GaussianChunkActor
-from rl.models.critic import CriticConfig
 from rl.runner import Runner
-from rl.teacher.distill import GuideConfig
-from rl.teacher.state_teacher import TeacherConfig, TeacherPolicy, fit_teacher
+from rl.teacher.state_teacher import TeacherPolicy, fit_teacher
 from tests.rl.test_vla import make_vla
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, demos, evaluate
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import rl.algorithms.ppo
-from rl.algorithms.grpo import GRPOConfig
-from rl.algorithms.ppo import PPO, PPOConfig
+from rl.algorithms.ppo import PPO
+from rl.configs.learning import ActorConfig, GRPOConfig, PPOConfig
 from rl.external.gym_control import MlpModel
-from rl.models.actor import ActorConfig, GaussianChunkActor, GreedyPolicy
+from rl.models.actor import GaussianChunkActor, GreedyPolicy
 from rl.models.critic import Critic
 from rl.rollout.step_collector import Collector
 from rl.runner import Runner

@@ -8,8 +8,9 @@ import torch
 
 from envs import make_vec
 from envs.registry import load_suite
+from rl.configs.teacher import TeacherConfig
 from rl.models.actor import GaussianChunkActor
-from rl.teacher.state_teacher import Teacher, TeacherConfig, TeacherPolicy, fit_teacher, told
+from rl.teacher.state_teacher import Teacher, TeacherPolicy, fit_teacher, told
 from rl.teacher.symmetry import from_hand, turned
 from tests.rl.toy import CHUNK, SPEC, ToyVLA, demos, evaluate
 from vla.core.types import Plane

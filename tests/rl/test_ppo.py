@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rl.algorithms.policy_gradient import clipped_surrogate, kl_estimate
-from rl.algorithms.ppo import PPO, PPOConfig
+from rl.algorithms.ppo import PPO
+from rl.configs.learning import PPOConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import Critic
 from rl.rollout.step_collector import Collector

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rl.configs.teacher import GuideConfig, PracticeConfig, TeacherConfig
 from rl.models.actor import GaussianChunkActor
 from rl.runner import Runner
-from rl.teacher.distill import GuideConfig
-from rl.teacher.state_teacher import TeacherConfig, TeacherPolicy, fit_teacher
-from rl.teacher.teacher_ppo import PracticeConfig, practise, undrawn
+from rl.teacher.state_teacher import TeacherPolicy, fit_teacher
+from rl.teacher.teacher_ppo import practise, undrawn
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, demos, evaluate
 
 FEW = 2

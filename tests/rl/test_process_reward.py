@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from rl.models.actor import ActorConfig, GaussianChunkActor, GreedyPolicy
+from rl.configs.learning import ActorConfig
+from rl.configs.rewards import MilestoneConfig, ProgressConfig, ShapingConfig
+from rl.models.actor import GaussianChunkActor, GreedyPolicy
 from rl.models.policy_inputs import Seen
 from rl.rewards import process_reward
-from rl.rewards.milestones import MilestoneConfig, frame_labels, gripper_events, milestones
+from rl.rewards.milestones import frame_labels, gripper_events, milestones
 from rl.rewards.process_reward import (
     Episode,
-    ProgressConfig,
     ProgressModel,
     Shaping,
-    ShapingConfig,
     _calibrated,
     auc,
     completed,

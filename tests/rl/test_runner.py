@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
+from rl.configs.run import RunnerConfig
 from rl.models.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.recipes import RECIPES, smoke
 from rl.rollout.step_collector import play
-from rl.runner import Runner, RunnerConfig
+from rl.runner import Runner
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate, learning_config
 from vla.core.checkpoint import load_checkpoint, save_checkpoint
 from vla.core.config import decode, encode

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rl.algorithms.policy_gradient import adapted_lr
-from rl.algorithms.ppo import PPO, PPOConfig
-from rl.models.actor import ActorConfig, GaussianChunkActor
+from rl.algorithms.ppo import PPO
+from rl.configs.learning import ActorConfig, PPOConfig
+from rl.models.actor import GaussianChunkActor
 from rl.models.critic import Critic
 from rl.models.policy_inputs import Seen
 from rl.rollout.step_collector import Collector

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl.algorithms.ppo import PPOConfig
+from rl.configs.learning import PPOConfig
+from rl.configs.run import RunnerConfig
 from rl.models.actor import GreedyPolicy
 from rl.rollout.step_collector import play
-from rl.runner import RunnerConfig
 from vla.backbones.features import Features
 from vla.core.checkpoint import load_tensors, save_tensors
 from vla.core.types import ActionSpec, Observation, StepResult

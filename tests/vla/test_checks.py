@@ -137,7 +137,7 @@ def test_a_diverged_run_is_the_users_to_mend(tmp_path):
 
 
 def test_refining_checks_the_chunk_too(tmp_path):
-    from rl.run_config import RunnerConfig
+    from rl.configs.run import RunnerConfig
     from rl.runner import Runner
 
     class Env:

@@ -369,5 +369,3 @@ def _portable(config: Any) -> Any:
     if isinstance(config, dict):
         return {key: _portable(value) for key, value in config.items() if key != "_name_or_path"}
     return config
-
-

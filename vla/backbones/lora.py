@@ -7,9 +7,10 @@ policy: that is what `VLA.load` gives to everyone but the trainer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+if TYPE_CHECKING:  # imported where it is used: LoRAConfig is read without torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ _NOT_THE_DECODER = ("vision", "visual", "projector", "connector", "patch")
 
 def lora_targets(backbone: nn.Module, config: LoRAConfig) -> list[str]:
     """Names of the linear layers that get an adapter. Never a word embedding's transpose (tied output layer)."""
+    from torch import nn
+
     words = {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Embedding)}
     names = []
     for name, module in backbone.named_modules():

@@ -1,0 +1,99 @@
+"""One refinement run (`RunnerConfig`) and how it ended (`RunResult`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rl.configs.learning import ActorConfig, CriticConfig, FilteredConfig, GRPOConfig, PPOConfig
+from rl.configs.rewards import ShapingConfig
+from rl.configs.teacher import GuideConfig
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """How tasks are drawn."""
+
+    rule: str = "vla-rl"
+    """uniform (every task as often as any other), vla-rl, frontier, weakest."""
+    temperature: float = 0.5
+    """vla-rl: tau. frontier and weakest: 1 as they are, less is sharper."""
+    floor: float = 0.2
+    """Of every draw so much is spread evenly: a task that is never played is forgotten, and nobody would know."""
+    window: int = 64
+    """Episodes of a task whose outcomes count, older ones fading exponentially."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if self.temperature <= 0 or self.window < 1:
+            return f"temperature and window must be positive, got {self.temperature} and {self.window}"
+        if not 0.0 <= self.floor <= 1.0:
+            return f"floor must be in [0, 1], got {self.floor}"
+        return None
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """One refinement run."""
+
+    suite: str = "tabletop-pick"
+    num_envs: int = 48
+    """Worlds, over all processes."""
+    decisions_per_update: int = 10
+    """Chunks per world between updates: the batch is num_envs times this. (Methods of whole episodes do not ask.)"""
+    n_action_steps: int | None = None
+    """Execute only the first so many control steps of a chunk (None: as the policy's configuration says)."""
+    horizon: int | None = None
+    """Control steps of an episode while learning and choosing the best (None: the suite's). Where a task takes 60 of
+    the 500 that its suite allows, nearly all steps would go into episodes that have failed already."""
+    seed: int = 0
+    train_seeds: tuple[int, int] = (0, 1_000_000)
+    """First and one past the last scene seed of training episodes; evaluation seeds start at 5,000,000."""
+    max_updates: int = 200
+    max_env_steps: int | None = None
+    """Control steps, over all worlds."""
+    max_seconds: float | None = None
+    """Wall clock of calibration, training and evaluation, over all sittings of a resumed run."""
+    eval_every: int = 10
+    """Updates between evaluations. Each is also a checkpoint, after which all worlds start anew."""
+    target_success: float | None = 0.97
+    """Stop when two evaluations in a row reach this (None: use the whole budget)."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a new best (None: never)."""
+    calibrate_scales: tuple[float, ...] = (1.0, 0.6, 0.35)
+    """Multiples of the initial std to try, largest first; empty: no calibration."""
+    calibrate_keep: float = 0.7
+    """Take the largest scale whose sampled success is at least this fraction of greedy success."""
+    calibrate_episodes: int = 48
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    method: FilteredConfig | GRPOConfig | None = None
+    """Learn by this instead of PPO."""
+    guide: GuideConfig | None = None
+    """Learn from a teacher that sees the simulator's state, too (PPO only). Needs demonstrations with that state."""
+    curriculum: CurriculumConfig | None = None
+    """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""
+    shaping: ShapingConfig | None = None
+    """Add a learnt reward for progress (PPO only). None: the world's reward alone."""
+    trackers: tuple[str, ...] = ()
+    """Besides metrics.jsonl: tensorboard, wandb, trackio."""
+
+
+BUDGET_FIELDS = frozenset(
+    {"max_updates", "max_env_steps", "max_seconds", "target_success", "patience", "calibrate_scales", "trackers"}
+)
+"""What may differ between a run and its continuation; everything else would make it another run."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `evaluations`: (update, successes, episodes), the first of the policy RL started from."""
+
+    updates: int
+    env_steps: int
+    seconds: float
+    std_scale: float
+    best_update: int
+    evaluations: tuple[tuple[int, int, int], ...]
+    stopped_by: str
+    """"target", "patience", "updates", "env_steps" or "seconds"."""
