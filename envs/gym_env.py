@@ -93,7 +93,8 @@ class SuiteEnv(gymnasium.Env):
         if self._worlds.episodes[0] is None or self._worlds.over[0]:
             raise RuntimeError("the episode is over (or never began): call reset() before step()")
         result = self._worlds.step_chunk(np.asarray(action, np.float32)[None, None])
-        info = {**self._facts(result.obs), **{name: bool(value[0]) for name, value in result.info.items()}}
+        told = {**result.info, "diverged": result.diverged}
+        info = {**self._facts(result.obs), **{name: bool(value[0]) for name, value in told.items()}}
         ended = bool(result.terminated[0]), bool(result.truncated[0])
         return _single(result.obs), float(result.reward[0]), *ended, info
 

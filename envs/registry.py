@@ -5,15 +5,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from envs.tabletop.scene import SCENES
-from envs.tabletop.suites import Suite, suite_names
+from envs.tabletop.suites import AnySuite, Suite, suite_names
 from vla.core.config import lookup
 from vla.core.paths import SIM_CONFIGS
 
 
-def adapter_suites() -> Mapping[str, Any]:
+def adapter_suites() -> Mapping[str, AnySuite]:
     """Every adapter's suites by name, whether its extra is installed or not."""
     from envs.adapters.metaworld_suites import metaworld_suites
     from envs.adapters.robosuite_suites import SUITES
@@ -26,13 +25,13 @@ def all_suite_names() -> tuple[str, ...]:
     return (*suite_names(), *adapter_suites())
 
 
-def load_suite(name: str) -> Suite:
-    """The suite called `name` (an adapter's has the same name, description, tasks, horizon and eval_seed0).
+def load_suite(name: str) -> AnySuite:
+    """The suite called `name` .
 
     ValueError with the nearest name if there is none.
     """
     if name in adapter_suites():
-        return adapter_suites()[name]  # type: ignore[return-value]  # it has no scene file, and nothing asks for one
+        return adapter_suites()[name]
     lookup(name, dict.fromkeys(all_suite_names()), "suite")
     path = SIM_CONFIGS / "suites" / f"{name}.toml"
     raw = tomllib.loads(path.read_text())
@@ -40,8 +39,8 @@ def load_suite(name: str) -> Suite:
     return Suite(name=name, **{**raw, "tasks": tuple(raw["tasks"])})
 
 
-def timed(suite: Suite, horizon: int | None) -> Suite:
+def timed[S: AnySuite](suite: S, horizon: int | None) -> S:
     """The suite with episodes of `horizon` control steps (None: its own). ValueError if that is none, or more."""
     if horizon is not None and not 1 <= horizon <= suite.horizon:
         raise ValueError(f"horizon must be from 1 to the {suite.horizon} steps of suite {suite.name!r}, got {horizon}")
-    return suite if horizon is None else replace(suite, horizon=horizon)
+    return suite if horizon is None else replace(suite, horizon=horizon)  # type: ignore[type-var]  # every suite is a dataclass

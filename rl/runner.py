@@ -97,7 +97,7 @@ class Runner:
             model.config = replace(model.config, n_action_steps=n_action_steps)  # to be served as it was trained
             check_loads(model)
         # worlds that answer late play more of a chunk than passes between two decisions
-        n_action_steps = getattr(env, "chunk_steps", n_action_steps)
+        n_action_steps = env.chunk_steps or n_action_steps
         self.collector = Collector(
             self.actor,
             env,
@@ -133,7 +133,7 @@ class Runner:
         config = self.config.curriculum
         if config is None:
             return None
-        tasks = getattr(getattr(self.env, "suite", None), "tasks", ())
+        tasks = self.env.task_names
         if not tasks:
             raise ValueError(f"a curriculum needs an environment with named tasks; {self.config.suite} has none")
         return Curriculum(config, tasks, seed=self.config.seed + 7919 * self.team.rank)
@@ -328,7 +328,7 @@ class Runner:
             )
         teacher = fit_teacher(
             self._demos, model.processor, model.chunk_size, config.teacher,
-            plane=getattr(getattr(env, "suite", None), "plane", None), seed=self.config.seed,
+            plane=env.plane, seed=self.config.seed,
         )  # fmt: skip
         teacher.to(self.actor.device)
         report: dict[str, Any] = {"demonstrations": len(self._demos.episodes)}

@@ -37,7 +37,7 @@ def _chunk_rate(num_workers: int, render: bool, worlds_per_worker: int = 16, sui
     from envs import make_vec
 
     env = make_vec(suite, worlds_per_worker * num_workers, num_workers=num_workers)
-    env.set_rendering(render)  # type: ignore[attr-defined]
+    env.set_rendering(render)
     rng = np.random.default_rng(0)
     env.reset(seeds=range(env.num_envs))
     fresh = iter(range(1000, 1_000_000))

@@ -117,7 +117,7 @@ def _check_success(suite: str, device: str, name: str) -> list[Row]:
     cpu = Worlds(spec, episodes)  # in this process: a script read from standard input cannot start workers
     cpu.render_images = False
     env = make_vec(suite, episodes, backend="warp", device=device)
-    env.set_rendering(False)  # type: ignore[attr-defined]
+    env.set_rendering(False)
     for worlds in (cpu, env):
         rates.append(evaluate(make_expert(suite, episodes), worlds, seeds).successes)
     low, high = wilson95(rates[0], episodes)

@@ -102,8 +102,7 @@ class Eval(Command):
         finally:
             env.close()
         result = {**report.to_dict(), **({} if perturb is None else {"perturb": asdict(perturb)}), **provenance()}
-        if hasattr(suite, "summary"):  # an adapter's may be published as more than one rate
-            result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
+        result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
         stdout().print(eval_table(result))
         if self.json is not None:
             save_json(self.json, result)

@@ -83,10 +83,9 @@ def suite_recipe(suite: str) -> RunnerConfig:
     from rl.recipes import RECIPES
 
     loaded = load_suite(suite)
-    plane = getattr(loaded, "plane", None)
-    if plane is None:
+    if loaded.plane is None:
         return RECIPES["tabletop-pick"]()
-    if plane.turns:
+    if loaded.plane.turns:
         return RECIPES["tabletop-pick-guided"]()
     return RECIPES["multitask-few" if len(loaded.tasks) > 1 else "robosuite-lift-guided"]()
 

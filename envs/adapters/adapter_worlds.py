@@ -117,7 +117,7 @@ class AdapterWorlds(BaseWorlds):
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
         """Run up to C control steps in each world that is not over; see `vla.core.types.VecEnv.step_chunk`.
 
-        `info["diverged"]` (n,): the simulation blew up, which truncates the episode; what is shown is from before.
+        A simulation that blows up truncates its episode and shows its last observation from before.
         """
         actions = np.clip(self._checked(chunk), self._low, self._high)
         live = np.flatnonzero(~self.over)
@@ -137,8 +137,9 @@ class AdapterWorlds(BaseWorlds):
             if not lost[i]:
                 self._proprio[i], self._privileged[i] = self._read(i)
         self._render(live[~lost[live]])
-        info = {"success": terminated.copy(), "wrong_object": np.zeros(self.num_envs, bool), "diverged": lost}
-        return StepResult(self.observation(), terminated.astype(np.float32), terminated, truncated, n_steps, info)
+        info = {"success": terminated.copy(), "wrong_object": np.zeros(self.num_envs, bool)}
+        reward = terminated.astype(np.float32)
+        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info, lost)
 
     def _render(self, ids: Sequence[int] | NDArray[np.int64]) -> None:
         if not self.render_images:

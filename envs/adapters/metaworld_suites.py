@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.tabletop.language import Phrasings
 from vla.core.paths import SIM_CONFIGS
+from vla.core.types import Plane
 
 CAMERAS = {"front": "corner2", "wrist": "gripperPOV"}
 
@@ -27,6 +28,8 @@ class MetaworldSuite:
     tasks: tuple[str, ...]
     horizon: int = HORIZON
     eval_seed0: int = 5_000_000
+    num_views: int = 2
+    plane: Plane | None = None
 
     def summary(self, per_task: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """What a report of all fifty tasks adds: the published `group_rates`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,16 @@ class RobosuiteSuite:
     """Of that state and the proprio."""
     eval_seed0: int = 5_000_000
 
+    num_views: int = 2
+
     @property
     def tasks(self) -> tuple[str, ...]:
+        """The suite's only task."""
         return (self.name.removeprefix("robosuite-"),)
+
+    def summary(self, per_task: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """See `envs.tabletop.suites.AnySuite.summary`."""
+        return {}
 
 
 def _body(env: Any, name: str) -> tuple[Vector, float]:

@@ -1,7 +1,7 @@
 """CPU backend: classic MuJoCo, worlds spread over worker processes, images in shared memory.
 
 A worker that dies or hangs is replaced: the episodes it was playing are reported truncated, with
-`info["worker_restarted"]`, and everything else goes on.
+`StepResult.worker_restarted`, and everything else goes on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from envs.backends.worker import SharedFrames, Worker, WorkerDied
 from envs.sim.base_worlds import check_seeds
 from envs.sim.cameras import FrameHistory
 from envs.tabletop.language import Phrasings
-from envs.tabletop.suites import Suite
-from vla.core.types import ActionChunk, Observation, StepResult
+from envs.tabletop.suites import AnySuite
+from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
 
 ANSWER_TIMEOUT_S = 120.0
 """A worker that is silent for so long hangs: a chunk takes well under a second per world."""
@@ -30,12 +30,12 @@ _MAX_DEATHS_IN_A_ROW = 3
 _log = logging.getLogger(__name__)
 
 
-class MujocoVecEnv:
+class MujocoVecEnv(VecEnv):
     """`vla.core.types.VecEnv` over worker processes."""
 
     def __init__(
         self,
-        suite: Suite,
+        suite: AnySuite,
         worlds: Callable[..., Any],
         num_envs: int,
         *,
@@ -54,11 +54,12 @@ class MujocoVecEnv:
             raise ValueError(f"history must be at least 0 frames, got {history}")
         num_workers = min(num_workers, num_envs)
         self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
+        self.task_names, self.plane = suite.tasks, suite.plane
         asked = {"image_size": image_size, "phrasings": phrasings}
         asked |= {"depth": True} if depth else {}
         asked |= {"calibration": True} if calibration else {}
         make = partial(worlds, suite)
-        views = getattr(suite, "num_views", 2)
+        views = suite.num_views
         frames = SharedFrames(num_envs, views, image_size, depth)
         self._memory: SharedMemory | None = SharedMemory(create=True, size=frames.num_bytes)
         self._images, self._depth = frames.arrays(self._memory, 0, num_envs)
@@ -208,8 +209,7 @@ class MujocoVecEnv:
         return self.observation()
 
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
-        """See `vla.core.types.VecEnv.step_chunk`. `info["worker_restarted"]` (B,): this episode died with its worker;
-        it is truncated, without a step and without success, and shows what was last seen of it."""
+        """See `vla.core.types.VecEnv.step_chunk`. An episode lost with its worker shows its last observation."""
         chunk = np.asarray(chunk, np.float32)
         if chunk.ndim != 3 or chunk.shape[0] != self.num_envs:
             raise ValueError(f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {chunk.shape}")
@@ -218,18 +218,20 @@ class MujocoVecEnv:
         terminated, truncated = np.zeros(self.num_envs, bool), self._lost.copy()
         n_steps = np.zeros(self.num_envs, np.int64)
         info = {name: np.zeros(self.num_envs, bool) for name in ("success", "wrong_object")}
-        for w, (rewarded, ended, cut, steps, facts) in results.items():  # type: ignore[misc]
+        diverged = np.zeros(self.num_envs, bool)
+        for w, (rewarded, ended, cut, steps, lost, facts) in results.items():  # type: ignore[misc]
             mine = slice(self._workers[w].lo, self._workers[w].hi)
             reward[mine], terminated[mine], n_steps[mine] = rewarded, ended, steps
             truncated[mine] |= cut
+            diverged[mine] = lost
             for name, values in facts.items():
                 info.setdefault(name, np.zeros(self.num_envs, values.dtype))[mine] = values
-        info["worker_restarted"] = self._lost.copy()
+        restarted = self._lost.copy()
         self._lost[:] = False
         self._playing &= ~(terminated | truncated)
         if self._history is not None:
             self._history.push(self._by_camera(self._images))
-        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info)
+        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info, diverged, restarted)
 
     def _by_camera(self, values: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values[:, v] for v, name in enumerate(self.cameras)}

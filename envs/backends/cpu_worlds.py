@@ -113,7 +113,7 @@ class Worlds(Opening, BaseWorlds):
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
         """Run up to C control steps in each world that is not over; see `vla.core.types.VecEnv.step_chunk`.
 
-        `info["diverged"]` (n,): the simulation blew up, which truncates the episode; what is shown is from before.
+        A simulation that blows up truncates its episode and shows its last observation from before.
         """
         chunk = self._checked(chunk)
         was_over = self.over.copy()
@@ -134,9 +134,9 @@ class Worlds(Opening, BaseWorlds):
         self._success &= ~self._wrong
         self._render(list(np.flatnonzero(~was_over & ~lost)))
         success = self._success & ~was_over
-        info = {"success": success & terminated, "wrong_object": self._wrong & ~was_over, "diverged": lost}
+        info = {"success": success & terminated, "wrong_object": self._wrong & ~was_over}
         reward = info["success"].astype(np.float32)
-        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info)
+        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info, lost)
 
     def _control_step(self, live: np.ndarray, action_nA: np.ndarray) -> np.ndarray:
         """One control step of worlds `live`: which of them blew up (bool). Of those, what was read last stays."""

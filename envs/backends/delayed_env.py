@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -20,12 +19,12 @@ CATCH_UP_STEPS = 4
 """Over so many actions what was meant and not played is made up for."""
 
 
-class LateVecEnv:
+class LateVecEnv(VecEnv):
     """A `vla.core.types.VecEnv` around another one. Decisions are `n_action_steps` control steps apart.
 
     A world that is d steps late plays the d actions that are left of the chunk before, then the new chunk from its
     action d on. The first chunk of an episode is played from its beginning: a robot at rest waits for it.
-    `info["played_until"]` (B,) tells how many of the chunk's first actions had or will have a part in what happens.
+    `StepResult.executed_until` (B,) counts the actions of the chunk that were executed or will be.
     The privileged state tells the critic, beside what the inner worlds say, how late the answers are and what is still
     to be played.
     """
@@ -35,6 +34,9 @@ class LateVecEnv:
         if n_action_steps < 1 or late_steps < 0:
             raise ValueError(f"need n_action_steps >= 1 and late_steps >= 0, got {n_action_steps} and {late_steps}")
         self.env, self.n_action_steps, self.late_steps = env, n_action_steps, late_steps
+        self.num_envs, self.horizon, self.action_spec = env.num_envs, env.horizon, env.action_spec
+        self.cameras, self.task_names = env.cameras, env.task_names
+        self.proprio_dim, self.proprio_names = env.proprio_dim, env.proprio_names
         self.chunk_steps = n_action_steps + late_steps
         """Actions that must be sent."""
         self.privileged_dim = env.privileged_dim + 1 + late_steps * env.action_spec.dim
@@ -46,10 +48,13 @@ class LateVecEnv:
         self._displacement = np.array(["gripper" not in name for name in spec.names])
         self._bounds = np.float32(spec.low), np.float32(spec.high)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "env":  # not yet there: unpickling asks
-            raise AttributeError(name)
-        return getattr(self.env, name)
+    @property
+    def tasks(self) -> list[str]:
+        return self.env.tasks
+
+    @property
+    def templates(self) -> list[str]:
+        return self.env.templates
 
     def reset(
         self, *, seeds: Sequence[int], tasks: Sequence[str] | None = None, env_ids: Sequence[int] | None = None
@@ -84,11 +89,23 @@ class LateVecEnv:
         result = self.env.step_chunk(played[:, :n])
         over = result.terminated | result.truncated
         until = np.where(over, np.minimum(result.n_steps, n), n + self.late)
-        return replace(result, obs=self._told(result.obs), info=result.info | {"played_until": until})
+        return replace(result, obs=self._told(result.obs), executed_until=until)
 
     def observation(self) -> Observation:
         """Of every world, now."""
         return self._told(self.env.observation())
+
+    def set_rendering(self, on: bool) -> None:
+        """See `vla.core.types.VecEnv.set_rendering`."""
+        self.env.set_rendering(on)
+
+    def alternative_instructions(self) -> list[str]:
+        """See `vla.core.types.VecEnv.alternative_instructions`."""
+        return self.env.alternative_instructions()
+
+    def close(self) -> None:
+        """Close the inner environments."""
+        self.env.close()
 
     def _told(self, obs: Observation) -> Observation:
         if obs.privileged is None:

@@ -28,7 +28,7 @@ from envs.tabletop.initial_state import Start
 from envs.tabletop.language import Phrasings
 from envs.tabletop.scene import REST_HEIGHT_M, SCENES
 from envs.tabletop.suites import Suite
-from vla.core.types import ActionChunk, Observation, StepResult
+from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
 
 
 @dataclass
@@ -50,14 +50,15 @@ class TensorStep:
     terminated: torch.Tensor
     truncated: torch.Tensor
     n_steps: torch.Tensor
+    diverged: torch.Tensor
     info: dict[str, torch.Tensor]
 
 
-class WarpVecEnv(Opening):
+class WarpVecEnv(Opening, VecEnv):
     """`vla.core.types.VecEnv` on one device.
 
-    `info` adds, per world: `overflow`, contacts or constraints were dropped for want of room; `diverged`, the state was
-    no longer finite, so the world went back to its start and its episode is truncated.
+    `info["overflow"]` (B,): contacts or constraints were dropped for want of room. An environment that diverges goes
+    back to its start, and its episode is truncated.
     """
 
     proprio_names = PROPRIO_NAMES
@@ -79,6 +80,7 @@ class WarpVecEnv(Opening):
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
+        self.task_names, self.plane = suite.tasks, suite.plane
         self.phrasings, self.image_size = phrasings, image_size
         self.scene, self.control = SCENES[suite.scene], control or ControlConfig()
         self.model, self.index = self._build()
@@ -223,9 +225,10 @@ class WarpVecEnv(Opening):
         step = self.step_tensors(torch.as_tensor(chunk, device=self.device))
         if self._history is not None:
             self._history.push(self._numpy_images())
-        facts = (step.reward, step.terminated, step.truncated, step.n_steps)
         info = {name: values.cpu().numpy() for name, values in step.info.items()}
-        return StepResult(self.observation(), *(fact.cpu().numpy() for fact in facts), info)
+        facts = (step.reward, step.terminated, step.truncated, step.n_steps)
+        diverged = step.diverged.cpu().numpy()
+        return StepResult(self.observation(), *(fact.cpu().numpy() for fact in facts), info, diverged)
 
     def step_tensors(self, chunk_BCA: torch.Tensor) -> TensorStep:
         """`step_chunk` on the device; then ask for `observation_tensors`. Actions must be finite."""
@@ -254,8 +257,8 @@ class WarpVecEnv(Opening):
         success &= ~wrong & ~was_over
         overflow = self._overflow()
         self.num_diverged += int(diverged.sum())
-        info = {"success": success, "wrong_object": wrong, "overflow": overflow & ~was_over, "diverged": diverged}
-        return TensorStep(success.float(), terminated, truncated, n_steps, info)
+        info = {"success": success, "wrong_object": wrong, "overflow": overflow & ~was_over}
+        return TensorStep(success.float(), terminated, truncated, n_steps, diverged, info)
 
     def _control_step(self, live: torch.Tensor, action_BA: torch.Tensor) -> None:
         sim = self.sim

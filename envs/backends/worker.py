@@ -90,7 +90,7 @@ class Facts:
     cameras: tuple[str, ...]
     proprio_dim: int
     privileged_dim: int
-    proprio_names: tuple[str, ...] = ()
+    proprio_names: tuple[str, ...]
 
 
 class Worker:
@@ -181,10 +181,10 @@ def _state(worlds: Any) -> dict[str, Any]:
         "privileged": worlds.privileged(),
         "instruction": [e.instruction if e else "" for e in worlds.episodes],
         "alternative": worlds.alternative_instructions(),
-        "template": [e.template if e else "" for e in worlds.episodes],
-        "task": [e.task if e else "" for e in worlds.episodes],
+        "template": worlds.templates,
+        "task": worlds.tasks,
     }
-    if getattr(worlds, "intrinsics", None) is not None:
+    if worlds.intrinsics is not None:
         state |= {"intrinsics": worlds.intrinsics, "extrinsics": worlds.extrinsics}
     return state
 
@@ -202,7 +202,7 @@ def _answer(worlds: Any, command: str, argument: Any) -> object:
         worlds.over[ids] = True
     elif command == "step":
         step = worlds.step_chunk(argument)
-        return step.reward, step.terminated, step.truncated, step.n_steps, step.info
+        return step.reward, step.terminated, step.truncated, step.n_steps, step.diverged, step.info
     elif command == "render":
         worlds.render_images = argument
     return None
@@ -228,9 +228,8 @@ def _serve(
         except Exception as error:  # a missing mesh, say: the parent raises it, with the file's name
             pipe.send(("error", error))
             return
-        names = tuple(getattr(worlds, "proprio_names", ()))
-        facts = Facts(worlds.action_spec, worlds.cameras, worlds.proprio_dim, worlds.privileged_dim, names)
-        pipe.send(("ok", facts))
+        dims = worlds.proprio_dim, worlds.privileged_dim
+        pipe.send(("ok", Facts(worlds.action_spec, worlds.cameras, *dims, tuple(worlds.proprio_names))))
         while True:
             command, argument = pipe.recv()
             if command == "close":

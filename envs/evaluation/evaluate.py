@@ -12,7 +12,7 @@ import numpy as np
 from envs.evaluation.baselines import Film
 from vla.core.compatibility import fitted
 from vla.core.statistics import wilson95
-from vla.core.types import Observation, Policy, VecEnv
+from vla.core.types import Policy, VecEnv
 
 _log = logging.getLogger(__name__)
 _MAX_REPLAYS = 2
@@ -120,7 +120,7 @@ def evaluate(
     # Spare worlds play the first seed too, uncounted: the environment wants every world to have an episode.
     env.reset(seeds=[seeds[max(0, k)] for k in playing])
     policy.reset(None)
-    obs = _observe(env)
+    obs = env.observation()
     films = {k: Film(obs.instruction[k]) for k in range(min(num_films, width))}
     success = np.zeros(len(seeds), bool)
     wrong, diverged = np.zeros(len(seeds), bool), np.zeros(len(seeds), bool)
@@ -142,7 +142,7 @@ def evaluate(
         steps[playing[live]] += result.n_steps[live]
         over = live & (result.terminated | result.truncated)
         obs = result.obs
-        lost = over & result.info.get("worker_restarted", np.zeros(env.num_envs, bool))
+        lost = over & result.worker_restarted
         lost[lost] = replays[playing[lost]] < _MAX_REPLAYS
         if lost.any():  # the machine's failure, not the policy's: the same episode once more
             again, over = np.flatnonzero(lost), over & ~lost
@@ -157,7 +157,7 @@ def evaluate(
             indices = playing[ended]
             success[indices] = result.info["success"][ended]
             wrong[indices] = result.info["wrong_object"][ended]
-            diverged[indices] = result.info.get("diverged", np.zeros(env.num_envs, bool))[ended]
+            diverged[indices] = result.diverged[ended]
             for k, film in films.items():
                 for world in ended[indices == k]:
                     film.finish(obs, world, bool(success[k]), bool(wrong[k]))
@@ -194,13 +194,8 @@ def evaluate(
     )
 
 
-def _observe(env: VecEnv) -> Observation:
-    return env.observation()  # type: ignore[attr-defined]  # every backend of ours offers it
-
-
 def _labels(env: VecEnv, world: int) -> tuple[str, str]:
-    tasks, templates = getattr(env, "tasks", None), getattr(env, "templates", None)
-    return (tasks[world] if tasks else "task", templates[world] if templates else "instruction")
+    return env.tasks[world] or "task", env.templates[world] or "instruction"
 
 
 def _group(keys: Sequence[str], success: np.ndarray) -> dict[str, Count]:

@@ -224,7 +224,7 @@ def _check_suite(name: str) -> None:
     suite = load_suite(name)
     if isinstance(suite, RobosuiteSuite):
         worlds_class(suite)  # says what is missing
-    elif getattr(suite, "scene", "") not in SCENES or not SCENES[suite.scene].fixtures:
+    elif not isinstance(suite, Suite) or not SCENES[suite.scene].fixtures:
         raise ValueError(f"suite {name!r} has no goals to ask about; leave it out (pick and place are the default set)")
 
 

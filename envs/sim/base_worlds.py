@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.tabletop.language import Phrasings
-from vla.core.types import ActionChunk, ActionSpec, Observation
+from vla.core.types import ActionChunk, ActionSpec, Observation, VecEnv
 
 
 def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) -> None:
@@ -19,11 +19,9 @@ def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) ->
         raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
 
 
-class BaseWorlds(ABC):
+class BaseWorlds(VecEnv):
     """State and views that `envs.backends.cpu_vec_env` and `envs.evaluation.evaluate` rely on. Subclasses reset, step
     and draw."""
-
-    proprio_names: tuple[str, ...]
 
     def __init__(
         self,
@@ -43,6 +41,7 @@ class BaseWorlds(ABC):
     ) -> None:
         self.suite, self.phrasings, self.image_size = suite, phrasings, image_size
         self.num_envs, self.horizon = num_worlds, suite.horizon
+        self.task_names, self.plane = suite.tasks, suite.plane
         self.action_spec, self.cameras = action_spec, cameras
         self.proprio_dim, self.privileged_dim = proprio_dim, privileged_dim
         self.render_images = True
@@ -61,8 +60,18 @@ class BaseWorlds(ABC):
         """Control steps since the reset."""
 
     def set_rendering(self, on: bool) -> None:
-        """Draw images at resets and after chunks, or not. Every `VecEnv` of ours has this switch."""
+        """Draw images at resets and after chunks, or not. See `vla.core.types.VecEnv.set_rendering`."""
         self.render_images = on
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task of each environment's current episode."""
+        return [e.task if e else "" for e in self.episodes]
+
+    @property
+    def templates(self) -> list[str]:
+        """Phrasing template of each environment's instruction."""
+        return [e.template if e else "" for e in self.episodes]
 
     @abstractmethod
     def proprio(self) -> NDArray[np.float32]:

@@ -24,11 +24,11 @@ from rl.models.critic import Critic
 from rl.rollout.step_collector import Collector
 from rl.storage.rollout_buffer import RolloutBuffer
 from vla.core.checkpoint import load_tensors, save_tensors
-from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, StepResult
+from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, StepResult, VecEnv
 from vla.model.residual_head import Latents
 
 
-class GymWorlds:
+class GymWorlds(VecEnv):
     """`vla.core.types.VecEnv` over `num_envs` copies of a gymnasium task with a continuous action. No camera, no
     success.
 

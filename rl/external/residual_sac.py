@@ -135,7 +135,7 @@ class ResidualVecEnv(StateVecEnv):
         return self.plans.state(obs)
 
     def _begin(self, ids: Sequence[int]) -> Observation:
-        self.env.set_rendering(True)  # type: ignore[attr-defined]
+        self.env.set_rendering(True)
         obs = super()._begin(ids)
         self.plans.look(obs, ids)
         return obs
@@ -144,7 +144,7 @@ class ResidualVecEnv(StateVecEnv):
         # All worlds look at the same ticks (and at their own resets): one batch for the VLA, one render of all.
         self._tick += 1
         looking = self._tick % self.plans.n_action_steps == 0
-        self.env.set_rendering(looking)  # type: ignore[attr-defined]
+        self.env.set_rendering(looking)
         result = self.env.step_chunk(self.plans.corrected(actions, self.config.alpha))
         self.control_steps += int(result.n_steps.sum())
         self.plans.at += 1

@@ -82,7 +82,7 @@ class StateVecEnv(SB3VecEnv):
         super().__init__(
             env.num_envs, spaces.Box(-np.inf, np.inf, (self._state_dim(),), np.float32), self._action_space(bounds)
         )
-        env.set_rendering(False)  # type: ignore[attr-defined]  # every backend of ours offers it
+        env.set_rendering(False)
         self._rng = np.random.default_rng([seed, 53])
         self._actions: np.ndarray | None = None
         self.obs: Observation | None = None
@@ -147,7 +147,7 @@ class StateVecEnv(SB3VecEnv):
     def close(self) -> None:
         """Hand the worlds back, images on. They are the caller's to close."""
         with suppress(RuntimeError, OSError, BrokenPipeError):
-            self.env.set_rendering(True)  # type: ignore[attr-defined]
+            self.env.set_rendering(True)
 
     # SB3 asks these of environments that are objects; ours are rows of arrays, all alike.
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:

@@ -35,7 +35,7 @@ class EpisodeCollector:
             raise ValueError(f"{worlds.env.num_envs} worlds do not divide into groups of {group_size}")
         self.worlds, self.group_size, self.wanted, self.max_rounds = worlds, group_size, wanted, max_rounds
         self.judge, self.team = judge, team or Team()
-        at_once = getattr(worlds.env, "n_action_steps", min(worlds.n_action_steps, worlds.actor.model.chunk_size))
+        at_once = worlds.env.n_action_steps or min(worlds.n_action_steps, worlds.actor.model.chunk_size)
         self.max_decisions = -(-worlds.env.horizon // at_once)
         self._round: RolloutBuffer | None = None
 
@@ -99,7 +99,7 @@ class EpisodeCollector:
             require_finite("action", chunk, where)
             result = env.step_chunk(actor.to_env(chunk, env.action_spec, self.worlds.n_action_steps))
             n_steps = torch.from_numpy(np.where(over, 0, result.n_steps))
-            until = torch.from_numpy(np.where(over, 0, result.info.get("played_until", n_steps)))
+            until = torch.from_numpy(np.where(over, 0, result.executed_until))
             executed = (torch.arange(chunk.shape[1]) < until[:, None]).to(actor.device)
             rollout.add(
                 proprio_BP=proprio,

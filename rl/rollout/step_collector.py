@@ -138,7 +138,7 @@ class Collector:
             took["seconds_policy"] += chosen - began
             took["seconds_worlds"] += time.perf_counter() - chosen
             # A world whose process died took no step: its decision counts for nothing, and its episode is cut short.
-            lost = result.info.get("worker_restarted", np.zeros(env.num_envs, bool))
+            lost = result.worker_restarted
             if ((result.n_steps < 1) & ~lost).any():
                 raise RuntimeError("a world executed no control step although its episode had been reset")
             before = self._elapsed_fraction()
@@ -148,7 +148,7 @@ class Collector:
             after = np.where(result.truncated, before, self._elapsed_fraction())
             n_steps = torch.from_numpy(result.n_steps)
             # (of a late answer, later actions play a part, too: in the next decision)
-            until = torch.from_numpy(result.info.get("played_until", result.n_steps))
+            until = torch.from_numpy(result.executed_until)
             executed = torch.arange(chunk.shape[1]) < until[:, None]
             to = actor.device
             buffer.add(
@@ -170,7 +170,7 @@ class Collector:
             ended += int(done.sum())
             succeeded += int(result.info["success"].astype(bool)[done].sum())
             wrong += int(result.info["wrong_object"].astype(bool)[done].sum())
-            diverged += int(result.info.get("diverged", np.zeros(1, bool)).sum())
+            diverged += int(result.diverged.sum())
             self._obs = result.obs
             if done.any():
                 ids = np.flatnonzero(done).tolist()

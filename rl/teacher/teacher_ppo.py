@@ -71,11 +71,11 @@ class StateModel(nn.Module):
 @contextmanager
 def undrawn(env: VecEnv) -> Iterator[None]:
     """Inside, the worlds are played without their pictures."""
-    env.set_rendering(False)  # type: ignore[attr-defined]  # every backend of ours offers it
+    env.set_rendering(False)
     try:
         yield
     finally:
-        env.set_rendering(True)  # type: ignore[attr-defined]
+        env.set_rendering(True)
 
 
 def practise(

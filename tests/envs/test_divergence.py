@@ -67,15 +67,15 @@ def test_a_world_that_blows_up_is_truncated_and_flagged_and_the_others_never_not
     before = hurt.observation()
     getattr(hurt.data[1], name)[3] = value
     broken, whole = hurt.step_chunk(STEPS), twin.step_chunk(STEPS)
-    assert broken.info["diverged"].tolist() == broken.truncated.tolist() == [False, True, False]
+    assert broken.diverged.tolist() == broken.truncated.tolist() == [False, True, False]
     assert not broken.terminated.any() and not broken.info["success"].any() and not broken.reward.any()
-    assert broken.n_steps.tolist() == [6, 1, 6] and not whole.info["diverged"].any()
+    assert broken.n_steps.tolist() == [6, 1, 6] and not whole.diverged.any()
     # What is shown of the lost world was seen before it was lost (the hand's target has moved by one action).
     assert np.array_equal(broken.obs.proprio[1, :3], before.proprio[1, :3])
     assert np.isfinite(broken.obs.proprio).all() and np.isfinite(broken.obs.privileged).all()
     again = hurt.step_chunk(STEPS)
     twin.step_chunk(STEPS)
-    assert again.n_steps.tolist() == [6, 0, 6] and not again.info["diverged"].any() and not again.truncated.any()
+    assert again.n_steps.tolist() == [6, 0, 6] and not again.diverged.any() and not again.truncated.any()
     for one in (hurt, twin):
         one.reset(seeds=[9], env_ids=[1])
     mine, theirs = hurt.step_chunk(STEPS), twin.step_chunk(STEPS)
@@ -90,8 +90,8 @@ def test_workers_report_it_and_an_evaluation_counts_it_as_a_failure():
     try:
         env.reset(seeds=[1, CURSED])
         pids, step = env.worker_pids, env.step_chunk(STEPS[:2])
-        assert step.info["diverged"].tolist() == step.truncated.tolist() == [False, True]
-        assert step.n_steps.tolist() == [6, LAST_STEP] and not step.info["worker_restarted"].any()
+        assert step.diverged.tolist() == step.truncated.tolist() == [False, True]
+        assert step.n_steps.tolist() == [6, LAST_STEP] and not step.worker_restarted.any()
         env.set_rendering(False)
         report = evaluate(Still(), env, [CURSED - 1, CURSED, CURSED + 1])
         assert (report.episodes, report.successes, report.diverged) == (3, 0, 1)
@@ -119,13 +119,13 @@ def test_adapted_worlds_do_the_same(suite):
     chunk = np.zeros((2, 3, worlds.action_spec.dim), np.float32)
     worlds.reset(seeds=[1, 2])
     before = worlds.step_chunk(chunk)
-    assert not before.info["diverged"].any()
+    assert not before.diverged.any()
     worlds._scene(1)[2].qvel[3] = 1e9
     hurt = worlds.step_chunk(chunk)
-    assert hurt.info["diverged"].tolist() == hurt.truncated.tolist() == [False, True]
+    assert hurt.diverged.tolist() == hurt.truncated.tolist() == [False, True]
     assert hurt.n_steps.tolist() == [3, 1] and not hurt.terminated.any()
     assert np.array_equal(hurt.obs.proprio[1], before.obs.proprio[1])
     worlds.reset(seeds=[3], env_ids=[1])
     fresh = worlds.step_chunk(chunk)
-    assert not fresh.info["diverged"].any() and fresh.n_steps.tolist() == [3, 3]
+    assert not fresh.diverged.any() and fresh.n_steps.tolist() == [3, 3]
     worlds.close()

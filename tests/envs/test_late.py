@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from envs.backends.delayed_env import LateVecEnv
-from vla.core.types import ActionSpec, Observation, StepResult
+from vla.core.types import ActionSpec, Observation, StepResult, VecEnv
 
 N, LATE = 3, 2
 SPEC = ActionSpec(names=("dx", "gripper"), low=(-1.0, -1.0), high=(1.0, 1.0), control_hz=10.0)
 
 
-class Track:
+class Track(VecEnv):
     """Worlds on a line that keep a record of every action; an episode is `horizon` steps."""
 
     action_spec, cameras, proprio_dim, privileged_dim = SPEC, (), 1, 1
@@ -23,6 +23,9 @@ class Track:
     def reset(self, *, seeds, tasks=None, env_ids=None):
         for i in range(self.num_envs) if env_ids is None else env_ids:
             self.x[i], self.steps[i], self.played[i] = 0.0, 0, []
+        return self.obs()
+
+    def observation(self):
         return self.obs()
 
     def obs(self):
@@ -99,11 +102,11 @@ def test_a_policy_that_knows_where_to_go_arrives_however_late():
 def test_it_tells_which_actions_count():
     env, _ = worlds(horizon=7)
     chunk = chunk_of([0.0] * 5)(env.num_envs, 1.0)
-    assert (env.step_chunk(chunk).info["played_until"] == N + env.late).all()
+    assert (env.step_chunk(chunk).executed_until == N + env.late).all()
     env.step_chunk(chunk)
     result = env.step_chunk(chunk)
     assert result.truncated.all()
-    assert (result.info["played_until"] == 1).all(), "nothing is played after the end"
+    assert (result.executed_until == 1).all(), "nothing is played after the end"
 
 
 def test_the_critic_knows_what_is_still_to_be_played():

@@ -180,7 +180,7 @@ def test_a_world_without_a_finite_state_is_reset_and_counted(env):
     env.sim.qpos[1, 0] = float("nan")
     result = env.step_chunk(np.zeros((2, 2, 4), np.float32))
     env.set_rendering(True)
-    assert result.info["diverged"].tolist() == [False, True] and env.num_diverged == count + 1
+    assert result.diverged.tolist() == [False, True] and env.num_diverged == count + 1
     assert result.truncated.tolist() == [False, True] and not result.terminated.any()
     assert result.n_steps.tolist() == [2, 1] and not result.info["success"].any()
     assert torch.equal(env.sim.qpos[1], start[1]) and torch.isfinite(env.sim.qvel).all()
@@ -280,6 +280,6 @@ def test_the_expert_solves_every_suite_here_too(suite):
     while not env.over.all():
         result = env.step_chunk(expert.act(obs))
         success |= result.info["success"]
-        assert not result.info["overflow"].any() and not result.info["diverged"].any()
+        assert not result.info["overflow"].any() and not result.diverged.any()
         obs = result.obs
     assert success.sum() >= 3

@@ -42,13 +42,13 @@ def test_a_killed_worker_is_replaced_and_its_episodes_are_cut_short(env: MujocoV
     for one in (env, twin):
         one.reset(seeds=[1, 2, 3, 4])
         before = one.step_chunk(STAY)
-    assert not env.step_chunk(STAY).info["worker_restarted"].any()
+    assert not env.step_chunk(STAY).worker_restarted.any()
     twin.step_chunk(STAY)
     before, pids = env.observation(), env.worker_pids
     kill(pids[1])
     hurt, whole = env.step_chunk(STAY), twin.step_chunk(STAY)
     assert env.worker_pids[0] == pids[0] and env.worker_pids[1] != pids[1]
-    assert hurt.info["worker_restarted"].tolist() == [False, False, True, True]
+    assert hurt.worker_restarted.tolist() == [False, False, True, True]
     assert hurt.truncated.tolist() == [False, False, True, True]
     assert not hurt.terminated.any() and not hurt.info["success"].any() and not hurt.reward.any()
     assert hurt.n_steps.tolist() == [8, 8, 0, 0]
@@ -62,7 +62,7 @@ def test_a_killed_worker_is_replaced_and_its_episodes_are_cut_short(env: MujocoV
     again = env.step_chunk(STAY)
     twin.step_chunk(STAY)
     assert again.n_steps.tolist() == [8, 8, 0, 0]
-    assert not again.truncated.any() and not again.info["worker_restarted"].any()
+    assert not again.truncated.any() and not again.worker_restarted.any()
     for one in (env, twin):
         one.reset(seeds=[8, 9], env_ids=[2, 3])
     # The new process plays the same worlds as the old one would have.
@@ -78,7 +78,7 @@ def test_a_worker_killed_before_a_reset_loses_only_what_was_playing(env: MujocoV
     kill(env.worker_pids[1])
     env.reset(seeds=[5], env_ids=[3])  # world 3 starts anew; world 2 was in mid-episode
     result = env.step_chunk(STAY)
-    assert result.info["worker_restarted"].tolist() == [False, False, True, False]
+    assert result.worker_restarted.tolist() == [False, False, True, False]
     assert result.truncated.tolist() == [False, False, True, False]
     assert result.n_steps.tolist() == [8, 8, 0, 8]
 
@@ -90,7 +90,7 @@ def test_a_worker_that_hangs_is_killed_in_time(env: MujocoVecEnv) -> None:
     began = time.monotonic()
     result = env.step_chunk(STAY)
     env._workers[0]._timeout_s = patience
-    assert result.info["worker_restarted"].tolist() == [True, True, False, False]
+    assert result.worker_restarted.tolist() == [True, True, False, False]
     assert time.monotonic() - began < 60
     env.reset(seeds=[1, 2], env_ids=[0, 1])
     assert env.step_chunk(STAY).n_steps.tolist() == [8, 8, 8, 8]

@@ -15,7 +15,7 @@ from rl.models.actor import GreedyPolicy
 from rl.rollout.step_collector import play
 from vla.backbones.features import Features
 from vla.core.checkpoint import load_tensors, save_tensors
-from vla.core.types import ActionSpec, Observation, StepResult
+from vla.core.types import ActionSpec, Observation, StepResult, VecEnv
 from vla.data.lerobot_dataset import DemoSet
 
 CHUNK = 4
@@ -23,7 +23,7 @@ SPEED = 0.2  # metres per control step at normalised action 1
 SPEC = ActionSpec(names=("dx", "dy", "gripper"), low=(-SPEED, -SPEED, -1.0), high=(SPEED, SPEED, 1.0), control_hz=20.0)
 
 
-class PointReach:
+class PointReach(VecEnv):
     """Move a point to the goal and close the gripper there; success ends the episode with reward 1, even mid-chunk."""
 
     action_spec = SPEC

@@ -117,7 +117,22 @@ class StepResult:
     n_steps: NDArray[np.int64]
     """(B,) control steps really executed, 0..C: fewer than C if the episode ended inside the chunk, 0 if before."""
     info: dict[str, NDArray] = field(default_factory=dict)
-    """Per-world arrays; always holds bool `success` (B,) and bool `wrong_object` (B,)."""
+    """Per-environment arrays; always holds bool `success` (B,) and bool `wrong_object` (B,)."""
+    diverged: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """(B,) the simulation's state was no longer finite, which truncated the episode. Left out: nowhere."""
+    worker_restarted: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """(B,) the episode was lost with its worker process: truncated, without a step or success. Left out: nowhere."""
+    executed_until: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(B,) actions of the chunk that were executed or, under latency, will be. Left out: `n_steps`."""
+
+    def __post_init__(self) -> None:
+        count = len(self.n_steps)
+        if not len(self.diverged):
+            self.diverged = np.zeros(count, bool)
+        if not len(self.worker_restarted):
+            self.worker_restarted = np.zeros(count, bool)
+        if not len(self.executed_until):
+            self.executed_until = self.n_steps
 
 
 @runtime_checkable
@@ -133,7 +148,10 @@ class Policy(Protocol):
 
 @runtime_checkable
 class VecEnv(Protocol):
-    """B worlds stepped together: CPU and Warp backends, robosuite and Meta-World adapters."""
+    """B environments stepped together: CPU and Warp backends, robosuite and Meta-World adapters.
+
+    Implementations inherit from this class, which gives them the facts that most environments lack.
+    """
 
     num_envs: int
     action_spec: ActionSpec
@@ -142,6 +160,26 @@ class VecEnv(Protocol):
     privileged_dim: int
     horizon: int
     """Control steps after which an episode is truncated."""
+    proprio_names: tuple[str, ...] = ()
+    """One name per component of the proprio; empty where they have none."""
+    task_names: tuple[str, ...] = ()
+    """Tasks that `reset` takes by name; empty for an environment of one unnamed task."""
+    plane: Plane | None = None
+    """Which columns of proprio and privileged state lie in the plane of the table; None where nobody knows."""
+    n_action_steps: int | None = None
+    """Control steps between two decisions where the environment fixes them (latency); None: the length of the chunk."""
+    chunk_steps: int | None = None
+    """Actions that a chunk must hold at least; None: any number."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """Task of each environment's current episode (B); "" where it has no name."""
+        return [""] * self.num_envs
+
+    @property
+    def templates(self) -> list[str]:
+        """Phrasing template of each environment's current instruction (B); "" where it has none."""
+        return [""] * self.num_envs
 
     def reset(
         self,
@@ -150,15 +188,27 @@ class VecEnv(Protocol):
         tasks: Sequence[str] | None = None,
         env_ids: Sequence[int] | None = None,
     ) -> Observation:
-        """Start an episode in worlds `env_ids` (all when None), one seed each; the observation is of ALL worlds.
+        """Start an episode in environments `env_ids` (all when None), one seed each; the observation is of ALL of them.
 
         The seed alone (with the task name, when given) fixes the scene, the target and the phrasing.
         """
+        ...
 
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
-        """Run up to C control steps per world without rendering, then render once. Finished worlds stand still."""
+        """Run up to C control steps per environment without rendering, then render once. A finished environment stands
+        still."""
+        ...
+
+    def observation(self) -> Observation:
+        """The present observation of all B environments. Images are those of the last render."""
+        ...
+
+    def set_rendering(self, on: bool) -> None:
+        """Switch rendering off (images keep the last frame) or on again (from the next reset or chunk)."""
 
     def alternative_instructions(self) -> list[str]:
         """B instructions that name another object than the one counted (the swapped-instruction control)."""
+        return [""] * self.num_envs
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free processes, memory and graphics contexts. Safe to call twice."""
