@@ -28,8 +28,7 @@ from vla.core.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from vla.core.compatibility import require_same
 from vla.core.config import encode, fill_defaults, save_json
 from vla.core.types import Policy, VecEnv
-from vla.model.checks import check_loads
-from vla.model.model import VLAConfig
+from vla.model.config import VLAConfig, check_loads
 from vla.runtime.distributed import Team
 from vla.runtime.locks import locked, refuse_used
 from vla.runtime.process import keep_freed_memory

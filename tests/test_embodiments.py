@@ -10,8 +10,8 @@ from bascule.commands.deploy import by_policy
 from bascule.main import main
 from policies.load import load_policy, load_whole
 from vla.core.types import ActionSpec
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.processing.processor import Processor, Stats
 
 SPEC = ActionSpec(("dx", "dy", "dz", "gripper"), (-1.0,) * 4, (1.0,) * 4, 20.0)

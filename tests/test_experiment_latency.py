@@ -115,8 +115,8 @@ def test_a_lost_answer_is_asked_for_again_and_meanwhile_the_robot_holds():
 
 
 def test_the_command_reports_every_cell_and_keeps_it(tmp_path, capsys):
-    from vla.model.bridge import BridgeConfig
-    from vla.model.model import VLA, VLAConfig
+    from vla.model.config import BridgeConfig, VLAConfig
+    from vla.model.model import VLA
     from vla.processing.processor import Stats
 
     rng = np.random.default_rng(0)

@@ -67,6 +67,7 @@ TORCH_FREE = (
     "policies.serving.client",
     "policies.serving.wire",
     "envs",
+    "vla.training.recipes",
     "rl.recipes",
 )
 

@@ -5,7 +5,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-SCRIPT = (Path(__file__).resolve().parents[1] / "bascule").read_text()
+SCRIPT = (Path(__file__).resolve().parents[1] / "run").read_text()
 
 
 def test_set_up_compiles_what_a_run_imports():

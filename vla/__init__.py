@@ -13,8 +13,9 @@ from vla.core.waiting import sleep_while_waiting
 if TYPE_CHECKING:
     from vla.backbones.features import Features
     from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, StepResult, VecEnv
-    from vla.model.bridge import Bridge, BridgeConfig
-    from vla.model.model import VLA, VLAConfig
+    from vla.model.bridge import Bridge
+    from vla.model.config import BridgeConfig, VLAConfig
+    from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
     from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
 
@@ -26,7 +27,7 @@ _HOME = {
     "ActionChunk": "vla.core.types",
     "ActionSpec": "vla.core.types",
     "Bridge": "vla.model.bridge",
-    "BridgeConfig": "vla.model.bridge",
+    "BridgeConfig": "vla.model.config",
     "Features": "vla.backbones.features",
     "ModelInput": "vla.processing.processor",
     "Observation": "vla.core.types",
@@ -36,8 +37,8 @@ _HOME = {
     "Stats": "vla.processing.processor",
     "StepResult": "vla.core.types",
     "VLA": "vla.model.model",
-    "VLAConfig": "vla.model.model",
-    "VLAPolicy": "vla.model.model",
+    "VLAConfig": "vla.model.config",
+    "VLAPolicy": "vla.model.policy",
     "VecEnv": "vla.core.types",
 }
 

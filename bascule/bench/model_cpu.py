@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bascule.experiments.ablations import lean_bridge
 from vla.backbones.features import Features
-from vla.model.bridge import Bridge, BridgeConfig
-from vla.model.released_bridge import FaithfulBridge, FaithfulConfig
+from vla.model.bridge import Bridge
+from vla.model.config import BridgeConfig, FaithfulConfig
+from vla.model.released_bridge import FaithfulBridge
 
 WIDTH, LAYERS, RAW, QUERIES, CHUNK, PROPRIO = 896, 24, 512, 64, 8, 8
 """The released policy's size (reference: Qwen2.5-0.5B, two views of 256 patches)."""

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bascule.experiments.ablations import lean_bridge
 from vla.backbones.backbone import Backbone
 from vla.core.types import ActionSpec, Observation
-from vla.model.bridge import BridgeConfig
+from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.cuda_graph_policy import FastPolicy
-from vla.model.model import VLA, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.processor import Stats
 

@@ -138,7 +138,8 @@ def _seen(suite: str, processes: int = 1) -> str:
 def tiny_policy() -> Any:
     """A policy of the default size with random weights, for what only the time matters of."""
     from envs.tabletop.control import action_spec
-    from vla.model.model import VLA, VLAConfig
+    from vla.model.config import VLAConfig
+    from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
     from vla.processing.processor import Stats
 

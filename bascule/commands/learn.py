@@ -219,8 +219,8 @@ class Train(Command):
     def _config(self, config: TrainConfig) -> TrainConfig:
         """The recipe with this command's changes."""
         from vla.backbones.lora import LoRAConfig
-        from vla.processing.augment import AugmentConfig
-        from vla.training.language_cotraining import LanguageConfig
+        from vla.processing.config import AugmentConfig
+        from vla.training.train_config import LanguageConfig
 
         shape = given(backbone=self.backbone, chunk_size=self.chunk_size, n_action_steps=self.n_action_steps)
         model = replace(config.model, **shape)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vla.core.config import load_json, save_json
 
 if TYPE_CHECKING:
-    from vla.model.model import VLAConfig
+    from vla.model.config import VLAConfig
 
     Variant = Callable[[VLAConfig], VLAConfig]
 from bascule.experiments.arms import imitate

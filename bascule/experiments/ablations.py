@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from vla.core.config import lookup
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
 
 _LEAN: dict[str, Any] = {"grouped": True, "shared_projections": True, "ffn_multiple": 1}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from vla.model.model import VLA, VLAConfig
+    from vla.model.config import VLAConfig
+    from vla.model.model import VLA
 
     Variant = Callable[[VLAConfig], VLAConfig]
 

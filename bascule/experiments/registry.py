@@ -10,7 +10,7 @@ from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness import RobustnessConfig, robustness
 
 if TYPE_CHECKING:
-    from vla.model.model import VLAConfig
+    from vla.model.config import VLAConfig
 
     Variant = Callable[[VLAConfig], VLAConfig]
 from bascule.experiments.ablation import AblationConfig, ablation

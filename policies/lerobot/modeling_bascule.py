@@ -25,8 +25,8 @@ from vla.backbones.hub import load as load_backbone
 from vla.core.config import decode, encode
 from vla.core.types import ActionSpec, Observation
 from vla.data.dataset_meta import component_names
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.processing.pictures import to_uint8_picture
 from vla.processing.preprocess import widened
 from vla.processing.processor import Processor, ProcessorConfig, Stats, VectorStats

@@ -132,5 +132,3 @@ class BasculeExpert(Teleoperator):
 
     def disconnect(self) -> None:
         self._connected = False
-
-

@@ -17,8 +17,8 @@ from rl.models.policy_inputs import Conditions, Seen, summary
 from rl.models.state_std import StateScale
 from vla.backbones.lora import add_lora
 from vla.core.types import ActionChunk, ActionSpec, Observation
+from vla.model.config import VLAConfig
 from vla.model.flow_head import FlowHead
-from vla.model.model import VLAConfig
 from vla.model.residual_head import Latents
 
 

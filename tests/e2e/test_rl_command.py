@@ -11,7 +11,8 @@ from bascule.main import main
 from envs.backends.cpu_worlds import PROPRIO_NAMES
 from envs.tabletop.control import action_spec
 from vla.core.checkpoint import read_config
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import VLAConfig
+from vla.model.model import VLA
 from vla.processing.processor import Stats
 
 

@@ -11,8 +11,8 @@ from policies.load import load_whole
 from policies.serving.policy_slot import Served
 from policies.serving.server import PolicyServer, serve_in_thread
 from vla.core.types import ActionSpec
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.processor import Stats
 

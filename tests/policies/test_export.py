@@ -31,8 +31,8 @@ from tests.vla.toy_backbone import CAMERAS, SPEC
 from vla.backbones.backbone import Backbone
 from vla.backbones.tiny import tiny_config, train_tokenizer, use_linear_patches
 from vla.core.types import Observation
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.processor import Stats
 

@@ -8,9 +8,9 @@ from policies.chunking.merge import Blend, DelayEstimate, Ensemble, Prefix, pref
 from policies.chunking.realtime import RealTimePolicy, continue_chunk
 from policies.control.playback import Plan
 from vla.core.types import ActionSpec, Observation
-from vla.model.bridge import BridgeConfig
+from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.flow_head import FlowHead
-from vla.model.model import VLA, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.processor import Stats
 

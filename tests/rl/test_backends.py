@@ -12,8 +12,8 @@ import torch
 from envs import make_vec
 from rl.recipes import RECIPES
 from rl.runner import Runner
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.processor import Stats
 

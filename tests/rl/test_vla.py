@@ -9,8 +9,8 @@ import torch
 from rl.runner import Runner
 from tests.rl.toy import SPEC, PointReach, config
 from tests.vla.toy_backbone import WORDS, ToyBackbone, ToyTokenizer, load_toy
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.processor import Stats
 

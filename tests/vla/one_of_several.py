@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def config(mode):
     """Without dropout, which draws differently when a batch is spread."""
     from tests.vla.test_train import CONFIG
-    from vla.model.bridge import BridgeConfig
+    from vla.model.config import BridgeConfig
 
     model = replace(CONFIG.model, bridge=BridgeConfig(width=32), freeze_backbone=mode == "frozen")
     cfg = replace(CONFIG, model=model, steps=4, batch_size=16, log_every=1, save_every=2, warmup_steps=0, ema_decay=0.5)

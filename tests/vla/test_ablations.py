@@ -11,10 +11,9 @@ from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
 from vla.backbones.backbone import Backbone
 from vla.backbones.tiny import build_tiny, train_tokenizer
 from vla.core.config import decode, encode
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, FaithfulConfig, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.model.released_bridge import FaithfulConfig
 
 BASE = VLAConfig(bridge=BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.5))
 

@@ -8,7 +8,8 @@ import torch
 
 from tests.vla.test_train import CONFIG, demos, fresh
 from vla.data.batches import LiveDemos
-from vla.processing.augment import AugmentConfig, augment, draw_augmentation
+from vla.processing.augment import augment, draw_augmentation
+from vla.processing.config import AugmentConfig
 from vla.training.train import _Run
 
 NOTHING = AugmentConfig(crop=1.0, brightness=0, contrast=0, saturation=0, hue=0)
@@ -76,7 +77,7 @@ def test_without_augmentation_training_sees_what_serving_sees():
     cfg, data = replace(CONFIG, model=replace(CONFIG.model, freeze_backbone=False)), demos()
     vla = fresh(cfg)
     run = _Run(cfg, vla, {"only": data})
-    from vla.training.train import mixed_frames
+    from vla.training.sampling import mixed_frames
 
     trained = run.fetch(LiveDemos(vla.processor, data, vla.chunk_size), 3)[0][0].seen
     rows = mixed_frames(cfg.seed, 3, cfg.batch_size, (data.num_frames,), None).numpy()

@@ -15,8 +15,8 @@ from tests.vla.tiny_families import SIGLIP, TEXT, WORDS, make_tokenizer, write_c
 from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
 from vla.backbones.hub import load as load_backbone
 from vla.backbones.loading import first_layers
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 
 SMALL = BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3)

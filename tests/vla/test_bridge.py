@@ -7,16 +7,8 @@ import pytest
 import torch
 
 from vla.backbones.features import Features
-from vla.model.bridge import (
-    Bridge,
-    BridgeBlock,
-    BridgeConfig,
-    layer_normal,
-    layer_stats,
-    resolve_taps,
-    rope_table,
-    rotate,
-)
+from vla.model.bridge import Bridge, BridgeBlock, layer_normal, layer_stats, resolve_taps, rope_table, rotate
+from vla.model.config import BridgeConfig
 
 B, L, N, D, Q, E, C, P = 3, 3, 7, 20, 4, 4, 5, 6
 

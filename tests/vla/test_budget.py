@@ -8,7 +8,7 @@ import torch
 from tests.vla.test_learning_backbone import TINY, TINY_FULL, TINY_LORA, saved_bytes, tiny_demos, tiny_vla
 from tests.vla.test_train import CONFIG, demos, fresh
 from vla.data.feature_cache import encode_demos
-from vla.processing.augment import AugmentConfig
+from vla.processing.config import AugmentConfig
 from vla.training.memory_budget import _Peak, estimate
 
 

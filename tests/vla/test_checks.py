@@ -12,9 +12,8 @@ from bascule import main as cli
 from tests.vla.test_train import CONFIG, demos, fresh
 from tests.vla.toy_backbone import SPEC
 from vla.backbones.lora import LoRAConfig
-from vla.model.bridge import BridgeConfig
-from vla.model.checks import check_loads, model_problem
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig, check_loads, model_problem
+from vla.model.model import VLA
 from vla.runtime.devices import check_device, choose_device
 from vla.training.train import TrainingDiverged, build_vla, train
 

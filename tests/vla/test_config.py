@@ -13,8 +13,7 @@ import pytest
 
 from vla.core import config as config_module
 from vla.core.config import decode, encode, load_json, lookup, nearest, save_json
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
 
 ROOT = Path(__file__).parents[2]
 

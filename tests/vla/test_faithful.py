@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from vla.backbones.features import Features
-from vla.model.released_bridge import (
-    FaithfulBlock,
-    FaithfulBridge,
-    FaithfulConfig,
-    released_rotation,
-    released_window,
-)
+from vla.model.config import FaithfulConfig
+from vla.model.released_bridge import FaithfulBlock, FaithfulBridge, released_rotation, released_window
 
 B, L, N, Q, C, P, W, H, A = 2, 3, 6, 4, 5, 3, 16, 2, 2
 

@@ -11,9 +11,9 @@ from bascule.experiments.ablations import lean_bridge
 from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
 from vla.backbones.backbone import Backbone
 from vla.backbones.tiny import build_tiny, train_tokenizer
-from vla.model.bridge import BridgeConfig
+from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.cuda_graph_policy import FastPolicy
-from vla.model.model import VLA, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 
 

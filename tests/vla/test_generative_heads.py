@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
-from vla.model.bridge import BridgeConfig
+from vla.model.config import BridgeConfig
 from vla.model.flow_head import FlowHead
 from vla.model.heads import HEADS
 from vla.model.model import VLA

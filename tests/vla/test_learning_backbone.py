@@ -12,9 +12,9 @@ from tests.vla.toy_backbone import SPEC, load_toy
 from vla.backbones.lora import LoRAConfig
 from vla.core.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from vla.data.batches import LiveDemos
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
-from vla.processing.augment import AugmentConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
+from vla.processing.config import AugmentConfig
 from vla.training.optim import checkpoint_layers
 from vla.training.train import build_vla, learning_rate, train
 

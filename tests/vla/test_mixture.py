@@ -14,8 +14,8 @@ from vla.model.heads import masked_l1
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.training.multi_robot import align_cameras, align_names, build_vla
+from vla.training.sampling import mixed_frames
 from vla.training.train import train
-from vla.training.train_config import mixed_frames
 
 
 def arm():

@@ -9,8 +9,8 @@ import torch
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_observation, toy_vla
 from vla.core.checkpoint import load_checkpoint
 from vla.core.types import Policy
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 
 SMALL = BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
-from vla.model.bridge import BridgeConfig
+from vla.model.config import BridgeConfig
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 

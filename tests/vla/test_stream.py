@@ -23,9 +23,8 @@ from tests.vla.test_train import CONFIG, assert_bit_equal, weights
 from tests.vla.toy_backbone import toy_backbone
 from vla.data.batches import Ahead, LiveDemos
 from vla.data.lerobot_dataset import load_dataset
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLAConfig
-from vla.processing.augment import AugmentConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.processing.config import AugmentConfig
 from vla.training.train import build_vla, train
 
 CFG = replace(

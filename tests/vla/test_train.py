@@ -16,11 +16,13 @@ from vla.core.config import decode, encode
 from vla.core.disk import DiskFull
 from vla.data.feature_cache import encode_demos
 from vla.data.lerobot_dataset import DemoSet
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
 from vla.training import train as trainer
 from vla.training.recipes import RECIPES
-from vla.training.train import METRICS, TrainConfig, TrainingDiverged, batch_frames, build_vla, learning_rate, train
+from vla.training.sampling import batch_frames
+from vla.training.train import METRICS, TrainingDiverged, build_vla, learning_rate, train
+from vla.training.train_config import TrainConfig
 
 SIZE = 16
 CONFIG = TrainConfig(

@@ -11,7 +11,8 @@ from torch import nn
 
 from vla.backbones.features import Features
 from vla.core.types import ActionSpec, Observation
-from vla.model.model import VLA, VLAConfig
+from vla.model.config import VLAConfig
+from vla.model.model import VLA
 from vla.processing.processor import Stats
 
 SPEC = ActionSpec(

@@ -7,62 +7,13 @@ contributes exactly 0; the feed-forward is residual; chunk positions are learned
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.features import Features
-
-
-@dataclass(frozen=True)
-class BridgeConfig:
-    """Shape of the bridge. The chunk size belongs to the whole policy and is given to `Bridge` beside this."""
-
-    width: int = 160
-    heads: int = 4
-    kv_heads: int = 2
-    """Grouped keys and values for the raw tokens; must divide `heads`. (Queries and chunk use all heads.)"""
-    ffn_multiple: int = 2
-    rope: bool = True
-    """Rotary positions over the chunk in the self-attention, on top of the learned ones."""
-    raw: bool = True
-    """Read the raw image tokens (the gated attention). False: action queries and proprio only."""
-    queries: bool = True
-    """Read the action queries, and where they point. False: raw tokens and proprio only."""
-    coordinate_values: bool = True
-    """Raw tokens' values carry their image coordinates, so that attention returns where it looked."""
-    gate_init: float = 0.0
-    """Of g in tanh(g). 0 as in the paper: raw tokens join when they help."""
-    taps: tuple[int, ...] | str | None = None
-    """Which of the backbone's L layers feeds each block: "all" (or None), "last", "last:N" (N blocks) or
-    "last:all", "every:K", "first:N", or the layers themselves, one per block. See `resolve_taps`."""
-    points_at: tuple[int, ...] | None = None
-    """Which blocks see the pointed coordinates; None: all."""
-    dropout: float = 0.0
-    point_stem: bool = True
-    """Start the latent from the pointed coordinates and proprio through a small network, besides attending to them: the
-    head then need not discover that eight tokens hold positions."""
-    grouped: bool = False
-    """Group the keys and values of queries, proprio and chunk by `kv_heads` as well, not only those of raw tokens."""
-    shared_projections: bool = False
-    """One query projection for the three attentions and one output projection of their sum (as the released code has
-    them), instead of one each: a third of those weights."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if self.heads < 1 or self.width % self.heads:
-            return f"bridge width {self.width} is not a multiple of heads {self.heads}"
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
-            return f"bridge heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
-        if self.rope and (self.width // self.heads) % 2:
-            return f"rope needs an even head width, not {self.width // self.heads}: change width or heads"
-        if not 0.0 <= self.dropout < 1.0:
-            return f"bridge dropout {self.dropout} is not in [0, 1)"
-        if not (self.raw or self.queries):
-            return "a bridge that reads neither raw tokens nor queries is blind: set raw or queries"
-        return None
+from vla.model.config import BridgeConfig
 
 
 def resolve_taps(taps: tuple[int, ...] | str | None, num_layers: int) -> tuple[int, ...]:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vla.core.config import load_json, lookup
 from vla.core.types import ActionSpec
-from vla.model.model import VLA, VLAConfig
-from vla.model.released_bridge import FaithfulConfig
+from vla.model.config import FaithfulConfig, VLAConfig
+from vla.model.model import VLA
 from vla.processing.processor import Stats, VectorStats
 
 HEADS_OF_THE_RELEASE = 8

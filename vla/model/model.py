@@ -6,9 +6,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vla.backbones.features import Features
-from vla.backbones.lora import LoRAConfig, add_lora, merge_lora
+from vla.backbones.lora import add_lora, merge_lora
 from vla.backbones.vision_only import NoDecoder
 from vla.core.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from vla.core.config import decode, encode, lookup
 from vla.core.types import ActionSpec
-from vla.model.bridge import Bridge, BridgeConfig
+from vla.model.bridge import Bridge
+from vla.model.config import FaithfulConfig, VLAConfig
 from vla.model.heads import HEADS
-from vla.model.released_bridge import FaithfulBridge, FaithfulConfig
+from vla.model.released_bridge import FaithfulBridge
 from vla.model.residual_head import Latents, Refiner
 from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
 
@@ -32,33 +33,6 @@ if TYPE_CHECKING:
 
 BackboneLoader = Callable[[dict[str, Any]], nn.Module]
 _TOKENIZER = "tokenizer"
-
-
-@dataclass(frozen=True)
-class VLAConfig:
-    """What a model is made of."""
-
-    backbone: str | dict[str, Any] = "tiny"
-    """A name, a local folder or a specification: what `vla.backbones.backbone.load_backbone` takes."""
-    bridge: BridgeConfig | FaithfulConfig = field(default_factory=BridgeConfig)
-    """Ours, or a released VLA-Adapter policy's (see `vla.model.convert_vla_adapter`)."""
-    head: str = "l1"
-    """l1, linear, flow, bins or frequencies."""
-    chunk_size: int = 8
-    """Control steps predicted per decision."""
-    n_action_steps: int | None = None
-    """Of which so many are executed before the policy looks again. None: all of them."""
-    freeze_backbone: bool = True
-    lora: LoRAConfig | None = None
-    """Train adapters on the frozen backbone."""
-    backbone_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
-    refiner_width: int = 0
-    """Of the residual that online RL trains (`vla.model.residual_head`). 0: there is none."""
-    decoder: bool = True
-    """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
-    language: bool = True
-    """False: the instruction is left blank. A control that must fail where instructions matter."""
 
 
 class VLA(nn.Module):

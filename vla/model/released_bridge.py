@@ -10,7 +10,6 @@ has no code for the chunk's positions and gives the same action at every step. T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,33 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.features import Features
-
-
-@dataclass(frozen=True)
-class FaithfulConfig:
-    """Shape of a released policy. Its chunk size belongs to the whole policy."""
-
-    layout: Literal["base", "pro"]
-    """pro: keys and values of their own for each source, and the rotation."""
-    width: int = 896
-    """Of the latent, and of the backbone's hidden states."""
-    heads: int = 8
-    num_blocks: int = 24
-    """Block i reads layer i of the backbone."""
-    action_dim: int = 7
-    """Only shapes the stem: it starts from action_dim * width zeros."""
-    noise_std: float = 0.02
-    """Of the noise that replaces the zeros in training mode."""
-    bf16_table: bool = False
-    """The rotation's table in bfloat16, positions included, as in the released weights' own precision."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if self.heads < 1 or self.width % (2 * self.heads):
-            return f"a released policy needs an even head width: width {self.width} over {self.heads} heads has none"
-        if self.num_blocks < 1 or self.action_dim < 1:
-            return "a released policy needs at least one block and one action component"
-        return None
+from vla.model.config import FaithfulConfig
 
 
 def released_rotation(x_BHTW: Tensor, *, base: float = 10000.0, table: torch.dtype = torch.float32) -> Tensor:

@@ -7,35 +7,12 @@ spread over processes sees the same pictures. The whole picture is among the zoo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How much. Colours as in VLA-Adapter's recipe; each camera view of each frame draws its own."""
-
-    crop: float = 0.9
-    """Smallest side of the crop, as a fraction of the picture's; drawn between this and 1, then its place. 1: none."""
-    brightness: float = 0.2
-    """Added, as a fraction of white."""
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.05
-    """Fraction of the colour circle. Instructions that name colours bear little of it."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if not 0 < self.crop <= 1:
-            return f"augment.crop must be in (0, 1], got {self.crop}"
-        for name in ("brightness", "contrast", "saturation", "hue"):
-            if not 0 <= getattr(self, name) <= 1:
-                return f"augment.{name} must be in [0, 1], got {getattr(self, name)}"
-        return None
-
+from vla.processing.config import AugmentConfig
 
 _DRAWS = 7
 

@@ -5,7 +5,6 @@ The scenes, questions and losses are those of pre-training (`vla ground-data`, `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class LanguageConfig:
-    """How much of every step goes to language."""
-
-    data: str = "runs/ground-data"
-    """Folder that `vla ground-data` made."""
-    weight: float = 0.1
-    """Of the questions' loss, beside the actions' weight of 1."""
-    scenes: int = 8
-    """Per step, over all processes and accumulated parts; each brings three things to point at and one question."""
-
-    def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
-        if self.scenes < 1 or not self.weight > 0:
-            return f"language.scenes and language.weight must be positive, got {self.scenes} and {self.weight}"
-        return None
+from vla.training.train_config import LanguageConfig
 
 
 class LanguageTask(nn.Module):

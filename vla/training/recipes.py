@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vla.backbones.lora import LoRAConfig
-from vla.model.bridge import BridgeConfig
-from vla.model.model import VLAConfig
-from vla.processing.augment import AugmentConfig
-from vla.training.train import TrainConfig
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.processing.config import AugmentConfig
+from vla.training.train_config import TrainConfig
 
 
 def tabletop() -> TrainConfig:

@@ -26,7 +26,7 @@ from vla.core.config import encode, fill_defaults, lookup, save_json
 from vla.data.batches import Ahead, Batch, LiveDemos, Source, join
 from vla.data.feature_cache import check_demos, encode_demos
 from vla.data.lerobot_dataset import DemoSet
-from vla.model.checks import check_loads
+from vla.model.config import check_loads
 from vla.model.model import VLA
 from vla.processing.augment import augment, draw_augmentation
 from vla.processing.processor import ModelInput, Processor
@@ -38,16 +38,8 @@ from vla.runtime.run_log import METRICS, TRACKERS, Metrics
 from vla.training.language_cotraining import LanguageTask
 from vla.training.multi_robot import build_vla, members_of
 from vla.training.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
-from vla.training.train_config import (
-    MAY_CHANGE,
-    TrainConfig,
-    TrainProgress,
-    TrainReport,
-    batch_frames,
-    learning_rate,
-    mix,
-    mixed_frames,
-)
+from vla.training.sampling import batch_frames, mix, mixed_frames
+from vla.training.train_config import MAY_CHANGE, TrainConfig, TrainProgress, TrainReport, learning_rate
 
 __all__ = [
     "METRICS", "TrainConfig", "TrainProgress", "TrainReport", "TrainingDiverged", "batch_frames", "build_vla",

@@ -1,23 +1,34 @@
-"""What an imitation run is: its configuration, its learning rate at every step, and the frames of every batch."""
+"""What an imitation run is: its configuration, its learning rate at every step and how it ended. Imports no torch."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from vla.model.checks import model_problem
-from vla.model.model import VLAConfig
-from vla.processing.augment import AugmentConfig
-from vla.training.language_cotraining import LanguageConfig
+from vla.model.config import VLAConfig, model_problem
+from vla.processing.config import AugmentConfig
 
 MAY_CHANGE = ("log_every", "save_every", "num_threads", "encode_batch", "keep_features", "trackers")
 """Fields of TrainConfig that a resumed run may set differently: they do not decide what is learnt."""
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """How much of every step goes to language."""
+
+    data: str = "runs/ground-data"
+    """Folder that `vla ground-data` made."""
+    weight: float = 0.1
+    """Of the questions' loss, beside the actions' weight of 1."""
+    scenes: int = 8
+    """Per step, over all processes and accumulated parts; each brings three things to point at and one question."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if self.scenes < 1 or not self.weight > 0:
+            return f"language.scenes and language.weight must be positive, got {self.scenes} and {self.weight}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -133,39 +144,3 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     along = (step - cfg.warmup_steps) / max(1, cfg.steps - 1 - cfg.warmup_steps)
     return cfg.lr * (cfg.lr_floor + (1 - cfg.lr_floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
-
-
-def batch_frames(seed: int, step: int, batch_size: int, num_frames: int) -> Tensor:
-    """(batch_size,) frames of a step. Epochs are permutations laid end to end: every frame once before any twice."""
-    first, last = step * batch_size, (step + 1) * batch_size
-    parts = []
-    for epoch in range(first // num_frames, (last - 1) // num_frames + 1):
-        order = torch.randperm(num_frames, generator=torch.Generator().manual_seed(mix(seed, epoch)))
-        begin = epoch * num_frames
-        parts.append(order[max(first - begin, 0) : last - begin])
-    return torch.cat(parts)
-
-
-def mixed_frames(
-    seed: int, step: int, batch_size: int, sizes: Sequence[int], weights: Sequence[float] | None
-) -> Tensor:
-    """(batch_size,) frames of a step from several datasets laid end to end; each gets its share to within one frame.
-
-    Drawn with replacement: a dataset's place in its epoch would depend on all steps before. One dataset: in epochs.
-    """
-    if len(sizes) == 1:
-        return batch_frames(seed, step, batch_size, sizes[0])
-    generator = torch.Generator().manual_seed(mix(seed, step))
-    size = torch.tensor(sizes)
-    share = torch.tensor(weights if weights is not None else sizes, dtype=torch.float64)
-    edges = (share / share.sum()).cumsum(0)[:-1]
-    # One random offset for evenly spaced points (systematic sampling): every batch has nearly the exact shares.
-    points = (torch.arange(batch_size) + torch.rand(1, generator=generator, dtype=torch.float64)) / batch_size
-    member = torch.searchsorted(edges, points, right=True)
-    within = (torch.rand(batch_size, generator=generator, dtype=torch.float64) * size[member]).long()
-    return (size.cumsum(0) - size)[member] + within
-
-
-def mix(seed: int, number: int) -> int:
-    """A generator seed from two integers; neighbours must not give related streams."""
-    return int.from_bytes(hashlib.blake2b(f"{seed},{number}".encode(), digest_size=7).digest())

@@ -1,0 +1,153 @@
+"""What a model is made of: `VLAConfig` and its bridge's configurations, and checks before a run. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vla.backbones.lora import LoRAConfig
+from vla.core.config import decode, encode, unknown
+from vla.processing.preprocess import ProcessorConfig, Stats
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """Shape of the bridge. The chunk size belongs to the whole policy and is given to `Bridge` beside this."""
+
+    width: int = 160
+    heads: int = 4
+    kv_heads: int = 2
+    """Grouped keys and values for the raw tokens; must divide `heads`. (Queries and chunk use all heads.)"""
+    ffn_multiple: int = 2
+    rope: bool = True
+    """Rotary positions over the chunk in the self-attention, on top of the learned ones."""
+    raw: bool = True
+    """Read the raw image tokens (the gated attention). False: action queries and proprio only."""
+    queries: bool = True
+    """Read the action queries, and where they point. False: raw tokens and proprio only."""
+    coordinate_values: bool = True
+    """Raw tokens' values carry their image coordinates, so that attention returns where it looked."""
+    gate_init: float = 0.0
+    """Of g in tanh(g). 0 as in the paper: raw tokens join when they help."""
+    taps: tuple[int, ...] | str | None = None
+    """Which of the backbone's L layers feeds each block: "all" (or None), "last", "last:N" (N blocks) or
+    "last:all", "every:K", "first:N", or the layers themselves, one per block. See `resolve_taps`."""
+    points_at: tuple[int, ...] | None = None
+    """Which blocks see the pointed coordinates; None: all."""
+    dropout: float = 0.0
+    point_stem: bool = True
+    """Start the latent from the pointed coordinates and proprio through a small network, besides attending to them: the
+    head then need not discover that eight tokens hold positions."""
+    grouped: bool = False
+    """Group the keys and values of queries, proprio and chunk by `kv_heads` as well, not only those of raw tokens."""
+    shared_projections: bool = False
+    """One query projection for the three attentions and one output projection of their sum (as the released code has
+    them), instead of one each: a third of those weights."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if self.heads < 1 or self.width % self.heads:
+            return f"bridge width {self.width} is not a multiple of heads {self.heads}"
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            return f"bridge heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
+        if self.rope and (self.width // self.heads) % 2:
+            return f"rope needs an even head width, not {self.width // self.heads}: change width or heads"
+        if not 0.0 <= self.dropout < 1.0:
+            return f"bridge dropout {self.dropout} is not in [0, 1)"
+        if not (self.raw or self.queries):
+            return "a bridge that reads neither raw tokens nor queries is blind: set raw or queries"
+        return None
+
+
+@dataclass(frozen=True)
+class FaithfulConfig:
+    """Shape of a released policy. Its chunk size belongs to the whole policy."""
+
+    layout: Literal["base", "pro"]
+    """pro: keys and values of their own for each source, and the rotation."""
+    width: int = 896
+    """Of the latent, and of the backbone's hidden states."""
+    heads: int = 8
+    num_blocks: int = 24
+    """Block i reads layer i of the backbone."""
+    action_dim: int = 7
+    """Only shapes the stem: it starts from action_dim * width zeros."""
+    noise_std: float = 0.02
+    """Of the noise that replaces the zeros in training mode."""
+    bf16_table: bool = False
+    """The rotation's table in bfloat16, positions included, as in the released weights' own precision."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if self.heads < 1 or self.width % (2 * self.heads):
+            return f"a released policy needs an even head width: width {self.width} over {self.heads} heads has none"
+        if self.num_blocks < 1 or self.action_dim < 1:
+            return "a released policy needs at least one block and one action component"
+        return None
+
+
+@dataclass(frozen=True)
+class VLAConfig:
+    """What a model is made of."""
+
+    backbone: str | dict[str, Any] = "tiny"
+    """A name, a local folder or a specification: what `vla.backbones.backbone.load_backbone` takes."""
+    bridge: BridgeConfig | FaithfulConfig = field(default_factory=BridgeConfig)
+    """Ours, or a released VLA-Adapter policy's (see `vla.model.convert_vla_adapter`)."""
+    head: str = "l1"
+    """l1, linear, flow, bins or frequencies."""
+    chunk_size: int = 8
+    """Control steps predicted per decision."""
+    n_action_steps: int | None = None
+    """Of which so many are executed before the policy looks again. None: all of them."""
+    freeze_backbone: bool = True
+    lora: LoRAConfig | None = None
+    """Train adapters on the frozen backbone."""
+    backbone_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
+    refiner_width: int = 0
+    """Of the residual that online RL trains (`vla.model.residual_head`). 0: there is none."""
+    decoder: bool = True
+    """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
+    language: bool = True
+    """False: the instruction is left blank. A control that must fail where instructions matter."""
+
+
+def model_problem(config: VLAConfig) -> str | None:
+    """What is wrong with a model's configuration, or None."""
+    if config.chunk_size < 1:
+        return f"chunk_size must be at least 1, got {config.chunk_size}"
+    steps = config.n_action_steps
+    if steps is not None and not 1 <= steps <= config.chunk_size:
+        return (
+            f"n_action_steps must be in 1..{config.chunk_size} (the chunk size), got {steps}: play fewer actions of "
+            f"each chunk (--n-action-steps {min(max(steps, 1), config.chunk_size)}), or make the chunks longer"
+        )
+    from vla.model.heads import HEADS
+
+    if config.head not in HEADS:
+        return unknown(config.head, HEADS, "head")
+    if config.refiner_width < 0:
+        return f"refiner_width must be 0 (none) or positive, got {config.refiner_width}"
+    if config.lora is not None and not config.freeze_backbone:
+        return "lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora"
+    return config.bridge.problem() or (None if config.lora is None else config.lora.problem())
+
+
+def check_loads(vla: Any) -> None:
+    """ValueError if this policy (a `vla.model.model.VLA`), saved, could not be loaded again. For the start of a run."""
+    if problem := model_problem(vla.config):
+        raise ValueError(problem)
+    _check("configuration", encode(vla.config), lambda data: decode(VLAConfig, data))
+    for processor in (vla.processor, *vla.members.values()):
+        _check("processor", encode(processor.config), lambda data: decode(ProcessorConfig, data))
+        _check("statistics", processor.stats.to_dict(), Stats.from_dict)
+
+
+def _check(name: str, part: Any, read: Any) -> None:
+    """Write and read it as a checkpoint does, which has no NaN and no infinity."""
+    try:
+        read(json.loads(json.dumps(part, allow_nan=False)))
+    except ValueError as problem:
+        raise ValueError(f"this policy could be trained, but not saved and loaded: its {name}: {problem}") from None

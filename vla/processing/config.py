@@ -1,0 +1,28 @@
+"""How pictures are changed at random while a policy learns: `AugmentConfig`. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How much. Colours as in VLA-Adapter's recipe; each camera view of each frame draws its own."""
+
+    crop: float = 0.9
+    """Smallest side of the crop, as a fraction of the picture's; drawn between this and 1, then its place. 1: none."""
+    brightness: float = 0.2
+    """Added, as a fraction of white."""
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+    """Fraction of the colour circle. Instructions that name colours bear little of it."""
+
+    def problem(self) -> str | None:
+        """What is wrong with this configuration, or None."""
+        if not 0 < self.crop <= 1:
+            return f"augment.crop must be in (0, 1], got {self.crop}"
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            if not 0 <= getattr(self, name) <= 1:
+                return f"augment.{name} must be in [0, 1], got {getattr(self, name)}"
+        return None
