@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
-from envs.tabletop.scene import SCENES
-from envs.tabletop.suites import AnySuite, Suite, suite_names
+from envs.tabletop.suites import AnySuite, read_suite, suite_names
 from vla.core.config import lookup
 from vla.core.paths import SIM_CONFIGS
 
@@ -26,17 +25,17 @@ def all_suite_names() -> tuple[str, ...]:
 
 
 def load_suite(name: str) -> AnySuite:
-    """The suite called `name` .
+    """The suite called `name` (an adapter's has the same name, description, tasks, horizon and eval_seed0), or in the
+    TOML file at the path `name`.
 
     ValueError with the nearest name if there is none.
     """
+    if name.endswith(".toml"):
+        return read_suite(Path(name))
     if name in adapter_suites():
         return adapter_suites()[name]
     lookup(name, dict.fromkeys(all_suite_names()), "suite")
-    path = SIM_CONFIGS / "suites" / f"{name}.toml"
-    raw = tomllib.loads(path.read_text())
-    lookup(raw["scene"], SCENES, "scene")
-    return Suite(name=name, **{**raw, "tasks": tuple(raw["tasks"])})
+    return read_suite(SIM_CONFIGS / "suites" / f"{name}.toml")
 
 
 def timed[S: AnySuite](suite: S, horizon: int | None) -> S:

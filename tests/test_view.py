@@ -38,6 +38,28 @@ def test_a_perturbed_suite_looks_different(tmp_path):
     assert [path.name for path in (tmp_path / "dark").iterdir()] == ["scenes.png"]
 
 
+def test_an_animation_shows_several_scenes_until_they_are_over(tmp_path):
+    out = tmp_path / "few.webp"
+    arguments = ["view", "tabletop-pick", "--animation", str(out), "--scenes", "2", "--image-size", "56"]
+    assert cli.main([*arguments, "--workers", "1"]) == 0
+    assert list(tmp_path.iterdir()) == [out]
+    with Image.open(out) as film:
+        frames = []
+        for k in range(film.n_frames):
+            film.seek(k)
+            frames.append(np.asarray(film.convert("RGB")).astype(int))
+    assert 6 < len(frames) < load_suite("tabletop-pick").horizon // 2 + 3
+    border = frames[-1][10, 8 + 30], frames[-1][10, 8 + 30 + 56 + 16]
+    for colour in border:  # both ended with success, which is green
+        assert colour[1] > colour[0] + 50 and colour[1] > colour[2] + 40
+    assert (frames[0][10, 8 + 30] > 240).all()
+
+
+def test_a_policy_that_there_is_not_is_refused_before_anything_is_drawn(tmp_path, capsys):
+    assert cli.main(["view", "tabletop-pick", "--policy", str(tmp_path / "no"), "--out", str(tmp_path / "o")]) == 2
+    assert "checkpoint" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
 def test_a_film_is_what_was_added(tmp_path):
     rng = np.random.default_rng(0)
     pictures = [np.kron(rng.integers(0, 255, (4, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(6)]

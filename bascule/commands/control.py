@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from bascule.commands.base import Command, check_file, check_numbers
+from vla.core.config import find
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Control(Command):
     embodiment: str | None = None
     """Of a policy trained for several robots, the one to control."""
     robot: str | None = None
-    """Type of a LeRobot robot, as in LeRobot's own --robot.type. Default: the simulated one."""
+    """Type of a LeRobot robot, as in LeRobot's own --robot.type; or MODULE:CLASS, a robot of your own (docs/extend.md).
+    Default: the simulated one."""
     robot_args: dict[str, str] = field(default_factory=dict)
     """Of a LeRobot robot, e.g. port /dev/ttyACM0 id left cameras "{front: {type: opencv, index_or_path: 0, width: 640,
     height: 480, fps: 30}}"; a dot reaches into a part, left_arm_config.port /dev/ttyACM0."""
@@ -219,8 +221,8 @@ class Control(Command):
         return PolicyProcess(partial(whole_chunks, checkpoint(Path(self.policy)), self.embodiment))
 
     def _lerobot_robot(self) -> Any:
-        """LeRobot's robot, not connected; None for the simulated one."""
-        if self.robot is None:
+        """LeRobot's robot, not connected; None for the simulated one and for a class of the user's own."""
+        if self.robot is None or ":" in self.robot:
             return None
         from policies.control.robots import lerobot_robot
 
@@ -232,6 +234,8 @@ class Control(Command):
         return robot
 
     def _robot(self, policy: Any, arm: Any) -> Any:
+        if self.robot is not None and ":" in self.robot:
+            return find(self.robot, {}, "robot")(**self.robot_args)
         if arm is not None:
             from policies.control.robots import LeRobotRobot
             from vla.core.compatibility import Side, require_same

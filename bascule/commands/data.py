@@ -31,7 +31,7 @@ class Demos(Command):
     """Domain randomisation: AXIS=FROM:TO each, as in `vla eval`, e.g. camera=0:1 light=0:1 texture=0:1."""
 
     def _out(self) -> Path:
-        return self.out or Path("runs/demos") / self.suite
+        return self.out or Path("runs/demos") / Path(self.suite).stem
 
     def run(self) -> None:
         from envs.demos.record import record

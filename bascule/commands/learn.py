@@ -138,9 +138,11 @@ class Train(Command):
     """Continue the run in OUT, exactly; begin it if there is none yet."""
 
     backbone: str | None = None
-    """Another vision-language model: a name, or a folder."""
+    """Another vision-language model: a name, a folder, or MODULE:FUNCTION (docs/extend.md)."""
     tune: Literal["frozen", "lora", "full"] | None = None
     """How much of it learns."""
+    head: str | None = None
+    """Action head: l1, linear, flow, bins, frequencies; or MODULE:CLASS, one of your own (docs/extend.md)."""
     cameras: tuple[str, ...] | None = None
     """Which ones, in order; all of the dataset if not given."""
     image_size: int | None = None
@@ -222,7 +224,9 @@ class Train(Command):
         from vla.processing.config import AugmentConfig
         from vla.training.train_config import LanguageConfig
 
-        shape = given(backbone=self.backbone, chunk_size=self.chunk_size, n_action_steps=self.n_action_steps)
+        shape = given(
+            backbone=self.backbone, head=self.head, chunk_size=self.chunk_size, n_action_steps=self.n_action_steps,
+        )  # fmt: skip
         model = replace(config.model, **shape)
         if self.tune is not None:
             adapters = (model.lora or LoRAConfig()) if self.tune == "lora" else None

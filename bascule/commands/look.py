@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from tyro.conf import Positional
 
+from bascule.agents import AGENTS, resolve_policy
 from bascule.commands.base import Command, check_numbers
 from vla.core.config import lookup
 
 if TYPE_CHECKING:
-    from vla.core.types import VecEnv
+    from collections.abc import Iterator
+
+    from vla.core.types import ActionChunk, Observation, Policy, StepResult, VecEnv
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,13 @@ class List(Command):
 
 @dataclass(frozen=True)
 class View(Command):
-    """Draw scenes of a suite with their instructions, and film its expert at every task."""
+    """Draw scenes of a suite with their instructions, and film its expert or a policy at every task."""
 
     suite: Positional[str]
+    policy: str = "expert"
+    """Who acts in the films: expert, or a checkpoint folder, as in `vla eval`."""
+    animation: Path | None = None
+    """Write only this file: an animated WebP of the policy in `scenes` scenes at once, from the front camera."""
     out: Path | None = None
     """A folder for scenes.png and TASK.mp4. Default: runs/view/SUITE."""
     scenes: int = 12
@@ -58,6 +65,14 @@ class View(Command):
         from vla.runtime.console import say
         from vla.runtime.contact_sheet import contact_sheet
 
+        if self.policy not in AGENTS:
+            from policies.load import checkpoint
+
+            checkpoint(self.policy, AGENTS)
+        if self.animation is not None:
+            won = self._animate(tasks, self.animation)
+            say(f"{self.policy} in {self.scenes} scenes, {won} succeeded: {self.animation}")
+            return
         folder = self._out()
         env = make_vec(
             self.suite,
@@ -78,39 +93,93 @@ class View(Command):
             contact_sheet([np.concatenate(pictures)[:shown]], words[:shown], folder / "scenes.png")
             say(f"{shown} scenes in {folder / 'scenes.png'}")
             if self.films:
-                failed = _film(env, self.suite, tasks, range(self.seed, self.seed + len(tasks)), folder)
+                seeds = range(self.seed, self.seed + len(tasks))
+                failed = _film(env, resolve_policy(self.policy, env, self.suite), tasks, seeds, folder)
                 say(f"{len(tasks)} films in {folder}")
                 if failed:
-                    say(f"the expert failed at: {', '.join(failed)}")
+                    say(f"{self.policy} failed at: {', '.join(failed)}")
         finally:
             env.close()
 
     def _out(self) -> Path:
-        return self.out or Path("runs") / "view" / self.suite
+        return self.out or Path("runs") / "view" / Path(self.suite).stem
 
     def writes(self) -> tuple[Path, ...]:
         return (self._out(),)
 
+    def _animate(self, tasks: tuple[str, ...], path: Path) -> int:
+        """Play `scenes` scenes at the image size a policy is used to and film them at `image_size`; successes.
 
-def _film(env: VecEnv, suite: str, tasks: tuple[str, ...], seeds: range, folder: Path) -> list[str]:
-    """FOLDER/TASK.mp4 of the expert in every world of `env`, a frame per control step; returns the tasks it failed."""
-    from envs.experts.registry import make_expert
+        Every second control step is a frame.
+        """
+        from envs import make_vec
+        from envs.perturb.perturbation import parse
+        from vla.runtime.animation import Animation
+        from vla.runtime.console import progress
+
+        more = {"phrasings": self.phrasings, "perturb": parse(self.perturb) if self.perturb else None}
+        env = make_vec(self.suite, self.scenes, num_workers=self.workers, **more)
+        try:
+            camera = make_vec(self.suite, self.scenes, num_workers=self.workers, image_size=self.image_size, **more)
+            try:
+                seeds = range(self.seed, self.seed + self.scenes)
+                drawn = {"seeds": seeds, "tasks": [tasks[k % len(tasks)] for k in range(self.scenes)]}
+                policy = resolve_policy(self.policy, env, self.suite)
+                obs, shown = env.reset(**drawn), camera.reset(**drawn)
+                animation = Animation(obs.instruction)
+                over, won = np.zeros(self.scenes, bool), np.zeros(self.scenes, bool)
+                animation.add(shown.images[env.cameras[0]], won, over)
+                with progress("animation", self.scenes, unit="scenes") as update:
+                    for step, (action, result) in enumerate(_control_steps(policy, env, obs)):
+                        seen = camera.step_chunk(action).obs
+                        over |= result.terminated | result.truncated
+                        won |= result.info["success"]
+                        if step % 2 or over.all():
+                            animation.add(seen.images[env.cameras[0]], won, over)
+                        update(int(over.sum()))
+            finally:
+                camera.close()
+            animation.save(path, frame_ms=round(2000 / env.action_spec.control_hz))
+        finally:
+            env.close()
+        return int(won.sum())
+
+
+def _film(env: VecEnv, policy: Policy, tasks: tuple[str, ...], seeds: range, folder: Path) -> list[str]:
+    """FOLDER/TASK.mp4 of `policy` in every world of `env`, a frame per control step; returns the tasks it failed."""
     from vla.runtime.console import progress
     from vla.runtime.video import FilmWriter
 
-    obs, expert = env.reset(seeds=seeds, tasks=tasks), make_expert(suite, env.num_envs)
+    obs = env.reset(seeds=seeds, tasks=tasks)
     films = [FilmWriter(folder / f"{task}.mp4", env.action_spec.control_hz) for task in tasks]
     over, failed = np.zeros(env.num_envs, bool), []
+
+    def add(seen: Observation, k: int) -> None:
+        films[k].add(np.concatenate([image[k] for image in seen.images.values()], axis=1))
+
+    for k in range(len(tasks)):
+        add(obs, k)
     with progress("films", len(tasks), unit="tasks") as update:
-        while not over.all():
+        for _, result in _control_steps(policy, env, obs):
             for k in np.flatnonzero(~over):
-                films[k].add(np.concatenate([image[k] for image in obs.images.values()], axis=1))
-            result = env.step_chunk(expert.act(obs)[:, :1])
-            obs = result.obs
+                add(result.obs, k)
             for k in np.flatnonzero((result.terminated | result.truncated) & ~over):
-                films[k].add(np.concatenate([image[k] for image in obs.images.values()], axis=1))
                 films[k].close()
                 over[k] = True
                 failed += [] if result.info["success"][k] else [tasks[k]]
             update(int(over.sum()))
     return failed
+
+
+def _control_steps(policy: Policy, env: VecEnv, obs: Observation) -> Iterator[tuple[ActionChunk, StepResult]]:
+    """Play `policy` in `env` from `obs` until every episode is over, one control step (B, 1, A) at a time."""
+    over = np.zeros(env.num_envs, bool)
+    while not over.all():
+        chunk = policy.act(obs)
+        for k in range(chunk.shape[1]):
+            result = env.step_chunk(chunk[:, k : k + 1])
+            over |= result.terminated | result.truncated
+            yield chunk[:, k : k + 1], result
+            if over.all():
+                return
+        obs = result.obs

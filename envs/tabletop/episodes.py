@@ -21,7 +21,7 @@ from envs.tabletop.layout import Layout, sample_layout
 from envs.tabletop.scene import COLORS, SceneConfig, fixture_names, joint_names, place_names
 from envs.tabletop.shapes import LOW_KINDS, PLATE_RADIUS_M
 from envs.tabletop.suites import Suite
-from envs.tabletop.tasks import RELATIONS, TASKS, Step, Task, novel_color, related, swapped
+from envs.tabletop.tasks import RELATIONS, Step, Task, novel_color, related, swapped
 
 WORKSPACE_X = (0.43, 0.63)
 WORKSPACE_Y = (-0.17, 0.17)
@@ -137,7 +137,7 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
     rng = np.random.default_rng([seed, 53])
     drawn = suite.tasks[rng.integers(len(suite.tasks))]
     name = task or drawn
-    plan = TASKS[name]
+    plan = suite.task(name)
     fixtures = [kind for _, kind in fixture_names(scene)]
     slots = _choose_slots(rng, plan, scene.objects, suite.objects_per_episode)
     layout = sample_layout(rng, plan, fixtures, len(slots))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from envs.tabletop.scene import SCENES
+from envs.tabletop.goals import MAX_GOALS, GoalKind
+from envs.tabletop.language import GOAL_TEMPLATES
+from envs.tabletop.scene import SCENES, fixture_names
+from envs.tabletop.tasks import TASKS, Step, Task
+from vla.core.config import decode, lookup
 from vla.core.paths import SIM_CONFIGS
 from vla.core.types import Plane
+
+_PLAIN_TASKS = ("pick", "place")
+"""The tasks of a scene without fixtures."""
 
 
 class AnySuite(Protocol):
@@ -52,6 +61,12 @@ class Suite:
     horizon: int
     eval_seed0: int
     num_views: int = 2
+    new_tasks: tuple[tuple[str, Task], ...] = ()
+    """Tasks that the suite's own file describes, by name."""
+
+    def task(self, name: str) -> Task:
+        """The task called `name`, of this suite's own or of `envs.tabletop.tasks.TASKS`."""
+        return dict(self.new_tasks).get(name) or TASKS[name]
 
     @property
     def plane(self) -> Plane:
@@ -72,3 +87,61 @@ def suite_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (SIM_CONFIGS / "suites").glob("*.toml")))
 
 
+def read_suite(path: Path) -> Suite:
+    """The suite in a TOML file, called by the file's name without its ending. Its fields are those of `Suite`.
+
+    `[new_tasks.NAME]` tables describe tasks with the fields of `envs.tabletop.tasks.Task`; a step's `kind` is the name
+    of a `GoalKind`, in small letters, and its `words` are the kind's if left out. ValueError naming the file and what
+    is wrong with it.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        new = {name: _with_goal_kinds(name, task) for name, task in raw.pop("new_tasks", {}).items()}
+        suite = decode(Suite, {**raw, "name": path.stem, "new_tasks": list(new.items())})
+        _check_tasks(suite)
+    except FileNotFoundError:
+        raise ValueError(f"there is no suite file {path}") from None
+    except ValueError as problem:  # tomllib's errors are ValueErrors, too
+        raise ValueError(f"suite file {path}: {problem}") from None
+    return suite
+
+
+def _with_goal_kinds(name: str, task: dict[str, Any]) -> dict[str, Any]:
+    kinds = {kind.name.lower(): kind for kind in GoalKind}
+    steps = []
+    for step in task.get("steps", ()):
+        words = str(step.get("kind", ""))
+        steps.append({"words": words, **step, "kind": lookup(words, kinds, f"kind of goal in task {name}")})
+    return {**task, "steps": steps}
+
+
+def _check_tasks(suite: Suite) -> None:
+    """ValueError for a scene that there is not, a task that nothing describes, or one that its scene cannot hold."""
+    scene = lookup(suite.scene, SCENES, "scene")
+    if not scene.fixtures:
+        for name in suite.tasks:
+            lookup(name, dict.fromkeys(_PLAIN_TASKS), f"task of scene {suite.scene!r}")
+        return
+    fixtures = {kind: kind for _, kind in fixture_names(scene)}
+    for name in suite.tasks:
+        task = lookup(name, {**TASKS, **dict(suite.new_tasks)}, "task")
+        if not 1 <= len(task.steps) <= MAX_GOALS:
+            raise ValueError(f"task {name} must have 1 to {MAX_GOALS} steps, it has {len(task.steps)}")
+        for step in task.steps:
+            lookup(step.words, GOAL_TEMPLATES, f"words of task {name}")
+            _check_roles(name, step)
+            if step.fixture:
+                lookup(step.fixture, fixtures, f"fixture in scene {suite.scene!r} for task {name}")
+
+
+def _check_roles(name: str, step: Step) -> None:
+    """ValueError for a step that lacks what its kind is about."""
+    needs = [] if step.kind >= GoalKind.OPEN else ["object"]
+    needs += [] if step.kind in (GoalKind.LIFT, GoalKind.STACK) else ["fixture"]
+    needs += ["base"] if step.kind == GoalKind.STACK else []
+    for role in needs:
+        if not getattr(step, role):
+            raise ValueError(f"task {name}: a step of kind {step.kind.name.lower()} needs '{role}'")
+    for role in (step.object, step.base):
+        if role not in ("", "a", "b"):
+            raise ValueError(f"task {name}: an object's role is a or b, got '{role}'")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vla.core import config as config_module
-from vla.core.config import decode, encode, load_json, lookup, nearest, save_json
+from vla.core.config import decode, encode, find, load_json, lookup, nearest, save_json
 from vla.model.config import BridgeConfig, VLAConfig
 
 ROOT = Path(__file__).parents[2]
@@ -125,3 +125,21 @@ def test_unknown_public_name():
 
     with pytest.raises(AttributeError, match="no attribute 'VLAA'"):
         vla.VLAA  # noqa: B018
+
+
+def test_an_object_is_found_by_name_or_by_module():
+    assert find("a", {"a": 1}, "head") == 1
+    assert find("vla.model.heads:L1Head", {}, "head").__name__ == "L1Head"
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("l2", "unknown head 'l2'; did you mean 'l1'"),
+        ("no_such_module:Head", "there is no module 'no_such_module' on the Python path"),
+        ("vla.model.heads:L3Head", "module vla.model.heads has no 'L3Head'"),
+    ],
+)
+def test_an_object_that_is_not_found_is_one_line(name, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        find(name, {"l1": 1}, "head")

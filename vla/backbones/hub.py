@@ -10,7 +10,7 @@ from typing import Any
 from vla.backbones import prismatic  # registers itself with the auto classes
 from vla.backbones.backbone import SPEC_FILE, Backbone
 from vla.backbones.loading import SHIPPED, build, first_layers, load_hugging_face, load_ours, wrap
-from vla.core.config import lookup
+from vla.core.config import find, lookup
 
 REMOTE: dict[str, str] = {
     "smolvlm2-256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
@@ -53,13 +53,16 @@ def load(
     by `Backbone.save`, by `vla pretrain` or by `save_pretrained` (config.json, safetensors, tokenizer); or a dict:
     {"name": any of these, plus the options below}; {"dino", "siglip", "decoder": names or folders, plus options}, a
     Prismatic pair with a fresh projector; or what `Backbone.to_spec` gave, with "tokenizer", a folder (without weights:
-    the caller loads them).
+    the caller loads them). "MODULE:FUNCTION" as a name makes a backbone of your own (docs/extend.md).
 
     `num_layers`: run only the first so many decoder layers. `num_views`: cameras (2, or as saved). The others are for
     what has no trained queries yet: `num_queries` (64), `image_size` (pixels, where the vision tower takes several),
     `prompt` (text around "{instruction}"), `pointing` (with an untrained pointer), `seed` of the fresh weights.
     ValueError for what is unknown or does not fit.
     """
+    name = spec if isinstance(spec, str) else str(spec.get("name", ""))
+    if ":" in name and not Path(name).is_dir():
+        return _load_foreign(spec, num_queries=num_queries, num_views=num_views)
     if isinstance(spec, dict) and "tokenizer" in spec:
         return first_layers(build(spec, Path(spec["tokenizer"])), num_layers)
     fresh = {"num_queries": num_queries, "num_views": num_views, "image_size": image_size, "prompt": prompt}
@@ -80,6 +83,15 @@ def load(
             "the folder of a Hugging Face model"
         )
     return load_hugging_face(REMOTE.get(spec, spec) if folder is None else str(folder), num_layers, seed, **given)
+
+
+def _load_foreign(spec: str | dict[str, Any], **options: int | None) -> Any:
+    """A module from outside the package: {"name": "MODULE:FUNCTION", and the function's own arguments}."""
+    given = {name: value for name, value in options.items() if value is not None}
+    arguments = {**given, **({} if isinstance(spec, str) else spec)}
+    name = arguments.pop("name", spec)
+    arguments.pop("tokenizer", None)  # a folder that lives for the time of the call: such a module brings its own
+    return find(str(name), {}, "backbone")(**arguments).eval()
 
 
 def _load_dict(spec: dict[str, Any], options: dict[str, Any]) -> Backbone:

@@ -9,6 +9,7 @@ import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -35,6 +36,25 @@ def lookup[T](name: str, table: Mapping[str, T], kind: str) -> T:
     if name in table:
         return table[name]
     raise ValueError(unknown(name, table, kind))
+
+
+def find[T](name: str, table: Mapping[str, T], kind: str) -> T:
+    """`table[name]`, or what "MODULE:NAME" imports: how parts from outside the package are named in a configuration.
+
+    ValueError naming the nearest entry, or saying what could not be imported.
+    """
+    module, colon, attribute = name.partition(":")
+    if name in table or not colon:
+        return lookup(name, table, kind)
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as problem:
+        raise ValueError(
+            f"{kind} '{name}': there is no module '{problem.name}' on the Python path (for a file in this folder, set "
+            "PYTHONPATH=.)"
+        ) from None
+    except AttributeError:
+        raise ValueError(f"{kind} '{name}': module {module} has no '{attribute}'") from None
 
 
 def encode(config: Any) -> Any:

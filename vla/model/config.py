@@ -96,7 +96,7 @@ class VLAConfig:
     bridge: BridgeConfig | FaithfulConfig = field(default_factory=BridgeConfig)
     """Ours, or a released VLA-Adapter policy's (see `vla.model.convert_vla_adapter`)."""
     head: str = "l1"
-    """l1, linear, flow, bins or frequencies."""
+    """l1, linear, flow, bins or frequencies; or MODULE:CLASS, a head of your own (docs/extend.md)."""
     chunk_size: int = 8
     """Control steps predicted per decision."""
     n_action_steps: int | None = None

@@ -70,4 +70,4 @@ HEADS: dict[str, type[nn.Module]] = {
     "bins": BinHead,
     "frequencies": FrequencyHead,
 }
-"""Heads a VLAConfig may name. A new one has L1Head's constructor and follows `Head`."""
+"""Heads a VLAConfig may name. One from outside, named MODULE:CLASS, has L1Head's constructor and follows `Head`."""

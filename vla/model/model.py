@@ -19,7 +19,7 @@ from vla.backbones.features import Features
 from vla.backbones.lora import add_lora, merge_lora
 from vla.backbones.vision_only import NoDecoder
 from vla.core.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
-from vla.core.config import decode, encode, lookup
+from vla.core.config import decode, encode, find, lookup
 from vla.core.types import ActionSpec
 from vla.model.bridge import Bridge
 from vla.model.config import FaithfulConfig, VLAConfig
@@ -43,7 +43,7 @@ class VLA(nn.Module):
         super().__init__()
         if config.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {config.chunk_size}")
-        head = lookup(config.head, HEADS, "head")
+        head = find(config.head, HEADS, "head")
         if not config.decoder:
             backbone = NoDecoder(backbone)
         self.config = config
