@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import itertools
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -111,11 +112,14 @@ def test_named_files_exist():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_examples_are_short_and_compile(page):
+def test_examples_are_short_and_import_what_there_is(page):
     for language, text in blocks(page):
         if language == "python":
             assert text.count("\n") <= MAX_EXAMPLE_LINES
-            compile(text, page.name, "exec")
+            for node in ast.walk(ast.parse(text, page.name)):
+                if isinstance(node, ast.ImportFrom):
+                    module = importlib.import_module(node.module)
+                    assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 def test_the_readme_is_short_and_the_picture_small():
@@ -147,14 +151,9 @@ def test_the_examples_of_extend_run(tmp_path, monkeypatch, capsys):
                 del sys.modules[name]
     out = capsys.readouterr().out
     assert out.count("100.0%") >= 4  # the expert solves both suites
-    assert "decided as logged" in out or "ticks" in out
+    ticks, same = re.search(r"(\d+) ticks, (\d+) decided as logged", out).groups()
+    assert ticks == same and int(ticks) >= 10
 
 
 def _one_worker(command):
     return ["--workers", "1"] if command in ("demos", "eval") else []
-
-
-def test_the_concepts_of_the_readme_stay_torch_free():
-    """`import` lines of the README's Python are the light ones they look like."""
-    code = "import bascule, envs, vla, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
