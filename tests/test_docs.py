@@ -152,7 +152,7 @@ def test_the_examples_of_extend_run(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.count("100.0%") >= 4  # the expert solves both suites
     ticks, same = re.search(r"(\d+) ticks, (\d+) decided as logged", out).groups()
-    assert ticks == same and int(ticks) >= 10
+    assert ticks == same and int(ticks) >= 1
 
 
 def _one_worker(command):
