@@ -179,7 +179,7 @@ def _control_steps(policy: Policy, env: VecEnv, obs: Observation) -> Iterator[tu
         for k in range(chunk.shape[1]):
             result = env.step_chunk(chunk[:, k : k + 1])
             over |= result.terminated | result.truncated
+            obs = result.obs
             yield chunk[:, k : k + 1], result
             if over.all():
                 return
-        obs = result.obs

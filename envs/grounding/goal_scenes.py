@@ -23,7 +23,7 @@ from envs.tabletop.layout import Layout
 from envs.tabletop.scene import FINGER_OPEN_M, REST_HEIGHT_M, fixture_names, joint_names, place_names
 from envs.tabletop.shapes import KINDS, LOW_KINDS
 from envs.tabletop.suites import Suite
-from envs.tabletop.tasks import TASKS, Step, swapped
+from envs.tabletop.tasks import Step, swapped
 
 _BELOW_TOP_M = 0.027
 """How far below its top a tall thing is held (`envs.experts.goals`)."""
@@ -51,7 +51,7 @@ class GoalPainter(PosingPainter):
         self.worlds.place(0, episode)
         told = self._instructions(rng, episode)
         # Played, a scene's things move; then an instruction that tells them by where they stand would be wrong.
-        if not TASKS[episode.task].relation and rng.random() < _PLAYED:
+        if not self.worlds.suite.task(episode.task).relation and rng.random() < _PLAYED:
             self._play(rng)
             there, held = self._lying(episode), self._held(episode)
         else:
@@ -71,7 +71,7 @@ class GoalPainter(PosingPainter):
     # ------------------------------------------------------------------ what is asked for
     def _instructions(self, rng: np.random.Generator, episode: Episode) -> list[tuple[str, Goal]]:
         """Four instructions and the first goal of each: the episode's own, its opposite, and others of the suite."""
-        plan = TASKS[episode.task]
+        plan = self.worlds.suite.task(episode.task)
         roles = dict(zip("ab", episode.slots, strict=False))
         if not plan.relation:
             told = [(self._tell(rng, episode, plan.steps, roles), episode.goals[0])]
@@ -90,7 +90,8 @@ class GoalPainter(PosingPainter):
 
     def _other_task(self, rng: np.random.Generator, episode: Episode) -> list[tuple[str, Goal]]:
         """An instruction that this scene allows, or, by chance, none."""
-        plan = TASKS[self.worlds.suite.tasks[rng.integers(len(self.worlds.suite.tasks))]]
+        suite = self.worlds.suite
+        plan = suite.task(suite.tasks[rng.integers(len(suite.tasks))])
         order = [int(slot) for slot in rng.permutation(episode.slots)]
         if plan.kind:
             order.sort(key=lambda slot: self.kinds[slot] != plan.kind)
@@ -182,7 +183,7 @@ class GoalPainter(PosingPainter):
                 data.qpos[w.index.joint_qpos[j]] = w.index.joint_travel[j] * rng.random()
         mujoco.mj_kinematics(w.model, data)
         w._read(0)
-        if TASKS[episode.task].relation or rng.random() > 0.4:
+        if self.worlds.suite.task(episode.task).relation or rng.random() > 0.4:
             return {}  # moved, a thing would no longer stand where the instruction says
         slot, place = int(rng.choice(episode.slots)), int(rng.integers(len(self.places)))
         address = w.index.object_qpos[slot]
@@ -261,14 +262,14 @@ class GoalPainter(PosingPainter):
 
     # ------------------------------------------------------------------ what else is asked
     def _say(self, rng: np.random.Generator, episode: Episode, slot: int) -> str:
-        if TASKS[episode.task].relation:  # all of one colour and kind: only one is named
+        if self.worlds.suite.task(episode.task).relation:  # all of one colour and kind: only one is named
             return "it"
         # as held-out phrasings may call it: a question is no instruction
         return object_phrase(self._color(episode, slot), self.kinds[slot], rng, "heldout")
 
     def _where(self, rng: np.random.Generator, episode: Episode) -> Question:
         state = self.worlds.state
-        if rng.random() < 0.6 and not TASKS[episode.task].relation:
+        if rng.random() < 0.6 and not self.worlds.suite.task(episode.task).relation:
             slot = int(rng.choice(episode.slots))
             return Question(f"where is {self._say(rng, episode, slot)}", "", state.objects[0, slot].copy())
         kind = self.fixtures[rng.integers(len(self.fixtures))]
@@ -283,7 +284,7 @@ class GoalPainter(PosingPainter):
         if "cabinet" in self.joints and choice < 0.35:
             opening = state.joints[0, self.joints.index("cabinet")]
             return Question(f"is {fixture_phrase(colors['cabinet'], 'cabinet', rng)} open", _yes(opening > 0.5))
-        if TASKS[episode.task].relation:
+        if self.worlds.suite.task(episode.task).relation:
             return Question("is the gripper open", _yes(held < 0 and state.finger_opening[0] > 0.5))
         slot = int(rng.choice(episode.slots))
         if choice < 0.7:
