@@ -105,7 +105,7 @@ class View(Command):
         return self.out or Path("runs") / "view" / Path(self.suite).stem
 
     def writes(self) -> tuple[Path, ...]:
-        return (self._out(),)
+        return (self._out() if self.animation is None else self.animation,)
 
     def _animate(self, tasks: tuple[str, ...], path: Path) -> int:
         """Play `scenes` scenes at the image size a policy is used to and film them at `image_size`; successes.

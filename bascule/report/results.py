@@ -78,9 +78,9 @@ def headlines(results: Results) -> list[str]:
         claim = results.claims[line.claim]
         (k0, n0), (k, n) = claim.pooled(line.before), claim.pooled(line.after)
         rows.append(
-            [line.what, f"{line.before} {100 * k0 / n0:.1f}%", f"{rate(k, n)}", f"{len(claim.seeds)}", claim.commit[:7]]
+            [line.what, f"{line.before} {100 * k0 / n0:.1f}%", f"{rate(k, n)}", f"{len(claim.seeds)}"]
         )
-    return _table(["", "before", "after online RL: k/n, Wilson 95%", "seeds", "commit"], rows)
+    return _table(["", "before", "after online RL: k/n, Wilson 95%", "seeds"], rows)
 
 
 def benchmarks(results: Results) -> str:

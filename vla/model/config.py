@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vla.backbones.lora import LoRAConfig
-from vla.core.config import decode, encode, unknown
+from vla.core.config import decode, encode
 from vla.processing.preprocess import ProcessorConfig, Stats
 
 
@@ -126,8 +126,10 @@ def model_problem(config: VLAConfig) -> str | None:
         )
     from vla.model.heads import HEADS
 
-    if config.head not in HEADS:
-        return unknown(config.head, HEADS, "head")
+    try:
+        find(config.head, HEADS, "head")
+    except ValueError as problem:
+        return str(problem)
     if config.refiner_width < 0:
         return f"refiner_width must be 0 (none) or positive, got {config.refiner_width}"
     if config.lora is not None and not config.freeze_backbone:
