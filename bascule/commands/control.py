@@ -161,13 +161,13 @@ class Control(Command):
         if self.in_flight > 1 and "://" not in self.policy:
             raise ValueError(
                 f"--in-flight {self.in_flight} is of connections to a server (ws://...): a policy on this machine "
-                "thinks about one question at a time"
+                "handles one request at a time"
             )
         if "://" in self.policy and self.embodiment is not None:
             raise ValueError(f"--embodiment {self.embodiment} goes to `vla serve`, which loads the policy")
         if self.robot is None:
             load_suite(self.suite)
-        elif not (self.task or "").strip():
+        elif ":" not in self.robot and not (self.task or "").strip():
             raise ValueError(f"--robot {self.robot} needs --task: say in words what the robot is to do")
 
     def _guards(self) -> Any:
