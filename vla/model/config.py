@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vla.backbones.lora import LoRAConfig
-from vla.core.config import decode, encode
+from vla.core.config import decode, encode, find
 from vla.processing.preprocess import ProcessorConfig, Stats
 
 
