@@ -66,7 +66,7 @@ class WholeChunks:
 
     def act(self, obs: Observation) -> ActionChunk:
         """(B, chunk_size, A) in environment units."""
-        return self._policy.act_whole(obs)
+        return self._policy.act(obs)
 
 
 def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:

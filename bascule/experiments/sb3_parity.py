@@ -22,7 +22,7 @@ from stable_baselines3 import PPO
 
 from rl.external.gym_control import ClassicConfig, learn, returns_of
 from rl.external.sb3 import leave_no_log
-from vla.core.types import ActionChunk, Observation
+from vla.core.types import ActionChunk, Observation, PolicySpec
 from vla.runtime.provenance import provenance
 
 EPISODES = 20
@@ -43,6 +43,8 @@ def config_of(task: str) -> ClassicConfig:
 
 class Sb3Policy:
     """Its deterministic action as a chunk of one step."""
+
+    spec = PolicySpec(chunk_size=1)
 
     def __init__(self, model: PPO) -> None:
         self.model = model

@@ -10,7 +10,7 @@ import numpy as np
 from envs.experts.registry import make_expert
 from envs.make import worlds_class
 from envs.registry import load_suite
-from vla.core.types import ActionChunk, ActionSpec, Observation
+from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 
 
 @dataclass
@@ -36,11 +36,12 @@ class ZeroPolicy:
     """Stands still with the gripper open."""
 
     def __init__(self, spec: ActionSpec, chunk_size: int = 8) -> None:
+        self.spec = PolicySpec(spec, chunk_size)
         self._action = np.zeros((chunk_size, spec.dim), np.float32)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         return np.repeat(self._action[None], obs.batch_size, axis=0)
 
 
@@ -48,14 +49,15 @@ class RandomPolicy:
     """Uniform in the action's bounds, seeded."""
 
     def __init__(self, spec: ActionSpec, chunk_size: int = 8, seed: int = 0) -> None:
-        self._spec, self._chunk_size = spec, chunk_size
+        self.spec = PolicySpec(spec, chunk_size)
         self._rng = np.random.default_rng(seed)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
 
-    def act(self, obs: Observation) -> ActionChunk:
-        shape = (obs.batch_size, self._chunk_size, self._spec.dim)
-        return self._rng.uniform(self._spec.low, self._spec.high, shape).astype(np.float32)
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        action, chunk_size = self.spec.action_spec, self.spec.chunk_size
+        shape = (obs.batch_size, chunk_size, action.dim)
+        return self._rng.uniform(action.low, action.high, shape).astype(np.float32)
 
 
 class BlindReplay:
@@ -63,13 +65,14 @@ class BlindReplay:
 
     def __init__(self, actions_TA: np.ndarray, num_envs: int, chunk_size: int = 8) -> None:
         self._actions = np.asarray(actions_TA, np.float32)
+        self.spec = PolicySpec(None, chunk_size)
         self._chunk_size = chunk_size
         self._at = np.zeros(num_envs, np.int64)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         self._at[slice(None) if env_ids is None else list(env_ids)] = 0
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         rows = self._at[:, None] + np.arange(self._chunk_size)[None]
         self._at += self._chunk_size
         return self._actions[np.minimum(rows, len(self._actions) - 1)]

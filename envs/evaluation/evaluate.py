@@ -12,7 +12,7 @@ import numpy as np
 from envs.evaluation.baselines import Film
 from vla.core.compatibility import fitted
 from vla.core.statistics import wilson95
-from vla.core.types import Policy, VecEnv
+from vla.core.types import Policy, VecEnv, executed
 
 _log = logging.getLogger(__name__)
 _MAX_REPLAYS = 2
@@ -128,15 +128,16 @@ def evaluate(
     labels: list[tuple[str, str]] = [("", "")] * len(seeds)
     for world in range(width):
         labels[world] = _labels(env, world)
-    finished, chunk_size = 0, 0
+    finished, chunk_size, n_action_steps = 0, 0, 0
     while finished < len(seeds):
         told = env.alternative_instructions() if swap_instruction else obs.instruction
         for k, film in films.items():
             for world in np.flatnonzero(playing == k):
                 film.add(obs, world, told[world])
         seen = replace(obs, instruction=told)
-        chunk = policy.act(seen)
-        chunk_size = chunk.shape[1]
+        whole = policy.act(seen)
+        chunk = executed(policy.spec, whole)
+        chunk_size, n_action_steps = whole.shape[1], chunk.shape[1]
         result = env.step_chunk(chunk)
         live = playing >= 0
         steps[playing[live]] += result.n_steps[live]
@@ -188,7 +189,7 @@ def evaluate(
         deterministic=deterministic,
         horizon=env.horizon,
         chunk_size=chunk_size,
-        n_action_steps=chunk_size,
+        n_action_steps=n_action_steps,
         diverged=int(diverged.sum()),
         films=[films[k] for k in sorted(films)],
     )

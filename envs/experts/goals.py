@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.tabletop.control import ControlConfig
 from envs.tabletop.goals import GoalKind
-from vla.core.types import ActionChunk, Observation
+from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 
 _TRAVEL_M = 0.15
 """Height of the fingertips on the way: above everything that stands on the table, with the palm above the handle."""
@@ -33,6 +33,8 @@ class GoalExpert:
     object sends it back to reaching; a goal reached sends it on to the next.
     """
 
+    spec = PolicySpec(chunk_size=1, n_action_steps=1)
+
     def __init__(self, num_envs: int, control: ControlConfig | None = None) -> None:
         self.control = control or ControlConfig()
         self._phase = np.full(num_envs, _REACH)
@@ -43,7 +45,7 @@ class GoalExpert:
         ids = slice(None) if env_ids is None else list(env_ids)
         self._phase[ids], self._count[ids], self._stage[ids] = _REACH, 0, 0
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Observation of B worlds -> (B, 1, 4)."""
         if obs.privileged is None:
             raise ValueError("the scripted expert needs the simulator's state: Observation.privileged is None")

@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.adapters.metaworld_env import scripted_policy
 from envs.adapters.metaworld_suites import task_names
-from vla.core.types import ActionChunk, Observation
+from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 
 
 class MetaworldExpert:
@@ -19,13 +19,15 @@ class MetaworldExpert:
     The scripts ask for more than [-1, 1] in most steps; what is returned (and recorded) is what the environment does.
     """
 
+    spec = PolicySpec(chunk_size=1, n_action_steps=1)
+
     def __init__(self) -> None:
         self._scripts: dict[str, Any] = {}
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing: the scripts have no memory."""
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Observation of B worlds -> (B, 1, 4)."""
         if obs.privileged is None:
             raise ValueError("the scripted expert needs the simulator's state: Observation.privileged is None")

@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.tabletop.control import ControlConfig
 from envs.tabletop.shapes import PLATE_THICKNESS_M
-from vla.core.types import ActionChunk, Observation
+from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 
 HOVER_M = 0.09
 CARRY_M = 0.10
@@ -26,6 +26,8 @@ class TabletopExpert:
     A dropped object sends it back to the first phase.
     """
 
+    spec = PolicySpec(chunk_size=1, n_action_steps=1)
+
     def __init__(self, num_envs: int, control: ControlConfig | None = None) -> None:
         self.control = control or ControlConfig()
         self._phase = np.zeros(num_envs, np.int64)
@@ -36,7 +38,7 @@ class TabletopExpert:
         self._phase[ids] = _REACH
         self._count[ids] = 0
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Observation of B worlds -> (B, 1, 4)."""
         if obs.privileged is None:
             raise ValueError("the scripted expert needs the simulator's state: Observation.privileged is None")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.adapters.robosuite_suites import GRASP_BAR_M
-from vla.core.types import ActionChunk, Observation
+from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 
 Vector = NDArray[np.float64]
 
@@ -140,6 +140,8 @@ def _stay(where: Callable[[], Vector], rotation: Vector, gripper: float, steps: 
 class RobosuiteExpert:
     """Policy of one-step chunks from `envs.adapters.robosuite_env`'s proprio and privileged state."""
 
+    spec = PolicySpec(chunk_size=1, n_action_steps=1)
+
     def __init__(self, suite: str, num_envs: int) -> None:
         self._script = _SCRIPTS.get(suite, _grasp)
         self._sights = [Sight() for _ in range(num_envs)]
@@ -149,7 +151,7 @@ class RobosuiteExpert:
         for i in range(len(self._running)) if env_ids is None else env_ids:
             self._running[i] = None
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Observation of B worlds -> (B, 1, 7)."""
         if obs.privileged is None:
             raise ValueError("the scripted expert needs the simulator's state: Observation.privileged is None")

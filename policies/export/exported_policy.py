@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vla.core.checkpoint import STATS, checkpoint_files, read_config
 from vla.core.config import decode
-from vla.core.types import ActionChunk, ActionSpec, Observation
+from vla.core.types import ActionChunk, ActionSpec, Observation, Prefix
 from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig, Stats
 
 Format = Literal["onnx", "torch", "aoti"]
@@ -81,6 +81,7 @@ class ExportedPolicy:
     def __init__(self, config: ExportConfig, processor: Preprocessor, graph: Graph) -> None:
         self.config, self.processor = config, processor
         self.n_action_steps = config.n_action_steps
+        self.spec = processor.policy_spec(config.chunk_size, config.n_action_steps)
         self._graph = graph
 
     @staticmethod
@@ -120,12 +121,8 @@ class ExportedPolicy:
             raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
         return action
 
-    def act(self, obs: Observation) -> ActionChunk:
-        """(B, n_action_steps, A) in environment units."""
-        return np.ascontiguousarray(self.act_whole(obs)[:, : self.n_action_steps])
-
-    def act_whole(self, obs: Observation) -> ActionChunk:
-        """(B, chunk_size, A) in environment units."""
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """The whole chunk (B, chunk_size, A) in environment units."""
         return self.processor.unnormalise_action(self.predict(obs))
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from policies.serving import wire
-from vla.core.types import ActionChunk, ActionSpec, Observation
+from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec
 
 if TYPE_CHECKING:
     import ssl
@@ -83,6 +83,19 @@ class PolicyClient:
             low=tuple(spec["low"]),
             high=tuple(spec["high"]),
             control_hz=float(spec["control_hz"]),
+        )
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the server says of its policy; None for what it does not say (stock openpi servers)."""
+        names, chunk_size = self.metadata.get("proprio_names"), self.metadata.get("chunk_size")
+        return PolicySpec(
+            self.action_spec,
+            chunk_size if isinstance(chunk_size, int) else None,
+            self.n_action_steps,
+            self.cameras,
+            self.proprio_dim,
+            tuple(names) if isinstance(names, list) else None,
         )
 
     @property

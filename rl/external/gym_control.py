@@ -24,7 +24,7 @@ from rl.models.critic import Critic
 from rl.rollout.step_collector import Collector
 from rl.storage.rollout_buffer import RolloutBuffer
 from vla.core.checkpoint import load_tensors, save_tensors
-from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, StepResult, VecEnv
+from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, StepResult, VecEnv, executed
 from vla.model.residual_head import Latents
 
 
@@ -205,7 +205,7 @@ def returns_of(policy: Policy, task: str, episodes: int) -> NDArray[np.float64]:
     policy.reset()
     returns, over = np.zeros(episodes), np.zeros(episodes, bool)
     while not over.all():
-        result = worlds.step_chunk(policy.act(obs))
+        result = worlds.step_chunk(executed(policy.spec, policy.act(obs)))
         returns += result.reward
         over |= result.terminated | result.truncated
         obs = result.obs

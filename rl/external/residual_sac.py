@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rl.external.sb3 import SAC, LayerNormCritics, StateVecEnv, fill_replay, leave_no_log
 from vla.core.disk import writing
-from vla.core.types import ActionChunk, Observation, Policy, StepResult, VecEnv
+from vla.core.types import ActionChunk, Observation, Policy, PolicySpec, Prefix, StepResult, VecEnv
 from vla.model.model import VLA
 
 
@@ -162,10 +162,11 @@ class _Uncorrected:
 
     def __init__(self, plans: Plans) -> None:
         self._plans = plans
+        self.spec = PolicySpec(plans.vla.action_spec, chunk_size=1, n_action_steps=1)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         return self._plans.corrected(np.zeros_like(self._plans.action()), 0.0)
 
 
@@ -176,13 +177,14 @@ class ResidualPolicy:
         """`model` None: the VLA alone, step by step."""
         self.model, self.config = model, config
         self._plans = Plans(vla, num_envs, config.n_action_steps)
+        self.spec = PolicySpec(vla.action_spec, chunk_size=1, n_action_steps=1)
         self.reset()
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """These worlds look again before they act."""
         self._plans.at[slice(None) if env_ids is None else list(env_ids)] = self._plans.n_action_steps
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """(B, 1, A)."""
         stale = np.flatnonzero(self._plans.at >= self._plans.n_action_steps)
         if len(stale):

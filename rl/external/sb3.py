@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from envs.seeds import TRAIN_SEED_LIMIT
-from vla.core.types import ActionChunk, Observation, Policy, StepResult, VecEnv
+from vla.core.types import ActionChunk, Observation, Policy, PolicySpec, Prefix, StepResult, VecEnv
 
 try:
     from stable_baselines3 import PPO, SAC, TD3
@@ -177,6 +177,8 @@ class SB3Policy:
     `normalise`: the VecNormalize that the model was trained under, if any; its statistics are used, not changed.
     """
 
+    spec = PolicySpec(chunk_size=1, n_action_steps=1)
+
     def __init__(
         self, model: BaseAlgorithm, *, deterministic: bool = True, normalise: VecNormalize | None = None
     ) -> None:
@@ -195,7 +197,7 @@ class SB3Policy:
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget: these policies have no memory."""
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Observation of B worlds -> (B, 1, A)."""
         state = state_of(obs)
         if self.normalise is not None:

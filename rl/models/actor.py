@@ -16,7 +16,7 @@ from rl.models.distribution import ChunkDistribution, ChunkGaussian, FlowChain
 from rl.models.policy_inputs import Conditions, Seen, summary
 from rl.models.state_std import StateScale
 from vla.backbones.lora import add_lora
-from vla.core.types import ActionChunk, ActionSpec, Observation
+from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 from vla.model.config import VLAConfig
 from vla.model.flow_head import FlowHead
 from vla.model.residual_head import Latents
@@ -172,8 +172,8 @@ class GaussianChunkActor(nn.Module):
         """Keep every std within the configured band. On the parameter, so that a gradient can lead it back inside."""
         self.log_std.clamp_(math.log(self.config.std_min), math.log(self.config.std_max))
 
-    def to_env(self, action_BCA: Tensor, spec: ActionSpec, n_action_steps: int) -> ActionChunk:
-        """Normalised chunk -> environment units, within the action bounds, first `n_action_steps` control steps."""
+    def to_env(self, action_BCA: Tensor, spec: ActionSpec, n_action_steps: int | None = None) -> ActionChunk:
+        """Normalised chunk -> environment units within the bounds; only its first `n_action_steps`, if given."""
         action = self.model.processor.unnormalise_action(action_BCA[:, :n_action_steps].cpu().numpy())
         return np.clip(action, np.float32(spec.low), np.float32(spec.high)).astype(np.float32, copy=False)
 
@@ -182,14 +182,17 @@ class GreedyPolicy:
     """The mean action: what is evaluated and deployed. A `vla.core.types.Policy`."""
 
     def __init__(self, actor: GaussianChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
-        self.actor, self.spec, self.n_action_steps = actor, spec, n_action_steps
+        self.actor, self.action_spec = actor, spec
+        chunk_size = actor.model.chunk_size
+        self.spec = PolicySpec(spec, chunk_size, min(n_action_steps, chunk_size))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget: every decision is made from the observation alone."""
 
     @torch.no_grad()
-    def act(self, obs: Observation) -> ActionChunk:
-        return self.actor.to_env(self.choose(*self.actor.encode(obs)), self.spec, self.n_action_steps)
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """The whole chunk (B, C, A) in environment units."""
+        return self.actor.to_env(self.choose(*self.actor.encode(obs)), self.action_spec)
 
     def choose(self, conditions: Conditions, proprio_BP: Tensor) -> Tensor:
         """The normalised chunk (B, C, A)."""

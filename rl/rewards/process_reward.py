@@ -22,7 +22,7 @@ from rl.configs.rewards import ProgressConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.policy_inputs import Conditions, Seen, summary
 from rl.rewards.milestones import frame_labels, milestones
-from vla.core.types import Observation, Policy, VecEnv
+from vla.core.types import Observation, Policy, VecEnv, executed
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def watch(
         while not over.all():
             told = replace(obs, instruction=env.alternative_instructions())
             state, other = (_read(actor, one).numpy() for one in (obs, told))
-            chunk = policy.act(obs)
+            chunk = executed(policy.spec, policy.act(obs))
             for i in np.flatnonzero(~over):
                 rows[i].append((state[i], other[i], chunk[i, 0, grippers[0]], obs.proprio[i, position].copy()))
             result = env.step_chunk(chunk)

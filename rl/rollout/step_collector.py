@@ -16,7 +16,7 @@ from rl.models.policy_inputs import Conditions
 from rl.rewards.process_reward import Shaping
 from rl.rollout.curriculum import Curriculum
 from rl.storage.rollout_buffer import RolloutBuffer, require_finite
-from vla.core.types import Observation, Policy, VecEnv
+from vla.core.types import Observation, Policy, VecEnv, executed
 
 
 def play(policy: Policy, env: VecEnv, seeds: Sequence[int]) -> int:
@@ -26,7 +26,7 @@ def play(policy: Policy, env: VecEnv, seeds: Sequence[int]) -> int:
     alive = np.ones(env.num_envs, bool)
     successes = 0
     while alive.any():
-        result = env.step_chunk(policy.act(obs))
+        result = env.step_chunk(executed(policy.spec, policy.act(obs)))
         done = alive & (result.terminated | result.truncated | (result.n_steps == 0))
         successes += int((result.info["success"].astype(bool) & done).sum())
         alive &= ~done

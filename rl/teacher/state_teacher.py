@@ -17,7 +17,7 @@ from rl.configs.teacher import TeacherConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import critic_state
 from rl.teacher.symmetry import from_hand, turned
-from vla.core.types import ActionChunk, ActionSpec, Observation, Pair, Plane
+from vla.core.types import ActionChunk, ActionSpec, Observation, Pair, Plane, PolicySpec, Prefix
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.heads import masked_l1
 from vla.processing.processor import Processor
@@ -144,11 +144,13 @@ class TeacherPolicy:
 
     def __init__(self, teacher: Teacher, actor: GaussianChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
         """`actor` knows the units of actions."""
-        self.teacher, self.actor, self.spec, self.n_action_steps = teacher, actor, spec, n_action_steps
+        self.teacher, self.actor, self.action_spec = teacher, actor, spec
+        self.spec = PolicySpec(spec, teacher.chunk_size, min(n_action_steps, teacher.chunk_size))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget."""
 
     @torch.no_grad()
-    def act(self, obs: Observation) -> ActionChunk:
-        return self.actor.to_env(self.teacher(told(obs).to(self.teacher.shift)), self.spec, self.n_action_steps)
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """The whole chunk (B, C, A) in environment units."""
+        return self.actor.to_env(self.teacher(told(obs).to(self.teacher.shift)), self.action_spec)

@@ -16,7 +16,7 @@ from envs.evaluation.evaluate import evaluate
 from envs.make import worlds_class
 from envs.registry import load_suite
 from envs.sim.divergence import diverged
-from vla.core.types import ActionChunk, Observation
+from vla.core.types import ActionChunk, Observation, PolicySpec
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it
 from cursed_worlds import CURSED, LAST_STEP, CursedWorlds  # noqa: E402
@@ -102,6 +102,8 @@ def test_workers_report_it_and_an_evaluation_counts_it_as_a_failure():
 
 class Still:
     """A policy that holds the arm where it is."""
+
+    spec = PolicySpec()
 
     def reset(self, env_ids=None) -> None: ...
 

@@ -16,7 +16,7 @@ from rl.rollout.step_collector import Collector
 from rl.runner import Runner
 from rl.storage.rollout_buffer import RolloutBuffer
 from tests.rl.toy import PointReach, ToyVLA, config, evaluate, learning_config
-from vla.core.types import ActionSpec, Observation, StepResult
+from vla.core.types import ActionSpec, Observation, StepResult, executed
 
 SEEDS = [1, 2, 3]
 GROUPS = GRPOConfig(lr=6e-4, epochs=4, minibatch_size=256, group_size=8, kl_stop=0.1, episodes_per_update=96)
@@ -97,7 +97,7 @@ def distance(seed: int) -> tuple[float, float]:
             collector.collect(buffer)
             learner.update(buffer)
         seen = env.reset(seeds=range(200_000, 200_064))
-        found.append(-float(env.step_chunk(policy.act(seen)).reward.mean()))
+        found.append(-float(env.step_chunk(executed(policy.spec, policy.act(seen))).reward.mean()))
         collector.forget_worlds()
     return found[0], found[1]
 

@@ -12,7 +12,7 @@ from envs.evaluation.evaluate import evaluate
 from envs.experts.pick_place import TabletopExpert
 from rl.runner import Runner
 from vla.core.compatibility import Fit, Reordered, Side, choose_embodiment, fit, fitted, require_same, side_of
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, PolicySpec
 from vla.processing.preprocess import ProcessorConfig
 
 NAMES = ("dx", "dy", "dz", "gripper")
@@ -82,8 +82,7 @@ def test_named_actions_beyond_the_bounds_are_said_once():
 class Turned:
     """The expert of the tabletop, with its actions and the state it reads in another order."""
 
-    action_spec = spec(("gripper", "dz", "dy", "dx"))
-    proprio_names = PROPRIO_NAMES[::-1]
+    spec = PolicySpec(spec(("gripper", "dz", "dy", "dx")), chunk_size=1, proprio_names=PROPRIO_NAMES[::-1])
 
     def __init__(self, worlds):
         self.expert, self.seen = TabletopExpert(worlds), None
@@ -110,8 +109,8 @@ def test_another_order_is_played_as_it_was_meant(caplog):
         player = fitted(turned, env, say=lambda notice: None)
         player.act(obs)
         np.testing.assert_array_equal(turned.seen, obs.proprio[:, ::-1])
-        assert isinstance(player, Reordered) and player.action_spec.names == env.action_spec.names
-        assert player.proprio_names == env.proprio_names == PROPRIO_NAMES
+        assert isinstance(player, Reordered) and player.spec.action_spec.names == env.action_spec.names
+        assert player.spec.proprio_names == env.proprio_names == PROPRIO_NAMES
         assert fitted(player, env, say=lambda notice: pytest.fail(notice)) is player
     finally:
         env.close()

@@ -8,7 +8,7 @@ import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_observation, toy_vla
 from vla.core.checkpoint import load_checkpoint
-from vla.core.types import Policy
+from vla.core.types import Policy, executed
 from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
@@ -124,10 +124,13 @@ def test_instruction_image_and_proprio_all_matter():
 def test_policy_executes_the_first_steps():
     vla, obs = toy_vla(bridge=SMALL), toy_observation()
     policy = VLAPolicy(vla, n_action_steps=3)
-    assert isinstance(policy, Policy) and policy.cameras == CAMERAS and policy.action_spec == vla.action_spec
-    assert policy.action_spec.names == SPEC.names and policy.action_spec.control_hz == SPEC.control_hz
+    assert isinstance(policy, Policy) and policy.spec.cameras == CAMERAS and policy.spec.action_spec == vla.action_spec
+    spec = policy.spec.action_spec
+    assert spec.names == SPEC.names and spec.control_hz == SPEC.control_hz
     policy.reset()
-    np.testing.assert_array_equal(policy.act(obs), VLAPolicy(vla).act(obs)[:, :3])
+    whole = policy.act(obs)
+    assert whole.shape[1] == policy.spec.chunk_size == 8
+    np.testing.assert_array_equal(executed(policy.spec, whole), VLAPolicy(vla).act(obs)[:, :3])
     with pytest.raises(ValueError, match=r"n_action_steps must be in 1\.\.8"):
         VLAPolicy(vla, n_action_steps=9)
 
@@ -215,8 +218,8 @@ def test_a_policy_says_itself_how_many_steps_to_execute(tmp_path):
     vla.save(tmp_path)
     loaded = VLA.load(tmp_path, load_backbone=load_toy)
     obs = toy_observation()
-    assert VLAPolicy(loaded).act(obs).shape[1] == 3
-    whole = VLAPolicy(loaded, n_action_steps=8).act(obs)
-    assert whole.shape[1] == 8 and np.array_equal(whole[:, :3], VLAPolicy(loaded).act(obs))
+    policy = VLAPolicy(loaded)
+    assert policy.act(obs).shape[1] == 8 and executed(policy.spec, policy.act(obs)).shape[1] == 3
+    assert VLAPolicy(loaded, n_action_steps=8).spec.n_action_steps == 8
     with pytest.raises(ValueError, match="n_action_steps"):
         VLAPolicy(loaded, n_action_steps=0)

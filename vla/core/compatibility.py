@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vla.core.types import ActionChunk, ActionSpec, Observation, Policy
+from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, PolicySpec, Prefix
 
 _SAME_RATE = 0.05
 """Relative difference up to which two rates count as the same: recordings say 30 where the clock said 29.97."""
@@ -49,6 +49,8 @@ def side_of(thing: Any) -> Side:
     """What a policy, a VLA, an environment, a robot or a client says about itself; `thing.side` if it has one."""
     if isinstance(thing, Side):
         return thing
+    if isinstance(spec := getattr(thing, "spec", None), PolicySpec):
+        return Side(spec.action_spec, spec.proprio_dim, spec.proprio_names, spec.cameras)
     if isinstance(side := getattr(thing, "side", None), Side):
         return side
     config = getattr(getattr(thing, "processor", None), "config", None)
@@ -130,20 +132,19 @@ class Reordered:
 
     def __init__(self, policy: Policy, order: Fit) -> None:
         self.policy, self._order = policy, order
-        inner = side_of(policy)
-        spec = inner.action
-        self.action_spec = None if spec is None else _taken(spec, order.action_order)
-        self.cameras, self.proprio_dim = inner.cameras, inner.proprio_dim
-        names, state = inner.proprio_names, order.proprio_order
+        action = policy.spec.action_spec
+        names, state = policy.spec.proprio_names, order.proprio_order
         if names is not None and state is not None:
             by_place = sorted(range(len(state)), key=lambda i: state[i])
             names = tuple(names[i] for i in by_place)
-        self.proprio_names = names
+        action = None if action is None else _taken(action, order.action_order)
+        # what remains of a chunk lies in the environment's order: it is no prefix for the policy inside
+        self.spec = replace(policy.spec, action_spec=action, proprio_names=names, takes_prefix=False)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         self.policy.reset(env_ids)
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """(B, C, A) in the environment's order."""
         state, action = self._order.proprio_order, self._order.action_order
         if state is not None:

@@ -135,15 +135,58 @@ class StepResult:
             self.executed_until = self.n_steps
 
 
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy reads and writes, and how its chunks are meant to be executed. None: the policy does not say."""
+
+    action_spec: ActionSpec | None = None
+    """Names, bounds and rate of its actions. None: a stock openpi server, or an expert made for its environment."""
+    chunk_size: int | None = None
+    """Actions of a chunk."""
+    n_action_steps: int | None = None
+    """So many of them are executed before the policy looks again. None: all."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras that it looks through."""
+    proprio_dim: int | None = None
+    """Width of the robot state that it reads. None: any."""
+    proprio_names: tuple[str, ...] | None = None
+    takes_prefix: bool = False
+    """Whether `act` can continue from the actions that are still to be executed (real-time chunking)."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The actions that B robots still have to execute at the moment they ask for their next chunk."""
+
+    actions: NDArray[np.float32]
+    """(B, T, A), environment units; a row's actions after its `left` first ones mean nothing."""
+    left: NDArray[np.int64]
+    """(B,) how many of them there are."""
+    delay: NDArray[np.int64]
+    """(B,) how many of those will have been executed when the answer comes."""
+
+
 @runtime_checkable
 class Policy(Protocol):
-    """Anything that acts: a VLA, a scripted expert, an SB3 model, a remote server."""
+    """Anything that acts: a VLA, an exported graph, a remote server, a scripted expert, an SB3 model."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Forget the state of these worlds (all when None): a new episode starts there."""
+        """Forget the state of these environments (all when None): a new episode starts there."""
 
-    def act(self, obs: Observation) -> ActionChunk:
-        """Observation of B worlds -> (B, C, A) in environment units."""
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """Observation of B environments -> the whole chunk (B, chunk_size, A) in environment units.
+
+        Whoever executes it cuts it (`executed`). `prefix` only for a policy whose spec says `takes_prefix`.
+        """
+
+
+def executed(spec: PolicySpec, chunk: ActionChunk) -> ActionChunk:
+    """The part (B, n_action_steps, A) of a whole chunk that is executed before the policy looks again."""
+    steps = spec.n_action_steps
+    return chunk if steps is None or chunk.shape[1] <= steps else np.ascontiguousarray(chunk[:, :steps])
 
 
 @runtime_checkable

@@ -39,7 +39,7 @@ class FastPolicy(VLAPolicy):
         self._graphs: dict[tuple[torch.Size, ...], Graph] = {}
 
     def act(self, obs: Observation) -> ActionChunk:
-        """(B, n_action_steps, A) in environment units. FloatingPointError if they are not finite."""
+        """The whole chunk (B, chunk_size, A) in environment units. FloatingPointError if it is not finite."""
         vla = self.vla
         with torch.inference_mode():
             ids, mask = self._tokens(tuple(obs.instruction))
@@ -47,7 +47,7 @@ class FastPolicy(VLAPolicy):
             action = self._run(whole.images_BVHWC, ids, mask, whole.proprio_BP).cpu().numpy()
         if not np.isfinite(action).all():
             raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
-        return np.ascontiguousarray(vla.processor.unnormalise_action(action)[:, : self.n_action_steps])
+        return vla.processor.unnormalise_action(action)
 
     def _run(self, *inputs: Tensor) -> Tensor:
         """Normalised actions (B, C, A) of images, token ids, their mask and proprio."""

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from vla.core.types import ActionChunk, ActionSpec, Observation
-from vla.processing.processor import Processor
-
-if TYPE_CHECKING:
-    pass
+from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 from vla.model.model import VLA
+from vla.processing.processor import Processor
 
 
 class VLAPolicy:
@@ -26,6 +20,10 @@ class VLAPolicy:
         if not 1 <= steps <= vla.chunk_size:
             raise ValueError(f"n_action_steps must be in 1..{vla.chunk_size} (the chunk size), got {steps}")
         self.vla, self.n_action_steps = vla, steps
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self.vla.processor.policy_spec(self.vla.chunk_size, self.n_action_steps)
 
     @staticmethod
     def load(folder: str | os.PathLike[str], *, n_action_steps: int | None = None) -> VLAPolicy:
@@ -47,7 +45,6 @@ class VLAPolicy:
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget."""
 
-    def act(self, obs: Observation) -> ActionChunk:
-        """(B, n_action_steps, A) in environment units."""
-        chunk = self.vla.predict(self.vla.processor.prepare(obs))
-        return np.ascontiguousarray(chunk[:, : self.n_action_steps])
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """The whole chunk (B, chunk_size, A) in environment units."""
+        return self.vla.predict(self.vla.processor.prepare(obs))

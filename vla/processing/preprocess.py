@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.core.config import decode, encode
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, PolicySpec
 from vla.processing.text import TextRule, tokens_of
 
 _NEGLIGIBLE = 1e-6
@@ -232,6 +232,15 @@ class Preprocessor:
             high=tuple(self._high.tolist()),
             control_hz=self.config.control_hz or 0.0,
         )
+
+    def policy_spec(self, chunk_size: int, n_action_steps: int, *, takes_prefix: bool = False) -> PolicySpec:
+        """The spec of a policy that reads and writes through this processor."""
+        config = self.config
+        cameras = tuple(camera for camera in config.cameras if camera)
+        return PolicySpec(
+            self.action_spec, chunk_size, n_action_steps, cameras, config.proprio_dim, config.proprio_names or None,
+            takes_prefix,
+        )  # fmt: skip
 
     def arrays(self, obs: Observation) -> ModelArrays:
         """ValueError saying what the observation lacks or has wrong, and what was given."""
