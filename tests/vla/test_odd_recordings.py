@@ -16,6 +16,7 @@ from tests.vla.odd_recordings import KEY, SIZE, brightness, png, shown, write_da
 from vla.data.lerobot_dataset import load_dataset, load_datasets
 from vla.model.policy import VLAPolicy
 from vla.processing.preprocess import Stats, VectorStats
+from vla.runtime.console import say
 
 GREY = np.full((SIZE, SIZE), 100, np.uint8)
 
@@ -157,6 +158,21 @@ def test_names_of_another_number_are_not_used_and_told(tmp_path, names):
     data = load_dataset(write_dataset(tmp_path, names=names))
     assert data.action_names == ("action_0", "action_1", "action_2")
     assert re.search(r"feature 'action' has 3 components but [024] names in meta/info\.json", data.warnings()[0])
+
+
+@pytest.mark.parametrize("names", [["", "", ""], ["a", " ", "c"]])
+def test_components_without_a_name_are_numbered_and_told(tmp_path, names):
+    data = load_dataset(write_dataset(tmp_path, names=names))
+    assert data.action_names == ("action_0", "action_1", "action_2")
+    assert data.warnings() == [
+        "feature 'action' has components without a name in meta/info.json: its names are not used"
+    ]
+
+
+def test_a_line_break_in_a_name_breaks_no_line(tmp_path, capsys):
+    data = load_dataset(write_dataset(tmp_path, names=["a\nb", "c", "d"]))
+    say(data.summary("x")[1])
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_component_named_twice_is_told(tmp_path):
@@ -362,6 +378,37 @@ def test_a_recorded_rate_other_than_the_declared_one_is_told(tmp_path, rate):
     frame = np.concatenate([np.arange(6), np.arange(5)])
     (note,) = load_dataset(write_dataset(tmp_path, stamps=frame / rate)).warnings()
     assert f"recorded at {rate} Hz, meta/info.json declares 10 Hz" in note
+
+
+@pytest.mark.parametrize(
+    ("stamps", "message"),
+    [
+        ([0, 0.1, 0.2, 0.3, 30.4, 30.5], r"30\.1 s pass before episode 0, frame 4, .* split the episode \(1 in all\)"),
+        ([0, 0.1, 0.05, 0.3, 0.4, 0.5], r"timestamp of episode 0, frame 2 \(0\.05 s\) is not after .* \(1 in all\)"),
+        ([0.5, 0.4, 0.3, 0.2, 0.1, 0], r"timestamp of episode 0, frame 1 \(0\.4 s\) is not after .* \(5 in all\)"),
+        ([0, 0, 0, 0, 0, 0], r"frame 1 \(0 s\) is not after that of the frame before it \(0 s\)"),
+    ],
+)
+def test_time_that_jumps_or_runs_backwards_is_told(tmp_path, stamps, message):
+    (note,) = load_dataset(write_dataset(tmp_path, lengths=(6,), stamps=stamps)).warnings()
+    assert re.search(message, note) and "\n" not in note
+
+
+def test_a_task_index_with_two_texts_is_refused(tmp_path):
+    root = write_dataset(tmp_path)
+    pq.write_table(pa.table({"task_index": [0, 0], "task": ["push", "pull"]}), root / "meta" / "tasks.parquet")
+    refused(root, "two task strings for task_index 0, 'push' and 'pull': number them apart")
+
+
+def test_actions_and_cameras_that_never_change_are_told(tmp_path, lazy):
+    black = png(np.zeros((SIZE, SIZE, 3), np.uint8))
+    same = png(np.arange(SIZE * SIZE * 3).reshape(SIZE, SIZE, 3).astype(np.uint8))
+    for name, picture, words in (("black", black, "one colour"), ("frozen", same, "the same picture")):
+        root = write_dataset(tmp_path / name, cell=lambda row, picture=picture: {"bytes": picture, "path": None})
+        (note,) = load_dataset(root, lazy=lazy).warnings()
+        assert note.startswith(f"camera 'front' shows {words} in all of 11 frames looked at")
+    (note,) = load_dataset(write_dataset(tmp_path / "still", action=np.ones((11, 3), np.float32))).warnings()
+    assert note == "feature 'action' is the same in all 11 frames: there is nothing to imitate"
 
 
 def test_several_folders_are_read_at_one_size(tmp_path):

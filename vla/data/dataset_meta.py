@@ -92,14 +92,15 @@ def check_width(features: Mapping[str, Any], key: str, wanted: int | None) -> No
 
 
 def component_names(features: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Names of a vector feature's components, in order; `key_0`, `key_1`, ... where the dataset names another number.
+    """Names of a vector feature's components, in order; `key_0`, `key_1`, ... where the dataset names another number or
+    leaves a name empty.
 
     LeRobot's tools write a list; {"delta_x": 0, "delta_y": 1} from a name to its place; or groups of either, such as
     {"motors": ["waist", "gripper"]}. Names that occur in two groups are told apart by them: "left.gripper".
     """
     width = features[key]["shape"][0]
     names = _names(features, key)
-    return names if len(names) == width else tuple(f"{key}_{i}" for i in range(width))
+    return names if len(names) == width and all(map(str.strip, names)) else tuple(f"{key}_{i}" for i in range(width))
 
 
 def naming_notes(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
@@ -111,6 +112,8 @@ def naming_notes(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
             notes.append(
                 f"feature '{key}' has {width} components but {len(names)} names in meta/info.json: they are not used"
             )
+        elif not all(map(str.strip, names)):
+            notes.append(f"feature '{key}' has components without a name in meta/info.json: its names are not used")
         elif len(set(names)) < len(names):
             notes.append(f"feature '{key}' names a component twice: {', '.join(names)}")
     return notes

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PROPRIO, ACTION = "observation.state", "action"
 _MEMORY_SHARE = 0.8
+_LOOKED_AT = 16
+"""Frames, spread over the recording, by which a camera that never changes is found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +87,30 @@ class DemoSet:
         from vla.processing.preprocess import rare_components
 
         parts = ((ACTION, self.action, self.action_names), (PROPRIO, self.proprio, self.proprio_names))
-        return list(self.notes) + [
+        return [*self.notes, *self._standing_still()] + [
             f"{feature} component {clause}: it is scaled by its extremes; if those are recording errors, remove them"
             for feature, values, names in parts
             for clause in rare_components(values, names)
         ]
+
+    def _standing_still(self) -> list[str]:
+        """One line for actions, and for each camera, that are the same in every frame. Of the pictures a few are looked
+        at, for they may lie on disk."""
+        if self.num_frames < 2:
+            return []
+        lines = []
+        if (self.action == self.action[0]).all():
+            lines.append(f"feature '{ACTION}' is the same in all {self.num_frames} frames: there is nothing to imitate")
+        looked = np.unique(np.linspace(0, self.num_frames - 1, _LOOKED_AT).astype(np.int64))
+        for camera, image in self.images.items():
+            seen = image[looked]
+            if (seen == seen[0]).all():
+                kind = "one colour" if (seen[0] == seen[0, 0, 0]).all() else "the same picture"
+                lines.append(
+                    f"camera '{camera}' shows {kind} in all of {len(looked)} frames looked at: a covered or frozen "
+                    "camera? Leave it out (vla train --cameras) or record it again"
+                )
+        return lines
 
     def observation(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> Observation:
         """What a policy would have seen at these frames; a slice gives views, an index copies."""
@@ -228,7 +249,10 @@ def load_datasets(
     if len(set(names)) < len(names):
         names = [os.fspath(path) for path in paths]
     if len(set(names)) < len(names):
-        raise ValueError("a dataset is named twice")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"the dataset {twice} is named twice: name each folder once (vla train --weights draws one more often)"
+        )
     found = {}
     for name, path in zip(names, paths, strict=True):
         try:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 PRIVILEGED_FILE = "privileged.parquet"
 """In `meta/` of what `vla demos` records: the simulator's state by frame."""
 _BOOKKEEPING = ("index", "episode_index", "frame_index", "timestamp", "task_index")
+_PAUSE = 2.5
+"""Steps of a recording longer than this many usual ones get a note."""
 _WRONG_RATE = 0.05
 """Share by which the recorded rate may differ from the declared one without a note."""
 
@@ -112,7 +114,8 @@ def _check_order(root: Path, table: pa.Table) -> None:
 
 
 def timing_notes(table: pa.Table, info: Mapping[str, Any]) -> list[str]:
-    """One line each where frames are missing inside episodes, or the recorded rate is not the declared one."""
+    """One line each where frames are missing inside episodes, time stands still, runs backwards or jumps, or the
+    recorded rate is not the declared one."""
     episode, frame, stamps = (table.column(name).to_numpy() for name in ("episode_index", "frame_index", "timestamp"))
     same = np.diff(episode) == 0
     notes = []
@@ -121,7 +124,19 @@ def timing_notes(table: pa.Table, info: Mapping[str, Any]) -> list[str]:
             f"{row_place(table, gaps[0] + 1)} follows frame {frame[gaps[0]]}: the frames between are missing, and "
             f"actions across such a gap count as consecutive ({len(gaps)} in all)"
         )
+    rows = np.flatnonzero(same) + 1
     steps = np.diff(stamps.astype(np.float64))[same] / np.diff(frame)[same]
+    if len(back := rows[steps <= 0]):
+        notes.append(
+            f"the timestamp of {row_place(table, back[0])} ({stamps[back[0]]:g} s) is not after that of the frame "
+            f"before it ({stamps[back[0] - 1]:g} s): is this the order of recording? ({len(back)} in all)"
+        )
+    if len(pauses := rows[steps > _PAUSE * max(float(np.median(steps)), 0.0)]) and not len(back):
+        pause = stamps[pauses[0]] - stamps[pauses[0] - 1]
+        notes.append(
+            f"{pause:.3g} s pass before {row_place(table, pauses[0])}, and actions across such a pause count as "
+            f"consecutive: remove these frames or split the episode ({len(pauses)} in all)"
+        )
     if len(steps) and (step := float(np.median(steps))) > 0 and abs(step * info["fps"] - 1) > _WRONG_RATE:
         notes.append(
             f"by its timestamps it was recorded at {1 / step:.3g} Hz, meta/info.json declares {info['fps']:g} Hz: the "
@@ -199,9 +214,15 @@ def instructions(root: Path, table: pa.Table) -> list[str]:
         raise ValueError(
             f"{root} has no task strings: meta/tasks.parquet has the columns {', '.join(tasks.column_names)}"
         )
-    known = dict(zip(tasks.column("task_index").to_pylist(), tasks.column(texts).to_pylist(), strict=True))
+    known: dict[int, object] = {}
+    for index, text in zip(tasks.column("task_index").to_pylist(), tasks.column(texts).to_pylist(), strict=True):
+        if known.setdefault(index, text) != text:
+            raise ValueError(
+                f"{root}: meta/tasks.parquet has two task strings for task_index {index}, {known[index]!r} and "
+                f"{text!r}: number them apart"
+            )
     used = table.column("task_index").to_pylist()
     for index in set(used):
         if not (isinstance(known.get(index), str) and known[index].strip()):
             raise ValueError(f"{root} has no task string for task_index {index}: every frame needs an instruction")
-    return [known[index] for index in used]
+    return [known[index] for index in used]  # type: ignore[misc]

@@ -39,8 +39,8 @@ def stderr() -> Console:
 
 
 def say(message: str) -> None:
-    """One line about what is happening, on stderr."""
-    stderr().print(Text(message), soft_wrap=True)
+    """One line about what is happening, on stderr; names and errors quoted in it may hold line breaks."""
+    stderr().print(Text(" ".join(message.splitlines())), soft_wrap=True)
 
 
 def one_line(error: BaseException) -> str:
