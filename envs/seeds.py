@@ -19,4 +19,4 @@ VALIDATION_SEED0 = 3_000_000
 """RL chooses its best checkpoint on these scenes: neither training scenes nor those of the final evaluation."""
 
 
-_GROUNDING_SEED0 = 900_000
+GROUNDING_SEED0 = 900_000

@@ -139,6 +139,7 @@ def test_the_command_reports_every_cell_and_keeps_it(tmp_path, capsys):
 
 
 def test_unknown_conditions_are_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"checkpoint": {}}')  # it is not looked into before the conditions
     assert main(["experiment", "latency", "--policy", str(tmp_path), "--conditions", "200ms"]) == 2
     assert "200 ms" in capsys.readouterr().err and "300 ms" in CONDITIONS
 

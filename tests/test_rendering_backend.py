@@ -69,14 +69,11 @@ def test_a_worker_that_a_gl_library_ends_gives_the_reason_at_once():
     from envs.registry import load_suite
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("envs.backends.cpu_vec_env.worlds_class", lambda suite, perturb=None: _abort)
         patch.setattr(rendering_backend, "_PROBE", "import os; os.abort()")
         with pytest.raises(ValueError, match="exit code -6.*vla doctor"):
-            MujocoVecEnv(load_suite("tabletop-pick"), 2, num_workers=1, image_size=84)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("envs.backends.cpu_vec_env.worlds_class", lambda suite, perturb=None: _abort)
-        with pytest.raises(RuntimeError, match="died"):  # drawing is well here: it was something else
-            MujocoVecEnv(load_suite("tabletop-pick"), 2, num_workers=1, image_size=84)
+            MujocoVecEnv(load_suite("tabletop-pick"), _abort, 2, num_workers=1, image_size=84)
+    with pytest.raises(RuntimeError, match="died"):  # drawing is well here: it was something else
+        MujocoVecEnv(load_suite("tabletop-pick"), _abort, 2, num_workers=1, image_size=84)
 
 
 def _abort(*arguments, **options):

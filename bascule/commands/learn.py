@@ -13,7 +13,6 @@ from tyro.conf import Positional
 from bascule.commands.base import Command, check_numbers, given
 from bascule.quickstart.config import QuickstartConfig
 from bascule.quickstart.job import quickstart
-from envs.seeds import VALIDATION_SEED0
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup
 from vla.runtime.devices import choose_device
@@ -297,6 +296,7 @@ class RL(Command):
         recipe = lookup(self.recipe, RECIPES, "recipe")
         from bascule.catalogue import trained
 
+        refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         init = trained(self.init)
         self._check()
         from policies.load import embodiment
@@ -306,10 +306,10 @@ class RL(Command):
         config, size = self._config(recipe()), max(self.processes, launched()[1])
         if config.num_envs % size:
             raise ValueError(f"--num-envs {config.num_envs} does not divide among {size} processes")
-        refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         if self.processes != 1 and launched()[1] == 1:
             launch(self.processes)
         from envs.evaluation.evaluate import evaluate
+        from envs.seeds import VALIDATION_SEED0
         from rl.runner import Runner
         from vla.model.model import VLA
         from vla.runtime.console import progress, say
@@ -422,6 +422,7 @@ class RL(Command):
     def _report_retention(self, init: Path, member: str | None) -> None:
         from envs.evaluation.evaluate import evaluate
         from envs.registry import load_suite
+        from envs.seeds import VALIDATION_SEED0
         from rl.retention import retention
         from vla.core.config import save_json
         from vla.model.model import VLA

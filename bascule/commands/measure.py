@@ -197,7 +197,6 @@ class Experiment(Command):
             num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
         )  # fmt: skip
         check_file("--json", self.json)
-        self._check_names()
         config = _made(
             make,
             given(
@@ -216,6 +215,7 @@ class Experiment(Command):
                 control_steps=self.control_steps,
             ),
         )
+        self._check_names()
         from vla.core.config import save_json
         from vla.runtime.console import format_rate, progress, stdout, table
         from vla.runtime.provenance import provenance

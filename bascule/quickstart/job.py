@@ -28,7 +28,6 @@ from bascule.quickstart.stages import (
     write_outcome,
 )
 from bascule.report.page import write_report
-from envs.seeds import _GROUNDING_SEED0
 from vla.core.config import decode, encode, load_json, save_json
 from vla.runtime import console
 from vla.runtime.locks import locked, refuse_used
@@ -208,13 +207,14 @@ def _brief(report: Any) -> dict[str, Any]:
 def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
     """How well the shipped vision-language model sees, on scenes rendered now."""
     from envs.grounding.generate import generate
-    from vla.backbones.hub import load_backbone
+    from envs.seeds import GROUNDING_SEED0
+    from vla.backbones.hub import load as load_backbone
     from vla.training.pretrain import GroundingSet, inspect
     from vla.training.recipes import RECIPES
 
     folder = out / "grounding"
     shutil.rmtree(folder, ignore_errors=True)
-    generate(16 if config.smoke else 200, folder, seed=_GROUNDING_SEED0, num_workers=config.workers)
+    generate(16 if config.smoke else 200, folder, seed=GROUNDING_SEED0, num_workers=config.workers)
     backbone = load_backbone(RECIPES["tabletop"]().model.backbone)
     figures = inspect(backbone, GroundingSet(folder, backbone.tokenizer))
     shutil.rmtree(folder)

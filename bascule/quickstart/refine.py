@@ -14,12 +14,12 @@ from vla.runtime import console
 if TYPE_CHECKING:
     from bascule.quickstart.config import QuickstartConfig
     from rl.configs.run import RunnerConfig
-from envs.seeds import VALIDATION_SEED0
 
 
 def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
     """Online RL from the imitation checkpoint, beside a teacher of the same demonstrations; its learning curves."""
     from envs.evaluation.evaluate import evaluate, wilson95
+    from envs.seeds import VALIDATION_SEED0
     from rl.runner import Runner
     from vla.data.lerobot_dataset import load_dataset
     from vla.model.model import VLA

@@ -49,7 +49,7 @@ def test_the_script_sets_it_for_what_it_runs(tmp_path):
     venv = tmp_path / ".venv"
     (venv / "bin").mkdir(parents=True)
     (tmp_path / "plugins" / "lerobot_policy_bascule").mkdir(parents=True)
-    for name in ("bascule", "pyproject.toml", "plugins/lerobot_policy_bascule/pyproject.toml"):
+    for name in ("run", "pyproject.toml", "plugins/lerobot_policy_bascule/pyproject.toml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     for name, body in {"vla": "echo $OMP_WAIT_POLICY $GOMP_SPINCOUNT $KMP_BLOCKTIME", "python": "exit 0"}.items():
         (venv / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -63,7 +63,7 @@ def test_the_script_sets_it_for_what_it_runs(tmp_path):
     def told(**variables):
         env = {name: value for name, value in os.environ.items() if name not in WAITING} | variables
         done = subprocess.run(
-            ["sh", "bascule", "list"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+            ["sh", "run", "list"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

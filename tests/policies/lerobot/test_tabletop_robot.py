@@ -91,12 +91,12 @@ def test_lerobot_rollout_drives_it_with_a_policy_trained_on_the_recording(traine
 
 
 def test_lerobot_eval_plays_our_evaluation_scenes(trained, tmp_path, monkeypatch):
-    from policies.lerobot import tabletop
+    from policies.lerobot import tabletop_env
 
     seen = []
-    reset = tabletop.TabletopEnv.reset
+    reset = tabletop_env.TabletopEnv.reset
     monkeypatch.setattr(
-        tabletop.TabletopEnv,
+        tabletop_env.TabletopEnv,
         "reset",
         lambda self, **kwargs: seen.append((kwargs.get("seed"), result := reset(self, **kwargs))) or result,
     )
