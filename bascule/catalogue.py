@@ -20,6 +20,11 @@ def trained(path: str | Path) -> Path:
     return folder
 
 
+def is_lerobot(folder: Path) -> bool:
+    """Whether a folder holds a bascule policy in LeRobot's format. ValueError when it holds no config.json."""
+    return load_json(Path(folder) / "config.json").get("type") == "bascule"
+
+
 def list_suites() -> Listing:
     from envs.registry import all_suite_names, load_suite
     from envs.tabletop.suites import Suite

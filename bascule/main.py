@@ -5,46 +5,52 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-
-import tyro
+from importlib import import_module
 
 from bascule.commands.base import Command, check_place
-from bascule.commands.control import Control
-from bascule.commands.convert import Convert
-from bascule.commands.data import Demos, GroundData
-from bascule.commands.deploy import LeRobot, Serve
-from bascule.commands.doctor import Doctor
-from bascule.commands.export import Export
-from bascule.commands.learn import RL, Pretrain, Quickstart, Train
-from bascule.commands.look import List, View
-from bascule.commands.measure import Bench, Eval, Experiment
-from bascule.commands.report import Report
 from vla.core.config import unknown
-from vla.runtime.devices import check_device
-from vla.runtime.locks import locked
 
-COMMANDS: dict[str, type[Command]] = {
-    "quickstart": Quickstart,
-    "demos": Demos,
-    "train": Train,
-    "rl": RL,
-    "convert": Convert,
-    "eval": Eval,
-    "serve": Serve,
-    "export": Export,
-    "control": Control,
-    "lerobot": LeRobot,
-    "doctor": Doctor,
-    "view": View,
-    "list": List,
-    "bench": Bench,
-    "experiment": Experiment,
-    "report": Report,
-    "ground-data": GroundData,
-    "pretrain": Pretrain,
+_HOMES = {
+    "quickstart": "learn.Quickstart",
+    "demos": "data.Demos",
+    "train": "learn.Train",
+    "rl": "learn.RL",
+    "convert": "convert.Convert",
+    "eval": "measure.Eval",
+    "serve": "deploy.Serve",
+    "export": "export.Export",
+    "control": "control.Control",
+    "lerobot": "deploy.LeRobot",
+    "doctor": "doctor.Doctor",
+    "view": "look.View",
+    "list": "look.List",
+    "bench": "measure.Bench",
+    "experiment": "measure.Experiment",
+    "report": "report.Report",
+    "ground-data": "data.GroundData",
+    "pretrain": "learn.Pretrain",
 }
+"""Module of `bascule.commands` and class of every command, in the order in which the help lists them."""
+
+
+class _Commands(Mapping[str, type[Command]]):
+    """The commands by name; a command's module is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> type[Command]:
+        module, _, cls = _HOMES[name].partition(".")
+        return getattr(import_module(f"bascule.commands.{module}"), cls)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_HOMES)
+
+    def __len__(self) -> int:
+        return len(_HOMES)
+
+
+COMMANDS = _Commands()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"vla: error: {unknown(name, COMMANDS, 'command')}", file=sys.stderr)
         return 2
+    import tyro
+
     command = tyro.cli(COMMANDS[name], args=rest, prog=f"vla {name}")
     # The interpreter's last collection of garbage looks at every object of torch: 1.3 s of CPU, for nothing.
     atexit.unregister(gc.freeze)
@@ -73,6 +81,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run_alone(command: Command) -> int | None:
     """Run it while no other run may write what it writes."""
+    from vla.runtime.devices import check_device
+    from vla.runtime.locks import locked
+
     check_device(getattr(command, "device", None))
     with ExitStack() as stack:
         for path in command.writes():

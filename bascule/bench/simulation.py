@@ -224,9 +224,17 @@ def bench_gpu() -> list[Row]:
     return bench(_row)
 
 
+def bench_startup() -> list[Row]:
+    """CPU seconds of commands that do next to nothing, and of a server until it listens."""
+    from bascule.bench.startup import bench
+
+    return bench(_row, tiny_policy())
+
+
 BENCHES: dict[str, Callable[..., list[Row]]] = {
     "sim": bench_sim,
     "model": bench_model,
     "serve": bench_serve,
     "gpu": bench_gpu,
+    "startup": bench_startup,
 }

@@ -34,15 +34,16 @@ class Demos(Command):
         return self.out or Path("runs/demos") / Path(self.suite).stem
 
     def run(self) -> None:
-        from envs.demos.record import record
-        from envs.perturb.perturbation import parse
         from envs.registry import load_suite
-        from vla.runtime.console import progress, say
 
         check_numbers(self, episodes=(1, 10_000_000), seed=(0, 2**53), noise=(0, 100), workers=(1, 1024))
         suite = load_suite(self.suite)
         for task in self.tasks:
             lookup(task, dict.fromkeys(suite.tasks), f"task of {suite.name}")
+        from envs.demos.record import record
+        from envs.perturb.perturbation import parse
+        from vla.runtime.console import progress, say
+
         perturb = parse(self.perturb) if self.perturb else None
         with progress("demonstrations", self.episodes, unit="episodes") as update:
             out = record(

@@ -115,15 +115,18 @@ class LeRobot(Command):
     def run(self) -> None:
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{self.out} is not empty: choose another folder")
-        from policies.lerobot.exchange import from_lerobot, is_lerobot, to_lerobot
+        from bascule.catalogue import is_lerobot, trained
 
         if is_lerobot(self.checkpoint):
+            from policies.lerobot.exchange import from_lerobot
+
             print(f"{from_lerobot(self.checkpoint, self.out)}: a checkpoint of ours, for vla eval, serve, rl")
         else:
-            from bascule.catalogue import trained
             from policies.load import embodiment
 
             folder = trained(self.checkpoint)
+            from policies.lerobot.exchange import to_lerobot
+
             out = to_lerobot(folder, self.out, member=embodiment(folder, self.embodiment))
             print(f"{out}: for LeRobot's tools, --policy.path={self.out}")
 

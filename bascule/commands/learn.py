@@ -12,7 +12,6 @@ from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_numbers, given
 from bascule.quickstart.config import QuickstartConfig
-from bascule.quickstart.job import quickstart
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup
 from vla.runtime.devices import choose_device
@@ -55,6 +54,8 @@ class Quickstart(Command):
     """Everything once, with tiny budgets: proves that it runs, teaches nothing."""
 
     def run(self) -> int | None:
+        from bascule.quickstart.job import quickstart
+
         asked = {name: value for name, value in vars(self).items() if name != "resume" and value is not False}
         asked = given(**asked | {"out": str(self.out)})
         report = quickstart(QuickstartConfig(**asked), resume=self.resume, given=asked)
@@ -92,12 +93,17 @@ class Pretrain(Command):
     seed: int = 0
 
     def run(self) -> None:
+        from vla.data.dataset_meta import require_grounding_set
+
+        if self.only_pointer and self.initial is None:
+            raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
+        refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=None)
+        for folder in self.data:
+            require_grounding_set(folder)
         from vla.runtime.console import progress, table
         from vla.runtime.console import stdout as results
         from vla.training.pretrain import PretrainConfig, pretrain
 
-        if self.only_pointer and self.initial is None:
-            raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
         config = PretrainConfig(only_pointer=self.only_pointer)
         if self.initial is not None and not self.only_pointer:  # the reader starts anew, the backbone does not
             config = replace(config, lr=7e-4, reader_weight=0.3)
@@ -173,9 +179,15 @@ class Train(Command):
     device: str = "auto"
 
     def run(self) -> int | None:
+        from vla.data.dataset_meta import read_info
         from vla.training.recipes import RECIPES
 
-        recipe = lookup(self.recipe, RECIPES, "recipe")
+        config = self._config(lookup(self.recipe, RECIPES, "recipe")())
+        if problem := config.problem():
+            raise ValueError(problem)
+        resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
+        for dataset in self.dataset:
+            read_info(dataset)
         from vla.data.lerobot_dataset import load_datasets
         from vla.model.model import VLA
         from vla.runtime.console import progress, say
@@ -184,11 +196,7 @@ class Train(Command):
         from vla.training.memory_budget import estimate
         from vla.training.train import build_vla, train
 
-        config = self._config(recipe())
-        if problem := config.problem():
-            raise ValueError(problem)
         rank, processes = launched()
-        resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
         demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream)
         model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
         model.to(choose_device(self.device))

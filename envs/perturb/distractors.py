@@ -14,20 +14,19 @@ from envs.tabletop.initial_state import Start
 from envs.tabletop.scene import COLORS, SceneIndex
 from envs.tabletop.shapes import Kind, Part, add_parts
 
-_BOX, _CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
 _SHAPES: tuple[Kind, ...] = (
-    Kind((Part(mujoco.mjtGeom.mjGEOM_ELLIPSOID, (0.026, 0.017, 0.015)),), 0.015, rolls=True),
-    Kind((Part(_BOX, (0.042, 0.008, 0.008)),), 0.008),
+    Kind((Part("ellipsoid", (0.026, 0.017, 0.015)),), 0.015, rolls=True),
+    Kind((Part("box", (0.042, 0.008, 0.008)),), 0.008),
     Kind(
         (
-            Part(_CYLINDER, (0.011, 0.015, 0.0)),
-            Part(_CYLINDER, (0.022, 0.004, 0.0), (0.0, 0.0, -0.019)),
-            Part(_CYLINDER, (0.022, 0.004, 0.0), (0.0, 0.0, 0.019)),
+            Part("cylinder", (0.011, 0.015, 0.0)),
+            Part("cylinder", (0.022, 0.004, 0.0), (0.0, 0.0, -0.019)),
+            Part("cylinder", (0.022, 0.004, 0.0), (0.0, 0.0, 0.019)),
         ),
         0.023,
     ),
-    Kind((Part(_BOX, (0.03, 0.03, 0.005)),), 0.005),
-    Kind((Part(_BOX, (0.025, 0.012, 0.009)), Part(_BOX, (0.01, 0.012, 0.009), (-0.015, 0.0, 0.018))), 0.009),
+    Kind((Part("box", (0.03, 0.03, 0.005)),), 0.005),
+    Kind((Part("box", (0.025, 0.012, 0.009)), Part("box", (0.01, 0.012, 0.009), (-0.015, 0.0, 0.018))), 0.009),
 )
 """An egg, a stick, a spool, a tile and a step: shapes that no suite has."""
 MAX_DISTRACTORS = len(_SHAPES)

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
 
 from envs.tabletop.shapes import FIXTURES, KINDS, add_parts
 from vla.core.paths import SIM_CONFIGS
+
+if TYPE_CHECKING:  # imported where a model is built: suites are listed without it
+    import mujoco
 
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.10),
@@ -125,6 +128,8 @@ def _require(path: Path) -> str:
 
 
 def _robot_spec(name: str) -> mujoco.MjSpec:
+    import mujoco
+
     folder = SIM_CONFIGS / "robots" / name
     spec = mujoco.MjSpec.from_file(_require(folder / f"{name}.xml"))
     for mesh in spec.meshes:  # absolute, because attaching to another spec loses this one's meshdir
@@ -135,6 +140,8 @@ def _robot_spec(name: str) -> mujoco.MjSpec:
 
 def compose(config: SceneConfig) -> mujoco.MjSpec:
     """MjSpec of the arena with the robot attached and the objects added, ready to compile."""
+    import mujoco
+
     spec = mujoco.MjSpec.from_file(_require(SIM_CONFIGS / "scenes" / f"{config.name}.xml"))
     robot = _robot_spec(config.robot)
     frame = spec.worldbody.add_frame()
@@ -195,6 +202,8 @@ def _index(model: mujoco.MjModel, config: SceneConfig) -> SceneIndex:
 
 def _own_geoms(model: mujoco.MjModel, name: str) -> list[int]:
     """Geoms of body `name` and of its moving part that have no colour of their own."""
+    import mujoco
+
     default = np.array([0.5, 0.5, 0.5, 1.0])
     ids = [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, n) for n in (name, f"{name}_part")]
     return [g for g in range(model.ngeom) if model.geom_bodyid[g] in ids and np.allclose(model.geom_rgba[g], default)]

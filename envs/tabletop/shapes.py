@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import mujoco
 import numpy as np
 
-_BOX, _CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
-_SPHERE = mujoco.mjtGeom.mjGEOM_SPHERE
+if TYPE_CHECKING:  # imported where a model is built: suites are listed without it
+    import mujoco
+
+Shape = Literal["box", "cylinder", "sphere", "ellipsoid"]
+_BOX: Shape = "box"
+_CYLINDER: Shape = "cylinder"
+_SPHERE: Shape = "sphere"
 _FRICTION = (1.0, 0.02, 0.0001)
 _ROLLING_FRICTION = (1.0, 0.02, 0.004)
 _DARK, _WOOD, _METAL = (0.16, 0.16, 0.18, 1.0), (0.42, 0.31, 0.22, 1.0), (0.62, 0.63, 0.66, 1.0)
@@ -29,7 +34,7 @@ PLATE_THICKNESS_M = 0.008
 class Part:
     """One geom of a body, in the body's frame."""
 
-    shape: mujoco.mjtGeom
+    shape: Shape
     size: tuple[float, float, float]
     """Half sizes in metres (cylinder: radius, half height; sphere: radius)."""
     pos: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -116,6 +121,8 @@ def _walls(half: float, height: float, count: int) -> tuple[Part, ...]:
 
 
 def _drawer(cabinet: mujoco.MjsBody, name: str) -> None:
+    import mujoco
+
     drawer = cabinet.add_body(name=name)
     drawer.add_joint(
         name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, -1, 0], range=[0, DRAWER_TRAVEL_M], limited=True,
@@ -138,6 +145,8 @@ def _drawer(cabinet: mujoco.MjsBody, name: str) -> None:
 
 
 def _button(base: mujoco.MjsBody, name: str) -> None:
+    import mujoco
+
     cap = base.add_body(name=name)
     cap.add_joint(
         name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, 0, -1], range=[0, 0.012], limited=True,
@@ -183,12 +192,15 @@ def add_parts(
     body: mujoco.MjsBody, name: str, parts: tuple[Part, ...], *, mass: float = 0.0, rolls: bool = False
 ) -> None:
     """Add the geoms `name`, `name_1`, ... to a body. A `mass` (kg), shared by volume, makes a thing to hold."""
+    import mujoco
+
     solid = [part for part in parts if part.solid]
     volume = [float(np.prod([s for s in part.size if s > 0])) for part in solid]
     for number, part in enumerate(parts):
         geom = body.add_geom(
             name=name if number == 0 else f"{name}_{number}",
-            type=part.shape, size=list(part.size), pos=list(part.pos),
+            type=getattr(mujoco.mjtGeom, f"mjGEOM_{part.shape.upper()}"),
+            size=list(part.size), pos=list(part.pos),
             quat=[np.cos(part.yaw / 2), 0, 0, np.sin(part.yaw / 2)],
             friction=list(_ROLLING_FRICTION if rolls else _FRICTION),
         )  # fmt: skip

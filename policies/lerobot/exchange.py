@@ -8,7 +8,6 @@ from lerobot.configs import PreTrainedConfig
 
 from policies.lerobot.modeling_bascule import BasculePolicy, wrap
 from policies.lerobot.processor_bascule import make_bascule_pre_post_processors
-from vla.core.config import load_json
 from vla.core.disk import writing
 from vla.model.model import VLA
 
@@ -49,8 +48,3 @@ def _on_cpu(folder: str | Path) -> PreTrainedConfig:
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = "cpu"
     return config
-
-
-def is_lerobot(folder: Path) -> bool:
-    """Whether a folder holds a bascule policy in LeRobot's format. ValueError when it holds no config.json."""
-    return load_json(Path(folder) / "config.json").get("type") == "bascule"

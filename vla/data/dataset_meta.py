@@ -1,4 +1,5 @@
-"""The `meta/info.json` of a LeRobotDataset v3: versions, cameras, widths, and the names of components."""
+"""What a data set's folder says about itself, read before anything heavy is imported: `meta/info.json` of a
+LeRobotDataset v3 (versions, cameras, widths, names of components), and whether a folder is a grounding set."""
 
 from __future__ import annotations
 
@@ -155,3 +156,9 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
     """The feature is marked as a depth map, as LeRobot marks them."""
     marks = (("info", "is_depth_map"), ("info", "video.is_depth_map"), ("video_info", "video.is_depth_map"))
     return any(isinstance(feature.get(part), dict) and feature[part].get(name) for part, name in marks)
+
+
+def require_grounding_set(folder: Path) -> None:
+    """ValueError naming the remedy unless `vla ground-data` wrote this folder."""
+    if not (folder / "questions.json").is_file():
+        raise ValueError(f"{folder} is no grounding set; make one with `vla ground-data --out {folder}`")

@@ -10,6 +10,9 @@ from vla.backbones.lora import LoRAConfig
 from vla.core.config import decode, encode, find
 from vla.processing.preprocess import ProcessorConfig, Stats
 
+HEAD_NAMES = ("l1", "linear", "flow", "bins", "frequencies")
+"""The heads of `vla.model.heads.HEADS` that need no look there, which would import torch."""
+
 
 @dataclass(frozen=True)
 class BridgeConfig:
@@ -124,12 +127,13 @@ def model_problem(config: VLAConfig) -> str | None:
             f"n_action_steps must be in 1..{config.chunk_size} (the chunk size), got {steps}: play fewer actions of "
             f"each chunk (--n-action-steps {min(max(steps, 1), config.chunk_size)}), or make the chunks longer"
         )
-    from vla.model.heads import HEADS
+    if config.head not in HEAD_NAMES:
+        from vla.model.heads import HEADS
 
-    try:
-        find(config.head, HEADS, "head")
-    except ValueError as problem:
-        return str(problem)
+        try:
+            find(config.head, HEADS, "head")
+        except ValueError as problem:
+            return str(problem)
     if config.refiner_width < 0:
         return f"refiner_width must be 0 (none) or positive, got {config.refiner_width}"
     if config.lora is not None and not config.freeze_backbone:

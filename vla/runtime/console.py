@@ -8,14 +8,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from vla.core.disk import DiskFull, full
+
+if TYPE_CHECKING:  # rich is imported where something is printed with it
+    from rich.console import Console
+    from rich.table import Table
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -29,17 +28,23 @@ Update = Callable[..., None]
 
 def stdout() -> Console:
     """The console for results. Made at call time, so that a redirected sys.stdout is the one written to."""
+    from rich.console import Console
+
     # In a pipe or a file there is no window to fit: do not fold lines at 80 columns.
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def stderr() -> Console:
     """The console for progress, notes and errors."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
     """One line about what is happening, on stderr; names and errors quoted in it may hold line breaks."""
+    from rich.text import Text
+
     stderr().print(Text(" ".join(message.splitlines())), soft_wrap=True)
 
 
@@ -94,6 +99,15 @@ def _out_of_memory(error: BaseException) -> bool:
 @contextmanager
 def progress(title: str, total: float | None = None, *, unit: str = "") -> Iterator[Update]:
     """A progress bar on stderr while the block lasts; yields its `Update`. No bar when stderr is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}", style="bold"),
         BarColumn(bar_width=28),
@@ -116,6 +130,9 @@ def progress(title: str, total: float | None = None, *, unit: str = "") -> Itera
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A plain table; columns after the first that hold only numbers are aligned to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
     result = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
         cells = [row[index] for row in rows]

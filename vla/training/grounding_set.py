@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vla.backbones.tiny import train_tokenizer
+from vla.data.dataset_meta import require_grounding_set
 
 POINT_QUESTIONS = 5
 """The first five questions of a scene name things to point at; the rest have answers (envs/grounding/generate.py)."""
@@ -27,8 +28,7 @@ class GroundingSet:
     def __init__(self, folder: Path | Sequence[Path], tokenizer: object | None = None) -> None:
         folders = [folder] if isinstance(folder, Path) else list(folder)
         for one in folders:
-            if not (one / "questions.json").is_file():
-                raise ValueError(f"{one} is no grounding set; make one with `vla ground-data --out {one}`")
+            require_grounding_set(one)
         self.images = _Pictures([np.load(one / "images.npy", mmap_mode="r") for one in folders])
         self.points = torch.from_numpy(np.concatenate([np.load(one / "points.npy") for one in folders]))
         self.grip = torch.from_numpy(np.concatenate([np.load(one / "grip.npy") for one in folders]))

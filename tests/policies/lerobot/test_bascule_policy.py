@@ -80,7 +80,8 @@ def test_the_plugin_has_the_name_that_lerobot_looks_for():
 def test_a_policy_that_lerobot_trained_loads_offline_and_acts_as_ours(run, tmp_path):
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
-    from policies.lerobot.exchange import from_lerobot, is_lerobot
+    from bascule.catalogue import is_lerobot
+    from policies.lerobot.exchange import from_lerobot
 
     folder = pretrained(run)
     assert is_lerobot(folder) and {"config.json", "model.safetensors", "tokenizer"} <= {
@@ -171,7 +172,8 @@ def load_weights(folder):
 
 
 def test_our_checkpoint_goes_to_lerobot_and_back_unchanged(run, tmp_path):
-    from policies.lerobot.exchange import from_lerobot, is_lerobot, to_lerobot
+    from bascule.catalogue import is_lerobot
+    from policies.lerobot.exchange import from_lerobot, to_lerobot
     from policies.lerobot.modeling_bascule import BasculePolicy
 
     ours = from_lerobot(pretrained(run), tmp_path / "ours")

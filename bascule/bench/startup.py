@@ -1,0 +1,66 @@
+"""`vla bench startup`: CPU seconds until a command has answered, best of several runs."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+RUNS = 3
+_IMPORTS = ("vla", "bascule", "envs")
+_COMMANDS = (
+    ("--help",),
+    ("list", "suites"),
+    ("list", "tasks"),
+    ("list", "recipes"),
+    ("eval", "no-such-policy"),
+    ("train", "--dataset", "no-such-data"),
+)
+
+
+def bench(row: Callable[..., Any], policy: Any) -> list[Any]:
+    """Rows in CPU seconds (user and system) of whole processes; a server of `policy` is stopped as soon as it
+    listens."""
+    rows = []
+    for name in _IMPORTS:
+        rows.append(row(f"import {name}", _best(lambda name=name: _run("-c", f"import {name}")), "CPU s"))
+    for words in _COMMANDS:
+        rows.append(row(f"vla {' '.join(words)}", _best(lambda words=words: _run("-m", "bascule", *words)), "CPU s"))
+    with TemporaryDirectory() as folder:
+        policy.vla.save(Path(folder) / "policy")
+        seconds = _best(lambda: _serve(str(Path(folder) / "policy")))
+    rows.append(row("vla serve, until it listens", seconds, "CPU s", config="embedded policy"))
+    return rows
+
+
+def _best(once: Callable[[], None]) -> float:
+    """The least CPU time that child processes took in one call of `once`."""
+    taken = []
+    for _ in range(RUNS):
+        before = _cpu_of_children()
+        once()
+        taken.append(_cpu_of_children() - before)
+    return min(taken)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _run(*args: str) -> None:
+    subprocess.run([sys.executable, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
+def _serve(policy: str) -> None:
+    command = [sys.executable, "-m", "bascule", "serve", policy, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        server.kill()
+    if not line.startswith("serving"):
+        raise RuntimeError(f"vla serve did not start: run {' '.join(command[1:])}")
