@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -57,6 +58,10 @@ class PolicyClient:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
         self.uri = uri if "://" in uri else f"ws://{uri}"
+        try:
+            _ = urlsplit(self.uri).port  # the property checks it
+        except ValueError as problem:
+            raise ValueError(f"{uri!r} is not a websocket address: {wire.one_line(problem)}") from None
         self.timeout_s = timeout_s
         self.latencies_ms: collections.deque[float] = collections.deque(maxlen=10_000)
         """Round trips of the latest answered requests: send, inference, receive."""
@@ -191,6 +196,11 @@ class PolicyClient:
             if type(failure).__name__ == "SSLCertVerificationError":  # no import of ssl for those who need none
                 raise ConnectionError(
                     f"policy server at {self.uri}: {wire.one_line(failure)}: pass its certificate as tls"
+                ) from failure
+            if type(failure).__name__ == "SSLEOFError" or "WRONG_VERSION_NUMBER" in str(failure):
+                raise ConnectionError(
+                    f"what listens at {self.uri} does not speak TLS: write ws:// instead of wss://, or give the "
+                    "server a certificate (vla serve --tls-cert)"
                 ) from failure
             if _left(deadline) <= pause_s:
                 reason = said or wire.one_line(failure) or type(failure).__name__

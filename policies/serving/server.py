@@ -324,10 +324,12 @@ class PolicyServer:
 
     def _chosen(self, message: object, name: str) -> str:
         """The policy that an observation asks for, else the connection's."""
-        if len(self._served) == 1 or not isinstance(message, dict) or "policy" not in message:
+        if not isinstance(message, dict) or "policy" not in message:
             return name
         wanted = message["policy"]
         if not isinstance(wanted, str) or wanted not in self._served:
+            if wanted == self._served[name].metadata.get("policy", ""):
+                return name  # as the metadata call it, where that is not its name in the address
             raise ValueError(
                 f"policy: expected one of {', '.join(self._served)}, got {wire.one_line(wanted, limit=80)!r}"
             )

@@ -387,3 +387,17 @@ def test_import_is_light() -> None:
         assert modules == f"[] {[*own, 'vla.core', 'vla.core.types', 'vla.core.waiting']}"
         best = min(best, float(milliseconds))
     assert best < 150
+
+
+@pytest.mark.parametrize(
+    ("scheme", "port", "error", "message"),
+    [
+        ("wss", None, ConnectionError, "does not speak TLS: write ws:// instead of wss://"),
+        ("ws", 99999, ValueError, "'ws://127.0.0.1:99999' is not a websocket address: Port out of range 0-65535"),
+        ("ws", "x", ValueError, "'ws://127.0.0.1:x' is not a websocket address: Port could not be cast"),
+    ],
+)
+def test_addresses_that_cannot_be(scheme, port, error, message):
+    with serving() as server, pytest.raises(error, match=message) as caught:
+        PolicyClient(f"{scheme}://127.0.0.1:{port or server.port}", timeout_s=5)
+    assert "\n" not in str(caught.value)

@@ -322,3 +322,12 @@ def test_tls(tmp_path) -> None:
             PolicyClient(server.uri.replace("wss", "ws"), timeout_s=0.3)
     with pytest.raises(ValueError, match="cannot read the certificate"):
         tls_context(str(tmp_path / "none.pem"))
+
+
+def test_the_key_policy_is_heeded_where_only_one_is_served(tmp_path) -> None:
+    served = {"arm": Served.of_folder(checkpoint(tmp_path / "a", 1), load=load)}
+    with serve_in_thread(PolicyServer(served, port=0)) as server, PolicyClient(server.uri) as client:
+        assert first_action(client, policy="arm") == first_action(client, policy=client.metadata["policy"]) == 1
+        for wrong in ("b", 3, ["arm"], None):
+            with pytest.raises(RuntimeError, match="policy: expected one of arm, got"):
+                client.infer(OBSERVATION | {"policy": wrong})
