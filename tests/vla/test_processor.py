@@ -194,3 +194,16 @@ def test_bad_observations_are_explained(change, message):
 def test_bad_set_ups_are_explained(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_a_state_in_another_unit_is_told_once(caplog):
+    processor = make()
+    least, most = (np.array(part, np.float32) for part in (processor.stats.proprio.min, processor.stats.proprio.max))
+    for state in (least, most, most + 2 * (most - least)):
+        processor.scale_proprio(state[None])
+    assert caplog.messages == []
+    state = np.rad2deg(most + 1)[None]
+    for _ in range(2):
+        processor.scale_proprio(state)
+    assert len(caplog.messages) == state.shape[1]
+    assert all("in training it was" in line and "another unit" in line for line in caplog.messages)

@@ -5,6 +5,7 @@ Actions are normalised here and nowhere else (`vla.processing.processor` is the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +18,16 @@ from vla.core.config import decode, encode
 from vla.core.types import ActionSpec, Observation, PolicySpec
 from vla.processing.text import TextRule, tokens_of
 
+_log = logging.getLogger(__name__)
+
 _NEGLIGIBLE = 1e-6
 _NARROW = 0.05
 """A quantile range below this share of the extremes' is replaced by them, which bounds targets to +-2 / 0.05."""
 _PROPRIO_LIMIT = 5.0
+_FAR = 20.0
+"""A state this many times the recorded range away from its middle is told: degrees for radians are 57 times."""
+_LEAST_RANGE = 0.01
+"""Of a component that hardly moved in training, for that comparison: raw units, or that share of its value."""
 _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
 
 
@@ -205,6 +212,10 @@ class Preprocessor:
         released = config.released_scaling
         self._proprio = stats.proprio.released_affine() if released else stats.proprio.affine()
         self._action = stats.action.released_affine() if released else stats.action.affine()
+        low, high = np.array(stats.proprio.min), np.array(stats.proprio.max)
+        middle = (low + high) / 2
+        self._recorded = middle, np.maximum((high - low) / 2, _LEAST_RANGE * np.maximum(np.abs(middle), 1.0))
+        self._told: set[int] = set()  # state components that were far away
         self._tokens: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -284,9 +295,26 @@ class Preprocessor:
             expected = f"({'B' if batch_size is None else batch_size}, {width})"
             raise ValueError(f"this policy reads proprio of shape {expected}, the observation has {proprio.shape}")
         _require_finite(proprio, "proprio")
+        self._tell_far(proprio)
         centre, half = self._proprio
         scaled = np.clip((proprio.astype(np.float64) - centre) / half, -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
         return _spread(scaled.astype(np.float32), self.config.proprio_slots, self.proprio_width)
+
+    def _tell_far(self, proprio_BP: NDArray[np.floating]) -> None:
+        """Log, once for each component, a state so far from the recorded ones that another unit or order is likely."""
+        middle, half = self._recorded
+        far = np.abs(proprio_BP - middle) > _FAR * half
+        if not far.any():
+            return
+        for index in set(np.flatnonzero(far.any(0)).tolist()) - self._told:
+            self._told.add(index)
+            value = proprio_BP[np.flatnonzero(far[:, index])[0], index]
+            low, high = self.stats.proprio.min[index], self.stats.proprio.max[index]
+            _log.warning(
+                "state component %s is %.4g, in training it was %.4g to %.4g: another unit (degrees, radians) or "
+                "order? The policy reads it as the end of its range",
+                names[index] if (names := self.config.proprio_names) else index, value, low, high,
+            )  # fmt: skip
 
     def normalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]:
         """(..., A) environment units -> [-1, 1] between the quantiles of the training data. Not clipped.
