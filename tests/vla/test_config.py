@@ -143,3 +143,15 @@ def test_an_object_is_found_by_name_or_by_module():
 def test_an_object_that_is_not_found_is_one_line(name, complaint):
     with pytest.raises(ValueError, match=complaint):
         find(name, {"l1": 1}, "head")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """`--json /dev/stdout`; run by root, /dev/full became a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    save_json(pipe, {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1} and pipe.is_fifo()
+    os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

@@ -176,9 +176,16 @@ def fill_defaults(defaults: Any, given: Any) -> Any:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path` by `data`: after a crash it holds either the old bytes or the new ones."""
+    """Replace the file at `path` by `data`: after a crash it holds either the old bytes or the new ones.
+
+    A device or a pipe (/dev/stdout, a process substitution) is written to, never replaced.
+    """
     path = Path(path)
     with writing(path, path.name, data):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as stream:
+                stream.write(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         new = temporary(path)
         try:
