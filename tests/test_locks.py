@@ -150,6 +150,23 @@ def test_resume_is_one_rule(tmp_path):
         refuse_used(marker, tmp_path, "a run", resume=False)
 
 
+def test_results_are_not_mixed_with_a_dataset_and_need_a_folder(tmp_path, capsys):
+    (tmp_path / "data" / "meta").mkdir(parents=True)
+    (tmp_path / "data" / "meta" / "info.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    for name, words in (("data", "is a dataset of demonstrations"), ("file", "is a file, not a folder")):
+        code = cli.main(["train", "--dataset", str(tmp_path / "data"), "--out", str(tmp_path / name), "--steps", "1"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert code == 2 and words in line and "--out" in line
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["meta"]
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs a folder in which nobody may make files")
+def test_a_place_without_room_for_the_lock_is_named_as_it_was_given():
+    with pytest.raises(ValueError, match=r"^/proc/x\.jsonl cannot be written: .* in /proc$"), locked("/proc/x.jsonl"):
+        pass
+
+
 def test_a_folder_in_a_parent_that_is_not_ours_is_locked_inside(tmp_path, monkeypatch):
     (tmp_path / "mounted").mkdir()
     really = os.open

@@ -8,6 +8,7 @@ compiled model is kept and only the state is drawn anew.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,9 @@ def import_robosuite() -> Any:
     require("robosuite")
     logging.disable(logging.WARNING)
     try:
-        import robosuite
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # each time that its files are compiled
+            import robosuite
     finally:
         logging.disable(logging.NOTSET)
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)

@@ -243,8 +243,8 @@ def record(
     The result depends on neither `num_workers` nor interruptions. Calling it again on a finished `out` returns at once;
     on an unfinished one it continues. `make_world` is for other worlds than the suites'; `perturb` randomises the
     suites', and `tasks` are which of theirs to show, in turn (a name given twice has twice the share; none: as the
-    seeds say). ValueError if `out` holds something else; RuntimeError if a world fails or the expert hardly ever
-    succeeds. A worker process that dies is replaced and its episode begun again; ChildProcessError when that happens
+    seeds say). ValueError if `out` holds something else or the expert hardly ever succeeds; RuntimeError if a world
+    fails. A worker process that dies is replaced and its episode begun again; ChildProcessError when that happens
     three times at one seed.
     """
     out = Path(out)
@@ -326,9 +326,9 @@ def _record_seeds(
                 if on_progress is not None:
                     on_progress(RecordingProgress(len(kept), episodes, tried, frames, workers.replaced))
                 if tried >= 20 and len(kept) < 0.2 * tried:
-                    raise RuntimeError(
+                    raise ValueError(
                         f"the expert of {request.suite!r} succeeded in only {len(kept)} of {tried} episodes "
-                        f"with noise {request.noise}: lower the noise"
+                        f"with noise {request.noise}: lower --noise"
                     )
             if workers.facts is not None and not stored.exists():
                 save_json(stored, workers.facts)

@@ -46,6 +46,7 @@ from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.preprocess import Preprocessor
 from vla.processing.processor import ModelInput
+from vla.runtime.locks import refuse_foreign
 
 MAX_ERROR = 1e-4
 """Of a float32 export's normalised actions."""
@@ -245,8 +246,7 @@ def trace(vla: VLA) -> ExportedProgram:
 
 def _refuse_others(out: Path) -> None:
     """ValueError if `out` holds anything that is no export of ours."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is not a folder: choose another --out")
+    refuse_foreign(out)
     if (out / CONFIG).exists() and not is_exported(read_config(out)):
         raise ValueError(f"{out} is a checkpoint: choose another --out")
 

@@ -145,7 +145,7 @@ def test_wrong_requests_are_named(arm, bimanual, tmp_path):
         command(tmp_path, arm, cameras=("observation.imag",)).run()
     with pytest.raises(ValueError, match="2 datasets need 2 weights, got 1"):
         command(tmp_path, arm, bimanual, weights=(1.0,)).run()
-    with pytest.raises(ValueError, match="a dataset is named twice"):
+    with pytest.raises(ValueError, match="arm is named twice: name each folder once"):
         command(tmp_path, arm, arm).run()
     with pytest.raises(ValueError, match="language and checkpointing are for a backbone that learns"):
         command(tmp_path, arm, checkpointing=True).run()

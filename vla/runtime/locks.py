@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vla.core.disk import is_full
+
 try:
     import fcntl
 except ImportError:  # Windows has no flock: there nothing is locked
@@ -66,14 +68,25 @@ def refuse_used(marker: Path, out: str | os.PathLike[str], what: str, *, resume:
     """True if the run in `out` is to be continued: it left `marker`, and that was asked for.
 
     The rule of every command with --resume: it continues the run in OUT if there is one and begins it otherwise, so
-    that a script may always pass it. Without it, ValueError for a folder that holds a run. `resume` is None where a
-    run cannot be continued.
+    that a script may always pass it. Without it, ValueError for a folder that holds a run; and either way for one that
+    holds a dataset. `resume` is None where a run cannot be continued.
     """
     used = marker.exists()
     if used and not resume:
         mend = "" if resume is None else "resume it (--resume), or "
         raise ValueError(f"{os.fspath(out)} already holds {what}: {mend}choose another folder (--out)")
+    if not used:
+        refuse_foreign(out)
     return used
+
+
+def refuse_foreign(out: str | os.PathLike[str]) -> None:
+    """ValueError where results would be mixed with a dataset, or need a folder where a file is."""
+    place = Path(out)
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"{os.fspath(out)} is a file, not a folder: choose another --out")
+    if any((place / name).exists() for name in ("meta/info.json", "recording/request.json")):
+        raise ValueError(f"{os.fspath(out)} is a dataset of demonstrations: choose another folder (--out)")
 
 
 def command_line() -> str:
@@ -95,7 +108,7 @@ def _missing_parents(path: Path) -> list[Path]:
 def _acquire(target: Path, shown: str | os.PathLike[str]) -> tuple[int, Path]:
     """The locked file's handle, and its path."""
     while True:
-        handle, file = _open(target)
+        handle, file = _open(target, shown)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -114,7 +127,7 @@ def _acquire(target: Path, shown: str | os.PathLike[str]) -> tuple[int, Path]:
         os.close(handle)  # its last holder has just removed it
 
 
-def _open(target: Path) -> tuple[int, Path]:
+def _open(target: Path, shown: str | os.PathLike[str]) -> tuple[int, Path]:
     flags = os.O_RDWR | os.O_CREAT
     file = target.with_name(f".{target.name}.lock")
     try:
@@ -125,6 +138,11 @@ def _open(target: Path) -> tuple[int, Path]:
             raise
         file = target / ".lock"  # a mounted folder, say, in a parent that is not ours
         return os.open(file, flags, 0o666), file
+    except OSError as problem:
+        if is_full(problem):
+            raise
+        # The user named the target, not the lock beside it.
+        raise ValueError(f"{os.fspath(shown)} cannot be written: {problem.strerror} in {file.parent}") from problem
 
 
 def _holder(handle: int) -> str:

@@ -238,10 +238,13 @@ class _Run:
         for name in now:
             if name not in MAY_CHANGE and before[name] != now[name]:
                 raise ValueError(
-                    f"{out} was trained with {name}={before[name]!r}, not {now[name]!r}: it cannot be resumed so"
+                    f"{out} was trained with {name}={before[name]!r}, not {now[name]!r}: resume it as it was begun, or "
+                    "begin another run (--out)"
                 )
         if state["data"] != self.data:
-            raise ValueError(f"{out} was trained on other demonstrations: it cannot be resumed on these")
+            raise ValueError(
+                f"{out} was trained on other demonstrations: resume it on those, or begin another run (--out)"
+            )
         load_model(self.vla, checkpoint.tensors)
         if self.objective.language is not None:
             load_model(self.objective.language, state["reader"])
@@ -357,11 +360,17 @@ def _mean(entries: list[dict[str, float]]) -> dict[str, float]:
 
 def _check_policy(cfg: TrainConfig, vla: VLA) -> None:
     if vla.config.chunk_size != cfg.model.chunk_size:
-        raise ValueError(f"the policy has chunk_size {vla.config.chunk_size}, the recipe {cfg.model.chunk_size}")
+        raise ValueError(
+            f"the policy has chunk_size={vla.config.chunk_size}, this run is set to {cfg.model.chunk_size}: resume it "
+            f"as it was begun (--chunk-size {vla.config.chunk_size}), or begin another run (--out)"
+        )
     for name in ("freeze_backbone", "lora"):
         given, wanted = getattr(vla.config, name), getattr(cfg.model, name)
         if given != wanted:
-            raise ValueError(f"the policy has {name}={given}, the recipe {wanted} (load it with merge=False to resume)")
+            raise ValueError(
+                f"the policy has {name}={given}, this run is set to {wanted}: resume it as it was begun (the same "
+                "--tune; from Python, loaded with merge=False), or begin another run (--out)"
+            )
 
 
 def _fingerprint(demos: DemoSet) -> str:
