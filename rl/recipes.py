@@ -8,7 +8,7 @@ from dataclasses import replace
 from rl.configs.learning import ActorConfig, CriticConfig, FilteredConfig, GRPOConfig, PPOConfig
 from rl.configs.rewards import ShapingConfig
 from rl.configs.run import CurriculumConfig, RunnerConfig
-from rl.configs.teacher import GuideConfig, PracticeConfig, TeacherConfig
+from rl.configs.teacher import DistillConfig, TeacherConfig, TeacherPPOConfig
 
 
 def tabletop_pick() -> RunnerConfig:
@@ -50,7 +50,7 @@ def tabletop_pick() -> RunnerConfig:
     )
 
 
-def _guided(config: RunnerConfig, guide: GuideConfig) -> RunnerConfig:
+def _guided(config: RunnerConfig, guide: DistillConfig) -> RunnerConfig:
     """Beside a teacher the reward has the details to say: less noise, smaller steps, estimates of less variance."""
     return replace(
         config,
@@ -72,12 +72,12 @@ def tabletop_pick_guided() -> RunnerConfig:
     """
     # A demonstration in sixteen directions is learnt by heart in 1000 steps: then it knows one object's size only.
     teacher = TeacherConfig(origin="hand", turns=16, floor=0.1, steps=300)
-    return _guided(tabletop_pick(), GuideConfig(teacher=teacher, practice=_practice(600_000), anneal_updates=45))
+    return _guided(tabletop_pick(), DistillConfig(teacher=teacher, practice=_practice(600_000), anneal_updates=45))
 
 
-def _practice(env_steps: int) -> PracticeConfig:
+def _practice(env_steps: int) -> TeacherPPOConfig:
     """Long practice: what a step costs is little, so none is cut short before the policy has moved."""
-    practice = PracticeConfig(env_steps=env_steps)
+    practice = TeacherPPOConfig(env_steps=env_steps)
     return replace(practice, ppo=replace(practice.ppo, kl_stop=0.2))
 
 
@@ -139,7 +139,7 @@ def multitask() -> RunnerConfig:
     (docs/research-log.md). A teacher that has imitated the same demonstrations from the simulator's state says the
     rest.
     """
-    config = _guided(tabletop_pick(), GuideConfig(minibatch_size=384, anneal_updates=280))
+    config = _guided(tabletop_pick(), DistillConfig(minibatch_size=384, anneal_updates=280))
     return replace(
         config,
         suite="tabletop-mixed",
@@ -191,7 +191,7 @@ def robosuite_lift() -> RunnerConfig:
 def robosuite_lift_guided() -> RunnerConfig:
     """As robosuite-lift, beside a teacher that sees from its hand and practises before it teaches; give --demos."""
     teacher = TeacherConfig(origin="hand", floor=0.02, steps=1000)
-    guide = GuideConfig(teacher=teacher, practice=PracticeConfig(env_steps=60_000), anneal_updates=45)
+    guide = DistillConfig(teacher=teacher, practice=TeacherPPOConfig(env_steps=60_000), anneal_updates=45)
     return _guided(robosuite_lift(), guide)
 
 

@@ -24,8 +24,8 @@ ORDER = {
     ),
     "policies": ("chunking", "export", "load", "serving", "control", "lerobot"),
     "rl": (
-        "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_config", "recipes",
-        "retention", "runner", "external",
+        "streams", "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_checks",
+        "run_checkpoint", "selection", "algorithm", "recipes", "retention", "runner", "external",
     ),
     "bascule": (
         "report", "catalogue", "agents", "experiments", "bench", "quickstart", "commands", "main", "__main__",

@@ -323,7 +323,7 @@ class RL(Command):
         from vla.runtime.console import progress, say
         from vla.runtime.distributed import assemble
 
-        team = assemble(shard=False, unused=config.actor.trains in ("lora", "all"))
+        team = assemble(shard=False)
         from envs.perturb.perturbation import parse
 
         perturb = parse(self.perturb) if self.perturb else None
@@ -348,16 +348,16 @@ class RL(Command):
                 def show(row: Mapping[str, float]) -> None:
                     update(row["update"], f"success {row.get('success_rate', 0):.2f} while exploring")
 
-                def show_practice(row: Mapping[str, float]) -> None:
+                def show_teacher(row: Mapping[str, float]) -> None:
                     rate = row.get("success_rate", 0)
-                    update(0, f"first its teacher practises: {row['update']}/{row['of']}, success {rate:.2f}")
+                    update(0, f"training teacher: update {row['update']}/{row['of']}, success {rate:.2f}")
 
                 model = VLA.load(init, member=member).to(choose_device(self.device))
                 model.members = {}  # the weights they share are refined for one of them
                 runner = Runner(
                     model, env, config, self.out, evaluate=play, demos=demos, team=team,
                     on_update=show if team.rank == 0 else None,
-                    on_practice=show_practice if team.rank == 0 else None,
+                    on_teacher_update=show_teacher if team.rank == 0 else None,
                 )  # fmt: skip
                 result = runner.run(resume=self.resume)
         finally:

@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 from stable_baselines3 import PPO
 
-from rl.external.gym_control import ClassicConfig, learn, returns_of
+from bascule.experiments.gym_control import ClassicConfig, learn, returns_of
 from rl.external.sb3 import leave_no_log
 from vla.core.types import ActionChunk, Observation, PolicySpec
 from vla.runtime.provenance import provenance

@@ -42,14 +42,14 @@ def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
             note = f"update {row['update']}, success {row.get('success_rate', 0):.2f}"
             update(min(row["seconds"], recipe.max_seconds or 0), note=note)
 
-        def on_practice(row: dict[str, float]) -> None:
-            rate = row.get("success_rate", 0)
-            update(min(runner.seconds, recipe.max_seconds or 0), f"first its teacher practises: success {rate:.2f}")
+        def on_teacher_update(row: dict[str, float]) -> None:
+            note = f"training teacher: update {row['update']}/{row['of']}, success {row.get('success_rate', 0):.2f}"
+            update(min(runner.seconds, recipe.max_seconds or 0), note=note)
 
         demos = None if recipe.guide is None else load_dataset(out / "demos")
         runner = Runner(
             VLA.load(out / "imitation"), envs, recipe, out / "rl", evaluate=check, demos=demos, on_update=on_update,
-            on_practice=on_practice,
+            on_teacher_update=on_teacher_update,
         )  # fmt: skip
         result = runner.run(resume=True)
     facts: dict[str, Any] = {}

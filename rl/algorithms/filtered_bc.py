@@ -18,7 +18,7 @@ class Likelihood(PolicyObjective):
     """Mean negative log-likelihood per executed control step."""
 
     def forward(self, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
-        log_prob = self.actor.distribution(batch.conditions, batch.proprio_BP).log_prob(batch.action, batch.executed_BC)
+        log_prob = self.actor.distribution(batch.inputs, batch.proprio_BP).log_prob(batch.action, batch.executed_BC)
         loss = -log_prob.sum() / batch.executed_BC.sum().clamp(min=1)
         log_ratio = log_prob - batch.log_prob_B
         return loss, log_ratio, {"policy_loss": float(loss.detach()), "kl": kl_estimate(log_ratio)}

@@ -49,8 +49,6 @@ class GRPO(PolicyLearner):
         """One update on the kept episodes. Without any, in any process, the policy stays and `skipped` is 1."""
         metrics = {"skipped": 1.0}
         if self.team.total(float(buffer.size))[0]:
-            if buffer.size:
-                self.remember_imitation(buffer)
             metrics = {"skipped": 0.0} | self.improve(buffer)
         self.anneal()
         metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())

@@ -12,13 +12,12 @@ from rl.algorithms.policy_gradient import PolicyLearner
 from rl.configs.learning import PPOConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import Critic
-from rl.models.running_norm import RunningNorm
 from rl.storage.rollout_buffer import RolloutBuffer, require_finite
 from vla.runtime.distributed import Team
 
 
 class PPO(PolicyLearner):
-    """Actor, critic and their optimisers; `update` turns one full rollout into a better policy."""
+    """Actor, critic and their optimisers; `update` improves both on one full rollout."""
 
     config: PPOConfig
 
@@ -34,15 +33,14 @@ class PPO(PolicyLearner):
         super().__init__(actor, config, generator=generator, team=team)
         self.critic = critic
         self._value = self.team.wrap(critic)
-        self.return_norm = RunningNorm(1) if config.scale_returns else None
         self.critic_optimiser = torch.optim.Adam(critic.parameters(), lr=config.critic_lr, fused=True)
         self._memory: list[tuple[Tensor, Tensor]] = []
-        """States and targets of the rollouts before, oldest first."""
+        """States (T*N, S) and value targets (T*N,) of earlier rollouts, oldest first."""
 
     def update(self, buffer: RolloutBuffer) -> dict[str, float]:
-        """Advantages, then (after critic warm-up) the policy, then the critic. NonFiniteError names what broke, if so.
+        """Estimate advantages, improve the policy (after critic warm-up), then fit the critic; return metrics.
 
-        A broken loss or gradient is found before it reaches a parameter.
+        NonFiniteError names a broken loss or gradient before it reaches a parameter.
         """
         returns, metrics = self.estimate(buffer)
         if self.num_updates >= self.config.critic_warmup:
@@ -55,7 +53,7 @@ class PPO(PolicyLearner):
 
     @torch.no_grad()
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, dict[str, float]]:
-        """Set the buffer's normalised advantages; returns the critic's targets (T*N,) and what to log about them."""
+        """Set the buffer's normalised advantages; return the critic's targets (T*N,) and metrics."""
         config = self.config
         # statistics first: values, targets and the fit of this update all see one and the same normalisation
         self.critic.norm.update(buffer.flat("state"), self.team)
@@ -63,17 +61,13 @@ class PPO(PolicyLearner):
         next_values = self.critic(buffer.flat("next_state")).view_as(values)
         require_finite("value", values, "in the critic's output")
         rewards = buffer.time_major("reward")
-        steps = buffer.time_major("n_steps").to(values.dtype)
-        discounts = torch.full_like(values, config.gamma) if config.discount_per == "chunk" else config.gamma**steps
         terminated, truncated = buffer.time_major("terminated"), buffer.time_major("truncated")
         if config.time_limit == "terminal":
             terminated = terminated | truncated
-        rewards = self._scaled(rewards, discounts, terminated | truncated)
-        parts = (rewards, values, next_values, terminated, truncated, discounts)
+        parts = (rewards, values, next_values, terminated, truncated, torch.full_like(values, config.gamma))
         advantages = gae(*parts, config.lam)
         returns = values + (advantages if config.critic_lam is None else gae(*parts, config.critic_lam))
         buffer.advantages_TN = normalise(advantages, self.team)
-        self.remember_imitation(buffer)
         metrics = {
             "return_mean": float(returns.mean()),
             "value_mean": float(values.mean()),
@@ -82,22 +76,8 @@ class PPO(PolicyLearner):
         }
         return returns.reshape(-1), metrics
 
-    def _scaled(self, rewards: Tensor, discounts: Tensor, ended: Tensor) -> Tensor:
-        """Rewards (T, N) in the units that the critic learns in."""
-        if self.config.reward_scale != 1.0:
-            rewards = rewards * self.config.reward_scale
-        if self.return_norm is None:
-            return rewards
-        # discounted sums of what was rewarded so far in the episode, as VecNormalize has them (of this rollout only)
-        running, sums = torch.zeros_like(rewards[0]), []
-        for reward, discount, over in zip(rewards, discounts, ended, strict=True):
-            running = running * discount + reward
-            sums.append(running)
-            running = torch.where(over, 0.0, running)
-        self.return_norm.update(torch.stack(sums).reshape(-1, 1), self.team)
-        return rewards / (self.return_norm.var.float() + 1e-8).sqrt()
-
     def _fit_critic(self, buffer: RolloutBuffer, returns: Tensor) -> dict[str, float]:
+        """Regress the values on `returns` (T*N,) and the remembered targets; return metrics."""
         # its own loop: it gathers no features, and a KL stop of the policy is no reason to stop learning values
         config, where = self.config, f"in critic update {self.num_updates}"
         losses: list[float] = []
@@ -117,11 +97,8 @@ class PPO(PolicyLearner):
         return {"value_loss": sum(losses) / len(losses)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """As every learner's, and `critic.*` (and `returns.*` if they are scaled)."""
-        out = super().tensors() | {f"critic.{name}": t for name, t in self.critic.state_dict().items()}
-        if self.return_norm is not None:
-            out |= {f"returns.{name}": t for name, t in self.return_norm.state_dict().items()}
-        return out
+        """The policy's tensors and the critic's, `critic.*`."""
+        return super().tensors() | {f"critic.{name}": t for name, t in self.critic.state_dict().items()}
 
     def trainer_state(self) -> dict[str, Any]:
         # the memory here and not among the tensors: every process has its own

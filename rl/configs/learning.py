@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
-
-from vla.backbones.lora import LoRAConfig
-
-Reads = Literal["privileged", "latents", "both"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +22,11 @@ class ActorConfig:
     """Of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: independent."""
     log_prob_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is there to measure what it costs: at small spreads its rounding alone leaves the clip band."""
-    state_std: bool = False
-    """Let the spread depend on the state: fitted to demonstrations, then frozen (`rl.models.state_std`)."""
     refiner_width: int = 0
     """Train only a residual of this width on the action (`vla.model.residual_head`), all else frozen. 0: as `trains`
     says."""
-    trains: Literal["head", "bridge", "lora", "all"] = "bridge"
-    """The head; bridge and head; these and adapters on the backbone; these and the backbone itself."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    trains: Literal["head", "bridge"] = "bridge"
+    """The head alone, or bridge and head. The backbone is always frozen."""
 
     def init_std(self, action_names: Sequence[str]) -> tuple[float, ...]:
         """One initial standard deviation per action component; those called '...gripper...' get `gripper_std`."""
@@ -42,13 +35,10 @@ class ActorConfig:
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """The value network. By default asymmetric: it reads simulator state the policy never sees."""
+    """The value network. It is asymmetric: it reads the simulator's state, which the policy never sees."""
 
     hidden: tuple[int, ...] = (128, 128)
-    reads: Reads = "privileged"
-    """Simulator state and proprio; or, sharing the policy's eyes, a summary of what its trained part reads
-    (`rl.models.policy_inputs.summary`: for worlds without privileged state); or both. No gradient of the value reaches
-    the policy, whose features are frozen or its own (VL-DAC, arXiv 2508.04280, stops it too)."""
+    """Widths of the hidden layers."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +48,6 @@ class PolicyConfig:
     lr: float = 2e-4
     """Of the bridge and head (or of the refiner)."""
     log_std_lr: float = 2e-4
-    backbone_lr: float = 2e-5
-    """Of what learns in the backbone, if anything does: adapters, or all of it."""
     epochs: int = 4
     minibatch_size: int = 128
     """Decisions per step, over all processes."""
@@ -71,28 +59,16 @@ class PolicyConfig:
     """With a negative advantage, ignore ratios above this (Ye et al. 2020). None: no bound."""
     kl_stop: float = 0.03
     """No further policy step in this update once a minibatch's KL estimate is above it."""
-    kl_target: float | None = None
-    """Adapt the learning rate at every step to keep the KL estimate within a factor of two of this, as rsl_rl does."""
     max_grad_norm: float = 0.5
     anneal_updates: int = 0
-    """Over so many updates learning rate and noise shrink to the fractions below (0: they stay). Near success most of
-    what is left of a gradient is noise, and most failures are the exploration's own."""
-    lr_final: float = 0.1
-    std_final: float = 0.5
+    """Over so many updates the learning rate shrinks to a tenth and the noise to a half (0: they stay). Near success
+    most of what is left of a gradient is noise, and most failures are the exploration's own."""
     average_decay: float = 0.0
     """Judge and keep a running mean of the policy's parameters, of which so much stays at every update (0: the last of
     them). Where steps are mostly noise, their mean is the better policy (Polyak and Juditsky 1992)."""
-    bc_coef: float = 0.0
-    """Weight of the KL divergence towards the imitation mean (0: no reference is computed)."""
-    demo_coef: float = 0.0
-    """Weight of the L1 distance to demonstrated actions, at as many demonstrated decisions as are in a minibatch."""
-    entropy_coef: float = 0.0
-    """Weight of a bonus for noise. Fine-tuning has none: the imitation policy already explores where it should."""
 
     def problem(self) -> str | None:
         """What is wrong with this configuration, or None."""
-        if self.kl_target is not None and self.anneal_updates:
-            return "kl_target adapts the learning rate and anneal_updates prescribes it: choose one"
         if not 0.0 <= self.average_decay < 1.0:
             return f"average_decay must be in [0, 1), got {self.average_decay}"
         if self.dual_clip is not None and self.dual_clip <= 1:
@@ -113,17 +89,13 @@ class PPOConfig(PolicyConfig):
     """`lam` of the critic's targets (None: the same). With a small `lam` it would learn from its own guesses; Yue et
     al. 2025 (VC-PPO, arXiv 2503.01491) give the two their own, too."""
     gamma: float = 0.97
-    discount_per: Literal["chunk", "step"] = "chunk"
-    """Whether gamma discounts a decision, or every executed control step (gamma ** n_steps)."""
+    """Discount per decision (action chunk)."""
     lam: float = 0.95
     """Of the advantages: how far beyond the critic's word on the next state they trust what really came after. Over a
     chunk's few steps most of that is other decisions' luck."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """What a truncated episode's last state is worth: its value, as if the clock had not run out, or (when finishing in
     time is itself the task) nothing. Pardo et al. 2018, "Time limits in reinforcement learning"."""
-    reward_scale: float = 1.0
-    scale_returns: bool = False
-    """Divide rewards by the running standard deviation of discounted returns: for rewards of unknown size."""
     critic_warmup: int = 4
     """First updates that train the critic alone: advantages of a random critic would destroy the imitation policy."""
 

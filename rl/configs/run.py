@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rl.configs.learning import ActorConfig, CriticConfig, FilteredConfig, GRPOConfig, PPOConfig
 from rl.configs.rewards import ShapingConfig
-from rl.configs.teacher import GuideConfig
+from rl.configs.teacher import DistillConfig
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RunnerConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     method: FilteredConfig | GRPOConfig | None = None
     """Learn by this instead of PPO."""
-    guide: GuideConfig | None = None
+    guide: DistillConfig | None = None
     """Learn from a teacher that sees the simulator's state, too (PPO only). Needs demonstrations with that state."""
     curriculum: CurriculumConfig | None = None
     """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""

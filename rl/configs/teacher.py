@@ -35,7 +35,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
-class PracticeConfig:
+class TeacherPPOConfig:
     """How long a teacher practises, and how it learns from it."""
 
     env_steps: int = 150_000
@@ -70,11 +70,11 @@ class PracticeConfig:
 
 
 @dataclass(frozen=True)
-class GuideConfig:
+class DistillConfig:
     """How much, and from how many decisions, is learnt from the teacher."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    practice: PracticeConfig | None = None
+    practice: TeacherPPOConfig | None = None
     """Before it teaches, the teacher itself learns from the reward. None: it is left as imitation made it."""
     steps: int = 60
     """After every update."""

@@ -1,4 +1,4 @@
-"""Densities over chunks of actions: what a policy samples, and how likely that was. Tensors in, tensors out."""
+"""Distributions over action chunks: sampling and exact log-densities."""
 
 from __future__ import annotations
 
@@ -14,22 +14,16 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class ChunkDistribution(Protocol):
-    """Over decisions of B worlds. A sample is what gets stored and scored; `chunk_of` it is what may be executed."""
+    """Distribution over the decisions of B environments. A sample is stored and scored, its chunk is executed."""
 
     def sample(self, generator: torch.Generator, *, std_scale: float = 1.0) -> Tensor:
-        """One decision per world, normalised and unclipped."""
+        """Draw one decision per environment, normalised and unclipped."""
+        ...
 
     def log_prob(self, sample: Tensor, executed_BC: Tensor) -> Tensor:
-        """(B,) log-density of what counts of each sample. `executed_BC` is True on a prefix of the chunk."""
-
-    def means(self, sample: Tensor) -> Tensor:
-        """What the samples scatter around, for `kl_from`."""
-
-    def kl_from(self, reference: Tensor, sample: Tensor, executed_BC: Tensor) -> Tensor:
-        """(B,) divergence from the same density around `reference` (some other policy's `means`)."""
-
-    def entropy(self, executed_BC: Tensor) -> Tensor:
-        """(B,) of what is executed."""
+        """Return (B,) log-densities of the executed part of each sample. `executed_BC` is True on a prefix of the
+        chunk."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,51 +36,30 @@ class ChunkGaussian:
 
     mean_BCA: Tensor
     log_std: Tensor
-    """(A,), or (B, 1, A) where the spread depends on the state."""
+    """(A,)."""
     correlation: float = 0.0
     """rho of neighbouring steps, in [0, 1)."""
     dtype: torch.dtype = torch.float32
-    """In which `log_prob` is computed."""
+    """Precision in which `log_prob` is computed."""
 
     def sample(self, generator: torch.Generator, *, std_scale: float = 1.0) -> Tensor:
-        """(B, C, A)."""
+        """Draw (B, C, A)."""
         noise = torch.randn(self.mean_BCA.shape, generator=generator).to(self.mean_BCA)
         if self.correlation:
             noise = correlate(noise, self.correlation)
         return self.mean_BCA + noise * (self.log_std.exp() * std_scale)
 
     def log_prob(self, sample: Tensor, executed_BC: Tensor) -> Tensor:
-        """(B,) joint log-density of the executed control steps; entries that were not executed cannot matter."""
+        """Return (B,) joint log-densities of the executed control steps; the other entries cannot matter."""
         if self.dtype != torch.float32:
             low = replace(self, mean_BCA=self.mean_BCA.to(self.dtype), log_std=self.log_std.to(self.dtype))
             return replace(low, dtype=torch.float32).log_prob(sample.to(self.dtype), executed_BC).float()
         # where before anything is multiplied: a masked NaN stays out, of the gradient too (0 * NaN is NaN)
         z_BCA = torch.where(executed_BC[..., None], sample - self.mean_BCA, 0.0) * (-self.log_std).exp()
         steps_B = executed_BC.sum(1)
-        log_scale = self._log_std_sum() + self.log_std.shape[-1] * LOG_SQRT_2PI
+        log_scale = self.log_std.sum(-1) + self.log_std.shape[-1] * LOG_SQRT_2PI
         density = -0.5 * self._whiten(z_BCA, executed_BC).square().sum((1, 2)) - steps_B * log_scale
         return density - self._log_innovations(steps_B) if self.correlation else density
-
-    def means(self, sample: Tensor) -> Tensor:
-        """(B, C, A)."""
-        return self.mean_BCA
-
-    def kl_from(self, reference: Tensor, sample: Tensor, executed_BC: Tensor) -> Tensor:
-        """(B,) KL divergence of two normals with this one's spread, over the executed steps."""
-        # std detached, else a penalty on this would pay for more noise
-        drift = (self.mean_BCA - reference) * (-self.log_std.detach()).exp()
-        drift = torch.where(executed_BC[..., None], drift, 0.0)
-        return 0.5 * self._whiten(drift, executed_BC).square().sum((1, 2))
-
-    def entropy(self, executed_BC: Tensor) -> Tensor:
-        """(B,) closed form."""
-        steps_B = executed_BC.sum(1)
-        independent = steps_B * (self._log_std_sum() + self.log_std.shape[-1] * (LOG_SQRT_2PI + 0.5))
-        return independent + self._log_innovations(steps_B) if self.correlation else independent
-
-    def _log_std_sum(self) -> Tensor:
-        total = self.log_std.sum(-1)
-        return total.squeeze(1) if total.ndim else total
 
     def _log_innovations(self, steps_B: Tensor) -> Tensor:
         """Log of the innovations' deviations, relative to the marginal ones, over all but the first step."""
@@ -100,7 +73,7 @@ class ChunkGaussian:
         return torch.where(executed_BC[..., None], torch.cat([z_BCA[:, :1], following], 1), 0.0)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class FlowChain:
     """A flow-matching head with noise between its Euler steps: every sample is a chain of normals, and has a density.
 
@@ -116,59 +89,40 @@ class FlowChain:
     start_BCA: Tensor
     """x_0."""
     log_std: Tensor
-    """(A,), or (B, 1, A): of the noise that all steps together add."""
-    _known: tuple[Tensor, Tensor] | None = None
+    """(A,) of the noise that all steps together add."""
 
     def sample(self, generator: torch.Generator, *, std_scale: float = 1.0) -> Tensor:
-        """(B, K + 1, C, A)."""
+        """Draw (B, K + 1, C, A)."""
         chain = [self.start_BCA]
-        std = (self.log_std - 0.5 * math.log(self.steps)).exp() * std_scale
+        std = self._step_log_std().exp() * std_scale
         for step in range(self.steps):
             mean = self.advance(chain[-1][:, None], step)[:, 0]
             chain.append(mean + torch.randn(mean.shape, generator=generator).to(mean) * std)
         return torch.stack(chain, 1)
 
     def log_prob(self, sample: Tensor, executed_BC: Tensor) -> Tensor:
-        """(B,) of the whole chain. The last step's noise on actions that were not executed cannot matter; earlier
-        noise on them can, through the head's attention."""
+        """Return (B,) log-densities of whole chains. The last step's noise on actions that were not executed cannot
+        matter; earlier noise on them can, through the head's attention."""
         counts_BKC = self._counts(sample, executed_BC)
         log_std = self._step_log_std()
-        gap = torch.where(counts_BKC[..., None], sample[:, 1:] - self.means(sample), 0.0)
+        # states of the last column are never conditioned on
+        gap = torch.where(counts_BKC[..., None], sample[:, 1:] - self.advance(sample[:, :-1], 0), 0.0)
         z_BKCA = gap * (-log_std).exp()
         log_scale = log_std.sum(-1) + log_std.shape[-1] * LOG_SQRT_2PI
         return -0.5 * z_BKCA.square().sum((1, 2, 3)) - (counts_BKC * log_scale).sum((1, 2))
 
-    def means(self, sample: Tensor) -> Tensor:
-        """(B, K, C, A) of every state after the first, given the one before."""
-        if self._known is None or self._known[0] is not sample:
-            # states of the last column are never conditioned on
-            self._known = (sample, self.advance(sample[:, :-1], 0))
-        return self._known[1]
-
-    def kl_from(self, reference: Tensor, sample: Tensor, executed_BC: Tensor) -> Tensor:
-        """(B,) sum of the steps' divergences along the sampled chain."""
-        drift = (self.means(sample) - reference) * (-self._step_log_std().detach()).exp()
-        drift = torch.where(self._counts(sample, executed_BC)[..., None], drift, 0.0)
-        return 0.5 * drift.square().sum((1, 2, 3))
-
-    def entropy(self, executed_BC: Tensor) -> Tensor:
-        """(B,) of the noise of all steps."""
-        log_std = self._step_log_std()
-        per_action = (log_std.sum(-1) + log_std.shape[-1] * (LOG_SQRT_2PI + 0.5)).squeeze()
-        return (executed_BC.sum(1) + (self.steps - 1) * executed_BC.shape[1]) * per_action
-
     def _step_log_std(self) -> Tensor:
-        """(A,), or (B, 1, 1, A)."""
-        log_std = self.log_std - 0.5 * math.log(self.steps)
-        return log_std[:, None] if log_std.ndim == 3 else log_std
+        """(A,) of one step."""
+        return self.log_std - 0.5 * math.log(self.steps)
 
     def _counts(self, sample: Tensor, executed_BC: Tensor) -> Tensor:
+        """(B, K, C) whether a state's noise counts."""
         before = torch.ones_like(executed_BC)[:, None].expand(-1, self.steps - 1, -1)
         return torch.cat([before, executed_BC[:, None]], 1)
 
 
 def correlate(noise_BCA: Tensor, correlation: float) -> Tensor:
-    """White noise -> stationary AR(1) noise of unit variance along the chunk."""
+    """Turn white noise into stationary AR(1) noise of unit variance along the chunk."""
     steps = [noise_BCA[:, 0]]
     for k in range(1, noise_BCA.shape[1]):
         steps.append(correlation * steps[-1] + math.sqrt(1.0 - correlation**2) * noise_BCA[:, k])

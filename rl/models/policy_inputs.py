@@ -1,10 +1,9 @@
-"""What the trained part of a policy reads: frozen features or latents, computed once, or the pictures themselves."""
+"""What the trained part of a policy reads of an observation: computed once by the frozen part, kept for every epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,57 +12,87 @@ from vla.backbones.features import Features, Index
 from vla.model.residual_head import Latents
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """The model's input of B observations, as it is: for a backbone that learns, whose features may not be kept."""
+class PolicyInput(Protocol):
+    """Tensors of B observations that are selected, stored and checked together.
 
-    inp: Any
-    """A `vla.processing.processor.ModelInput` (or another dataclass of tensors)."""
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Seen:
-        return Seen(replace(self.inp, **{name: change(tensor) for name, tensor in self._parts().items()}))
-
-    def _parts(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self.inp, field.name) for field in fields(self.inp)}
+    `vla.backbones.features.Features` (the bridge reads them), `vla.model.residual_head.Latents` (the head and the
+    residual read them) and `StateInput` are such inputs.
+    """
 
     @property
     def batch_size(self) -> int:
-        return len(next(iter(self._parts().values())))
+        """Number of observations B."""
+        ...
 
-    def select(self, index: Index) -> Seen:
-        """The observations in `index`, in that order."""
-        return self._each(lambda tensor: tensor[index])
+    def select(self, index: Index) -> Self:
+        """Return the observations in `index`, in that order."""
+        ...
 
-    def float(self) -> Seen:
-        """Pixels stay bytes."""
-        return self
+    def float(self) -> Self:
+        """Return the same in float32."""
+        ...
 
-    def empty_like(self, batch_size: int, *, dtype: torch.dtype | None = None) -> Seen:
-        """Uninitialised room for `batch_size` observations; `dtype` is not followed."""
-        return self._each(lambda t: torch.empty((batch_size, *t.shape[1:]), dtype=t.dtype, device=t.device))
+    def empty_like(self, batch_size: int) -> Self:
+        """Return uninitialised room for `batch_size` observations, in the same precision."""
+        ...
 
-    def write(self, start: int, part: Seen) -> None:
+    def write(self, start: int, part: Self) -> None:
         """Copy `part` into rows start .. start + part.batch_size."""
-        theirs = part._parts()
-        for name, tensor in self._parts().items():
-            tensor[start : start + part.batch_size] = theirs[name]
+        ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """What may hold a NaN, by name."""
-        return {name: tensor for name, tensor in self._parts().items() if tensor.is_floating_point()}
+        """Return the tensors by name; the first axis of each is the observation."""
+        ...
 
 
-Conditions = Features | Latents | Seen
-"""Everything before it is frozen."""
+@dataclass(frozen=True, eq=False)
+class StateInput:
+    """Low-dimensional state of B observations, (B, S) float32: for policies that need no camera."""
+
+    state_BS: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """Number of observations B."""
+        return len(self.state_BS)
+
+    def select(self, index: Index) -> StateInput:
+        """Return the observations in `index`, in that order."""
+        return StateInput(self.state_BS[index])
+
+    def float(self) -> StateInput:
+        """Return itself: state is always float32, since half precision would cost fractions of a millimetre."""
+        return self
+
+    def empty_like(self, batch_size: int) -> StateInput:
+        """Return uninitialised room for `batch_size` observations."""
+        return StateInput(self.state_BS.new_empty((batch_size, *self.state_BS.shape[1:])))
+
+    def write(self, start: int, part: StateInput) -> None:
+        """Copy `part` into rows start .. start + part.batch_size."""
+        self.state_BS[start : start + part.batch_size] = part.state_BS
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return {"state_BS": ...}."""
+        return {"state_BS": self.state_BS}
 
 
-def summary(conditions: Features | Latents, proprio_BP: Tensor) -> Tensor:
-    """(B, S) of a few hundred numbers, detached: what a small network beside the policy may read."""
-    if isinstance(conditions, Latents):
-        seen = [conditions.latent_BCD.mean(1), conditions.points_BE]
+def storage_like(inputs: PolicyInput, rows: int) -> PolicyInput:
+    """Return room for `rows` observations in the precision that buffers keep: hidden states, which are large, in
+    float16, everything else as it is."""
+    if isinstance(inputs, Features):
+        return inputs.empty_like(rows, dtype=torch.float16)
+    return inputs.empty_like(rows)
+
+
+def summary(inputs: Features | Latents, proprio_BP: Tensor) -> Tensor:
+    """Return (B, S) a few hundred numbers per observation, detached: the input of a small network such as the process
+    reward model."""
+    if isinstance(inputs, Latents):
+        parts = [inputs.latent_BCD.mean(1), inputs.points_BE]
     else:
-        tokens = conditions.queries_BLQD if conditions.queries_BLQD.shape[2] else conditions.raw_BLND
-        seen = [tokens[:, -1].mean(1)]
-        if conditions.points_BQE is not None:
-            seen.append(conditions.points_BQE.flatten(1))
-    return torch.cat([*seen, proprio_BP], 1).detach().float()
+        tokens = inputs.queries_BLQD if inputs.queries_BLQD.shape[2] else inputs.raw_BLND
+        parts = [tokens[:, -1].mean(1)]
+        if inputs.points_BQE is not None:
+            parts.append(inputs.points_BQE.flatten(1))
+    return torch.cat([*parts, proprio_BP], 1).detach().float()

@@ -1,4 +1,4 @@
-"""Which task the next episode is: by how often each has succeeded lately."""
+"""Curriculum: which task the next episode has, drawn by how often each has succeeded lately."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rl import streams
 from rl.configs.run import CurriculumConfig
 from vla.core.config import lookup
+from vla.core.types import VecEnv
 
 Rule = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
 """(success rates of the tasks, temperature) -> weights, not normalised."""
@@ -107,3 +109,13 @@ class Curriculum:
         self.wins, self.plays = np.array(state["wins"]), np.array(state["plays"])
         self._debt = np.array(state["debt"])
         self._rng.bit_generator.state = state["rng"]
+
+
+def make_curriculum(config: CurriculumConfig | None, env: VecEnv, seed: int, rank: int = 0) -> Curriculum | None:
+    """Return the curriculum over the tasks of the environment's suite, if one is configured. ValueError if it has no
+    named tasks."""
+    if config is None:
+        return None
+    if not env.task_names:
+        raise ValueError("a curriculum needs an environment with named tasks, and this one has none")
+    return Curriculum(config, env.task_names, seed=streams.curriculum(seed, rank))

@@ -1,26 +1,30 @@
-"""Rollouts: worlds stepped chunk by chunk, every observation encoded once, finished worlds reset to fresh seeds."""
+"""Rollouts: environments stepped chunk by chunk, every decision written into a buffer."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from envs.seeds import FIRST_EVALUATION_SEED
-from rl.configs.learning import Reads
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import critic_state
-from rl.models.policy_inputs import Conditions
-from rl.rewards.process_reward import Shaping
+from rl.models.policy_inputs import PolicyInput
+from rl.rewards.shaping import Shaping
 from rl.rollout.curriculum import Curriculum
 from rl.storage.rollout_buffer import RolloutBuffer, require_finite
-from vla.core.types import Observation, Policy, VecEnv, executed
+from vla.core.types import Observation, Policy, StepResult, VecEnv, executed
+from vla.runtime.distributed import Team
 
 
 def play(policy: Policy, env: VecEnv, seeds: Sequence[int]) -> int:
-    """One episode per world, from `seeds`; returns how many succeeded."""
+    """Play one episode per environment, from `seeds`; return how many succeeded."""
     obs = env.reset(seeds=seeds)
     policy.reset()
     alive = np.ones(env.num_envs, bool)
@@ -34,8 +38,64 @@ def play(policy: Policy, env: VecEnv, seeds: Sequence[int]) -> int:
     return successes
 
 
+def successes(policy: Policy, env: VecEnv, rounds: Sequence[Sequence[int]], team: Team) -> int:
+    """Play every round's seeds, one episode per environment; return how many succeeded, over all processes."""
+    return int(team.total(float(sum(play(policy, env, seeds) for seeds in rounds)))[0])
+
+
+def totals(metrics: dict[str, float], team: Team) -> dict[str, float]:
+    """Return a rollout's metrics with counts summed and rates averaged over all processes."""
+    if team.size == 1:
+        return metrics
+    counts = [name for name in ("episodes", "control_steps", "kept_groups", "kept_episodes") if name in metrics]
+    rates, played = ("success_rate", "wrong_object"), metrics["episodes"]
+    sums = team.total(*(metrics[name] for name in counts), *(metrics.get(name, 0.0) * played for name in rates))
+    out = metrics | dict(zip(counts, sums, strict=False))
+    if out["episodes"]:
+        out |= {name: value / out["episodes"] for name, value in zip(rates, sums[len(counts) :], strict=True)}
+    return out
+
+
+@dataclass
+class RolloutStats:
+    """Counts over a rollout, and where its time went."""
+
+    episodes: int = 0
+    successes: int = 0
+    wrong_object: int = 0
+    control_steps: int = 0
+    diverged: int = 0
+    """Episodes cut short because the simulation blew up."""
+    seconds_policy: float = 0.0
+    """Wall clock of encoding and choosing."""
+    seconds_worlds: float = 0.0
+    """Wall clock of physics, rendering and their way between processes."""
+
+    def count(self, result: StepResult, ended: NDArray[np.bool_], n_steps: NDArray[np.int64]) -> None:
+        """Add one decision of every environment."""
+        self.control_steps += int(n_steps.sum())
+        self.episodes += int(ended.sum())
+        self.successes += int(result.info["success"].astype(bool)[ended].sum())
+        self.wrong_object += int(result.info["wrong_object"].astype(bool)[ended].sum())
+        self.diverged += int(result.diverged.sum())
+
+    def metrics(self) -> dict[str, float]:
+        """Return counts and rates for the log; rates only if an episode ended."""
+        out: dict[str, float] = {
+            "episodes": self.episodes,
+            "control_steps": self.control_steps,
+            "seconds_policy": self.seconds_policy,
+            "seconds_worlds": self.seconds_worlds,
+        }
+        if self.episodes:
+            rates = {"success_rate": self.successes / self.episodes, "wrong_object": self.wrong_object / self.episodes}
+            out |= rates
+        return out | ({"diverged": self.diverged} if self.diverged else {})
+
+
 class Collector:
-    """Fills rollout buffers from one vector environment, across episode ends.
+    """Fills rollout buffers from one vector environment. Finished episodes are followed by new ones, unless asked
+    otherwise.
 
     Scene seeds run through `train_seeds` one after the other, from a place that depends on the run's seed.
     """
@@ -50,9 +110,13 @@ class Collector:
         first_seed: int = 0,
         n_action_steps: int | None = None,
         curriculum: Curriculum | None = None,
+        shaping: Shaping | None = None,
+        critic: bool = True,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """`curriculum` chooses the tasks; without one the seeds do. `share`: of the seeds, number i of n."""
+        """`curriculum` chooses the tasks; without one the seeds do. `shaping` adds a reward for progress to the
+        environment's. `critic` says whether states are stored for one. `share` is (rank, number of processes): each
+        process takes every so many-th seed."""
         low, high = train_seeds
         if not 0 <= low < high <= FIRST_EVALUATION_SEED:
             raise ValueError(
@@ -66,11 +130,7 @@ class Collector:
         # a large odd stride keeps runs with neighbouring seeds on different scenes
         self.offset = first_seed * 104_729 % (high - low)
         self.share = share
-        self.curriculum = curriculum
-        self.shaping: Shaping | None = None
-        """A reward for progress, beside the world's."""
-        self.critic_reads: Reads = "privileged"
-        """What the critic is told of a state (`CriticConfig.reads`)."""
+        self.curriculum, self.shaping, self.critic = curriculum, shaping, critic
         self._tasks = [""] * env.num_envs
         self.seeds_used = 0
         self.env_steps = 0
@@ -79,151 +139,152 @@ class Collector:
         self._elapsed = np.zeros(env.num_envs, np.int64)
 
     def next_seeds(self, count: int) -> list[int]:
-        """The next `count` training seeds."""
+        """Return the next `count` training seeds."""
         span, (rank, size) = self.high - self.low, self.share
         start = self.offset + self.seeds_used * size + rank
         self.seeds_used += count
         return [self.low + (start + i * size) % span for i in range(count)]
 
     def start(self, seeds: Sequence[int], ids: Sequence[int], tasks: Sequence[str] | None = None) -> Observation:
-        """New episodes in worlds `ids`, of these tasks if given, else of those that the curriculum draws."""
+        """Start new episodes in environments `ids`, of these tasks if given, else of those the curriculum draws."""
+        self._elapsed[list(ids)] = 0
         if self.shaping is not None:
             self.shaping.begin(ids)
         if tasks is None and self.curriculum is not None:
             tasks = self.curriculum.draw(len(seeds))
+        env_ids = None if len(ids) == self.env.num_envs else ids
         if tasks is None:
-            return self.env.reset(seeds=seeds, env_ids=None if len(ids) == self.env.num_envs else ids)
+            return self.env.reset(seeds=seeds, env_ids=env_ids)
         for i, task in zip(ids, tasks, strict=True):
             self._tasks[i] = task
-        return self.env.reset(seeds=seeds, tasks=tasks, env_ids=None if len(ids) == self.env.num_envs else ids)
-
-    def ended(self, world: int, success: bool) -> None:
-        """Tell the curriculum how an episode went."""
-        if self.curriculum is not None:
-            self.curriculum.record(self._tasks[world], success)
+        return self.env.reset(seeds=seeds, tasks=tasks, env_ids=env_ids)
 
     def forget_worlds(self) -> None:
-        """The next rollout starts new episodes everywhere (others stepped the worlds, or a checkpoint was made)."""
+        """Let the next rollout start new episodes everywhere: others stepped the environments, or a checkpoint was
+        made."""
         self._obs = None
 
-    @torch.no_grad()
     def collect(self, buffer: RolloutBuffer) -> dict[str, float]:
-        """Fill `buffer`; returns rates over the episodes that ended. NonFiniteError: broken obs, action or reward.
+        """Fill `buffer`; return rates over the episodes that ended. NonFiniteError names a broken observation, action
+        or reward."""
+        obs = self._obs
+        if obs is None:
+            obs = self.start(self.next_seeds(self.env.num_envs), range(self.env.num_envs))
+        stats = RolloutStats()
+        self._obs = self.fill(buffer, obs, stats)
+        return stats.metrics() | self.curriculum_metrics()
 
-        Of the time it takes, `seconds_policy` goes into looking and choosing, `seconds_worlds` into physics, pictures
-        and their way between the two.
-        """
-        env, actor = self.env, self.actor
-        took = {"seconds_policy": 0.0, "seconds_worlds": 0.0}
-        ended = succeeded = wrong = control_steps = diverged = 0
-        if self._obs is None:
-            self._obs = self.start(self.next_seeds(env.num_envs), range(env.num_envs))
-            self._elapsed[:] = 0
-        before: tuple[np.ndarray, np.ndarray] | None = None
-        while not buffer.full:
-            obs, began = self._obs, time.perf_counter()
-            where = f"in decision {buffer.filled} of the rollout"
-            conditions, proprio = actor.encode(obs)
-            conditions = buffer.put_conditions(conditions)
-            state = self._critic_state(obs, self._elapsed_fraction(), conditions, proprio)
-            require_finite("obs (privileged state or proprio)", state, where)
+    @torch.no_grad()
+    def fill(
+        self, buffer: RolloutBuffer, obs: Observation, stats: RolloutStats, *, restart: bool = True
+    ) -> Observation:
+        """Play from `obs` and add to `buffer` and `stats`: until the buffer is full, or (without `restart`) until one
+        episode has ended in every environment, the finished ones waiting. Return the last observation."""
+        active = np.ones(self.env.num_envs, bool)
+        before: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
+        while not (buffer.full if restart else not active.any()):
+            began = time.perf_counter()
+            inputs, proprio = self.actor.encode(obs)
+            inputs = buffer.put_inputs(inputs)
             if self.shaping is not None:
-                now = self._shape(buffer, before, conditions, proprio)
-            policy = actor.distribution(conditions, proprio)
-            action = policy.sample(self.generator)
-            chunk = actor.chunk_of(action)
-            require_finite("action", chunk, where)  # before it moves anything
-            wanted, chosen = actor.to_env(chunk, env.action_spec, self.n_action_steps), time.perf_counter()
-            result = env.step_chunk(wanted)
-            took["seconds_policy"] += chosen - began
-            took["seconds_worlds"] += time.perf_counter() - chosen
-            # A world whose process died took no step: its decision counts for nothing, and its episode is cut short.
-            lost = result.worker_restarted
-            if ((result.n_steps < 1) & ~lost).any():
-                raise RuntimeError("a world executed no control step although its episode had been reset")
-            before = self._elapsed_fraction()
-            self._elapsed += result.n_steps
-            # no chunk ever starts at the time limit, so the critic has no value for that moment: ask about the last
-            # moment it knows, which is also what bootstrapping past a time limit means
-            after = np.where(result.truncated, before, self._elapsed_fraction())
-            n_steps = torch.from_numpy(result.n_steps)
-            # (of a late answer, later actions play a part, too: in the next decision)
-            until = torch.from_numpy(result.executed_until)
-            executed = torch.arange(chunk.shape[1]) < until[:, None]
-            to = actor.device
-            buffer.add(
-                proprio_BP=proprio,
-                action=action,
-                executed_BC=executed.to(to),
-                log_prob=policy.log_prob(action, executed.to(to)),
-                state_BS=state.to(to),
-                next_state_BS=self._critic_state(result.obs, after).to(to),
-                reward=torch.from_numpy(result.reward).float().to(to),
-                terminated=torch.from_numpy(result.terminated).to(to),
-                truncated=torch.from_numpy(result.truncated).to(to),
-                n_steps=n_steps.to(to),
-            )
-            control_steps += int(result.n_steps.sum())
-            done = result.terminated | result.truncated
+                now = self._shape(buffer, before, inputs, proprio)
+            result, n_steps, ended = self._decide(buffer, obs, inputs, proprio, active, stats, began)
+            stats.count(result, ended, n_steps)
+            self.env_steps += int(n_steps.sum())
             if self.shaping is not None:
-                before = (now, done)
-            ended += int(done.sum())
-            succeeded += int(result.info["success"].astype(bool)[done].sum())
-            wrong += int(result.info["wrong_object"].astype(bool)[done].sum())
-            diverged += int(result.diverged.sum())
-            self._obs = result.obs
-            if done.any():
-                ids = np.flatnonzero(done).tolist()
+                before = (now, ended)
+            obs, ids = result.obs, np.flatnonzero(ended).tolist()
+            if self.curriculum is not None:
                 for i in ids:
-                    self.ended(i, bool(result.info["success"][i]))
+                    self.curriculum.record(self._tasks[i], bool(result.info["success"][i]))
+            if not restart:
+                active &= ~ended
+            elif ids:
                 began = time.perf_counter()
-                self._obs = self.start(self.next_seeds(len(ids)), ids)
-                took["seconds_worlds"] += time.perf_counter() - began
-                self._elapsed[done] = 0
+                obs = self.start(self.next_seeds(len(ids)), ids)
+                stats.seconds_worlds += time.perf_counter() - began
         if self.shaping is not None:
-            self._shape(buffer, before, *actor.encode(self._obs))
-        self.env_steps += control_steps
-        metrics: dict[str, float] = {"episodes": ended, "control_steps": control_steps, **took}
-        if ended:
-            metrics |= {"success_rate": succeeded / ended, "wrong_object": wrong / ended}
-        if diverged:  # simulations that blew up: their episodes were cut short
-            metrics["diverged"] = diverged
-        return metrics | (self.curriculum.metrics() if self.curriculum is not None else {})
+            self._shape(buffer, before, *self.actor.encode(obs))
+        return obs
 
-    def _critic_state(
+    def _decide(
         self,
+        buffer: RolloutBuffer,
         obs: Observation,
-        elapsed: np.ndarray,
-        conditions: Conditions | None = None,
-        proprio: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The critic's input; the policy looks once more if it must and has not yet."""
-        if self.critic_reads == "privileged":
-            return critic_state(obs, elapsed)
-        if conditions is None or proprio is None:
-            conditions, proprio = self.actor.encode(obs)
-        return critic_state(obs, elapsed, self.actor.latents_of(conditions, proprio), reads=self.critic_reads)
+        inputs: PolicyInput,
+        proprio: Tensor,
+        active: NDArray[np.bool_],
+        stats: RolloutStats,
+        began: float,
+    ) -> tuple[StepResult, NDArray[np.int64], NDArray[np.bool_]]:
+        """Sample a chunk in every environment, execute it and store the decision; return what the environments
+        answered, the control steps (N,) of active environments and which of their episodes ended (N,)."""
+        env, actor, to = self.env, self.actor, self.actor.device
+        where = f"in decision {buffer.filled} of the rollout"
+        state = self._state(obs, self._elapsed_fraction(), proprio)
+        require_finite("obs (privileged state or proprio)", state, where)
+        policy = actor.distribution(inputs, proprio)
+        action = policy.sample(self.generator)
+        chunk = actor.chunk_of(action)
+        require_finite("action", chunk, where)  # before it moves anything
+        wanted, chosen = actor.to_env(chunk, env.action_spec, self.n_action_steps), time.perf_counter()
+        result = env.step_chunk(wanted)
+        stats.seconds_policy += chosen - began
+        stats.seconds_worlds += time.perf_counter() - chosen
+        # An environment whose process died took no step: its decision counts for nothing, its episode is cut short.
+        if ((result.n_steps < 1) & active & ~result.worker_restarted).any():
+            raise RuntimeError("a world executed no control step although its episode had been reset")
+        n_steps = np.where(active, result.n_steps, 0)
+        before = self._elapsed_fraction()
+        self._elapsed += n_steps
+        # no chunk ever starts at the time limit, so the critic has no value for that moment: ask about the last
+        # moment it knows, which is also what bootstrapping past a time limit means
+        after = np.where(result.truncated, before, self._elapsed_fraction())
+        # (of a late answer, later actions play a part, too: in the next decision)
+        until = torch.from_numpy(np.where(active, result.executed_until, 0))
+        executed_BC = (torch.arange(chunk.shape[1]) < until[:, None]).to(to)
+        buffer.add(
+            proprio_BP=proprio,
+            action=action,
+            executed_BC=executed_BC,
+            log_prob=policy.log_prob(action, executed_BC),
+            state_BS=state.to(to),
+            next_state_BS=self._state(result.obs, after, proprio).to(to),
+            reward=torch.from_numpy(result.reward).float().to(to),
+            terminated=torch.from_numpy(result.terminated).to(to),
+            truncated=torch.from_numpy(result.truncated).to(to),
+            n_steps=torch.from_numpy(n_steps).to(to),
+        )
+        return result, n_steps, active & (result.terminated | result.truncated)
+
+    def _state(self, obs: Observation, elapsed: NDArray[np.float32], proprio: Tensor) -> Tensor:
+        """The critic's input; without a critic `proprio` stands in its place."""
+        return critic_state(obs, elapsed) if self.critic else proprio
 
     def _shape(
         self,
         buffer: RolloutBuffer,
-        before: tuple[np.ndarray, np.ndarray] | None,
-        conditions: Conditions,
-        proprio: torch.Tensor,
-    ) -> np.ndarray:
-        """The worlds' potentials now; their change joins the reward of the decision before, in this rollout."""
+        before: tuple[NDArray[np.float32], NDArray[np.bool_]] | None,
+        inputs: PolicyInput,
+        proprio: Tensor,
+    ) -> NDArray[np.float32]:
+        """Return the potentials (N,) now; their change joins the reward of the decision before, in this rollout."""
         assert self.shaping is not None, "nothing shapes the reward"
-        now = self.shaping.potential(conditions, proprio)
+        now = self.shaping.potential(inputs, proprio)
         if before is not None:
             gained = torch.from_numpy(self.shaping.reward(before[0], now, before[1]))
             buffer.time_major("reward")[buffer.filled - 1] += gained.to(self.actor.device)
         return now
 
-    def _elapsed_fraction(self) -> np.ndarray:
+    def _elapsed_fraction(self) -> NDArray[np.float32]:
         return (self._elapsed / self.env.horizon).astype(np.float32)
 
-    def state(self) -> dict[str, object]:
-        """For an exact resume; the worlds themselves start anew (`forget_worlds`)."""
+    def curriculum_metrics(self) -> dict[str, float]:
+        """Return success and share of every task, if there is a curriculum."""
+        return {} if self.curriculum is None else self.curriculum.metrics()
+
+    def state(self) -> dict[str, Any]:
+        """Return what an exact resume needs; the environments themselves start anew (`forget_worlds`)."""
         return {
             "seeds_used": self.seeds_used,
             "env_steps": self.env_steps,
@@ -231,8 +292,8 @@ class Collector:
             "curriculum": None if self.curriculum is None else self.curriculum.state(),
         }
 
-    def load_state(self, state: dict[str, object]) -> None:
-        """Inverse of `state`."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
         self.seeds_used, self.env_steps = state["seeds_used"], state["env_steps"]
         self.generator.set_state(state["generator"])
         if self.curriculum is not None:

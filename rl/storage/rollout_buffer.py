@@ -1,4 +1,4 @@
-"""One update's worth of decisions, preallocated; what the frozen part of the model computed is computed once."""
+"""The decisions of one update, preallocated; the output of the frozen part of the model is computed once and kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl.models.policy_inputs import Conditions
+from rl.models.policy_inputs import PolicyInput, storage_like
 
 
 class NonFiniteError(FloatingPointError):
@@ -23,95 +23,79 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
 
 
 @dataclass(frozen=True)
-class DemoBatch:
-    """Demonstrated decisions beside a minibatch."""
-
-    conditions: Conditions
-    proprio_BP: Tensor
-    action_BCA: Tensor
-    mask_BC: Tensor
-
-
-@dataclass(frozen=True)
 class PolicyBatch:
-    """What the policy loss reads of a minibatch of M transitions."""
+    """A minibatch of M decisions for the policy loss."""
 
-    conditions: Conditions
+    inputs: PolicyInput
     proprio_BP: Tensor
     action: Tensor
-    """What was sampled, unclipped: the normalised chunk (M, C, A), or the chain that led to it (M, K + 1, C, A)."""
+    """The unclipped sample: the normalised chunk (M, C, A), or the denoising chain that led to it (M, K + 1, C, A)."""
     executed_BC: Tensor
     log_prob_B: Tensor
     advantage_B: Tensor
-    reference: Tensor | None
-    """Means of the frozen imitation policy, when the loss is regularised towards it."""
-    demo: DemoBatch | None = None
 
 
 class Transitions:
-    """Decisions in rows: what every learner's minibatches are drawn from."""
+    """Decisions in rows, from which minibatches are drawn."""
 
     def __init__(self) -> None:
-        self._conditions: Conditions | None = None
+        self._inputs: PolicyInput | None = None
         self._rows: dict[str, Tensor] = {}
-        self.reference_means: Tensor | None = None
 
     @property
     def size(self) -> int:
         """Rows to learn from."""
-        raise AssertionError("each kind of buffer knows its own")
+        raise NotImplementedError
 
     @property
     def advantages_B(self) -> Tensor:
         """(size,) one per row."""
-        raise AssertionError("each kind of buffer knows its own")
+        raise NotImplementedError
 
-    def conditions(self, index: Tensor | slice) -> Conditions:
-        """Of these rows, in fp32."""
-        return self.kept_conditions.select(index).float()
+    def inputs(self, index: Tensor | slice) -> PolicyInput:
+        """Return the policy inputs of these rows, in float32."""
+        return self.stored_inputs.select(index).float()
 
     @property
-    def kept_conditions(self) -> Conditions:
-        """All rows, in the precision they are kept in."""
-        assert self._conditions is not None, "no conditions were put"
-        return self._conditions
+    def stored_inputs(self) -> PolicyInput:
+        """The policy inputs of all rows, in the precision they are kept in."""
+        assert self._inputs is not None, "no inputs were put"
+        return self._inputs
 
     def flat(self, name: str) -> Tensor:
-        """(rows, ...) of a field given to `add`."""
+        """Return (rows, ...) of a field given to `add`."""
         return self._rows[name]
 
     def minibatches(self, minibatch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Index tensors of one epoch: every row exactly once, in nearly equal parts of <= minibatch_size."""
+        """Yield the index tensors of one epoch: every row once, in nearly equal parts of at most `minibatch_size`."""
         # equal parts: a small remainder batch would take as large a step from far noisier gradients
         yield from self.parts(-(-self.size // minibatch_size), generator)
 
     def parts(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """The same in `count` parts (empty ones among them, where there are fewer rows)."""
+        """Yield the index tensors of one epoch in `count` parts, some of them empty where there are fewer rows."""
         order = torch.randperm(self.size, generator=generator).to(self.flat("proprio").device)
         yield from order.tensor_split(count)
 
     def policy_batch(self, index: Tensor) -> PolicyBatch:
-        """The rows in `index`, as the policy loss wants them. Advantages must have been set."""
+        """Return the rows in `index` for the policy loss. Advantages must have been set."""
         take = {name: self._rows[name].index_select(0, index) for name in ("proprio", "action", "executed", "log_prob")}
-        reference = self.reference_means
         return PolicyBatch(
-            conditions=self.conditions(index),
+            inputs=self.inputs(index),
             proprio_BP=take["proprio"],
             action=take["action"],
             executed_BC=take["executed"],
             log_prob_B=take["log_prob"],
             advantage_B=self.advantages_B.index_select(0, index),
-            reference=None if reference is None else reference.index_select(0, index),
         )
 
 
 class RolloutBuffer(Transitions):
-    """T decisions in each of N worlds. Flat row of decision t in world i: t * N + i."""
+    """T decisions in each of N environments. Decision t of environment i is row t * N + i."""
 
     def __init__(self, num_decisions: int, num_envs: int) -> None:
         super().__init__()
         if num_decisions < 1 or num_envs < 1:
-            raise ValueError(f"need at least one decision and one world, got {num_decisions} x {num_envs}")
+            raise ValueError(f"need at least one decision and one environment, got {num_decisions} x {num_envs}")
         self.num_decisions, self.num_envs = num_decisions, num_envs
         self.filled = 0
         self.advantages_TN: Tensor | None = None
@@ -129,27 +113,26 @@ class RolloutBuffer(Transitions):
         """Forget the transitions, keep the memory."""
         self.filled = 0
         self.advantages_TN = None
-        self.reference_means = None
 
     @property
     def full(self) -> bool:
         return self.filled == self.num_decisions
 
-    def put_conditions(self, conditions: Conditions) -> Conditions:
-        """Store what the decision about to be made is made from; returns it as every later epoch will see it.
+    def put_inputs(self, inputs: PolicyInput) -> PolicyInput:
+        """Store the policy inputs (N rows) of the next decision; return them as every later epoch will see them.
 
-        Hidden states are kept in fp16, handed out in fp32. The rollout acts on the rounded values too, else the ratio
-        would not start at 1.
+        Hidden states are kept in float16 and handed out in float32. The rollout acts on the rounded values too, else
+        the ratio would not start at 1.
         """
         self._require_room()
         where = f"from the frozen model in decision {self.filled} of the rollout"
-        for name, tensor in conditions.tensors().items():
+        for name, tensor in inputs.tensors().items():
             require_finite(f"obs (features {name})", tensor, where)
-        if self._conditions is None:
-            self._conditions = conditions.empty_like(self.size, dtype=torch.float16)
+        if self._inputs is None:
+            self._inputs = storage_like(inputs, self.size)
         start = self.filled * self.num_envs
-        self._conditions.write(start, conditions)
-        return self._conditions.select(slice(start, start + self.num_envs)).float()
+        self._inputs.write(start, inputs)
+        return self._inputs.select(slice(start, start + self.num_envs)).float()
 
     def add(
         self,
@@ -165,7 +148,8 @@ class RolloutBuffer(Transitions):
         truncated: Tensor,
         n_steps: Tensor,
     ) -> None:
-        """Store one decision of every world, after `put_conditions`. RuntimeError when full; NonFiniteError names NaNs.
+        """Store one decision of every environment, after `put_inputs`. RuntimeError when full; NonFiniteError names
+        NaNs.
 
         `action` is the unclipped normalised sample; `next_state_BS` the critic's input in the state the chunk
         really ended in (for a finished episode its final state, not the next episode's first).
@@ -195,7 +179,7 @@ class RolloutBuffer(Transitions):
         start = self.filled * self.num_envs
         for name, value in row.items():
             if len(value) != self.num_envs:
-                raise ValueError(f"{name} has {len(value)} rows, the buffer holds {self.num_envs} worlds")
+                raise ValueError(f"{name} has {len(value)} rows, the buffer holds {self.num_envs} environments")
             if name not in self._rows:
                 self._rows[name] = torch.empty((self.size, *value.shape[1:]), dtype=value.dtype, device=value.device)
             self._rows[name][start : start + self.num_envs].copy_(value)
@@ -206,7 +190,7 @@ class RolloutBuffer(Transitions):
             raise RuntimeError(f"the rollout buffer overflows: it holds {self.num_decisions} decisions; clear() first")
 
     def time_major(self, name: str) -> Tensor:
-        """(T, N, ...) view of a field given to `add`."""
+        """Return a (T, N, ...) view of a field given to `add`."""
         rows = self._rows[name]
         return rows.view(self.num_decisions, self.num_envs, *rows.shape[1:])
 

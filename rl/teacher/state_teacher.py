@@ -1,8 +1,8 @@
-"""A teacher that reads the simulator's state: imitation of the demonstrations without having to look.
+"""The privileged teacher: a network that reads the simulator's state and imitates the demonstrations.
 
-Where things are is most of what a policy has to learn from pictures; told it outright, a small network gets far more
-out of the same demonstrations. What it does can then be shown to the policy in situations of the policy's own (Chen et
-al. 2019, "Learning by cheating", arXiv 1912.12294; Ross et al. 2011, DAgger).
+Where things are is most of what a policy has to learn from images; given the simulator's state, a small network gets
+far more out of the same demonstrations. Its actions then supervise the policy in the states that the policy visits
+(Chen et al. 2019, "Learning by cheating", arXiv 1912.12294; Ross et al. 2011, DAgger).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rl.configs.teacher import TeacherConfig
 from rl.models.actor import GaussianChunkActor
-from rl.models.critic import critic_state
+from rl.models.critic import privileged_state
 from rl.teacher.symmetry import from_hand, turned
 from vla.core.types import ActionChunk, ActionSpec, Observation, Pair, Plane, PolicySpec, Prefix
 from vla.data.lerobot_dataset import DemoSet
@@ -27,7 +27,7 @@ SHARP = 4.0
 
 
 class Teacher(nn.Module):
-    """State (B, S), as `critic_state` has it but for the time -> normalised chunk (B, C, A), the networks' mean."""
+    """Privileged state (B, S) -> normalised action chunk (B, C, A): the mean of several networks."""
 
     def __init__(self, state_dim: int, chunk_size: int, action_dim: int, config: TeacherConfig | None = None) -> None:
         super().__init__()
@@ -57,11 +57,12 @@ class Teacher(nn.Module):
         return teacher.requires_grad_(False).eval()
 
     def standardised(self, viewed_BS: Tensor) -> Tensor:
-        """(B, 2 S) what the networks read."""
+        """Return the networks' input (B, 2 S)."""
         scaled = ((viewed_BS - self.shift) / self.divide).clamp(-10.0, 10.0)
         return torch.cat([scaled, torch.tanh(SHARP * scaled)], 1)
 
     def forward(self, state_BS: Tensor) -> Tensor:
+        """Return the mean chunk (B, C, A), normalised."""
         seen = self.standardised(state_BS @ self.view)
         mean = torch.stack([net(seen) for net in self.nets]).mean(0)
         return mean.unflatten(1, (self.chunk_size, self.action_dim))
@@ -76,10 +77,10 @@ def fit_teacher(
     plane: Plane | None = None,
     seed: int = 0,
 ) -> Teacher:
-    """Imitate the demonstrated chunks (L1) from the simulator's state beside them; frozen.
+    """Return a frozen teacher that imitates the demonstrated chunks (L1 loss) from the simulator's state.
 
-    `plane` is the suite's, for `origin` "hand". ValueError if the demonstrations do not hold that state, or the
-    configuration asks for what the suite does not tell.
+    `plane` says which columns of the suite's state lie in the table's plane; `origin` "hand" needs it. ValueError if
+    the demonstrations do not hold that state, or the configuration asks for a symmetry that the suite does not have.
     """
     config = config or TeacherConfig()
     if problem := config.problem():
@@ -118,7 +119,7 @@ def fit_teacher(
 
 
 def _view(demos: DemoSet, config: TeacherConfig, plane: Plane | None) -> tuple[Tensor, tuple[Pair, ...]]:
-    """How the state is looked at, and the pairs of its columns that point somewhere."""
+    """Return the linear view (S, S) of the state, and the pairs of its columns that are vectors in the plane."""
     dims = demos.privileged.shape[1], demos.proprio.shape[1]
     if config.origin == "world":
         return torch.eye(sum(dims)), ()
@@ -134,23 +135,18 @@ def _view(demos: DemoSet, config: TeacherConfig, plane: Plane | None) -> tuple[T
     return from_hand(plane, *dims)
 
 
-def told(obs: Observation) -> Tensor:
-    """(B, S) what a teacher reads of observations: what the critic does, but for the clock."""
-    return critic_state(obs, np.zeros(len(obs.proprio), np.float32))[:, :-1]
-
-
 class TeacherPolicy:
-    """The teacher acting by itself, to see what it is worth. A `vla.core.types.Policy`."""
+    """The teacher acting by itself, to measure its success. A `vla.core.types.Policy`."""
 
     def __init__(self, teacher: Teacher, actor: GaussianChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
-        """`actor` knows the units of actions."""
+        """`actor` converts normalised actions to the environment's units."""
         self.teacher, self.actor, self.action_spec = teacher, actor, spec
         self.spec = PolicySpec(spec, teacher.chunk_size, min(n_action_steps, teacher.chunk_size))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Nothing to forget."""
+        """Do nothing: a decision depends on the observation alone."""
 
     @torch.no_grad()
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """The whole chunk (B, C, A) in environment units."""
-        return self.actor.to_env(self.teacher(told(obs).to(self.teacher.shift)), self.action_spec)
+        """Return the whole chunk (B, C, A) in environment units."""
+        return self.actor.to_env(self.teacher(privileged_state(obs).to(self.teacher.shift)), self.action_spec)

@@ -1,8 +1,8 @@
-"""What is the same over there: state seen from the hand, and demonstrations turned about the vertical.
+"""Planar symmetry: state in the gripper's frame, and demonstrations rotated about the vertical axis.
 
-A hand that moves by displacements over a table does, wherever it is and whichever way it comes, the same thing to reach
-what lies before it. One demonstration then is one of every place and of every direction (equivariance, as in Wang et
-al. 2022, "SO(2)-equivariant reinforcement learning", arXiv 2203.04439, here by data instead of by network).
+A gripper that moves by displacements over a table acts alike wherever it is and from whichever direction it comes. One
+demonstration then serves for every place and direction (equivariance, as in Wang et al. 2022, "SO(2)-equivariant
+reinforcement learning", arXiv 2203.04439, here by data instead of by network).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vla.core.types import Pair, Plane
 
 
 def from_hand(plane: Plane, privileged_dim: int, proprio_dim: int) -> tuple[Tensor, tuple[Pair, ...]]:
-    """(S, S) V such that [privileged, proprio] @ V has its places as the hand sees them, and where the hand is no
-    longer; and the pairs of columns that then point somewhere in the plane."""
+    """Return V (S, S) such that [privileged, proprio] @ V has its positions relative to the gripper (whose own position
+    becomes 0), and the pairs of columns that are then vectors in the plane."""
     hand, *hand_offsets = [_moved(pair, privileged_dim) for pair in (plane.hand, *plane.hand_offsets)]
     view = torch.eye(privileged_dim + proprio_dim)
     for axis in (0, 1):
@@ -37,9 +37,10 @@ def _moved(pair: Pair, by: int) -> Pair:
 def turned(
     state_FS: Tensor, action_FCA: NDArray[np.float32], pairs: Sequence[Pair], names: Sequence[str], turns: int
 ) -> tuple[Tensor, NDArray[np.float32]]:
-    """(turns F, S), (turns F, C, A): all of it turned about the vertical by 0, 1, ... of `turns` equal angles.
+    """Return states (turns F, S) and chunks (turns F, C, A), rotated about the vertical by `turns` equally spaced
+    angles from 0.
 
-    `names` of the action's components; ValueError if "dx" or "dy" is not among them.
+    `names` are the action's components; ValueError if "dx" or "dy" is not among them.
     """
     if missing := {"dx", "dy"} - set(names):
         raise ValueError(f"only displacements can be turned: the actions have no {sorted(missing)[0]!r}")

@@ -18,16 +18,16 @@ def learner_on(num_envs, team, model):
 
     from rl.algorithms.ppo import PPO
     from rl.configs.learning import PPOConfig
-    from rl.models.actor import GaussianChunkActor
     from rl.models.critic import Critic
+    from rl.models.vla_network import make_actor
     from tests.rl.toy import SPEC, PointReach
 
-    actor, env = GaussianChunkActor(model, SPEC.names), PointReach(num_envs)
+    actor, env = make_actor(model, SPEC.names), PointReach(num_envs)
     # processes start apart: what the first one holds must become everyone's
     torch.manual_seed(team.rank)
     critic = Critic(env.privileged_dim, env.proprio_dim)
     config = PPOConfig(
-        epochs=1, critic_epochs=1, minibatch_size=10_000, critic_warmup=0, bc_coef=0.1, kl_stop=1e9, max_grad_norm=1e9
+        epochs=1, critic_epochs=1, minibatch_size=10_000, critic_warmup=0, kl_stop=1e9, max_grad_norm=1e9
     )  # a clipped gradient would hide its size
     return PPO(actor, critic, config, generator=torch.Generator().manual_seed(0), team=team), env
 
@@ -66,7 +66,7 @@ def method_of(name):
 
 
 def whole_run(out, method, team, *, max_updates, resume=False, folder=None):
-    from rl.configs.teacher import GuideConfig, PracticeConfig, TeacherConfig
+    from rl.configs.teacher import DistillConfig, TeacherConfig, TeacherPPOConfig
     from rl.runner import Runner
     from tests.rl.toy import PointReach, ToyVLA, config, demos
     from vla.core.checkpoint import load_tensors
@@ -77,8 +77,8 @@ def whole_run(out, method, team, *, max_updates, resume=False, folder=None):
     settings = replace(settings, method=method_of(method), max_env_steps=100_000)
     if method == "guided":
         teacher = TeacherConfig(count=1, width=32, steps=50)
-        practice = PracticeConfig(env_steps=1000, decisions_per_update=4)
-        guide = GuideConfig(teacher=teacher, practice=practice, steps=5, minibatch_size=32, memory=40)
+        practice = TeacherPPOConfig(env_steps=1000, decisions_per_update=4)
+        guide = DistillConfig(teacher=teacher, practice=practice, steps=5, minibatch_size=32, memory=40)
         settings = replace(settings, guide=guide)
     runner = Runner(
         model, PointReach(settings.num_envs // team.size), settings, out / (folder or method), team=team, demos=demos(),
@@ -103,7 +103,7 @@ def main(out):
     buffer = filled_buffer(WORLDS, learner, env, team)
     learner.update(buffer)
     rows = {name: buffer.flat(name) for name in buffer._rows}
-    features = {f"features.{name}": t for name, t in buffer.kept_conditions.tensors().items()}
+    features = {f"features.{name}": t for name, t in buffer.stored_inputs.tensors().items()}
     save_tensors(out / f"rows-{team.rank}.safetensors", rows | features, {})
     save_tensors(out / f"after-{team.rank}.safetensors", after(learner), {})
     if team.rank == 0:  # on its own, for a resume in another process

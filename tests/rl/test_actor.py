@@ -10,16 +10,17 @@ from rl.models.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
 from rl.models.critic import Critic, critic_state
 from rl.models.distribution import ChunkGaussian
 from rl.models.running_norm import RunningNorm
+from rl.models.vla_network import make_actor
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA
 from vla.core.types import executed
 
 
-def make_actor(**config) -> GaussianChunkActor:
-    return GaussianChunkActor(ToyVLA(), SPEC.names, ActorConfig(**config))
+def actor_with(**config) -> GaussianChunkActor:
+    return make_actor(ToyVLA(), SPEC.names, ActorConfig(**config))
 
 
 def test_log_prob_is_the_masked_sum_of_torch_normals():
-    actor = make_actor()
+    actor = actor_with()
     generator = torch.Generator().manual_seed(0)
     mean, action = torch.randn(2, 9, CHUNK, 3, generator=generator)
     executed = torch.arange(CHUNK) < torch.randint(0, CHUNK + 1, (9, 1), generator=generator)
@@ -32,18 +33,18 @@ def test_log_prob_is_the_masked_sum_of_torch_normals():
 
 
 def test_gripper_has_its_own_spread_and_std_is_clamped():
-    actor = make_actor(motion_std=0.1, gripper_std=0.4, std_min=0.05, std_max=0.5)
+    actor = actor_with(motion_std=0.1, gripper_std=0.4, std_min=0.05, std_max=0.5)
     assert torch.allclose(actor.log_std.exp(), torch.tensor([0.1, 0.1, 0.4]))
     with torch.no_grad():
         actor.log_std.copy_(torch.tensor([-9.0, -1.0, 9.0]))
     actor.clamp_std()
     assert torch.allclose(actor.log_std.exp(), torch.tensor([0.05, float(np.exp(-1)), 0.5]))
     with pytest.raises(ValueError, match="std_max"):
-        make_actor(motion_std=0.9)
+        actor_with(motion_std=0.9)
 
 
 def test_samples_have_the_stated_spread():
-    actor = make_actor()
+    actor = actor_with()
     mean = torch.zeros(20_000, CHUNK, 3)
     sample = ChunkGaussian(mean, actor.log_std).sample(torch.Generator().manual_seed(1), std_scale=0.5)
     assert torch.allclose(sample.std((0, 1)), torch.tensor([0.1, 0.1, 0.15]), rtol=0.02)
@@ -51,7 +52,7 @@ def test_samples_have_the_stated_spread():
 
 def test_greedy_policy_is_the_imitation_policy_exactly():
     model = ToyVLA().train()  # dropout on: the actor must switch it off
-    actor = GaussianChunkActor(model, SPEC.names).train()
+    actor = make_actor(model, SPEC.names).train()
     obs = PointReach(6).reset(seeds=range(6))
     policy = GreedyPolicy(actor, SPEC, CHUNK)
     assert not any(m.training for m in model.modules())
@@ -63,17 +64,17 @@ def test_greedy_policy_is_the_imitation_policy_exactly():
 
 
 def test_policies_keep_within_the_bounds_of_the_environment():
-    policy = SampledPolicy(make_actor(std_max=50, motion_std=40), SPEC, CHUNK, generator=torch.Generator())
+    policy = SampledPolicy(actor_with(std_max=50, motion_std=40), SPEC, CHUNK, generator=torch.Generator())
     action = policy.act(PointReach(8).reset(seeds=range(8)))
     assert action.dtype == np.float32 and np.abs(action[..., :2]).max() == np.float32(SPEC.high[0])
 
 
 def test_only_the_head_and_the_spread_are_trained():
-    names = {name for name, _ in make_actor().named_policy_parameters()}
+    names = {name for name, _ in actor_with().named_policy_parameters()}
     assert "log_std" in names and any("head" in n for n in names) and not any("backbone" in n for n in names)
     model = ToyVLA().requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):
-        GaussianChunkActor(model, SPEC.names)
+        make_actor(model, SPEC.names)
 
 
 def test_running_norm_merges_batches_into_the_statistics_of_all():

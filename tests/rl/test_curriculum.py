@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,7 +86,7 @@ def test_mistakes_are_named():
 class TaskReach(PointReach):
     """Tasks differ in how near counts as there."""
 
-    suite = SimpleNamespace(tasks=("near", "far"))
+    task_names = ("near", "far")
 
     def __init__(self, num_envs):
         super().__init__(num_envs)

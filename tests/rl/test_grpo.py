@@ -10,7 +10,7 @@ from rl.algorithms.filtered_bc import FilteredImitation
 from rl.algorithms.grpo import GRPO, group_advantages
 from rl.algorithms.policy_gradient import clipped_surrogate
 from rl.configs.learning import FilteredConfig, GRPOConfig
-from rl.models.actor import GaussianChunkActor
+from rl.models.vla_network import make_actor
 from rl.rollout.episode_collector import EpisodeCollector
 from rl.rollout.step_collector import Collector
 from rl.runner import Runner
@@ -21,7 +21,7 @@ from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate
 def setup(cloned, how, num_envs=32, **collect) -> tuple[GRPO, EpisodeCollector, EpisodeBuffer]:
     model = ToyVLA()
     model.load_state_dict(cloned)
-    actor = GaussianChunkActor(model, SPEC.names)
+    actor = make_actor(model, SPEC.names)
     kind = GRPO if isinstance(how, GRPOConfig) else FilteredImitation
     learner = kind(actor, how, generator=torch.Generator().manual_seed(0))
     worlds = Collector(
@@ -93,7 +93,7 @@ def test_clip_higher_and_dual_clip():
 def test_only_mixed_groups_and_executed_decisions_are_kept(cloned):
     learner, gather, buffer = setup(cloned, GRPOConfig(group_size=8, keep=(0.0, 1.0)), wanted=10_000)
     metrics = gather.collect(buffer)
-    seeds = gather.worlds.env.seeds_seen
+    seeds = gather.collector.env.seeds_seen
     assert all(len(set(seeds[i : i + 8])) == 1 for i in range(0, len(seeds), 8)), "a group is one seed"
     assert len(set(seeds)) == len(seeds) // 8 == 12 and metrics["rounds"] == 3
     assert 0 < metrics["kept_groups"] < 12 and metrics["kept_episodes"] == 8 * metrics["kept_groups"]
@@ -109,7 +109,7 @@ def test_only_mixed_groups_and_executed_decisions_are_kept(cloned):
 
 def test_without_a_mixed_group_nothing_moves(cloned):
     learner, gather, buffer = setup(cloned, GRPOConfig(group_size=8), wanted=8, max_rounds=1)
-    gather.worlds.env.radius = 0.0  # nobody succeeds
+    gather.collector.env.radius = 0.0  # nobody succeeds
     before = [p.detach().clone() for p in learner.policy_parameters]
     metrics = gather.collect(buffer) | learner.update(buffer)
     assert metrics["kept_groups"] == 0 and metrics["skipped"] == 1 and metrics["success_rate"] == 0

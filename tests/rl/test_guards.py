@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bascule.experiments.gym_control import MlpNetwork
 from envs.registry import load_suite
 from rl.algorithms.grpo import GRPO
 from rl.algorithms.ppo import PPO
 from rl.configs.learning import GRPOConfig, PPOConfig
-from rl.external.gym_control import MlpModel
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import Critic
 from rl.rollout.episode_collector import EpisodeCollector
@@ -35,7 +35,7 @@ def worlds(tmp_path, monkeypatch) -> CursedWorlds:
 
 
 def actor_for(worlds: CursedWorlds) -> GaussianChunkActor:
-    model = MlpModel(worlds.proprio_dim, worlds.action_spec.dim, chunk_size=6)
+    model = MlpNetwork(worlds.proprio_dim, worlds.action_spec.dim, chunk_size=6)
     return GaussianChunkActor(model, worlds.action_spec.names)
 
 

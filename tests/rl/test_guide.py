@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from rl.configs.learning import CriticConfig, FilteredConfig
-from rl.configs.teacher import GuideConfig, TeacherConfig
-from rl.models.actor import GaussianChunkActor
+from rl.configs.learning import FilteredConfig
+from rl.configs.teacher import DistillConfig, TeacherConfig
+from rl.models.vla_network import make_actor
 from rl.runner import Runner
 from rl.teacher.state_teacher import TeacherPolicy, fit_teacher
 from tests.rl.test_vla import make_vla
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, demos, evaluate
 
 QUICK = TeacherConfig(count=2, width=64, steps=400)
-GUIDE = GuideConfig(teacher=QUICK, steps=30, minibatch_size=128, anneal_updates=30)
+GUIDE = DistillConfig(teacher=QUICK, steps=30, minibatch_size=128, anneal_updates=30)
 
 
 def policy_from(cloned):
@@ -37,7 +37,7 @@ def test_a_teacher_does_what_was_demonstrated():
     wanted, mask = data.chunks(CHUNK)
     error = (teacher(state).numpy() - processor.normalise_action(wanted)) * mask[..., None]
     assert np.abs(error).mean() < 0.1 < np.abs(wanted).mean()
-    acting = TeacherPolicy(teacher, GaussianChunkActor(ToyVLA(), SPEC.names), SPEC, CHUNK)
+    acting = TeacherPolicy(teacher, make_actor(ToyVLA(), SPEC.names), SPEC, CHUNK)
     assert evaluate(acting)[0] / 200 >= 0.9
     assert not any(p.requires_grad for p in teacher.parameters())
     again = fit_teacher(data, processor, CHUNK, QUICK)
@@ -81,14 +81,14 @@ def test_it_remembers_the_latest_decisions(cloned, tmp_path):
     """40 of them, of rollouts of 32 x 4: the end of the last one, in a ring."""
     runner = guided(policy_from(cloned), tmp_path / "a", max_updates=3, guide=replace(GUIDE, memory=40))
     runner.run()
-    guide, buffer = runner.guide, runner.buffer
+    guide, buffer = runner.distillation, runner.buffer
     expected = guide.teacher(buffer.flat("state")[:, :-1])[-40:]
     kept = guide._rows["chunk"]
     assert len(kept) == 40
     order = [int((kept - row).abs().sum((1, 2)).argmin()) for row in expected]
     assert sorted(order) == list(range(40)) and torch.equal(kept[order], expected)
-    seen = buffer.kept_conditions.select(torch.arange(88, 128)).raw_BLND
-    assert torch.equal(guide._conditions.select(order).raw_BLND, seen)
+    seen = buffer.stored_inputs.select(torch.arange(88, 128)).raw_BLND
+    assert torch.equal(guide._inputs.select(order).raw_BLND, seen)
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -104,18 +104,17 @@ def test_a_guided_run_resumes_exactly(cloned, tmp_path, real):
     run("parts", 2)
     parts = run("parts", 4, resume=True)
     assert all(torch.equal(t, parts.learner.tensors()[name]) for name, t in whole.learner.tensors().items())
-    ours, theirs = whole.guide.state(), parts.guide.state()
+    ours, theirs = whole.distillation.state(), parts.distillation.state()
     assert ours["num_updates"] == theirs["num_updates"] == 4
     assert all(torch.equal(t, theirs["memory"][name]) for name, t in ours["memory"].items())
 
 
 def test_what_it_needs_is_said(cloned, tmp_path):
-    with pytest.raises(ValueError, match="need demonstrations"):
+    with pytest.raises(ValueError, match="learns from demonstrations"):
         settings = replace(config(num_envs=8), guide=GUIDE)
         Runner(policy_from(cloned), PointReach(8), settings, tmp_path / "a")
-    for wrong in ({"method": FilteredConfig()}, {"critic": CriticConfig(reads="latents")}):
-        with pytest.raises(ValueError, match="a guide goes with PPO"):
-            guided(policy_from(cloned), tmp_path / "a", **wrong)
+    with pytest.raises(ValueError, match="a teacher goes with PPO"):
+        guided(policy_from(cloned), tmp_path / "a", method=FilteredConfig())
     other = demos(6)
     with pytest.raises(ValueError, match="demonstrations of this suite"):
         guided(policy_from(cloned), tmp_path / "a", replace(other, privileged=other.privileged[:, :3])).run()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import rl.algorithms.ppo
+from bascule.experiments.gym_control import MlpNetwork
 from rl.algorithms.ppo import PPO
 from rl.configs.learning import ActorConfig, GRPOConfig, PPOConfig
-from rl.external.gym_control import MlpModel
 from rl.models.actor import GaussianChunkActor, GreedyPolicy
 from rl.models.critic import Critic
 from rl.rollout.step_collector import Collector
@@ -83,7 +83,7 @@ class Bandit(PointReach):
 def distance(seed: int) -> tuple[float, float]:
     """Mean distance of the greedy chunk to the best one, before and after learning."""
     env = Bandit(64)
-    model = MlpModel(2, 2, chunk_size=3, hidden=(32, 32), seed=seed)
+    model = MlpNetwork(2, 2, chunk_size=3, hidden=(32, 32), seed=seed)
     actor = GaussianChunkActor(model, env.action_spec.names, ActorConfig(motion_std=0.3))
     torch.manual_seed(seed)
     settings = PPOConfig(lr=3e-3, minibatch_size=64, critic_warmup=0, epochs=4)

@@ -69,9 +69,9 @@ def test_ddp_equiv_gradients_are_those_of_one_process_with_twice_the_worlds(toge
     buffer._rows = {name: joined(name) for name in names}
     raw = joined("features.raw_BLND")
     features = learner.actor.model.encode(learner.actor.model.processor.prepare(_any_observation()))
-    buffer._conditions = features.empty_like(len(raw), dtype=torch.float16)
-    buffer._conditions.raw_BLND.copy_(raw)
-    buffer._conditions.queries_BLQD.copy_(joined("features.queries_BLQD"))
+    buffer._inputs = features.empty_like(len(raw), dtype=torch.float16)
+    buffer._inputs.raw_BLND.copy_(raw)
+    buffer._inputs.queries_BLQD.copy_(joined("features.queries_BLQD"))
     buffer.filled = DECISIONS
     learner.update(buffer)
     alone, (ours, theirs) = after(learner), read(together, "after")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from bascule.experiments.gym_control import ClassicConfig, GymWorlds, MlpNetwork, learn, returns_of
 from rl.algorithms.ppo import PPO
-from rl.external.gym_control import ClassicConfig, GymWorlds, MlpModel, learn, returns_of
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import Critic
 from rl.rollout.step_collector import Collector
@@ -62,7 +62,7 @@ def test_one_update_is_sb3s():
     config = ClassicConfig(num_envs=4, steps_per_update=64)
     config = replace(config, ppo=replace(config.ppo, **ppo))
     worlds = GymWorlds(PENDULUM, 4)
-    actor = GaussianChunkActor(MlpModel(4, 1, hidden=config.hidden, seed=3), worlds.action_spec.names, config.actor)
+    actor = GaussianChunkActor(MlpNetwork(4, 1, hidden=config.hidden, seed=3), worlds.action_spec.names, config.actor)
     learner = PPO(actor, Critic(0, 4), config.ppo, generator=torch.Generator().manual_seed(0))
     buffer = RolloutBuffer(64, 4)
     collector = Collector(actor, worlds, generator=torch.Generator().manual_seed(1), train_seeds=(0, 1000))

@@ -9,8 +9,9 @@ import torch
 from envs import make_vec
 from envs.registry import load_suite
 from rl.configs.teacher import TeacherConfig
-from rl.models.actor import GaussianChunkActor
-from rl.teacher.state_teacher import Teacher, TeacherPolicy, fit_teacher, told
+from rl.models.critic import privileged_state
+from rl.models.vla_network import make_actor
+from rl.teacher.state_teacher import Teacher, TeacherPolicy, fit_teacher
 from rl.teacher.symmetry import from_hand, turned
 from tests.rl.toy import CHUNK, SPEC, ToyVLA, demos, evaluate
 from vla.core.types import Plane
@@ -20,7 +21,7 @@ HAND = TeacherConfig(count=1, width=64, steps=300, floor=0.05, origin="hand")
 
 
 def worth_of(teacher):
-    return evaluate(TeacherPolicy(teacher, GaussianChunkActor(ToyVLA(), SPEC.names), SPEC, CHUNK))[0] / 200
+    return evaluate(TeacherPolicy(teacher, make_actor(ToyVLA(), SPEC.names), SPEC, CHUNK))[0] / 200
 
 
 def test_one_demonstration_serves_everywhere_once_it_is_turned():
@@ -90,7 +91,7 @@ def test_a_suites_plane_is_what_its_worlds_tell(name):
         env.set_rendering(False)
         obs = env.reset(seeds=[1, 2, 3])
         for _ in range(4):
-            state, plane = told(obs).numpy(), suite.plane
+            state, plane = privileged_state(obs).numpy(), suite.plane
             view, pairs = from_hand(plane, env.privileged_dim, env.proprio_dim)
             seen = state @ view.numpy()
             # the subject and the command are where the hand sees them: state and proprio tell that, too
@@ -120,7 +121,7 @@ def test_robosuites_planes_are_what_its_worlds_tell(name, place, offset):
     env = make_vec(name, 1, num_workers=1)
     try:
         env.set_rendering(False)
-        state = told(env.reset(seeds=[5_000_001])).numpy()
+        state = privileged_state(env.reset(seeds=[5_000_001])).numpy()
         view, pairs = from_hand(env.suite.plane, env.privileged_dim, env.proprio_dim)
         seen = state @ view.numpy()
         assert np.allclose(seen[:, place], state[:, offset], atol=1e-6) and np.abs(seen[:, offset]).max() > 1e-4

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl.configs.teacher import GuideConfig, PracticeConfig, TeacherConfig
-from rl.models.actor import GaussianChunkActor
+from rl.configs.teacher import DistillConfig, TeacherConfig, TeacherPPOConfig
+from rl.models.vla_network import make_actor
 from rl.runner import Runner
 from rl.teacher.state_teacher import TeacherPolicy, fit_teacher
-from rl.teacher.teacher_ppo import practise, undrawn
+from rl.teacher.teacher_ppo import rendering_disabled, train_teacher_ppo
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, demos, evaluate
 
 FEW = 2
 QUICK = TeacherConfig(count=1, width=64, steps=200)
-PRACTICE = PracticeConfig(env_steps=30_000, decisions_per_update=8)
+PRACTICE = TeacherPPOConfig(env_steps=30_000, decisions_per_update=8)
 
 
 class Watched(PointReach):
@@ -32,16 +32,16 @@ class Watched(PointReach):
 
 
 def worth_of(teacher):
-    return evaluate(TeacherPolicy(teacher, GaussianChunkActor(ToyVLA(), SPEC.names), SPEC, CHUNK))[0] / 200
+    return evaluate(TeacherPolicy(teacher, make_actor(ToyVLA(), SPEC.names), SPEC, CHUNK))[0] / 200
 
 
 def practised(config=PRACTICE, *, seed=0, rows=None, worth=None):
     teacher, env = fit_teacher(demos(FEW), ToyVLA().processor, CHUNK, QUICK), Watched(32)
     before = worth_of(teacher)
-    with undrawn(env):
-        steps = practise(
+    with rendering_disabled(env):
+        steps = train_teacher_ppo(
             teacher, ToyVLA().processor, env, config, train_seeds=(0, 1_000_000), n_action_steps=CHUNK, seed=seed,
-            worth=worth, on_update=None if rows is None else rows.append,
+            success_rate=worth, on_update=None if rows is None else rows.append,
         )  # fmt: skip
     return teacher, env, before, steps
 
@@ -68,7 +68,9 @@ def test_a_reward_that_punishes_success_makes_it_worse():
 
     good = fit_teacher(demos(40), ToyVLA().processor, CHUNK, replace(QUICK, steps=400))
     before = worth_of(good)
-    practise(good, ToyVLA().processor, Perverse(32), PRACTICE, train_seeds=(0, 1_000_000), n_action_steps=CHUNK)
+    train_teacher_ppo(
+        good, ToyVLA().processor, Perverse(32), PRACTICE, train_seeds=(0, 1_000_000), n_action_steps=CHUNK
+    )
     assert before > 0.8 and worth_of(good) < before - 0.3
 
 
@@ -110,18 +112,18 @@ def test_a_run_keeps_a_teacher_that_practice_has_spoilt(cloned, tmp_path):
 
     model = ToyVLA()
     model.load_state_dict(cloned)
-    guide = GuideConfig(teacher=QUICK, practice=replace(PRACTICE, enough=None), steps=3, minibatch_size=32)
+    guide = DistillConfig(teacher=QUICK, practice=replace(PRACTICE, enough=None), steps=3, minibatch_size=32)
     settings = replace(config(num_envs=32, max_updates=1), guide=guide)
     runner = Runner(model, Perverse(32), settings, tmp_path, demos=demos(40))
     runner.run()
     said = json.loads((tmp_path / "teacher.json").read_text())
     assert said["successes"] == said["imitation"]["successes"] > 60 and said["control_steps"] > 20_000
-    assert worth_of(runner.guide.teacher) > 0.6
+    assert worth_of(runner.distillation.teacher) > 0.6
 
 
 def test_pictures_come_back_whatever_happens():
     env = Watched(4)
-    with pytest.raises(RuntimeError, match="unplugged"), undrawn(env):
+    with pytest.raises(RuntimeError, match="unplugged"), rendering_disabled(env):
         assert not env.drawing
         raise RuntimeError("unplugged")
     assert env.drawing
@@ -131,9 +133,11 @@ def test_a_run_lets_its_teacher_practise_and_counts_it(cloned, tmp_path):
     def run(out, practice, **changes):
         model, heard = ToyVLA(), []
         model.load_state_dict(cloned)
-        guide = GuideConfig(teacher=QUICK, practice=practice, steps=3, minibatch_size=32)
+        guide = DistillConfig(teacher=QUICK, practice=practice, steps=3, minibatch_size=32)
         settings = replace(config(num_envs=32, **changes), guide=guide)
-        runner = Runner(model, PointReach(32), settings, tmp_path / out, demos=demos(FEW), on_practice=heard.append)
+        runner = Runner(
+            model, PointReach(32), settings, tmp_path / out, demos=demos(FEW), on_teacher_update=heard.append
+        )
         runner.run()
         return runner, heard, json.loads((tmp_path / out / "teacher.json").read_text())
 
@@ -160,7 +164,7 @@ def test_killed_while_its_teacher_practises_a_run_comes_to_the_same(cloned, tmp_
         model = ToyVLA()
         model.load_state_dict(cloned)
         short = replace(PRACTICE, env_steps=6000)
-        guide = GuideConfig(teacher=QUICK, practice=short, steps=3, minibatch_size=32)
+        guide = DistillConfig(teacher=QUICK, practice=short, steps=3, minibatch_size=32)
         settings = replace(config(num_envs=32, max_updates=2), guide=guide)
         return Runner(model, PointReach(32), settings, tmp_path / out, demos=demos(FEW), evaluate=evaluate, **listeners)
 
@@ -171,7 +175,7 @@ def test_killed_while_its_teacher_practises_a_run_comes_to_the_same(cloned, tmp_
     whole = start("whole")
     expected = whole.run()
     with pytest.raises(KeyboardInterrupt):
-        start("cut", on_practice=killed).run(resume=True)
+        start("cut", on_teacher_update=killed).run(resume=True)
     assert not (tmp_path / "cut/last/config.json").exists()  # no checkpoint yet: it will begin anew
     torch.manual_seed(123)  # another process
     cut = start("cut")

@@ -9,22 +9,20 @@ import torch
 
 from rl.configs.learning import ActorConfig
 from rl.configs.rewards import MilestoneConfig, ProgressConfig, ShapingConfig
-from rl.models.actor import GaussianChunkActor, GreedyPolicy
-from rl.models.policy_inputs import Seen
+from rl.models.actor import GreedyPolicy
+from rl.models.vla_network import make_actor
 from rl.rewards import process_reward
 from rl.rewards.milestones import frame_labels, gripper_events, milestones
 from rl.rewards.process_reward import (
     Episode,
     ProgressModel,
-    Shaping,
     _calibrated,
     auc,
     completed,
     events,
     fit_progress,
-    summary_of,
-    watch,
 )
+from rl.rewards.shaping import Shaping, watch
 from rl.rollout.step_collector import Collector
 from rl.runner import Runner
 from rl.storage.rollout_buffer import RolloutBuffer
@@ -105,7 +103,7 @@ def test_reward_model_is_calibrated_to_one_false_positive_in_a_hundred():
 
 def test_no_episode_is_judged_by_a_model_that_learnt_from_it(monkeypatch):
     learnt, judged = {}, []
-    train, told_apart = process_reward._train, process_reward._told_apart
+    train, told_apart = process_reward._train, process_reward._scores
 
     def training(episodes, *args):
         model = train(episodes, *args)
@@ -118,7 +116,7 @@ def test_no_episode_is_judged_by_a_model_that_learnt_from_it(monkeypatch):
         return told_apart(model, episodes)
 
     monkeypatch.setattr(process_reward, "_train", training)
-    monkeypatch.setattr(process_reward, "_told_apart", telling_apart)
+    monkeypatch.setattr(process_reward, "_scores", telling_apart)
     episodes = synthetic(40)
     _, report = fit_progress(episodes, ProgressConfig(steps=5))
     assert sum(map(len, judged)) == len(set().union(*judged)) == len(episodes)  # calibration's and the report's
@@ -163,8 +161,8 @@ class Given(ProgressModel):
 
 
 def test_shaping_is_a_potential_difference_that_adds_up_to_nothing(monkeypatch):
-    monkeypatch.setattr("rl.rewards.process_reward.summary_of", lambda conditions, proprio: proprio)
-    shaping = Shaping(Given(), 2, coef=0.3, gamma=0.9)
+    monkeypatch.setattr("rl.rewards.shaping.summary", lambda conditions, proprio: proprio)
+    shaping = Shaping(2, coef=0.3, gamma=0.9, model=Given())
     seen = torch.tensor([[0.0, 0.0], [0.9, 0.0], [0.9, 0.0], [0.0, 0.9], [0.9, 0.0], [0.9, 0.9]])
     shaping.begin([0, 1])
     phi = [shaping.potential(None, row[:, None]) for row in seen]
@@ -179,7 +177,7 @@ def test_shaping_is_a_potential_difference_that_adds_up_to_nothing(monkeypatch):
     shaping.begin([0])
     assert shaping.potential(None, torch.zeros(2, 1)).tolist() == [0.0, 1.0]
     with pytest.raises(ValueError, match="coef"):
-        Shaping(Given(), 2, coef=2.0)
+        Shaping(2, coef=2.0)
 
 
 class Told(PointReach):
@@ -192,7 +190,7 @@ class Told(PointReach):
 def test_episodes_are_watched_with_their_last_frame_and_their_verdict(cloned):
     model = ToyVLA()
     model.load_state_dict(cloned)
-    actor, env = GaussianChunkActor(model, SPEC.names), Told(8)
+    actor, env = make_actor(model, SPEC.names), Told(8)
     episodes = watch(actor, GreedyPolicy(actor, SPEC, 2), env, range(16), position=slice(0, 2))
     assert len(episodes) == 16 and 0 < sum(e.success for e in episodes) < 16
     for e in episodes:
@@ -200,8 +198,6 @@ def test_episodes_are_watched_with_their_last_frame_and_their_verdict(cloned):
         assert e.state_TS.shape[1] == 16 + 2 and e.position_TX.shape[1] == 2
         # a row a decision of two steps, and one of the last frame
         assert 2 * len(e.state_TS) - 3 <= e.control_steps <= 2 * len(e.state_TS) - 2
-    with pytest.raises(ValueError, match="learning backbone"):
-        summary_of(Seen(None), torch.zeros(1, 2))
 
 
 def test_the_potentials_change_joins_the_reward_of_the_decision_that_made_it(cloned):
@@ -211,12 +207,13 @@ def test_the_potentials_change_joins_the_reward_of_the_decision_that_made_it(clo
 
     model = ToyVLA()
     model.load_state_dict(cloned)
-    actor = GaussianChunkActor(model, SPEC.names)
+    actor = make_actor(model, SPEC.names)
 
     def collected(shaped):
         env = Told(8)
-        worlds = Collector(actor, env, generator=torch.Generator().manual_seed(1), train_seeds=(0, 1000))
-        worlds.shaping = Position(Given(), 8, coef=0.5, gamma=0.9) if shaped else None
+        shaping = Position(8, coef=0.5, gamma=0.9) if shaped else None
+        noise = torch.Generator().manual_seed(1)
+        worlds = Collector(actor, env, generator=noise, train_seeds=(0, 1000), shaping=shaping)
         buffer = RolloutBuffer(6, 8)
         worlds.collect(buffer)
         return buffer, env

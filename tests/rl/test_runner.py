@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from rl.configs.run import RunnerConfig
-from rl.models.actor import GaussianChunkActor, GreedyPolicy, SampledPolicy
+from rl.models.actor import GreedyPolicy, SampledPolicy
+from rl.models.vla_network import make_actor
 from rl.recipes import RECIPES, smoke
+from rl.rollout.calibration import calibrate_std
 from rl.rollout.step_collector import play
 from rl.runner import Runner
 from tests.rl.toy import CHUNK, SPEC, PointReach, ToyVLA, config, evaluate, learning_config
 from vla.core.checkpoint import load_checkpoint, save_checkpoint
 from vla.core.config import decode, encode
+from vla.runtime.distributed import Team
 
 
 def start(cloned, out, settings, **callbacks) -> Runner:
@@ -45,7 +48,7 @@ def test_it_learns(cloned, tmp_path):
     # `best` holds what the model holds, and it really plays that well on scenes neither trained nor selected on
     best = ToyVLA(seed=9)
     best.load(tmp_path / "best")
-    policy = GreedyPolicy(GaussianChunkActor(best, SPEC.names), SPEC, CHUNK)
+    policy = GreedyPolicy(make_actor(best, SPEC.names), SPEC, CHUNK)
     assert play(policy, PointReach(200), range(6_000_000, 6_000_200)) >= 180
     assert all(torch.equal(a, b) for a, b in zip(best.parameters(), runner.model.parameters(), strict=True))
 
@@ -63,7 +66,7 @@ def test_a_seed_fixes_the_run(cloned, tmp_path):
 
 
 def test_resume_is_bit_exact(cloned, tmp_path):
-    shape = {"calibrate_scales": (1.0, 0.5), "calibrate_episodes": 16, "ppo": {"bc_coef": 0.1, "average_decay": 0.5}}
+    shape = {"calibrate_scales": (1.0, 0.5), "calibrate_episodes": 16, "ppo": {"average_decay": 0.5}}
     whole = start(cloned, tmp_path / "whole", config(max_updates=8, **shape), evaluate=evaluate)
     expected = whole.run()
     start(cloned, tmp_path / "parts", config(max_updates=4, **shape), evaluate=evaluate).run()
@@ -150,8 +153,12 @@ def test_checkpoint_compat_a_run_of_an_older_version_goes_on(cloned, tmp_path):
     saved = load_checkpoint(tmp_path / "old/last")
     later = {"method", "curriculum", "shaping", "trackers", "patience"}
     old = {name: value for name, value in saved.config.items() if name not in later}
-    old["ppo"] = {k: v for k, v in old["ppo"].items() if k not in ("clip_high", "kl_target", "scale_returns")}
+    old["ppo"] = {k: v for k, v in old["ppo"].items() if k != "clip_high"}
     old["actor"] = {k: v for k, v in old["actor"].items() if k in ("motion_std", "gripper_std", "std_min", "std_max")}
+    # options of versions in between, which did nothing at these values
+    old["ppo"] |= {"kl_target": None, "scale_returns": False, "bc_coef": 0.0, "lr_final": 0.1, "discount_per": "chunk"}
+    old["actor"] |= {"state_std": False, "lora": {"rank": 8}, "trains": "bridge"}
+    old["critic"] |= {"reads": "privileged"}
     state = {name: value for name, value in saved.trainer_state.items() if name not in ("learner", "processes")}
     state["ppo"] = saved.trainer_state["learner"]
     save_checkpoint(tmp_path / "old/last", config=old, tensors=saved.tensors, stats={}, trainer_state=state)
@@ -160,6 +167,10 @@ def test_checkpoint_compat_a_run_of_an_older_version_goes_on(cloned, tmp_path):
     whole = start(cloned, tmp_path / "whole", config(max_updates=4))
     whole.run(resume=True)
     assert differing(state_of(whole), state_of(again)) == []
+    old["critic"] |= {"reads": "latents"}
+    save_checkpoint(tmp_path / "old/last", config=old, tensors=saved.tensors, stats={}, trainer_state=state)
+    with pytest.raises(ValueError, match="reads='latents', an option that this version does not have"):
+        start(cloned, tmp_path / "old", config(max_updates=4)).run(resume=True)
 
 
 def test_calibration_takes_the_largest_noise_that_keeps_success(precise, tmp_path):
@@ -174,15 +185,13 @@ def test_calibration_takes_the_largest_noise_that_keeps_success(precise, tmp_pat
 
     greedy = play(runner.greedy_policy(), env, seeds)
     assert sampled(1.0) > 0.9 * greedy and sampled(20.0) < 0.5 * greedy
-    runner.calibrate()
-    assert runner.std_scale == 1.0
+    assert calibrate_std(runner.collector, settings, Team()) == 1.0
     assert float(runner.actor.log_std[0].detach().exp()) == pytest.approx(0.2)
     assert max(runner.env.seeds_seen) < 1_000_000
 
     hopeless = dataclasses.replace(settings, calibrate_scales=(20.0, 15.0))
     runner = start(precise, tmp_path, hopeless)
-    runner.calibrate()
-    assert runner.std_scale == 15.0
+    assert calibrate_std(runner.collector, hopeless, Team()) == 15.0
     assert float(runner.actor.log_std[0].detach().exp()) == pytest.approx(3.0)
 
 

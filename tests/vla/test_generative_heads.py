@@ -194,10 +194,11 @@ def test_the_whole_model_takes_any_head(name, tmp_path):
 
 @pytest.mark.parametrize("name", NEW)
 def test_rl_takes_any_head(name):
-    from rl.models.actor import GaussianChunkActor, GreedyPolicy
+    from rl.models.actor import GreedyPolicy
+    from rl.models.vla_network import make_actor
 
     vla = toy_vla(bridge=SMALL, head=name).eval()
-    actor = GaussianChunkActor(vla, vla.action_spec.names)
+    actor = make_actor(vla, vla.action_spec.names)
     obs = toy_observation()
     greedy = GreedyPolicy(actor, vla.action_spec, vla.chunk_size).act(obs)
     np.testing.assert_allclose(greedy, VLAPolicy(vla).act(obs), atol=1e-6)

@@ -55,7 +55,7 @@ def test_latents_can_be_kept_in_place_of_features(vla):
     inp = vla.processor.prepare(toy_observation())
     features = vla.encode(inp)
     latents = vla.condition(features, inp.proprio_BP)
-    room = latents.empty_like(5, dtype=torch.float16)
+    room = latents.empty_like(5)
     room.write(1, latents)
     again = room.select([1, 2, 3])
     assert torch.equal(vla.act_on(again, inp.proprio_BP), vla.act(features, inp.proprio_BP))

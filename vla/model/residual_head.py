@@ -62,8 +62,8 @@ class Latents:
     def float(self) -> Latents:
         return self
 
-    def empty_like(self, batch_size: int, *, dtype: torch.dtype | None = None) -> Latents:
-        """Uninitialised room for `batch_size` observations; `dtype` is not followed, see above."""
+    def empty_like(self, batch_size: int) -> Latents:
+        """Uninitialised room for `batch_size` observations."""
         return Latents(*(torch.empty((batch_size, *t.shape[1:]), device=t.device) for t in self.tensors().values()))
 
     def write(self, start: int, part: Latents) -> None:

@@ -1,6 +1,6 @@
-"""Classic control with the same PPO: a gymnasium task as worlds, an MLP as the model. To compare with what is known.
+"""Gymnasium control tasks with the same PPO: a task as a vector environment, an MLP as the policy network.
 
-With chunks of one control step, `rl.algorithms.ppo` is the textbook's PPO; `bascule.experiments.sb3_parity` holds it
+With action chunks of one control step, `rl.algorithms.ppo` is textbook PPO; `bascule.experiments.sb3_parity` holds it
 against another implementation's returns.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -21,11 +20,10 @@ from rl.algorithms.ppo import PPO
 from rl.configs.learning import ActorConfig, CriticConfig, PPOConfig
 from rl.models.actor import GaussianChunkActor, GreedyPolicy
 from rl.models.critic import Critic
+from rl.models.policy_inputs import StateInput
 from rl.rollout.step_collector import Collector
 from rl.storage.rollout_buffer import RolloutBuffer
-from vla.core.checkpoint import load_tensors, save_tensors
 from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, StepResult, VecEnv, executed
-from vla.model.residual_head import Latents
 
 
 class GymWorlds(VecEnv):
@@ -97,52 +95,35 @@ class GymWorlds(VecEnv):
             env.close()
 
 
-@dataclass(frozen=True)
-class MlpInput:
-    """What the MLP reads."""
+class MlpNetwork:
+    """An MLP as a `PolicyNetwork`: the task's observation -> chunk of actions (B, C, A), in the task's own units.
 
-    proprio_BP: Tensor
-
-
-class MlpProcessor:
-    """Observations and actions as they are: a classic task has its own units, and nothing was demonstrated."""
-
-    def prepare(self, obs: Observation) -> MlpInput:
-        return MlpInput(torch.from_numpy(obs.proprio))
-
-    def unnormalise_action(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        return action
-
-
-class MlpModel(nn.Module):
-    """In the place of a VLA: proprio -> chunk of actions (B, C, A), with the initial weights that PPO is known with."""
+    Orthogonal initial weights of gain sqrt(2), the last of gain 0.01, as PPO is usually run with.
+    """
 
     def __init__(
         self, proprio_dim: int, action_dim: int, *, chunk_size: int = 1, hidden: Sequence[int] = (64, 64), seed: int = 0
     ) -> None:
-        super().__init__()
         self.chunk_size, self.action_dim = chunk_size, action_dim
-        self.backbone, self.processor = nn.Identity(), MlpProcessor()
         layers: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for inputs, outputs in zip((proprio_dim, *hidden[:-1]), hidden, strict=True):
                 layers += [_linear(inputs, outputs, 2.0**0.5), nn.Tanh()]
-            self.head = nn.Sequential(*layers, _linear(hidden[-1], chunk_size * action_dim, 0.01))
+            self.module = nn.Sequential(*layers, _linear(hidden[-1], chunk_size * action_dim, 0.01))
 
-    def encode(self, inp: MlpInput) -> Latents:
-        """There is nothing before the head: its latents are the observation."""
-        nothing = inp.proprio_BP[:, :0]
-        return Latents(inp.proprio_BP[:, None], nothing, nothing)
+    def encode(self, obs: Observation) -> tuple[StateInput, Tensor]:
+        """Return the task's observation (B, P) as both the network's input and the proprio."""
+        proprio_BP = torch.from_numpy(obs.proprio)
+        return StateInput(proprio_BP), proprio_BP
 
-    def act(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
-        return self.head(latents.latent_BCD[:, 0]).view(-1, self.chunk_size, self.action_dim)
+    def mean(self, inputs: StateInput, proprio_BP: Tensor) -> Tensor:
+        """Return the mean chunk (B, C, A)."""
+        return self.module(inputs.state_BS).view(-1, self.chunk_size, self.action_dim)
 
-    def save(self, folder: Path) -> None:
-        save_tensors(Path(folder) / "model.safetensors", self.state_dict(), {})
-
-    def load(self, folder: Path) -> None:
-        self.load_state_dict(load_tensors(Path(folder) / "model.safetensors"))
+    def unnormalise_action(self, action_BCA: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the actions as they are: nothing was demonstrated that could normalise them."""
+        return action_BCA
 
 
 def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
@@ -181,8 +162,8 @@ class ClassicConfig:
 def learn(task: str, config: ClassicConfig, *, seed: int, steps: int) -> tuple[GreedyPolicy, int]:
     """(the greedy policy after at least `steps` control steps in all worlds together, how many it took)."""
     worlds = GymWorlds(task, config.num_envs)
-    model = MlpModel(worlds.proprio_dim, worlds.action_spec.dim, hidden=config.hidden, seed=seed)
-    actor = GaussianChunkActor(model, worlds.action_spec.names, config.actor)
+    network = MlpNetwork(worlds.proprio_dim, worlds.action_spec.dim, hidden=config.hidden, seed=seed)
+    actor = GaussianChunkActor(network, worlds.action_spec.names, config.actor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         critic = Critic(0, worlds.proprio_dim, CriticConfig(hidden=config.hidden))

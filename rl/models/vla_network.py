@@ -1,0 +1,90 @@
+"""A VLA as a `PolicyNetwork`: what is frozen, what RL trains, and what the trained part reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rl.configs.learning import ActorConfig
+from rl.models.actor import GaussianChunkActor
+from rl.models.distribution import FlowChain
+from vla.backbones.features import Features
+from vla.core.types import Observation
+from vla.model.config import check_loads
+from vla.model.flow_head import FlowHead
+from vla.model.model import VLA
+from vla.model.residual_head import Latents
+
+
+class VLANetwork:
+    """Presents a VLA to `GaussianChunkActor`. The backbone is frozen; RL trains a residual on the action, or the head,
+    or bridge and head, as `ActorConfig` says.
+
+    Everything before the trained part is computed once per observation: the backbone's features where the bridge
+    learns, else all up to the head.
+    """
+
+    def __init__(self, vla: nn.Module, config: ActorConfig, *, seed: int = 0) -> None:
+        """`vla` is changed in place; `seed` draws the residual's hidden layers. ValueError for options that exclude
+        each other."""
+        if config.noise == "flow" and (not isinstance(vla.head, FlowHead) or config.refiner_width):
+            raise ValueError("noise 'flow' goes between the steps of a flow head (and trains it, without a refiner)")
+        if config.refiner_width and config.trains != "bridge":
+            raise ValueError("refiner_width trains the refiner alone: leave ActorConfig.trains at its default")
+        self.module, self.chunk_size = vla, vla.chunk_size
+        self.reads_latents = bool(config.refiner_width) or config.trains == "head"
+        """Whether the bridge is frozen, too."""
+        vla.backbone.requires_grad_(False)
+        if config.refiner_width:
+            vla.add_refiner(config.refiner_width, seed=seed)
+        if self.reads_latents:
+            vla.requires_grad_(False)
+            (vla.refiner if config.refiner_width else vla.head).requires_grad_(True)
+
+    @torch.no_grad()
+    def encode(self, obs: Observation) -> tuple[Features | Latents, Tensor]:
+        """Return features or latents of B observations, and the normalised proprio (B, P)."""
+        inp = self.module.processor.prepare(obs)
+        features, proprio_BP = self.module.encode(inp), inp.proprio_BP.to(next(self.module.parameters()).device)
+        return (self.module.condition(features, proprio_BP) if self.reads_latents else features), proprio_BP
+
+    def mean(self, inputs: Features | Latents, proprio_BP: Tensor) -> Tensor:
+        """Return the VLA's noise-free chunk (B, C, A), normalised."""
+        return (self.module.act_on if self.reads_latents else self.module.act)(inputs, proprio_BP)
+
+    def flow_chain(self, inputs: Features | Latents, proprio_BP: Tensor, log_std: Tensor) -> FlowChain:
+        """Return the flow head's denoising chain with noise of standard deviation exp(log_std) (A,) in all."""
+        head = self.module.head
+        latent_BCD = inputs.latent_BCD if isinstance(inputs, Latents) else self.module.latent(inputs, proprio_BP)
+        start = latent_BCD.new_zeros((*latent_BCD.shape[:2], head.action_dim))
+        return FlowChain(
+            lambda states, first: head.advance(latent_BCD, states, first), head.sampling_steps, start, log_std
+        )
+
+    def unnormalise_action(self, action_BCA: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Convert normalised actions to the units of the demonstrations."""
+        return self.module.processor.unnormalise_action(action_BCA)
+
+
+def make_actor(
+    vla: nn.Module, action_names: Sequence[str], config: ActorConfig | None = None, *, seed: int = 0
+) -> GaussianChunkActor:
+    """Return the stochastic policy of a VLA, which is changed in place."""
+    config = config or ActorConfig()
+    return GaussianChunkActor(VLANetwork(vla, config, seed=seed), action_names, config)
+
+
+def serve_as_trained(vla: nn.Module, n_action_steps: int | None) -> int | None:
+    """Write into a VLA's configuration how many control steps of a chunk are executed (None: as it says), so that it
+    is served as it was trained; return that number. ValueError if the VLA could not be loaded again once saved."""
+    if not isinstance(vla, VLA):
+        return n_action_steps
+    n_action_steps = n_action_steps or vla.config.n_action_steps
+    vla.config = replace(vla.config, n_action_steps=n_action_steps)
+    check_loads(vla)
+    return n_action_steps

@@ -1,0 +1,43 @@
+"""What is checked before a run begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from rl.configs.run import RunnerConfig
+from vla.core.compatibility import require_same
+from vla.core.types import VecEnv
+from vla.runtime.distributed import Team
+
+if TYPE_CHECKING:
+    from vla.data.lerobot_dataset import DemoSet
+
+_ORDER = "`vla eval` reorders, training does not; name the demonstrations' components in the environment's order first"
+
+
+def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos: DemoSet | None, team: Team) -> None:
+    """ValueError when environment, configuration, model and demonstrations do not fit together."""
+    guide = config.guide
+    if env.num_envs * team.size != config.num_envs:
+        raise ValueError(
+            f"the environment has {env.num_envs} worlds, the configuration asks for {config.num_envs}"
+            + (f" over {team.size} processes" if team.size > 1 else "")
+        )
+    if config.horizon is not None and env.horizon != config.horizon:
+        raise ValueError(
+            f"the environment's episodes last {env.horizon} steps, the configuration asks for {config.horizon}: "
+            f"make_vec(..., horizon={config.horizon})"
+        )
+    if config.shaping is not None and (config.method is not None or team.size > 1):
+        raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
+    if guide is not None and config.method is not None:
+        raise ValueError("a teacher goes with PPO, whose critic reads the simulator's state as its teacher does")
+    if guide is not None and demos is None:
+        raise ValueError("a teacher learns from demonstrations: name a data set (--demos), or leave the guide off")
+    if guide is not None and (problem := guide.problem()):
+        raise ValueError(problem)
+    require_same(model, env, remedy=_ORDER)
+    if demos is not None:  # they are normalised and compared component by component
+        require_same(model, demos, where="demonstrations", ranges=False)
