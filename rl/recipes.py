@@ -1,4 +1,4 @@
-"""What a run is: functions returning a `RunnerConfig`. Look one up by name in `RECIPES`."""
+"""Recipes of online RL: functions returning a `RunnerConfig`. Look one up by name in `RECIPES`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tabletop_pick() -> RunnerConfig:
 
 
 def _guided(config: RunnerConfig, guide: DistillConfig) -> RunnerConfig:
-    """Beside a teacher the reward has the details to say: less noise, smaller steps, estimates of less variance."""
+    """Add distillation of a teacher; the reward then corrects details: less noise, smaller steps, less variance."""
     return replace(
         config,
         calibrate_scales=(),
@@ -65,18 +65,18 @@ def _guided(config: RunnerConfig, guide: DistillConfig) -> RunnerConfig:
 
 
 def tabletop_pick_guided() -> RunnerConfig:
-    """As tabletop-pick, from one demonstration or more, beside a teacher that learns first; give --demos.
+    """Picking from one demonstration or more, with distillation of a privileged teacher; give --demos.
 
-    The teacher sees from its hand and imitates the demonstrations turned about the vertical, too; then it practises
-    until it is good. Twenty demonstrations leave it nothing to practise, one does.
+    The teacher reads state in the gripper's frame, imitates the demonstrations rotated about the vertical, too, and is
+    then trained by PPO until it is good. Twenty demonstrations leave PPO nothing to do, one does.
     """
     # A demonstration in sixteen directions is learnt by heart in 1000 steps: then it knows one object's size only.
     teacher = TeacherConfig(origin="hand", turns=16, floor=0.1, steps=300)
-    return _guided(tabletop_pick(), DistillConfig(teacher=teacher, practice=_practice(600_000), anneal_updates=45))
+    return _guided(tabletop_pick(), DistillConfig(teacher=teacher, practice=_teacher_ppo(600_000), anneal_updates=45))
 
 
-def _practice(env_steps: int) -> TeacherPPOConfig:
-    """Long practice: what a step costs is little, so none is cut short before the policy has moved."""
+def _teacher_ppo(env_steps: int) -> TeacherPPOConfig:
+    """Teacher PPO with a loose KL stop: steps are cheap, so none is cut short before the teacher has moved."""
     practice = TeacherPPOConfig(env_steps=env_steps)
     return replace(practice, ppo=replace(practice.ppo, kl_stop=0.2))
 
@@ -97,7 +97,7 @@ def smoke() -> RunnerConfig:
 
 
 def tabletop_pick_grpo() -> RunnerConfig:
-    """As tabletop-pick, with the other episodes of a group for a critic."""
+    """Picking by GRPO: the other episodes of a group are the baseline, there is no critic."""
     return replace(
         tabletop_pick(),
         eval_every=4,
@@ -109,7 +109,7 @@ def tabletop_pick_grpo() -> RunnerConfig:
 
 
 def tabletop_pick_filtered() -> RunnerConfig:
-    """As tabletop-pick, by imitation of its own successes: the baseline."""
+    """Picking by filtered behaviour cloning: imitation of the policy's own successes."""
     return replace(
         tabletop_pick(),
         eval_every=4,
@@ -118,7 +118,7 @@ def tabletop_pick_filtered() -> RunnerConfig:
 
 
 def tabletop_pick_shaped() -> RunnerConfig:
-    """As tabletop-pick, with a learnt reward for progress beside success."""
+    """Picking with a learnt process reward besides success."""
     return replace(tabletop_pick(), shaping=ShapingConfig())
 
 
@@ -151,18 +151,18 @@ def multitask() -> RunnerConfig:
 
 
 def multitask_few() -> RunnerConfig:
-    """As multitask, from few demonstrations of every task: the teacher sees from its hand, and practises first."""
+    """Many tasks from few demonstrations each: the teacher reads the gripper's frame and is trained by PPO first."""
     config = multitask()
     # Five demonstrations of each of ten tasks, teacher alone: 103 of 192 without the hand's view, 147 with it, 177
     # after 400 thousand control steps of practice. Three hundred in all are enough without either.
     teacher = TeacherConfig(origin="hand", floor=0.1, steps=300)
     assert config.guide is not None
-    guide = replace(config.guide, teacher=teacher, practice=_practice(800_000), anneal_updates=200)
+    guide = replace(config.guide, teacher=teacher, practice=_teacher_ppo(800_000), anneal_updates=200)
     return replace(config, guide=guide)
 
 
 def multitask_unguided() -> RunnerConfig:
-    """As multitask, by the reward alone: no demonstrations are needed, and ten tasks learn next to nothing."""
+    """Many tasks by the reward alone: no demonstrations are needed, and ten tasks learn next to nothing."""
     return replace(multitask(), guide=None)
 
 
@@ -189,7 +189,7 @@ def robosuite_lift() -> RunnerConfig:
 
 
 def robosuite_lift_guided() -> RunnerConfig:
-    """As robosuite-lift, beside a teacher that sees from its hand and practises before it teaches; give --demos."""
+    """robosuite's Lift with distillation of a privileged teacher that is trained by PPO first; give --demos."""
     teacher = TeacherConfig(origin="hand", floor=0.02, steps=1000)
     guide = DistillConfig(teacher=teacher, practice=TeacherPPOConfig(env_steps=60_000), anneal_updates=45)
     return _guided(robosuite_lift(), guide)

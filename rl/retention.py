@@ -1,4 +1,4 @@
-"""What refinement cost elsewhere: success on every imitation task before and after, so that forgetting is visible."""
+"""Retention: success on every imitation task before and after refinement, so that forgetting is visible."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class TaskChange:
         return "lost" if rate < low else "gained" if rate > high else "kept"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return counts before and after and the verdict, JSON-ready."""
         return {
             "suite": self.suite,
             "task": self.task,

@@ -1,4 +1,4 @@
-"""What is checked before a run begins."""
+"""Checks before a run begins."""
 
 from __future__ import annotations
 

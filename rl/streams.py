@@ -56,5 +56,5 @@ def curriculum(seed: int, rank: int = 0) -> int:
 
 
 def teacher_scenes(seed: int) -> int:
-    """Where in the training seeds the teacher's scenes begin, s + 1000: not where the policy's do."""
+    """First training seed of the teacher's scenes, s + 1000: apart from the policy's."""
     return seed + 1000

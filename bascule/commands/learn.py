@@ -281,8 +281,7 @@ class RL(Command):
     horizon: int | None = None
     """Control steps of an episode while learning, fewer than the suite's; `vla eval` counts by the suite's."""
     demos: Path | None = None
-    """Folder of demonstrations, for recipes that learn a teacher from them (multitask, ...-guided), hold the policy to
-    them or fit its noise to them."""
+    """Folder of demonstrations, for recipes that learn a teacher from them (multitask, ...-guided)."""
     curriculum: str | None = None
     """Draw tasks by their success: uniform, vla-rl, frontier, weakest."""
     retain: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Advantages of decisions: GAE over chunks, with time limits treated as what they are."""
+"""Advantages of decisions: GAE over action chunks; truncation bootstraps, termination does not."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def gae(
 
 
 def normalise(advantages: Tensor, team: Team | None = None) -> Tensor:
-    """Zero mean, unit standard deviation over the whole batch (of all processes); all zeros when there is nothing to
-    tell apart."""
+    """Return the advantages with zero mean and unit standard deviation over the batch of all processes; all zeros when
+    they are equal."""
     if team is None or team.size == 1:
         centred = advantages - advantages.mean()
         return centred / (centred.square().mean().sqrt() + 1e-6)

@@ -1,6 +1,6 @@
-"""Success-filtered self-imitation: explore, keep the episodes that succeeded, imitate them. RL's honest baseline.
+"""Filtered behaviour cloning: explore, keep the episodes that succeeded, imitate them.
 
-No critic, no ratio, no negative examples: whatever PPO or GRPO gains must be gained over this.
+The baseline of RL: no critic, no ratio, no negative examples. PPO and GRPO must gain something over it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class Likelihood(PolicyObjective):
     """Mean negative log-likelihood per executed control step."""
 
     def forward(self, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Return (loss, log-ratio (M,), metrics) of a minibatch of M decisions."""
         log_prob = self.actor.distribution(batch.inputs, batch.proprio_BP).log_prob(batch.action, batch.executed_BC)
         loss = -log_prob.sum() / batch.executed_BC.sum().clamp(min=1)
         log_ratio = log_prob - batch.log_prob_B
@@ -31,11 +32,11 @@ class FilteredImitation(PolicyLearner):
     objective_class = Likelihood
 
     def judge(self, returns_GN: Tensor) -> tuple[Tensor, Tensor]:
-        """(kept (groups,), advantages (groups, 1)): an episode is kept if it succeeded."""
+        """Return (kept (groups,), advantages (groups, 1)): an episode is kept if it succeeded."""
         return (returns_GN > 0).all(1), torch.ones_like(returns_GN)
 
     def update(self, buffer: EpisodeBuffer) -> dict[str, float]:
-        """One update on the successful episodes."""
+        """Take one update on the successful episodes; return metrics."""
         metrics = {"skipped": 1.0}
         if self.team.total(float(buffer.size))[0]:
             metrics = {"skipped": 0.0} | self.improve(buffer)

@@ -17,7 +17,7 @@ from rl.storage.episode_buffer import EpisodeBuffer
 
 
 def group_advantages(returns_GN: Tensor, baseline: Literal["grpo", "rloo"]) -> Tensor:
-    """(groups, N) of the returns of N episodes from the same state. Groups whose returns are equal get exactly 0."""
+    """Return advantages (groups, N) of the returns of N episodes from the same state; exactly 0 where all are equal."""
     centred = returns_GN - returns_GN.mean(1, keepdim=True)
     # the mean of equal numbers need not be that number: rounding must not become an advantage
     centred = torch.where(mixed(returns_GN)[:, None], centred, 0.0)
@@ -28,17 +28,17 @@ def group_advantages(returns_GN: Tensor, baseline: Literal["grpo", "rloo"]) -> T
 
 
 def mixed(returns_GN: Tensor) -> Tensor:
-    """(groups,) bool: not all returns are the same."""
+    """Return (groups,) bool: not all returns are the same."""
     return returns_GN.amax(1) > returns_GN.amin(1)
 
 
 class GRPO(PolicyLearner):
-    """`judge` says which groups are learnt from and what their episodes were worth; `update` learns from them."""
+    """`judge` chooses the groups to learn from and gives their episodes advantages; `update` learns from them."""
 
     config: GRPOConfig
 
     def judge(self, returns_GN: Tensor) -> tuple[Tensor, Tensor]:
-        """(kept (groups,), advantages (groups, N)): dynamic sampling."""
+        """Return (kept (groups,), advantages (groups, N)): dynamic sampling."""
         rate = (returns_GN > 0).float().mean(1)
         low, high = self.config.keep
         # inclusive bounds: 1 of 10 is not quite 0.1 in float32
@@ -46,7 +46,7 @@ class GRPO(PolicyLearner):
         return kept, group_advantages(returns_GN, self.config.baseline)
 
     def update(self, buffer: EpisodeBuffer) -> dict[str, float]:
-        """One update on the kept episodes. Without any, in any process, the policy stays and `skipped` is 1."""
+        """Take one update on the kept episodes. Without any, in any process, the policy stays and `skipped` is 1."""
         metrics = {"skipped": 1.0}
         if self.team.total(float(buffer.size))[0]:
             metrics = {"skipped": 0.0} | self.improve(buffer)

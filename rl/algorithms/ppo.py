@@ -101,6 +101,7 @@ class PPO(PolicyLearner):
         return super().tensors() | {f"critic.{name}": t for name, t in self.critic.state_dict().items()}
 
     def trainer_state(self) -> dict[str, Any]:
+        """Add the critic's optimiser and memory to the policy's state."""
         # the memory here and not among the tensors: every process has its own
         memory = [list(kept) for kept in self._memory] if self.config.critic_memory > 1 else []
         return super().trainer_state() | {
@@ -109,6 +110,7 @@ class PPO(PolicyLearner):
         }
 
     def load_trainer_state(self, state: dict[str, Any]) -> None:
+        """Restore what `trainer_state` returned."""
         super().load_trainer_state(state)
         self.critic_optimiser.load_state_dict(state["critic_optimiser"])
         self._memory = [(states, targets) for states, targets in state.get("critic_memory", [])]

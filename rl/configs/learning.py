@@ -1,4 +1,4 @@
-"""How a policy explores and learns: actor, critic and the algorithms' parameters."""
+"""Configuration of the actor, the critic and the algorithms."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class ActorConfig:
 
     motion_std: float = 0.2
     gripper_std: float = 0.3
-    """Own value: the world reads only its sign, so small noise there explores nothing."""
+    """A value of its own: the environment reads only the sign, so small noise there explores nothing."""
     std_min: float = 0.03
     std_max: float = 0.5
     noise: Literal["action", "flow"] = "action"
     """On the chunk itself, or between the denoising steps of a flow head, which then learns as a chain of normals."""
     correlation: float = 0.0
-    """Of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: independent."""
+    """Correlation of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: none."""
     log_prob_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is there to measure what it costs: at small spreads its rounding alone leaves the clip band."""
     refiner_width: int = 0
@@ -43,16 +43,17 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """How a policy is improved on decisions with advantages."""
+    """Shared by all algorithms that improve a policy on decisions with advantages."""
 
     lr: float = 2e-4
-    """Of the bridge and head (or of the refiner)."""
+    """Learning rate of the trained part of the network."""
     log_std_lr: float = 2e-4
+    """Learning rate of the logarithm of the standard deviation."""
     epochs: int = 4
     minibatch_size: int = 128
     """Decisions per step, over all processes."""
     clip: float = 0.2
-    """Of the joint ratio of a chunk's executed control steps."""
+    """Clip range of the probability ratio, which is joint over a chunk's executed control steps."""
     clip_high: float | None = None
     """Another bound upwards ("clip-higher", Yu et al. 2025): unlikely actions that worked gain more. None: `clip`."""
     dual_clip: float | None = None
@@ -68,7 +69,7 @@ class PolicyConfig:
     them). Where steps are mostly noise, their mean is the better policy (Polyak and Juditsky 1992)."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Return a sentence naming the first invalid value, or None."""
         if not 0.0 <= self.average_decay < 1.0:
             return f"average_decay must be in [0, 1), got {self.average_decay}"
         if self.dual_clip is not None and self.dual_clip <= 1:
@@ -91,16 +92,16 @@ class PPOConfig(PolicyConfig):
     gamma: float = 0.97
     """Discount per decision (action chunk)."""
     lam: float = 0.95
-    """Of the advantages: how far beyond the critic's word on the next state they trust what really came after. Over a
-    chunk's few steps most of that is other decisions' luck."""
+    """GAE lambda of the advantages: lower relies more on the critic, since the rest is mostly the luck of later
+    decisions."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
-    """What a truncated episode's last state is worth: its value, as if the clock had not run out, or (when finishing in
-    time is itself the task) nothing. Pardo et al. 2018, "Time limits in reinforcement learning"."""
+    """The value of a truncated episode's last state: the critic's estimate, or 0 where finishing in time is itself the
+    task. Pardo et al. 2018, "Time limits in reinforcement learning"."""
     critic_warmup: int = 4
     """First updates that train the critic alone: advantages of a random critic would destroy the imitation policy."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Return a sentence naming the first invalid value, or None."""
         if self.critic_memory < 1:
             return f"critic_memory counts rollouts, the newest among them: at least 1, got {self.critic_memory}"
         return super().problem()
@@ -123,6 +124,7 @@ class GRPOConfig(PolicyConfig):
     """But no more than these in one update: a policy that always succeeds has no mixed groups left."""
 
     def problem(self) -> str | None:
+        """Return a sentence naming the first invalid value, or None."""
         low, high = self.keep
         if self.group_size < 2:
             return f"group_size must be at least 2, got {self.group_size}: one episode has no others to compare with"

@@ -19,7 +19,7 @@ class MilestoneConfig:
     """Frames this near a key-frame are labelled as it is."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Return a sentence naming the first invalid value, or None."""
         if not 0 < self.gripper_change <= 1 or min(self.hold, self.window + 1, self.width + 1) < 1:
             return "gripper_change must be in (0, 1], hold at least 1, window and width at least 0"
         return None
@@ -27,7 +27,7 @@ class MilestoneConfig:
 
 @dataclass(frozen=True)
 class ProgressConfig:
-    """How the reward model is trained and calibrated."""
+    """Training and calibration of the process reward model."""
 
     marks: MilestoneConfig = field(default_factory=MilestoneConfig)
     width: int = 64
@@ -40,7 +40,7 @@ class ProgressConfig:
     folds: int = 4
     """The threshold is chosen on each part of the others by a model that has not learnt from it."""
     false_positives: float = 0.01
-    """Share of failed episodes (and ones told to do something else) that may be taken for completed. To promise one in
+    """Share of failed episodes (and ones given another instruction) that may be taken for completed. To promise one in
     a hundred, a hundred of them must have been seen."""
 
 
@@ -49,7 +49,7 @@ class ShapingConfig:
     """Learn a process reward model from the imitation policy's own episodes, then add its reward to the world's."""
 
     coef: float = 0.3
-    """Of a success's reward, which is 1: the most that all milestones together give."""
+    """The most that all milestones together give; success gives 1."""
     episodes: int = 192
     """Played, with exploration noise, on training scenes, to train and calibrate the model."""
     progress: ProgressConfig = field(default_factory=ProgressConfig)

@@ -11,19 +11,19 @@ from rl.configs.teacher import DistillConfig
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """How tasks are drawn."""
+    """The curriculum: how the tasks of new episodes are drawn."""
 
     rule: str = "vla-rl"
     """uniform (every task as often as any other), vla-rl, frontier, weakest."""
     temperature: float = 0.5
     """vla-rl: tau. frontier and weakest: 1 as they are, less is sharper."""
     floor: float = 0.2
-    """Of every draw so much is spread evenly: a task that is never played is forgotten, and nobody would know."""
+    """The fraction of every draw that is spread evenly, since a task that is never played is forgotten unnoticed."""
     window: int = 64
     """Episodes of a task whose outcomes count, older ones fading exponentially."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Return a sentence naming the first invalid value, or None."""
         if self.temperature <= 0 or self.window < 1:
             return f"temperature and window must be positive, got {self.temperature} and {self.window}"
         if not 0.0 <= self.floor <= 1.0:
@@ -37,9 +37,10 @@ class RunnerConfig:
 
     suite: str = "tabletop-pick"
     num_envs: int = 48
-    """Worlds, over all processes."""
+    """Environments, over all processes."""
     decisions_per_update: int = 10
-    """Chunks per world between updates: the batch is num_envs times this. (Methods of whole episodes do not ask.)"""
+    """Decisions per environment between updates: the batch is num_envs times this. Unused by methods of whole
+    episodes."""
     n_action_steps: int | None = None
     """Execute only the first so many control steps of a chunk (None: as the policy's configuration says)."""
     horizon: int | None = None
@@ -50,11 +51,11 @@ class RunnerConfig:
     """First and one past the last scene seed of training episodes; evaluation seeds start at 5,000,000."""
     max_updates: int = 200
     max_env_steps: int | None = None
-    """Control steps, over all worlds."""
+    """Control steps, over all environments."""
     max_seconds: float | None = None
-    """Wall clock of calibration, training and evaluation, over all sittings of a resumed run."""
+    """Wall clock of calibration, training and evaluation, including resumed sessions."""
     eval_every: int = 10
-    """Updates between evaluations. Each is also a checkpoint, after which all worlds start anew."""
+    """Updates between evaluations. Each is also a checkpoint, after which all environments start anew."""
     target_success: float | None = 0.97
     """Stop when two evaluations in a row reach this (None: use the whole budget)."""
     patience: int | None = None
@@ -70,11 +71,11 @@ class RunnerConfig:
     method: FilteredConfig | GRPOConfig | None = None
     """Learn by this instead of PPO."""
     guide: DistillConfig | None = None
-    """Learn from a teacher that sees the simulator's state, too (PPO only). Needs demonstrations with that state."""
+    """Distil a privileged teacher into the policy, too (PPO only). Needs demonstrations with the simulator's state."""
     curriculum: CurriculumConfig | None = None
     """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""
     shaping: ShapingConfig | None = None
-    """Add a learnt reward for progress (PPO only). None: the world's reward alone."""
+    """Add a learnt reward for progress (PPO only). None: the environment's reward alone."""
     trackers: tuple[str, ...] = ()
     """Besides metrics.jsonl: tensorboard, wandb, trackio."""
 
@@ -82,12 +83,12 @@ class RunnerConfig:
 BUDGET_FIELDS = frozenset(
     {"max_updates", "max_env_steps", "max_seconds", "target_success", "patience", "calibrate_scales", "trackers"}
 )
-"""What may differ between a run and its continuation; everything else would make it another run."""
+"""Fields that may differ between a run and its continuation; any other makes it another run."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `evaluations`: (update, successes, episodes), the first of the policy RL started from."""
+    """The end of a run. `evaluations` are (update, successes, episodes), the first before any update."""
 
     updates: int
     env_steps: int

@@ -10,7 +10,7 @@ from rl.configs.learning import ActorConfig, CriticConfig, PPOConfig
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Networks that are averaged, and how each is trained."""
+    """The privileged teacher: an ensemble of networks, and how each imitates the demonstrations."""
 
     count: int = 3
     width: int = 256
@@ -18,15 +18,15 @@ class TeacherConfig:
     minibatch_size: int = 256
     lr: float = 1e-3
     floor: float = 1e-3
-    """What has varied less than this counts as varying so much (m, mostly): more, and what the demonstrations hardly
-    vary says less when it does."""
+    """Least standard deviation (mostly m) by which an input is divided. A higher floor weakens inputs that hardly vary
+    in the demonstrations."""
     origin: Literal["world", "hand"] = "world"
-    """Where places in the plane of the table are measured from. From the hand, one demonstration serves everywhere."""
+    """Origin of positions in the plane of the table. In the gripper's frame one demonstration serves everywhere."""
     turns: int = 1
-    """Imitate every demonstration also turned about the vertical, so many ways in all. Only with `origin` "hand"."""
+    """Number of rotations about the vertical in which every demonstration is imitated. Only with `origin` "hand"."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Return a sentence naming the first invalid value, or None."""
         if min(self.count, self.width, self.steps, self.minibatch_size, self.turns) < 1 or self.floor <= 0:
             return "a teacher's count, width, steps, minibatch_size and turns must be at least 1, its floor above 0"
         if self.turns > 1 and self.origin == "world":
@@ -36,17 +36,17 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class TeacherPPOConfig:
-    """How long a teacher practises, and how it learns from it."""
+    """Fine-tuning of the privileged teacher with PPO before distillation."""
 
     env_steps: int = 150_000
-    """Control steps at most, over all worlds; they count as the run's own."""
+    """Control steps at most, over all environments; they count towards the run's."""
     enough: float | None = 0.98
-    """Success rate of the teacher at which it need not practise. To end practice it must be seen twice running: of many
-    looks one is lucky. None: all of `env_steps`."""
+    """Success rate at which the teacher is trained no further; it must hold in two consecutive evaluations, to guard
+    against noise. None: use all of `env_steps`."""
     look_every: int = 10
-    """Updates after which its success is looked at. These episodes are no control steps of the run: nobody learns."""
+    """Updates between evaluations of the teacher. These do not count as control steps: nothing is learnt from them."""
     share: float = 0.5
-    """Of the run's seconds and control steps, if they are limited: no more is spent on practice."""
+    """The largest share of the run's seconds and control steps, where they are limited."""
     decisions_per_update: int = 20
     actor: ActorConfig = field(default_factory=lambda: ActorConfig(motion_std=0.2, gripper_std=0.4, correlation=0.5))
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(hidden=(256, 256)))
@@ -57,27 +57,27 @@ class TeacherPPOConfig:
             average_decay=0.8,
         )
     )  # fmt: skip
-    """Learning rate and noise shrink over the whole practice."""
+    """Learning rate and noise are annealed over all updates."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Return a sentence naming the first invalid value, or None."""
         if min(self.env_steps, self.decisions_per_update, self.look_every) < 1 or not 0 < self.share <= 1:
             return (
-                "a teacher practises at least 1 control step, by at least 1 decision per update, looks after 1 update "
-                "or more, and takes a share of the run above 0 and up to 1"
+                "teacher PPO needs at least 1 control step, decisions_per_update and look_every of at least 1, and a "
+                "share of the run above 0 and up to 1"
             )
         return self.ppo.problem()
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """How much, and from how many decisions, is learnt from the teacher."""
+    """Distillation of the privileged teacher into the policy, after every update."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     practice: TeacherPPOConfig | None = None
-    """Before it teaches, the teacher itself learns from the reward. None: it is left as imitation made it."""
+    """PPO of the teacher itself, before distillation. None: it stays as imitation made it."""
     steps: int = 60
-    """After every update."""
+    """Gradient steps after every update of the policy."""
     minibatch_size: int = 512
     """Decisions per step, over all processes."""
     lr: float = 1e-3
@@ -89,7 +89,7 @@ class DistillConfig:
     max_grad_norm: float = 1.0
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Return a sentence naming the first invalid value, or None."""
         if min(self.steps, self.minibatch_size, self.anneal_updates, self.memory) < 1:
-            return "a guide's steps, minibatch_size, anneal_updates and memory must be at least 1"
+            return "distillation's steps, minibatch_size, anneal_updates and memory must be at least 1"
         return self.teacher.problem() or (self.practice and self.practice.problem())

@@ -49,7 +49,7 @@ class ResidualConfig:
     """Episodes of the uncorrected policy (or of a demonstrator) put into the buffer first."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Return a sentence naming the first invalid value, or None."""
         if not 0 < self.alpha <= 1:
             return f"alpha must be in (0, 1], got {self.alpha}"
         if self.updates_per_step <= 0 or self.n_step < 1:
@@ -74,14 +74,14 @@ class Plans:
 
     @property
     def state_dim(self) -> int:
-        """Of `state`."""
+        """Width S of `state`."""
         return (
             self.vla.processor.proprio_width + self._chunk.shape[2] + 1 + self._latent.shape[2] + self._points.shape[1]
         )
 
     @torch.no_grad()
     def look(self, obs: Observation, ids: Sequence[int]) -> None:
-        """Plan anew in worlds `ids`, from their pictures in `obs` (of all worlds)."""
+        """Plan a new chunk in environments `ids`, from their images in `obs` (of all environments)."""
         inp = self.vla.processor.prepare(obs.select(list(ids)))
         proprio = inp.proprio_BP.to(self.vla.device)
         latents = self.vla.condition(self.vla.encode(inp), proprio)
@@ -94,18 +94,18 @@ class Plans:
         self.at[rows] = 0
 
     def action(self) -> NDArray[np.float32]:
-        """(N, A) normalised: what the VLA would do now."""
+        """Return the VLA's present action (N, A), normalised."""
         return self._now(self._chunk)
 
     def state(self, obs: Observation) -> NDArray[np.float32]:
-        """(N, S) that the corrector reads."""
+        """Return the corrector's input (N, S)."""
         proprio = self.vla.processor.normalise_proprio(obs.proprio).numpy()
         phase = (self.at / self.n_action_steps)[:, None]
         parts = (proprio, self.action(), phase, self._now(self._latent), self._points)
         return np.concatenate(parts, 1).astype(np.float32)
 
     def corrected(self, residual: NDArray[np.float32], alpha: float) -> NDArray[np.float32]:
-        """(N, 1, A) in environment units."""
+        """Return the corrected action (N, 1, A) in environment units."""
         return self.vla.processor.unnormalise_action((self.action() + alpha * residual)[:, None].astype(np.float32))
 
     def _now(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -153,6 +153,7 @@ class ResidualVecEnv(StateVecEnv):
         return result
 
     def action_of(self, env_action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the residual (B, A) in [-1, 1] that brings the VLA's action nearest to `env_action`."""
         wanted = self.plans.vla.processor.normalise_action(env_action[:, None])[:, 0]
         return np.clip((wanted - self.plans.action()) / self.config.alpha, -1.0, 1.0).astype(np.float32)
 

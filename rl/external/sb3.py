@@ -41,6 +41,7 @@ class LayerNormCritics(SACPolicy):
     """
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        """Return SAC's critics with a LayerNorm after every linear layer."""
         critic = super().make_critic(features_extractor)
         given = self.critic_kwargs
         for i in range(critic.n_critics):
@@ -60,7 +61,7 @@ def leave_no_log(model: BaseAlgorithm) -> None:
 
 
 def state_of(obs: Observation) -> NDArray[np.float32]:
-    """(B, P + S): proprio, then the simulator's state. ValueError outside simulation."""
+    """Return (B, P + S): proprio, then the simulator's state. ValueError outside simulation."""
     if obs.privileged is None:
         raise ValueError("an SB3 policy of this kind reads the simulator's state: Observation.privileged is None")
     return np.concatenate([obs.proprio, obs.privileged], axis=1).astype(np.float32)
@@ -86,9 +87,10 @@ class StateVecEnv(SB3VecEnv):
         self._rng = np.random.default_rng([seed, 53])
         self._actions: np.ndarray | None = None
         self.obs: Observation | None = None
-        """What the worlds show now, for scripted experts."""
+        """The present observation of all environments, for scripted experts."""
 
     def reset(self) -> NDArray[np.float32]:
+        """Start an episode in every environment; return their states (N, S)."""
         if self._seeds[0] is not None:  # SB3's `seed()` since the last reset
             self._rng = np.random.default_rng([int(self._seeds[0]), 53])
         self._reset_seeds()
@@ -98,9 +100,11 @@ class StateVecEnv(SB3VecEnv):
         return self._state(self.obs)
 
     def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions (N, A) for `step_wait`."""
         self._actions = np.asarray(actions, np.float32)
 
     def step_wait(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        """Execute the actions; return states (N, S), rewards (N,), done (N,) and one `info` per environment."""
         assert self._actions is not None, "step_async first"
         result = self._step(self._actions)
         self.obs, self._actions = result.obs, None
@@ -151,22 +155,26 @@ class StateVecEnv(SB3VecEnv):
 
     # SB3 asks these of environments that are objects; ours are rows of arrays, all alike.
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return the attribute, the same for every environment."""
         value = getattr(self, attr_name) if attr_name == "render_mode" else getattr(self.env, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Raise AttributeError: nothing can be set."""
         raise AttributeError(
             f"{attr_name!r} cannot be set through SB3: these worlds share one configuration; change it where they are "
             "made"
         )
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Raise AttributeError: there are no single environments to call."""
         raise AttributeError(
             f"{method_name!r} cannot be called through SB3: these worlds are rows of arrays, not separate objects; "
             "call the vector environment itself"
         )
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """Return False for every environment."""
         return [False for _ in self._get_indices(indices)]
 
 

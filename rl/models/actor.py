@@ -49,7 +49,7 @@ class GaussianChunkActor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters are."""
+        """The device of the network's parameters."""
         return next(self.model.parameters()).device
 
     @property
@@ -101,7 +101,7 @@ class GaussianChunkActor(nn.Module):
 
 
 class GreedyPolicy:
-    """The mean action: what is evaluated and deployed. A `vla.core.types.Policy`."""
+    """The mean action, which is evaluated and deployed. A `vla.core.types.Policy`."""
 
     def __init__(self, actor: GaussianChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
         self.actor, self.action_spec = actor, spec
@@ -117,12 +117,12 @@ class GreedyPolicy:
         return self.actor.to_env(self.choose(*self.actor.encode(obs)), self.action_spec)
 
     def choose(self, inputs: PolicyInput, proprio_BP: Tensor) -> Tensor:
-        """The normalised chunk (B, C, A)."""
+        """Return the normalised chunk (B, C, A)."""
         return self.actor.mean(inputs, proprio_BP)
 
 
 class SampledPolicy(GreedyPolicy):
-    """The actor with its exploration noise, scaled: what calibration measures."""
+    """The actor with its exploration noise, scaled by `std_scale`."""
 
     def __init__(
         self,
@@ -137,5 +137,6 @@ class SampledPolicy(GreedyPolicy):
         self.generator, self.std_scale = generator, std_scale
 
     def choose(self, inputs: PolicyInput, proprio_BP: Tensor) -> Tensor:
+        """Sample a normalised chunk (B, C, A)."""
         policy = self.actor.distribution(inputs, proprio_BP)
         return self.actor.chunk_of(policy.sample(self.generator, std_scale=self.std_scale))

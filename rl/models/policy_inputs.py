@@ -1,4 +1,4 @@
-"""What the trained part of a policy reads of an observation: computed once by the frozen part, kept for every epoch."""
+"""Inputs of the trained part of a policy: computed once by the frozen part, kept for every epoch."""
 
 from __future__ import annotations
 

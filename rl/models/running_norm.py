@@ -30,13 +30,14 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
     def forward(self, x_BS: Tensor) -> Tensor:
+        """Return (x - mean) / std, clamped to [-10, 10]."""
         # 1e-6: a component that never moved stays near 0 instead of amplifying its rounding
         scaled = (x_BS - self.mean.float()) / (self.var.float() + 1e-6).sqrt()
         return scaled.clamp(-10.0, 10.0)
 
 
 def moments(x_BS: Tensor, team: Team | None = None) -> tuple[float, Tensor, Tensor]:
-    """(rows, means (S,), variances (S,)) in float64 over the rows of all processes."""
+    """Return (rows, means (S,), variances (S,)) in float64 over the rows of all processes."""
     x_BS = x_BS.double()
     if team is None or team.size == 1:
         return float(len(x_BS)), x_BS.mean(0), x_BS.var(0, unbiased=False)

@@ -33,7 +33,7 @@ def gripper_events(gripper_T: NDArray[np.floating], config: MilestoneConfig, *, 
 
 
 def speeds(position_TX: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(T,) distance to the next frame, smoothed over three; the last frame's is that of the step before."""
+    """Return (T,) distance to the next frame, smoothed over three; the last frame's is that of the step before."""
     position = np.asarray(position_TX, np.float64)
     if len(position) < 2:
         return np.zeros(len(position))
@@ -66,7 +66,7 @@ def milestones(
 
 
 def frame_labels(count: int, keyframes: list[int], success: bool, config: MilestoneConfig) -> NDArray[np.float32]:
-    """(T,) 1 at and near the key-frames of an episode that succeeded, else 0: failures teach what progress is not."""
+    """Return (T,) 1 at and near the key-frames of an episode that succeeded, else 0: failures are negatives."""
     labels = np.zeros(count, np.float32)
     if success:
         for frame in keyframes:

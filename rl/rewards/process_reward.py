@@ -72,7 +72,7 @@ class ProgressReport:
     """The model compared with the simulator's truth, on episodes that neither trained nor calibrated it."""
 
     frame_auc: float
-    """Of single frames against their pseudo-labels."""
+    """Area under the ROC curve of single frames against their pseudo-labels."""
     threshold: float
     goals: int
     false_positives: int
@@ -196,7 +196,7 @@ def _report(
 
 
 def events(p_T: NDArray[np.floating], threshold: float) -> NDArray[np.int64]:
-    """(T,) milestones seen so far: rising edges of p > threshold."""
+    """Return (T,) milestones seen so far: rising edges of p > threshold."""
     above = p_T > threshold
     rising = above & ~np.concatenate([[False], above[:-1]])
     return np.cumsum(rising)

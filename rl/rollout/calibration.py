@@ -1,4 +1,4 @@
-"""How much exploration noise the policy survives, measured before training."""
+"""Calibration of the exploration noise before training."""
 
 from __future__ import annotations
 

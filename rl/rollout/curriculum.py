@@ -60,12 +60,12 @@ class Curriculum:
 
     @property
     def rates(self) -> NDArray[np.float64]:
-        """(tasks,) recent success."""
+        """Recent success rates (tasks,)."""
         return self.wins / self.plays
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """(tasks,) probabilities of the next draw."""
+        """Probabilities (tasks,) of the next draw."""
         weight = self._rule(self.rates, self.config.temperature)
         share = weight / weight.sum() if weight.sum() > 0 else np.ones_like(weight) / len(weight)
         return (1 - self.config.floor) * share + self.config.floor / len(share)

@@ -1,1 +1,1 @@
-"""What one update learns from: rollouts, episodes, demonstrations. May import `rl.models`."""
+"""Buffers that one update learns from: rollouts and episodes. May import `rl.models`."""

@@ -23,10 +23,12 @@ class EpisodeBuffer(Transitions):
 
     @property
     def size(self) -> int:
+        """Rows filled so far."""
         return self.filled
 
     @property
     def advantages_B(self) -> Tensor:
+        """(size,) one per row."""
         return torch.cat(self._advantages)
 
     def clear(self) -> None:

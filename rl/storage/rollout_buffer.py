@@ -102,10 +102,12 @@ class RolloutBuffer(Transitions):
 
     @property
     def size(self) -> int:
+        """Rows T * N."""
         return self.num_decisions * self.num_envs
 
     @property
     def advantages_B(self) -> Tensor:
+        """(size,) one per row."""
         assert self.advantages_TN is not None, "set the advantages first"
         return self.advantages_TN.reshape(-1)
 
@@ -116,6 +118,7 @@ class RolloutBuffer(Transitions):
 
     @property
     def full(self) -> bool:
+        """Whether T decisions were added."""
         return self.filled == self.num_decisions
 
     def put_inputs(self, inputs: PolicyInput) -> PolicyInput:
@@ -195,6 +198,7 @@ class RolloutBuffer(Transitions):
         return rows.view(self.num_decisions, self.num_envs, *rows.shape[1:])
 
     def parts(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the index tensors of one epoch in `count` parts. RuntimeError unless full."""
         if not self.full:
             raise RuntimeError(f"the rollout holds only {self.filled} of {self.num_decisions} decisions; fill it first")
         yield from super().parts(count, generator)

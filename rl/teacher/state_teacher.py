@@ -23,7 +23,7 @@ from vla.model.heads import masked_l1
 from vla.processing.processor import Processor
 
 SHARP = 4.0
-"""Beside every standardised number its tanh at this scale: contact and release hang on millimetres around the usual."""
+"""Every standardised input is also given as its tanh at this scale, since contact and release depend on millimetres."""
 
 
 class Teacher(nn.Module):
@@ -49,7 +49,7 @@ class Teacher(nn.Module):
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], chunk_size: int, config: TeacherConfig) -> Teacher:
-        """What `state_dict` gave, frozen."""
+        """Return the frozen teacher of a `state_dict`."""
         action_dim = len(tensors["nets.0.8.bias"]) // chunk_size
         teacher = Teacher(len(tensors["shift"]), chunk_size, action_dim, config)
         tensors = {"view": torch.eye(len(tensors["shift"]))} | tensors  # checkpoints before it was kept
