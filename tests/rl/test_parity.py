@@ -75,9 +75,9 @@ def test_one_update_is_sb3s():
     theirs.vf_coef, theirs.policy.optimizer.param_groups[0]["eps"] = 0.0, 1e-8
     theirs.learning_rate = theirs.lr_schedule = lambda _: 1e-3
     ours_to_theirs = [
-        (actor.model.head[0], theirs.policy.mlp_extractor.policy_net[0]),
-        (actor.model.head[2], theirs.policy.mlp_extractor.policy_net[2]),
-        (actor.model.head[4], theirs.policy.action_net),
+        (actor.model[0], theirs.policy.mlp_extractor.policy_net[0]),
+        (actor.model[2], theirs.policy.mlp_extractor.policy_net[2]),
+        (actor.model[4], theirs.policy.action_net),
     ]
     with torch.no_grad():
         for mine, other in ours_to_theirs:
