@@ -3,70 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from pathlib import Path
 
 from policies.export.exported_policy import ExportedPolicy, is_exported
 from vla.core.checkpoint import read_config
 from vla.core.compatibility import choose_embodiment
-from vla.core.types import ActionChunk, Observation
-
-if TYPE_CHECKING:
-    from policies.chunking.realtime import RealTimePolicy
-    from vla.model.policy import VLAPolicy
-from collections.abc import Iterable
-from pathlib import Path
-
 from vla.core.config import load_json, unknown
+from vla.core.types import Policy
 
 
-def embodiment(folder: str | os.PathLike[str], wanted: str | None = None) -> str | None:
+def chosen_embodiment(folder: str | os.PathLike[str], wanted: str | None = None) -> str | None:
     """Which embodiment of the policy in a folder to control (`vla.core.compatibility.choose_embodiment`). ValueError
     where a policy for several robots needs a choice, or has no such embodiment."""
     config = read_config(folder)
     return choose_embodiment(tuple(config.get("members") or ()), wanted, os.fspath(folder))
 
 
-def load_policy(folder: str | os.PathLike[str], member: str | None = None) -> VLAPolicy | ExportedPolicy:
-    """A policy with `action_spec`, `cameras` and `processor`. ValueError naming what is wrong with the folder.
+def load_policy(folder: str | os.PathLike[str], embodiment: str | None = None) -> Policy:
+    """The policy in a folder. ValueError naming what is wrong with the folder.
 
-    `member`: of a policy for several robots, the embodiment to control; it must be chosen.
+    `embodiment`: of a policy for several robots, the one to control; it must be chosen.
     """
-    member = embodiment(folder, member)
+    embodiment = chosen_embodiment(folder, embodiment)
     if is_exported(read_config(folder)):
         return ExportedPolicy.load(folder)
     from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
 
-    return VLAPolicy(VLA.load(folder, member=member))
-
-
-def load_whole(folder: str | os.PathLike[str], member: str | None = None) -> RealTimePolicy | WholeChunks:
-    """The same, giving all of each chunk: for who waits for the next one (a controller) or passes them on (a server).
-    Its `n_action_steps` says how many of the `chunk_size` actions are meant to be played."""
-    policy = load_policy(folder, member)
-    if isinstance(policy, ExportedPolicy):
-        return WholeChunks(policy)
-    from policies.chunking.realtime import RealTimePolicy
-
-    return RealTimePolicy(policy.vla)
-
-
-class WholeChunks:
-    """An exported policy whose `act` leaves nothing of a chunk away. Its graph cannot be told what is still to be
-    played, as `policies.chunking.realtime.RealTimePolicy` can."""
-
-    def __init__(self, policy: ExportedPolicy) -> None:
-        self._policy = policy
-        self.action_spec, self.cameras, self.processor = policy.action_spec, policy.cameras, policy.processor
-        self.n_action_steps, self.chunk_size = policy.n_action_steps, policy.config.chunk_size
-
-    def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Nothing to forget."""
-
-    def act(self, obs: Observation) -> ActionChunk:
-        """(B, chunk_size, A) in environment units."""
-        return self._policy.act(obs)
+    return VLAPolicy(VLA.load(folder, member=embodiment))
 
 
 def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from bascule.commands.deploy import by_policy
 from bascule.main import main
-from policies.load import load_policy, load_whole
+from policies.load import load_policy
 from vla.core.types import ActionSpec
 from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.model import VLA
@@ -68,15 +68,15 @@ def test_the_chosen_one_is_played_or_refused_by_its_names(checkpoint, tmp_path, 
 
 
 def test_the_loaders_choose(checkpoint):
-    assert load_policy(checkpoint, "hand").action_spec.names == SPEC.names
-    assert load_whole(checkpoint, "arm").action_spec.names == JOINTS
+    assert load_policy(checkpoint, "hand").spec.action_spec.names == SPEC.names
+    assert load_policy(checkpoint, "arm").spec.action_spec.names == JOINTS
 
 
 def test_a_policy_for_one_robot_needs_no_choice_and_takes_none(checkpoint, tmp_path, capsys):
     vla = VLA.load(checkpoint, member="hand")
     vla.members = {}
     vla.save(tmp_path / "one")
-    assert load_policy(tmp_path / "one").action_spec.names == SPEC.names
+    assert load_policy(tmp_path / "one").spec.action_spec.names == SPEC.names
     assert main(["serve", str(tmp_path / "one"), "--embodiment", "hand"]) == 2
     assert "leave out --embodiment hand" in capsys.readouterr().err
 

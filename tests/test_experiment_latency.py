@@ -7,7 +7,7 @@ import pytest
 
 from bascule.experiments.latency import CONDITIONS, TIMEOUT_S, Condition, play
 from bascule.main import main
-from vla.core.types import ActionSpec, Observation, StepResult
+from vla.core.types import ActionSpec, Observation, PolicySpec, StepResult
 
 SPEC = ActionSpec(("dx", "gripper"), (-1.0, -1.0), (1.0, 1.0), 20.0)
 
@@ -46,21 +46,18 @@ class Line:
 class Counts:
     """Says when it looked (in hundredths) and which of its 8 actions this is (in thousandths)."""
 
-    action_spec, n_action_steps = SPEC, 4
+    spec = PolicySpec(SPEC, chunk_size=8, n_action_steps=4, takes_prefix=True)
 
     def __init__(self):
-        self.vla = type("VLA", (), {"chunk_size": 8})
         self.batches, self.prefixes = [], []
 
-    def act(self, obs):
+    def act(self, obs, *, prefix=None):
+        if prefix is not None:
+            self.prefixes.append(prefix)
         self.batches.append(len(obs.proprio))
         steps = np.arange(8) / 1000
         dx = obs.proprio[:, 1:2] / 100 + steps
         return np.stack([dx, np.ones_like(dx)], axis=-1).astype(np.float32)
-
-    def act_after(self, obs, prefix):
-        self.prefixes.append(prefix)
-        return self.act(obs)
 
 
 def told(join, condition):

@@ -126,9 +126,7 @@ def call_rows(
 
     `others`: by name, more policies that decide the same.
     """
-    from vla.model.cuda_graph_policy import FastPolicy
-
-    fast, processor = FastPolicy(policy.vla), policy.vla.processor
+    processor = policy.vla.processor
 
     def naive() -> None:
         processor._tokens.clear()
@@ -136,7 +134,7 @@ def call_rows(
         action = policy.vla.act(policy.vla.encode(inp), inp.proprio_BP)
         processor.unnormalise_action(action.detach().numpy())
 
-    arms = {"naive": naive, "policy": lambda: policy.act(obs), "fast policy": lambda: fast.act(obs)}
+    arms = {"naive": naive, "policy": lambda: policy.act(obs)}
     arms |= {name: partial(other.act, obs) for name, other in others.items()}
     times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(63):

@@ -20,7 +20,6 @@ from bascule.experiments.ablations import lean_bridge
 from vla.backbones.backbone import Backbone
 from vla.core.types import ActionSpec, Observation
 from vla.model.config import BridgeConfig, VLAConfig
-from vla.model.cuda_graph_policy import FastPolicy
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.processor import Stats
@@ -106,13 +105,16 @@ def observations(shape: Shape, count: int) -> list[Observation]:
 
 
 def replan_rows(row: Callable[..., dict[str, Any]], shape: Shape, device: torch.device, calls: int) -> list[dict]:
-    """Decisions/s at batch 1, image bytes in, actions out, each waited for: called plainly, and as `FastPolicy`."""
+    """Decisions/s at batch 1, image bytes in, actions out, each waited for: called plainly, and by `VLAPolicy`."""
     vla = make_vla(shape, device, learns=False).eval()
     seen = observations(shape, 4)
-    plain = VLAPolicy(vla)
-    before = [plain.act(obs) for obs in seen]
-    seconds = {"plain": _median_seconds(lambda k: plain.act(seen[k % 4]), calls)}
-    fast = FastPolicy(vla, dtype="bfloat16")
+
+    def plain(obs: Observation) -> np.ndarray:
+        return vla.predict(vla.processor.prepare(obs))
+
+    before = [plain(obs) for obs in seen]
+    seconds = {"plain": _median_seconds(lambda k: plain(seen[k % 4]), calls)}
+    fast = VLAPolicy(vla, dtype="bfloat16")
     worst = max(float(np.abs(fast.act(obs) - action).max()) for obs, action in zip(seen, before, strict=True))
     # Casting weights once instead of at every call rounds alike; what remains is the order of sums.
     if not worst < 0.05:
@@ -120,7 +122,7 @@ def replan_rows(row: Callable[..., dict[str, Any]], shape: Shape, device: torch.
     moved = float(np.abs(before[0] - before[1]).max())
     if not moved > 0:
         raise RuntimeError("two observations gave the same action: the graph's inputs are not read")
-    seconds["fast policy"] = _median_seconds(lambda k: fast.act(seen[k % 4]), calls)
+    seconds["policy"] = _median_seconds(lambda k: fast.act(seen[k % 4]), calls)
     config = (
         f"{_millions(vla)}, {len(CAMERAS)} cameras of {shape.image_size} px, chunk 8, batch 1, bf16, median of {calls}"
     )

@@ -203,6 +203,14 @@ def bench_model() -> list[Row]:
     ]
 
 
+def bench_policy() -> list[Row]:
+    """One decision of the default policy in an evaluation: decisions/s, and CPU time of policy and environment. About a
+    minute."""
+    from bascule.bench.evaluation import decision_rows
+
+    return decision_rows(_row, tiny_policy())
+
+
 def bench_serve(*, clients: int | None = None, seconds: float = 20.0) -> list[Row]:
     """Round trips through server and client on loopback, beside the bare forward pass in the same run; with `clients`,
     so many of them for some time instead."""
@@ -234,6 +242,7 @@ def bench_startup() -> list[Row]:
 BENCHES: dict[str, Callable[..., list[Row]]] = {
     "sim": bench_sim,
     "model": bench_model,
+    "policy": bench_policy,
     "serve": bench_serve,
     "gpu": bench_gpu,
     "startup": bench_startup,

@@ -186,12 +186,12 @@ class Control(Command):
     def _config(self, guards: Any, policy: Any) -> Any:
         from policies.control.controller import ControlConfig
 
-        spec = policy.action_spec
+        spec = policy.spec.action_spec
         return ControlConfig(
             duration_s=self.duration_s,
             # a stock openpi server does not say at which rate its actions were meant
             policy_hz=self.policy_hz or (None if spec is None else spec.control_hz or None),
-            n_action_steps=self.n_action_steps or getattr(policy, "n_action_steps", None),
+            n_action_steps=self.n_action_steps or policy.spec.n_action_steps,
             join=self.join,
             blend_steps=self.blend_steps,
             asynchronous=self.asynchronous,
@@ -208,7 +208,7 @@ class Control(Command):
 
             key = self.api_key or os.environ.get("BASCULE_API_KEY")
             try:
-                return PolicyClient(self.policy, api_key=key, whole_chunks=True)
+                return PolicyClient(self.policy, api_key=key)
             except RuntimeError as error:  # what answers there is not what we can talk to
                 raise ConnectionError(str(error)) from error
         from functools import partial
@@ -218,7 +218,7 @@ class Control(Command):
 
         if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", self.policy) and not Path(self.policy).exists():
             raise ValueError(f"there is no checkpoint at '{self.policy}'; for a server, write ws://{self.policy}")
-        return PolicyProcess(partial(whole_chunks, checkpoint(Path(self.policy)), self.embodiment))
+        return PolicyProcess(partial(local_policy, checkpoint(Path(self.policy)), self.embodiment))
 
     def _lerobot_robot(self) -> Any:
         """LeRobot's robot, not connected; None for the simulated one and for a class of the user's own."""
@@ -240,7 +240,7 @@ class Control(Command):
             from policies.control.robots import LeRobotRobot
             from vla.core.compatibility import Side, require_same
 
-            spec = policy.action_spec
+            spec = policy.spec.action_spec
             require_same(policy, Side(action=_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
             limits = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
             limits |= dict(map(_range, self.limits))
@@ -250,7 +250,7 @@ class Control(Command):
                 control_hz=self.hz,
                 limits=limits,
                 switches=self.switches,
-                cameras=getattr(policy, "cameras", None),
+                cameras=policy.spec.cameras,
             )
         from functools import partial
 
@@ -295,7 +295,7 @@ class Control(Command):
         Governor(
             config.guards, spec, robot.kinds, rest=(0.0,) * spec.dim, proprio_names=robot.proprio_names
         )  # refuses limits on what the robot does not have
-        fitted = "checked against" if policy.action_spec is not None else "not known from the server, played by"
+        fitted = "checked against" if policy.spec.action_spec is not None else "not known from the server, played by"
         print(
             f"dry run: {self.robot} was not connected, nothing was sent; the policy's actions were {fitted} the robot's"
         )
@@ -322,12 +322,13 @@ class Control(Command):
         return "the robot was let go" + ("" if self.log is None else f"; its log is in {self.log}")
 
 
-def whole_chunks(folder: Path, member: str | None = None) -> Any:
-    """The policy in a checkpoint, giving all of each chunk: a controller that waits for the next one needs them."""
-    from policies.load import load_whole
+def local_policy(folder: Path, embodiment: str | None = None) -> Any:
+    """The policy in a checkpoint, on half of the machine's cores."""
+    from policies.export.exported_policy import ExportedPolicy
+    from policies.load import load_policy
 
-    policy = load_whole(folder, member)
-    if hasattr(policy, "vla"):  # an exported one sees to its threads itself, and may need no torch
+    policy = load_policy(folder, embodiment)
+    if not isinstance(policy, ExportedPolicy):  # it sees to its threads itself, and may need no torch
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the other half is the robot's

@@ -61,24 +61,24 @@ class Serve(Command):
         import logging
         from functools import partial
 
-        from policies.load import embodiment, load_whole
+        from policies.load import chosen_embodiment, load_policy
         from policies.serving.layouts import find_layout
-        from policies.serving.policy_slot import Served
+        from policies.serving.policy_slot import PolicySlot
         from policies.serving.server import Limits, PolicyServer, tls_context
 
         logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
         logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every connection
         layout = find_layout(self.layout)
         wanted = by_policy(self.embodiment, folders)
-        members = {name: embodiment(folder, wanted[name]) for name, folder in folders.items()}
+        members = {name: chosen_embodiment(folder, wanted[name]) for name, folder in folders.items()}
         tls = None
         if self.tls_cert is not None:
             tls = tls_context(str(self.tls_cert), None if self.tls_key is None else str(self.tls_key))
         server = PolicyServer(
             {
-                name: Served.of_folder(
+                name: PolicySlot.of_folder(
                     folder,
-                    load=partial(load_whole, member=members[name]),
+                    load=partial(load_policy, embodiment=members[name]),
                     layout=layout,
                     n_action_steps=self.n_action_steps,
                 )
@@ -122,12 +122,12 @@ class LeRobot(Command):
 
             print(f"{from_lerobot(self.checkpoint, self.out)}: a checkpoint of ours, for vla eval, serve, rl")
         else:
-            from policies.load import embodiment
+            from policies.load import chosen_embodiment
 
             folder = trained(self.checkpoint)
             from policies.lerobot.exchange import to_lerobot
 
-            out = to_lerobot(folder, self.out, member=embodiment(folder, self.embodiment))
+            out = to_lerobot(folder, self.out, member=chosen_embodiment(folder, self.embodiment))
             print(f"{out}: for LeRobot's tools, --policy.path={self.out}")
 
 

@@ -147,9 +147,11 @@ def loopback() -> Check:
 
     from policies.serving.client import PolicyClient
     from policies.serving.server import PolicyServer, serve_in_thread
-    from vla.core.types import ActionSpec, Observation
+    from vla.core.types import ActionSpec, Observation, PolicySpec
 
     class Still:
+        spec = PolicySpec(ActionSpec(("x",), (-1.0,), (1.0,), 20.0), cameras=("front", "wrist"), proprio_dim=1)
+
         def reset(self, env_ids: object = None) -> None: ...
 
         def act(self, obs: Observation) -> np.ndarray:
@@ -160,8 +162,7 @@ def loopback() -> Check:
     advice = "a proxy or firewall that watches 127.0.0.1 slows `vla serve` down; so does a machine that is busy"
     times = []
     try:
-        spec = ActionSpec(("x",), (-1.0,), (1.0,), 20.0)
-        server = PolicyServer(Still(), action_spec=spec, cameras=tuple(obs.images), port=0, proprio_dim=1)
+        server = PolicyServer(Still(), port=0)
         with serve_in_thread(server):
             client = PolicyClient(server.uri)
             try:

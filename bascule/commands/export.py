@@ -38,7 +38,7 @@ class Export(Command):
 
         folder = trained(self.policy)
         from policies.export.exporter import export
-        from policies.load import embodiment
+        from policies.load import chosen_embodiment
         from vla.runtime.console import stdout
 
         config = export(
@@ -46,7 +46,7 @@ class Export(Command):
             self.out,
             format=self.format,
             precision=self.precision,
-            member=embodiment(folder, self.embodiment),
+            member=chosen_embodiment(folder, self.embodiment),
             n_action_steps=self.n_action_steps,
             observations=self.observations,
         )

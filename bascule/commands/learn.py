@@ -306,10 +306,10 @@ class RL(Command):
         refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         init = trained(self.init)
         self._check()
-        from policies.load import embodiment
+        from policies.load import chosen_embodiment
         from vla.runtime.distributed import launch, launched
 
-        member = embodiment(init, self.embodiment)
+        member = chosen_embodiment(init, self.embodiment)
         config, size = self._config(recipe()), max(self.processes, launched()[1])
         if config.num_envs % size:
             raise ValueError(f"--num-envs {config.num_envs} does not divide among {size} processes")
@@ -417,7 +417,7 @@ class RL(Command):
         from vla.model.policy import VLAPolicy
 
         policy = VLAPolicy.load(init)
-        between, chunk_size = config.n_action_steps or policy.n_action_steps, policy.vla.chunk_size
+        between, chunk_size = config.n_action_steps or policy.spec.n_action_steps, policy.spec.chunk_size
         if between + self.late_steps > chunk_size:
             env.close()
             raise ValueError(

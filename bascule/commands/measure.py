@@ -110,10 +110,10 @@ class Eval(Command):
 
 @dataclass(frozen=True)
 class Bench(Command):
-    """Measure speed: sim, serve, model, gpu or startup."""
+    """Measure speed: sim, serve, model, policy, gpu or startup."""
 
     name: Positional[str]
-    """sim, serve, model, gpu or startup."""
+    """sim, serve, model, policy, gpu or startup."""
     json: Path | None = None
     """Write the result to this file too."""
     backend: Literal["cpu", "warp"] = "cpu"

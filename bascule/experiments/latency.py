@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla.core.config import load_json, lookup, save_json
+from vla.core.types import ActionSpec, Observation, Prefix
 
 if TYPE_CHECKING:
-    from policies.chunking.merge import Prefix
     from policies.control.playback import Answer
-    from vla.core.types import ActionSpec, Observation
 
 PIPELINED = 8
 """Questions in flight: one at every step, as long as answers take no longer than eight."""
@@ -111,18 +110,18 @@ def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: s
         return row
     from envs import make_vec
     from envs.registry import load_suite
-    from policies.chunking.realtime import RealTimePolicy
-    from policies.load import embodiment
+    from policies.load import chosen_embodiment
     from vla.core.compatibility import require_same
     from vla.model.model import VLA
+    from vla.model.policy import VLAPolicy
 
     env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
     try:
         first = load_suite(config.suite).eval_seed0 if config.seed0 is None else config.seed0
         seeds = range(first, first + config.episodes)
-        policy = RealTimePolicy(VLA.load(folder, member=embodiment(folder)))
+        policy = VLAPolicy(VLA.load(folder, member=chosen_embodiment(folder)))
         require_same(policy, env)
-        if arm == "rtc" and not hasattr(policy, "act_after"):
+        if arm == "rtc" and not policy.spec.takes_prefix:
             raise ValueError(f"{folder.name} has no flow head, so it cannot be led: leave rtc out of --arms")
         row = play(policy, env, seeds, join=arm, condition=CONDITIONS[condition])
     finally:
@@ -161,7 +160,7 @@ def _wave(
         catch_up_steps=0 if join == "switch" else ControlConfig.catch_up_steps,  # the naive way
         in_flight=PIPELINED if join == "pipelined" else 1,
         asynchronous=not waits,
-        n_action_steps=policy.n_action_steps,
+        n_action_steps=policy.spec.n_action_steps,
         guards=GuardConfig(give_up_s=60.0),  # nobody stands near this robot: it may wait for as long as an episode
     )
     loops = []
@@ -169,7 +168,7 @@ def _wave(
         rng = np.random.default_rng([seed, 97])
         post = _Post(world, condition, rng, policy if waits else None, in_flight=config.in_flight)
         loops.append(ControlLoop(_Row(world, i), post, config, clock=world.clock))
-        loops[-1].chunk_size = policy.vla.chunk_size
+        loops[-1].chunk_size = policy.spec.chunk_size
     world.look()
     track = [[world.obs.proprio[i, :3].copy()] for i in range(len(seeds))]
     while running := [i for i in range(len(seeds)) if not world.over[i]]:
@@ -189,8 +188,6 @@ def _wave(
 
 def _answer(policy: Any, obs: Observation, posts: list[tuple[int, _Post]]) -> None:
     """All questions of this tick in one batch."""
-    from policies.chunking.merge import Prefix
-
     asking = [(i, post) for i, post in posts if post.open]
     if not asking:
         return
@@ -199,13 +196,14 @@ def _answer(policy: Any, obs: Observation, posts: list[tuple[int, _Post]]) -> No
     if all(prefix is None for prefix in prefixes):
         chunks = policy.act(seen)
     else:
-        actions = np.zeros((len(asking), policy.vla.chunk_size, policy.action_spec.dim), np.float32)
+        spec = policy.spec
+        actions = np.zeros((len(asking), spec.chunk_size, spec.action_spec.dim), np.float32)
         left, delay = np.zeros((2, len(asking)), np.int64)
         for row, prefix in enumerate(prefixes):
             if prefix is not None:
                 left[row], delay[row] = prefix.left[0], prefix.delay[0]
                 actions[row, : left[row]] = prefix.actions[0]
-        chunks = policy.act_after(seen, Prefix(actions, left, delay))
+        chunks = policy.act(seen, prefix=Prefix(actions, left, delay))
     for (_, post), chunk in zip(asking, chunks, strict=True):
         post.questions[-1].chunk = chunk
 

@@ -1,15 +1,13 @@
 """How a new chunk of actions takes over from the one being played, when it was computed while that one ran.
 
 `Blend` and `Ensemble` join two chunks that know nothing of each other; a policy that is told what is still to be played
-(`Prefix`) can begin its chunk there by itself, which is real-time chunking (`policies.chunking.realtime`). All of them
-rest on one number, the delay, and it is counted in actions that were really played (`DelayEstimate`), not read off a
-clock.
+(`vla.core.types.Prefix`) can begin its chunk there by itself, which is real-time chunking. All of them rest on one
+number, the delay, and it is counted in actions that were really played (`DelayEstimate`), not read off a clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -43,8 +41,7 @@ class Blend:
 
 class Ensemble:
     """ACT's temporal ensemble: the mean of all chunks that say something about a step, weighted exp(-decay * i) from
-    the oldest (i = 0) on. Zhao et al. 2023, algorithm 2; `policies.chunking.queues.TemporalEnsemble` knows no
-    delays."""
+    the oldest (i = 0) on. Zhao et al. 2023, algorithm 2."""
 
     def __init__(self, decay: float = 0.01) -> None:
         if not decay >= 0:
@@ -61,28 +58,6 @@ class Ensemble:
             total[: len(said)] += np.exp(-self.decay * i) * said
             weights[: len(said)] += np.exp(-self.decay * i)
         return total / weights
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What B robots still have to play at the moment they ask for their next chunk."""
-
-    actions: NDArray[np.float32]
-    """(B, T, A), environment units; a row's actions after its `left` first ones mean nothing."""
-    left: NDArray[np.int64]
-    """(B,) how many of them there are."""
-    delay: NDArray[np.int64]
-    """(B,) how many of those will have been played when the answer comes."""
-
-
-def prefix_weights(delay_B: NDArray[np.int64], left_B: NDArray[np.int64], chunk_size: int) -> NDArray[np.float32]:
-    """(B, C): how firmly a new chunk must agree with the old one, step by step. 1 for what will have been played, then
-    falling, 0 where the old chunk has ended. Black, Galliker and Levine 2025, eq. 5."""
-    step = np.arange(chunk_size)
-    left, delay = np.minimum(left_B, chunk_size)[:, None], np.minimum(delay_B, left_B)[:, None]
-    remains = np.clip((left - step) / (left - delay + 1.0), 0.0, 1.0)
-    soft = remains * np.expm1(remains) / np.expm1(1.0)
-    return np.where(step < delay, 1.0, soft).astype(np.float32)
 
 
 class DelayEstimate:

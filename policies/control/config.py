@@ -22,10 +22,10 @@ class ControlConfig:
     policy_hz: float | None = None
     """Rate at which the policy's actions were meant, at most the robot's. None: the robot's."""
     n_action_steps: int | None = None
-    """Ask again after this many actions of a chunk; None: after half of it."""
+    """Ask again after this many actions of a chunk; None: as many as the policy's spec says, else half of it."""
     join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
     """How a new chunk takes over: at once, gradually, as a mean of all that overlap, or by itself (the policy is told
-    what is still to be played: `policies.chunking.realtime`)."""
+    what is still to be played: `vla.model.policy`)."""
     blend_steps: int = 2
     """Actions over which "blend" takes over."""
     catch_up_steps: int = 4

@@ -44,10 +44,11 @@ def control(
     Whatever the robot, its cameras, the policy or its server do ends in a report. ValueError for a configuration that
     does not fit the robot or the policy.
     """
+    config = replace(config, n_action_steps=config.n_action_steps or policy.spec.n_action_steps)
     ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
     if not (math.isfinite(config.duration_s) and config.duration_s > 0):
         raise ValueError(f"duration_s must be positive, got {config.duration_s}")
-    if config.join == "rtc" and not hasattr(policy, "act_after"):
+    if config.join == "rtc" and not policy.spec.takes_prefix:
         raise ValueError("rtc needs a flow head that can be told what is still to be played: choose the join blend")
     if config.in_flight != 1 + len(others) or (others and (config.join == "rtc" or not config.asynchronous)):
         raise ValueError(

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.chunking.merge import Blend, Join, Prefix
+from policies.chunking.merge import Blend, Join
 from policies.control.guards import Kind
 from vla.core.late_chunks import catch_up
-from vla.core.types import ActionChunk, Observation, Policy
+from vla.core.types import ActionChunk, Observation, Policy, Prefix
 
 
 class Plan:
@@ -230,7 +230,7 @@ class Inference:
     def _run(self, policy: Policy, obs: Observation, step: int, seen_s: float, prefix: Prefix | None) -> Answer:
         start = self._clock()
         try:
-            chunks = policy.act(obs) if prefix is None else policy.act_after(obs, prefix)
+            chunks = policy.act(obs) if prefix is None else policy.act(obs, prefix=prefix)
             chunk, error = np.asarray(chunks)[0], None
         except Exception as problem:  # whatever it is, the robot must come to rest in good order
             chunk, error = None, problem

@@ -15,19 +15,17 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from policies.chunking.merge import Prefix
-from vla.core.compatibility import Side, side_of
 from vla.core.subprocesses import spawn
-from vla.core.types import ActionChunk, ActionSpec, Observation
+from vla.core.types import ActionChunk, Observation, Policy, PolicySpec, Prefix
 
 NICE = 5
 """The child yields to the control loop where they share a core."""
 
 
 class PolicyProcess:
-    """A `vla.core.types.Policy` that `make` builds in the child. It must have an `action_spec`."""
+    """A `vla.core.types.Policy` that `make` builds in the child."""
 
-    def __init__(self, make: Callable[[], Any], *, timeout_s: float = 600.0) -> None:
+    def __init__(self, make: Callable[[], Policy], *, timeout_s: float = 600.0) -> None:
         """Returns when the policy is loaded. `make` is pickled: a module's function, or a partial of one.
 
         ValueError with what `make` said if that was one, ConnectionError if the child died of something else.
@@ -37,18 +35,10 @@ class PolicyProcess:
         theirs.close()
         atexit.register(self.close)
         try:
-            facts = self._receive(timeout_s)
+            self.spec: PolicySpec = self._receive(timeout_s)
         except BaseException:
             self.close()
             raise
-        self.action_spec: ActionSpec = facts["action_spec"]
-        self.n_action_steps: int | None = facts["n_action_steps"]
-        self.cameras: tuple[str, ...] | None = facts["cameras"]
-        self.proprio_dim: int | None = facts["proprio_dim"]
-        self.side: Side = facts["side"]
-        if facts["goes_on"]:
-            self.act_after = self._act_after  # only a policy that can has it: that is how one asks
-
     @property
     def pid(self) -> int | None:
         return self._process.pid
@@ -56,16 +46,13 @@ class PolicyProcess:
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         self._call("reset", env_ids)
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """As the policy's own. ConnectionError when its process is gone."""
-        return self._call("act", obs)
+        return self._call("act", obs, **({} if prefix is None else {"prefix": prefix}))
 
-    def _act_after(self, obs: Observation, prefix: Prefix) -> ActionChunk:
-        return self._call("act_after", obs, prefix)
-
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         try:
-            self._pipe.send((method, arguments))
+            self._pipe.send((method, arguments, named))
         except OSError as error:
             raise ConnectionError("the policy's process is gone") from error
         return self._receive(None)
@@ -91,27 +78,17 @@ class PolicyProcess:
             self._process.join(timeout=5)
 
 
-def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
+def _serve(pipe: Connection, make: Callable[[], Policy]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     with contextlib.suppress(OSError):
         os.nice(NICE)
     try:
         policy = make()
-        goes_on = hasattr(policy, "act_after")
-        cameras, processor = getattr(policy, "cameras", None), getattr(policy, "processor", None)
-        facts = {
-            "action_spec": policy.action_spec,
-            "n_action_steps": getattr(policy, "n_action_steps", None),
-            "cameras": None if cameras is None else tuple(cameras),
-            "proprio_dim": None if processor is None else processor.config.proprio_dim,
-            "goes_on": goes_on,
-            "side": side_of(policy),
-        }
-        pipe.send((True, facts))
+        pipe.send((True, policy.spec))
         while True:
-            method, arguments = pipe.recv()
+            method, arguments, named = pipe.recv()
             try:
-                answer = True, getattr(policy, method)(*arguments)
+                answer = True, getattr(policy, method)(*arguments, **named)
             except Exception as error:
                 answer = False, error
             pipe.send(answer)

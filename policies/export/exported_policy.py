@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vla.core.checkpoint import STATS, checkpoint_files, read_config
 from vla.core.config import decode
-from vla.core.types import ActionChunk, ActionSpec, Observation, Prefix
+from vla.core.types import ActionChunk, Observation, Prefix
 from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig, Stats
 
 Format = Literal["onnx", "torch", "aoti"]
@@ -80,7 +80,6 @@ class ExportedPolicy:
 
     def __init__(self, config: ExportConfig, processor: Preprocessor, graph: Graph) -> None:
         self.config, self.processor = config, processor
-        self.n_action_steps = config.n_action_steps
         self.spec = processor.policy_spec(config.chunk_size, config.n_action_steps)
         self._graph = graph
 
@@ -102,14 +101,6 @@ class ExportedPolicy:
         processor = Preprocessor(decode(ProcessorConfig, whole["processor"]), stats, tokenizer)
         threads = threads or max(1, (os.cpu_count() or 2) // 2)
         return ExportedPolicy(config, processor, load_graph(config, files[name], threads=threads))
-
-    @property
-    def action_spec(self) -> ActionSpec:
-        return self.processor.action_spec
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return tuple(camera for camera in self.processor.config.cameras if camera)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget."""

@@ -100,7 +100,7 @@ def export(
         raise ValueError(f"{os.fspath(out)} is the checkpoint itself: choose another --out")
     _refuse_others(Path(out))
     vla = VLA.load(checkpoint, member=member)
-    steps = VLAPolicy(vla, n_action_steps=n_action_steps).n_action_steps
+    steps = VLAPolicy(vla, n_action_steps=n_action_steps).spec.n_action_steps
     vla.backbone_dtype = torch.float32
     # Its own, not that of transformers: what will be used later is what is checked now.
     pad = int(getattr(vla.backbone.tokenizer, "pad_token_id", None) or 0)

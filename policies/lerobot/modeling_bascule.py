@@ -18,15 +18,14 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
-from policies.chunking.merge import Prefix
-from policies.chunking.realtime import continue_chunk
 from policies.lerobot.configuration_bascule import BasculeConfig
 from vla.backbones.hub import load as load_backbone
 from vla.core.config import decode, encode
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, Prefix
 from vla.data.dataset_meta import component_names
 from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.model import VLA
+from vla.model.policy import continue_chunk
 from vla.processing.pictures import to_uint8_picture
 from vla.processing.preprocess import widened
 from vla.processing.processor import Processor, ProcessorConfig, Stats, VectorStats
@@ -125,7 +124,7 @@ class BasculePolicy(PreTrainedPolicy):
         """(B, C, A), environment units, within the action's bounds.
 
         LeRobot's real-time chunking: `prev_chunk_left_over` (T, A) is what the robot still had to play when it asked,
-        of which it will have played `inference_delay` actions when this chunk arrives (`policies.chunking.realtime`).
+        of which it will have played `inference_delay` actions when this chunk arrives (`vla.model.policy`).
         """
         inp = self.vla.processor.prepare(self.observation(batch))
         if prev_chunk_left_over is None:

@@ -13,14 +13,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.core.types import Observation, Policy
+from vla.core.types import Observation, Policy, PolicySpec
 
 
 class HasPolicy(Protocol):
     """Whose policy is asked; it may be replaced between two batches."""
 
     policy: Policy
-    action_dim: int
+    spec: PolicySpec
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ def _answer(group: Sequence[_Request]) -> list[Answer | Exception]:
 def _act(served: HasPolicy, observations: Sequence[Observation]) -> NDArray[np.float32]:
     obs = observations[0] if len(observations) == 1 else _join(observations)
     chunk = np.asarray(served.policy.act(obs), dtype=np.float32)
-    batch = len(observations)
-    if chunk.ndim != 3 or chunk.shape[0] != batch or chunk.shape[1] == 0 or chunk.shape[2] != served.action_dim:
-        raise RuntimeError(f"expected actions of shape ({batch}, C, {served.action_dim}), got {chunk.shape}")
+    batch, width = len(observations), served.spec.action_spec.dim
+    if chunk.ndim != 3 or chunk.shape[0] != batch or chunk.shape[1] == 0 or chunk.shape[2] != width:
+        raise RuntimeError(f"expected actions of shape ({batch}, C, {width}), got {chunk.shape}")
     return chunk
 
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from policies.serving import wire
-from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec
+from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 
 if TYPE_CHECKING:
     import ssl
@@ -50,11 +50,11 @@ class PolicyClient:
         timeout_s: float = 5.0,
         *,
         tls: ssl.SSLContext | None = None,
-        whole_chunks: bool = False,
+        whole_chunks: bool = True,
     ) -> None:
         """`uri` ws://HOST:PORT, wss:// with TLS, /NAME behind it for one of several policies. `tls` for certificates
-        that the system does not know. `whole_chunks`: `act` asks for all actions of a chunk, as a controller needs that
-        goes on with them while the next answer is on its way; else for those that are meant to be played."""
+        that the system does not know. `whole_chunks`: `act` gives all actions of a chunk, as every policy does;
+        False: only those that are meant to be executed, which saves a slow link what nobody plays."""
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
         self.uri = uri if "://" in uri else f"ws://{uri}"
@@ -78,49 +78,18 @@ class PolicyClient:
             self._exchange(None)  # so that a wrong address fails here, and the metadata is known
 
     @property
-    def action_spec(self) -> ActionSpec | None:
-        """What the served policy's actions mean, when the server says so (ours does)."""
-        spec = self.metadata.get("action_spec")
-        if not isinstance(spec, dict):
-            return None
-        return ActionSpec(
-            names=tuple(spec["names"]),
-            low=tuple(spec["low"]),
-            high=tuple(spec["high"]),
-            control_hz=float(spec["control_hz"]),
-        )
-
-    @property
     def spec(self) -> PolicySpec:
-        """What the server says of its policy; None for what it does not say (stock openpi servers)."""
-        names, chunk_size = self.metadata.get("proprio_names"), self.metadata.get("chunk_size")
+        """The server's words about its policy; None for what it does not say (stock openpi servers)."""
+        told = self.metadata
+        action, cameras, names = told.get("action_spec"), told.get("cameras"), told.get("proprio_names")
         return PolicySpec(
-            self.action_spec,
-            chunk_size if isinstance(chunk_size, int) else None,
-            self.n_action_steps,
-            self.cameras,
-            self.proprio_dim,
-            tuple(names) if isinstance(names, list) else None,
+            _action_spec(action) if isinstance(action, dict) else None,
+            _count(told.get("chunk_size")),
+            _count(told.get("n_action_steps")),
+            tuple(cameras) if _are_names(cameras) else None,
+            _count(told.get("proprio_dim")),
+            tuple(names) if _are_names(names) else None,
         )
-
-    @property
-    def n_action_steps(self) -> int | None:
-        """How many actions of a chunk are meant to be played; None when the server does not say."""
-        steps = self.metadata.get("n_action_steps")
-        return steps if isinstance(steps, int) and steps > 0 else None
-
-    @property
-    def cameras(self) -> tuple[str, ...] | None:
-        """The cameras that the served policy reads; None when the server does not say."""
-        cameras = self.metadata.get("cameras")
-        named = isinstance(cameras, list) and all(isinstance(camera, str) for camera in cameras)
-        return tuple(cameras) if named else None  # type: ignore[arg-type]
-
-    @property
-    def proprio_dim(self) -> int | None:
-        """How many numbers the served policy reads of a robot's state; None when the server does not say."""
-        width = self.metadata.get("proprio_dim")
-        return width if isinstance(width, int) and width > 0 else None
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """One observation (unbatched) -> the server's answer, its "actions" being (C, A) in environment units."""
@@ -129,7 +98,7 @@ class PolicyClient:
             reply = self._exchange(frame)
         return self._read(reply)
 
-    def act(self, obs: Observation) -> ActionChunk:
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Observation of B worlds -> (B, C, A); the protocol knows no batches, so this is B round trips."""
         chunks = []
         for i in range(obs.batch_size):
@@ -257,6 +226,18 @@ class PolicyClient:
                 connection.socket.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(Exception):  # the connection is given up: how it fails to close changes nothing
             self._resources.close()
+
+
+def _action_spec(told: Mapping[str, Any]) -> ActionSpec:
+    return ActionSpec(tuple(told["names"]), tuple(told["low"]), tuple(told["high"]), float(told["control_hz"]))
+
+
+def _count(told: Any) -> int | None:
+    return told if isinstance(told, int) and told > 0 else None
+
+
+def _are_names(told: Any) -> bool:
+    return isinstance(told, list | tuple) and all(isinstance(name, str) for name in told)
 
 
 def _no_actions(actions: Any, answer: Mapping[str, Any]) -> str | None:

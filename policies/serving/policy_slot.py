@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +16,68 @@ from numpy.typing import NDArray
 from policies.serving import wire
 from policies.serving.layouts import Layout, ObservationReader
 from vla.core.checkpoint import CONFIG
-from vla.core.types import ActionSpec, Policy
+from vla.core.types import Policy, PolicySpec
 
-Loader = Callable[[Path], Any]
-"""Folder -> a policy that gives whole chunks, with `action_spec`, `cameras`, `processor`, `chunk_size` and
-`n_action_steps` (`policies.load.load_whole`)."""
+Loader = Callable[[Path], Policy]
+"""Folder -> its policy (`policies.load.load_policy`)."""
 WHOLE_CHUNK = "whole_chunk"
 """Key of an observation: true asks for all actions of the chunk, not only those that are meant to be played."""
 
 
-class Served:
+class PolicySlot:
     """One policy: what clients may send it, what they are told about it, and where a newer one would appear."""
 
     def __init__(
         self,
         policy: Policy,
         *,
-        action_spec: ActionSpec,
-        cameras: Sequence[str],
-        proprio_dim: int | None = None,
         layout: Layout | None = None,
         metadata: Mapping[str, Any] | None = None,
         n_action_steps: int | None = None,
-        chunk_size: int | None = None,
     ) -> None:
-        """`proprio_dim`: the width `state` must have; None leaves that check to the policy. `metadata`: what clients
-        get on connecting, beside `action_spec`, `cameras`, `proprio_dim` and `observation_keys`.
+        """`policy.spec` says its actions and cameras, and the width that `state` must have (None leaves that check to
+        the policy). `metadata`: what clients get on connecting, beside `action_spec`, `cameras`, `proprio_dim` and
+        `observation_keys`.
 
-        `n_action_steps`: how many of the `chunk_size` actions that the policy gives are sent to clients that do not ask
-        for whole chunks; None: all. Stock openpi clients cannot ask, and some play whatever they get, so they get what
-        is meant to be played: an ActionChunkBroker with a longer `action_horizon` then fails at once, which is better
-        than a robot that quietly plays the part of a chunk nobody trained it to.
+        `n_action_steps`: how many of a chunk's actions are sent to clients that do not ask for whole chunks; None: as
+        the spec says. Stock openpi clients cannot ask, and some play whatever they get, so they get what is meant to be
+        played: an ActionChunkBroker with a longer `action_horizon` then fails at once, which is better than a robot
+        that quietly plays the part of a chunk nobody trained it to.
         """
-        if n_action_steps is not None and not 1 <= n_action_steps <= (chunk_size or n_action_steps):
-            raise ValueError(f"n_action_steps must be in 1..{chunk_size or 'C'} (the chunk size), got {n_action_steps}")
-        self.policy, self.n_action_steps = policy, n_action_steps
-        self.action_spec, self.cameras, self.proprio_dim = action_spec, tuple(cameras), proprio_dim
-        self.action_dim = action_spec.dim
-        self.reader = ObservationReader(cameras, proprio_dim=proprio_dim, layout=layout)
-        spec = {
-            "names": list(action_spec.names),
-            "low": list(action_spec.low),
-            "high": list(action_spec.high),
-            "control_hz": action_spec.control_hz,
-        }
+        spec, action = policy.spec, policy.spec.action_spec
+        if action is None:
+            raise ValueError("a policy whose spec has no action_spec cannot be served: clients are told what it means")
+        steps = n_action_steps or spec.n_action_steps
+        if steps is not None and not 1 <= steps <= (spec.chunk_size or steps):
+            raise ValueError(f"n_action_steps must be in 1..{spec.chunk_size or 'C'} (the chunk size), got {steps}")
+        self.policy, self.spec = policy, replace(spec, n_action_steps=steps)
+        self.reader = ObservationReader(spec.cameras or (), proprio_dim=spec.proprio_dim, layout=layout)
         self.metadata = {
             **(metadata or {}),
-            **_steps(n_action_steps, chunk_size),
-            "control_hz": action_spec.control_hz,
-            "action_spec": spec,
-            "cameras": list(cameras),
-            **({} if proprio_dim is None else {"proprio_dim": proprio_dim}),
+            **_steps(self.spec),
+            "control_hz": action.control_hz,
+            "action_spec": {
+                "names": list(action.names),
+                "low": list(action.low),
+                "high": list(action.high),
+                "control_hz": action.control_hz,
+            },
+            "cameras": list(spec.cameras or ()),
+            **({} if spec.proprio_dim is None else {"proprio_dim": spec.proprio_dim}),
             "observation_keys": self.reader.keys,
         }
         wire.pack(self.metadata)  # what cannot be sent is found out now
         self.folder: Path | None = None
         self._load: Loader | None = None
         self._stamp: object = None
-        self._wanted_steps: int | None = None
+        self._wanted_steps = n_action_steps
 
     def sent(self, actions_CA: NDArray[np.float32], message: Mapping[Any, Any]) -> NDArray[np.float32]:
         """Of a chunk, what the client gets that sent `message`. ValueError for a `whole_chunk` that is no bool."""
         whole = message.get(WHOLE_CHUNK, False)
         if not isinstance(whole, bool):
             raise ValueError(f"{WHOLE_CHUNK}: expected true or false, got {type(whole).__name__}")
-        return actions_CA if whole else actions_CA[: self.n_action_steps]
+        return actions_CA if whole else actions_CA[: self.spec.n_action_steps]
 
     @staticmethod
     def of_folder(
@@ -88,24 +86,14 @@ class Served:
         load: Loader,
         layout: Layout | None = None,
         n_action_steps: int | None = None,
-    ) -> Served:
+    ) -> PolicySlot:
         """The policy that `load` finds in a folder, which `refresh` will look at again. `n_action_steps` None: the
         policy's own."""
         folder = Path(folder)
         stamp = _stamp(folder)
-        policy = load(folder)
-        served = Served(
-            policy,
-            action_spec=policy.action_spec,
-            cameras=policy.cameras,
-            proprio_dim=policy.processor.config.proprio_dim,
-            layout=layout,
-            metadata={"policy": folder.name},
-            n_action_steps=n_action_steps or policy.n_action_steps,
-            chunk_size=policy.chunk_size,
-        )
-        served.folder, served._load, served._stamp, served._wanted_steps = folder, load, stamp, n_action_steps
-        return served
+        slot = PolicySlot(load(folder), layout=layout, metadata={"policy": folder.name}, n_action_steps=n_action_steps)
+        slot.folder, slot._load, slot._stamp = folder, load, stamp
+        return slot
 
     def changed(self) -> bool:
         """Whether the folder holds another checkpoint than the one served."""
@@ -120,24 +108,20 @@ class Served:
             return
         stamp = _stamp(self.folder)
         policy = self._load(self.folder)
-        has = policy.action_spec, tuple(policy.cameras), policy.processor.config.proprio_dim
-        for what, old, new in zip(
-            ("action_spec", "cameras", "proprio_dim"),
-            (self.action_spec, self.cameras, self.proprio_dim),
-            has,
-            strict=True,
-        ):
-            if old != new:
+        for what in ("action_spec", "cameras", "proprio_dim"):
+            if getattr(self.spec, what) != getattr(policy.spec, what):
                 self._stamp = stamp  # it will not become right by waiting
                 raise TypeError(f"{self.folder}: the new policy has another {what}: restart the server to serve it")
-        self.n_action_steps = min(self._wanted_steps or policy.n_action_steps, policy.chunk_size)
-        self.policy, self._stamp = policy, stamp
-        self.metadata = {**self.metadata, **_steps(self.n_action_steps, policy.chunk_size)}
+        steps, chunk_size = self._wanted_steps or policy.spec.n_action_steps, policy.spec.chunk_size
+        if steps is not None and chunk_size is not None:
+            steps = min(steps, chunk_size)
+        self.policy, self.spec, self._stamp = policy, replace(policy.spec, n_action_steps=steps), stamp
+        self.metadata = {**self.metadata, **_steps(self.spec)}
 
 
-def _steps(n_action_steps: int | None, chunk_size: int | None) -> dict[str, int]:
+def _steps(spec: PolicySpec) -> dict[str, int]:
     """What clients are told about chunks; nothing where it is not known."""
-    known = {"chunk_size": chunk_size, "n_action_steps": n_action_steps}
+    known = {"chunk_size": spec.chunk_size, "n_action_steps": spec.n_action_steps}
     return {name: value for name, value in known.items() if value is not None}
 
 

@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,9 @@ from websockets.protocol import State
 from policies.serving import wire
 from policies.serving.batching import Batcher
 from policies.serving.layouts import Layout
-from policies.serving.policy_slot import Served
+from policies.serving.policy_slot import PolicySlot
 from policies.serving.prometheus import CONTENT_TYPE, Metrics
-from vla.core.types import ActionSpec, Policy
+from vla.core.types import Policy
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ class Limits:
 class PolicyServer:
     """Policies behind one websocket port. `run()` blocks, `serve_in_thread(server)` does not; each server runs once.
 
-    policy      one policy (`action_spec`, `cameras`, `proprio_dim`, `layout`, `metadata` describe it, see `Served`), or
-                several by name, {name: Served}. A client chooses by path, ws://HOST:PORT/NAME, or with the key "policy"
-                in an observation; the first is the default.
+    policy      one policy (`layout` and `metadata` as `PolicySlot`'s), or several by name, {name: PolicySlot}. A client
+                chooses by path, ws://HOST:PORT/NAME, or with the key "policy" in an observation; the first is the
+                default.
     host, port  port 0 takes any free port; `server.port` says which. Another machine can reach the server only when
                 `api_key` is set: clients then send `Authorization: Api-Key KEY`.
     tls         a certificate for wss://; without one, tunnel whatever leaves the machine
@@ -75,11 +75,8 @@ class PolicyServer:
 
     def __init__(
         self,
-        policy: Policy | Mapping[str, Served],
+        policy: Policy | Mapping[str, PolicySlot],
         *,
-        action_spec: ActionSpec | None = None,
-        cameras: Sequence[str] = (),
-        proprio_dim: int | None = None,
         layout: Layout | None = None,
         metadata: Mapping[str, Any] | None = None,
         host: str = "127.0.0.1",
@@ -99,19 +96,9 @@ class PolicyServer:
             )
         if not 0 <= port <= 65535:
             raise ValueError(f"port must be in 0..65535, got {port}")
-        if isinstance(policy, Mapping):
-            self._served = dict(policy)
-        else:
-            assert action_spec is not None
-            one = Served(
-                policy,
-                action_spec=action_spec,
-                cameras=cameras,
-                proprio_dim=proprio_dim,
-                layout=layout,
-                metadata=metadata,
-            )
-            self._served = {"default": one}
+        if not isinstance(policy, Mapping):
+            policy = {"default": PolicySlot(policy, layout=layout, metadata=metadata)}
+        self._served = dict(policy)
         if not self._served:
             raise ValueError("a server needs at least one policy")
         # "localhost" may resolve to two addresses, on which port 0 would be two different ports.
@@ -274,7 +261,7 @@ class PolicyServer:
         finally:
             self._clients[name] -= 1
 
-    def _metadata(self, served: Served) -> dict[str, Any]:
+    def _metadata(self, served: PolicySlot) -> dict[str, Any]:
         return {**served.metadata, **({"policies": list(self._served)} if len(self._served) > 1 else {})}
 
     async def _messages(self, connection: ServerConnection) -> AsyncIterator[bytes | str]:

@@ -13,7 +13,7 @@ import pytest
 from envs.evaluation.evaluate import wilson95
 from policies.serving.client import PolicyClient
 from policies.serving.server import PolicyServer, serve_in_thread
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, PolicySpec
 
 MAIN = Path(__file__).resolve().parents[2] / "examples" / "libero" / "main.py"
 NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
@@ -68,9 +68,11 @@ class StubLibero:
 class TowardTheGoal:
     """Chunks of 10 steps toward the goal it reads from the state; remembers what it was shown."""
 
-    def __init__(self, dim: int = 7) -> None:
+    def __init__(self, dim: int = 7, cameras: tuple[str, ...] = ("front", "wrist")) -> None:
         self.seen: list[Observation] = []
         self.dim = dim
+        spec = ActionSpec(NAMES[:dim], (-1.0,) * dim, (1.0,) * dim, control_hz=20.0)
+        self.spec = PolicySpec(spec, cameras=cameras, proprio_dim=8)
 
     def reset(self, env_ids=None) -> None: ...
 
@@ -81,10 +83,8 @@ class TowardTheGoal:
         return chunk
 
 
-def served(policy: TowardTheGoal, cameras: tuple[str, ...] = ("front", "wrist")) -> PolicyServer:
-    names = NAMES[: policy.dim]
-    spec = ActionSpec(names=names, low=(-1.0,) * policy.dim, high=(1.0,) * policy.dim, control_hz=20.0)
-    return PolicyServer(policy, action_spec=spec, cameras=cameras, port=0, proprio_dim=8, metadata={"policy": "stub"})
+def served(policy: TowardTheGoal) -> PolicyServer:
+    return PolicyServer(policy, port=0, metadata={"policy": "stub"})
 
 
 def test_a_suite_is_played_and_counted_over_a_real_server(libero) -> None:
@@ -138,8 +138,8 @@ def test_images_keep_their_shape_on_a_black_border(libero) -> None:
 
 def test_a_policy_of_one_camera_gets_the_scene_and_a_silent_server_openpis_keys(libero) -> None:
     raw = StubLibero().observation()
-    policy = TowardTheGoal()
-    with serve_in_thread(served(policy, ("top",))) as server, PolicyClient(server.uri) as client:
+    policy = TowardTheGoal(cameras=("top",))
+    with serve_in_thread(served(policy)) as server, PolicyClient(server.uri) as client:
         message = libero.observe(raw, "go", libero.observation_keys(client.metadata), 8)
         assert set(message) == {"images/top", "state", "prompt"}
         client.infer(message)

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from policies.serving.batching import Answer, Batcher
-from tests.vla.toy_backbone import SPEC, toy_observation, toy_vla
-from vla.core.types import Observation
+from tests.vla.toy_backbone import toy_observation, toy_vla
+from vla.core.types import ActionSpec, Observation, PolicySpec
 from vla.model.policy import VLAPolicy
 
 
 class Gated:
     """Holds the first batch until told, and notes the size of each; a bad instruction fails the whole batch."""
 
-    action_dim = 2
+    spec = PolicySpec(ActionSpec(("x", "y"), (-1.0,) * 2, (1.0,) * 2, 20.0))
 
     def __init__(self, act: Callable[[Observation], np.ndarray] | None = None) -> None:
         self.policy = self
@@ -101,7 +101,7 @@ def test_a_real_policy_acts_the_same_alone_and_in_company() -> None:
     many = toy_observation(batch=7)
     many.instruction = [["pick up the red cube", "pick green", "blue cube"][i % 3] for i in range(7)]
     served = Gated(policy.act)
-    served.action_dim = SPEC.dim
+    served.spec = policy.spec
     ones = [many.select([i]) for i in range(7)]
     got = np.stack([answer.actions for answer in answers(served, ones)])
     assert served.sizes == [1, 6]

@@ -22,7 +22,7 @@ from websockets.utils import accept_key
 from policies.serving import wire
 from policies.serving.client import PolicyClient
 from policies.serving.server import Limits, PolicyServer, serve_in_thread
-from vla.core.types import ActionSpec, Observation, Policy
+from vla.core.types import ActionSpec, Observation, Policy, PolicySpec
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = ActionSpec(names=("dx", "gripper"), low=(-1.0, 0.0), high=(1.0, 1.0), control_hz=20.0)
@@ -30,6 +30,9 @@ SPEC = ActionSpec(names=("dx", "gripper"), low=(-1.0, 0.0), high=(1.0, 1.0), con
 
 class EchoPolicy:
     """(1, 3, 2): every action repeats [state sum, mean of the front view]; the prompt "slow" takes half a second."""
+
+    def __init__(self, spec: ActionSpec = SPEC) -> None:
+        self.spec = PolicySpec(spec, cameras=("front",))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
 
@@ -42,7 +45,7 @@ class EchoPolicy:
 
 def serving(port: int = 0, **options: object) -> contextlib.AbstractContextManager[PolicyServer]:
     spec = options.pop("action_spec", SPEC)
-    return serve_in_thread(PolicyServer(EchoPolicy(), action_spec=spec, cameras=("front",), port=port, **options))
+    return serve_in_thread(PolicyServer(EchoPolicy(spec), port=port, **options))
 
 
 def observations(batch: int = 1) -> Observation:
@@ -73,7 +76,7 @@ def handmade(handler: Callable[[ServerConnection], None], **options: object) -> 
 def test_client_is_a_policy_for_one_world_and_for_several() -> None:
     with serving(metadata={"policy": "echo"}) as server, PolicyClient(server.uri) as client:
         assert isinstance(client, Policy)
-        assert client.metadata["policy"] == "echo" and client.action_spec == SPEC
+        assert client.metadata["policy"] == "echo" and client.spec.action_spec == SPEC
         one = client.act(observations())
         assert one.shape == (1, 3, 2) and one.dtype == np.float32 and one[0, 0].tolist() == [3, 1]
         client.reset([0])
@@ -181,15 +184,15 @@ SLOW_SERVER = """
 import sys, time
 import numpy as np
 from policies.serving.server import PolicyServer
-from vla.core.types import ActionSpec
+from vla.core.types import ActionSpec, PolicySpec
 class P:
+    spec = PolicySpec(ActionSpec(("dx", "gripper"), (-1.0, 0.0), (1.0, 1.0), 20.0), cameras=("front",))
     def reset(self, env_ids=None): pass
     def act(self, obs):
         print("busy", flush=True)
         time.sleep(float(sys.argv[2]))
         return np.full((1, 3, 2), float(sys.argv[3]))
-spec = ActionSpec(("dx", "gripper"), (-1.0, 0.0), (1.0, 1.0), 20.0)
-server = PolicyServer(P(), action_spec=spec, cameras=("front",), port=int(sys.argv[1]))
+server = PolicyServer(P(), port=int(sys.argv[1]))
 server.run(on_ready=lambda: print(server.port, flush=True))
 """
 
@@ -228,7 +231,7 @@ def test_refuses_to_go_on_with_another_policy() -> None:
         with pytest.raises(RuntimeError, match="another policy .action_spec changed.: make a new PolicyClient"):
             client.infer(MESSAGE)
         with PolicyClient(server.uri) as fresh:
-            assert fresh.action_spec == other
+            assert fresh.spec.action_spec == other
     client.close()
 
 
@@ -289,7 +292,7 @@ def test_stock_openpi_server_conduct() -> None:
             ws.send(msgpack.packb({"actions": node, "server_timing": {"infer_ms": 1.0}}))
 
     with handmade(openpi) as uri, PolicyClient(uri, timeout_s=3) as client:
-        assert client.metadata == {"reset_pose": [0, 0]} and client.action_spec is None
+        assert client.metadata == {"reset_pose": [0, 0]} and client.spec.action_spec is None
         assert np.array_equal(client.infer(MESSAGE)["actions"], actions)
         with pytest.raises(RuntimeError, match="KeyError: 'state'") as caught:
             client.infer(MESSAGE | {"prompt": "bad"})

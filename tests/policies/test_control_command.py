@@ -1,14 +1,15 @@
 """`vla control` and `vla lerobot` as a user runs them: a checkpoint, the simulated robot, the log, the exit code."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bascule.main import main
 from policies.control.flight_log import read
-from policies.load import load_whole
-from policies.serving.policy_slot import Served
+from policies.load import load_policy
+from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
 from vla.core.types import ActionSpec
 from vla.model.config import BridgeConfig, VLAConfig
@@ -68,7 +69,7 @@ def as_dataset(log, folder, actions):
 
 
 def test_a_server_drives_it_and_an_estop_ends_it(checkpoint, tmp_path):
-    server = PolicyServer({"flow": Served.of_folder(checkpoint, load=load_whole)}, port=0)
+    server = PolicyServer({"flow": PolicySlot.of_folder(checkpoint, load=load_policy)}, port=0)
     stop, report, log = tmp_path / "estop", tmp_path / "report.json", tmp_path / "log.jsonl"
     with serve_in_thread(server):
         args = ["control", f"{server.uri}/flow", "--estop-file", str(stop), "--give-up-s", "9", "--json", str(report)]
@@ -85,7 +86,8 @@ def test_a_server_drives_it_and_an_estop_ends_it(checkpoint, tmp_path):
 def test_what_the_policy_says_is_wrong_is_told(checkpoint, capsys):
     """A policy that reads other cameras than the robot has."""
     vla = VLA.load(checkpoint)
-    other = PolicyServer(VLAPolicy(vla), action_spec=SPEC, cameras=("top", "wrist"), port=0, proprio_dim=8)
+    vla.processor.config = replace(vla.processor.config, cameras=("top", "wrist"))
+    other = PolicyServer(VLAPolicy(vla), port=0)
     with serve_in_thread(other):
         assert main(["control", other.uri, "--duration-s", "2", "--stop-s", "0.1"]) == 1
     out = capsys.readouterr().out

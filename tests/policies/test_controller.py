@@ -15,6 +15,7 @@ from policies.control.robots import WorldRobot
 from policies.serving.client import PolicyClient
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.policies.toy_robot import HZ, KINDS, SPEC, STEADY, Says, Slide, drive
+from vla.core.types import PolicySpec
 
 
 def test_actions_reach_the_robot_at_its_rate():
@@ -127,10 +128,10 @@ def test_guard_robot_lost_disconnects():
 
 
 def test_guard_dead_server_holds_and_a_server_that_returns_is_used_again():
-    policy = Says(STEADY)
+    policy = Says(STEADY, PolicySpec(SPEC, cameras=("front",), proprio_dim=2))
 
     def serve(port=0):
-        server = PolicyServer(policy, action_spec=SPEC, cameras=("front",), port=port, proprio_dim=2)
+        server = PolicyServer(policy, port=port)
         running.enter_context(serve_in_thread(server))
         return server
 

@@ -23,9 +23,9 @@ from policies.export import exporter as exporting
 from policies.export.aot_inductor import compiler
 from policies.export.exported_policy import ExportedPolicy, aoti_graph, feed, torch_graph
 from policies.export.exporter import MAX_ERROR, export
-from policies.load import load_policy, load_whole
+from policies.load import load_policy
 from policies.serving.client import PolicyClient
-from policies.serving.policy_slot import Served
+from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.vla.toy_backbone import CAMERAS, SPEC
 from vla.backbones.backbone import Backbone
@@ -96,13 +96,13 @@ def model(checkpoint) -> VLAPolicy:
 
 def test_an_onnx_policy_acts_as_the_model_for_any_batch(model, onnx_folder):
     policy = ExportedPolicy.load(onnx_folder, threads=1)
-    assert policy.n_action_steps == 3 and policy.cameras == CAMERAS and policy.action_spec == model.action_spec
+    assert policy.spec == model.spec and policy.spec.n_action_steps == 3
     assert policy.config.parity.observations == 100 and policy.config.parity.max_error < MAX_ERROR
     for batch, size in ((1, 84), (5, 84), (2, 60)):
         obs = observation(batch, seed=batch, size=size)
         expected = model.act(obs)
         got = policy.act(obs)
-        assert got.shape == (batch, 3, 4) and got.dtype == np.float32
+        assert got.shape == (batch, 4, 4) and got.dtype == np.float32
         np.testing.assert_allclose(got, expected, atol=1e-5)
     assert np.ptp(expected) > 0.01  # not all at a bound
     inp = model.processor.prepare(obs)
@@ -125,7 +125,7 @@ import numpy as np
 for name in {blocked!r}:
     sys.modules[name] = None
 from policies.load import load_policy
-from vla.core.types import Observation, executed
+from vla.core.types import Observation
 policy = load_policy({folder!r})
 image = (np.arange(84 * 84 * 3) % 251).astype(np.uint8).reshape(1, 84, 84, 3)
 obs = Observation({{"front": image, "wrist": image[:, ::-1]}}, np.full((1, 8), 0.5, np.float32), ["Lift the ball!"])
@@ -182,16 +182,16 @@ def test_int8_is_smaller_and_measured(checkpoint, onnx_folder, tmp_path):
 
 def test_an_exported_policy_is_served_beside_the_model_it_was_made_of(model, checkpoint, onnx_folder):
     served = {"model": checkpoint, "onnx": onnx_folder}
-    served = {name: Served.of_folder(folder, load=load_whole) for name, folder in served.items()}
+    served = {name: PolicySlot.of_folder(folder, load=load_policy) for name, folder in served.items()}
     served["model"].policy.vla.backbone_dtype = torch.float32
     obs, whole = observation(1), model.vla.predict(model.processor.prepare(observation(1)))
     with serve_in_thread(PolicyServer(served, port=0)) as server:
         for name in served:
             with PolicyClient(f"{server.uri}/{name}") as client:
-                assert (client.metadata["chunk_size"], client.n_action_steps) == (4, 3)
-                np.testing.assert_allclose(client.act(obs), executed(model.spec, model.act(obs)), atol=1e-5)
-                client.whole_chunks = True
+                assert (client.metadata["chunk_size"], client.spec.n_action_steps) == (4, 3)
                 np.testing.assert_allclose(client.act(obs), whole, atol=1e-5)
+                client.whole_chunks = False
+                np.testing.assert_allclose(client.act(obs), executed(model.spec, whole), atol=1e-5)
 
 
 def test_the_commands_put_an_exported_policy_to_work(model, onnx_folder, tmp_path):
@@ -204,8 +204,7 @@ def test_the_commands_put_an_exported_policy_to_work(model, onnx_folder, tmp_pat
 
     driven(str(onnx_folder))
     with serving(f"pick={onnx_folder}") as server, PolicyClient(server.uri + "/pick") as client:
-        played = executed(model.spec, model.act(observation(1)))
-        np.testing.assert_allclose(client.act(observation(1)), played, atol=1e-5)
+        np.testing.assert_allclose(client.act(observation(1)), model.act(observation(1)), atol=1e-5)
         driven(server.uri)
 
 

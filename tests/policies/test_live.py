@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.chunking.merge import Prefix
 from policies.control.controller import ControlConfig, control
 from policies.control.estop import key_pressed
 from policies.control.guards import GuardConfig
 from policies.control.policy_process import PolicyProcess
 from policies.control.realtime_sim import LiveWorld
-from vla.core.types import Observation
+from vla.core.types import Observation, Prefix
 
 # A spawned process finds a module by its name, and `tests` may be somebody else's package there.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,10 +39,10 @@ def live(**more):
 
 
 def test_a_policy_beside_answers_as_itself(beside):
-    assert beside.pid != os.getpid() and beside.action_spec == Steady.action_spec and beside.n_action_steps == 4
+    assert beside.pid != os.getpid() and beside.spec == Steady.spec
     np.testing.assert_array_equal(beside.act(observation()), np.full((1, 8, 2), 0.25, np.float32))
     prefix = Prefix(np.zeros((1, 3, 2), np.float32), np.array([3]), np.array([2]))
-    assert beside.act_after(observation(), prefix)[0, 0, 0] == 2.25
+    assert beside.act(observation(), prefix=prefix)[0, 0, 0] == 2.25
     with pytest.raises(KeyError, match="camera"):
         beside.act(observation("fail"))
     assert beside.act(observation()).shape == (1, 8, 2), "an error does not end it"
@@ -53,7 +52,7 @@ def test_a_policy_that_cannot_be_built_or_dies_says_so():
     with pytest.raises(ValueError, match="no such checkpoint"):
         PolicyProcess(broken)
     plain = PolicyProcess(Plain)
-    assert not hasattr(plain, "act_after")
+    assert not plain.spec.takes_prefix
     os.kill(plain.pid, signal.SIGKILL)
     for _ in range(2):
         with pytest.raises(ConnectionError):

@@ -13,7 +13,7 @@ import pytest
 
 from policies.serving.layouts import LAYOUTS
 from policies.serving.server import PolicyServer, serve_in_thread
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, PolicySpec
 
 SPEC = ActionSpec(names=("x", "y", "gripper"), low=(-1.0,) * 3, high=(1.0,) * 3, control_hz=20.0)
 PACKAGES = ("openpi-client==0.1.2", "numpy<2", "typing-extensions")
@@ -64,6 +64,8 @@ print(json.dumps(said))
 class Echo:
     """Step k: [state sum, mean of both views, length of the prompt + k]."""
 
+    spec = PolicySpec(SPEC, cameras=("front", "wrist"), proprio_dim=8)
+
     def reset(self, env_ids: object = None) -> None: ...
 
     def act(self, obs: Observation) -> np.ndarray:
@@ -100,9 +102,6 @@ def test_an_unmodified_openpi_client_drives_the_server(stock: Path) -> None:
     def serving(name: str) -> PolicyServer:
         return PolicyServer(
             Echo(),
-            action_spec=SPEC,
-            cameras=("front", "wrist"),
-            proprio_dim=8,
             layout=LAYOUTS[name],
             api_key="sekrit",
             port=0,

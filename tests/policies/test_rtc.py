@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from policies.chunking.merge import Blend, DelayEstimate, Ensemble, Prefix, prefix_weights
-from policies.chunking.realtime import RealTimePolicy, continue_chunk
+from policies.chunking.merge import Blend, DelayEstimate, Ensemble
 from policies.control.playback import Plan
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, Prefix, executed
 from vla.model.config import BridgeConfig, VLAConfig
-from vla.model.flow_head import FlowHead
+from vla.model.flow_head import FlowHead, prefix_weights
 from vla.model.model import VLA
-from vla.model.policy import VLAPolicy
+from vla.model.policy import VLAPolicy, continue_chunk
 from vla.processing.processor import Stats
 
 SPEC = ActionSpec(("dx", "dy", "gripper"), (-1.0,) * 3, (1.0,) * 3, 20.0)
@@ -84,7 +83,7 @@ def policy(request):
         rng.normal(size=(50, 4)), np.concatenate([rng.uniform(-0.8, 0.8, (50, 2)), switch], axis=1)
     )
     config = VLAConfig(bridge=BridgeConfig(width=32), head=request.param, n_action_steps=4)
-    return RealTimePolicy(VLA.build(config, stats=stats, action_spec=SPEC, cameras=("front", "wrist")))
+    return VLAPolicy(VLA.build(config, stats=stats, action_spec=SPEC, cameras=("front", "wrist")).eval())
 
 
 def observation(count, seed=0):
@@ -96,8 +95,8 @@ def observation(count, seed=0):
 def test_a_policy_goes_on_from_what_is_left(policy):
     obs = observation(2)
     free = policy.act(obs)
-    assert free.shape == (2, 8, 3) and policy.n_action_steps == 4, "whole chunks, however few are meant to be played"
-    np.testing.assert_array_equal(VLAPolicy(policy.vla).act(obs), free[:, :4])
+    assert free.shape == (2, 8, 3), "whole chunks, however few are meant to be played"
+    np.testing.assert_array_equal(executed(policy.spec, free), free[:, :4])
     left = np.full((2, 6, 3), 0.5, np.float32)
     # The second world has nothing left: what stands in its row must not count.
     chunk = go_on(policy, obs, Prefix(left, np.array([6, 0]), np.array([3, 0])))
@@ -106,7 +105,8 @@ def test_a_policy_goes_on_from_what_is_left(policy):
     assert np.abs(chunk[0, 3] - 0.5).max() < np.abs(free[0, 3] - 0.5).max()
     longer = Prefix(np.full((2, 20, 3), 0.5, np.float32), np.array([20, 20]), np.array([1, 1]))
     assert go_on(policy, obs, longer).shape == (2, 8, 3)
-    assert hasattr(policy, "act_after") == (policy.vla.config.head == "flow")
+    assert policy.spec.takes_prefix == (policy.vla.config.head == "flow")
+    np.testing.assert_array_equal(policy.act(obs, prefix=longer), go_on(policy, obs, longer))
 
 
 def go_on(policy, obs, prefix):

@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +19,10 @@ from websockets.sync.client import connect
 
 from policies.serving import wire
 from policies.serving.client import PolicyClient
-from policies.serving.policy_slot import Served, by_name
+from policies.serving.policy_slot import PolicySlot, by_name
 from policies.serving.server import Limits, PolicyServer, serve_in_thread, tls_context
 from tests.policies.test_server import SPEC, get, wait_for
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, PolicySpec
 
 OBSERVATION = {"images": {"front": np.zeros((4, 4, 3), np.uint8)}, "state": np.zeros(2), "prompt": "go"}
 
@@ -31,16 +30,13 @@ OBSERVATION = {"images": {"front": np.zeros((4, 4, 3), np.uint8)}, "state": np.z
 class Constant:
     """Always the same number; as a checkpoint would give it, with a description of itself."""
 
-    n_action_steps, chunk_size = 2, 5
-
     def __init__(self, value: float, *, spec: ActionSpec = SPEC) -> None:
-        self.value, self.action_spec, self.cameras = value, spec, ("front",)
-        self.processor = SimpleNamespace(config=SimpleNamespace(proprio_dim=2))
+        self.value, self.spec = value, PolicySpec(spec, 5, 2, ("front",), 2)
 
     def reset(self, env_ids: object = None) -> None: ...
 
     def act(self, obs: Observation) -> np.ndarray:
-        return np.full((obs.batch_size, self.chunk_size, self.action_spec.dim), self.value)
+        return np.full((obs.batch_size, 5, self.spec.action_spec.dim), self.value)
 
 
 def checkpoint(folder: Path, value: float, *, names: str = "abc") -> Path:
@@ -64,7 +60,7 @@ def load(folder: Path) -> Constant:
 @pytest.fixture
 def two(tmp_path) -> PolicyServer:
     """Policies 1 and 2 from folders."""
-    served = {name: Served.of_folder(checkpoint(tmp_path / name, v), load=load) for name, v in (("a", 1), ("b", 2))}
+    served = {name: PolicySlot.of_folder(checkpoint(tmp_path / name, v), load=load) for name, v in (("a", 1), ("b", 2))}
     with serve_in_thread(PolicyServer(served, port=0, reload_s=0.05)) as server:
         yield server
 
@@ -90,14 +86,14 @@ def test_a_policy_is_chosen_by_path_or_by_key(two: PolicyServer) -> None:
 
 def test_clients_get_what_is_meant_to_be_played_or_all_of_it(tmp_path) -> None:
     served = {
-        "own": Served.of_folder(checkpoint(tmp_path / "a", 1), load=load),
-        "longer": Served.of_folder(checkpoint(tmp_path / "b", 2), load=load, n_action_steps=4),
+        "own": PolicySlot.of_folder(checkpoint(tmp_path / "a", 1), load=load),
+        "longer": PolicySlot.of_folder(checkpoint(tmp_path / "b", 2), load=load, n_action_steps=4),
     }
     with serve_in_thread(PolicyServer(served, port=0)) as server:
-        with PolicyClient(server.uri) as plain, PolicyClient(server.uri, whole_chunks=True) as whole:
+        with PolicyClient(server.uri, whole_chunks=False) as plain, PolicyClient(server.uri) as whole:
             known = {name: plain.metadata[name] for name in ("chunk_size", "n_action_steps", "control_hz")}
             assert known == {"chunk_size": 5, "n_action_steps": 2, "control_hz": 20.0}
-            assert plain.n_action_steps == whole.n_action_steps == 2
+            assert plain.spec.n_action_steps == whole.spec.n_action_steps == 2
             obs = Observation({"front": np.zeros((1, 4, 4, 3), np.uint8)}, np.zeros((1, 2), np.float32), ["go"])
             assert plain.act(obs).shape == (1, 2, 3) and whole.act(obs).shape == (1, 5, 3)
             for extra, length in (({"policy": "longer"}, 4), ({"policy": "longer", "whole_chunk": True}, 5)):
@@ -105,7 +101,7 @@ def test_clients_get_what_is_meant_to_be_played_or_all_of_it(tmp_path) -> None:
             with pytest.raises(RuntimeError, match="whole_chunk: expected true or false, got int"):
                 plain.infer(OBSERVATION | {"whole_chunk": 1})
     with pytest.raises(ValueError, match=r"n_action_steps must be in 1..5 \(the chunk size\), got 6"):
-        Served.of_folder(tmp_path / "a", load=load, n_action_steps=6)
+        PolicySlot.of_folder(tmp_path / "a", load=load, n_action_steps=6)
 
 
 def test_whole_and_played_chunks_share_a_batch() -> None:
@@ -118,7 +114,7 @@ def test_whole_and_played_chunks_share_a_batch() -> None:
             sizes.append(obs.batch_size)
             return super().act(obs)
 
-    one = Served(Waits(1), action_spec=SPEC, cameras=("front",), proprio_dim=2, n_action_steps=2, chunk_size=5)
+    one = PolicySlot(Waits(1))
     with serve_in_thread(PolicyServer({"one": one}, port=0)) as server, contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(connect(server.uri, proxy=None)) for _ in range(3)]
         for socket_, whole in zip(sockets, (False, True, False), strict=True):
@@ -193,7 +189,7 @@ def test_metrics_count_what_happened(two: PolicyServer) -> None:
 
 def serving(**options: object) -> contextlib.AbstractContextManager[PolicyServer]:
     return serve_in_thread(
-        PolicyServer(Constant(1), action_spec=SPEC, cameras=("front",), proprio_dim=2, port=0, **options)
+        PolicyServer(Constant(1), port=0, **options)
     )
 
 
@@ -325,7 +321,7 @@ def test_tls(tmp_path) -> None:
 
 
 def test_the_key_policy_is_heeded_where_only_one_is_served(tmp_path) -> None:
-    served = {"arm": Served.of_folder(checkpoint(tmp_path / "a", 1), load=load)}
+    served = {"arm": PolicySlot.of_folder(checkpoint(tmp_path / "a", 1), load=load)}
     with serve_in_thread(PolicyServer(served, port=0)) as server, PolicyClient(server.uri) as client:
         assert first_action(client, policy="arm") == first_action(client, policy=client.metadata["policy"]) == 1
         for wrong in ("b", 3, ["arm"], None):

@@ -25,7 +25,7 @@ from websockets.sync.client import ClientConnection, connect
 from policies.serving import wire
 from policies.serving.layouts import LAYOUTS, Layout, ObservationReader
 from policies.serving.server import Limits, PolicyServer, serve_in_thread
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, PolicySpec
 
 SPEC = ActionSpec(names=("dx", "dy", "gripper"), low=(-1.0,) * 3, high=(1.0,) * 3, control_hz=20.0)
 CAMERAS = ("front", "wrist")
@@ -36,6 +36,7 @@ class SumPolicy:
     """Deterministic in everything it is shown: step k, component a = state sum + mean of both views + prompt length."""
 
     def __init__(self) -> None:
+        self.spec = PolicySpec(SPEC, cameras=CAMERAS, proprio_dim=3)
         self.resets = 0
         self.threads: set[int] = set()
         self.delay_s = 0.0
@@ -76,9 +77,7 @@ FIRST_ACTION = 6 + 10 + 2 * 20 + len("lift")
 
 @contextlib.contextmanager
 def serving(policy: SumPolicy | None = None, **options: object) -> Iterator[PolicyServer]:
-    server = PolicyServer(
-        policy or SumPolicy(), **{"action_spec": SPEC, "cameras": CAMERAS, "port": 0, "proprio_dim": 3} | options
-    )
+    server = PolicyServer(policy or SumPolicy(), **{"port": 0} | options)
     with serve_in_thread(server):
         yield server
 
@@ -299,15 +298,14 @@ def test_api_key() -> None:
 
 
 def test_refuses_to_face_the_network_without_a_key() -> None:
-    common = {"action_spec": SPEC, "cameras": CAMERAS}
     for host in ("0.0.0.0", "::", "", "192.168.1.5", "robot.local"):
         with pytest.raises(ValueError, match="set an api key .vla serve --api-key KEY. or bind 127.0.0.1"):
-            PolicyServer(SumPolicy(), host=host, **common)
-    PolicyServer(SumPolicy(), host="0.0.0.0", api_key="k", **common)
-    assert PolicyServer(SumPolicy(), host="localhost", **common).uri == "ws://127.0.0.1:8000"
+            PolicyServer(SumPolicy(), host=host)
+    PolicyServer(SumPolicy(), host="0.0.0.0", api_key="k")
+    assert PolicyServer(SumPolicy(), host="localhost").uri == "ws://127.0.0.1:8000"
     for key in ("", "two words", "clé", "a\nb"):
         with pytest.raises(ValueError, match="api_key must be printable ASCII"):
-            PolicyServer(SumPolicy(), api_key=key, **common)
+            PolicyServer(SumPolicy(), api_key=key)
 
 
 def test_bad_configuration_is_refused_at_once() -> None:
@@ -316,7 +314,7 @@ def test_bad_configuration_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="none of them for camera front"):
         ObservationReader(("front",), layout=Layout(("observation/image",), cameras=("top",)))
     with pytest.raises(ValueError, match="cannot be sent"):
-        PolicyServer(SumPolicy(), action_spec=SPEC, cameras=CAMERAS, metadata={"policy": SumPolicy()})
+        PolicyServer(SumPolicy(), metadata={"policy": SumPolicy()})
 
 
 def test_flat_native_keys_are_accepted() -> None:
@@ -377,12 +375,12 @@ def test_run_inside_a_main_thread_ends_quietly_on_ctrl_c() -> None:
     script = (
         "import numpy as np\n"
         "from policies.serving.server import PolicyServer\n"
-        "from vla.core.types import ActionSpec\n"
+        "from vla.core.types import ActionSpec, PolicySpec\n"
         "class P:\n"
+        "    spec = PolicySpec(ActionSpec(('x',), (-1,), (1,), 10), cameras=('front',))\n"
         "    def reset(self, env_ids=None): pass\n"
         "    def act(self, obs): return np.zeros((1, 1, 1))\n"
-        "spec = ActionSpec(('x',), (-1,), (1,), 10)\n"
-        "server = PolicyServer(P(), action_spec=spec, cameras=('front',), port=0)\n"
+        "server = PolicyServer(P(), port=0)\n"
         "server.run(on_ready=lambda: print(server.uri, flush=True))\n"
         "print('done', flush=True)\n"
     )
@@ -417,7 +415,7 @@ def test_run_also_works_inside_a_callers_thread_with_its_own_loop() -> None:
 
 
 def test_half_a_request_does_not_delay_the_end():
-    server = PolicyServer(SumPolicy(), action_spec=SPEC, cameras=CAMERAS, port=0, proprio_dim=3, limits=PATIENT)
+    server = PolicyServer(SumPolicy(), port=0, limits=PATIENT)
     ready = threading.Event()
     thread = threading.Thread(target=server.run, args=(ready.set,), daemon=True)
     thread.start()

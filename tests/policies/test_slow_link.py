@@ -13,10 +13,10 @@ import pytest
 from policies.control.controller import ControlConfig, control
 from policies.control.guards import GuardConfig
 from policies.serving.client import PolicyClient
-from policies.serving.policy_slot import Served
+from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.policies.toy_robot import SPEC, Says, Slide
-from vla.core.types import ActionSpec
+from vla.core.types import ActionSpec, PolicySpec
 
 SLOW = ActionSpec(SPEC.names, SPEC.low, SPEC.high, 20.0)
 CHUNK = [[0.1, 0.01, -1.0]] * 24
@@ -67,12 +67,11 @@ def link(port: int, delay_s: float) -> Iterator[str]:
 def server() -> Iterator[PolicyServer]:
     """Two policies that give 24 actions, of which 8 are meant to be played."""
     served = {
-        name: Served(
-            Says([[sign * x, sign * dy, grip] for x, dy, grip in CHUNK]),
-            action_spec=SLOW, cameras=("front",), proprio_dim=2, n_action_steps=8, chunk_size=24,
+        name: PolicySlot(
+            Says([[sign * x, sign * dy, grip] for x, dy, grip in CHUNK], PolicySpec(SLOW, 24, 8, ("front",), 2))
         )
         for name, sign in (("there", 1), ("back", -1))
-    }  # fmt: skip
+    }
     with serve_in_thread(PolicyServer(served, port=0)) as server:
         yield server
 
@@ -90,9 +89,9 @@ def held_ticks(server: PolicyServer, name: str, direction: int, *, whole_chunks:
     """Ticks in which the robot had to wait once it had begun to move; answers."""
     limits = GuardConfig(max_observation_age_s=5, max_action_age_s=5)
     with link(server.port, 0.1) as uri, PolicyClient(f"{uri}/{name}", whole_chunks=whole_chunks) as client:
-        assert client.n_action_steps == 8 and client.action_spec == SLOW
+        assert client.spec.n_action_steps == 8 and client.spec.action_spec == SLOW
         robot = SlowSlide()
-        config = ControlConfig(duration_s=2.2, n_action_steps=client.n_action_steps, guards=limits)
+        config = ControlConfig(duration_s=2.2, guards=limits)
         report = control(robot, client, config)
         assert min(client.latencies_ms) >= 200, "the link is as slow as it says"
     assert report.ended == "time" and set(report.guards) <= {"stale_action"}

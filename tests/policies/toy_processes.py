@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from vla.core.types import ActionSpec, Observation, StepResult
+from vla.core.types import ActionSpec, Observation, PolicySpec, StepResult
 
 SPEC = ActionSpec(("dx", "gripper"), (-1.0, -1.0), (1.0, 1.0), 20.0)
 
@@ -13,7 +13,7 @@ SPEC = ActionSpec(("dx", "gripper"), (-1.0, -1.0), (1.0, 1.0), 20.0)
 class Steady:
     """Says where the hand is, and which process says it; thinks for `seconds` without letting go of the lock."""
 
-    action_spec, n_action_steps = SPEC, 4
+    spec = PolicySpec(SPEC, n_action_steps=4, takes_prefix=True)
 
     def __init__(self, seconds=0.0):
         self.seconds = seconds
@@ -21,7 +21,7 @@ class Steady:
     def reset(self, env_ids=None):
         pass
 
-    def act(self, obs):
+    def act(self, obs, *, prefix=None):
         until = time.monotonic() + self.seconds
         while time.monotonic() < until:
             pass
@@ -29,16 +29,13 @@ class Steady:
             os._exit(3)
         if obs.instruction[0] == "fail":
             raise KeyError("camera")
-        return np.full((1, 8, 2), 0.25, np.float32)
-
-    def act_after(self, obs, prefix):
-        return self.act(obs) + np.float32(prefix.delay[0])
+        return np.full((1, 8, 2), 0.25 if prefix is None else 0.25 + prefix.delay[0], np.float32)
 
 
 class Plain:
     """One that cannot be told what is still to be played."""
 
-    action_spec = SPEC
+    spec = PolicySpec(SPEC)
 
     def act(self, obs):
         return np.zeros((1, 8, 2), np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 
 from policies.control.controller import ControlConfig, control
 from policies.control.guards import GuardConfig
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import ActionSpec, Observation, PolicySpec
 
 HZ = 50.0
 SPEC = ActionSpec(("x", "dy", "gripper"), (-1.0, -0.5, -1.0), (1.0, 0.5, 1.0), HZ)
@@ -68,8 +68,8 @@ class Slide:
 class Says:
     """A policy: `chunk` (C, A), or what it returns for the number of the question (exceptions are raised)."""
 
-    def __init__(self, chunk):
-        self.chunk, self.asked = chunk, 0
+    def __init__(self, chunk, spec=PolicySpec()):
+        self.chunk, self.spec, self.asked = chunk, spec, 0
 
     def reset(self, env_ids=None):
         pass

@@ -6,7 +6,6 @@ import torch
 from bascule.bench import model_gpu as bench_gpu
 from bascule.bench.model_gpu import Shape, bench, make_vla, observations
 from bascule.bench.simulation import _row
-from vla.model.cuda_graph_policy import FastPolicy
 from vla.model.policy import VLAPolicy
 
 SMALL = Shape(
@@ -16,19 +15,19 @@ SMALL = Shape(
 
 def test_it_measures_a_policy_of_the_asked_shape():
     rows = {row["name"]: row for row in bench(_row, device="cpu", shape=SMALL, calls=3, batches=(2,), steps=2)}
-    assert list(rows) == ["replans, plain", "replans, fast policy", "training, batch 2"]
-    assert rows["replans, fast policy"]["baseline"] == "plain"
+    assert list(rows) == ["replans, plain", "replans, policy", "training, batch 2"]
+    assert rows["replans, policy"]["baseline"] == "plain"
     assert all(row["value"] > 0 for row in rows.values())
     assert "TFLOP/s" in rows["training, batch 2"]["config"]
     assert "MFU" not in rows["training, batch 2"]["config"], "a CPU has no peak in the table"
 
 
 def test_a_wrong_fast_policy_gives_no_figures(monkeypatch):
-    class Wrong(FastPolicy):
+    class Wrong(VLAPolicy):
         def act(self, obs):
             return super().act(obs) + 0.5
 
-    monkeypatch.setattr(bench_gpu, "FastPolicy", Wrong)
+    monkeypatch.setattr(bench_gpu, "VLAPolicy", Wrong)
     with pytest.raises(RuntimeError, match="no figures"):
         bench(_row, device="cpu", shape=SMALL, calls=2, batches=(), steps=1)
 
@@ -43,7 +42,7 @@ def test_a_backbone_in_bfloat16_decides_nearly_alike_and_does_not_cast_at_every_
     vla = make_vla(SMALL, torch.device("cpu"), learns=False)
     seen = observations(SMALL, 2)
     before = [VLAPolicy(vla).act(obs) for obs in seen]
-    fast = FastPolicy(vla, dtype="bfloat16")
+    fast = VLAPolicy(vla, dtype="bfloat16")
     assert next(vla.backbone.parameters()).dtype == torch.bfloat16
     assert next(vla.bridge.parameters()).dtype == torch.float32
     for obs, action in zip(seen, before, strict=True):

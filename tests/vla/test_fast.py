@@ -12,7 +12,6 @@ from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
 from vla.backbones.backbone import Backbone
 from vla.backbones.tiny import build_tiny, train_tokenizer
 from vla.model.config import BridgeConfig, VLAConfig
-from vla.model.cuda_graph_policy import FastPolicy
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 
@@ -29,17 +28,18 @@ def tiny(**config):
 
 def test_padding_changes_less_than_1e_5_and_words_change_more():
     vla = tiny()
-    fast, policy = FastPolicy(vla), VLAPolicy(vla)
+    policy = VLAPolicy(vla)
     scale = np.array(SPEC.high)
     said = ["pick up the red cube", "pick up the green cube and then the blue one", "pick"]
     for batch in (1, 3):
         obs = replace(toy_observation(batch, size=84), instruction=said[:batch])
         for _ in range(2):  # the second call takes the text from the cache
-            np.testing.assert_allclose(fast.act(obs) / scale, policy.act(obs) / scale, rtol=0, atol=1e-5)
+            plain = vla.predict(vla.processor.prepare(obs))
+            np.testing.assert_allclose(policy.act(obs) / scale, plain / scale, rtol=0, atol=1e-5)
     alone = replace(toy_observation(1, size=84), instruction=said[:1])
     other = replace(alone, instruction=said[1:2])
-    assert np.abs((fast.act(alone) - fast.act(other)) / scale).max() > 1e-5
-    assert len(fast._text) == 3
+    assert np.abs((policy.act(alone) - policy.act(other)) / scale).max() > 1e-5
+    assert len(policy._text) == 3
     inp = vla.processor.prepare(alone)
     real = int(inp.token_mask_BT.sum())
     cut = replace(inp, token_ids_BT=inp.token_ids_BT[:, :real], token_mask_BT=inp.token_mask_BT[:, :real])
@@ -49,11 +49,11 @@ def test_padding_changes_less_than_1e_5_and_words_change_more():
 
 
 def test_the_text_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr("vla.model.cuda_graph_policy._INSTRUCTIONS", 2)
-    fast, obs = FastPolicy(tiny()), toy_observation(1, size=84)
+    monkeypatch.setattr("vla.model.policy._INSTRUCTIONS", 2)
+    policy, obs = VLAPolicy(tiny()), toy_observation(1, size=84)
     for words in ("one", "two", "three"):
-        fast.act(replace(obs, instruction=[words]))
-    assert len(fast._text) <= 2
+        policy.act(replace(obs, instruction=[words]))
+    assert len(policy._text) <= 2
 
 
 def test_training_bytes_are_weights_gradients_and_what_autograd_keeps(monkeypatch):

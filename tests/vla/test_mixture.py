@@ -132,7 +132,7 @@ def test_a_mixture_trains_resumes_and_serves_each_robot(tmp_path, freeze):
         action = VLAPolicy(vla).act(part.observation(slice(0, 3)))
         assert action.shape == (3, 4, part.action.shape[1])
         assert (action >= part.action.min(0) - 1e-5).all() and (action <= part.action.max(0) + 1e-5).all()
-    assert VLAPolicy(VLA.load(tmp_path / "a", load_backbone=load_toy, member="hand")).cameras == ("top",)
+    assert VLAPolicy(VLA.load(tmp_path / "a", load_backbone=load_toy, member="hand")).spec.cameras == ("top",)
 
 
 def test_it_learns_both_robots(tmp_path):

@@ -100,7 +100,7 @@ def test_a_rare_component_and_a_teleoperator_s_names_reach_the_checkpoint(tmp_pa
     assert main(train_arguments(tmp_path / "out", root)) == 0
     assert "warning: rare: action component 'gripper' reaches" in " ".join(capsys.readouterr().err.split())
     policy = VLAPolicy.load(tmp_path / "out")
-    assert policy.action_spec.names == ("delta_x", "gripper") and policy.action_spec.high[1] == 1.0
+    assert policy.spec.action_spec.names == ("delta_x", "gripper") and policy.spec.action_spec.high[1] == 1.0
     processor = policy.vla.processor
     assert np.abs(processor.normalise_action(action.astype(np.float32))[:, 1]).max() <= 1 + 1e-6
     assert processor.unnormalise_action(np.array([0, 1], np.float32))[1] == pytest.approx(1.0)

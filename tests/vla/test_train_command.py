@@ -72,12 +72,12 @@ def test_any_folder_trains_into_a_policy_that_acts(request, tmp_path, capsys, ki
     action = policy.act(data.observation(slice(0, 3)))
     assert action.shape == (3, 8, data.action.shape[1])
     assert (action >= data.action.min(0)).all() and (action <= data.action.max(0)).all()
-    assert policy.cameras == tuple(data.images) and policy.action_spec.names == data.action_names
+    assert policy.spec.cameras == tuple(data.images) and policy.spec.action_spec.names == data.action_names
     if kind == "arm":
-        assert policy.cameras == ("observation.image",) and "12 frames at 10 Hz, 'push the tee'" in said
+        assert policy.spec.cameras == ("observation.image",) and "12 frames at 10 Hz, 'push the tee'" in said
         assert "cameras observation.image 48x64; state 2; action dx, dy, gripper" in said
     else:
-        assert len(policy.cameras) == 3 and policy.vla.processor.config.max_text_tokens > 24
+        assert len(policy.spec.cameras) == 3 and policy.vla.processor.config.max_text_tokens > 24
         assert "2 tasks" in said and "state 14" in said
     assert "parameters learn" in said and "activations" in said and "features in memory" in said
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4

@@ -28,7 +28,7 @@ def test_importing_any_package_sets_it(package):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux")
 def test_torch_gets_it_though_the_modules_name_torch_first():
-    shown = run("import policies.chunking.realtime", OMP_DISPLAY_ENV="VERBOSE").stderr
+    shown = run("import vla.model.policy", OMP_DISPLAY_ENV="VERBOSE").stderr
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown and "GOMP_SPINCOUNT = '0'" in shown
 
 

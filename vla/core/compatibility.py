@@ -46,13 +46,11 @@ class Fit:
 
 
 def side_of(thing: Any) -> Side:
-    """What a policy, a VLA, an environment, a robot or a client says about itself; `thing.side` if it has one."""
+    """What a policy, a VLA, an environment, a robot or a client says about itself."""
     if isinstance(thing, Side):
         return thing
     if isinstance(spec := getattr(thing, "spec", None), PolicySpec):
         return Side(spec.action_spec, spec.proprio_dim, spec.proprio_names, spec.cameras)
-    if isinstance(side := getattr(thing, "side", None), Side):
-        return side
     config = getattr(getattr(thing, "processor", None), "config", None)
     told = getattr(thing, "metadata", None)
     told = told if isinstance(told, Mapping) else {}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vla.model.losses import by_component, masked_mean
@@ -15,6 +17,16 @@ from vla.model.losses import by_component, masked_mean
 FREQUENCIES = 16
 MAX_GUIDANCE = 5.0
 """Of the pull toward a prefix; more overshoots when there are only a few Euler steps (the paper's beta)."""
+
+
+def prefix_weights(delay_B: NDArray[np.int64], left_B: NDArray[np.int64], chunk_size: int) -> NDArray[np.float32]:
+    """(B, C): how firmly a new chunk must agree with the old one, step by step. 1 for what will have been played, then
+    falling, 0 where the old chunk has ended. Black, Galliker and Levine 2025, eq. 5."""
+    step = np.arange(chunk_size)
+    left, delay = np.minimum(left_B, chunk_size)[:, None], np.minimum(delay_B, left_B)[:, None]
+    remains = np.clip((left - step) / (left - delay + 1.0), 0.0, 1.0)
+    soft = remains * np.expm1(remains) / np.expm1(1.0)
+    return np.where(step < delay, 1.0, soft).astype(np.float32)
 
 
 class VelocityBlock(nn.Module):

@@ -219,8 +219,12 @@ class VLA(nn.Module):
 
     def predict(self, inp: ModelInput) -> NDArray[np.float32]:
         """Actions (B, C, A) in environment units, within the action's bounds. FloatingPointError if not finite."""
-        with torch.no_grad(), _evaluating(self):
-            action = self.act(self.encode(inp), inp.proprio_BP.to(self.device)).cpu().numpy()
+        with torch.no_grad(), evaluating(self):
+            return self.to_actions(self.act(self.encode(inp), inp.proprio_BP.to(self.device)))
+
+    def to_actions(self, normalised_BCA: Tensor) -> NDArray[np.float32]:
+        """Normalised actions in environment units, within the action's bounds. FloatingPointError if not finite."""
+        action = normalised_BCA.cpu().numpy()
         if not np.isfinite(action).all():
             raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
         return self.processor.unnormalise_action(action)
@@ -334,7 +338,7 @@ def _without_padding(inp: ModelInput) -> ModelInput:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while: a policy may be tried out in the middle of training."""
     before = model.training
     if before:

@@ -1,29 +1,54 @@
-"""A trained VLA as a policy."""
+"""A trained VLA as a policy: the one way in which a loaded VLA acts, in evaluation, serving, control and RL."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Literal
 
-from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
-from vla.model.model import VLA
-from vla.processing.processor import Processor
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
+from vla.model.cuda_graph import Graph
+from vla.model.flow_head import FlowHead, prefix_weights
+from vla.model.model import VLA, evaluating
+from vla.processing.processor import ModelInput, Processor
+
+_INSTRUCTIONS = 256
+"""Batches of instructions whose tokens are kept on the device."""
+_SHAPES = 16
+"""Shapes of batch and text that have a CUDA graph; others are launched kernel by kernel."""
 
 
 class VLAPolicy:
-    """A `vla.core.types.Policy` around a VLA. Stateless: each observation decides alone."""
+    """A `vla.core.types.Policy` around a VLA. Stateless: each observation decides alone.
 
-    def __init__(self, vla: VLA, *, n_action_steps: int | None = None) -> None:
-        """`n_action_steps`: give only the first n of each chunk to the robot before looking again; None: as many as
-        the policy's configuration says."""
+    It runs in inference mode with a text as long as the longest instruction, tokenised once and kept on the device.
+    Padding changes nothing but rounding (tests hold it below 1e-5). Shapes are fixed as long as batch and instructions
+    are; on a GPU each is captured as a CUDA graph. Images and proprio come first in the sequence, so that hidden states
+    of the instruction cannot be kept.
+    """
+
+    def __init__(
+        self, vla: VLA, *, n_action_steps: int | None = None, dtype: Literal["float32", "bfloat16"] | None = None
+    ) -> None:
+        """`n_action_steps`: execute only the first n actions of each chunk; None: as the policy's configuration says.
+
+        `dtype` casts the backbone for good: a copy in bfloat16 is read in half the time that casting the weights at
+        every call takes.
+        """
         steps = vla.config.n_action_steps or vla.chunk_size if n_action_steps is None else n_action_steps
         if not 1 <= steps <= vla.chunk_size:
             raise ValueError(f"n_action_steps must be in 1..{vla.chunk_size} (the chunk size), got {steps}")
-        self.vla, self.n_action_steps = vla, steps
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self.vla.processor.policy_spec(self.vla.chunk_size, self.n_action_steps)
+        if dtype is not None:
+            vla.backbone_dtype = getattr(torch, dtype)
+            vla.backbone.to(vla.backbone_dtype)
+        self.vla, self._steps = vla, steps
+        self._text: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
+        self._graphs: dict[tuple[torch.Size, ...], Graph] = {}
+        self._kept_for: tuple[object, ...] = ()
 
     @staticmethod
     def load(folder: str | os.PathLike[str], *, n_action_steps: int | None = None) -> VLAPolicy:
@@ -31,20 +56,87 @@ class VLAPolicy:
         return VLAPolicy(VLA.load(folder), n_action_steps=n_action_steps)
 
     @property
+    def spec(self) -> PolicySpec:
+        """With a flow head it takes a prefix."""
+        vla = self.vla
+        return vla.processor.policy_spec(vla.chunk_size, self._steps, takes_prefix=isinstance(vla.head, FlowHead))
+
+    @property
     def processor(self) -> Processor:
         return self.vla.processor
-
-    @property
-    def action_spec(self) -> ActionSpec:
-        return self.vla.action_spec
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return tuple(camera for camera in self.vla.processor.config.cameras if camera)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget."""
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """The whole chunk (B, chunk_size, A) in environment units."""
-        return self.vla.predict(self.vla.processor.prepare(obs))
+        """The whole chunk (B, chunk_size, A) in environment units. FloatingPointError if it is not finite."""
+        vla = self.vla
+        if (parts := (vla.processor, vla.device, vla.refiner)) != self._kept_for:  # one of them was replaced
+            self._text.clear()
+            self._graphs.clear()
+            self._kept_for = parts
+        with evaluating(vla):
+            if prefix is not None:  # the guidance of a flow head takes gradients
+                return continue_chunk(vla, self._input(obs), prefix)
+            with torch.inference_mode():
+                return vla.to_actions(self._normalised(self._input(obs)))
+
+    def _input(self, obs: Observation) -> ModelInput:
+        """On the device, its text as long as the longest instruction."""
+        device, processor = self.vla.device, self.vla.processor
+        ids, mask = self._tokens(tuple(obs.instruction))
+        images = torch.from_numpy(processor.images(obs))
+        proprio = processor.normalise_proprio(obs.proprio, batch_size=obs.batch_size)
+        return ModelInput(images.to(device, non_blocking=True), ids, mask, proprio.to(device, non_blocking=True))
+
+    def _normalised(self, inp: ModelInput) -> Tensor:
+        """Actions (B, C, A) as the model gives them."""
+        inputs = inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT, inp.proprio_BP
+        if inp.proprio_BP.device.type != "cuda":
+            return self._decide(*inputs)
+        shape = tuple(tensor.shape for tensor in inputs)
+        if shape not in self._graphs:
+            if len(self._graphs) >= _SHAPES:
+                return self._decide(*inputs)
+            self._graphs[shape] = Graph(self._decide, inputs)
+        return self._graphs[shape](*inputs)
+
+    def _decide(self, images_BVHWC: Tensor, ids_BT: Tensor, mask_BT: Tensor, proprio_BP: Tensor) -> Tensor:
+        inp = ModelInput(images_BVHWC, ids_BT, mask_BT, proprio_BP)
+        return self.vla.act(self.vla.encode_as_is(inp), proprio_BP)
+
+    def _tokens(self, instructions: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        if instructions not in self._text:
+            if len(self._text) >= _INSTRUCTIONS:
+                self._text.clear()
+            ids, mask = self.vla.processor.tokenise(instructions)
+            if not self.vla.config.language:
+                mask = torch.zeros_like(mask)
+            length = max(1, int(mask.sum(1).max()))
+            device = self.vla.device
+            self._text[instructions] = ids[:, :length].to(device), mask[:, :length].to(device)
+        return self._text[instructions]
+
+
+def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix) -> ActionChunk:
+    """Real-time chunking: the chunk (B, C, A) in environment units that goes on from `prefix`.
+
+    Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies". A flow head is guided to
+    agree with the actions that will have been executed (`vla.model.flow_head.FlowHead`). No other head can take them
+    into account: LeRobot's tools get an average by the same weights; our controller blends instead
+    (`policies.control.playback`), which was measured to be far better, and gives such a policy no prefix.
+    """
+    old = np.zeros((len(prefix.left), vla.chunk_size, vla.action_spec.dim), np.float32)
+    shared = min(vla.chunk_size, prefix.actions.shape[1])
+    old[:, :shared] = prefix.actions[:, :shared]
+    weight = prefix_weights(prefix.delay, prefix.left, vla.chunk_size)
+    if not isinstance(vla.head, FlowHead):
+        return (1 - weight[..., None]) * vla.predict(inp) + weight[..., None] * old
+    with torch.no_grad():
+        proprio = inp.proprio_BP.to(vla.device)
+        latents = vla.condition(vla.encode(inp), proprio)
+        target = torch.from_numpy(vla.processor.normalise_action(old)).to(vla.device)
+        action = vla.head(latents.latent_BCD, prefix=(target, torch.from_numpy(weight).to(vla.device)))
+        if vla.refiner is not None:
+            action = action + vla.refiner(latents, proprio)
+    return vla.to_actions(action)

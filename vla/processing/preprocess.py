@@ -256,7 +256,7 @@ class Preprocessor:
     def arrays(self, obs: Observation) -> ModelArrays:
         """ValueError saying what the observation lacks or has wrong, and what was given."""
         return ModelArrays(
-            self._images(obs),
+            self.images(obs),
             *self.token_arrays(obs.instruction),
             self.scale_proprio(obs.proprio, batch_size=obs.batch_size),
         )
@@ -335,7 +335,8 @@ class Preprocessor:
         raw = (np.asarray(action, dtype=np.float64) * half + centre).astype(np.float32)
         return np.clip(raw, self._low, self._high)
 
-    def _images(self, obs: Observation) -> NDArray[np.uint8]:
+    def images(self, obs: Observation) -> NDArray[np.uint8]:
+        """(B, V, size, size, 3): the cameras that the policy reads, in its order. ValueError as `arrays`."""
         wanted, given = self.config.cameras, obs.images
         for camera in filter(None, wanted):
             if camera not in given:

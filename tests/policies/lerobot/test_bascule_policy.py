@@ -89,7 +89,7 @@ def test_a_policy_that_lerobot_trained_loads_offline_and_acts_as_ours(run, tmp_p
     }
     theirs = get_policy_class("bascule").from_pretrained(folder)
     ours = VLAPolicy.load(from_lerobot(folder, tmp_path / "ours"))
-    assert ours.action_spec.names == toy.SPEC.names and ours.action_spec.control_hz == 20
+    assert ours.spec.action_spec.names == toy.SPEC.names and ours.spec.action_spec.control_hz == 20
     obs = observation()
     expected = ours.act(obs)
     np.testing.assert_array_equal(theirs.predict_action_chunk(batch_of(obs)).numpy(), expected)

@@ -14,7 +14,7 @@ from policies.serving import wire
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.policies.lerobot.so101 import CAMERA, LIMITS, NAMES, so101
 from tests.policies.toy_robot import Says
-from vla.core.types import ActionSpec
+from vla.core.types import ActionSpec, PolicySpec
 
 ARMS = {"left_arm_config.port": "/dev/a", "right_arm_config.port": "/dev/b"}
 BUILT_IN = {
@@ -74,10 +74,8 @@ def test_a_dry_run_checks_everything_and_connects_nothing(monkeypatch, capsys):
     spec = ActionSpec(NAMES, (-90.0,) * 5 + (0.0,), (90.0,) * 5 + (100.0,), 20.0)
 
     def control(*words, spec=spec, cameras=("front",), proprio_dim=6):
-        policy = Says(np.zeros((4, spec.dim)))
-        with serve_in_thread(
-            PolicyServer(policy, action_spec=spec, cameras=cameras, proprio_dim=proprio_dim, port=0)
-        ) as s:
+        policy = Says(np.zeros((4, spec.dim)), PolicySpec(spec, cameras=cameras, proprio_dim=proprio_dim))
+        with serve_in_thread(PolicyServer(policy, port=0)) as s:
             args = ["control", s.uri, "--robot", "so101_follower", "--robot-args", "port", "/dev/a", "cameras", CAMERA]
             code = main([*args, *words])
         assert not any(arm.bus.reads or arm.bus.is_connected for arm in arms), "never connected"

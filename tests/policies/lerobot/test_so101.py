@@ -7,6 +7,7 @@ from lerobot.utils.errors import DeviceNotConnectedError
 from policies.control.flight_log import BlackBox, replay
 from policies.control.guards import GuardConfig
 from tests.policies.lerobot.so101 import HZ, LIMITS, NAMES, drive, so101
+from vla.core.types import PolicySpec
 
 STEADY = [[1.0, 2.0, 3.0, 4.0, 5.0, 80.0]] * 8
 QUICK = GuardConfig(give_up_s=0.4, stop_s=0.1)
@@ -23,6 +24,8 @@ def test_observations_in_another_order_are_the_same(monkeypatch):
     seen = []
 
     class Looks:
+        spec = PolicySpec()
+
         def reset(self, env_ids=None): ...
 
         def act(self, obs):

@@ -10,6 +10,7 @@ import pytest
 
 from policies.control.controller import ControlConfig, control
 from policies.control.robots import LeRobotRobot, lerobot_robot
+from vla.core.types import PolicySpec
 from vla.data.lerobot_dataset import load_dataset
 
 QUIET = ("--play_sounds=false",)
@@ -215,6 +216,8 @@ def test_the_controller_drives_a_lerobot_robot():
             return action
 
     class Toward:
+        spec = PolicySpec()
+
         def reset(self, env_ids=None): ...
 
         def act(self, obs):
