@@ -169,7 +169,7 @@ def multitask_unguided() -> RunnerConfig:
 def robosuite_lift() -> RunnerConfig:
     """robosuite's Lift from the imitation of ten demonstrations, on the backbone `tiny-goals`.
 
-    `tiny` has not seen robosuite's pictures. A control step costs eight of the tabletop's: fewer worlds, smaller
+    `tiny` has not seen robosuite's images. A control step costs eight of the tabletop's: fewer environments, smaller
     batches, evaluations that are further apart.
     """
     config = tabletop_pick()

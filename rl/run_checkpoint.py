@@ -21,12 +21,12 @@ LEARNER, BEST, REWARD, TEACHER = "", "best.", "progress.", "teacher."
 Groups = dict[str, dict[str, Tensor]]
 
 REMOVED: dict[str, Any] = {
-    "backbone_lr": 2e-5, "bc_coef": 0.0, "demo_coef": 0.0, "entropy_coef": 0.0, "kl_target": None, "lr_final": 0.1,
+    "bc_coef": 0.0, "demo_coef": 0.0, "entropy_coef": 0.0, "kl_target": None, "lr_final": 0.1,
     "std_final": 0.5, "discount_per": "chunk", "reward_scale": 1.0, "scale_returns": False, "state_std": False,
     "reads": "privileged",
 }  # fmt: skip
 """Options that earlier versions had, with the values that mean what this version does."""
-UNREAD = ("lora",)
+UNREAD = ("lora", "backbone_lr")
 """Options of earlier versions that nothing reads unless another option says so."""
 
 

@@ -41,8 +41,7 @@ Evaluate = Callable[[Policy], tuple[int, int]]
 
 
 class Runner:
-    """Refines `model` (a `vla.model.model.VLA`, changed in place) in `env` by chunk-level PPO, or by the configured
-    method.
+    """Refines a VLA, `model` (changed in place), in `env` by chunk-level PPO or the configured method.
 
     `out` receives `best/` (by `model.save`: the best policy so far according to `evaluate`), `last/` (to resume)
     and `metrics.jsonl`. `evaluate` should use seeds apart from those of the final report, since it selects the best.

@@ -18,7 +18,7 @@ def gae(
     discounts: Tensor,
     lam: float,
 ) -> Tensor:
-    """Advantages (T, N) of T decisions in N worlds, time-major. Schulman et al. 2016, eq. 16, over semi-Markov steps.
+    """Return advantages (T, N) of T decisions in N environments: Schulman et al. 2016, eq. 16, over semi-Markov steps.
 
     rewards: (T, N) summed over the control steps of the chunk.
     values, next_values: (T, N) of the state a chunk started from, and of the state it really ended in: for a truncated

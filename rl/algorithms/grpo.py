@@ -1,7 +1,7 @@
 """Group-relative policy optimisation: no critic, the other episodes from the same initial state are the baseline.
 
 Shao et al. 2024 (GRPO), Kool et al. 2019 and Ahmadian et al. 2024 (leave-one-out), Yu et al. 2025 (dynamic sampling,
-clip-higher). Needs binary success and worlds that can be reset to one state: a group is a seed played many times.
+clip-higher). Needs binary success and environments that can be reset to one state: a group is a seed played many times.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class ProgressConfig:
 
 @dataclass(frozen=True)
 class ShapingConfig:
-    """Learn a process reward model from the imitation policy's own episodes, then add its reward to the world's."""
+    """Learn a process reward model from the imitation policy's episodes, and add its reward to the environment's."""
 
     coef: float = 0.3
     """The most that all milestones together give; success gives 1."""

@@ -36,11 +36,11 @@ class ResidualConfig:
     """Per control step."""
     n_step: int = 3
     updates_per_step: float = 0.25
-    """Gradient steps per control step of one world."""
+    """Gradient steps per control step of one environment."""
     batch_size: int = 256
     buffer_size: int = 200_000
     learning_starts: int = 2_000
-    """Control steps, over all worlds, of random corrections before learning."""
+    """Control steps, over all environments, of random corrections before learning."""
     width: int = 256
     num_critics: int = 4
     lr: float = 3e-4
@@ -58,7 +58,7 @@ class ResidualConfig:
 
 
 class Plans:
-    """The frozen VLA's current chunk in each of N worlds, and what a corrector may read of it."""
+    """The frozen VLA's current chunk in each of N environments, and the corrector's inputs from it."""
 
     def __init__(self, vla: VLA, num_envs: int, n_action_steps: int | None = None) -> None:
         steps = n_action_steps or vla.config.n_action_steps or vla.chunk_size
@@ -109,12 +109,12 @@ class Plans:
         return self.vla.processor.unnormalise_action((self.action() + alpha * residual)[:, None].astype(np.float32))
 
     def _now(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        # a finished world's plan may have run out: its last step stands
+        # a finished environment's plan may have run out: its last step stands
         return rows[np.arange(len(rows)), np.minimum(self.at, rows.shape[1] - 1)]
 
 
 class ResidualVecEnv(StateVecEnv):
-    """The worlds as a corrector of the VLA sees them. Pictures are drawn only when the VLA looks."""
+    """The environments as a corrector of the VLA sees them. Images are rendered only when the VLA plans."""
 
     def __init__(self, env: VecEnv, vla: VLA, config: ResidualConfig | None = None, *, seed: int = 0) -> None:
         self.config = config or ResidualConfig()
@@ -141,7 +141,7 @@ class ResidualVecEnv(StateVecEnv):
         return obs
 
     def _step(self, actions: NDArray[np.float32]) -> StepResult:
-        # All worlds look at the same ticks (and at their own resets): one batch for the VLA, one render of all.
+        # All environments plan at the same ticks (and at their own resets): one batch for the VLA, one render of all.
         self._tick += 1
         looking = self._tick % self.plans.n_action_steps == 0
         self.env.set_rendering(looking)
@@ -172,7 +172,7 @@ class _Uncorrected:
 
 
 class ResidualPolicy:
-    """VLA and corrector as a `vla.core.types.Policy`: chunks of one step, one plan per world."""
+    """VLA and corrector as a `vla.core.types.Policy`: chunks of one step, one plan per environment."""
 
     def __init__(self, vla: VLA, model: SAC | None, config: ResidualConfig, num_envs: int) -> None:
         """`model` None: the VLA alone, step by step."""
@@ -182,11 +182,11 @@ class ResidualPolicy:
         self.reset()
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """These worlds look again before they act."""
+        """Let these environments plan anew before they act."""
         self._plans.at[slice(None) if env_ids is None else list(env_ids)] = self._plans.n_action_steps
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """(B, 1, A)."""
+        """Return the corrected actions (B, 1, A)."""
         stale = np.flatnonzero(self._plans.at >= self._plans.n_action_steps)
         if len(stale):
             self._plans.look(obs, stale.tolist())

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 beside our own RL: our worlds as its VecEnv, its models as our Policy. Extra: `sb3`.
+"""Stable-Baselines3: our environments as its VecEnv, its models as our Policy. Extra: `sb3`.
 
 One action per control step, no images: the observation is proprio and the simulator's state in one vector. It answers
 two questions a VLA's learner cannot answer for itself: is the task learnable at all, and does a trusted library's PPO
@@ -70,7 +70,7 @@ def state_of(obs: Observation) -> NDArray[np.float32]:
 class StateVecEnv(SB3VecEnv):
     """One of our vector environments as Stable-Baselines3 wants it: reset by itself, truncation told in `info`.
 
-    A world that ends is reset at once; its last observation is `info["terminal_observation"]`, and
+    A finished environment is reset at once; its last observation is `info["terminal_observation"]`, and
     `info["TimeLimit.truncated"]` says that the horizon cut it, so that SB3 bootstraps. Episodes run through training
     seeds, from a place that `seed` fixes. Images are switched off while this is in charge.
     """
@@ -124,7 +124,7 @@ class StateVecEnv(SB3VecEnv):
             self.obs = self._begin(over.tolist())
         return self._state(self.obs), result.reward, done, infos
 
-    # What another view of the same worlds changes (`rl.external.residual_sac`).
+    # What another view of the same environments changes (`rl.external.residual_sac`).
     def _state_dim(self) -> int:
         return self.env.proprio_dim + self.env.privileged_dim
 
@@ -135,21 +135,21 @@ class StateVecEnv(SB3VecEnv):
         return state_of(obs)
 
     def _begin(self, ids: Sequence[int]) -> Observation:
-        """New episodes in these worlds."""
+        """Start new episodes in environments `ids`; return the observation of all."""
         return self.env.reset(seeds=self._draw(len(ids)), env_ids=None if len(ids) == self.num_envs else ids)
 
     def _step(self, actions: NDArray[np.float32]) -> StepResult:
         return self.env.step_chunk(actions[:, None])
 
     def action_of(self, env_action: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The action (B, A) here that does what `env_action` does in the worlds, as nearly as possible."""
+        """Return the action (B, A) of this view that is nearest to `env_action` of the environments."""
         return np.clip(env_action, self.action_space.low, self.action_space.high)
 
     def _draw(self, count: int) -> list[int]:
         return [int(s) for s in self._rng.integers(TRAIN_SEED_LIMIT, size=count)]
 
     def close(self) -> None:
-        """Hand the worlds back, images on. They are the caller's to close."""
+        """Hand the environments back, rendering on. The caller closes them."""
         with suppress(RuntimeError, OSError, BrokenPipeError):
             self.env.set_rendering(True)
 
@@ -206,7 +206,7 @@ class SB3Policy:
         """Nothing to forget: these policies have no memory."""
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """Observation of B worlds -> (B, 1, A)."""
+        """Return the actions (B, 1, A) of B observations."""
         state = state_of(obs)
         if self.normalise is not None:
             state = self.normalise.normalize_obs(state)

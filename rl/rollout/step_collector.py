@@ -233,7 +233,7 @@ class Collector:
         stats.seconds_worlds += time.perf_counter() - chosen
         # An environment whose process died took no step: its decision counts for nothing, its episode is cut short.
         if ((result.n_steps < 1) & active & ~result.worker_restarted).any():
-            raise RuntimeError("a world executed no control step although its episode had been reset")
+            raise RuntimeError("an environment executed no control step although its episode had been reset")
         n_steps = np.where(active, result.n_steps, 0)
         before = self._elapsed_fraction()
         self._elapsed += n_steps
