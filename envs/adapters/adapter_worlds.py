@@ -17,13 +17,13 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.sim.base_worlds import BaseWorlds
+from envs.sim.base_worlds import BaseWorlds, ChunkOutcome
 from envs.sim.cameras import extrinsics, intrinsics
 from envs.sim.divergence import diverged
 from envs.sim.frustum_culling import Culling
 from envs.tabletop.language import holds_nothing_back
 from vla.core.config import lookup
-from vla.core.types import ActionChunk, ActionSpec, Observation, StepResult
+from vla.core.types import ActionChunk, ActionSpec
 from vla.runtime.rendering_backend import drawing
 
 _NOT_DRAWN = 5
@@ -96,14 +96,8 @@ class AdapterWorlds(BaseWorlds):
         """(a name that worlds of the same looks share, model, data) to draw world `i` from."""
 
     # ------------------------------------------------------------------ the contract
-    def reset(
-        self,
-        *,
-        seeds: Sequence[int],
-        tasks: Sequence[str] | None = None,
-        env_ids: Sequence[int] | None = None,
-    ) -> Observation:
-        """Start the episodes that `seeds` mean in worlds `env_ids`; see `vla.core.types.VecEnv.reset`."""
+    def start_episodes(self, seeds: Sequence[int], tasks: Sequence[str] | None, env_ids: Sequence[int] | None) -> None:
+        """See `BaseWorlds.start_episodes`."""
         ids = self._ids(seeds, env_ids)
         for task in tasks or ():
             lookup(task, dict.fromkeys(self.suite.tasks), "task")
@@ -112,13 +106,9 @@ class AdapterWorlds(BaseWorlds):
             self.over[i], self.elapsed[i] = False, 0
             self._proprio[i], self._privileged[i] = self._read(i)
         self._render(ids)
-        return self.observation()
 
-    def step_chunk(self, chunk: ActionChunk) -> StepResult:
-        """Run up to C control steps in each world that is not over; see `vla.core.types.VecEnv.step_chunk`.
-
-        A simulation that blows up truncates its episode and shows its last observation from before.
-        """
+    def run_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        """See `BaseWorlds.run_chunk`."""
         actions = np.clip(self._checked(chunk), self._low, self._high)
         live = np.flatnonzero(~self.over)
         n_steps = np.zeros(self.num_envs, np.int64)
@@ -139,7 +129,7 @@ class AdapterWorlds(BaseWorlds):
         self._render(live[~lost[live]])
         info = {"success": terminated.copy(), "wrong_object": np.zeros(self.num_envs, bool)}
         reward = terminated.astype(np.float32)
-        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info, lost)
+        return ChunkOutcome(reward, terminated, truncated, n_steps, lost, info)
 
     def _render(self, ids: Sequence[int] | NDArray[np.int64]) -> None:
         if not self.render_images:

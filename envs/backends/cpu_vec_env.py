@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.backends.worker import SharedFrames, Worker, WorkerDied
+from envs.backends.worker import WORDS, SharedFrames, Worker, WorkerDied
 from envs.sim.base_worlds import check_seeds
 from envs.sim.cameras import FrameHistory
 from envs.tabletop.language import Phrasings
@@ -81,17 +81,15 @@ class MujocoVecEnv(VecEnv):
         self.action_spec, self.cameras = facts.action_spec, facts.cameras
         self.proprio_dim, self.privileged_dim = facts.proprio_dim, facts.privileged_dim
         self.proprio_names = facts.proprio_names
-        self._state: dict[str, Any] = {
-            "proprio": np.zeros((num_envs, self.proprio_dim), np.float32),
-            "privileged": np.zeros((num_envs, self.privileged_dim), np.float32),
-            "instruction": [""] * num_envs,
-            "alternative": [""] * num_envs,
-            "template": [""] * num_envs,
-            "task": [""] * num_envs,
-        }
+        shapes: dict[str, tuple[int, ...]] = {"proprio": (self.proprio_dim,), "privileged": (self.privileged_dim,)}
         if calibration:
-            self._state["intrinsics"] = np.zeros((num_envs, views, 3, 3), np.float32)
-            self._state["extrinsics"] = np.zeros((num_envs, views, 4, 4), np.float32)
+            shapes |= {"intrinsics": (views, 3, 3), "extrinsics": (views, 4, 4)}
+        counts = [worker.hi - worker.lo for worker in self._workers]
+        self._state: list[dict[str, Any]] = [
+            {name: np.zeros((n, *shape), np.float32) for name, shape in shapes.items()} | {w: [""] * n for w in WORDS}
+            for n in counts
+        ]
+        """Last report of each worker, see `envs.backends.worker`; replaced as a whole, never written to."""
         self._history = FrameHistory(history) if history else None
         self._drawing = True
         self._asked: list[tuple[int, str | None] | None] = [None] * num_envs
@@ -103,12 +101,12 @@ class MujocoVecEnv(VecEnv):
     @property
     def templates(self) -> list[str]:
         """Phrasing template of each world's instruction."""
-        return self._state["template"]
+        return self._words("template")
 
     @property
     def tasks(self) -> list[str]:
         """Task of each world's episode."""
-        return self._state["task"]
+        return self._words("task")
 
     @property
     def worker_pids(self) -> list[int]:
@@ -122,7 +120,7 @@ class MujocoVecEnv(VecEnv):
         except WorkerDied as error:
             raise RuntimeError(f"simulation worker {w} {error} while it built its worlds") from None
 
-    def _all(self, command: str, arguments: dict[int, object]) -> dict[int, object]:
+    def _all(self, command: str, arguments: dict[int, object]) -> dict[int, Any]:
         """Ask several workers and take in what they show. A worker that dies is replaced and has no result, unless the
         command can be asked again."""
         for w, argument in arguments.items():
@@ -143,9 +141,7 @@ class MujocoVecEnv(VecEnv):
             except Exception as error:
                 failure = error
                 continue
-            worker = self._workers[w]
-            for name, rows in state.items():
-                self._state[name][worker.lo : worker.hi] = rows
+            self._state[w] = {**self._state[w], **state}
             results[w] = result
             if command == "step":
                 self._deaths[w] = 0
@@ -219,12 +215,12 @@ class MujocoVecEnv(VecEnv):
         n_steps = np.zeros(self.num_envs, np.int64)
         info = {name: np.zeros(self.num_envs, bool) for name in ("success", "wrong_object")}
         diverged = np.zeros(self.num_envs, bool)
-        for w, (rewarded, ended, cut, steps, lost, facts) in results.items():  # type: ignore[misc]
+        for w, outcome in results.items():
             mine = slice(self._workers[w].lo, self._workers[w].hi)
-            reward[mine], terminated[mine], n_steps[mine] = rewarded, ended, steps
-            truncated[mine] |= cut
-            diverged[mine] = lost
-            for name, values in facts.items():
+            reward[mine], terminated[mine], n_steps[mine] = outcome.reward, outcome.terminated, outcome.n_steps
+            truncated[mine] |= outcome.truncated
+            diverged[mine] = outcome.diverged
+            for name, values in outcome.info.items():
                 info.setdefault(name, np.zeros(self.num_envs, values.dtype))[mine] = values
         restarted = self._lost.copy()
         self._lost[:] = False
@@ -233,30 +229,33 @@ class MujocoVecEnv(VecEnv):
             self._history.push(self._by_camera(self._images))
         return StepResult(self.observation(), reward, terminated, truncated, n_steps, info, diverged, restarted)
 
+    def _words(self, name: str) -> list[str]:
+        return [text for state in self._state for text in state[name]]
+
+    def _rows(self, name: str) -> np.ndarray:
+        """(B, ...) a new array: what every worker reported last."""
+        return np.concatenate([state[name] for state in self._state])
+
     def _by_camera(self, values: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values[:, v] for v, name in enumerate(self.cameras)}
 
     def observation(self) -> Observation:
-        """Of every world, now. Copies: safe to keep."""
-        state = self._state
-
-        def copies(values: np.ndarray | None) -> dict[str, np.ndarray] | None:
-            return None if values is None else {name: view.copy() for name, view in self._by_camera(values).items()}
-
+        """See `vla.core.types.VecEnv.observation`. Everything is copied once, out of the shared memory."""
+        calibrated = "intrinsics" in self._state[0]
         return Observation(
-            copies(self._images),  # type: ignore[arg-type]
-            state["proprio"].copy(),
-            list(state["instruction"]),
-            state["privileged"].copy(),
-            depth=copies(self._depth),
-            intrinsics=copies(state.get("intrinsics")),
-            extrinsics=copies(state.get("extrinsics")),
+            {name: view.copy() for name, view in self._by_camera(self._images).items()},
+            self._rows("proprio"),
+            self._words("instruction"),
+            self._rows("privileged"),
+            depth=None if self._depth is None else {n: v.copy() for n, v in self._by_camera(self._depth).items()},
+            intrinsics=self._by_camera(self._rows("intrinsics")) if calibrated else None,
+            extrinsics=self._by_camera(self._rows("extrinsics")) if calibrated else None,
             history=None if self._history is None else self._history.before(),
         )
 
     def alternative_instructions(self) -> list[str]:
         """See `vla.core.types.VecEnv.alternative_instructions`."""
-        return list(self._state["alternative"])
+        return self._words("alternative")
 
     def close(self) -> None:
         """Stop the workers and free the shared memory. Safe to call twice."""

@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 
 from envs.perturb.reset import Opening
-from envs.sim.base_worlds import BaseWorlds
+from envs.sim.base_worlds import BaseWorlds, ChunkOutcome
 from envs.sim.cameras import CameraRenderer, extrinsics, intrinsics
 from envs.sim.divergence import diverged
 from envs.tabletop import goals as rules
@@ -21,7 +21,7 @@ from envs.tabletop.episodes import Episode
 from envs.tabletop.language import Phrasings
 from envs.tabletop.scene import REST_HEIGHT_M, SCENES
 from envs.tabletop.suites import Suite
-from vla.core.types import ActionChunk, Observation, StepResult
+from vla.core.types import ActionChunk
 
 PROPRIO_NAMES = (
     "grip_x", "grip_y", "grip_z", "lead_x", "lead_y", "lead_z", "finger_opening", "gripper_command",
@@ -75,19 +75,12 @@ class Worlds(Opening, BaseWorlds):
         self.state = rules.empty_state(n, rest, index.place_radius, len(index.joint_qpos))
 
     # ------------------------------------------------------------------ episodes
-    def reset(
-        self,
-        *,
-        seeds: Sequence[int],
-        tasks: Sequence[str] | None = None,
-        env_ids: Sequence[int] | None = None,
-    ) -> Observation:
-        """Start the episodes that `seeds` mean in worlds `env_ids`; see `vla.core.types.VecEnv.reset`."""
+    def start_episodes(self, seeds: Sequence[int], tasks: Sequence[str] | None, env_ids: Sequence[int] | None) -> None:
+        """See `BaseWorlds.start_episodes`."""
         ids = self._ids(seeds, env_ids)
         for k, i in enumerate(ids):
             self.place(i, self._sample(int(seeds[k]), tasks[k] if tasks else None))
         self._render(ids)
-        return self.observation()
 
     def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
         """Put world `i` into the initial state of `episode` (no rendering)."""
@@ -110,11 +103,8 @@ class Worlds(Opening, BaseWorlds):
         self._command[i] = self.state.grip[i]
 
     # ------------------------------------------------------------------ stepping
-    def step_chunk(self, chunk: ActionChunk) -> StepResult:
-        """Run up to C control steps in each world that is not over; see `vla.core.types.VecEnv.step_chunk`.
-
-        A simulation that blows up truncates its episode and shows its last observation from before.
-        """
+    def run_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        """See `BaseWorlds.run_chunk`."""
         chunk = self._checked(chunk)
         was_over = self.over.copy()
         n_steps = np.zeros(self.num_envs, np.int64)
@@ -136,7 +126,7 @@ class Worlds(Opening, BaseWorlds):
         success = self._success & ~was_over
         info = {"success": success & terminated, "wrong_object": self._wrong & ~was_over}
         reward = info["success"].astype(np.float32)
-        return StepResult(self.observation(), reward, terminated, truncated, n_steps, info, lost)
+        return ChunkOutcome(reward, terminated, truncated, n_steps, lost, info)
 
     def _control_step(self, live: np.ndarray, action_nA: np.ndarray) -> np.ndarray:
         """One control step of worlds `live`: which of them blew up (bool). Of those, what was read last stays."""

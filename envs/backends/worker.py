@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.sim.base_worlds import BaseWorlds, ChunkOutcome
 from vla.core.subprocesses import spawn
 from vla.core.types import ActionSpec
 from vla.runtime import rendering_backend
@@ -31,6 +32,10 @@ _WORKER_ENVIRONMENT = {
 }
 START_TIMEOUT_S = 300.0
 """A worker imports its simulator and compiles its models; adapters take a minute on a busy machine."""
+
+
+WORDS = ("instruction", "alternative", "template", "task")
+"""Lists of strings, one per environment, that a worker reports after a reset."""
 
 
 class WorkerDied(RuntimeError):
@@ -174,35 +179,31 @@ class Worker:
             self.kill()
 
 
-def _state(worlds: Any) -> dict[str, Any]:
-    """Everything a parent shows of the worlds, one row each."""
-    state = {
-        "proprio": worlds.proprio(),
-        "privileged": worlds.privileged(),
-        "instruction": [e.instruction if e else "" for e in worlds.episodes],
-        "alternative": worlds.alternative_instructions(),
-        "template": worlds.templates,
-        "task": worlds.tasks,
-    }
+def _state(worlds: BaseWorlds, command: str) -> dict[str, Any]:
+    """What a command may have changed and the parent shows: arrays and lists of one row per environment.
+
+    Words change at a reset only. Images and depth are in shared memory already.
+    """
+    state: dict[str, Any] = {"proprio": worlds.proprio(), "privileged": worlds.privileged()}
+    if command == "reset":
+        words = [e.instruction if e else "" for e in worlds.episodes], worlds.alternative_instructions()
+        state |= dict(zip(WORDS, (*words, worlds.templates, worlds.tasks), strict=True))
     if worlds.intrinsics is not None:
         state |= {"intrinsics": worlds.intrinsics, "extrinsics": worlds.extrinsics}
     return state
 
 
-def _answer(worlds: Any, command: str, argument: Any) -> object:
+def _answer(worlds: BaseWorlds, command: str, argument: Any) -> ChunkOutcome | None:
     if command == "reset":
-        seeds, tasks, ids = argument
-        worlds.reset(seeds=seeds, tasks=tasks, env_ids=ids)
+        worlds.start_episodes(*argument)
     elif command == "restore":
         # After a restart: the worlds stand where their lost episodes began, but take no further part in them.
-        seeds, tasks, ids = argument
         drawing, worlds.render_images = worlds.render_images, False  # the last frames stay
-        worlds.reset(seeds=seeds, tasks=tasks, env_ids=ids)
+        worlds.start_episodes(*argument)
         worlds.render_images = drawing
-        worlds.over[ids] = True
+        worlds.over[argument[2]] = True
     elif command == "step":
-        step = worlds.step_chunk(argument)
-        return step.reward, step.terminated, step.truncated, step.n_steps, step.diverged, step.info
+        return worlds.run_chunk(argument)
     elif command == "render":
         worlds.render_images = argument
     return None
@@ -235,7 +236,7 @@ def _serve(
             if command == "close":
                 return
             try:
-                pipe.send(("ok", (_answer(worlds, command, argument), _state(worlds))))
+                pipe.send(("ok", (_answer(worlds, command, argument), _state(worlds, command))))
             except Exception as error:
                 pipe.send(("error", error))
     except (EOFError, BrokenPipeError, ConnectionResetError):

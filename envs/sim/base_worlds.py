@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.tabletop.language import Phrasings
-from vla.core.types import ActionChunk, ActionSpec, Observation, VecEnv
+from vla.core.types import ActionChunk, ActionSpec, Observation, StepResult, VecEnv
 
 
 def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) -> None:
@@ -19,9 +20,24 @@ def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) ->
         raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
 
 
+@dataclass
+class ChunkOutcome:
+    """What a chunk did in n environments: `vla.core.types.StepResult` without its observation, (n,) arrays."""
+
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    n_steps: NDArray[np.int64]
+    diverged: NDArray[np.bool_]
+    info: dict[str, NDArray[Any]]
+
+
 class BaseWorlds(VecEnv):
-    """State and views that `envs.backends.cpu_vec_env` and `envs.evaluation.evaluate` rely on. Subclasses reset, step
-    and draw."""
+    """n environments in this process. Subclasses start episodes, run chunks and render.
+
+    A worker process calls `start_episodes` and `run_chunk`, which build no observation; `reset` and `step_chunk` add
+    one for callers in this process.
+    """
 
     def __init__(
         self,
@@ -74,6 +90,33 @@ class BaseWorlds(VecEnv):
         return [e.template if e else "" for e in self.episodes]
 
     @abstractmethod
+    def start_episodes(self, seeds: Sequence[int], tasks: Sequence[str] | None, env_ids: Sequence[int] | None) -> None:
+        """Start the episodes that `seeds` mean in environments `env_ids` (all when None), and render them."""
+
+    @abstractmethod
+    def run_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        """Run up to C control steps in each environment whose episode is not over, then render once.
+
+        A simulation that blows up truncates its episode and shows its last observation from before.
+        """
+
+    def reset(
+        self,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] | None = None,
+        env_ids: Sequence[int] | None = None,
+    ) -> Observation:
+        """See `vla.core.types.VecEnv.reset`."""
+        self.start_episodes(seeds, tasks, env_ids)
+        return self.observation()
+
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """See `vla.core.types.VecEnv.step_chunk`."""
+        outcome = self.run_chunk(chunk)
+        return StepResult(self.observation(), **vars(outcome))
+
+    @abstractmethod
     def proprio(self) -> NDArray[np.float32]:
         """(n, P), see `proprio_names`."""
 
@@ -82,7 +125,7 @@ class BaseWorlds(VecEnv):
         """(n, S) simulator state for critics and scripted experts."""
 
     def observation(self) -> Observation:
-        """Of every world, now. Images are those of the last render, and are views: copy to keep."""
+        """The present observation of every environment. Images are views of those of the last render: copy to keep."""
 
         def by_camera(values: NDArray[Any] | None) -> dict[str, NDArray[Any]] | None:
             return None if values is None else {name: values[:, v] for v, name in enumerate(self.cameras)}

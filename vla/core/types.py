@@ -243,7 +243,12 @@ class VecEnv(Protocol):
         ...
 
     def observation(self) -> Observation:
-        """The present observation of all B environments. Images are those of the last render."""
+        """The present observation of all B environments. Images are those of the last render.
+
+        An observation never changes after it was handed out: backends with worker processes or a device copy out of
+        their memory, once. Environments in the caller's own process (`envs.sim.base_worlds`) hand out views of their
+        images instead, which the next render overwrites.
+        """
         ...
 
     def set_rendering(self, on: bool) -> None:
