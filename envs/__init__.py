@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from envs.sim.render_options import RenderOptions
 from vla.core.waiting import sleep_while_waiting
 from vla.runtime.rendering_backend import choose
 
@@ -46,19 +47,21 @@ def make_vec(
     from vla.core.config import lookup
 
     lookup(backend, dict.fromkeys(("cpu", "warp")), "backend")
-    options: dict[str, Any] = {"image_size": image_size, "phrasings": phrasings}
-    options |= {"depth": depth, "calibration": calibration, "history": history}
-    options |= {} if horizon is None else {"horizon": horizon}
-    options |= {} if perturb is None else {"perturb": perturb}
+    render = RenderOptions(image_size, depth=depth, calibration=calibration, history=history)
     device = None if device == "auto" else device
     if backend == "warp":
         if find_spec("mujoco_warp") is None:
             raise ValueError("backend 'warp' needs MuJoCo Warp: `./run setup warp`")
         from envs.make import make_warp_vec
 
-        return make_warp_vec(suite, num_envs, device=device, nconmax=nconmax, njmax=njmax, **options)
+        return make_warp_vec(
+            suite, num_envs, device=device, nconmax=nconmax, njmax=njmax, phrasings=phrasings, render=render,
+            horizon=horizon, perturb=perturb,
+        )  # fmt: skip
     if device is not None:
         raise ValueError(f"device {device!r} is for backend 'warp'; the CPU backend takes num_workers")
     from envs.make import make_cpu_vec
 
-    return make_cpu_vec(suite, num_envs, num_workers=num_workers, **options)
+    return make_cpu_vec(
+        suite, num_envs, num_workers=num_workers, phrasings=phrasings, render=render, horizon=horizon, perturb=perturb
+    )

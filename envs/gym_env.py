@@ -24,6 +24,7 @@ from envs.make import worlds_class
 from envs.perturb.perturbation import Perturbation
 from envs.registry import all_suite_names, load_suite
 from envs.seeds import TRAIN_SEED_LIMIT
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.language import Phrasings
 from vla.core.types import ActionSpec, Observation
 from vla.runtime.rendering_backend import check
@@ -72,7 +73,7 @@ class SuiteEnv(gymnasium.Env):
         self.render_mode = render_mode
         check()
         spec = load_suite(suite)
-        self._worlds = worlds_class(spec, perturb)(spec, 1, image_size=image_size, phrasings=phrasings)
+        self._worlds = worlds_class(spec, perturb)(spec, 1, phrasings=phrasings, render=RenderOptions(image_size))
         self.metadata = {**self.metadata, "render_fps": self._worlds.action_spec.control_hz}
         self.observation_space = observation_space(self._worlds.cameras, image_size, self._worlds.proprio_dim)
         self.action_space = action_space(self._worlds.action_spec)

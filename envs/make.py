@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from envs.adapters.adapter_worlds import require
 from envs.adapters.metaworld_suites import MetaworldSuite
 from envs.registry import load_suite, timed
+from envs.sim.render_options import RenderOptions
+from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.language import Phrasings
 from envs.tabletop.suites import Suite
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from envs.backends.cpu_vec_env import MujocoVecEnv
     from envs.backends.warp_vec_env import WarpVecEnv
     from envs.perturb.perturbation import Perturbation
-
 
 
 def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[..., Any]:
@@ -28,16 +29,21 @@ def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[
         raise ValueError(problem)
     perturbed = perturb is not None and perturb.any()
     if isinstance(suite, Suite):
-        if perturbed:
-            from envs.backends.cpu_perturbed import PerturbedWorlds
-
-            return partial(PerturbedWorlds, perturb=perturb)
         from envs.backends.cpu_worlds import Worlds
 
-        return Worlds
+        return partial(Worlds, source=episode_source(perturb)) if perturbed else Worlds
     if perturbed:
         raise ValueError(f"suite {suite.name!r} has no perturbations: they are for the tabletop suites")
     return _adapter_worlds(suite)
+
+
+def episode_source(perturb: Perturbation | None) -> Callable[..., EpisodeSource]:
+    """What makes the episodes of a tabletop suite, plain or perturbed. Processes can be handed it."""
+    if perturb is None or not perturb.any():
+        return EpisodeSource
+    from envs.perturb.episode_source import PerturbedEpisodeSource
+
+    return partial(PerturbedEpisodeSource, perturb=perturb)
 
 
 def _adapter_worlds(suite: Any) -> Callable[..., Any]:
@@ -58,13 +64,12 @@ def make_cpu_vec(
     num_envs: int,
     *,
     num_workers: int,
-    image_size: int,
     phrasings: Phrasings,
+    render: RenderOptions,
     horizon: int | None = None,
     perturb: Perturbation | None = None,
-    **options: Any,
 ) -> MujocoVecEnv:
-    """Build the CPU backend of a suite by name; `options`: depth, calibration, history."""
+    """Build the CPU backend of a suite by name."""
     from envs.backends.cpu_vec_env import MujocoVecEnv
 
     spec = timed(load_suite(suite), horizon)
@@ -73,9 +78,8 @@ def make_cpu_vec(
         worlds_class(spec, perturb),
         num_envs,
         num_workers=num_workers,
-        image_size=image_size,
         phrasings=phrasings,
-        **options,
+        render=render,
     )
 
 
@@ -83,11 +87,13 @@ def make_warp_vec(
     suite: str,
     num_envs: int,
     *,
+    phrasings: Phrasings,
+    render: RenderOptions,
     device: str | None = None,
     nconmax: int | None = None,
     njmax: int | None = None,
     horizon: int | None = None,
-    **options: Any,
+    perturb: Perturbation | None = None,
 ) -> WarpVecEnv:
     """Build the Warp backend of a tabletop suite by name, on the first GPU unless told where.
 
@@ -103,7 +109,12 @@ def make_warp_vec(
         raise ValueError(f"suite {suite!r} runs on the CPU backend only: its physics is another package's")
     room = {name: value for name, value in (("nconmax", nconmax), ("njmax", njmax)) if value is not None}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    make = WarpVecEnv
-    if "perturb" in options:
-        from envs.backends.warp_perturbed import PerturbedWarpVecEnv as make
-    return make(timed(spec, horizon), num_envs, device=place, buffers=Buffers(**room), **options)
+    return WarpVecEnv(
+        timed(spec, horizon),
+        num_envs,
+        device=place,
+        phrasings=phrasings,
+        render=render,
+        source=episode_source(perturb),
+        buffers=Buffers(**room),
+    )

@@ -1,22 +1,60 @@
-"""Every range of scene seeds, so that training, choosing and reporting never share a scene."""
+"""Every range of scene seeds and every random stream of `envs`: which number means what, in one place.
+
+A scene is a pure function of its seed, so scenes that must not be shared have seeds in disjoint ranges. All integers
+here are frozen: another one is another set of scenes. Imports nothing of ours.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    pass
-
-
+# ---------------------------------------------------------------------- scene seeds
 TRAIN_SEED_LIMIT = 1_000_000
-"""Training and demonstration seeds are below this, evaluation seeds at or above a suite's `eval_seed0`."""
-
-
-FIRST_EVALUATION_SEED = 5_000_000
-
-
+"""Demonstrations and RL train on scenes [0, TRAIN_SEED_LIMIT)."""
+RL_TRAIN_SEEDS = (500_000, TRAIN_SEED_LIMIT)
+"""The half in which recipes and quickstart practise, away from the demonstrations of the first `DEMO_BLOCK`s."""
+DEMO_BLOCK = 20_000
+"""Scenes that the demonstrations of one run's seed s may use: s * DEMO_BLOCK and on."""
 VALIDATION_SEED0 = 3_000_000
-"""RL chooses its best checkpoint on these scenes: neither training scenes nor those of the final evaluation."""
+"""RL chooses its best checkpoint on scenes from here on: neither training scenes nor those of the evaluation."""
+RETENTION_SEED0 = 3_010_000
+"""Tasks that must not be forgotten are evaluated before and after RL on scenes from here on."""
+FIRST_EVALUATION_SEED = 5_000_000
+"""Reported success rates are of scenes from here on: `eval_seed0` of every suite, LeRobot's `first_seed`."""
+
+SCENE_RANGES: Mapping[str, range] = {
+    "training": range(TRAIN_SEED_LIMIT),
+    "validation": range(VALIDATION_SEED0, RETENTION_SEED0),
+    "retention": range(RETENTION_SEED0, FIRST_EVALUATION_SEED),
+    "evaluation": range(FIRST_EVALUATION_SEED, 2**53),
+}
+"""Disjoint; a scene serves one purpose."""
+
+GROUNDING_SEED = 900_000
+"""Seed of the quickstart's grounding set. Its scenes are drawn from `Stream.GROUNDING`, not from scene seeds."""
 
 
-GROUNDING_SEED0 = 900_000
+# ---------------------------------------------------------------------- random streams
+class Stream:
+    """Second integer of `numpy.random.default_rng([seed, stream])`: independent draws from one seed."""
+
+    PICK_PLACE_SCENE = 17
+    """Layout, colours and target of the pick and place suites."""
+    WORDS = 29
+    """Phrasing of the instruction."""
+    ARM_START = 31
+    """Noise on the arm's first pose."""
+    EXECUTION_NOISE = 41
+    """Noise on demonstrated actions."""
+    GOAL_SCENE = 53
+    """Layout, colours and goals of the suites with fixtures."""
+    GROUNDING = 53
+    """Third integer, after seed and number of a grounding scene."""
+    RESET_CHECK = 61
+    """Seeds and tasks of `envs.evaluation.reset_checks`."""
+    LATENCY = 71
+    """How late an episode's answers are."""
+    PERTURB_SEVERITY = 97
+    """Severity of a perturbation that is a range; followed by the axis."""
+    PERTURB = 101
+    """What a perturbation draws; followed by the axis and more."""

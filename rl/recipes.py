@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from envs.seeds import RL_TRAIN_SEEDS
 from rl.configs.learning import ActorConfig, CriticConfig, FilteredConfig, GRPOConfig, PPOConfig
 from rl.configs.rewards import ShapingConfig
 from rl.configs.run import CurriculumConfig, RunnerConfig
@@ -182,7 +183,7 @@ def robosuite_lift() -> RunnerConfig:
         eval_every=10,
         target_success=0.99,
         calibrate_scales=(),
-        train_seeds=(500_000, 1_000_000),
+        train_seeds=RL_TRAIN_SEEDS,
         actor=replace(config.actor, motion_std=0.15, gripper_std=0.4),
         ppo=replace(config.ppo, minibatch_size=300, anneal_updates=100),
     )

@@ -71,9 +71,9 @@ def test_a_worker_that_a_gl_library_ends_gives_the_reason_at_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rendering_backend, "_PROBE", "import os; os.abort()")
         with pytest.raises(ValueError, match="exit code -6.*vla doctor"):
-            MujocoVecEnv(load_suite("tabletop-pick"), _abort, 2, num_workers=1, image_size=84)
+            MujocoVecEnv(load_suite("tabletop-pick"), _abort, 2, num_workers=1)
     with pytest.raises(RuntimeError, match="died"):  # drawing is well here: it was something else
-        MujocoVecEnv(load_suite("tabletop-pick"), _abort, 2, num_workers=1, image_size=84)
+        MujocoVecEnv(load_suite("tabletop-pick"), _abort, 2, num_workers=1)
 
 
 def _abort(*arguments, **options):

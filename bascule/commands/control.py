@@ -350,9 +350,10 @@ def one_world(suite: str, image_size: int) -> Any:
     """One world of a suite, in this process."""
     from envs.make import worlds_class
     from envs.registry import load_suite
+    from envs.sim.render_options import RenderOptions
 
     spec = load_suite(suite)
-    return worlds_class(spec)(spec, 1, image_size=image_size)
+    return worlds_class(spec)(spec, 1, render=RenderOptions(image_size))
 
 
 def _range(text: str) -> tuple[str, tuple[float, float]]:

@@ -429,7 +429,7 @@ class RL(Command):
     def _report_retention(self, init: Path, member: str | None) -> None:
         from envs.evaluation.evaluate import evaluate
         from envs.registry import load_suite
-        from envs.seeds import VALIDATION_SEED0
+        from envs.seeds import RETENTION_SEED0
         from rl.retention import retention
         from vla.core.config import save_json
         from vla.model.model import VLA
@@ -439,7 +439,7 @@ class RL(Command):
         def play(policy: Policy, suite: str) -> Any:
             env = self._worlds(suite, min(48, self.retain_episodes))
             try:
-                first = VALIDATION_SEED0 + 10_000
+                first = RETENTION_SEED0
                 count = self.retain_episodes * len(load_suite(suite).tasks)
                 return evaluate(policy, env, range(first, first + count), suite=suite)
             finally:

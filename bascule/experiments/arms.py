@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+
 if TYPE_CHECKING:
     from vla.model.config import VLAConfig
     from vla.model.model import VLA
@@ -28,12 +29,13 @@ def imitate(config: ImitationConfig, seed: int, out: Path, folder: Path, variant
     """The seed's imitation policy in `folder`, from demonstrations in `out`; a run that was stopped goes on exactly
     where it was. KeyboardInterrupt when it is stopped again."""
     from envs.demos.record import record
+    from envs.seeds import DEMO_BLOCK
     from vla.data.lerobot_dataset import load_dataset
     from vla.training.recipes import RECIPES
     from vla.training.train import build_vla, train
 
     demos = load_dataset(
-        record(config.suite, config.demos, out / f"demos-{seed}", seed0=20_000 * seed, num_workers=config.workers)
+        record(config.suite, config.demos, out / f"demos-{seed}", seed0=DEMO_BLOCK * seed, num_workers=config.workers)
     )
     recipe = RECIPES["tabletop"]()
     model = replace(recipe.model, backbone=config.backbone)

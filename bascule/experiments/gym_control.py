@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from envs.seeds import FIRST_EVALUATION_SEED
+from envs.seeds import FIRST_EVALUATION_SEED, TRAIN_SEED_LIMIT
 from rl.algorithms.ppo import PPO
 from rl.configs.learning import ActorConfig, CriticConfig, PPOConfig
 from rl.models.actor import GaussianChunkActor, GreedyPolicy
@@ -169,7 +169,7 @@ def learn(task: str, config: ClassicConfig, *, seed: int, steps: int) -> tuple[G
         critic = Critic(0, worlds.proprio_dim, CriticConfig(hidden=config.hidden))
     learner = PPO(actor, critic, config.ppo, generator=torch.Generator().manual_seed(2 * seed))
     noise = torch.Generator().manual_seed(2 * seed + 1)
-    collector = Collector(actor, worlds, generator=noise, train_seeds=(0, 1_000_000), first_seed=seed)
+    collector = Collector(actor, worlds, generator=noise, train_seeds=(0, TRAIN_SEED_LIMIT), first_seed=seed)
     buffer = RolloutBuffer(config.steps_per_update, config.num_envs)
     while collector.env_steps < steps:
         buffer.clear()

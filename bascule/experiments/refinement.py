@@ -169,6 +169,7 @@ def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env
 
     from rl.models.actor import SampledPolicy
     from rl.recipes import tabletop_pick
+    from envs.seeds import RL_TRAIN_SEEDS
     from rl.runner import Runner
     from vla.data.lerobot_dataset import load_dataset
     from vla.model.model import VLA
@@ -177,7 +178,7 @@ def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env
     assert change is not None, "an arm of the runner's"
     recipe = tabletop_pick()
     recipe = replace(
-        recipe, suite=config.suite, seed=seed, num_envs=config.num_envs, train_seeds=(500_000, 1_000_000),
+        recipe, suite=config.suite, seed=seed, num_envs=config.num_envs, train_seeds=RL_TRAIN_SEEDS,
         max_env_steps=config.control_steps, max_updates=1_000_000, max_seconds=None, target_success=None, eval_every=4,
         calibrate_episodes=min(recipe.calibrate_episodes, config.validation_episodes),
     )  # fmt: skip

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-_SCENES_PER_SEED = 20_000
-
-
 _SEEDS = 50
 """Demonstrations are recorded in scenes below a million; those above are for RL and for evaluation."""
 

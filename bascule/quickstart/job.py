@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bascule.quickstart.config import _SCENES_PER_SEED, QuickstartConfig, check, smoke_config
+from bascule.quickstart.config import QuickstartConfig, check, smoke_config
 from bascule.quickstart.refine import read_log, refine
 from bascule.quickstart.stages import (
     Outcome,
@@ -207,14 +207,14 @@ def _brief(report: Any) -> dict[str, Any]:
 def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
     """How well the shipped vision-language model sees, on scenes rendered now."""
     from envs.grounding.generate import generate
-    from envs.seeds import GROUNDING_SEED0
+    from envs.seeds import GROUNDING_SEED
     from vla.backbones.hub import load as load_backbone
     from vla.training.pretrain import GroundingSet, inspect
     from vla.training.recipes import RECIPES
 
     folder = out / "grounding"
     shutil.rmtree(folder, ignore_errors=True)
-    generate(16 if config.smoke else 200, folder, seed=GROUNDING_SEED0, num_workers=config.workers)
+    generate(16 if config.smoke else 200, folder, seed=GROUNDING_SEED, num_workers=config.workers)
     backbone = load_backbone(RECIPES["tabletop"]().model.backbone)
     figures = inspect(backbone, GroundingSet(folder, backbone.tokenizer))
     shutil.rmtree(folder)
@@ -223,10 +223,11 @@ def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
 
 def _demonstrate(config: QuickstartConfig, out: Path) -> Result:
     from envs.demos.record import record
+    from envs.seeds import DEMO_BLOCK
 
     with console.progress("demonstrations", config.demos) as update:
         record(
-            config.suite, config.demos, out / "demos", seed0=config.seed * _SCENES_PER_SEED, num_workers=config.workers,
+            config.suite, config.demos, out / "demos", seed0=config.seed * DEMO_BLOCK, num_workers=config.workers,
             on_progress=lambda p: update(p.kept, note=f"{p.tried - p.kept} failed"),
         )  # fmt: skip
     return Result({"episodes": config.demos})
@@ -307,11 +308,12 @@ def _floor(envs: Any, seeds: list[int], config: QuickstartConfig) -> dict[str, d
     """Controls that must fail."""
     from envs.evaluation.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
     from envs.evaluation.evaluate import evaluate
+    from envs.seeds import DEMO_BLOCK
 
     policies: dict[str, Any] = {
         "zero": ZeroPolicy(envs.action_spec),
         "random": RandomPolicy(envs.action_spec, seed=config.seed),
-        "blind": BlindReplay(expert_actions(config.suite, config.seed * _SCENES_PER_SEED), envs.num_envs),
+        "blind": BlindReplay(expert_actions(config.suite, config.seed * DEMO_BLOCK), envs.num_envs),
     }
     few = seeds[: config.control_episodes]
     return {name: _brief(evaluate(policy, envs, few, suite=config.suite)) for name, policy in policies.items()}

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
     """Online RL from the imitation checkpoint, beside a teacher of the same demonstrations; its learning curves."""
     from envs.evaluation.evaluate import evaluate, wilson95
-    from envs.seeds import VALIDATION_SEED0
+    from envs.seeds import RL_TRAIN_SEEDS, VALIDATION_SEED0
     from rl.runner import Runner
     from vla.data.lerobot_dataset import load_dataset
     from vla.model.model import VLA
 
     recipe = replace(
         suite_recipe(config.suite), suite=config.suite, seed=config.seed, num_envs=envs.num_envs,
-        max_seconds=config.rl_seconds, max_updates=config.rl_updates, train_seeds=(500_000, 1_000_000),
+        max_seconds=config.rl_seconds, max_updates=config.rl_updates, train_seeds=RL_TRAIN_SEEDS,
     )  # fmt: skip
     if config.smoke:
         recipe = _brief_recipe(recipe)

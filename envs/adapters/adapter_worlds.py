@@ -17,11 +17,12 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.sim.base_worlds import BaseWorlds, ChunkOutcome
+from envs.sim.base_worlds import BaseWorlds, ChunkOutcome, Frames
 from envs.sim.cameras import extrinsics, intrinsics
 from envs.sim.divergence import diverged
 from envs.sim.frustum_culling import Culling
-from envs.tabletop.language import holds_nothing_back
+from envs.sim.render_options import RenderOptions
+from envs.tabletop.language import Phrasings, holds_nothing_back
 from vla.core.config import lookup
 from vla.core.types import ActionChunk, ActionSpec
 from vla.runtime.rendering_backend import drawing
@@ -63,14 +64,16 @@ class AdapterWorlds(BaseWorlds):
         cameras: Mapping[str, str],
         privileged_dim: int,
         show: Callable[[mujoco.MjvOption], None] = lambda option: None,
-        **drawing: Any,
+        phrasings: Phrasings,
+        render: RenderOptions,
+        frames_out: Frames | None,
     ) -> None:
-        """`drawing`: image_size, phrasings, images_out and the like, as `BaseWorlds` has them."""
-        if drawing.get("phrasings") == "novel":
+        """`cameras`: our name -> the adapted model's; `show` chooses what of the model is rendered."""
+        if phrasings == "novel":
             raise holds_nothing_back(suite.name)
         super().__init__(
             suite, num_worlds, action_spec=action_spec, cameras=tuple(cameras), proprio_dim=len(self.proprio_names),
-            privileged_dim=privileged_dim, **drawing,
+            privileged_dim=privileged_dim, phrasings=phrasings, render=render, frames_out=frames_out,
         )  # fmt: skip
         self._their_names = tuple(cameras.values())
         self._low, self._high = np.asarray(action_spec.low), np.asarray(action_spec.high)
@@ -80,7 +83,7 @@ class AdapterWorlds(BaseWorlds):
 
     # ------------------------------------------------------------------ what an adapter says
     @abstractmethod
-    def _begin(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
+    def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
         """Put world `i` into the initial state that `seed` (and the task, when given) means."""
 
     @abstractmethod
@@ -102,7 +105,7 @@ class AdapterWorlds(BaseWorlds):
         for task in tasks or ():
             lookup(task, dict.fromkeys(self.suite.tasks), "task")
         for k, i in enumerate(ids):
-            self.episodes[i] = self._begin(i, int(seeds[k]), tasks[k] if tasks else None)
+            self.episodes[i] = self._start(i, int(seeds[k]), tasks[k] if tasks else None)
             self.over[i], self.elapsed[i] = False, 0
             self._proprio[i], self._privileged[i] = self._read(i)
         self._render(ids)
@@ -236,5 +239,3 @@ class TunedRenderer:
         if self._context is not None:
             self._context.free()
             self._context = None
-
-

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 
 from envs.adapters.adapter_worlds import AdapterEpisode, AdapterWorlds, require
 from envs.adapters.metaworld_suites import CAMERAS, MetaworldSuite, phrasings_of, task_names
+from envs.seeds import Stream
+from envs.sim.base_worlds import Frames
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.language import Phrasings
 from vla.core.types import ActionSpec
 
@@ -78,22 +81,20 @@ class MetaworldWorlds(AdapterWorlds):
         suite: MetaworldSuite,
         num_worlds: int,
         *,
-        image_size: int = 84,
         phrasings: Phrasings = "train",
-        images_out: NDArray[np.uint8] | None = None,
-        **sensing: Any,
+        render: RenderOptions = RenderOptions(),  # noqa: B008 - frozen
+        frames_out: Frames | None = None,
     ) -> None:
-        """`sensing`: depth, depth_out, calibration, as `BaseWorlds` has them."""
         require("metaworld")
         super().__init__(
             suite, num_worlds, action_spec=ACTION_SPEC, cameras=CAMERAS, privileged_dim=PRIVILEGED_DIM,
-            image_size=image_size, phrasings=phrasings, images_out=images_out, **sensing,
+            phrasings=phrasings, render=render, frames_out=frames_out,
         )  # fmt: skip
         self._envs: list[Any] = [None] * num_worlds
         self._idle: dict[str, list[Any]] = {}
         self._state = np.zeros((num_worlds, PRIVILEGED_DIM - 1))
 
-    def _begin(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
+    def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
         task = task or self.suite.tasks[seed % len(self.suite.tasks)]
         if self._envs[i] is None or self.episodes[i].task != task:
             if self._envs[i] is not None:
@@ -102,7 +103,7 @@ class MetaworldWorlds(AdapterWorlds):
             self._envs[i] = idle.pop() if idle else make_environment(task)
         self._envs[i].seed(seed)
         self._state[i] = self._envs[i].reset()[0]
-        rng = np.random.default_rng([seed, 29])
+        rng = np.random.default_rng([seed, Stream.WORDS])
         words = phrasings_of(task)[self.phrasings]
         text = words[rng.integers(len(words))]
         rivals = self.suite.tasks if len(self.suite.tasks) > 1 else task_names()

@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 
+from envs.seeds import FIRST_EVALUATION_SEED
 from envs.tabletop.language import Phrasings
 from vla.core.paths import SIM_CONFIGS
 from vla.core.types import Plane
@@ -27,7 +28,7 @@ class MetaworldSuite:
     description: str
     tasks: tuple[str, ...]
     horizon: int = HORIZON
-    eval_seed0: int = 5_000_000
+    eval_seed0: int = FIRST_EVALUATION_SEED
     num_views: int = 2
     plane: Plane | None = None
 

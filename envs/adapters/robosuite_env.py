@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from envs.adapters.adapter_worlds import AdapterEpisode, AdapterWorlds, require
 from envs.adapters.robosuite_fast_step import ControlMaths, LeanStep
 from envs.adapters.robosuite_suites import RobosuiteSuite
+from envs.seeds import Stream
+from envs.sim.base_worlds import Frames
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.language import Phrasings
 from vla.core.types import ActionSpec
 
@@ -78,17 +81,14 @@ class RobosuiteWorlds(AdapterWorlds):
         suite: RobosuiteSuite,
         num_worlds: int,
         *,
-        image_size: int = 84,
         phrasings: Phrasings = "train",
-        images_out: NDArray[np.uint8] | None = None,
-        **sensing: Any,
+        render: RenderOptions = RenderOptions(),  # noqa: B008 - frozen
+        frames_out: Frames | None = None,
     ) -> None:
-        """`sensing`: depth, depth_out, calibration, as `BaseWorlds` has them."""
         robosuite = import_robosuite()
         super().__init__(
             suite, num_worlds, action_spec=ACTION_SPEC, cameras=CAMERAS, privileged_dim=suite.privileged_dim,
-            image_size=image_size, phrasings=phrasings, images_out=images_out, show=_show_what_robosuite_draws,
-            **sensing,
+            phrasings=phrasings, render=render, frames_out=frames_out, show=_show_what_robosuite_draws,
         )  # fmt: skip
         self._envs = []
         for _ in range(num_worlds):
@@ -107,11 +107,11 @@ class RobosuiteWorlds(AdapterWorlds):
         self._site = [env.robots[0].eef_site_id["right"] for env in self._envs]
         self._fingers = [env.robots[0]._ref_gripper_joint_pos_indexes["right"] for env in self._envs]
 
-    def _begin(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
+    def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
         with _numpy_seed(seed):
             self._envs[i].reset()
         words = self.suite.train if self.phrasings == "train" else self.suite.heldout
-        text = words[np.random.default_rng([seed, 29]).integers(len(words))]
+        text = words[np.random.default_rng([seed, Stream.WORDS]).integers(len(words))]
         return AdapterEpisode(seed, self.suite.tasks[0], text, text, self.suite.swapped)
 
     def _step(self, i: int, action_A: NDArray[np.float64]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.seeds import FIRST_EVALUATION_SEED
 from vla.core.types import Plane
 
 Vector = NDArray[np.float64]
@@ -38,7 +39,7 @@ class RobosuiteSuite:
     """In words; the first is what the task is about."""
     plane: Plane
     """Of that state and the proprio."""
-    eval_seed0: int = 5_000_000
+    eval_seed0: int = FIRST_EVALUATION_SEED
 
     num_views: int = 2
 

@@ -18,6 +18,7 @@ import numpy as np
 from envs.backends.worker import WORDS, SharedFrames, Worker, WorkerDied
 from envs.sim.base_worlds import check_seeds
 from envs.sim.cameras import FrameHistory
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.language import Phrasings
 from envs.tabletop.suites import AnySuite
 from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
@@ -40,32 +41,25 @@ class MujocoVecEnv(VecEnv):
         num_envs: int,
         *,
         num_workers: int,
-        image_size: int,
+        render: RenderOptions = RenderOptions(),  # noqa: B008 - frozen
         phrasings: Phrasings = "train",
-        depth: bool = False,
-        calibration: bool = False,
-        history: int = 0,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
-        """`worlds(suite, n, **options)` makes n environments in one process: see `envs.make.worlds_class`."""
+        """`worlds(suite, n, phrasings=, render=, frames_out=)` makes n environments in one process: see
+        `envs.make.worlds_class`."""
         if num_envs < 1 or num_workers < 1:
             raise ValueError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
-        if history < 0:
-            raise ValueError(f"history must be at least 0 frames, got {history}")
         num_workers = min(num_workers, num_envs)
         self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
         self.task_names, self.plane = suite.tasks, suite.plane
-        asked = {"image_size": image_size, "phrasings": phrasings}
-        asked |= {"depth": True} if depth else {}
-        asked |= {"calibration": True} if calibration else {}
-        make = partial(worlds, suite)
+        make = partial(worlds, suite, phrasings=phrasings, render=render)
         views = suite.num_views
-        frames = SharedFrames(num_envs, views, image_size, depth)
+        frames = SharedFrames(num_envs, views, render.image_size, render.depth)
         self._memory: SharedMemory | None = SharedMemory(create=True, size=frames.num_bytes)
         self._images, self._depth = frames.arrays(self._memory, 0, num_envs)
         bounds = np.linspace(0, num_envs, num_workers + 1).astype(int).tolist()
         self._workers = [
-            Worker(make, lo, hi, self._memory.name, frames, timeout_s=answer_timeout_s, **asked)
+            Worker(make, lo, hi, self._memory.name, frames, timeout_s=answer_timeout_s)
             for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
         ]
         self._deaths = [0] * num_workers
@@ -82,7 +76,7 @@ class MujocoVecEnv(VecEnv):
         self.proprio_dim, self.privileged_dim = facts.proprio_dim, facts.privileged_dim
         self.proprio_names = facts.proprio_names
         shapes: dict[str, tuple[int, ...]] = {"proprio": (self.proprio_dim,), "privileged": (self.privileged_dim,)}
-        if calibration:
+        if render.calibration:
             shapes |= {"intrinsics": (views, 3, 3), "extrinsics": (views, 4, 4)}
         counts = [worker.hi - worker.lo for worker in self._workers]
         self._state: list[dict[str, Any]] = [
@@ -90,7 +84,7 @@ class MujocoVecEnv(VecEnv):
             for n in counts
         ]
         """Last report of each worker, see `envs.backends.worker`; replaced as a whole, never written to."""
-        self._history = FrameHistory(history) if history else None
+        self._history = FrameHistory(render.history) if render.history else None
         self._drawing = True
         self._asked: list[tuple[int, str | None] | None] = [None] * num_envs
         """Seed and task of every world's episode, as asked for: what a new worker is told."""
@@ -268,5 +262,3 @@ class MujocoVecEnv(VecEnv):
         self._memory.close()
         self._memory.unlink()
         self._memory = None
-
-

@@ -6,20 +6,23 @@ policy will see is rendered once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 
 import mujoco
 import numpy as np
+from numpy.typing import NDArray
 
-from envs.perturb.reset import Opening
-from envs.sim.base_worlds import BaseWorlds, ChunkOutcome
+from envs.sim.base_worlds import BaseWorlds, ChunkOutcome, Frames
 from envs.sim.cameras import CameraRenderer, extrinsics, intrinsics
 from envs.sim.divergence import diverged
+from envs.sim.render_options import RenderOptions
 from envs.tabletop import goals as rules
-from envs.tabletop.control import ControlConfig, action_spec, advance_command, joint_targets
+from envs.tabletop.control import action_spec, advance_command, joint_targets
+from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.episodes import Episode
 from envs.tabletop.language import Phrasings
-from envs.tabletop.scene import REST_HEIGHT_M, SCENES
+from envs.tabletop.scene import REST_HEIGHT_M
 from envs.tabletop.suites import Suite
 from vla.core.types import ActionChunk
 
@@ -29,7 +32,7 @@ PROPRIO_NAMES = (
 """Metres for the first six (grip position; commanded minus actual position), 0..1, -1 or +1."""
 
 
-class Worlds(Opening, BaseWorlds):
+class Worlds(BaseWorlds):
     """`num_worlds` independent episodes of one suite. Not thread-safe; one per process."""
 
     proprio_names = PROPRIO_NAMES
@@ -39,23 +42,20 @@ class Worlds(Opening, BaseWorlds):
         suite: Suite,
         num_worlds: int,
         *,
-        image_size: int = 84,
         phrasings: Phrasings = "train",
-        control: ControlConfig | None = None,
-        images_out: np.ndarray | None = None,
-        depth: bool = False,
-        depth_out: np.ndarray | None = None,
-        calibration: bool = False,
+        render: RenderOptions = RenderOptions(),  # noqa: B008 - frozen
+        source: Callable[..., EpisodeSource] = EpisodeSource,
+        frames_out: Frames | None = None,
     ) -> None:
-        self.scene = SCENES[suite.scene]
-        self.control = control or ControlConfig()
-        self.model, self.index = self._build()
+        """`source(suite, phrasings=...)` decides on scene, episodes and initial states."""
+        self.source = source(suite, phrasings=phrasings)
+        self.scene, self.control = self.source.scene, self.source.control
+        self.model, self.index = self.source.build()
         self._full = bool(self.scene.fixtures)
         super().__init__(
             suite, num_worlds, action_spec=action_spec(self.scene.control_hz), cameras=self.index.cameras,
-            proprio_dim=len(PROPRIO_NAMES), image_size=image_size, phrasings=phrasings,
+            proprio_dim=len(PROPRIO_NAMES), phrasings=phrasings, render=render, frames_out=frames_out,
             privileged_dim=rules.PRIVILEGED_FULL_DIM if self._full else rules.PRIVILEGED_DIM,
-            images_out=images_out, depth=depth, depth_out=depth_out, calibration=calibration,
         )  # fmt: skip
         self.substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
         self.data = [mujoco.MjData(self.model) for _ in range(num_worlds)]
@@ -68,6 +68,9 @@ class Worlds(Opening, BaseWorlds):
         self._hold_rotation = np.diag([1.0, -1.0, -1.0])
         self._geoms = index.colored_geom
         self._rgba = np.ones((n, len(self._geoms), 4), np.float32)
+        self._compiled = copy.copy(self.model) if self.source.varies_model else self.model
+        """The model before any environment wrote its own colours, lights and cameras into the shared one."""
+        self._fields: list[dict[str, NDArray]] = [{} for _ in range(num_worlds)]
         self._jacobian = np.zeros((n, 6, 7))
         self._jac_buffer = np.zeros((6, self.model.nv))
         self._gripper = np.ones(n)
@@ -79,13 +82,13 @@ class Worlds(Opening, BaseWorlds):
         """See `BaseWorlds.start_episodes`."""
         ids = self._ids(seeds, env_ids)
         for k, i in enumerate(ids):
-            self.place(i, self._sample(int(seeds[k]), tasks[k] if tasks else None))
+            self.place(i, self.source.sample(int(seeds[k]), tasks[k] if tasks else None))
         self._render(ids)
 
     def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
         """Put world `i` into the initial state of `episode` (no rendering)."""
         model, data, index = self.model, self.data[i], self.index
-        start = self._begin(episode, start_noise)
+        start = self.source.initial_state(episode, self._compiled, index, arm_noise=start_noise)
         mujoco.mj_resetData(model, data)
         data.qpos[:], data.mocap_pos[:], data.mocap_quat[:] = start.qpos, start.mocap_pos, start.mocap_quat
         data.xfrc_applied[:, 2] = start.lift_force
@@ -97,7 +100,9 @@ class Worlds(Opening, BaseWorlds):
         self.over[i] = self._success[i] = self._wrong[i] = False
         self.elapsed[i] = 0
         self._gripper[i] = 1.0
-        self._rgba[i] = start.rgba
+        self._fields[i] = self.source.model_fields(episode, start, self._compiled, index)
+        rgba = self._fields[i].get("geom_rgba")
+        self._rgba[i] = start.rgba if rgba is None else rgba[self._geoms]
         rules.write_goals(self.state, i, episode.goals, episode.slots)
         self._read(i)
         self._command[i] = self.state.grip[i]
@@ -177,18 +182,29 @@ class Worlds(Opening, BaseWorlds):
         if self._renderer is None:
             self._renderer = CameraRenderer(self.model, self.index.camera_ids, self.image_size)
         for i in ids:
+            for name, values in self._fields[i].items():
+                if name == "headlight":
+                    self.model.vis.headlight.ambient[:], self.model.vis.headlight.diffuse[:] = values
+                else:
+                    getattr(self.model, name)[:] = values
             self.model.geom_rgba[self._geoms] = self._rgba[i]
             mujoco.mj_camlight(self.model, self.data[i])
             self._renderer.render(self.data[i], self.images[i], None if self.depth is None else self.depth[i])
             if self.intrinsics is not None:
                 self.intrinsics[i] = intrinsics(self.model, self.index.camera_ids, self.image_size)
                 self.extrinsics[i] = extrinsics(self.data[i], self.index.camera_ids)
+            if self.source.noisy:
+                self.images[i] = self.source.observed_images(self.images[i], self.episodes[i], int(self.elapsed[i]))
 
     def proprio(self) -> np.ndarray:
         """(n, P) float32, see PROPRIO_NAMES."""
         state = self.state
         columns = (state.grip, self._command - state.grip, state.finger_opening[:, None], self._gripper[:, None])
-        return np.concatenate(columns, axis=1).astype(np.float32)
+        rows = np.concatenate(columns, axis=1).astype(np.float32)
+        for i, episode in enumerate(self.episodes) if self.source.noisy else ():
+            if episode is not None:
+                rows[i] = self.source.observed_proprio(rows[i], episode, int(self.elapsed[i]))
+        return rows
 
     def privileged(self) -> np.ndarray:
         """(n, S) float32 for critics and experts, see `envs.tabletop.goals.privileged`."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from envs.seeds import Stream
 from vla.core.late_chunks import catch_up
 from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
 
@@ -62,7 +63,7 @@ class LateVecEnv(VecEnv):
         """As the inner world's; the seed also draws how late the episode's answers are."""
         ids = range(self.env.num_envs) if env_ids is None else env_ids
         for i, seed in zip(ids, seeds, strict=True):
-            rng = np.random.default_rng([seed, 71])
+            rng = np.random.default_rng([seed, Stream.LATENCY])
             # the most is the hardest, and what the link is known to do: half of the episodes
             self.late[i] = self.late_steps if rng.random() < 0.5 else rng.integers(self.late_steps + 1)
             self._first[i], self._left[i] = True, 0.0

@@ -8,7 +8,7 @@ there, `step_chunk` hands out numpy. It also runs, a hundred times slower than t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,16 @@ import torch
 from envs.backends.cpu_worlds import PROPRIO_NAMES
 from envs.backends.warp_render import WarpCameras
 from envs.backends.warp_sim import Buffers, WarpSim
-from envs.perturb.reset import Opening
 from envs.sim.base_worlds import check_seeds
 from envs.sim.cameras import FrameHistory
+from envs.sim.render_options import RenderOptions
 from envs.tabletop import goals as rules
-from envs.tabletop.control import ControlConfig, action_spec, advance_command, joint_targets
+from envs.tabletop.control import action_spec, advance_command, joint_targets
+from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.episodes import Episode
 from envs.tabletop.initial_state import Start
 from envs.tabletop.language import Phrasings
-from envs.tabletop.scene import REST_HEIGHT_M, SCENES
+from envs.tabletop.scene import REST_HEIGHT_M
 from envs.tabletop.suites import Suite
 from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
 
@@ -54,7 +55,7 @@ class TensorStep:
     info: dict[str, torch.Tensor]
 
 
-class WarpVecEnv(Opening, VecEnv):
+class WarpVecEnv(VecEnv):
     """`vla.core.types.VecEnv` on one device.
 
     `info["overflow"]` (B,): contacts or constraints were dropped for want of room. An environment that diverges goes
@@ -69,21 +70,20 @@ class WarpVecEnv(Opening, VecEnv):
         num_envs: int,
         *,
         device: str = "cuda",
-        image_size: int = 84,
         phrasings: Phrasings = "train",
-        depth: bool = False,
-        calibration: bool = False,
-        history: int = 0,
+        render: RenderOptions = RenderOptions(),  # noqa: B008 - frozen
+        source: Callable[..., EpisodeSource] = EpisodeSource,
         buffers: Buffers | None = None,
-        control: ControlConfig | None = None,
     ) -> None:
+        """`source(suite, phrasings=...)` decides on scene, episodes and initial states; `buffers` is the room for
+        contacts and constraints."""
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
         self.task_names, self.plane = suite.tasks, suite.plane
-        self.phrasings, self.image_size = phrasings, image_size
-        self.scene, self.control = SCENES[suite.scene], control or ControlConfig()
-        self.model, self.index = self._build()
+        self.source = source(suite, phrasings=phrasings)
+        self.scene, self.control = self.source.scene, self.source.control
+        self.model, self.index = self.source.build()
         self.action_spec, self.cameras = action_spec(self.scene.control_hz), self.index.cameras
         self._full = bool(self.scene.fixtures)
         self.proprio_dim = len(PROPRIO_NAMES)
@@ -91,9 +91,9 @@ class WarpVecEnv(Opening, VecEnv):
         substeps = round(1.0 / (self.scene.control_hz * self.model.opt.timestep))
         self.sim = WarpSim(self.model, num_envs, substeps, device=device, buffers=buffers)
         self.device = self.sim.device
-        self._cameras = WarpCameras(self.sim, self.model, self.index.camera_ids, image_size, depth=depth)
-        self._calibration = calibration
-        self._history = FrameHistory(history) if history else None
+        self._cameras = WarpCameras(self.sim, self.model, self.index.camera_ids, render.image_size, depth=render.depth)
+        self._calibration = render.calibration
+        self._history = FrameHistory(render.history) if render.history else None
         self._drawing = True
 
         self._rest = np.array([REST_HEIGHT_M[kind] for kind in self.scene.objects])
@@ -182,7 +182,7 @@ class WarpVecEnv(Opening, VecEnv):
         check_seeds(ids, seeds)
         if not ids:
             return ids
-        episodes = [self._sample(int(s), task) for s, task in zip(seeds, tasks or [None] * len(ids), strict=True)]
+        episodes = [self.source.sample(int(s), task) for s, task in zip(seeds, tasks or [None] * len(ids), strict=True)]
         self.place(ids, episodes)
         self.render()
         return ids
@@ -190,10 +190,19 @@ class WarpVecEnv(Opening, VecEnv):
     def _paint(self, rows: torch.Tensor, episodes: Sequence[Episode], starts: Sequence[Start]) -> None:
         colors = self._float([start.rgba for start in starts])
         self._cameras.fields["geom_rgba"][rows[:, None], self._ids["colored"]] = colors
+        if not self.source.varies_model:
+            return
+        drawn = [
+            self.source.model_fields(episode, start, self.model, self.index)
+            for episode, start in zip(episodes, starts, strict=True)
+        ]
+        for name in drawn[0].keys() - {"geom_matid"}:  # the ray caster cannot texture a box: the colour only
+            self._cameras.fields[name][rows] = self._float([fields[name] for fields in drawn])
 
     def place(self, ids: Sequence[int], episodes: Sequence[Episode], *, arm_noise: float = 1.0) -> None:
         """Put worlds `ids` into the initial states of `episodes`; the others stay exactly as they are. No rendering."""
-        starts = [self._begin(episode, arm_noise) for episode in episodes]
+        model, index = self.model, self.index
+        starts = [self.source.initial_state(episode, model, index, arm_noise=arm_noise) for episode in episodes]
         rows, fresh = self._long(ids), self._empty(len(ids))
         for k, (i, episode) in enumerate(zip(ids, episodes, strict=True)):
             self.episodes[i] = episode
@@ -226,9 +235,8 @@ class WarpVecEnv(Opening, VecEnv):
         if self._history is not None:
             self._history.push(self._numpy_images())
         info = {name: values.cpu().numpy() for name, values in step.info.items()}
-        facts = (step.reward, step.terminated, step.truncated, step.n_steps)
-        diverged = step.diverged.cpu().numpy()
-        return StepResult(self.observation(), *(fact.cpu().numpy() for fact in facts), info, diverged)
+        facts = {name: tensor.cpu().numpy() for name, tensor in vars(step).items() if name != "info"}
+        return StepResult(self.observation(), **facts, info=info)
 
     def step_tensors(self, chunk_BCA: torch.Tensor) -> TensorStep:
         """`step_chunk` on the device; then ask for `observation_tensors`. Actions must be finite."""
@@ -317,15 +325,35 @@ class WarpVecEnv(Opening, VecEnv):
 
     # ------------------------------------------------------------------ observing
     def render(self) -> None:
-        """Draw all worlds as they are now, unless drawing is switched off."""
-        if self._drawing:
-            self._cameras.render()
+        """Render all environments as they are now, unless rendering is switched off.
+
+        Noise is drawn on the host, as on the CPU backend: the same numbers, at the price of a round trip.
+        """
+        if not self._drawing:
+            return
+        self._cameras.render()
+        if self.source.noisy:
+            images = self._cameras.rgb.cpu().numpy()
+            for i, episode, step in self._begun():
+                images[i] = self.source.observed_images(images[i], episode, step)
+            self._cameras.rgb.copy_(torch.as_tensor(images))
 
     def proprio(self) -> torch.Tensor:
         """(B, P), see PROPRIO_NAMES."""
         state = self.state
         columns = (state.grip, self._command - state.grip, state.finger_opening[:, None], self._gripper[:, None])
-        return torch.cat(columns, 1)
+        rows = torch.cat(columns, 1)
+        if not self.source.noisy:
+            return rows
+        noisy = rows.cpu().numpy()
+        for i, episode, step in self._begun():
+            noisy[i] = self.source.observed_proprio(noisy[i], episode, step)
+        return self._float(noisy)
+
+    def _begun(self) -> list[tuple[int, Episode, int]]:
+        """(environment, episode, control step) of every environment that has an episode."""
+        steps = self.elapsed.tolist()
+        return [(i, episode, steps[i]) for i, episode in enumerate(self.episodes) if episode is not None]
 
     def privileged(self) -> torch.Tensor:
         """(B, S), see `envs.tabletop.goals.privileged`."""
@@ -370,5 +398,3 @@ class WarpVecEnv(Opening, VecEnv):
 def _numpy(tensors: Mapping[str, torch.Tensor] | None) -> dict[str, np.ndarray] | None:
     """Copies on the host."""
     return None if tensors is None else {name: t.to("cpu", copy=True).numpy() for name, t in tensors.items()}
-
-

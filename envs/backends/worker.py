@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.sim.base_worlds import BaseWorlds, ChunkOutcome
+from envs.sim.base_worlds import BaseWorlds, ChunkOutcome, Frames
 from vla.core.subprocesses import spawn
 from vla.core.types import ActionSpec
 from vla.runtime import rendering_backend
@@ -77,7 +77,7 @@ class SharedFrames:
         images = 3 * self.num_envs * self.views * self.image_size**2
         return images + -images % 4
 
-    def arrays(self, memory: SharedMemory, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def arrays(self, memory: SharedMemory, lo: int, hi: int) -> Frames:
         """Images (hi - lo, V, H, W, 3) and depths (hi - lo, V, H, W) of worlds lo..hi."""
         frame = self.views * self.image_size**2
         shape = (hi - lo, self.views, self.image_size, self.image_size)
@@ -110,11 +110,10 @@ class Worker:
         frames: SharedFrames,
         *,
         timeout_s: float,
-        **options: Any,
     ) -> None:
-        """`make(num_worlds=..., images_out=..., **options)` builds the worlds lo..hi, in the new process."""
+        """`make(num_worlds=..., frames_out=...)` builds the environments lo..hi, in the new process."""
         self.lo, self.hi = lo, hi
-        self._arguments = (make, options, lo, hi, memory, frames)
+        self._arguments = (make, lo, hi, memory, frames)
         self._timeout_s = timeout_s
         self._pipe: Connection | None = None
         self._has_worked = False
@@ -212,7 +211,6 @@ def _answer(worlds: BaseWorlds, command: str, argument: Any) -> ChunkOutcome | N
 def _serve(
     pipe: Connection,
     make: Callable[..., Any],
-    options: dict[str, Any],
     lo: int,
     hi: int,
     memory: str,
@@ -222,10 +220,9 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     shared = SharedMemory(name=memory)
     try:
-        images, depth = frames.arrays(shared, lo, hi)
+        out = frames.arrays(shared, lo, hi)
         try:
-            drawn = {"images_out": images} if depth is None else {"images_out": images, "depth_out": depth}
-            worlds = make(num_worlds=hi - lo, **drawn, **options)
+            worlds = make(num_worlds=hi - lo, frames_out=out)
         except Exception as error:  # a missing mesh, say: the parent raises it, with the file's name
             pipe.send(("error", error))
             return
@@ -242,7 +239,7 @@ def _serve(
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
     finally:
-        images = depth = worlds = None  # type: ignore[assignment]
+        out = worlds = None  # type: ignore[assignment]
         shared.close()
         # Mesa's atexit teardown prints EGL errors; this process has nothing left to flush.
         os._exit(0)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.demos.dataset_writer import DemoEpisode
+from envs.seeds import Stream
 from vla.core.types import ActionSpec, Observation
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     every component but the gripper; the *recorded* action is the expert's clean one, so the data shows recoveries
     (DART, Laskey et al. 2017).
     """
-    rng = np.random.default_rng([seed, 41])
+    rng = np.random.default_rng([seed, Stream.EXECUTION_NOISE])
     spec = world.action_spec
     low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
     scale = noise * 0.5 * (high - low) * np.array([name != "gripper" for name in spec.names], np.float32)
@@ -95,9 +96,10 @@ class SuiteWorld:
         from envs.experts.registry import make_expert
         from envs.make import worlds_class
         from envs.registry import load_suite
+        from envs.sim.render_options import RenderOptions
 
         spec = load_suite(suite)
-        self._worlds = worlds_class(spec, perturb)(spec, 1, image_size=image_size)
+        self._worlds = worlds_class(spec, perturb)(spec, 1, render=RenderOptions(image_size))
         self._expert = make_expert(suite, 1)
         self._obs: Observation | None = None
         self._tasks = tasks

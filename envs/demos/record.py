@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from envs.backends.worker import worker_environment
 from envs.demos.dataset_writer import WorldFacts, build_dataset, is_whole, iter_files, save_episode
 from envs.demos.episode import DemoWorld, MakeWorld, run_episode, suite_world
+from envs.seeds import TRAIN_SEED_LIMIT
 from vla.core.config import load_json, save_json, write_atomic
 from vla.core.disk import writing
 from vla.core.subprocesses import spawn
@@ -33,7 +34,6 @@ from vla.runtime.rendering_backend import problem as rendering_problem
 if TYPE_CHECKING:
     from envs.perturb.perturbation import Perturbation
 
-SEED_LIMIT = 1_000_000
 """Demonstration seeds stay below this: evaluation scenes start far above."""
 _PROVENANCE = "bascule.json"
 _DEATHS = 3
@@ -252,8 +252,8 @@ def record(
     request = _Request(suite, seed0, float(noise), image_size, words or None, " ".join(tasks) or None)
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")
-    if not 0 <= seed0 < SEED_LIMIT:
-        raise ValueError(f"seed0 must be in [0, {SEED_LIMIT}): higher seeds are evaluation scenes")
+    if not 0 <= seed0 < TRAIN_SEED_LIMIT:
+        raise ValueError(f"seed0 must be in [0, {TRAIN_SEED_LIMIT}): higher seeds are evaluation scenes")
     folder = out / "recording"
     if _finished(out, request, episodes):
         shutil.rmtree(folder, ignore_errors=True)
@@ -281,14 +281,14 @@ def _next_seed(seed0: int, episodes: int, kept: set[int], failed: set[int], runn
     dataset depends on neither timing nor the number of workers.
     """
     promised = 0
-    for seed in range(seed0, SEED_LIMIT):
+    for seed in range(seed0, TRAIN_SEED_LIMIT):
         if promised == episodes:
             return None
         if seed in kept or seed in running:
             promised += 1
         elif seed not in failed:
             return seed
-    raise ValueError(f"ran out of demonstration seeds below {SEED_LIMIT}: start from a lower seed0")
+    raise ValueError(f"ran out of demonstration seeds below {TRAIN_SEED_LIMIT}: start from a lower seed0")
 
 
 def _record_seeds(

@@ -10,6 +10,7 @@ import numpy as np
 
 from envs.backends.cpu_worlds import Worlds
 from envs.registry import load_suite
+from envs.seeds import Stream
 from envs.tabletop.language import Phrasings
 from envs.tabletop.scene import SCENES
 
@@ -48,7 +49,7 @@ def check_resets(
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Soundness]:
     """Reset each suite `resets` times with random seeds, phrasings and tasks, let the worlds settle and look."""
-    rng = np.random.default_rng([seed, 61])
+    rng = np.random.default_rng([seed, Stream.RESET_CHECK])
     report: dict[str, Soundness] = {}
     for name in suites:
         suite, found = load_suite(name), Soundness()
@@ -58,7 +59,7 @@ def check_resets(
         worlds = Worlds(suite, min(_WORLDS, resets))
         worlds.render_images = False
         while found.resets < resets:
-            worlds.phrasings = choices[rng.integers(len(choices))]
+            worlds.source.phrasings = choices[rng.integers(len(choices))]
             _check_once(worlds, rng, found)
             if on_progress:
                 on_progress(name, found.resets, resets)

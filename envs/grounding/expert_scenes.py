@@ -9,6 +9,7 @@ from envs.demos.episode import NOISE_CORRELATION
 from envs.experts.registry import make_expert
 from envs.grounding.scene_painter import Painter, Question
 from envs.make import worlds_class
+from envs.sim.render_options import RenderOptions
 from vla.core.types import ActionChunk, ActionSpec
 
 _SHAKES = (0.0, 0.15, 0.4)
@@ -46,7 +47,7 @@ class RobosuitePainter(Painter):
 
     def __init__(self, suite: RobosuiteSuite, image_size: int = 84) -> None:
         self.suite = suite
-        self.worlds = worlds_class(suite)(suite, 1, image_size=image_size, calibration=True)
+        self.worlds = worlds_class(suite)(suite, 1, render=RenderOptions(image_size, calibration=True))
         self.expert = make_expert(suite.name, 1)
         self._hand: ShakingHand | None = None
 

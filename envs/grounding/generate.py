@@ -27,6 +27,7 @@ from envs.grounding.goal_scenes import GoalPainter
 from envs.grounding.scene_painter import Painter, PosingPainter, Question
 from envs.make import worlds_class
 from envs.registry import load_suite
+from envs.seeds import Stream
 from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.tabletop.goals import Goal, GoalKind
 from envs.tabletop.language import KIND_WORDS, instruction, object_phrase, plate_phrase
@@ -195,7 +196,7 @@ def _make(arguments: tuple[int, int, int, str, tuple[str, ...]]) -> int:
         _painter(name).restart()
     for s in range(start, start + count):
         painter = _painter(suites[s % len(suites)] if suites else "")
-        questions = painter.scene(np.random.default_rng([seed, s, 53]))
+        questions = painter.scene(np.random.default_rng([seed, s, Stream.GROUNDING]))
         images[s] = painter.pictures()
         grip[s] = painter.grip() - painter.centre_m
         points[s] = np.nan

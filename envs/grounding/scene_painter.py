@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.backends.cpu_worlds import Worlds
 from envs.sim.base_worlds import BaseWorlds
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.control import joint_targets
 from envs.tabletop.suites import Suite
 
@@ -66,7 +67,7 @@ class PosingPainter(Painter):
     centre_m = (0.53, 0.0, 0.0)
 
     def __init__(self, suite: Suite, image_size: int = 84) -> None:
-        self.worlds = Worlds(suite, 1, image_size=image_size, calibration=True)
+        self.worlds = Worlds(suite, 1, render=RenderOptions(image_size, calibration=True))
         self.kinds = self.worlds.scene.objects
 
     def grip(self) -> np.ndarray:

@@ -4,8 +4,7 @@ The axes are LIBERO-plus's questions (Fei et al. 2025). Whatever is drawn is a p
 axis and the severity; a larger severity goes further in the same direction, and 0 leaves every number as it was. A knob
 may also be a range to draw the severity from: domain randomisation (Tobin et al. 2017), for demonstrations or RL.
 
-Everything here is an array or an episode, so that every backend can apply it; `envs.backends.cpu_perturbed` does it on
-the CPU.
+Everything here is an array or an episode, so that every backend can apply it, through `envs.perturb.episode_source`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from envs.perturb.distractors import MAX_DISTRACTORS, add_distractors, painted, scatter, things
 from envs.perturb.rewording import reword
+from envs.seeds import Stream
 from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.tabletop.initial_state import Start
 from envs.tabletop.scene import SceneIndex
@@ -81,7 +81,10 @@ class Perturbation:
     def severity(self, axis: str, seed: int) -> float:
         """Of the episode `seed` means."""
         low, high = self.range_of(axis)
-        return low if low == high else float(np.random.default_rng([seed, 97, AXES.index(axis)]).uniform(low, high))
+        if low == high:
+            return low
+        rng = np.random.default_rng([seed, Stream.PERTURB_SEVERITY, AXES.index(axis)])
+        return float(rng.uniform(low, high))
 
     def any(self) -> bool:
         return any(self.on(axis) for axis in AXES)
@@ -116,7 +119,7 @@ def parse(words: Iterable[str]) -> Perturbation:
 
 
 def _rng(seed: int, axis: str, *more: int) -> np.random.Generator:
-    return np.random.default_rng([seed, 101, AXES.index(axis), *more])
+    return np.random.default_rng([seed, Stream.PERTURB, AXES.index(axis), *more])
 
 
 # ---------------------------------------------------------------------- the episode
@@ -125,7 +128,7 @@ def perturb_episode(perturbation: Perturbation, episode: Episode) -> Episode:
     if (s := perturbation.severity("layout", episode.seed)) > 0:
         episode = _stretched(episode, s)
     if (s := perturbation.severity("instruction", episode.seed)) > 0:
-        words = [AXES.index("instruction"), 101, episode.seed]
+        words = [AXES.index("instruction"), Stream.PERTURB, episode.seed]
         episode = replace(
             episode,
             instruction=reword(episode.instruction, words, s),

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.language import Phrasings
 from vla.core.types import ActionChunk, ActionSpec, Observation, StepResult, VecEnv
+
+Frames = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
+"""Images (n, V, H, W, 3) and, if asked for, depth (n, V, H, W) in metres."""
 
 
 def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) -> None:
@@ -48,26 +52,24 @@ class BaseWorlds(VecEnv):
         cameras: tuple[str, ...],
         proprio_dim: int,
         privileged_dim: int,
-        image_size: int,
         phrasings: Phrasings,
-        images_out: NDArray[np.uint8] | None,
-        depth: bool = False,
-        depth_out: NDArray[np.float32] | None = None,
-        calibration: bool = False,
+        render: RenderOptions,
+        frames_out: Frames | None,
     ) -> None:
-        self.suite, self.phrasings, self.image_size = suite, phrasings, image_size
+        """`frames_out`: arrays to render into, such as shared memory; None for arrays of its own."""
+        self.suite, self.phrasings, self.image_size = suite, phrasings, render.image_size
         self.num_envs, self.horizon = num_worlds, suite.horizon
         self.task_names, self.plane = suite.tasks, suite.plane
         self.action_spec, self.cameras = action_spec, cameras
         self.proprio_dim, self.privileged_dim = proprio_dim, privileged_dim
         self.render_images = True
         """Off for experts that do not look: the images keep the last frame."""
-        shape = (num_worlds, len(cameras), image_size, image_size, 3)
-        self.images = np.zeros(shape, np.uint8) if images_out is None else images_out
-        self.depth = np.zeros(shape[:-1], np.float32) if depth and depth_out is None else depth_out
-        """(n, V, H, W) metres of the last render; None unless asked for."""
-        self.intrinsics = np.zeros((*shape[:2], 3, 3), np.float32) if calibration else None
-        self.extrinsics = np.zeros((*shape[:2], 4, 4), np.float32) if calibration else None
+        shape = (num_worlds, len(cameras), render.image_size, render.image_size, 3)
+        own = np.zeros(shape, np.uint8), np.zeros(shape[:-1], np.float32) if render.depth else None
+        self.images, self.depth = own if frames_out is None else frames_out
+        """(n, V, H, W, 3) RGB and (n, V, H, W) metres of the last render; no depth unless asked for."""
+        self.intrinsics = np.zeros((*shape[:2], 3, 3), np.float32) if render.calibration else None
+        self.extrinsics = np.zeros((*shape[:2], 4, 4), np.float32) if render.calibration else None
         """See `vla.core.types.Observation`; of the last render, per world and camera."""
         self.episodes: list[Any] = [None] * num_worlds
         """Per world, what its seed meant: seed, task, instruction, template, swapped_instruction."""

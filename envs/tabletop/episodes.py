@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.seeds import Stream
 from envs.tabletop.goals import Goal, GoalKind
 from envs.tabletop.language import (
     Phrasings,
@@ -90,11 +91,14 @@ def sample_episode(
     (`envs.tabletop.tasks.novel_color`)."""
     if task is not None and task not in suite.tasks:
         raise ValueError(f"suite {suite.name!r} has no task {task!r}; it has: {', '.join(suite.tasks)}")
-    if scene.fixtures:
-        return _sample_goals(suite, scene, seed, task, phrasings)
-    if phrasings == "novel":
+    if not scene.fixtures and phrasings == "novel":
         raise holds_nothing_back(suite.name)
-    rng = np.random.default_rng([seed, 17])
+    return (_sample_goals if scene.fixtures else _sample_pick_place)(suite, scene, seed, task, phrasings)
+
+
+def _sample_pick_place(suite: Suite, scene: SceneConfig, seed: int, task: str | None, phrasings: Phrasings) -> Episode:
+    """An episode of the pick and place suites. Its order of draws is frozen, and another one than `_sample_goals`'."""
+    rng = np.random.default_rng([seed, Stream.PICK_PLACE_SCENE])
     task = task or suite.tasks[rng.integers(len(suite.tasks))]
     slots = rng.permutation(len(scene.objects))[: suite.objects_per_episode]
     colors = rng.permutation(list(COLORS))[: len(slots)]
@@ -105,7 +109,7 @@ def sample_episode(
     plate = int(rng.integers(len(plate_colors))) if task == "place" else -1
     other_plate = (plate + 1) % len(plate_colors) if plate >= 0 else -1
 
-    words = np.random.default_rng([seed, 29])
+    words = np.random.default_rng([seed, Stream.WORDS])
     kinds = [scene.objects[s] for s in slots]
     plate_color = str(plate_colors[plate]) if plate >= 0 else None
     other_color = str(plate_colors[other_plate]) if plate >= 0 else None
@@ -134,7 +138,8 @@ def _pick_or_place(slot: int, plate: int) -> Goal:
 
 
 def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None, phrasings: Phrasings) -> Episode:
-    rng = np.random.default_rng([seed, 53])
+    """An episode of the suites whose scenes have fixtures: tasks are sequences of goals (`envs.tabletop.tasks`)."""
+    rng = np.random.default_rng([seed, Stream.GOAL_SCENE])
     drawn = suite.tasks[rng.integers(len(suite.tasks))]
     name = task or drawn
     plan = suite.task(name)
@@ -149,7 +154,7 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
     colors = _choose_colors(rng, plan, [scene.objects[s] for s in slots], fixtures, novel=phrasings == "novel")
     object_colors, fixture_colors = colors[: len(slots)], dict(zip(fixtures, colors[len(slots) :], strict=True))
 
-    words = np.random.default_rng([seed, 29])
+    words = np.random.default_rng([seed, Stream.WORDS])
     relations = relations_of(plan, layout, fixtures) if plan.relation else ("", "")
 
     named = {role: (object_colors[slots.index(slot)], scene.objects[slot]) for role, slot in roles.items()}

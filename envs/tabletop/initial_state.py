@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from envs.seeds import Stream
 from envs.tabletop.episodes import Episode
 from envs.tabletop.scene import COLORS, HOME_QPOS, REST_HEIGHT_M, SceneConfig, SceneIndex, parking_pos
 
@@ -25,7 +26,7 @@ class Start:
     rgba: np.ndarray  # (C, 4) float32, of `SceneIndex.colored_geom`
 
 
-def begin(
+def initial_state(
     episode: Episode,
     scene: SceneConfig,
     model: mujoco.MjModel,
@@ -35,7 +36,7 @@ def begin(
     arm_noise: float = 1.0,
 ) -> Start:
     """The first state of `episode`. `arm_noise` scales the random start pose of the arm, which depends on the seed."""
-    rng = np.random.default_rng([episode.seed, 31])
+    rng = np.random.default_rng([episode.seed, Stream.ARM_START])
     qpos = model.qpos0.copy()
     for slot in range(len(scene.objects)):
         a = index.object_qpos[slot]

@@ -10,6 +10,7 @@ import pytest
 from envs.backends.cpu_worlds import Worlds
 from envs.experts.pick_place import TabletopExpert
 from envs.registry import load_suite
+from envs.sim.render_options import RenderOptions
 from vla.core.types import StepResult
 
 SEEDS = [100, 11, 7]
@@ -26,7 +27,7 @@ class Played:
 
 
 def build() -> Worlds:
-    worlds = Worlds(load_suite("tabletop-pick"), 3, image_size=16)
+    worlds = Worlds(load_suite("tabletop-pick"), 3, render=RenderOptions(image_size=16))
     worlds.render_images = False
     worlds.reset(seeds=SEEDS)
     return worlds

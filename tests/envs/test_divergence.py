@@ -16,6 +16,7 @@ from envs.evaluation.evaluate import evaluate
 from envs.make import worlds_class
 from envs.registry import load_suite
 from envs.sim.divergence import diverged
+from envs.sim.render_options import RenderOptions
 from vla.core.types import ActionChunk, Observation, PolicySpec
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it
@@ -36,7 +37,7 @@ def twins() -> tuple[Worlds, Worlds]:
 
 
 def blind(num_worlds: int) -> Worlds:
-    worlds = Worlds(load_suite(PICK), num_worlds, image_size=16)
+    worlds = Worlds(load_suite(PICK), num_worlds, render=RenderOptions(image_size=16))
     worlds.render_images = False
     return worlds
 
@@ -86,7 +87,7 @@ def test_a_world_that_blows_up_is_truncated_and_flagged_and_the_others_never_not
 
 
 def test_workers_report_it_and_an_evaluation_counts_it_as_a_failure():
-    env = MujocoVecEnv(load_suite(PICK), CursedWorlds, 2, num_workers=1, image_size=16)
+    env = MujocoVecEnv(load_suite(PICK), CursedWorlds, 2, num_workers=1, render=RenderOptions(image_size=16))
     try:
         env.reset(seeds=[1, CURSED])
         pids, step = env.worker_pids, env.step_chunk(STEPS[:2])
@@ -116,7 +117,7 @@ def test_adapted_worlds_do_the_same(suite):
     if importlib.util.find_spec(suite.partition("-")[0]) is None:
         pytest.skip(f"needs {suite.partition('-')[0]}")
     chosen = load_suite(suite)
-    worlds = worlds_class(chosen)(chosen, 2, image_size=16)
+    worlds = worlds_class(chosen)(chosen, 2, render=RenderOptions(image_size=16))
     worlds.render_images = False
     chunk = np.zeros((2, 3, worlds.action_spec.dim), np.float32)
     worlds.reset(seeds=[1, 2])

@@ -17,6 +17,7 @@ from envs.backends.cpu_worlds import Worlds
 from envs.experts.pick_place import TabletopExpert
 from envs.perturb.perturbation import Perturbation
 from envs.registry import all_suite_names, load_suite
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.suites import suite_names
 from vla.core.types import Observation
 
@@ -68,7 +69,7 @@ def test_every_suite_has_an_id() -> None:
 
 def test_a_seed_is_the_episode_it_is_everywhere() -> None:
     env = gymnasium.make("bascule/TabletopMixed-v0", image_size=32)
-    worlds = Worlds(load_suite("tabletop-mixed"), 1, image_size=32)
+    worlds = Worlds(load_suite("tabletop-mixed"), 1, render=RenderOptions(image_size=32))
     for seed in (7, 5_000_003):
         obs, info = env.reset(seed=seed)
         same = worlds.reset(seeds=[seed])

@@ -16,6 +16,7 @@ from envs.evaluation.evaluate import evaluate
 from envs.experts.registry import make_expert
 from envs.registry import all_suite_names, load_suite
 from envs.sim.cameras import backproject
+from envs.sim.render_options import RenderOptions
 from vla.core.paths import SIM_CONFIGS
 from vla.core.types import VecEnv
 
@@ -25,7 +26,7 @@ PUSH = "metaworld-push"
 
 @pytest.fixture(scope="module")
 def two():
-    worlds = MetaworldWorlds(load_suite(PUSH), 2, image_size=32)
+    worlds = MetaworldWorlds(load_suite(PUSH), 2, render=RenderOptions(image_size=32))
     yield worlds
     worlds.close()
 
@@ -162,7 +163,7 @@ def test_frames_are_metaworlds_own_but_for_shadows_and_the_right_way_up(two: Met
 @needs_metaworld
 def test_a_group_plays_each_task_once_in_as_many_seeds_and_its_expert_solves_it() -> None:
     suite = load_suite("metaworld-hard")
-    worlds = MetaworldWorlds(suite, 2, image_size=16)
+    worlds = MetaworldWorlds(suite, 2, render=RenderOptions(image_size=16))
     worlds.render_images = False
     tasks = [[worlds.reset(seeds=[seed, seed]) and worlds.episodes[0].task][0] for seed in range(60, 66)]
     assert tasks == list(suite.tasks)
@@ -175,7 +176,7 @@ def test_a_group_plays_each_task_once_in_as_many_seeds_and_its_expert_solves_it(
 
 @needs_metaworld
 def test_depth_and_calibration_find_the_table() -> None:
-    worlds = MetaworldWorlds(load_suite(PUSH), 1, image_size=32, depth=True, calibration=True)
+    worlds = MetaworldWorlds(load_suite(PUSH), 1, render=RenderOptions(image_size=32, depth=True, calibration=True))
     obs = worlds.reset(seeds=[4])
     for name in worlds.cameras:
         points = backproject(obs.depth[name][0], obs.intrinsics[name][0], obs.extrinsics[name][0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import colorsys
 import io
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,16 @@ import pytest
 from PIL import Image
 
 from envs import make_vec
-from envs.backends.cpu_perturbed import PerturbedWorlds
 from envs.backends.cpu_worlds import Worlds
 from envs.demos.record import record
 from envs.experts.registry import make_expert
 from envs.make import worlds_class
+from envs.perturb.episode_source import PerturbedEpisodeSource
 from envs.perturb.perturbation import AXES, Perturbation, parse
 from envs.perturb.rewording import reword
 from envs.registry import load_suite
+from envs.sim.render_options import RenderOptions
+from envs.tabletop.episode_source import EpisodeSource
 from vla.core.types import Observation
 
 SEEDS = range(5_000_000, 5_000_006)
@@ -28,8 +32,14 @@ SEEN = {"camera", "light", "texture", "distractors", "layout", "robot", "noise"}
 """Axes that change a picture."""
 
 
-def begin(suite: str, severity: dict[str, float], *, step: bool = False) -> tuple[PerturbedWorlds, Observation]:
-    worlds = PerturbedWorlds(load_suite(suite), len(SEEDS), perturb=Perturbation(**severity), image_size=48)
+def perturbed(perturb: Perturbation) -> Callable[..., EpisodeSource]:
+    return partial(PerturbedEpisodeSource, perturb=perturb)
+
+
+def begin(suite: str, severity: dict[str, float], *, step: bool = False) -> tuple[Worlds, Observation]:
+    worlds = Worlds(
+        load_suite(suite), len(SEEDS), source=perturbed(Perturbation(**severity)), render=RenderOptions(image_size=48)
+    )
     obs = worlds.reset(seeds=SEEDS)
     if step:
         obs = worlds.step_chunk(np.full((len(SEEDS), 4, 4), 0.3, np.float32)).obs
@@ -52,7 +62,7 @@ def same(a: Observation, b: Observation) -> bool:
 def plain() -> dict[str, Observation]:
     found = {}
     for suite in ("tabletop-pick", "tabletop-place"):
-        worlds = Worlds(load_suite(suite), len(SEEDS), image_size=48)
+        worlds = Worlds(load_suite(suite), len(SEEDS), render=RenderOptions(image_size=48))
         worlds.reset(seeds=SEEDS)
         found[suite] = worlds.step_chunk(np.full((len(SEEDS), 4, 4), 0.3, np.float32)).obs
     return found
@@ -63,7 +73,7 @@ def test_severity_zero_is_no_perturbation_bit_for_bit(plain: dict[str, Observati
         assert same(begin(suite, {}, step=True)[1], expected)
     # With an axis switched on for others (a range from 0), an episode that draws 0 is plain too.
     on = _Nothing(**dict.fromkeys(AXES, (0.0, 1.0)))
-    worlds = PerturbedWorlds(load_suite("tabletop-pick"), 6, perturb=on, image_size=48)
+    worlds = Worlds(load_suite("tabletop-pick"), 6, source=perturbed(on), render=RenderOptions(image_size=48))
     worlds.reset(seeds=SEEDS)
     assert same(worlds.step_chunk(np.full((6, 4, 4), 0.3, np.float32)).obs, plain["tabletop-pick"])
     worlds.close()
@@ -103,7 +113,12 @@ def test_neighbouring_worlds_do_not_share_a_look() -> None:
     severity = dict.fromkeys(("camera", "light", "texture"), 0.7)
     together, obs = begin("tabletop-pick", severity)
     for k in (0, 3):
-        alone = PerturbedWorlds(load_suite("tabletop-pick"), 1, perturb=Perturbation(**severity), image_size=48)
+        alone = Worlds(
+            load_suite("tabletop-pick"),
+            1,
+            source=perturbed(Perturbation(**severity)),
+            render=RenderOptions(image_size=48),
+        )
         assert np.array_equal(alone.reset(seeds=[SEEDS[k]]).images["front"][0], obs.images["front"][k])
         alone.close()
     assert together.episodes[0] is not None
@@ -113,7 +128,7 @@ def test_neighbouring_worlds_do_not_share_a_look() -> None:
 def test_the_expert_solves_what_moves_at_full_severity(axis: str) -> None:
     """The expert reads the simulator's state: what is seen, heard or measured does not reach it."""
     suite, seeds = "tabletop-place", range(5_000_000, 5_000_020)
-    worlds = PerturbedWorlds(load_suite(suite), len(seeds), perturb=Perturbation(**{axis: 1.0}))
+    worlds = Worlds(load_suite(suite), len(seeds), source=perturbed(Perturbation(**{axis: 1.0})))
     worlds.render_images = False
     worlds.reset(seeds=seeds)
     expert, won = make_expert(suite, len(seeds)), np.zeros(len(seeds), bool)
@@ -123,7 +138,12 @@ def test_the_expert_solves_what_moves_at_full_severity(axis: str) -> None:
 
 
 def test_distractors_stand_on_the_table_apart_from_everything() -> None:
-    worlds = PerturbedWorlds(load_suite("tabletop-place"), 12, perturb=Perturbation(distractors=1.0), image_size=48)
+    worlds = Worlds(
+        load_suite("tabletop-place"),
+        12,
+        source=perturbed(Perturbation(distractors=1.0)),
+        render=RenderOptions(image_size=48),
+    )
     worlds.render_images = False
     worlds.reset(seeds=range(12))
     bodies = [worlds.model.body(f"distractor{k}").id for k in range(5)]
@@ -142,22 +162,12 @@ def test_layout_reaches_beyond_the_training_range_and_keeps_the_order() -> None:
     suite = load_suite("tabletop-place")
     outside = 0
     for seed in range(40):
-        worlds = _sampler(suite, 0.0), _sampler(suite, 1.0)
-        a, b = (w._sample(seed, None) for w in worlds)
+        a, b = (perturbed(Perturbation(layout=s))(suite).sample(seed) for s in (0.0, 1.0))
         before, after = np.array(a.poses), np.array(b.poses)
         assert (np.argsort(before[:, 0]) == np.argsort(after[:, 0])).all()
         assert (np.argsort(before[:, 1]) == np.argsort(after[:, 1])).all()
         outside += int((np.abs(after[:, 1]) > 0.17).any() or (np.abs(after[:, 0] - 0.53) > 0.1).any())
     assert outside > 20
-
-
-def _sampler(suite: object, severity: float) -> PerturbedWorlds:
-    worlds = PerturbedWorlds.__new__(PerturbedWorlds)  # sampling needs no simulator
-    from envs.tabletop.scene import SCENES
-
-    worlds.suite, worlds.scene, worlds.phrasings = suite, SCENES["tabletop"], "train"
-    worlds.perturb = Perturbation(layout=severity)
-    return worlds
 
 
 def test_rewording_keeps_the_names_and_nests() -> None:
@@ -192,7 +202,7 @@ def test_ranges_randomise_and_workers_agree() -> None:
     drawn = np.array([[random.severity(axis, seed) for axis in ("camera", "light")] for seed in range(200)])
     assert drawn.min(0) == pytest.approx([0.0, 0.2], abs=0.05) and drawn.max(0) == pytest.approx([1.0, 0.6], abs=0.05)
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.25
-    local = PerturbedWorlds(load_suite("tabletop-pick"), 2, perturb=random, image_size=48)
+    local = Worlds(load_suite("tabletop-pick"), 2, source=perturbed(random), render=RenderOptions(image_size=48))
     env = make_vec("tabletop-pick", 2, num_workers=1, image_size=48, perturb=random)
     try:
         assert same(env.reset(seeds=[3, 4]), local.reset(seeds=[3, 4]))
@@ -229,7 +239,7 @@ def test_demonstrations_are_randomised_and_remember_it(tmp_path: Path) -> None:
     first = []
     for perturb in (None, random):
         suite = load_suite("tabletop-pick")
-        worlds = worlds_class(suite, perturb)(suite, 1, image_size=32)
+        worlds = worlds_class(suite, perturb)(suite, 1, render=RenderOptions(image_size=32))
         first.append(worlds.reset(seeds=[0]).images["front"][0].astype(float))
         worlds.close()
     assert np.abs(first[0] - first[1]).mean() > 10

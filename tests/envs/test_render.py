@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from envs import make_vec
-from envs.backends.cpu_perturbed import PerturbedWorlds
 from envs.backends.cpu_vec_env import MujocoVecEnv
 from envs.backends.cpu_worlds import Worlds
+from envs.make import episode_source
 from envs.perturb.perturbation import Perturbation
 from envs.registry import load_suite
 from envs.sim.cameras import FrameHistory, backproject
+from envs.sim.render_options import RenderOptions
 from vla.core.types import Observation
 
 SUITE, SEEDS = "tabletop-pick", [100, 101, 103]
@@ -106,7 +107,7 @@ def test_history_is_the_frames_of_the_decisions_before(env: MujocoVecEnv) -> Non
 
 
 def test_nothing_is_given_unasked() -> None:
-    worlds = Worlds(load_suite(SUITE), 1, image_size=32)
+    worlds = Worlds(load_suite(SUITE), 1, render=RenderOptions(image_size=32))
     obs = worlds.reset(seeds=[1])
     assert obs.depth is obs.intrinsics is obs.extrinsics is obs.history is None
     worlds.close()
@@ -115,11 +116,14 @@ def test_nothing_is_given_unasked() -> None:
 
 
 def test_calibration_follows_a_perturbed_camera() -> None:
-    moved = PerturbedWorlds(
-        load_suite(SUITE), 2, perturb=Perturbation(camera=1.0), image_size=168, depth=True, calibration=True
+    moved = Worlds(
+        load_suite(SUITE),
+        2,
+        source=episode_source(Perturbation(camera=1.0)),
+        render=RenderOptions(image_size=168, depth=True, calibration=True),
     )
     obs = moved.reset(seeds=[100, 101])
-    plain = Worlds(load_suite(SUITE), 2, image_size=32, calibration=True)
+    plain = Worlds(load_suite(SUITE), 2, render=RenderOptions(image_size=32, calibration=True))
     assert np.abs(obs.extrinsics["front"] - plain.reset(seeds=[100, 101]).extrinsics["front"]).max() > 0.05
     for i in range(2):
         for camera in obs.images:

@@ -18,6 +18,7 @@ from envs.experts.registry import make_expert
 from envs.registry import all_suite_names, load_suite
 from envs.sim.cameras import backproject
 from envs.sim.frustum_culling import Culling
+from envs.sim.render_options import RenderOptions
 from vla.core.types import VecEnv
 
 needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="the extra 'robosuite' is not installed")
@@ -26,7 +27,7 @@ LIFT = "robosuite-lift"
 
 @pytest.fixture(scope="module")
 def two():
-    worlds = RobosuiteWorlds(SUITES[LIFT], 2, image_size=32)
+    worlds = RobosuiteWorlds(SUITES[LIFT], 2, render=RenderOptions(image_size=32))
     yield worlds
     worlds.close()
 
@@ -52,7 +53,7 @@ def test_the_expert_lifts(two: RobosuiteWorlds) -> None:
 @needs_robosuite
 @pytest.mark.parametrize("suite", ["robosuite-stack", "robosuite-can", "robosuite-square", "robosuite-door"])
 def test_the_expert_solves(suite: str) -> None:
-    worlds = RobosuiteWorlds(SUITES[suite], 1, image_size=16)
+    worlds = RobosuiteWorlds(SUITES[suite], 1, render=RenderOptions(image_size=16))
     worlds.render_images = False
     expert = make_expert(suite, 1)
     assert evaluate(expert, worlds, [3001], suite=suite).successes == 1
@@ -61,7 +62,7 @@ def test_the_expert_solves(suite: str) -> None:
 
 @needs_robosuite
 def test_the_door_stays_shut_unless_its_handle_is_turned() -> None:
-    worlds = RobosuiteWorlds(SUITES["robosuite-door"], 1, image_size=16)
+    worlds = RobosuiteWorlds(SUITES["robosuite-door"], 1, render=RenderOptions(image_size=16))
     worlds.render_images = False
     obs, expert = worlds.reset(seeds=[3000]), make_expert("robosuite-door", 1)
     latch_before_it_moved = 0.0
@@ -144,7 +145,7 @@ def test_frames_show_this_instant_and_robosuites_cameras() -> None:
     with pytest.raises(RuntimeError, match="draws nothing"):
         frames()
     env.close()
-    worlds = RobosuiteWorlds(SUITES[LIFT], 1, image_size=32)
+    worlds = RobosuiteWorlds(SUITES[LIFT], 1, render=RenderOptions(image_size=32))
     obs = worlds.reset(seeds=[4])
     images = {name: image[0].astype(float) for name, image in obs.images.items()}
     # Another cube position and no mirrors, but the same view the right way up (robosuite's are upside down).
@@ -159,7 +160,7 @@ def test_frames_show_this_instant_and_robosuites_cameras() -> None:
 
 @needs_robosuite
 def test_depth_and_calibration_find_the_table() -> None:
-    worlds = RobosuiteWorlds(SUITES[LIFT], 1, image_size=32, depth=True, calibration=True)
+    worlds = RobosuiteWorlds(SUITES[LIFT], 1, render=RenderOptions(image_size=32, depth=True, calibration=True))
     obs = worlds.reset(seeds=[4])
     for name in worlds.cameras:
         points = backproject(obs.depth[name][0], obs.intrinsics[name][0], obs.extrinsics[name][0])

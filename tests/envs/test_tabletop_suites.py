@@ -14,7 +14,8 @@ from envs.evaluation.evaluate import evaluate
 from envs.evaluation.reset_checks import check_resets
 from envs.experts.goals import GoalExpert
 from envs.experts.registry import make_expert
-from envs.registry import load_suite
+from envs.registry import all_suite_names, load_suite
+from envs.seeds import RL_TRAIN_SEEDS, SCENE_RANGES
 from envs.tabletop import goals as rules
 from envs.tabletop.episodes import Episode, sample_episode
 from envs.tabletop.goals import Goal, GoalKind
@@ -292,8 +293,18 @@ def test_random_resets_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
         episode = sample_episode(*args, **kwargs)  # type: ignore[arg-type]
         return dataclasses.replace(episode, poses=tuple((0.5, 0.01 * k, 0.0) for k in range(len(episode.poses))))
 
-    monkeypatch.setattr("envs.perturb.reset.sample_episode", heap)
+    monkeypatch.setattr("envs.tabletop.episode_source.sample_episode", heap)
     assert check_resets(["tabletop-spatial"], 5)["tabletop-spatial"].shifted == 5
-    monkeypatch.setattr("envs.perturb.reset.sample_episode", lambda *args, **kwargs: next(itertools.count(1 / 0)))
+    monkeypatch.setattr(
+        "envs.tabletop.episode_source.sample_episode", lambda *args, **kwargs: next(itertools.count(1 / 0))
+    )
     broken = check_resets(["tabletop-spatial"], 5)["tabletop-spatial"]
     assert broken.exceptions == 5 and "ZeroDivision" in broken.first_error
+
+
+def test_scenes_that_must_not_be_shared_have_disjoint_seeds() -> None:
+    ranges = sorted(SCENE_RANGES.values(), key=lambda range_: range_.start)
+    assert all(before.stop <= after.start for before, after in itertools.pairwise(ranges))
+    assert ranges[0].start <= RL_TRAIN_SEEDS[0] < RL_TRAIN_SEEDS[1] <= SCENE_RANGES["training"].stop
+    for name in all_suite_names():
+        assert load_suite(name).eval_seed0 in SCENE_RANGES["evaluation"]

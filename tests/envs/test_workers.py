@@ -19,6 +19,7 @@ from envs.backends.cpu_worlds import Worlds
 from envs.evaluation.evaluate import evaluate
 from envs.experts.pick_place import TabletopExpert
 from envs.registry import load_suite
+from envs.sim.render_options import RenderOptions
 from vla.core.types import ActionChunk, Observation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,14 @@ STAY = np.zeros((4, 8, 4), np.float32)
 @pytest.fixture(scope="module")
 def env() -> Iterator[MujocoVecEnv]:
     """Four worlds in two workers: new processes cost seconds, so the tests hurt the same ones in turn."""
-    env = MujocoVecEnv(load_suite("tabletop-pick"), Worlds, 4, num_workers=2, image_size=32, answer_timeout_s=60.0)
+    env = MujocoVecEnv(
+        load_suite("tabletop-pick"),
+        Worlds,
+        4,
+        num_workers=2,
+        answer_timeout_s=60.0,
+        render=RenderOptions(image_size=32),
+    )
     yield env
     env.close()
 
@@ -38,7 +46,7 @@ def kill(pid: int) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_episodes_are_cut_short(env: MujocoVecEnv) -> None:
-    twin = Worlds(load_suite("tabletop-pick"), 4, image_size=32)
+    twin = Worlds(load_suite("tabletop-pick"), 4, render=RenderOptions(image_size=32))
     for one in (env, twin):
         one.reset(seeds=[1, 2, 3, 4])
         before = one.step_chunk(STAY)

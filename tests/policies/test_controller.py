@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from envs.sim.render_options import RenderOptions
 from policies.chunking.merge import Blend
 from policies.control.controller import ControlConfig, control
 from policies.control.flight_log import BlackBox, read, replay
@@ -283,7 +284,11 @@ def test_a_simulated_world_is_a_robot_and_its_run_can_be_repeated(tmp_path):
     from envs.registry import load_suite
 
     def world():
-        return WorldRobot(Worlds(load_suite("tabletop-pick"), 1, image_size=16), seed=3, proprio_names=PROPRIO_NAMES)
+        return WorldRobot(
+            Worlds(load_suite("tabletop-pick"), 1, render=RenderOptions(image_size=16)),
+            seed=3,
+            proprio_names=PROPRIO_NAMES,
+        )
 
     rng = np.random.default_rng(1)
     chunks = rng.uniform(-1, 1, (40, 8, 4))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from envs.sim.render_options import RenderOptions
 from rl.algorithms.filtered_bc import FilteredImitation
 from rl.algorithms.grpo import GRPO, group_advantages
 from rl.algorithms.policy_gradient import clipped_surrogate
@@ -60,7 +61,7 @@ def test_grpo_groups_share_the_exact_initial_state():
     from envs.backends.cpu_worlds import Worlds
     from envs.registry import load_suite
 
-    worlds = Worlds(load_suite("tabletop-pick"), 4, image_size=16)
+    worlds = Worlds(load_suite("tabletop-pick"), 4, render=RenderOptions(image_size=16))
     worlds.render_images = False
     worlds.reset(seeds=[7, 7, 8, 7])
     states = [data.qpos.copy() for data in worlds.data]

@@ -11,6 +11,7 @@ import torch
 
 from bascule.experiments.gym_control import MlpNetwork
 from envs.registry import load_suite
+from envs.sim.render_options import RenderOptions
 from rl.algorithms.grpo import GRPO
 from rl.algorithms.ppo import PPO
 from rl.configs.learning import GRPOConfig, PPOConfig
@@ -29,7 +30,7 @@ from cursed_worlds import CURSED, LAST_STEP, CursedWorlds  # noqa: E402
 @pytest.fixture
 def worlds(tmp_path, monkeypatch) -> CursedWorlds:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes MUJOCO_LOG.TXT where it is called
-    worlds = CursedWorlds(load_suite("tabletop-pick"), 4, image_size=16)
+    worlds = CursedWorlds(load_suite("tabletop-pick"), 4, render=RenderOptions(image_size=16))
     worlds.render_images = False
     return worlds
 

@@ -21,6 +21,7 @@ from envs.evaluation.evaluate import evaluate  # noqa: E402
 from envs.experts.pick_place import TabletopExpert  # noqa: E402
 from envs.registry import load_suite  # noqa: E402
 from envs.seeds import TRAIN_SEED_LIMIT
+from envs.sim.render_options import RenderOptions
 from rl.algorithms.advantages import gae  # noqa: E402
 from rl.external.sb3 import SB3Policy, StateVecEnv, fill_replay, leave_no_log, state_of  # noqa: E402
 from rl.models.distribution import ChunkGaussian  # noqa: E402
@@ -31,7 +32,7 @@ WAIT = np.array([0, 0, 0, 1], np.float32)
 
 
 def worlds(n: int = 2) -> Worlds:
-    return Worlds(load_suite("tabletop-pick"), n, image_size=16)
+    return Worlds(load_suite("tabletop-pick"), n, render=RenderOptions(image_size=16))
 
 
 @pytest.fixture

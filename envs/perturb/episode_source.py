@@ -1,0 +1,68 @@
+"""Perturbed episodes for every backend: `envs.perturb.perturbation` draws, this hands its draws out."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.perturb.perturbation import (
+    Perturbation,
+    edit_spec,
+    model_fields,
+    noisy_images,
+    noisy_proprio,
+    perturb_episode,
+    perturb_start,
+)
+from envs.tabletop.control import ControlConfig
+from envs.tabletop.episode_source import EpisodeSource
+from envs.tabletop.episodes import Episode
+from envs.tabletop.initial_state import Start
+from envs.tabletop.language import Phrasings
+from envs.tabletop.scene import SceneIndex, build
+from envs.tabletop.suites import Suite
+
+
+class PerturbedEpisodeSource(EpisodeSource):
+    """An `EpisodeSource` that differs from the plain one by a `Perturbation`; by nothing where every severity is 0."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        *,
+        perturb: Perturbation,
+        phrasings: Phrasings = "train",
+        control: ControlConfig | None = None,
+    ) -> None:
+        """ValueError for a severity outside 0..1."""
+        if problem := perturb.problem():
+            raise ValueError(problem)
+        super().__init__(suite, phrasings=phrasings, control=control)
+        self.perturb = perturb
+        self.varies_model, self.noisy = perturb.any(), perturb.on("noise")
+
+    def build(self) -> tuple[mujoco.MjModel, SceneIndex]:
+        return build(self.scene, edit=lambda spec: edit_spec(self.perturb, spec))
+
+    def sample(self, seed: int, task: str | None = None) -> Episode:
+        return perturb_episode(self.perturb, super().sample(seed, task))
+
+    def initial_state(
+        self, episode: Episode, model: mujoco.MjModel, index: SceneIndex, *, arm_noise: float = 1.0
+    ) -> Start:
+        start = super().initial_state(episode, model, index, arm_noise=arm_noise)
+        return perturb_start(self.perturb, start, episode, model, index)
+
+    def model_fields(
+        self, episode: Episode, start: Start, model: mujoco.MjModel, index: SceneIndex
+    ) -> dict[str, NDArray]:
+        rgba = model.geom_rgba.copy()
+        rgba[index.colored_geom] = start.rgba
+        return model_fields(self.perturb, model, rgba, episode.seed)
+
+    def observed_images(self, images: NDArray[np.uint8], episode: Episode, step: int) -> NDArray[np.uint8]:
+        return noisy_images(self.perturb, images, episode.seed, step)
+
+    def observed_proprio(self, proprio_P: NDArray[np.float32], episode: Episode, step: int) -> NDArray[np.float32]:
+        return noisy_proprio(self.perturb, proprio_P, episode.seed, step)

@@ -1,0 +1,23 @@
+"""What environments render for an observation. Imports no simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Size of the images and the optional fields of `vla.core.types.Observation`. ValueError for a negative history."""
+
+    image_size: int = 84
+    """Height and width of every image, pixels."""
+    depth: bool = False
+    """Whether to render depth, metres."""
+    calibration: bool = False
+    """Whether to report the cameras' intrinsics and extrinsics."""
+    history: int = 0
+    """Number of earlier decisions whose images are shown, too; kept by `VecEnv` backends only."""
+
+    def __post_init__(self) -> None:
+        if self.history < 0:
+            raise ValueError(f"history must be at least 0 frames, got {self.history}")
