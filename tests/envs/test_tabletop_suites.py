@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from envs.evaluation.reset_checks import check_resets
 from envs.experts.goals import GoalExpert
 from envs.experts.registry import make_expert
 from envs.registry import all_suite_names, load_suite
-from envs.seeds import RL_TRAIN_SEEDS, SCENE_RANGES
+from envs.seeds import FIRST_EVALUATION_SEED, RL_TRAIN_SEEDS, SCENE_RANGES
 from envs.tabletop import goals as rules
 from envs.tabletop.episodes import Episode, sample_episode
 from envs.tabletop.goals import Goal, GoalKind
@@ -308,3 +309,5 @@ def test_scenes_that_must_not_be_shared_have_disjoint_seeds() -> None:
     assert ranges[0].start <= RL_TRAIN_SEEDS[0] < RL_TRAIN_SEEDS[1] <= SCENE_RANGES["training"].stop
     for name in all_suite_names():
         assert load_suite(name).eval_seed0 in SCENE_RANGES["evaluation"]
+    lerobot = (Path(__file__).parents[2] / "policies/lerobot/config_tabletop.py").read_text()
+    assert f"first_seed: int = {FIRST_EVALUATION_SEED:_}\n" in lerobot  # it may not import envs
