@@ -46,7 +46,8 @@ class BasculeEnvConfig(EnvConfig):
     fps: int = 20
     image_size: int = 84
     first_seed: int = 5_000_000
-    """`envs.seeds.FIRST_EVALUATION_SEED`, a package that this one may not import. LeRobot counts episodes from 1000 on; here such numbers are training scenes. Added to its seeds."""
+    """`envs.seeds.FIRST_EVALUATION_SEED`, a package that this one may not import. Added to LeRobot's
+    seeds, which count from 1000 on: such numbers are training scenes here."""
     features: dict[str, PolicyFeature] = field(default_factory=dict)
     features_map: dict[str, str] = field(default_factory=dict)
 
