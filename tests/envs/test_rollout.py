@@ -12,12 +12,13 @@ from envs.evaluation.baselines import BlindReplay, ZeroPolicy, expert_actions
 from envs.evaluation.evaluate import evaluate, wilson95
 from envs.experts.pick_place import TabletopExpert
 from envs.make import make_cpu_vec
+from envs.sim.render_options import RenderOptions
 from vla.core.types import ActionChunk, Observation
 
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[MujocoVecEnv]:
-    made = make_cpu_vec("tabletop-pick", 3, num_workers=1, image_size=32, phrasings="train")
+    made = make_cpu_vec("tabletop-pick", 3, num_workers=1, phrasings="train", render=RenderOptions(32))
     yield made
     made.close()
 
