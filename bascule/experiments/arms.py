@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-
 if TYPE_CHECKING:
     from vla.model.config import VLAConfig
     from vla.model.model import VLA

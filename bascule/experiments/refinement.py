@@ -167,9 +167,9 @@ def _nothing(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env
 def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
     import torch
 
+    from envs.seeds import RL_TRAIN_SEEDS
     from rl.models.actor import SampledPolicy
     from rl.recipes import tabletop_pick
-    from envs.seeds import RL_TRAIN_SEEDS
     from rl.runner import Runner
     from vla.data.lerobot_dataset import load_dataset
     from vla.model.model import VLA
