@@ -34,7 +34,7 @@ _CHARACTERS = string.ascii_letters + string.digits + " .,;:!?'-"
 
 
 def observation_space(cameras: tuple[str, ...], image_size: int, proprio_dim: int) -> spaces.Dict:
-    """Of one world."""
+    """The observation space of one environment."""
     image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
     return spaces.Dict(
         {
@@ -46,7 +46,7 @@ def observation_space(cameras: tuple[str, ...], image_size: int, proprio_dim: in
 
 
 def action_space(spec: ActionSpec) -> spaces.Box:
-    """Of one world: one control step's action."""
+    """The action space of one environment: the action of one control step."""
     return spaces.Box(np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32), dtype=np.float32)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[..., Any]:
-    """What makes worlds of a suite in one process: our class for a suite file, an adapter's for its own.
+    """The class (or factory) of a suite's environments in one process: ours for a suite file, an adapter's for its own.
 
     ValueError naming the extra that an adapter needs and does not find, or saying that it knows no perturbations.
     """
@@ -38,7 +38,7 @@ def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[
 
 
 def episode_source(perturb: Perturbation | None) -> Callable[..., EpisodeSource]:
-    """What makes the episodes of a tabletop suite, plain or perturbed. Processes can be handed it."""
+    """The factory of a tabletop suite's episodes, plain or perturbed. It can be pickled."""
     if perturb is None or not perturb.any():
         return EpisodeSource
     from envs.perturb.episode_source import PerturbedEpisodeSource

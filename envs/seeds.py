@@ -53,8 +53,8 @@ class Stream:
     RESET_CHECK = 61
     """Seeds and tasks of `envs.evaluation.reset_checks`."""
     LATENCY = 71
-    """How late an episode's answers are."""
+    """Latency of an episode."""
     PERTURB_SEVERITY = 97
     """Severity of a perturbation that is a range; followed by the axis."""
     PERTURB = 101
-    """What a perturbation draws; followed by the axis and more."""
+    """Draws of a perturbation; followed by the axis and more."""

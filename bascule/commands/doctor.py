@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bascule.commands.base import Command
+from bascule.commands.base import Command, check_numbers
 
 DISTRIBUTION, PLUGIN = "bascule", "lerobot_policy_bascule"
 NEEDED_DISK_GB, NEEDED_MEMORY_GB = 2.0, 2.0
@@ -196,6 +196,20 @@ def recordings(folders: Sequence[Path]) -> list[Check]:
     return found
 
 
+def resets(count: int) -> list[Check]:
+    """`count` random resets of every tabletop suite: whether the scenes are sound."""
+    from envs.evaluation.reset_checks import check_resets
+    from envs.tabletop.suites import suite_names
+
+    advice = "scenes of this suite are broken: `pytest tests/envs/test_tabletop_suites.py` says more"
+    found = []
+    for suite, seen in check_resets(suite_names(), count).items() if count else ():
+        words = f"{suite}: {seen.resets} resets, {seen.exceptions} exceptions {seen.first_error}".rstrip()
+        words += f", {seen.not_finite} not finite, {seen.below_table} below the table, {seen.shifted} shifted"
+        found.append(Check("resets", seen.sound, words, "" if seen.sound else advice))
+    return found
+
+
 CHECKS: tuple[Callable[[], Check], ...] = (python, versions, gpu, rendering, plugin, compiler, disk, memory, loopback)
 
 
@@ -208,8 +222,12 @@ class Doctor(Command):
     dataset: tuple[Path, ...] = ()
     """Look at these folders of demonstrations, too: whether they can be read, and what in them may not be meant."""
 
+    resets: int = 0
+    """Reset every tabletop suite this many times, too, and look whether the scenes are sound."""
+
     def run(self) -> int:
-        found = [_examine(check) for check in CHECKS] + recordings(self.dataset)
+        check_numbers(self, resets=(0, 10**9))
+        found = [_examine(check) for check in CHECKS] + recordings(self.dataset) + resets(self.resets)
         if self.json:
             print(json_module.dumps({"checks": [asdict(check) for check in found]}, indent=2))
         else:

@@ -413,7 +413,7 @@ class RL(Command):
 
     def _late(self, env: Any, config: Any, init: Path) -> Any:
         """The worlds with answers that come late, as many control steps apart as the policy will be asked."""
-        from envs.backends.delayed_env import LateVecEnv
+        from envs.backends.delayed_env import DelayedVecEnv
         from vla.model.policy import VLAPolicy
 
         policy = VLAPolicy.load(init)
@@ -424,7 +424,7 @@ class RL(Command):
                 f"--late-steps {self.late_steps}: chunks of {chunk_size} actions, {between} of them played between "
                 f"decisions, leave room for {chunk_size - between}"
             )
-        return LateVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
+        return DelayedVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
 
     def _report_retention(self, init: Path, member: str | None) -> None:
         from envs.evaluation.evaluate import evaluate

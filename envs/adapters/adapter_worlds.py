@@ -1,7 +1,7 @@
-"""What the adapters share: other people's environments behind the contract of `envs.backends.cpu_worlds.Worlds`.
+"""The base of the adapters: other simulators' environments behind the contract of `envs.sim.base_worlds.BaseWorlds`.
 
-An adapter says how an episode begins, what one control step is and what there is to read and to see. The rest is here:
-tasks and seeds, chunks that end with the episode, and frames drawn once per chunk by a renderer that leaves out what
+An adapter defines how an episode starts, what one control step is, and what there is to read and to render. The rest is
+here: tasks and seeds, chunks that end with the episode, and frames drawn once per chunk by a renderer that leaves out what
 costs most of a software-rendered frame and shows a policy nothing: shadows, mirrors and multisampling.
 """
 
@@ -40,7 +40,7 @@ def require(package: str) -> None:
 
 @dataclass(frozen=True)
 class AdapterEpisode:
-    """What one seed means, beyond the state that the adapted environment draws."""
+    """The part of an episode that the adapted environment does not draw itself."""
 
     seed: int
     task: str
@@ -81,7 +81,7 @@ class AdapterWorlds(BaseWorlds):
         self._privileged = np.zeros((num_worlds, privileged_dim), np.float32)
         self._renderer = TunedRenderer(self.image_size, show)
 
-    # ------------------------------------------------------------------ what an adapter says
+    # ------------------------------------------------------------------ for adapters to implement
     @abstractmethod
     def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
         """Put world `i` into the initial state that `seed` (and the task, when given) means."""
@@ -158,12 +158,15 @@ class AdapterWorlds(BaseWorlds):
             self.extrinsics[i, view, :3, :2] *= -1
 
     def proprio(self) -> NDArray[np.float32]:
+        """(n, P) robot state, see the adapter's PROPRIO_NAMES."""
         return self._proprio.copy()
 
     def privileged(self) -> NDArray[np.float32]:
+        """(n, S) simulator state for critics and scripted experts."""
         return self._privileged.copy()
 
     def close(self) -> None:
+        """Free the graphics context. Safe to call twice."""
         self._renderer.close()
 
 

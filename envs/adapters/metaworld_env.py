@@ -122,6 +122,7 @@ class MetaworldWorlds(AdapterWorlds):
         return self.episodes[i].task, self._envs[i].model, self._envs[i].data
 
     def close(self) -> None:
+        """Free the graphics context and Meta-World's environments."""
         super().close()
         self._envs, self._idle = [None] * self.num_envs, {}
 
@@ -149,10 +150,11 @@ class DefaultPush:
         return frames
 
     def frames(self) -> int:
-        """How many frames have been drawn that show anything."""
+        """Number of frames rendered that show anything."""
         return self._drawn
 
     def close(self) -> None:
+        """Close Meta-World's environment."""
         self._env.close()
 
 

@@ -33,7 +33,7 @@ class MetaworldSuite:
     plane: Plane | None = None
 
     def summary(self, per_task: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """What a report of all fifty tasks adds: the published `group_rates`."""
+        """The published `group_rates`, for a report of all fifty tasks; else nothing."""
         return {"group_rates": group_rates(per_task)} if set(per_task) == set(task_names()) else {}
 
 

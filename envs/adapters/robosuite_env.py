@@ -33,7 +33,7 @@ PROPRIO_NAMES = (
 """Grip site in the world frame (m, unit quaternion with qx >= 0), finger joints (m)."""
 CONTROL_HZ = 20.0
 MAX_DELTA_M, MAX_DELTA_RAD = 0.05, 0.5
-"""What an action component of 1 means."""
+"""Displacement (m) and rotation (rad) of an action component of 1."""
 ACTION_SPEC = ActionSpec(
     names=("dx", "dy", "dz", "rx", "ry", "rz", "gripper"), low=(-1.0,) * 7, high=(1.0,) * 7, control_hz=CONTROL_HZ
 )
@@ -132,6 +132,7 @@ class RobosuiteWorlds(AdapterWorlds):
         return self.suite.name, sim.model._model, sim.data._data
 
     def close(self) -> None:
+        """Free the graphics context and robosuite's environments."""
         super().close()
         for env in self._envs:
             env.close()

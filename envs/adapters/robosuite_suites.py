@@ -38,7 +38,7 @@ class RobosuiteSuite:
     things: tuple[str, ...]
     """In words; the first is what the task is about."""
     plane: Plane
-    """Of that state and the proprio."""
+    """Which columns of that state and of the proprio lie in the plane of the table."""
     eval_seed0: int = FIRST_EVALUATION_SEED
 
     num_views: int = 2

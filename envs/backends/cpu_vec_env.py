@@ -1,4 +1,4 @@
-"""CPU backend: classic MuJoCo, worlds spread over worker processes, images in shared memory.
+"""CPU backend: classic MuJoCo, environments spread over worker processes, images in shared memory.
 
 A worker that dies or hangs is replaced: the episodes it was playing are reported truncated, with
 `StepResult.worker_restarted`, and everything else goes on.
@@ -87,24 +87,24 @@ class MujocoVecEnv(VecEnv):
         self._history = FrameHistory(render.history) if render.history else None
         self._drawing = True
         self._asked: list[tuple[int, str | None] | None] = [None] * num_envs
-        """Seed and task of every world's episode, as asked for: what a new worker is told."""
+        """Seed and task of every episode, as requested, for a worker that replaces a dead one."""
         self._playing = np.zeros(num_envs, bool)
         self._lost = np.zeros(num_envs, bool)
         """Episodes that died with their worker and have not been reported yet."""
 
     @property
     def templates(self) -> list[str]:
-        """Phrasing template of each world's instruction."""
+        """See `vla.core.types.VecEnv.templates`."""
         return self._words("template")
 
     @property
     def tasks(self) -> list[str]:
-        """Task of each world's episode."""
+        """See `vla.core.types.VecEnv.tasks`."""
         return self._words("task")
 
     @property
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers, now."""
+        """Present process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
     # ------------------------------------------------------------------ workers
@@ -115,8 +115,8 @@ class MujocoVecEnv(VecEnv):
             raise RuntimeError(f"simulation worker {w} {error} while it built its worlds") from None
 
     def _all(self, command: str, arguments: dict[int, object]) -> dict[int, Any]:
-        """Ask several workers and take in what they show. A worker that dies is replaced and has no result, unless the
-        command can be asked again."""
+        """Send a command to several workers and store the state they report. A worker that dies is replaced and has no
+        result, unless the command can be repeated."""
         for w, argument in arguments.items():
             self._workers[w].send(command, argument)
         results, failure = {}, None
@@ -144,7 +144,7 @@ class MujocoVecEnv(VecEnv):
         return results
 
     def _replace(self, w: int, death: WorkerDied) -> None:
-        """A new process for worker `w`. Its worlds keep showing what was last seen until they are reset."""
+        """Replace worker `w`. Its environments keep their last observation until they are reset."""
         worker = self._workers[w]
         mine = slice(worker.lo, worker.hi)
         self._deaths[w] += 1
@@ -168,7 +168,7 @@ class MujocoVecEnv(VecEnv):
 
     # ------------------------------------------------------------------ the contract
     def set_rendering(self, on: bool) -> None:
-        """Switch images off for experts that do not look (they keep the last frame) or on again."""
+        """See `vla.core.types.VecEnv.set_rendering`."""
         self._drawing = on
         self._all("render", dict.fromkeys(range(len(self._workers)), on))
 

@@ -1,7 +1,7 @@
-"""N tabletop worlds in this process: physics, control, task rules, images. `mujoco_env.py` spreads them over processes.
+"""N tabletop environments in this process: physics, control, task rules, images.
 
-The worlds share one MjModel; each has its own MjData. A chunk's control steps run without rendering; the frame that the
-policy will see is rendered once, at the end.
+`envs.backends.cpu_vec_env` spreads them over processes. The environments share one MjModel; each has its own
+MjData. A chunk's control steps run without rendering; the frame that the policy will see is rendered once, at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROPRIO_NAMES = (
 
 
 class Worlds(BaseWorlds):
-    """`num_worlds` independent episodes of one suite. Not thread-safe; one per process."""
+    """`num_worlds` independent environments of one suite. Not thread-safe; one per process."""
 
     proprio_names = PROPRIO_NAMES
 
@@ -86,7 +86,7 @@ class Worlds(BaseWorlds):
         self._render(ids)
 
     def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
-        """Put world `i` into the initial state of `episode` (no rendering)."""
+        """Put environment `i` into the initial state of `episode` (no rendering)."""
         model, data, index = self.model, self.data[i], self.index
         start = self.source.initial_state(episode, self._compiled, index, arm_noise=start_noise)
         mujoco.mj_resetData(model, data)
@@ -211,6 +211,7 @@ class Worlds(BaseWorlds):
         return rules.privileged(self.state, self._gripper, self._command, np, full=self._full)
 
     def close(self) -> None:
+        """Free the graphics context. Safe to call twice."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None

@@ -1,8 +1,8 @@
-"""Worlds whose policy answers late: a chunk begins to be played some control steps after the picture it came from.
+"""Environments with inference latency: a chunk starts some control steps after the observation it was computed from.
 
-What happens on a real robot with a slow link, inside training: meanwhile the chunk before goes on, and the
-displacements that were meant for the steps already over are made up for (`policies.control.playback` does the same at
-the controller). Every episode has its own lateness, so that one policy learns them all, from none to `late_steps`.
+This is what a slow link does to a real robot, inside training: meanwhile the previous chunk continues, and the
+displacements of the steps already over are compensated (`policies.control.playback` does the same on the robot). Every
+episode has its own latency, so that one policy learns them all, from none to `late_steps`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from vla.core.late_chunks import catch_up
 from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
 
 CATCH_UP_STEPS = 4
-"""Over so many actions what was meant and not played is made up for."""
+"""Number of actions over which the displacement lost to latency is made up for."""
 
 
-class LateVecEnv(VecEnv):
+class DelayedVecEnv(VecEnv):
     """A `vla.core.types.VecEnv` around another one. Decisions are `n_action_steps` control steps apart.
 
-    A world that is d steps late plays the d actions that are left of the chunk before, then the new chunk from its
-    action d on. The first chunk of an episode is played from its beginning: a robot at rest waits for it.
+    With a latency of d steps, the last d actions of the previous chunk are executed first, then the new chunk from its
+    action d on. The first chunk of an episode is executed from its beginning: a robot at rest waits for it.
     `StepResult.executed_until` (B,) counts the actions of the chunk that were executed or will be.
-    The privileged state tells the critic, beside what the inner worlds say, how late the answers are and what is still
-    to be played.
+    The privileged state is the inner environment's, the latency as a share of `late_steps`, and the actions left of the
+    previous chunk: (B, S + 1 + late_steps * A).
     """
 
     def __init__(self, env: VecEnv, *, n_action_steps: int, late_steps: int) -> None:
-        """`late_steps`: the most that an answer may be late. Needs chunks of `chunk_steps` actions."""
+        """`late_steps` is the largest latency, control steps; chunks must hold `chunk_steps` actions. ValueError for
+        fewer than one step per decision or a negative latency."""
         if n_action_steps < 1 or late_steps < 0:
             raise ValueError(f"need n_action_steps >= 1 and late_steps >= 0, got {n_action_steps} and {late_steps}")
         self.env, self.n_action_steps, self.late_steps = env, n_action_steps, late_steps
@@ -39,10 +40,9 @@ class LateVecEnv(VecEnv):
         self.cameras, self.task_names = env.cameras, env.task_names
         self.proprio_dim, self.proprio_names = env.proprio_dim, env.proprio_names
         self.chunk_steps = n_action_steps + late_steps
-        """Actions that must be sent."""
         self.privileged_dim = env.privileged_dim + 1 + late_steps * env.action_spec.dim
         self.late = np.zeros(env.num_envs, np.int64)
-        """(B,) control steps, of the current episodes."""
+        """(B,) latency of the current episodes, control steps."""
         self._left = np.zeros((env.num_envs, late_steps, env.action_spec.dim), np.float32)
         self._first = np.ones(env.num_envs, bool)
         spec = env.action_spec
@@ -51,16 +51,18 @@ class LateVecEnv(VecEnv):
 
     @property
     def tasks(self) -> list[str]:
+        """See `vla.core.types.VecEnv.tasks`."""
         return self.env.tasks
 
     @property
     def templates(self) -> list[str]:
+        """See `vla.core.types.VecEnv.templates`."""
         return self.env.templates
 
     def reset(
         self, *, seeds: Sequence[int], tasks: Sequence[str] | None = None, env_ids: Sequence[int] | None = None
     ) -> Observation:
-        """As the inner world's; the seed also draws how late the episode's answers are."""
+        """Reset the inner environments; the seed also draws the latency of the episode."""
         ids = range(self.env.num_envs) if env_ids is None else env_ids
         for i, seed in zip(ids, seeds, strict=True):
             rng = np.random.default_rng([seed, Stream.LATENCY])
@@ -93,7 +95,7 @@ class LateVecEnv(VecEnv):
         return replace(result, obs=self._told(result.obs), executed_until=until)
 
     def observation(self) -> Observation:
-        """Of every world, now."""
+        """See `vla.core.types.VecEnv.observation`."""
         return self._told(self.env.observation())
 
     def set_rendering(self, on: bool) -> None:

@@ -1,4 +1,4 @@
-"""GPU backend: the tabletop suites in N MuJoCo Warp worlds on one device, with the contract of the CPU backend.
+"""GPU backend: N environments of a tabletop suite in MuJoCo Warp on one device, with the contract of the CPU backend.
 
 Same scenes, episodes, start states, controller and rules as `envs.backends.cpu_worlds`; only physics and images come
 from Warp. All state lives on the device as torch tensors and nothing waits for it inside a chunk. `step_tensors` stays
@@ -140,12 +140,12 @@ class WarpVecEnv(VecEnv):
 
     @property
     def templates(self) -> list[str]:
-        """Phrasing template of each world's instruction."""
+        """See `vla.core.types.VecEnv.templates`."""
         return [e.template if e else "" for e in self.episodes]
 
     @property
     def tasks(self) -> list[str]:
-        """Task of each world's episode."""
+        """See `vla.core.types.VecEnv.tasks`."""
         return [e.task if e else "" for e in self.episodes]
 
     def alternative_instructions(self) -> list[str]:
@@ -153,7 +153,7 @@ class WarpVecEnv(VecEnv):
         return [e.swapped_instruction if e else "" for e in self.episodes]
 
     def set_rendering(self, on: bool) -> None:
-        """Switch images off for experts that do not look (they keep the last frame) or on again."""
+        """See `vla.core.types.VecEnv.set_rendering`."""
         self._drawing = on
 
     # ------------------------------------------------------------------ episodes
@@ -363,14 +363,14 @@ class WarpVecEnv(VecEnv):
         return None if values is None else {name: values[:, v] for v, name in enumerate(self.cameras)}
 
     def observation_tensors(self) -> TensorObservation:
-        """Of every world, now, without a copy through the host. Images are those of the last render."""
+        """The present observation of all environments, without a copy to the host; images are views."""
         images = self._by_camera(self._cameras.rgb)
         assert images is not None
         depth = self._by_camera(self._cameras.depth)
         return TensorObservation(images, self.proprio(), self.privileged(), self._instructions(), depth)
 
     def observation(self) -> Observation:
-        """Of every world, now. Copies: safe to keep."""
+        """See `vla.core.types.VecEnv.observation`. Everything is a copy on the host."""
         cameras, calibrated = self._cameras, self._calibration
         return Observation(
             self._numpy_images(),

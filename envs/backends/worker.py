@@ -1,4 +1,4 @@
-"""A worker: a process that owns some worlds, and the parent's end of it, which notices when it dies or hangs.
+"""A worker process that owns some environments, and the parent's end of it, which notices when it dies or hangs.
 
 Workers are spawned (a forked EGL context deadlocks), create their GL context themselves, and run one thread each
 (`LP_NUM_THREADS=1`: without it the software renderer's threads fight over the cores, and two workers are no faster
@@ -44,7 +44,7 @@ class WorkerDied(RuntimeError):
 
 @contextmanager
 def worker_environment() -> Iterator[None]:
-    """Environment variables that worker processes must be born with. ValueError where nothing can be drawn."""
+    """Set the environment variables that workers must start with. ValueError where nothing can be rendered."""
     rendering_backend.check()
     saved = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
     os.environ.update(_WORKER_ENVIRONMENT)
@@ -63,13 +63,14 @@ class SharedFrames:
     """Layout of the memory that all workers draw into: everyone's images, then everyone's depths."""
 
     num_envs: int
-    """Of all workers together."""
+    """Number of environments of all workers together."""
     views: int
     image_size: int
     depth: bool
 
     @property
     def num_bytes(self) -> int:
+        """Size of the shared memory."""
         return self._depth_offset + 4 * self.depth * self.num_envs * self.views * self.image_size**2
 
     @property
@@ -78,7 +79,7 @@ class SharedFrames:
         return images + -images % 4
 
     def arrays(self, memory: SharedMemory, lo: int, hi: int) -> Frames:
-        """Images (hi - lo, V, H, W, 3) and depths (hi - lo, V, H, W) of worlds lo..hi."""
+        """Images (hi - lo, V, H, W, 3) and depths (hi - lo, V, H, W) of environments lo..hi."""
         frame = self.views * self.image_size**2
         shape = (hi - lo, self.views, self.image_size, self.image_size)
         images = np.ndarray((*shape, 3), np.uint8, buffer=memory.buf, offset=3 * lo * frame)
@@ -89,7 +90,7 @@ class SharedFrames:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a worker tells about its worlds when it has built them."""
+    """Facts that a worker reports when it has built its environments; see `vla.core.types.VecEnv`."""
 
     action_spec: ActionSpec
     cameras: tuple[str, ...]
@@ -120,18 +121,18 @@ class Worker:
         self.process: Any = None
 
     def start(self) -> None:
-        """Spawn the process; returns before it has built its worlds."""
+        """Spawn the process; returns before it has built its environments."""
         self._pipe, theirs = Pipe()
         with worker_environment():
             self.process = spawn(_serve, (theirs, *self._arguments))
         theirs.close()
 
     def ready(self) -> Facts:
-        """Wait until the worlds are built. Whatever the worker raised while building them is raised here."""
+        """Wait until the environments are built. An error of the worker while it built them is raised here."""
         return self.receive(START_TIMEOUT_S)
 
     def send(self, command: str, argument: object) -> None:
-        """Ask; a worker that is gone is told by `receive`."""
+        """Send a command; `receive` raises where the worker is gone."""
         assert self._pipe is not None, "start first"
         with suppress(BrokenPipeError, ConnectionResetError):
             self._pipe.send((command, argument))
@@ -179,7 +180,7 @@ class Worker:
 
 
 def _state(worlds: BaseWorlds, command: str) -> dict[str, Any]:
-    """What a command may have changed and the parent shows: arrays and lists of one row per environment.
+    """The state that a command may have changed: arrays and lists of one row per environment.
 
     Words change at a reset only. Images and depth are in shared memory already.
     """
@@ -196,7 +197,7 @@ def _answer(worlds: BaseWorlds, command: str, argument: Any) -> ChunkOutcome | N
     if command == "reset":
         worlds.start_episodes(*argument)
     elif command == "restore":
-        # After a restart: the worlds stand where their lost episodes began, but take no further part in them.
+        # After a restart: the environments stand where their lost episodes began, but those are over.
         drawing, worlds.render_images = worlds.render_images, False  # the last frames stay
         worlds.start_episodes(*argument)
         worlds.render_images = drawing
@@ -216,7 +217,7 @@ def _serve(
     memory: str,
     frames: SharedFrames,
 ) -> None:
-    """Worker main: owns some worlds, answers commands until told to close or the parent is gone."""
+    """The worker's main loop: execute commands until told to close, or until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     shared = SharedMemory(name=memory)
     try:

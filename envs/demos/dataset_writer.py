@@ -37,7 +37,7 @@ _METADATA_KEY = b"bascule"
 
 @dataclass(frozen=True)
 class WorldFacts:
-    """What a dataset has to say about the world it was recorded in."""
+    """Facts that a dataset keeps about the environment in which it was recorded."""
 
     fps: int
     action_names: tuple[str, ...]

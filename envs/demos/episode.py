@@ -1,4 +1,4 @@
-"""One demonstration: a scripted expert acts in one world that is rendered at every control step."""
+"""One demonstration: a scripted expert acts in one environment that is rendered at every control step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOISE_CORRELATION = 0.7
 
 
 class DemoWorld(Protocol):
-    """One world with its scripted expert, rendered at every control step."""
+    """One environment with its scripted expert, rendered at every control step."""
 
     action_spec: ActionSpec
     cameras: tuple[str, ...]
@@ -47,7 +47,8 @@ class DemoWorld(Protocol):
     def step(self, action: NDArray[np.float32]) -> None:
         """Run one control step."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the simulator."""
 
 
 MakeWorld = Callable[[str, int], DemoWorld]
@@ -111,6 +112,7 @@ class SuiteWorld:
         self.success = self.done = False
 
     def reset(self, seed: int) -> None:
+        """See `DemoWorld.reset`."""
         self._expert.reset()
         tasks = [self._tasks[seed % len(self._tasks)]] if self._tasks else None
         self._obs = self._worlds.reset(seeds=[seed], tasks=tasks)
@@ -118,24 +120,29 @@ class SuiteWorld:
         self.success = self.done = False
 
     def observe(self) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32]]:
+        """See `DemoWorld.observe`."""
         assert self._obs is not None, "reset first"
         return {camera: image[0] for camera, image in self._obs.images.items()}, self._obs.proprio[0]
 
     def privileged(self) -> NDArray[np.float32]:
+        """See `DemoWorld.privileged`."""
         assert self._obs is not None and self._obs.privileged is not None, "reset first"
         return self._obs.privileged[0]
 
     def expert_action(self) -> NDArray[np.float32]:
+        """See `DemoWorld.expert_action`."""
         assert self._obs is not None, "reset first"
         return self._expert.act(self._obs)[0, 0]
 
     def step(self, action: NDArray[np.float32]) -> None:
+        """See `DemoWorld.step`."""
         result = self._worlds.step_chunk(action[None, None])
         self._obs = result.obs
         self.success = bool(result.info["success"][0])
         self.done = bool(result.terminated[0] or result.truncated[0])
 
     def close(self) -> None:
+        """See `DemoWorld.close`."""
         self._worlds.close()
 
 

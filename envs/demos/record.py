@@ -42,7 +42,7 @@ _DEATHS = 3
 
 @dataclass(frozen=True)
 class RecordingProgress:
-    """What `on_progress` receives after each episode."""
+    """Progress after each episode, for `on_progress`."""
 
     kept: int
     wanted: int
@@ -55,7 +55,7 @@ class RecordingProgress:
 
 @dataclass(frozen=True)
 class _Request:
-    """What fixes a recording's content. The number of workers does not: episodes depend on their seed alone."""
+    """The request that fixes a recording's content. The number of workers does not: seeds alone fix episodes."""
 
     suite: str
     seed0: int

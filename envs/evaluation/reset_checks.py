@@ -1,10 +1,12 @@
-"""Random resets that must all be sound: no exception, nothing that is not finite, nothing fallen off or through."""
+"""Random resets that must all be sound: no exception, nothing that is not finite, nothing fallen off or through.
+
+`vla doctor --resets N` runs them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,11 +35,12 @@ class Soundness:
     shifted: int = 0
     """Resets after which one moved by more than a centimetre: it had been put into something."""
     lowest_m: float = 0.0
-    """Of any object's centre, from its height at rest."""
+    """Lowest height of any object's centre, relative to its height at rest, metres."""
     first_error: str = ""
 
     @property
     def sound(self) -> bool:
+        """Whether every reset passed."""
         return not (self.exceptions or self.not_finite or self.below_table or self.shifted)
 
 
@@ -48,7 +51,7 @@ def check_resets(
     seed: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Soundness]:
-    """Reset each suite `resets` times with random seeds, phrasings and tasks, let the worlds settle and look."""
+    """Reset each suite `resets` times with random seeds, phrasings and tasks; count what is wrong after settling."""
     rng = np.random.default_rng([seed, Stream.RESET_CHECK])
     report: dict[str, Soundness] = {}
     for name in suites:
@@ -90,8 +93,3 @@ def _check_once(worlds: Worlds, rng: np.random.Generator, found: Soundness) -> N
     found.below_table += int((height < -_SUNK_M).any(1).sum())
     moved = np.linalg.norm(state.objects[:, :, :2] - before[:, :, :2], axis=-1)
     found.shifted += int((state.active & (moved > _SHIFTED_M)).any(1).sum())
-
-
-def rows(report: dict[str, Soundness]) -> list[dict[str, Any]]:
-    """The report as JSON-ready rows, one per suite."""
-    return [{"suite": name, "sound": found.sound, **asdict(found)} for name, found in report.items()]

@@ -1,4 +1,4 @@
-"""Grounding scenes that were really played, by an expert with a shaking hand: moments as a policy meets them."""
+"""Grounding scenes from rollouts of a noisy expert: states as a policy meets them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from envs.adapters.robosuite_suites import RobosuiteSuite
 from envs.demos.episode import NOISE_CORRELATION
 from envs.experts.registry import make_expert
-from envs.grounding.scene_painter import Painter, Question
+from envs.grounding.scene_sampler import Question, SceneSampler
 from envs.make import worlds_class
 from envs.sim.render_options import RenderOptions
 from vla.core.types import ActionChunk, ActionSpec
@@ -18,8 +18,8 @@ _SLIP = 0.04
 """Chance per control step that the hand does the opposite for a moment: opens, or closes on nothing."""
 
 
-class ShakingHand:
-    """An expert's chunks of one step -> what a worse one might do: displaced, and letting go now and then."""
+class NoisyExpert:
+    """Adds noise to an expert's chunks of one step: displaced motions, and a gripper that slips now and then."""
 
     def __init__(self, rng: np.random.Generator, spec: ActionSpec) -> None:
         self._rng, self._shake, self._slipping = rng, float(rng.choice(_SHAKES)), 0
@@ -38,7 +38,7 @@ class ShakingHand:
         return np.clip(chunk, self._low, self._high).astype(np.float32)
 
 
-class RobosuitePainter(Painter):
+class RobosuiteSampler(SceneSampler):
     """Scenes of one robosuite task: moments of episodes, several of each, since its control steps are dear."""
 
     centre_m = (0.0, 0.0, 0.8)
@@ -49,18 +49,20 @@ class RobosuitePainter(Painter):
         self.suite = suite
         self.worlds = worlds_class(suite)(suite, 1, render=RenderOptions(image_size, calibration=True))
         self.expert = make_expert(suite.name, 1)
-        self._hand: ShakingHand | None = None
+        self._hand: NoisyExpert | None = None
 
     def restart(self) -> None:
+        """See `SceneSampler.restart`."""
         self._hand = None
 
     def scene(self, rng: np.random.Generator) -> list[Question]:
+        """See `SceneSampler.scene`."""
         w = self.worlds
         if self._hand is None or w.over[0] or rng.random() < self._NEW_EPISODE:
             w.render_images = False
             w.reset(seeds=[int(rng.integers(w.suite.eval_seed0))])
             self.expert.reset()
-            self._hand = ShakingHand(rng, w.action_spec)
+            self._hand = NoisyExpert(rng, w.action_spec)
         w.render_images = False
         for _ in range(rng.integers(1, self._STEPS)):
             if not w.over[0]:
@@ -70,6 +72,7 @@ class RobosuitePainter(Painter):
         return self._questions(rng)
 
     def grip(self) -> np.ndarray:
+        """See `SceneSampler.grip`."""
         return self.worlds.proprio()[0, :3].astype(np.float64)
 
     def _questions(self, rng: np.random.Generator) -> list[Question]:

@@ -22,9 +22,9 @@ import numpy as np
 
 from envs.adapters.robosuite_suites import RobosuiteSuite
 from envs.backends.worker import worker_environment
-from envs.grounding.expert_scenes import RobosuitePainter
-from envs.grounding.goal_scenes import GoalPainter
-from envs.grounding.scene_painter import Painter, PosingPainter, Question
+from envs.grounding.expert_scenes import RobosuiteSampler
+from envs.grounding.goal_scenes import GoalSampler
+from envs.grounding.scene_sampler import PosingSampler, Question, SceneSampler
 from envs.make import worlds_class
 from envs.registry import load_suite
 from envs.seeds import Stream
@@ -83,10 +83,11 @@ def _random_episode(rng: np.random.Generator, kinds: tuple[str, ...]) -> Episode
         )  # fmt: skip
 
 
-class _PickPainter(PosingPainter):
+class _PickPlaceSampler(PosingSampler):
     """Shapes and plates, as in the pick and place suites."""
 
     def scene(self, rng: np.random.Generator) -> list[Question]:
+        """See `SceneSampler.scene`."""
         episode, held, on = self.paint(rng)
         state = self.worlds.state
         # The front camera looks toward the robot: world +y is the image's right.
@@ -193,17 +194,17 @@ def _make(arguments: tuple[int, int, int, str, tuple[str, ...]]) -> int:
     grip = np.load(root / "grip.npy", mmap_mode="r+")
     texts = []
     for name in set(suites):
-        _painter(name).restart()
+        _scene_sampler(name).restart()
     for s in range(start, start + count):
-        painter = _painter(suites[s % len(suites)] if suites else "")
-        questions = painter.scene(np.random.default_rng([seed, s, Stream.GROUNDING]))
-        images[s] = painter.pictures()
-        grip[s] = painter.grip() - painter.centre_m
+        sampler = _scene_sampler(suites[s % len(suites)] if suites else "")
+        questions = sampler.scene(np.random.default_rng([seed, s, Stream.GROUNDING]))
+        images[s] = sampler.pictures()
+        grip[s] = sampler.grip() - sampler.centre_m
         points[s] = np.nan
         for q, question in enumerate(questions):
             for k, at in enumerate((question.object, question.place)):
                 if at is not None:
-                    points[s, q, k] = [*(at - painter.centre_m), *painter.project(at).reshape(-1)]
+                    points[s, q, k] = [*(at - sampler.centre_m), *sampler.project(at).reshape(-1)]
         texts.append([[question.prompt, question.answer] for question in questions])
     for array in (images, points, grip):
         array.flush()
@@ -212,12 +213,12 @@ def _make(arguments: tuple[int, int, int, str, tuple[str, ...]]) -> int:
 
 
 @functools.cache
-def _painter(suite: str) -> Painter:
-    """This process's painter of a suite with goals, of one of robosuite, or, "", of shapes and plates."""
+def _scene_sampler(suite: str) -> SceneSampler:
+    """This process's sampler of a suite with goals, of one of robosuite, or, "", of shapes and plates."""
     if not suite:
-        return _PickPainter(_SUITE)
+        return _PickPlaceSampler(_SUITE)
     spec = load_suite(suite)
-    return RobosuitePainter(spec) if isinstance(spec, RobosuiteSuite) else GoalPainter(spec)
+    return RobosuiteSampler(spec) if isinstance(spec, RobosuiteSuite) else GoalSampler(spec)
 
 
 def _check_suite(name: str) -> None:

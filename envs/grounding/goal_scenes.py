@@ -13,8 +13,8 @@ import mujoco
 import numpy as np
 
 from envs.experts.goals import GoalExpert
-from envs.grounding.expert_scenes import ShakingHand
-from envs.grounding.scene_painter import PosingPainter, Question
+from envs.grounding.expert_scenes import NoisyExpert
+from envs.grounding.scene_sampler import PosingSampler, Question
 from envs.seeds import TRAIN_SEED_LIMIT
 from envs.tabletop.episodes import Episode, goals_of, held_back_color, relations_of, sample_episode, tell
 from envs.tabletop.goals import Goal, GoalKind
@@ -26,15 +26,15 @@ from envs.tabletop.suites import Suite
 from envs.tabletop.tasks import Step, swapped
 
 _BELOW_TOP_M = 0.027
-"""How far below its top a tall thing is held (`envs.experts.goals`)."""
+"""Distance from a tall object's top to where it is held, m (`envs.experts.goals`)."""
 _ON = {"plate": "on", "zone": "on", "bowl": "in", "box": "in", "cabinet": "in"}
 _PLACING = (GoalKind.ON, GoalKind.IN, GoalKind.PUSH)
 _PLAYED = 0.5
-"""Of the scenes so many are played instead of posed."""
+"""Share of the scenes that come from rollouts instead of poses."""
 _LONGEST_PLAY = 60
 
 
-class GoalPainter(PosingPainter):
+class GoalSampler(PosingSampler):
     """Scenes of one suite with goals."""
 
     def __init__(self, suite: Suite, image_size: int = 84) -> None:
@@ -45,6 +45,7 @@ class GoalPainter(PosingPainter):
         self.joints = [kind for _, kind in joint_names(scene)]
 
     def scene(self, rng: np.random.Generator) -> list[Question]:
+        """See `SceneSampler.scene`."""
         suite = self.worlds.suite
         task = suite.tasks[rng.integers(len(suite.tasks))]
         episode = sample_episode(suite, self.worlds.scene, int(rng.integers(TRAIN_SEED_LIMIT)), task=task)
@@ -129,13 +130,13 @@ class GoalPainter(PosingPainter):
         return dict(zip(self.fixtures, (*episode.plate_colors, *episode.fixture_colors), strict=True))
 
     def _subject(self, goal: Goal) -> np.ndarray:
-        """Where a hand goes first."""
+        """(3,) position to which the hand goes first, m."""
         state = self.worlds.state
         where = state.handles[0, goal.joint] if goal.kind >= GoalKind.OPEN else state.objects[0, goal.object]
         return where.copy()
 
     def _destination(self, goal: Goal) -> np.ndarray | None:
-        """Where the subject goes then, if that is a place."""
+        """(3,) position to which the subject goes then, m, if that is a place."""
         state = self.worlds.state
         if goal.kind == GoalKind.STACK:
             return state.objects[0, goal.base] + np.array([0.0, 0.0, REST_HEIGHT_M[self.kinds[goal.base]]])
@@ -145,7 +146,7 @@ class GoalPainter(PosingPainter):
     def _play(self, rng: np.random.Generator) -> None:
         """Let the expert act for a while, badly."""
         w, expert = self.worlds, GoalExpert(1, self.worlds.control)
-        hand = ShakingHand(rng, w.action_spec)
+        hand = NoisyExpert(rng, w.action_spec)
         w.render_images = False
         for _ in range(rng.integers(_LONGEST_PLAY)):
             w.step_chunk(hand(expert.act(w.observation())))
@@ -301,7 +302,7 @@ class GoalPainter(PosingPainter):
         )
 
     def _what(self, rng: np.random.Generator, episode: Episode, held: int) -> list[Question]:
-        """What is held or at a side, and a description of the table."""
+        """Questions about what is held or at a side, and a description of the table."""
         names = {s: f"the {self._color(episode, s)} {KIND_WORDS[self.kinds[s]][0]}" for s in episode.slots}
         order = sorted(episode.slots, key=lambda slot: self.worlds.state.objects[0, slot, 1])
         caption = Question("describe the table", " and ".join(names[slot] for slot in order))
@@ -316,6 +317,6 @@ def _yes(true: bool) -> str:
 
 
 def _width(kind: str) -> tuple[float, float]:
-    """Where a thing ends along its local x axis, m: what the fingers close on."""
+    """Half length of an object along its local x axis, m, where the fingers close."""
     parts = [part for part in KINDS[kind].parts if part.solid]
     return min(p.pos[0] - p.size[0] for p in parts), max(p.pos[0] + p.size[0] for p in parts)

@@ -43,26 +43,32 @@ class PerturbedEpisodeSource(EpisodeSource):
         self.varies_model, self.noisy = perturb.any(), perturb.on("noise")
 
     def build(self) -> tuple[mujoco.MjModel, SceneIndex]:
+        """See `EpisodeSource.build`."""
         return build(self.scene, edit=lambda spec: edit_spec(self.perturb, spec))
 
     def sample(self, seed: int, task: str | None = None) -> Episode:
+        """See `EpisodeSource.sample`."""
         return perturb_episode(self.perturb, super().sample(seed, task))
 
     def initial_state(
         self, episode: Episode, model: mujoco.MjModel, index: SceneIndex, *, arm_noise: float = 1.0
     ) -> Start:
+        """See `EpisodeSource.initial_state`."""
         start = super().initial_state(episode, model, index, arm_noise=arm_noise)
         return perturb_start(self.perturb, start, episode, model, index)
 
     def model_fields(
         self, episode: Episode, start: Start, model: mujoco.MjModel, index: SceneIndex
     ) -> dict[str, NDArray]:
+        """See `EpisodeSource.model_fields`."""
         rgba = model.geom_rgba.copy()
         rgba[index.colored_geom] = start.rgba
         return model_fields(self.perturb, model, rgba, episode.seed)
 
     def observed_images(self, images: NDArray[np.uint8], episode: Episode, step: int) -> NDArray[np.uint8]:
+        """See `EpisodeSource.observed_images`."""
         return noisy_images(self.perturb, images, episode.seed, step)
 
     def observed_proprio(self, proprio_P: NDArray[np.float32], episode: Episode, step: int) -> NDArray[np.float32]:
+        """See `EpisodeSource.observed_proprio`."""
         return noisy_proprio(self.perturb, proprio_P, episode.seed, step)

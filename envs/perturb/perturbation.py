@@ -1,4 +1,4 @@
-"""Perturbations: eight ways in which a test world differs from the worlds of training, each a knob from 0 to 1.
+"""Perturbations: eight ways in which test episodes differ from training episodes, each a severity from 0 to 1.
 
 The axes are LIBERO-plus's questions (Fei et al. 2025). Whatever is drawn is a pure function of the episode's seed, the
 axis and the severity; a larger severity goes further in the same direction, and 0 leaves every number as it was. A knob
@@ -35,7 +35,7 @@ _HUE, _VALUE = 0.035, 0.2
 _STRETCH, _SHIFT_M, _YAW = 0.35, 0.03, 0.4
 _JOINTS_RAD = np.array([0.35, 0.25, 0.25, 0.25, 0.25, 0.3, 0.4])
 _START_X, _START_Y, _START_Z = (0.36, 0.70), 0.25, 0.13
-"""Where the hand may begin, m."""
+"""Bounds of the hand's first position, m."""
 _PIXEL_NOISE, _PROPRIO_NOISE = 30.0, 0.01
 PATTERNS = ("checks", "stripes", "grain", "planks")
 """Table textures, as materials `pattern_NAME` in models that were built for the texture axis."""
@@ -43,7 +43,7 @@ PATTERNS = ("checks", "stripes", "grain", "planks")
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How far test (or training) worlds are from plain ones, per axis."""
+    """Severity per axis of the differences between perturbed and plain episodes."""
 
     camera: Severity = 0.0
     """The fixed camera orbits its view point (34 degrees, 15% in distance); a mounted one is turned and moved."""
@@ -63,7 +63,7 @@ class Perturbation:
     """On images (standard deviation 30 of 255) and proprioception (0.01 in its units)."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """A sentence about an impossible severity, or None."""
         for axis in AXES:
             low, high = self.range_of(axis)
             if not 0.0 <= low <= high <= 1.0:
@@ -71,6 +71,7 @@ class Perturbation:
         return None
 
     def range_of(self, axis: str) -> tuple[float, float]:
+        """Least and largest severity of an axis."""
         value = getattr(self, axis)
         return (float(value[0]), float(value[1])) if isinstance(value, tuple | list) else (float(value), float(value))
 
@@ -79,7 +80,7 @@ class Perturbation:
         return self.range_of(axis)[1] > 0.0
 
     def severity(self, axis: str, seed: int) -> float:
-        """Of the episode `seed` means."""
+        """The severity of axis `axis` in the episode that `seed` means."""
         low, high = self.range_of(axis)
         if low == high:
             return low
@@ -87,10 +88,11 @@ class Perturbation:
         return float(rng.uniform(low, high))
 
     def any(self) -> bool:
+        """Whether any axis is active."""
         return any(self.on(axis) for axis in AXES)
 
     def words(self) -> str:
-        """As on a command line, active axes only: "camera=0.5 light=0:1"; what `parse` reads."""
+        """The active axes as `parse` reads them: "camera=0.5 light=0:1"."""
         ranges = [(axis, *self.range_of(axis)) for axis in AXES if self.on(axis)]
         return " ".join(f"{axis}={low:g}" + (f":{high:g}" if high > low else "") for axis, low, high in ranges)
 

@@ -1,4 +1,4 @@
-"""What every set of worlds in one process keeps, tabletop or adapter: shapes, image memory, whose episode is over."""
+"""The base class of environments in one process, tabletop or adapter: shapes, image memory, which episodes are over."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Frames = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 
 
 def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) -> None:
-    """ValueError unless there is one seed for each world in `ids`."""
+    """ValueError unless there is one seed for each environment in `ids`."""
     if len(ids) != len(seeds):
         raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
 
 
 @dataclass
 class ChunkOutcome:
-    """What a chunk did in n environments: `vla.core.types.StepResult` without its observation, (n,) arrays."""
+    """Result of a chunk in n environments: `vla.core.types.StepResult` without its observation, (n,) arrays."""
 
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
@@ -63,7 +63,7 @@ class BaseWorlds(VecEnv):
         self.action_spec, self.cameras = action_spec, cameras
         self.proprio_dim, self.privileged_dim = proprio_dim, privileged_dim
         self.render_images = True
-        """Off for experts that do not look: the images keep the last frame."""
+        """Whether to render at resets and after chunks; else images keep the last frame."""
         shape = (num_worlds, len(cameras), render.image_size, render.image_size, 3)
         own = np.zeros(shape, np.uint8), np.zeros(shape[:-1], np.float32) if render.depth else None
         self.images, self.depth = own if frames_out is None else frames_out
@@ -72,13 +72,13 @@ class BaseWorlds(VecEnv):
         self.extrinsics = np.zeros((*shape[:2], 4, 4), np.float32) if render.calibration else None
         """See `vla.core.types.Observation`; of the last render, per world and camera."""
         self.episodes: list[Any] = [None] * num_worlds
-        """Per world, what its seed meant: seed, task, instruction, template, swapped_instruction."""
+        """Episode of each environment: it has a seed, task, instruction, template and swapped_instruction."""
         self.over = np.ones(num_worlds, bool)
         self.elapsed = np.zeros(num_worlds, np.int64)
         """Control steps since the reset."""
 
     def set_rendering(self, on: bool) -> None:
-        """Draw images at resets and after chunks, or not. See `vla.core.types.VecEnv.set_rendering`."""
+        """See `vla.core.types.VecEnv.set_rendering`."""
         self.render_images = on
 
     @property
@@ -143,11 +143,11 @@ class BaseWorlds(VecEnv):
         )
 
     def alternative_instructions(self) -> list[str]:
-        """Per world, an instruction that names another object than the one counted."""
+        """See `vla.core.types.VecEnv.alternative_instructions`."""
         return [e.swapped_instruction if e else "" for e in self.episodes]
 
     def _ids(self, seeds: Sequence[int], env_ids: Sequence[int] | None) -> list[int]:
-        """The worlds that a reset means. ValueError unless each has its seed."""
+        """Indices of the environments to reset. ValueError unless each has its seed."""
         ids = list(range(self.num_envs)) if env_ids is None else [int(i) for i in env_ids]
         check_seeds(ids, seeds)
         return ids

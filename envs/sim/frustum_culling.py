@@ -1,4 +1,4 @@
-"""Which geoms a camera cannot see, so that they need not be drawn: a software renderer transforms every vertex."""
+"""Frustum culling: a software renderer transforms every vertex, so geoms that a camera cannot see are left out."""
 
 from __future__ import annotations
 

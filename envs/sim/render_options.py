@@ -1,4 +1,4 @@
-"""What environments render for an observation. Imports no simulator."""
+"""Options of what environments render for an observation. Imports no simulator."""
 
 from __future__ import annotations
 

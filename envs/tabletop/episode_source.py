@@ -1,4 +1,4 @@
-"""Where a backend gets its scene, its episodes and their initial states from: the same on a CPU and on a device."""
+"""The source of a backend's scene, episodes and initial states: the same on a CPU and on a device."""
 
 from __future__ import annotations
 

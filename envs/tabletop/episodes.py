@@ -55,14 +55,14 @@ class Episode:
     swapped_instruction: str
     """Names another object (and the other plate, if any) than the one counted."""
     goals: tuple[Goal, ...] = ()
-    """What counts, in this order."""
+    """The goals that count, in this order."""
     swapped_goals: tuple[Goal, ...] = ()
-    """What `swapped_instruction` asks for."""
+    """The goals that `swapped_instruction` names."""
     fixtures: tuple[tuple[float, float, float], ...] = ()
     """(x, y, yaw) of each of the scene's fixtures, plates apart."""
     fixture_colors: tuple[str, ...] = ()
     openings: tuple[float, ...] = ()
-    """Of each joint of the scene: 0 closed or released .. 1 open."""
+    """Opening of each joint of the scene: 0 closed or released .. 1 open."""
 
 
 def _sample_layout(rng: np.random.Generator, num_plates: int, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +264,7 @@ def relations_of(plan: Task, layout: Layout, fixtures: list[str]) -> tuple[str, 
 
 
 def goals_of(steps: tuple[Step, ...], roles: dict[str, int], scene: SceneConfig) -> tuple[Goal, ...]:
-    """What these steps ask for in `scene`, when `roles` are these slots."""
+    """The goals of these steps in `scene`; `roles` gives the slot of each object."""
     places = [kind for _, kind in place_names(scene)]
     joints = [kind for _, kind in joint_names(scene)]
     return tuple(

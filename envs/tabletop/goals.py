@@ -1,4 +1,4 @@
-"""What counts as success: goals as data, judged by rules that are batched over worlds and free of any simulator.
+"""Goals as data, and the rules of success: batched over environments and free of any simulator.
 
 An episode carries a short sequence of goals, each a kind and the things it names. Every rule is evaluated for every
 goal of every world at once and the kind picks the verdict, so no world is looked at alone. The functions use only
@@ -33,7 +33,7 @@ Array = Any
 
 
 class GoalKind(IntEnum):
-    """What one goal asks for, and of what."""
+    """One goal: its kind, and the objects, places and joints it is about."""
 
     LIFT = 0  # object: up, and in the gripper
     ON = 1  # object, place: stands on a flat place, let go
@@ -71,7 +71,7 @@ MAX_GOALS = 3
 
 @dataclass
 class WorldState:
-    """What the rules read, for n worlds with K object slots, P places, J joints (P, J at least 1), G = MAX_GOALS."""
+    """The state that the rules read: n environments, K object slots, P places, J joints (both >= 1), G = MAX_GOALS."""
 
     row: Array  # (n, 1) int: arange, to gather with
     # of the scene

@@ -17,7 +17,7 @@ _GRAVITY = 9.81
 
 @dataclass(frozen=True)
 class Start:
-    """What to write into one world; velocities are zero and controls hold the pose."""
+    """The values to write into one simulation; velocities are zero and controls hold the pose."""
 
     qpos: np.ndarray  # (nq,)
     mocap_pos: np.ndarray  # (nmocap, 3) m
@@ -73,7 +73,7 @@ def initial_state(
 
 
 def _mocap_rest(model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
-    """Where mocap bodies stand in the scene file: plates that take no part stay there."""
+    """Poses of mocap bodies in the scene file: plates that take no part stay there."""
     pos, quat = np.zeros((model.nmocap, 3)), np.zeros((model.nmocap, 4))
     bodies = np.flatnonzero(model.body_mocapid >= 0)
     pos[model.body_mocapid[bodies]] = model.body_pos[bodies]

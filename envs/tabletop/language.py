@@ -16,7 +16,7 @@ import numpy as np
 Phrasings = Literal["train", "heldout", "novel"]
 """Worded as in training; worded anew; worded as in training, about things in colours that were never their subject."""
 Wording = Phrasings | Literal["grounding"]
-"""Of the phrasings, or of the questions that a backbone is pre-trained with: "train" and what only it hears."""
+"""One of the phrasings, or of the questions that a backbone is pre-trained with: "train" and what only it hears."""
 
 KIND_WORDS: dict[str, tuple[str, ...]] = {
     "cube": ("cube", "block"),
@@ -69,7 +69,7 @@ _PLATE_FORMS = {"train": ("the {c} plate", "the plate that is {c}"), "heldout": 
 
 
 def holds_nothing_back(suite: str) -> ValueError:
-    """What to raise when "novel" is asked of a suite without held-out colours."""
+    """The error for "novel" phrasings of a suite without held-out colours."""
     return ValueError(f"suite {suite!r} holds no colours back: phrasings must be train or heldout")
 
 

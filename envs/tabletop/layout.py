@@ -1,4 +1,4 @@
-"""Where things stand when an episode of a tabletop suite begins: by rejection, so that everything can be reached."""
+"""Layouts of the tabletop suites' first states: sampled by rejection, so that everything can be reached."""
 
 from __future__ import annotations
 

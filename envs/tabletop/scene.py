@@ -32,7 +32,7 @@ REST_HEIGHT_M: dict[str, float] = {name: kind.rest_m for name, kind in KINDS.ite
 PARKING_M = (0.5, -0.25, -0.36)
 """Unused objects wait on the floor under the table, out of every camera's sight; spread along y."""
 FLOATING_M = (0.5, -0.35, -0.2)
-"""Where they hang in the air instead, carried by `envs.tabletop.initial_state`, in scenes with `parked_float`."""
+"""Their place in the air instead, carried by `envs.tabletop.initial_state`, in scenes with `parked_float`."""
 HOME_QPOS = (0.0, 0.2, 0.0, -2.2, 0.0, 2.4, 2.356)
 """Hand straight down in the orientation that the controller holds: any other home would turn the wrist camera by 90
 degrees during the first second."""
@@ -41,7 +41,7 @@ FINGER_OPEN_M = 0.04
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What stands in the world. `objects` are slots with a fixed shape; colours and poses are drawn per episode."""
+    """The contents of a scene. `objects` are slots with a fixed shape; colours and poses are drawn per episode."""
 
     name: str = "tabletop"
     robot: str = "panda"
@@ -100,7 +100,7 @@ class SceneIndex:
 
 
 def parking_pos(slot: int, *, floating: bool = False) -> tuple[float, float, float]:
-    """Where object `slot` waits while it takes no part in an episode."""
+    """(3,) position of object `slot` while it takes no part in an episode, m."""
     if floating:
         return (FLOATING_M[0], FLOATING_M[1] + 0.1 * slot, FLOATING_M[2])
     return (PARKING_M[0], PARKING_M[1] + 0.15 * slot, PARKING_M[2])

@@ -93,7 +93,7 @@ KINDS: dict[str, Kind] = {
     "domino": Kind((Part(_BOX, (0.022, 0.010, 0.030)),), 0.030),
 }
 LOW_KINDS = frozenset({"cube", "brick"})
-"""What fits into the drawer and lets it be closed."""
+"""Kinds of objects that fit into the drawer and let it be closed."""
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,23 @@ _PLAIN_TASKS = ("pick", "place")
 
 
 class AnySuite(Protocol):
-    """What every suite says of itself, ours or an adapter's."""
+    """The facts that every suite has, ours or an adapter's."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name by which `envs.registry.load_suite` finds it."""
+        ...
+
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """One line for lists of suites."""
+        ...
+
     @property
-    def tasks(self) -> tuple[str, ...]: ...
+    def tasks(self) -> tuple[str, ...]:
+        """Names of its tasks."""
+        ...
+
     @property
     def horizon(self) -> int:
         """Control steps after which an episode is truncated."""
@@ -40,11 +49,17 @@ class AnySuite(Protocol):
         ...
 
     @property
-    def num_views(self) -> int: ...
+    def num_views(self) -> int:
+        """Number of cameras."""
+        ...
+
     @property
-    def plane(self) -> Plane | None: ...
+    def plane(self) -> Plane | None:
+        """The planar symmetry of its state, or None."""
+        ...
+
     def summary(self, per_task: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """What an evaluation report adds to the success rates per task, such as published rates per group."""
+        """Rates that an evaluation report adds to the success rates per task, such as published rates per group."""
         ...
 
 
@@ -70,7 +85,7 @@ class Suite:
 
     @property
     def plane(self) -> Plane:
-        """Which columns of `envs.tabletop.goals.privileged` and `envs.backends.cpu_worlds.PROPRIO_NAMES` lie in the
+        """The columns of `envs.tabletop.goals.privileged` and `envs.backends.cpu_worlds.PROPRIO_NAMES` in the
         plane of the table."""
         return Plane(
             hand=(0, 1), hand_offsets=((3, 4),), places=((0, 1), (13, 14)), offsets=((3, 4), (6, 7)),

@@ -39,9 +39,9 @@ class Task:
     kind: str = ""
     """Kind of object that `a` is; empty: any."""
     relation: str = ""
-    """How the instruction tells `a` from its likes; empty: by colour and kind."""
+    """The relation by which the instruction names `a`; empty: by colour and kind."""
     drawer: float | None = None
-    """How far the drawer is open at the start; None: open or closed by chance."""
+    """Opening of the drawer at the start, 0..1; None: open or closed by chance."""
 
 
 def _lift(role: str = "a") -> Step:
@@ -111,7 +111,7 @@ _MARGIN_M = 0.035
 
 
 def related(relation: str, objects: Sequence[Point], plate: Point, bowl: Point) -> int:
-    """Which of the objects, all alike, a relation to the plate (and the bowl) means; -1 if that is not clear."""
+    """Index of the object, among several alike, that a relation to the plate (and the bowl) means; -1 if unclear."""
     if relation in ("nearest", "farthest", "leftmost", "rightmost"):
         if relation in ("nearest", "farthest"):
             values = [math.dist(p, plate) for p in objects]

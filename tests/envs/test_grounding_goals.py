@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from envs.grounding.generate import QUESTIONS_PER_SCENE, generate
-from envs.grounding.goal_scenes import GoalPainter
+from envs.grounding.goal_scenes import GoalSampler
 from envs.registry import load_suite
 from envs.tabletop import language
 from envs.tabletop.episodes import sample_episode
@@ -27,13 +27,13 @@ KIND_OF = {word: kind for kind, words in KIND_WORDS.items() for word in words}
 
 
 @cache
-def painter(suite: str) -> GoalPainter:
-    return GoalPainter(load_suite(suite))
+def sampler(suite: str) -> GoalSampler:
+    return GoalSampler(load_suite(suite))
 
 
 def scenes(suite: str, count: int = 24):
     for k in range(count):
-        yield painter(suite).scene(np.random.default_rng([7, k]))
+        yield sampler(suite).scene(np.random.default_rng([7, k]))
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -46,12 +46,12 @@ def test_points_lie_on_pixels_of_the_named_colour(suite: str) -> None:
             if not named:  # "open the drawer", "lift the cube left of the plate"
                 continue
             found = named[-1 if PLACE_FIRST.match(question.prompt) else 0]  # "on the red cube stack the blue can"
-            u, v, seen = painter(suite).project(question.object)[0]
+            u, v, seen = sampler(suite).project(question.object)[0]
             if not seen:
                 continue
             kinds.add(KIND_OF[found[2]])
             row, column = int((v + 1) / 2 * 84), int((u + 1) / 2 * 84)
-            image = painter(suite).worlds.images[0, 0]
+            image = sampler(suite).worlds.images[0, 0]
             patch = image[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].reshape(-1, 3)
             direction = np.array(COLORS[found[1]]) / np.linalg.norm(COLORS[found[1]])
             hits.append((patch @ direction / (np.linalg.norm(patch, axis=1) + 1e-6)).max() > 0.97)
@@ -64,7 +64,7 @@ def test_points_lie_on_pixels_of_the_named_colour(suite: str) -> None:
 def test_subject_and_destination_are_those_of_the_first_goal() -> None:
     seen = set()
     for questions in scenes("tabletop-ten", 60):
-        state, index = painter("tabletop-ten").worlds.state, painter("tabletop-ten")
+        state, index = sampler("tabletop-ten").worlds.state, sampler("tabletop-ten")
         for question in questions[:4]:
             words = question.prompt
             place = next((name for name, said in PLACES.items() if re.search(rf"\b({said})\b", words)), None)
@@ -108,7 +108,7 @@ def test_what_is_carried_is_between_the_fingers_and_moments_vary(monkeypatch: py
     monkeypatch.setattr("envs.grounding.goal_scenes._PLAYED", 0.0)
     held, openings, closed = 0, [], 0
     for questions in scenes("tabletop-ten", 120):
-        world = painter("tabletop-ten").worlds
+        world = sampler("tabletop-ten").worlds
         openings.append(world.state.joints[0, 0])
         closed += world.state.finger_opening[0] < 0.05
         answer = next((q.answer for q in questions if q.prompt == "what is in the gripper"), None)
@@ -139,14 +139,14 @@ def test_a_folder_of_several_suites_and_suites_that_have_no_goals(tmp_path: Path
     assert not np.isfinite(np.load(folder / "points.npy")[:, 7]).any()
     with pytest.raises(ValueError, match="tabletop-pick"):
         generate(1, tmp_path / "other", suites=("tabletop-pick",))
-    assert GoalKind.OPEN > GoalKind.STACK  # what `GoalPainter` tells articulated things by
+    assert GoalKind.OPEN > GoalKind.STACK  # what `GoalSampler` tells articulated things by
 
 
 def test_played_scenes_show_what_physics_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("envs.grounding.goal_scenes._PLAYED", 1.0)
     moved, knocked, carried, answers = 0, 0, 0, []
     for questions in scenes("tabletop-ten", 40):
-        world = painter("tabletop-ten").worlds
+        world = sampler("tabletop-ten").worlds
         state, episode = world.state, world.episodes[0]
         slots = list(episode.slots)
         went = np.linalg.norm(state.objects[0, slots, :2] - np.array(episode.poses)[:, :2], axis=1)

@@ -15,8 +15,8 @@ from envs.adapters.metaworld_suites import HORIZON, group_rates, metaworld_suite
 from envs.evaluation.evaluate import evaluate
 from envs.experts.registry import make_expert
 from envs.registry import all_suite_names, load_suite
-from envs.sim.cameras import backproject
 from envs.sim.render_options import RenderOptions
+from tests.envs.geometry import backproject
 from vla.core.paths import SIM_CONFIGS
 from vla.core.types import VecEnv
 

@@ -13,8 +13,9 @@ from envs.backends.cpu_worlds import Worlds
 from envs.make import episode_source
 from envs.perturb.perturbation import Perturbation
 from envs.registry import load_suite
-from envs.sim.cameras import FrameHistory, backproject
+from envs.sim.cameras import FrameHistory
 from envs.sim.render_options import RenderOptions
+from tests.envs.geometry import backproject
 from vla.core.types import Observation
 
 SUITE, SEEDS = "tabletop-pick", [100, 101, 103]

@@ -16,9 +16,9 @@ from envs.adapters.robosuite_suites import SUITES
 from envs.evaluation.evaluate import evaluate
 from envs.experts.registry import make_expert
 from envs.registry import all_suite_names, load_suite
-from envs.sim.cameras import backproject
 from envs.sim.frustum_culling import Culling
 from envs.sim.render_options import RenderOptions
+from tests.envs.geometry import backproject
 from vla.core.types import VecEnv
 
 needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="the extra 'robosuite' is not installed")

@@ -1,8 +1,8 @@
 """The contracts everyone shares. This file imports nothing of ours and no torch.
 
 Tensor letters, used as suffixes where tensors mix:
-B batch (worlds), V views, P patches, N = V*P image tokens, T text tokens, Q action queries, L layers, D width, C chunk,
-A action dim.
+B batch (environments), V views, P patches, N = V*P image tokens, T text tokens, Q action queries, L layers, D width,
+C chunk, A action dim.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ActionChunk = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What one control step's action vector means."""
+    """Meaning of one control step's action vector."""
 
     names: tuple[str, ...]
     """One name per component, e.g. ("dx", "dy", "dz", "gripper")."""
@@ -40,26 +40,27 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plane:
-    """Which numbers that a simulator tells lie in the plane of the table, in the axes of the actions `dx` and `dy`.
+    """Planar symmetry: the columns of proprio and privileged state in the plane of the table, along `dx` and `dy`.
 
-    A hand that moves by displacements does over there what it would do here: with this, who reads the state may use it.
+    A gripper that moves by displacements may move in the same way anywhere on the table; a policy that reads the state
+    can use that.
     """
 
     hand: Pair
-    """Of the proprio: where the hand is."""
+    """Columns of the proprio with the position of the gripper."""
     hand_offsets: tuple[Pair, ...] = ()
-    """Of the proprio: from one place to another."""
+    """Columns of the proprio with differences of positions."""
     places: tuple[Pair, ...] = ()
-    """Of the privileged state: where something is."""
+    """Columns of the privileged state with positions."""
     offsets: tuple[Pair, ...] = ()
-    """Of the privileged state: from one place to another."""
+    """Columns of the privileged state with differences of positions."""
     turns: bool = False
-    """Whether a scene turned about the vertical is a scene, too. Not with fixtures, or where angles are told."""
+    """Whether a scene rotated about the vertical is a scene, too; not with fixtures or angles in the state."""
 
 
 @dataclass
 class Observation:
-    """What B worlds (or one robot, B = 1) show a policy. Policies may read everything but `privileged`."""
+    """Observation of B environments (or one robot, B = 1). Policies may read everything but `privileged`."""
 
     images: dict[str, NDArray[np.uint8]]
     """Camera name -> (B, H, W, 3) RGB, in the order the environment lists its cameras."""
@@ -84,7 +85,7 @@ class Observation:
         return len(self.instruction)
 
     def select(self, index: Sequence[int] | NDArray[np.int64]) -> Observation:
-        """The observation of the worlds in `index`, in that order."""
+        """The observation of the environments in `index`, in that order."""
         ids = np.asarray(index, dtype=np.int64)
 
         def pick(arrays: dict[str, NDArray] | None) -> dict[str, NDArray] | None:
@@ -104,10 +105,10 @@ class Observation:
 
 @dataclass
 class StepResult:
-    """What `VecEnv.step_chunk` returns: the state after up to C control steps in each of B worlds."""
+    """Result of `VecEnv.step_chunk`: the state after up to C control steps in each of B environments."""
 
     obs: Observation
-    """Of every world, after its last executed step. Never an auto-reset observation: the caller resets."""
+    """Observation of every environment after its last executed step. Never of a new episode: the caller resets."""
     reward: NDArray[np.float32]
     """(B,) summed over the executed control steps."""
     terminated: NDArray[np.bool_]
@@ -208,7 +209,7 @@ class VecEnv(Protocol):
     task_names: tuple[str, ...] = ()
     """Tasks that `reset` takes by name; empty for an environment of one unnamed task."""
     plane: Plane | None = None
-    """Which columns of proprio and privileged state lie in the plane of the table; None where nobody knows."""
+    """Planar symmetry of proprio and privileged state; None where there is none, or none is known."""
     n_action_steps: int | None = None
     """Control steps between two decisions where the environment fixes them (latency); None: the length of the chunk."""
     chunk_steps: int | None = None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.backends.delayed_env import LateVecEnv
+from envs.backends.delayed_env import DelayedVecEnv
 from vla.core.types import ActionSpec, Observation, StepResult, VecEnv
 
 N, LATE = 3, 2
@@ -48,7 +48,7 @@ class Track(VecEnv):
 
 def worlds(num_envs=24, horizon=100):
     track = Track(num_envs, horizon)
-    late = LateVecEnv(track, n_action_steps=N, late_steps=LATE)
+    late = DelayedVecEnv(track, n_action_steps=N, late_steps=LATE)
     late.reset(seeds=range(num_envs))
     assert set(late.late) == {0, 1, 2}, "every lateness is drawn"
     return late, track
@@ -123,7 +123,7 @@ def test_the_seed_draws_the_lateness_and_a_new_episode_starts_without_leftovers(
     before = env.late.copy()
     env.step_chunk(chunk_of([0.5] * 5)(env.num_envs, 1.0))
     env.reset(seeds=[5, 6], env_ids=[0, 1])
-    again = LateVecEnv(Track(2), n_action_steps=N, late_steps=LATE)
+    again = DelayedVecEnv(Track(2), n_action_steps=N, late_steps=LATE)
     again.reset(seeds=[5, 6])
     assert (env.late[:2] == again.late).all() and (env.late[2:] == before[2:]).all()
     env.step_chunk(chunk_of([0.0] * 5)(env.num_envs, -1.0))

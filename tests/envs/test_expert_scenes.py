@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.grounding.expert_scenes import ShakingHand
+from envs.grounding.expert_scenes import NoisyExpert
 from envs.grounding.generate import QUESTIONS_PER_SCENE, generate
 from envs.tabletop.control import action_spec
 from tests.envs.test_robosuite_env import needs_robosuite
@@ -17,7 +17,7 @@ def test_a_shaking_hand_displaces_lets_go_and_stays_within_bounds() -> None:
     asked = np.array([[[0.5, 0.0, -0.5, 1.0]]], np.float32)
     spreads, slips = set(), []
     for seed in range(12):
-        hand = ShakingHand(np.random.default_rng(seed), action_spec(10.0))
+        hand = NoisyExpert(np.random.default_rng(seed), action_spec(10.0))
         done = np.stack([hand(asked)[0, 0] for _ in range(200)])
         assert np.abs(done).max() <= 1.0
         spreads.add(round(float(np.std(done[:, 1])), 1))

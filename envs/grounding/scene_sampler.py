@@ -1,5 +1,5 @@
-"""Scenes to ask about, and where a point of them is in the pictures; most with an arm and things that are put anywhere,
-without physics."""
+"""Samplers of grounding scenes, and the projection of their points into the images. Most scenes pose an arm and objects
+anywhere, without physics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from envs.tabletop.suites import Suite
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a scene, and where the things are that it names (world frame, m; None: it names none)."""
+    """A question about a scene, its answer, and the positions of what it names (world frame, m; None: nothing)."""
 
     prompt: str
     answer: str
@@ -26,26 +26,26 @@ class Question:
     place: np.ndarray | None = None
 
 
-class Painter(ABC):
-    """Draws scenes of one suite, in its first and only world."""
+class SceneSampler(ABC):
+    """Samples and renders scenes of one suite, in one environment."""
 
     worlds: BaseWorlds
     centre_m: tuple[float, float, float]
-    """Of the table, world frame: positions are labelled relative to it."""
+    """Centre of the table, world frame: positions are labelled relative to it."""
 
     def restart(self) -> None:  # noqa: B027 - most scenes do not follow from the one before
         """Forget the scene before: the next one follows from its generator alone."""
 
     @abstractmethod
     def scene(self, rng: np.random.Generator) -> list[Question]:
-        """Draw a scene; it is what the next three are about."""
+        """Sample and render a scene; `grip`, `pictures` and `project` are about it. Returns its questions."""
 
     @abstractmethod
     def grip(self) -> np.ndarray:
         """(3,) grip site, world frame, m."""
 
     def pictures(self) -> np.ndarray:
-        """(V, H, W, 3) uint8."""
+        """(V, H, W, 3) uint8 images of the scene."""
         return self.worlds.images[0]
 
     def project(self, point: np.ndarray) -> np.ndarray:
@@ -60,8 +60,8 @@ class Painter(ABC):
         return np.array(out)
 
 
-class PosingPainter(Painter):
-    """Puts the arm and the things of a tabletop suite where those want them who derive from it."""
+class PosingSampler(SceneSampler):
+    """Poses the arm and the objects of a tabletop suite; subclasses decide where."""
 
     worlds: Worlds
     centre_m = (0.53, 0.0, 0.0)
@@ -71,6 +71,7 @@ class PosingPainter(Painter):
         self.kinds = self.worlds.scene.objects
 
     def grip(self) -> np.ndarray:
+        """See `SceneSampler.grip`."""
         return self.worlds.state.grip[0]
 
     def reach(self, goal: np.ndarray, opening_m: float) -> None:
