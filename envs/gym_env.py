@@ -81,6 +81,7 @@ class SuiteEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start the episode that `seed` means; the option "task" chooses its task. ValueError for other options."""
         super().reset(seed=seed)
         options = options or {}
         if unknown := set(options) - {"task"}:
@@ -91,6 +92,7 @@ class SuiteEnv(gymnasium.Env):
         return _single(obs), {**self._facts(obs), "success": False, "wrong_object": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """One control step. RuntimeError when the episode is over."""
         if self._worlds.episodes[0] is None or self._worlds.over[0]:
             raise RuntimeError("the episode is over (or never began): call reset() before step()")
         result = self._worlds.step_chunk(np.asarray(action, np.float32)[None, None])
@@ -106,6 +108,7 @@ class SuiteEnv(gymnasium.Env):
         return np.concatenate(list(self._worlds.images[0]), axis=1)
 
     def close(self) -> None:
+        """Free the simulator."""
         self._worlds.close()
 
     def _facts(self, obs: Observation) -> dict[str, Any]:
@@ -166,6 +169,7 @@ class SuiteVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode in every environment: seeds s, s + 1, ..., or a list of seeds. Takes no options."""
         if options:
             raise ValueError(f"this vector environment's reset takes no options, got {sorted(options)}")
         if isinstance(seed, int | np.integer):
@@ -183,6 +187,7 @@ class SuiteVectorEnv(VectorEnv):
         return _batch(self._obs), {"success": nothing, "wrong_object": nothing.copy(), "privileged": self._state()}
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One control step of every environment; those whose episode ended at the last one are reset instead."""
         if self._obs is None:
             raise RuntimeError("call reset() before step()")
         fresh = np.flatnonzero(self._over)
@@ -201,6 +206,7 @@ class SuiteVectorEnv(VectorEnv):
         return tuple(np.concatenate(list(self._obs.images.values()), axis=2))
 
     def close_extras(self, **kwargs: Any) -> None:
+        """Stop the worker processes."""
         self._env.close()
 
     def _draw(self) -> int:

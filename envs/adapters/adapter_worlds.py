@@ -1,8 +1,8 @@
 """The base of the adapters: other simulators' environments behind the contract of `envs.sim.base_worlds.BaseWorlds`.
 
 An adapter defines how an episode starts, what one control step is, and what there is to read and to render. The rest is
-here: tasks and seeds, chunks that end with the episode, and frames drawn once per chunk by a renderer that leaves out what
-costs most of a software-rendered frame and shows a policy nothing: shadows, mirrors and multisampling.
+here: tasks and seeds, chunks that end with the episode, and frames rendered once per chunk by a renderer without
+what costs most of a frame in software and shows a policy nothing: shadows, mirrors and multisampling.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class Film:
     frames: list[np.ndarray] = field(default_factory=list)
 
     def add(self, obs: Observation, world: int, caption: str) -> None:
+        """Add the present frame of environment `world`."""
         self.caption = caption
         self.frames.append(np.concatenate([image[world] for image in obs.images.values()], axis=1))
 
@@ -39,9 +40,11 @@ class ZeroPolicy:
         self.spec = PolicySpec(spec, chunk_size)
         self._action = np.zeros((chunk_size, spec.dim), np.float32)
 
-    def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """See `vla.core.types.Policy.reset`."""
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """See `vla.core.types.Policy.act`."""
         return np.repeat(self._action[None], obs.batch_size, axis=0)
 
 
@@ -52,9 +55,11 @@ class RandomPolicy:
         self.spec = PolicySpec(spec, chunk_size)
         self._rng = np.random.default_rng(seed)
 
-    def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """See `vla.core.types.Policy.reset`."""
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """See `vla.core.types.Policy.act`."""
         action, chunk_size = self.spec.action_spec, self.spec.chunk_size
         shape = (obs.batch_size, chunk_size, action.dim)
         return self._rng.uniform(action.low, action.high, shape).astype(np.float32)
@@ -70,9 +75,11 @@ class BlindReplay:
         self._at = np.zeros(num_envs, np.int64)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """See `vla.core.types.Policy.reset`."""
         self._at[slice(None) if env_ids is None else list(env_ids)] = 0
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """See `vla.core.types.Policy.act`."""
         rows = self._at[:, None] + np.arange(self._chunk_size)[None]
         self._at += self._chunk_size
         return self._actions[np.minimum(rows, len(self._actions) - 1)]

@@ -29,6 +29,7 @@ class Count:
     episodes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """The count, its rate and 95% interval, as JSON holds them."""
         rate = self.successes / self.episodes if self.episodes else 0.0
         return {
             "successes": self.successes,
@@ -65,6 +66,7 @@ class EvalReport:
 
     @property
     def success_rate(self) -> float:
+        """Successes per episode, 0..1."""
         return self.successes / max(1, self.episodes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class GoalExpert:
         self._stage = np.zeros(num_envs, np.int64)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """See `vla.core.types.Policy.reset`."""
         ids = slice(None) if env_ids is None else list(env_ids)
         self._phase[ids], self._count[ids], self._stage[ids] = _REACH, 0, 0
 

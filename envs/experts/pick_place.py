@@ -34,6 +34,7 @@ class TabletopExpert:
         self._count = np.zeros(num_envs, np.int64)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """See `vla.core.types.Policy.reset`."""
         ids = slice(None) if env_ids is None else list(env_ids)
         self._phase[ids] = _REACH
         self._count[ids] = 0

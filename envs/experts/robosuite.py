@@ -148,6 +148,7 @@ class RobosuiteExpert:
         self._running: list[Script | None] = [None] * num_envs
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """See `vla.core.types.Policy.reset`."""
         for i in range(len(self._running)) if env_ids is None else env_ids:
             self._running[i] = None
 

@@ -49,6 +49,7 @@ class CameraRenderer:
                 self._renderer.disable_depth_rendering()
 
     def close(self) -> None:
+        """Free the graphics context."""
         self._renderer.close()
 
 

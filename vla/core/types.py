@@ -31,6 +31,7 @@ class ActionSpec:
 
     @property
     def dim(self) -> int:
+        """Number of components, A."""
         return len(self.names)
 
 
@@ -82,6 +83,7 @@ class Observation:
 
     @property
     def batch_size(self) -> int:
+        """Number of environments, B."""
         return len(self.instruction)
 
     def select(self, index: Sequence[int] | NDArray[np.int64]) -> Observation:
