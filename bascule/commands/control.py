@@ -100,6 +100,9 @@ class Control(Command):
     """Write the report here, too."""
 
     def run(self) -> int | None:
+        if (self.replay or self.to_dataset is not None) and Path(self.policy).is_dir():
+            option = "--replay" if self.replay else "--to-dataset"
+            raise ValueError(f"{self.policy} is a folder: {option} takes the log of a run (vla control --log FILE)")
         if self.to_dataset is not None:
             from policies.lerobot.recording import to_dataset
 
@@ -167,6 +170,11 @@ class Control(Command):
             raise ValueError(f"--embodiment {self.embodiment} goes to `vla serve`, which loads the policy")
         if self.robot is None:
             load_suite(self.suite)
+            for name in ("limits", "switches", "robot_args"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name.replace('_', '-')} is of a LeRobot robot: name its type with --robot")
+        elif self.endless:
+            raise ValueError(f"--endless is of the simulated robot, not of --robot {self.robot}: leave it out")
         elif ":" not in self.robot and not (self.task or "").strip():
             raise ValueError(f"--robot {self.robot} needs --task: say in words what the robot is to do")
 

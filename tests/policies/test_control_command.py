@@ -133,3 +133,19 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch, capsys):
         assert main(["control", uri]) == 2
         (said,) = capsys.readouterr().err.strip().splitlines()
         assert f"no answer from a policy server at {uri}" in said and "is `vla serve` running there" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--limits", "dx:0:1"), "--limits is of a LeRobot robot: name its type with --robot"),
+        (("--switches", "gripper"), "--switches is of a LeRobot robot"),
+        (("--robot-args", "port", "x"), "--robot-args is of a LeRobot robot"),
+        (("--robot", "so101_follower", "--task", "go", "--endless"), "--endless is of the simulated robot"),
+        (("--replay",), "is a folder: --replay takes the log of a run"),
+    ],
+)
+def test_options_that_would_not_be_heeded_are_refused(tmp_path, capsys, args, words):
+    assert main(["control", str(tmp_path), *args]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
