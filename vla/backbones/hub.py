@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vla.backbones import prismatic  # registers itself with the auto classes
 from vla.backbones.backbone import SPEC_FILE, Backbone
 from vla.backbones.loading import SHIPPED, build, first_layers, load_hugging_face, load_ours, wrap
 from vla.core.config import find, lookup
@@ -52,8 +51,9 @@ def load(
     `spec`: a name ("tiny", "tiny-goals", "smollm2-135m", a short name of `REMOTE`, "owner/repository"); a folder made
     by `Backbone.save`, by `vla pretrain` or by `save_pretrained` (config.json, safetensors, tokenizer); or a dict:
     {"name": any of these, plus the options below}; {"dino", "siglip", "decoder": names or folders, plus options}, a
-    Prismatic pair with a fresh projector; or what `Backbone.to_spec` gave, with "tokenizer", a folder (without weights:
-    the caller loads them). "MODULE:FUNCTION" as a name makes a backbone of your own (docs/extend.md).
+    Prismatic pair with a fresh projector; or what `Backbone.to_spec` gave, with "tokenizer", a folder or its files
+    as name -> bytes (without weights: the caller loads them). "MODULE:FUNCTION" as a name makes a backbone of your own
+    (docs/extend.md).
 
     `num_layers`: run only the first so many decoder layers. `num_views`: cameras (2, or as saved). The others are for
     what has no trained queries yet: `num_queries` (64), `image_size` (pixels, where the vision tower takes several),
@@ -64,7 +64,7 @@ def load(
     if ":" in name and not Path(name).is_dir():
         return _load_foreign(spec, num_queries=num_queries, num_views=num_views)
     if isinstance(spec, dict) and "tokenizer" in spec:
-        return first_layers(build(spec, Path(spec["tokenizer"])), num_layers)
+        return first_layers(build(spec, spec["tokenizer"]), num_layers)
     fresh = {"num_queries": num_queries, "num_views": num_views, "image_size": image_size, "prompt": prompt}
     given = {name: value for name, value in fresh.items() if value is not None}
     given |= {"pointing": True} if pointing else {}
@@ -105,6 +105,8 @@ def _load_dict(spec: dict[str, Any], options: dict[str, Any]) -> Backbone:
         raise ValueError(
             f"a backbone specification needs 'name', or 'dino', 'siglip' and 'decoder'; got {', '.join(sorted(spec))}"
         )
+    from vla.backbones import prismatic
+
     parts = [options.pop(name) for name in _PARTS]
     vlm, tokenizer = prismatic.compose(*parts, seed=options["seed"])
     num_layers = options.pop("num_layers", None)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
@@ -54,19 +57,31 @@ def load_ours(folder: Path, given: Mapping[str, Any] = {}, num_layers: int | Non
     return first_layers(backbone.eval(), num_layers)
 
 
-def build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
-    """A backbone from its specification, with uninitialised weights: load them afterwards."""
+def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> Backbone:
+    """A backbone from its specification, with uninitialised weights: load them afterwards.
+
+    `tokenizer`: the folder of its files, or the files themselves as name -> bytes.
+    """
     raw = dict(spec["vlm"])
-    config = AutoConfig.for_model(raw.pop("model_type"), **raw)
     family = spec.get("family", "embedded")
     attention = spec.get("attention", ATTENTION.get(family, "sdpa"))
+    embedded = family == "embedded" and raw["model_type"] == "llava"
+    if embedded:  # its classes by name: the auto classes would import much more
+        from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+        raw.pop("model_type")
+        config = LlavaConfig(**raw)
+        make = LlavaForConditionalGeneration._from_config
+    else:
+        auto = _auto_classes()
+        config = auto.AutoConfig.for_model(raw.pop("model_type"), **raw)
+        make = auto.AutoModelForImageTextToText.from_config
     with no_init_weights():  # slow for a large model, and all of it would be overwritten
-        vlm = AutoModelForImageTextToText.from_config(config, attn_implementation=attention).float()
+        vlm = make(config, attn_implementation=attention).float()
     vlm.tie_weights()
-    kind = PreTrainedTokenizerFast if family == "embedded" else AutoTokenizer
     return Backbone(
         use_linear_patches(vlm) if family == "embedded" else vlm,
-        kind.from_pretrained(tokenizer_folder),
+        _load_tokenizer(tokenizer, fast=family == "embedded"),
         num_queries=spec["num_queries"],
         num_views=spec["num_views"],
         family=family,
@@ -78,17 +93,53 @@ def build(spec: dict[str, Any], tokenizer_folder: Path) -> Backbone:
     )
 
 
+def _auto_classes() -> Any:
+    """`transformers`, knowing our Prismatic classes as well."""
+    import transformers
+
+    from vla.backbones import prismatic  # registers itself with the auto classes
+
+    assert prismatic
+    return transformers
+
+
+def _load_tokenizer(source: Path | str | Mapping[str, bytes], *, fast: bool) -> Any:
+    """A tokenizer from its folder, or from its files' content; a `fast` one then without touching the disk."""
+    if isinstance(source, Mapping):
+        if not fast or not {"tokenizer.json", "tokenizer_config.json"} <= source.keys():
+            with as_folder(source) as folder:
+                return _load_tokenizer(folder, fast=fast)
+        saved = json.loads(source["tokenizer_config.json"])  # all but the classes, so that it is saved alike again
+        options = {name: value for name, value in saved.items() if name not in ("tokenizer_class", "backend")}
+        tokenizer = Tokenizer.from_str(source["tokenizer.json"].decode())
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**options, "is_local": True})
+    kind = PreTrainedTokenizerFast if fast else _auto_classes().AutoTokenizer
+    return kind.from_pretrained(source)
+
+
+@contextmanager
+def as_folder(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A temporary folder with these files."""
+    with TemporaryDirectory() as folder:
+        for name, data in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        yield Path(folder)
+
+
 def load_hugging_face(name: str, num_layers: int | None, seed: int, **options: Any) -> Backbone:
     """A model as `save_pretrained` wrote it or as the hub has it."""
+    auto = _auto_classes()
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = auto.AutoConfig.from_pretrained(name)
         family_named(config.model_type)
         shorten(config.get_text_config(), num_layers)
         with _quietly():  # layers left out are no news
-            vlm, info = AutoModelForImageTextToText.from_pretrained(
+            vlm, info = auto.AutoModelForImageTextToText.from_pretrained(
                 name, config=config, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = auto.AutoTokenizer.from_pretrained(name)
     except OSError as problem:
         first = str(problem).strip().splitlines()[0]
         raise ValueError(

@@ -37,6 +37,8 @@ class Checkpoint:
     stats: dict[str, Any]
     trainer_state: dict[str, Any] | None
     """Optimiser, step, random state; None when saved without, or when not asked for."""
+    files: dict[str, bytes]
+    """The extra files that were asked for, by their names."""
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -128,8 +130,11 @@ def _commit(
     _settle(folder)
 
 
-def load_checkpoint(folder: str | os.PathLike[str], *, trainer: bool = True) -> Checkpoint:
-    """Read and verify a folder. ValueError naming the file that is missing, changed or of another format."""
+def load_checkpoint(folder: str | os.PathLike[str], *, trainer: bool = True, extra: str | None = None) -> Checkpoint:
+    """Read and verify a folder, config.json once. `extra`: also the files whose names start with this.
+
+    ValueError naming the file that is missing, changed or of another format.
+    """
     folder = Path(folder)
     config = read_config(folder)
     files = config.pop(_ENTRY)["files"]
@@ -141,13 +146,17 @@ def load_checkpoint(folder: str | os.PathLike[str], *, trainer: bool = True) -> 
 
         # weights_only: a checkpoint may come from anywhere, and unpickling would run its code
         state = torch.load(_verified(folder, TRAINER, files), map_location="cpu", weights_only=True)
-    return Checkpoint(config=config, tensors=tensors, stats=stats, trainer_state=state)
+    wanted = {} if extra is None else _read_files(folder, files, extra)
+    return Checkpoint(config=config, tensors=tensors, stats=stats, trainer_state=state, files=wanted)
 
 
 def checkpoint_files(folder: str | os.PathLike[str], prefix: str) -> dict[str, bytes]:
     """All extra files whose name starts with `prefix`, verified: name -> content."""
     folder = Path(folder)
-    files = read_config(folder)[_ENTRY]["files"]
+    return _read_files(folder, read_config(folder)[_ENTRY]["files"], prefix)
+
+
+def _read_files(folder: Path, files: Mapping[str, str], prefix: str) -> dict[str, bytes]:
     return {name: _verified(folder, name, files).read_bytes() for name in files if name.startswith(prefix)}
 
 

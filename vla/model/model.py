@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vla.backbones.features import Features
 from vla.backbones.lora import add_lora, merge_lora
 from vla.backbones.vision_only import NoDecoder
-from vla.core.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
+from vla.core.checkpoint import load_checkpoint, save_checkpoint
 from vla.core.config import decode, encode, find, lookup
 from vla.core.types import ActionSpec
 from vla.model.bridge import Bridge
@@ -268,24 +268,26 @@ class VLA(nn.Module):
     ) -> VLA:
         """What `save` wrote, in evaluation mode on the CPU. ValueError naming the file that is missing or damaged.
 
-        The backbone's shape comes from its saved specification, given a tokenizer folder (for the
-        time of the call) as its "tokenizer"; its weights come from this checkpoint.
+        The backbone's shape comes from its saved specification, with the tokenizer's files (name -> bytes) as its
+        "tokenizer"; for a `load_backbone` of the caller's they lie in a folder, for the time of the call. Its weights
+        come from this checkpoint.
         `member`: of a policy for several robots, the one to control. `merge`: add LoRA adapters into the weights.
         """
-        if load_backbone is None:
-            from vla.backbones.hub import load as load_backbone
-        checkpoint = load_checkpoint(folder, trainer=False)
+        from vla.backbones.hub import load as load_ours
+        from vla.backbones.loading import as_folder
+
+        checkpoint = load_checkpoint(folder, trainer=False, extra=f"{_TOKENIZER}/")
         missing = {"model", "processor", "backbone"} - checkpoint.config.keys()
         if missing:
             raise ValueError(f"{os.fspath(folder)} is no policy: its config.json lacks {', '.join(sorted(missing))}")
         spec = checkpoint.config["backbone"]
-        with tempfile.TemporaryDirectory() as tokenizer_folder:
-            # From verified bytes, not from the folder itself: an interrupted save may not have settled its names yet.
-            for name, data in checkpoint_files(folder, f"{_TOKENIZER}/").items():
-                path = Path(tokenizer_folder, name.removeprefix(f"{_TOKENIZER}/"))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            backbone = load_backbone({**spec, "tokenizer": tokenizer_folder})
+        # From verified bytes, not from the folder itself: an interrupted save may not have settled its names yet.
+        tokenizer = {name.removeprefix(f"{_TOKENIZER}/"): data for name, data in checkpoint.files.items()}
+        if load_backbone is None:
+            backbone = load_ours({**spec, "tokenizer": tokenizer})
+        else:
+            with as_folder(tokenizer) as tokenizer_folder:
+                backbone = load_backbone({**spec, "tokenizer": str(tokenizer_folder)})
         config = decode(VLAConfig, checkpoint.config["model"])
         processor_config = decode(ProcessorConfig, checkpoint.config["processor"])
         processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
