@@ -111,7 +111,7 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, capsys):
         (["serve", str(checkpoint), "--n-action-steps", "13"], "n_action_steps must be in 1..12"),
         (["serve", str(checkpoint), "--layout", "libro"], "did you mean 'libero'"),
         (["export", str(tmp_path / "none"), "--out", str(tmp_path / "o")], "there is no checkpoint at"),
-        (["export", str(checkpoint), "--out", str(log_file(tmp_path))], "log.jsonl is not a folder"),
+        (["export", str(checkpoint), "--out", str(log_file(tmp_path))], "log.jsonl is a file, not a folder"),
     ):
         assert main(words) == 2, words
         said = capsys.readouterr().err.strip().splitlines()

@@ -9,6 +9,7 @@ import pytest
 from bascule.commands.learn import Train
 from tests.vla.test_data import lerobot  # noqa: F401 (fixture)
 from vla.core.checkpoint import load_checkpoint
+from vla.core.types import executed
 from vla.data.lerobot_dataset import load_dataset
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
@@ -94,7 +95,9 @@ def test_adapters_augmentation_and_streaming_from_the_command_line(arm, tmp_path
 
 def test_short_chunks_with_fewer_actions_played_of_each(arm, tmp_path):
     command(tmp_path, arm, chunk_size=3, n_action_steps=2).run()
-    assert VLAPolicy.load(tmp_path).act(load_dataset(arm).observation(slice(0, 2))).shape == (2, 2, 3)
+    policy = VLAPolicy.load(tmp_path)
+    chunk = policy.act(load_dataset(arm).observation(slice(0, 2)))
+    assert chunk.shape == (2, 3, 3) and executed(policy.spec, chunk).shape == (2, 2, 3)
 
 
 def test_fewer_threads_than_none_are_an_error(arm, tmp_path):
