@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -278,7 +279,8 @@ def _pixels(features: dict[str, Any], keys: list[str], frames: int, image_size: 
 
 
 def _free_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    """Bytes that can be had without swapping, on every system."""
+    return psutil.virtual_memory().available
 
 
 def _rows_of(image: NDArray[np.uint8] | LazyFrames, rows: NDArray[np.int64]) -> NDArray[np.uint8] | LazyFrames:

@@ -8,11 +8,11 @@ top: expect 10 to 30 percent more.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -85,7 +85,7 @@ class Budget:
             free, _ = torch.cuda.mem_get_info()
             if self.model > free:
                 return f"the model needs {_size(self.model)}, the GPU has {_size(free)} free: {_REMEDY}"
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        free = psutil.virtual_memory().available
         # The images are there already.
         if (needed := self.memory - self.pixels) > free:
             return f"the run needs {_size(needed)} more memory, {_size(free)} are free: {_REMEDY}"
