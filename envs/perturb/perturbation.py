@@ -66,6 +66,8 @@ class Perturbation:
         """A sentence about an impossible severity, or None."""
         for axis in AXES:
             low, high = self.range_of(axis)
+            if 0.0 <= high < low <= 1.0:
+                return f"perturbation {axis} must go from its lower to its higher end: {axis}={high:g}:{low:g}"
             if not 0.0 <= low <= high <= 1.0:
                 return f"perturbation {axis} must lie in 0..1, got {getattr(self, axis)}"
         return None

@@ -247,3 +247,9 @@ def test_demonstrations_are_randomised_and_remember_it(tmp_path: Path) -> None:
     assert json.loads((mixed / "meta" / "bascule.json").read_text())["perturb"] == "light=1 texture=0.5:1"
     with pytest.raises(ValueError, match="perturb"):
         record("tabletop-pick", 1, mixed, num_workers=1, image_size=32)
+
+
+def test_a_range_given_backwards_is_told_with_the_right_one():
+    assert Perturbation(light=(1.0, 0.25)).problem() == (
+        "perturbation light must go from its lower to its higher end: light=0.25:1"
+    )

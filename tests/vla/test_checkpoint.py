@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from vla.core import checkpoint as module
-from vla.core.checkpoint import checkpoint_files, load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from vla.core.checkpoint import (
+    checkpoint_files,
+    load_checkpoint,
+    load_tensors,
+    read_config,
+    save_checkpoint,
+    save_tensors,
+)
 
 
 def save(folder, version, trainer=True, **kwargs):
@@ -159,3 +166,9 @@ def test_foreign_folders_are_refused_and_kept(tmp_path):
     (tmp_path / "c" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="checkpoint format 99; this version reads format 1"):
         load_checkpoint(tmp_path / "c")
+
+
+def test_a_damaged_config_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "config.json").write_text("{\n")
+    with pytest.raises(ValueError, match=r"config\.json is damaged \(.*\): copy the checkpoint again or load another"):
+        read_config(tmp_path)

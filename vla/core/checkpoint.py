@@ -168,7 +168,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise ValueError(f"{path} is damaged: {problem}") from None
+        raise ValueError(f"{path} is damaged ({problem}): copy the checkpoint again or load another one") from None
     entry = config.get(_ENTRY) if isinstance(config, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
         raise ValueError(f"{path} does not describe a Bascule checkpoint: it has no '{_ENTRY}' entry")
