@@ -17,7 +17,7 @@ _HOMES = {
     "quickstart": "learn.Quickstart",
     "demos": "data.Demos",
     "train": "learn.Train",
-    "rl": "learn.RL",
+    "rl": "rl.RL",
     "convert": "convert.Convert",
     "eval": "measure.Eval",
     "serve": "deploy.Serve",

@@ -63,8 +63,9 @@ class Serve(Command):
 
         from policies.load import chosen_embodiment, load_policy
         from policies.serving.layouts import find_layout
+        from policies.serving.network import tls_context
         from policies.serving.policy_slot import PolicySlot
-        from policies.serving.server import Limits, PolicyServer, tls_context
+        from policies.serving.server import Limits, PolicyServer
 
         logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
         logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every connection

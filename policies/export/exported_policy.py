@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from vla.core.checkpoint import STATS, checkpoint_files, read_config
 from vla.core.config import decode
 from vla.core.types import ActionChunk, Observation, Prefix
-from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig, Stats
+from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig
+from vla.processing.stats import Stats
 
 Format = Literal["onnx", "torch", "aoti"]
 Precision = Literal["float32", "bfloat16", "int8"]

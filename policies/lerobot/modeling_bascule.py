@@ -27,8 +27,8 @@ from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.model import VLA
 from vla.model.policy import continue_chunk
 from vla.processing.pictures import to_uint8_picture
-from vla.processing.preprocess import widened
 from vla.processing.processor import Processor, ProcessorConfig, Stats, VectorStats
+from vla.processing.stats import widened
 from vla.processing.text import room_for_text, warn_of_lookalikes
 
 TOKENIZER = "tokenizer"

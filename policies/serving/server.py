@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import hmac
 import http
-import ipaddress
 import logging
 import signal
 import ssl
@@ -27,7 +26,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.protocol import State
@@ -35,6 +33,7 @@ from websockets.protocol import State
 from policies.serving import wire
 from policies.serving.batching import Batcher
 from policies.serving.layouts import Layout
+from policies.serving.network import is_loopback, plain
 from policies.serving.policy_slot import PolicySlot
 from policies.serving.prometheus import CONTENT_TYPE, Metrics
 from vla.core.types import Policy
@@ -89,7 +88,7 @@ class PolicyServer:
     ) -> None:
         if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise ValueError("api_key must be printable ASCII without spaces, and not empty")
-        if api_key is None and not _is_loopback(host):
+        if api_key is None and not is_loopback(host):
             raise ValueError(
                 f"host {host!r} lets other machines command this policy: set an api key (vla serve --api-key KEY) "
                 "or bind 127.0.0.1 and tunnel"
@@ -210,7 +209,7 @@ class PolicyServer:
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n")
         if path == "metrics":
             text = self.metrics.text(clients=self._clients.total(), waiting_requests=self._batcher.waiting)
-            return _plain(text, CONTENT_TYPE)
+            return plain(text, CONTENT_TYPE)
         if "websocket" not in request.headers.get("Upgrade", "").lower():
             return None  # the library's own answer: 426
         if path and path not in self._served:
@@ -377,32 +376,6 @@ def serve_in_thread(server: PolicyServer, *, start_timeout_s: float = 10.0) -> I
     finally:
         server.stop()
         thread.join(timeout=start_timeout_s)
-
-
-def tls_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
-    """A server's TLS from PEM files; ValueError naming what is wrong with them."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as problem:
-        raise ValueError(f"cannot read the certificate {certificate} or its key: {wire.one_line(problem)}") from None
-    return context
-
-
-def _plain(text: str, content_type: str) -> Response:
-    body = text.encode()
-    headers = Headers([("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")])
-    return Response(http.HTTPStatus.OK, "OK", headers, body)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a host name: it may resolve to anything
-        return False
 
 
 def _ms_since(start: float) -> float:

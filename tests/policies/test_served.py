@@ -19,8 +19,9 @@ from websockets.sync.client import connect
 
 from policies.serving import wire
 from policies.serving.client import PolicyClient
+from policies.serving.network import tls_context
 from policies.serving.policy_slot import PolicySlot, by_name
-from policies.serving.server import Limits, PolicyServer, serve_in_thread, tls_context
+from policies.serving.server import Limits, PolicyServer, serve_in_thread
 from tests.policies.test_server import SPEC, get, wait_for
 from vla.core.types import ActionSpec, Observation, PolicySpec
 

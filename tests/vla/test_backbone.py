@@ -15,7 +15,8 @@ from vla.backbones.hub import load as load_backbone
 from vla.backbones.tiny import build_tiny, learn_words, train_tokenizer
 from vla.training import pretrain as pretraining
 from vla.training.grounding_set import PROMPT_TOKENS, GroundingSet
-from vla.training.pretrain import PretrainConfig, _pack, _state_hidden, inspect, pretrain
+from vla.training.pointing_loss import _state_hidden
+from vla.training.pretrain import PretrainConfig, _pack, inspect, pretrain
 
 PATCH = 12
 

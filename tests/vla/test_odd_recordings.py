@@ -15,7 +15,7 @@ from bascule.main import COMMANDS, main
 from tests.vla.odd_recordings import KEY, SIZE, brightness, png, shown, write_dataset, write_video
 from vla.data.lerobot_dataset import load_dataset, load_datasets
 from vla.model.policy import VLAPolicy
-from vla.processing.preprocess import Stats, VectorStats
+from vla.processing.stats import Stats, VectorStats
 from vla.runtime.console import say
 
 GREY = np.full((SIZE, SIZE), 100, np.uint8)

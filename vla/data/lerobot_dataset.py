@@ -85,7 +85,7 @@ class DemoSet:
 
     def warnings(self) -> list[str]:
         """One line for each thing in the recording that may not be what was meant; empty for ordinary data."""
-        from vla.processing.preprocess import rare_components
+        from vla.processing.stats import rare_components
 
         parts = ((ACTION, self.action, self.action_names), (PROPRIO, self.proprio, self.proprio_names))
         return [*self.notes, *self._standing_still()] + [

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from vla.backbones.lora import LoRAConfig
 from vla.core.config import decode, encode, find
-from vla.processing.preprocess import ProcessorConfig, Stats
+from vla.processing.preprocess import ProcessorConfig
+from vla.processing.stats import Stats
 
 HEAD_NAMES = ("l1", "linear", "flow", "bins", "frequencies")
 """The heads of `vla.model.heads.HEADS` that need no look there, which would import torch."""

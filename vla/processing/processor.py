@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla.core.types import Observation
-from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig, Stats, VectorStats
+from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig
+from vla.processing.stats import Stats, VectorStats
 from vla.processing.text import plain_text
 
 __all__ = ["ModelInput", "Processor", "ProcessorConfig", "Stats", "VectorStats", "plain_text"]

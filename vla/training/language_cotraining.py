@@ -24,7 +24,8 @@ class LanguageTask(nn.Module):
         if not all(hasattr(backbone, name) for name in ("vlm", "ask", "decode", "point", "told")):
             raise ValueError("language questions need the embedded backbone or one made by `vla pretrain`")
         from vla.training.grounding_set import GroundingSet
-        from vla.training.pretrain import PretrainConfig, Reader
+        from vla.training.pointing_loss import Reader
+        from vla.training.pretrain import PretrainConfig
 
         self.config = config
         self._scenes = GroundingSet(Path(config.data), backbone.tokenizer)

@@ -1,0 +1,224 @@
+"""`vla rl`: refine a policy by online RL in simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from bascule.commands.base import Command, check_numbers, given
+from vla.core.checkpoint import CONFIG
+from vla.core.config import lookup
+from vla.runtime.devices import choose_device
+from vla.runtime.locks import refuse_used
+
+if TYPE_CHECKING:
+    from envs.perturb.perturbation import Perturbation
+    from vla.core.types import Policy
+
+
+@dataclass(frozen=True)
+class RL(Command):
+    """Refine a policy by online RL in simulation."""
+
+    recipe: Positional[str]
+    """What the run is; `vla list recipes` names them."""
+    init: Path
+    """Checkpoint to start from."""
+    embodiment: str | None = None
+    """Of a checkpoint trained for several robots, the one to refine; the result is a policy for this one alone."""
+    suite: str | None = None
+    """Another suite than the recipe's."""
+    out: Path = Path("runs/rl")
+    minutes: float | None = None
+    seed: int | None = None
+    resume: bool = False
+    """Continue the run in OUT, exactly; begin it if there is none yet."""
+    workers: int = 2
+    """Processes that simulate, of each process that learns."""
+    processes: int = 1
+    """Processes that learn together on this machine, each with its share of the worlds: torchrun starts them. On two
+    cores two of them, with one worker each, take a sixth less time than one."""
+    backend: Literal["cpu", "warp"] = "cpu"
+    num_envs: int | None = None
+    horizon: int | None = None
+    """Control steps of an episode while learning, fewer than the suite's; `vla eval` counts by the suite's."""
+    demos: Path | None = None
+    """Folder of demonstrations, for recipes that learn a teacher from them (multitask, ...-guided)."""
+    curriculum: str | None = None
+    """Draw tasks by their success: uniform, vla-rl, frontier, weakest."""
+    retain: tuple[str, ...] = ()
+    """Suites on which to compare the policy before and after, task by task: OUT/retention.json."""
+    retain_episodes: int = 96
+    """Per task."""
+    track: tuple[str, ...] = ()
+    """Besides OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    perturb: tuple[str, ...] = ()
+    """Domain randomisation of the worlds it learns and is chosen in: AXIS=FROM:TO each, as in `vla eval`."""
+    late_steps: int = 0
+    """Train for slow links: a chunk comes into play up to so many control steps after its picture was taken, how many
+    is drawn for each episode. The chunk must have so many actions more than are played between two decisions."""
+    device: str = "auto"
+
+    def run(self) -> None:
+        from rl.recipes import RECIPES
+
+        recipe = lookup(self.recipe, RECIPES, "recipe")
+        from bascule.catalogue import trained
+
+        refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
+        init = trained(self.init)
+        self._check()
+        from policies.load import chosen_embodiment
+        from vla.runtime.distributed import launch, launched
+
+        member = chosen_embodiment(init, self.embodiment)
+        config, size = self._config(recipe()), max(self.processes, launched()[1])
+        if config.num_envs % size:
+            raise ValueError(f"--num-envs {config.num_envs} does not divide among {size} processes")
+        if self.processes != 1 and launched()[1] == 1:
+            launch(self.processes)
+        from envs.evaluation.evaluate import evaluate
+        from envs.seeds import VALIDATION_SEED0
+        from rl.runner import Runner
+        from vla.model.model import VLA
+        from vla.runtime.console import progress, say
+        from vla.runtime.distributed import assemble
+
+        team = assemble(shard=False)
+        from envs.perturb.perturbation import parse
+
+        perturb = parse(self.perturb) if self.perturb else None
+        env = self._worlds(config.suite, config.num_envs // team.size, perturb, config.horizon)
+        if self.late_steps:
+            env = self._late(env, config, init)
+        demos = None
+        if self.demos is not None:
+            from vla.data.lerobot_dataset import load_dataset
+
+            demos = load_dataset(self.demos)
+
+        def play(policy: Policy) -> tuple[int, int]:
+            # The best checkpoint is chosen on other scenes than those `vla eval` reports on.
+            seeds = range(VALIDATION_SEED0, VALIDATION_SEED0 + 2 * config.num_envs)[team.rank :: team.size]
+            report = evaluate(policy, env, seeds, suite=config.suite)
+            return report.successes, report.episodes
+
+        try:
+            with progress("online RL", config.max_updates, unit="updates") as update:
+
+                def show(row: Mapping[str, float]) -> None:
+                    update(row["update"], f"success {row.get('success_rate', 0):.2f} while exploring")
+
+                def show_teacher(row: Mapping[str, float]) -> None:
+                    rate = row.get("success_rate", 0)
+                    update(0, f"training teacher: update {row['update']}/{row['of']}, success {rate:.2f}")
+
+                model = VLA.load(init, member=member).to(choose_device(self.device))
+                model.members = {}  # the weights they share are refined for one of them
+                runner = Runner(
+                    model, env, config, self.out, evaluate=play, demos=demos, team=team,
+                    on_update=show if team.rank == 0 else None,
+                    on_teacher_update=show_teacher if team.rank == 0 else None,
+                )  # fmt: skip
+                result = runner.run(resume=self.resume)
+        finally:
+            env.close()
+        if team.rank == 0:
+            say(f"best policy (update {result.best_update} of {result.updates}) in {self.out / 'best'}")
+            if self.retain:
+                self._report_retention(init, member)
+
+    def _check(self) -> None:
+        """What can be said before any work. ValueError."""
+        check_numbers(
+            self, minutes=(0.01, 1e6), seed=(0, 2**31), workers=(1, 1024), processes=(1, 1024), num_envs=(1, 100_000),
+            horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
+        )  # fmt: skip
+        from envs.perturb.perturbation import parse
+        from envs.registry import load_suite
+        from rl.rollout.curriculum import RULES
+
+        for suite in (*self.retain, *([] if self.suite is None else [self.suite])):
+            load_suite(suite)
+        if self.curriculum is not None:
+            lookup(self.curriculum, RULES, "curriculum")
+        if self.perturb:
+            parse(self.perturb)
+        if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
+            raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
+
+    def _config(self, config: Any) -> Any:
+        """The recipe with this command's changes."""
+        from rl.configs.run import CurriculumConfig
+
+        seconds = None if self.minutes is None else 60 * self.minutes
+        return replace(
+            config,
+            **given(
+                suite=self.suite, max_seconds=seconds, seed=self.seed, num_envs=self.num_envs,
+                horizon=self.horizon,
+                curriculum=None if self.curriculum is None else CurriculumConfig(rule=self.curriculum),
+                trackers=self.track or None,
+            ),
+        )  # fmt: skip
+
+    def _worlds(
+        self, suite: str, num_envs: int, perturb: Perturbation | None = None, horizon: int | None = None
+    ) -> Any:
+        from envs import make_vec
+
+        device = None if self.backend == "cpu" else choose_device(self.device)
+        return make_vec(
+            suite, num_envs, num_workers=self.workers, backend=self.backend, device=device, perturb=perturb,
+            horizon=horizon,
+        )  # fmt: skip
+
+    def _late(self, env: Any, config: Any, init: Path) -> Any:
+        """The worlds with answers that come late, as many control steps apart as the policy will be asked."""
+        from envs.backends.delayed_env import DelayedVecEnv
+        from vla.model.policy import VLAPolicy
+
+        policy = VLAPolicy.load(init)
+        between, chunk_size = config.n_action_steps or policy.spec.n_action_steps, policy.spec.chunk_size
+        if between + self.late_steps > chunk_size:
+            env.close()
+            raise ValueError(
+                f"--late-steps {self.late_steps}: chunks of {chunk_size} actions, {between} of them played between "
+                f"decisions, leave room for {chunk_size - between}"
+            )
+        return DelayedVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
+
+    def _report_retention(self, init: Path, member: str | None) -> None:
+        from envs.evaluation.evaluate import evaluate
+        from envs.registry import load_suite
+        from envs.seeds import RETENTION_SEED0
+        from rl.retention import retention
+        from vla.core.config import save_json
+        from vla.model.model import VLA
+        from vla.model.policy import VLAPolicy
+        from vla.runtime.console import format_rate, stdout, table
+
+        def play(policy: Policy, suite: str) -> Any:
+            env = self._worlds(suite, min(48, self.retain_episodes))
+            try:
+                first = RETENTION_SEED0
+                count = self.retain_episodes * len(load_suite(suite).tasks)
+                return evaluate(policy, env, range(first, first + count), suite=suite)
+            finally:
+                env.close()
+
+        before, after = VLAPolicy(VLA.load(init, member=member)), VLAPolicy.load(self.out / "best")
+        report = retention(before, after, self.retain, play)
+        save_json(self.out / "retention.json", report)
+        rows = [
+            (f"{row['suite']}/{row['task']}", format_rate(row["before"]), format_rate(row["after"]), row["verdict"])
+            for row in report["tasks"]
+        ]
+        stdout().print(table("retention", ("task", "before", "after", ""), rows))
+
+    def kept(self) -> str:
+        return f"the last evaluated checkpoint stays in {self.out}; add --resume to continue"

@@ -1,0 +1,132 @@
+"""Statistics of actions and proprio that normalise them: quantile ranges with a floor, standard scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.core.config import decode, encode
+
+_NEGLIGIBLE = 1e-6
+
+
+_NARROW = 0.05
+"""A quantile range below this share of the extremes' is replaced by them, which bounds targets to +-2 / 0.05."""
+
+
+LEAST_RANGE = 0.01
+"""Of a component that hardly moved in training, for that comparison: raw units, or that share of its value."""
+
+
+@dataclass(frozen=True)
+class VectorStats:
+    """Per-component statistics of a vector over a data set, raw units."""
+
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def dim(self) -> int:
+        return len(self.q01)
+
+    @staticmethod
+    def from_array(values_FX: NDArray[np.floating], *, name: str) -> VectorStats:
+        """Of (F, X) values. ValueError naming `name` when empty, not 2-D or not finite."""
+        values = np.asarray(values_FX, dtype=np.float64)
+        if values.ndim != 2 or 0 in values.shape:
+            raise ValueError(f"{name} must be (frames, components) with at least one of each, got shape {values.shape}")
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            raise ValueError(f"{name} holds NaN or infinity, first in frame {row}, component {column}")
+        q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+        # A switch (gripper: -1 or 1) keeps its values even if it is pressed in fewer than 1% of the frames.
+        switch = np.isin(values, (-1.0, 1.0)).all(axis=0)
+        q01, q99 = np.where(switch, -1.0, q01), np.where(switch, 1.0, q99)
+        low, high = values.min(0), values.max(0)
+        q01, q99 = widened(q01, q99, low, high)
+        columns = (q01, q99, low, high, values.mean(0), values.std(0))
+        return VectorStats(*(tuple(column.tolist()) for column in columns))
+
+    def affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(centre, half width) such that (x - centre) / half spans [-1, 1] between the 1% and 99% quantiles.
+
+        A component whose quantiles coincide is scaled by its extremes; one that never changes is only centred.
+        """
+        low, high = np.array(self.q01), np.array(self.q99)
+        narrow = high - low < _NEGLIGIBLE
+        low, high = np.where(narrow, self.min, low), np.where(narrow, self.max, high)
+        half = (high - low) / 2
+        return (low + high) / 2, np.where(half < _NEGLIGIBLE / 2, 1.0, half)
+
+    def released_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(centre, half width) as the released VLA-Adapter code scales: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 and back.
+
+        A state that never changed reads -1; an action that never changed is that constant, whatever the network says.
+        """
+        # Observations are float32: a constant must meet its own value, not the one with more digits in the file.
+        low, high = (np.array(column, dtype=np.float32).astype(np.float64) for column in (self.q01, self.q99))
+        half = (high - low + 1e-8) / 2
+        return low + half, half
+
+
+def widened(
+    q01: NDArray[np.float64], q99: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The quantiles (X,), or the extremes `low` and `high` of components whose quantiles span less than 5% of them.
+
+    Such a component is at rest in nearly all frames, so its quantiles measure sensor noise: a button that is 1 in 0.7%
+    of the frames and 1e-5 of noise otherwise would become a target of 40,000. Quantiles that coincide stay as they are
+    (`VectorStats.affine` takes the extremes). Done when statistics are made: checkpoints keep those they have.
+    """
+    noise = (q99 - q01 >= _NEGLIGIBLE) & (q99 - q01 < _NARROW * (high - low))
+    return np.where(noise, low, q01), np.where(noise, high, q99)
+
+
+def rare_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> list[str]:
+    """For each component scaled by its extremes because it rarely leaves its resting value: one clause that names it.
+
+    Switches (only -1 and 1) and constants are none of these.
+    """
+    values = np.asarray(values_FX, dtype=np.float64)
+    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    low, high = values.min(0), values.max(0)
+    rare = (q99 - q01 < _NARROW * (high - low)) & (high - low >= _NEGLIGIBLE) & ~np.isin(values, (-1.0, 1.0)).all(0)
+    return [
+        f"'{names[i]}' reaches {low[i]:.3g}..{high[i]:.3g} but stays in {q01[i]:.3g}..{q99[i]:.3g} in 98% of the frames"
+        for i in np.flatnonzero(rare)
+    ]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Normalisation statistics of a training set. They travel with the checkpoint."""
+
+    proprio: VectorStats
+    action: VectorStats
+    frames: int
+
+    @staticmethod
+    def from_arrays(proprio_FP: NDArray[np.floating], action_FA: NDArray[np.floating]) -> Stats:
+        """Of all frames of a data set, raw units. ValueError for NaN, infinity or different lengths."""
+        if len(proprio_FP) != len(action_FA):
+            raise ValueError(f"{len(proprio_FP)} proprio frames but {len(action_FA)} actions")
+        return Stats(
+            proprio=VectorStats.from_array(proprio_FP, name="proprio"),
+            action=VectorStats.from_array(action_FA, name="action"),
+            frames=len(proprio_FP),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return encode(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Stats:
+        return decode(Stats, data)
