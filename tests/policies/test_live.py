@@ -66,8 +66,8 @@ def test_the_loop_keeps_its_rate_while_the_policy_thinks(beside):
     config = ControlConfig(duration_s=2.0, policy_hz=20.0, n_action_steps=4)
     report = control(robot, beside, config)
     assert report.ended == "time" and report.answers >= 5
-    assert report.ticks >= 95 and report.overruns <= 5, "a busy machine may cost a few"
-    assert report.work_ms["p50"] < 5 and report.latency_ms["p50"] >= 150
+    # A ratio within one run, whatever the machine has to do besides: a tick that waited would take a decision's time.
+    assert report.latency_ms["p50"] >= 150 and report.work_ms["p50"] < report.latency_ms["p50"] / 10
     assert max(report.delays) >= 2, "and actions were played while it thought"
 
 

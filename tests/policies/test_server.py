@@ -333,10 +333,9 @@ def test_slow_policy_serves_clients_in_turn_on_one_thread_and_keeps_the_loop_fre
         for i, ws in enumerate(sockets):
             ws.send(wire.pack(observation("lift" + i * "!")))
         wait_for(lambda: policy.busy)
-        start = time.perf_counter()
         assert get(server, "/healthz") == (200, b"OK\n")
         assert sockets[0].ping().wait(timeout=1)
-        assert time.perf_counter() - start < 0.3 and policy.busy == 1  # answered while the policy was still at work
+        assert policy.busy == 1  # answered while the policy was still at work
         replies = [wire.unpack(ws.recv(timeout=5))["actions"][0, 0] for ws in sockets]
     assert replies == [FIRST_ACTION + i for i in range(3)]  # each client got its own
     assert policy.most_busy == 1 and len(policy.threads) == 1

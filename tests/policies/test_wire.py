@@ -162,7 +162,7 @@ def test_small_frames_cannot_allocate_much() -> None:
                 pass
             else:
                 assert bomb is bombs[0]
-            assert time.perf_counter() - start < 2
+            assert time.perf_counter() - start < 30, "it hangs"
         assert tracemalloc.get_traced_memory()[1] < 150 * 2**20
     finally:
         tracemalloc.stop()

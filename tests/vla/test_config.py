@@ -112,9 +112,9 @@ def test_unreadable_json_names_the_file(tmp_path):
 
 def test_importing_the_package_is_light():
     code = (
-        "import sys, time; t = time.process_time(); import vla; dt = time.process_time() - t;"
+        "import sys; import vla;"
         "heavy = {'torch', 'numpy', 'transformers', 'lerobot'} & set(sys.modules); assert not heavy, heavy;"
-        "assert dt < 0.1, dt; assert vla.__version__; import vla.core.config; from vla import ActionSpec;"
+        "assert vla.__version__; import vla.core.config; from vla import ActionSpec;"
         "assert 'torch' not in sys.modules; assert all(getattr(vla, name) is not None for name in vla.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
