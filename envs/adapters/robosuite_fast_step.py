@@ -50,7 +50,7 @@ class LeanStep:
 
     @staticmethod
     def suits(env: Any) -> bool:
-        """Whether this is the robot and controller that `LeanStep` computes; other environments step themselves."""
+        """True for the robot and controller that `LeanStep` computes; other environments step themselves."""
         robot = env.robots[0]
         osc = getattr(robot, "part_controllers", {}).get("right")
         return (

@@ -112,7 +112,7 @@ def _load_episode(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether an episode file can be read: a disk that filled up may leave one that cannot."""
+    """True if an episode file can be read: a full disk may leave one that cannot."""
     try:
         return pq.read_metadata(path).num_rows > 0
     except (pa.ArrowInvalid, OSError):
@@ -185,6 +185,7 @@ class _DataFiles:
         self.file_index = -1
 
     def append(self, table: pa.Table) -> None:
+        """Write one episode's table as a row group, in a new file when the current one has grown large."""
         if self._writer is None or self._bytes > DATA_FILE_BYTES:
             self.close()
             self.file_index += 1
@@ -195,6 +196,7 @@ class _DataFiles:
         self._bytes += table.nbytes
 
     def close(self) -> None:
+        """Finish the current file, if one is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

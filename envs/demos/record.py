@@ -121,9 +121,11 @@ class _Workers:
 
     @property
     def replaced(self) -> int:
+        """Number of workers that died and were replaced so far."""
         return self._deaths.total()
 
     def start(self, seed: int) -> None:
+        """Send the episode's seed to an idle worker. There must be one."""
         connection = self.idle.pop()
         self.running[connection] = seed
         with suppress(OSError):  # it has died: `reports` will find that out
@@ -167,6 +169,7 @@ class _Workers:
         self._add()
 
     def close(self) -> None:
+        """Stop all workers and wait for them; those inside an episode are terminated."""
         for connection in self.idle:
             with suppress(OSError):
                 connection.send(None)
@@ -191,7 +194,7 @@ def _check_same(found: dict[str, Any], request: _Request, out: Path) -> None:
 
 
 def _finished(out: Path, request: _Request, episodes: int) -> bool:
-    """Whether `out` already is the dataset asked for. ValueError if it is something else."""
+    """True if `out` already is the requested dataset. ValueError if it is something else."""
     if not (out / "meta" / "info.json").exists():
         strangers = [p.name for p in out.iterdir() if p.name not in ("recording", "data")] if out.exists() else []
         if strangers or ((out / "data").exists() and not (out / "recording").exists()):

@@ -16,7 +16,7 @@ from vla.core.types import Policy, VecEnv, executed
 
 _log = logging.getLogger(__name__)
 _MAX_REPLAYS = 2
-"""Of an episode whose worker died; one that kills it again and again is a failure."""
+"""Repeats of an episode whose worker died; one that kills it every time counts as a failure."""
 Progress = Callable[[int, int, int], None]
 """(finished, wanted, successes), called after every decision in which an episode ended."""
 

@@ -40,7 +40,7 @@ class Soundness:
 
     @property
     def sound(self) -> bool:
-        """Whether every reset passed."""
+        """True if every reset passed."""
         return not (self.exceptions or self.not_finite or self.below_table or self.shifted)
 
 

@@ -26,11 +26,11 @@ _PATIENT = 1000
 
 @dataclass
 class Sight:
-    """What a script sees of its world: filled anew before each of its steps."""
+    """Privileged input of a scripted expert, refreshed before each of its steps."""
 
     grip: Vector = field(default_factory=lambda: np.zeros(3))
     rotation: Vector = field(default_factory=lambda: np.eye(3))
-    """Of the grip site, world frame: columns are its axes."""
+    """Rotation matrix (3, 3) of the grip site, world frame: columns are its axes."""
     state: Vector = field(default_factory=lambda: np.zeros(0))
     """The suite's privileged state (`envs.adapters.robosuite_suites`)."""
 
@@ -50,7 +50,7 @@ Script = Generator[Command, None, bool]
 
 
 class _Lost(Exception):
-    """What was held is held no more."""
+    """Raised when the gripper has lost the object it held."""
 
 
 def _rotation(quat_wxyz: Vector) -> Vector:

@@ -78,7 +78,7 @@ class Perturbation:
         return (float(value[0]), float(value[1])) if isinstance(value, tuple | list) else (float(value), float(value))
 
     def on(self, axis: str) -> bool:
-        """Whether any episode is perturbed along `axis`."""
+        """True if any episode is perturbed along `axis`."""
         return self.range_of(axis)[1] > 0.0
 
     def severity(self, axis: str, seed: int) -> float:
@@ -90,7 +90,7 @@ class Perturbation:
         return float(rng.uniform(low, high))
 
     def any(self) -> bool:
-        """Whether any axis is active."""
+        """True if any axis is active."""
         return any(self.on(axis) for axis in AXES)
 
     def words(self) -> str:

@@ -1,1 +1,1 @@
-"""What every simulated environment shares: cameras, culling, divergence checks. May import `envs.tabletop`."""
+"""Parts that every simulated environment shares: cameras, culling, divergence checks. May import `envs.tabletop`."""

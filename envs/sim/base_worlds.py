@@ -63,7 +63,7 @@ class BaseWorlds(VecEnv):
         self.action_spec, self.cameras = action_spec, cameras
         self.proprio_dim, self.privileged_dim = proprio_dim, privileged_dim
         self.render_images = True
-        """Whether to render at resets and after chunks; else images keep the last frame."""
+        """Render at resets and after action chunks; if False, images keep the last frame."""
         shape = (num_worlds, len(cameras), render.image_size, render.image_size, 3)
         own = np.zeros(shape, np.uint8), np.zeros(shape[:-1], np.float32) if render.depth else None
         self.images, self.depth = own if frames_out is None else frames_out

@@ -15,5 +15,5 @@ _BAD = slice(min(_KINDS), max(_KINDS) + 1)  # neighbours: a slice costs this, at
 
 
 def diverged(data: mujoco.MjData) -> bool:
-    """Whether this world blew up since `mj_resetData` last cleared its warnings, or holds a NaN or infinity now."""
+    """True if this world diverged since `mj_resetData` last cleared its warnings, or holds a NaN or infinity now."""
     return bool(data.warning.number[_BAD].any()) or not bool(np.isfinite(data.qpos).all())

@@ -12,9 +12,9 @@ class RenderOptions:
     image_size: int = 84
     """Height and width of every image, pixels."""
     depth: bool = False
-    """Whether to render depth, metres."""
+    """Render depth, in metres."""
     calibration: bool = False
-    """Whether to report the cameras' intrinsics and extrinsics."""
+    """Report the cameras' intrinsics and extrinsics."""
     history: int = 0
     """Number of earlier decisions whose images are shown, too; kept by `VecEnv` backends only."""
 

@@ -18,9 +18,9 @@ class EpisodeSource:
     """Scene, episodes and initial states of a tabletop suite; `envs.perturb.episode_source` varies them."""
 
     varies_model = False
-    """Whether environments differ in more than the colours of their objects: see `model_fields`."""
+    """True if environments differ in more than the colours of their objects: see `model_fields`."""
     noisy = False
-    """Whether `observed_images` and `observed_proprio` differ from their argument."""
+    """True if `observed_images` and `observed_proprio` differ from their argument."""
 
     def __init__(self, suite: Suite, *, phrasings: Phrasings = "train", control: ControlConfig | None = None) -> None:
         self.suite, self.scene, self.phrasings = suite, SCENES[suite.scene], phrasings
