@@ -165,9 +165,11 @@ class _Uncorrected:
         self._plans = plans
         self.spec = PolicySpec(plans.vla.action_spec, chunk_size=1, n_action_steps=1)
 
-    def reset(self, env_ids: Sequence[int] | None = None) -> None: ...
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Do nothing: the plans belong to the environment and are renewed there."""
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """Return the VLA's own action (B, 1, A) with a residual of zero."""
         return self._plans.corrected(np.zeros_like(self._plans.action()), 0.0)
 
 

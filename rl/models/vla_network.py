@@ -38,7 +38,7 @@ class VLANetwork:
             raise ValueError("refiner_width trains the refiner alone: leave ActorConfig.trains at its default")
         self.module, self.chunk_size = vla, vla.chunk_size
         self.reads_latents = bool(config.refiner_width) or config.trains == "head"
-        """Whether the bridge is frozen, too."""
+        """True if the bridge is frozen as well."""
         vla.backbone.requires_grad_(False)
         if config.refiner_width:
             vla.add_refiner(config.refiner_width, seed=seed)

@@ -203,7 +203,7 @@ def events(p_T: NDArray[np.floating], threshold: float) -> NDArray[np.int64]:
 
 
 def completed(p_T: NDArray[np.floating], threshold: float, goals: int) -> bool:
-    """Whether as many milestones were seen as a success has."""
+    """True if at least `goals` milestones, those of a success, were detected."""
     return bool(events(p_T, threshold)[-1] >= goals)
 
 

@@ -118,7 +118,7 @@ class RolloutBuffer(Transitions):
 
     @property
     def full(self) -> bool:
-        """Whether T decisions were added."""
+        """True once T decisions were added."""
         return self.filled == self.num_decisions
 
     def put_inputs(self, inputs: PolicyInput) -> PolicyInput:
