@@ -30,7 +30,7 @@ _ALIASES = "aliases"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder held."""
+    """Contents of a checkpoint folder."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -93,7 +93,7 @@ def save_checkpoint(
 def save_files(
     folder: str | os.PathLike[str], *, config: Mapping[str, Any], stats: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> None:
-    """As `save_checkpoint`, of a folder without weights of ours: an exported policy."""
+    """Write an exported policy as `save_checkpoint` writes a checkpoint, without safetensors weights."""
     with writing(folder, "this export", files):
         _commit(Path(folder), config, {STATS: _json_bytes(stats), **files}, {})
 

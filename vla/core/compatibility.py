@@ -26,7 +26,7 @@ _SUFFIX = re.compile(r"\.(pos|vel)$")
 
 @dataclass(frozen=True)
 class Side:
-    """What a policy reads and writes, or what an environment shows and takes. None: it does not say."""
+    """Interface of a policy or an environment: actions, proprio and cameras. None: not declared."""
 
     action: ActionSpec | None = None
     proprio_dim: int | None = None
@@ -46,7 +46,7 @@ class Fit:
 
 
 def side_of(thing: Any) -> Side:
-    """What a policy, a VLA, an environment, a robot or a client says about itself."""
+    """The declared interface of a policy, a VLA, an environment, a robot or a client."""
     if isinstance(thing, Side):
         return thing
     if isinstance(spec := getattr(thing, "spec", None), PolicySpec):
@@ -140,6 +140,7 @@ class Reordered:
         self.spec = replace(policy.spec, action_spec=action, proprio_names=names, takes_prefix=False)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Forget the policy's state of these environments (all when None)."""
         self.policy.reset(env_ids)
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:

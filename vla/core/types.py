@@ -56,7 +56,7 @@ class Plane:
     offsets: tuple[Pair, ...] = ()
     """Columns of the privileged state with differences of positions."""
     turns: bool = False
-    """Whether a scene rotated about the vertical is a scene, too; not with fixtures or angles in the state."""
+    """True if a scene rotated about the vertical is a valid scene; not with fixtures or angles in the state."""
 
 
 @dataclass
@@ -140,7 +140,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a policy reads and writes, and how its chunks are meant to be executed. None: the policy does not say."""
+    """Interface of a policy and how its action chunks are meant to be executed. None: not declared."""
 
     action_spec: ActionSpec | None = None
     """Names, bounds and rate of its actions. None: a stock openpi server, or an expert made for its environment."""
@@ -154,7 +154,7 @@ class PolicySpec:
     """Width of the robot state that it reads. None: any."""
     proprio_names: tuple[str, ...] | None = None
     takes_prefix: bool = False
-    """Whether `act` can continue from the actions that are still to be executed (real-time chunking)."""
+    """True if `act` can continue from the actions that are still to be executed (real-time chunking)."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ class Policy(Protocol):
     """Anything that acts: a VLA, an exported graph, a remote server, a scripted expert, an SB3 model."""
 
     @property
-    def spec(self) -> PolicySpec: ...
+    def spec(self) -> PolicySpec:
+        """The interface of this policy: actions, proprio, cameras and how its chunks are executed."""
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Forget the state of these environments (all when None): a new episode starts there."""
