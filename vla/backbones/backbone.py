@@ -276,7 +276,7 @@ class Backbone(nn.Module):
         return views[:, :, len(layout.opens) : len(layout.opens) + patches]
 
     def _mask(self, mask_BS: Tensor, embeds_BSD: Tensor) -> Tensor | dict[str, Tensor]:
-        """What `decode` takes. Plain causal attention is left to the library, which knows faster ways."""
+        """Attention mask in the form `decode` takes. Plain causal attention is left to the library's faster kernels."""
         if self.family.sees_ahead == "nothing" and self._window is None:
             return mask_BS.long()
         group_S = torch.full((mask_BS.shape[1],), -1, device=mask_BS.device)
@@ -299,7 +299,7 @@ class Backbone(nn.Module):
         return {"full_attention": finished(None), "sliding_attention": finished(self._window)}
 
     def to_spec(self) -> dict[str, Any]:
-        """What `load_backbone` needs, besides the weights and a tokenizer folder, to build this again."""
+        """Specification from which `load_backbone` builds this again, given the weights and a tokenizer folder."""
         from vla.core.config import encode
 
         spec = {

@@ -49,9 +49,11 @@ class Layout:
 
     @property
     def frame_ids(self) -> tuple[int, ...]:
+        """All special token ids of the layout in order, without patches, instruction and queries."""
         return self.before + self.opens + self.closes + self.between + self.after
 
     def view_length(self, patches: int) -> int:
+        """Number of sequence positions that one view of `patches` patches takes, its markers included."""
         return len(self.opens) + patches + len(self.closes)
 
     def prefix_length(self, views: int, patches: int) -> int:
@@ -83,8 +85,8 @@ class Family:
     rope_3d: bool = False
     """Positions (time, row, column), and text goes on from the largest (M-RoPE, Qwen2-VL, arXiv 2409.12191)."""
     sees_ahead: Literal["nothing", "own view", "prefix"] = "nothing"
-    """What attention reaches beyond causality: patches their own view (Gemma 3), or everything in front of the queries
-    all of itself (PaliGemma)."""
+    """Attention beyond causality: patches attend to their whole view (Gemma 3), or all tokens in front of the queries
+    attend to each other (PaliGemma)."""
 
 
 def decoder_of(vlm: nn.Module, family: Family) -> nn.Module:
@@ -216,7 +218,7 @@ def family_named(name: str) -> Family:
 
 
 def image_spec(family: Family, config: Any, folder: Path | None, size: int | None) -> ImageSpec:
-    """Of a checkpoint: mean and std as its own preprocessor says, the size as wanted if its tower takes it."""
+    """Image preprocessing of a checkpoint: mean and std from its own preprocessor, `size` if its tower takes it."""
     own = family.size(config)
     wanted = own if size is None else size
     if wanted != own and not family.any_size:
@@ -297,7 +299,7 @@ def prefix_positions(layout: Layout, *, views: int, side: int, rope_3d: bool) ->
 
 
 def visible(mask_BS: Tensor, order_BS: Tensor, group_S: Tensor, window: int | None = None) -> Tensor:
-    """Who sees whom, bool (B, 1, S, S): causal, plus all of one's own group (-1: none), never padding.
+    """Attention mask, bool (B, 1, S, S), True = may attend: causal, plus the whole of one group (-1: none), no padding.
 
     `window` limits the causal part to so many real tokens, counted by `order_BS`: padding does not use it up.
     """

@@ -1,4 +1,4 @@
-"""What the backbone hands to the bridge: hidden states of its tapped layers, ready to be cached. No Hugging Face."""
+"""Backbone features for the bridge: hidden states of the tapped layers, ready to be cached. No Hugging Face."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ class Features:
     queries_BLQD: Tensor
     """Hidden states of the Q action queries at the same layers."""
     points_BQE: Tensor | None
-    """What each query points at, as explicit coordinates; None when the backbone does not point. Always float32."""
+    """Explicit coordinates that each query points at; None when the backbone does not point. Always float32."""
     coords_NE: Tensor
     """(N, 3) of each raw token: x, y in [-1, 1] and view id. Shared by the batch. Always float32."""
 
     @property
     def batch_size(self) -> int:
+        """Number of observations B."""
         return self.raw_BLND.shape[0]
 
     @property
     def device(self) -> torch.device:
+        """The device that holds the hidden states."""
         return self.raw_BLND.device
 
     @property
@@ -76,6 +78,7 @@ class Features:
         return self.to(dtype=torch.float32)
 
     def detach(self) -> Features:
+        """The same features without their gradient history. Memory is shared, not copied."""
         return replace(
             self,
             raw_BLND=self.raw_BLND.detach(),
@@ -132,7 +135,7 @@ class Features:
             self.points_BQE[rows] = part.points_BQE
 
     def tensors(self) -> dict[str, Tensor]:
-        """What differs between observations, by name, for whoever checks it."""
+        """Tensors with a batch dimension, by name; the shared coordinates are not among them."""
         every = {
             "raw_BLND": self.raw_BLND,
             "raw_mask_BN": self.raw_mask_BN,

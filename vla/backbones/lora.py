@@ -27,7 +27,7 @@ class LoRAConfig:
     """Parts of the backbone that are ours, not pre-trained weights to be spared: they train without an adapter."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Describe what is wrong with this configuration, or return None."""
         if self.rank < 1 or not self.alpha > 0:
             return f"lora rank and alpha must be positive, got {self.rank} and {self.alpha}"
         if not 0 <= self.dropout < 1:

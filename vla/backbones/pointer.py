@@ -81,7 +81,7 @@ class SharpPointer(nn.Module):
         self.register_buffer("grid_P2", torch.stack([x, y], -1).view(-1, 2), persistent=False)
 
     def forward(self, pixels_BVCHW: Tensor, query_BQD: Tensor, coarse_BQVP: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Pointer`. `pixels_BVCHW` normalised images; `coarse_BQVP` its logits for the same queries."""
+        """Return the same as `Pointer`. `pixels_BVCHW` are normalised images, `coarse_BQVP` its logits."""
         b, v = pixels_BVCHW.shape[:2]
         # In whatever precision surrounds us, four times as fast in bfloat16: < 0.01 px worse (docs/research-log.md).
         seen = self.look(pixels_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float()

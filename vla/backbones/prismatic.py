@@ -23,7 +23,8 @@ from vla.backbones.families import HALF, IMAGENET
 
 
 class PrismaticConfig(PretrainedConfig):
-    """Of both towers (num_hidden_layers: blocks that are run, one less than the published towers have) and decoder."""
+    """Configuration of both towers and the decoder. A tower's num_hidden_layers counts the blocks that are run, one
+    less than the published tower has."""
 
     model_type = "prismatic"
     sub_configs = {"dino_config": AutoConfig, "siglip_config": AutoConfig, "text_config": AutoConfig}
@@ -85,9 +86,11 @@ class PrismaticModel(_PrismaticBase):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The word embedding of the text decoder."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding of the text decoder."""
         self.language_model.set_input_embeddings(value)
 
     def get_image_features(self, pixels_MCHW: Tensor) -> Tensor:
@@ -110,6 +113,7 @@ class PrismaticForConditionalGeneration(_PrismaticBase):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The word embedding of the text decoder."""
         return self.model.get_input_embeddings()
 
 

@@ -135,6 +135,7 @@ class _LinearPatches(nn.Conv2d):
     """A patch embedding (kernel = stride) computed as one matrix product, with the same parameters."""
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Image (B, C, H, W) -> patch embeddings (B, D, rows, columns). Pixels beyond whole patches are dropped."""
         b, c, h, w = image_BCHW.shape
         kh, kw = self.kernel_size
         rows, columns = h // kh, w // kw

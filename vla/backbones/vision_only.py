@@ -43,4 +43,5 @@ class NoDecoder(nn.Module):
         )
 
     def to_spec(self) -> dict[str, Any]:
+        """The specification of the wrapped backbone, from which `load_backbone` builds that one again."""
         return self.inner.to_spec()
