@@ -21,10 +21,10 @@ from vla.processing.processor import ModelInput, Processor
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one step (or one accumulated part of it) learns from."""
+    """Training batch of one step, or of one accumulated part of it."""
 
     seen: Features | ModelInput
-    """Of a frozen backbone its features, else what it will read."""
+    """Features of a frozen backbone, else the inputs of one that learns."""
     proprio_BP: Tensor
     action_BCA: Tensor
     """float32, normalised."""
@@ -37,6 +37,7 @@ class Batch:
         return float(self.mask.sum(dtype=torch.float64))
 
     def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
         seen = self.seen.to(device=device) if isinstance(self.seen, Features) else self.seen.to(device)
         return Batch(seen, self.proprio_BP.to(device), self.action_BCA.to(device), self.mask.to(device))
 
@@ -73,13 +74,16 @@ class LiveDemos:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """Number of frames of the one dataset, as a tuple."""
         return (self._demos.num_frames,)
 
     def weigh(self, frames: Tensor) -> float:
+        """`Batch.weight` of these frames: the number of targets that count, computed without decoding images."""
         mask = self._demos.chunks(self._chunk_size, frames.numpy())[1]
         return float(mask.sum(dtype=np.float64) * _components(self._processor))
 
     def take(self, frames: Tensor) -> Batch:
+        """The batch of these frames on the CPU, images decoded and actions normalised."""
         inp = self._processor.prepare(self._demos.observation(frames.numpy()))
         action, mask = chunk_targets(self._processor, self._demos, self._chunk_size, frames)
         return Batch(inp, inp.proprio_BP, action, mask)
@@ -94,12 +98,15 @@ class Joined:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """Number of frames of each dataset, in the order of the sources."""
         return tuple(size for source in self._sources for size in source.sizes)
 
     def weigh(self, frames: Tensor) -> float:
+        """`Batch.weight` of these frames, summed over the sources they come from."""
         return sum(source.weigh(local) for source, local, _ in self._split(frames))
 
     def take(self, frames: Tensor) -> Batch:
+        """The batch of these frames on the CPU, in the order of `frames`, whichever source each comes from."""
         split = self._split(frames)
         parts = [source.take(local) for source, local, _ in split]
         back = torch.argsort(torch.cat([places for _, _, places in split]))
@@ -135,16 +142,18 @@ class Ahead[T]:
         self._next: tuple[int, Future[T]] | None = None
 
     def get(self, step: int, last: bool) -> T:
+        """Return the result of `step` and start fetching the next one in the background unless this is the `last`."""
         ready = self._next[1].result() if self._next is not None and self._next[0] == step else self._fetch(step)
         self._next = None if last else (step + 1, self._pool.submit(self._fetch, step + 1))
         return ready
 
     def close(self) -> None:
+        """Stop the background thread and drop a fetch that has not started."""
         self._pool.shutdown(cancel_futures=True)
 
 
 def _components(processor: Processor) -> int:
-    """What one unmasked step adds to `Batch.weight`."""
+    """Contribution of one unmasked step to `Batch.weight`."""
     return 1 if processor.config.action_slots is None else len(processor.config.action_names)
 
 

@@ -1,5 +1,5 @@
-"""What a data set's folder says about itself, read before anything heavy is imported: `meta/info.json` of a
-LeRobotDataset v3 (versions, cameras, widths, names of components), and whether a folder is a grounding set."""
+"""Metadata of a dataset folder, read before anything heavy is imported: `meta/info.json` of a LeRobotDataset v3
+(versions, cameras, widths, names of components), and whether a folder is a grounding set."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ _NO_PICTURE = (OSError, SyntaxError, zlib.error, struct.error, Image.Decompressi
 
 
 def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
+    """Convert to RGB and scale to `size` x `size` pixels (bilinear); None keeps the size. Returns (H, W, 3) uint8."""
     image = image.convert("RGB")
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -86,6 +87,7 @@ class _Frames:
         self.array: NDArray[np.uint8] | None = None
 
     def put(self, row: int, image: NDArray[np.uint8]) -> None:
+        """Store the image (H, W, 3) at `row`. ValueError if its size differs from that of the first one stored."""
         if self.array is None:
             with self._lock:
                 if self.array is None:

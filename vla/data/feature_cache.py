@@ -1,4 +1,4 @@
-"""What imitation trains on: the frozen backbone's features of every demonstrated frame, computed once.
+"""Feature cache for imitation: the frozen backbone's features of every demonstrated frame, computed once.
 
 In memory, or on disk as memory-mapped arrays: then a step reads the rows of its batch, and the operating system keeps
 what fits. A folder is named after everything the features depend on and appears in one rename, so it is whole.
@@ -32,7 +32,7 @@ class EncodedDemos:
     """F frames as the bridge reads them, and the chunks of actions that follow them."""
 
     features: Features
-    """Of F frames, hidden states in float16."""
+    """Features of F frames, hidden states in float16."""
     proprio_FP: Tensor
     """float32, normalised."""
     action_FCA: Tensor
@@ -42,17 +42,21 @@ class EncodedDemos:
 
     @property
     def num_frames(self) -> int:
+        """Number of frames F."""
         return self.features.batch_size
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """Number of frames of the one dataset, as a tuple."""
         return (self.num_frames,)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of features, proprio, actions and masks together."""
         return self.features.nbytes + self.proprio_FP.nbytes + self.action_FCA.nbytes + self.mask_FC.nbytes
 
     def weigh(self, frames: Tensor) -> float:
+        """`Batch.weight` of these frames: the number of targets that count."""
         return float(self.mask_FC[frames].sum(dtype=torch.float64))
 
     def take(self, frames: Tensor) -> Batch:
@@ -205,7 +209,7 @@ def _load(kept: Path) -> Features | None:
 
 
 def _fingerprint(vla: VLA, demos: DemoSet, processor: Processor) -> str:
-    """Of everything the features depend on: backbone weights, its precision, pixels and words."""
+    """Digest of everything the features depend on: backbone weights, its precision, pixels and words."""
     digest = hashlib.blake2b(digest_size=8)
     config = processor.config
     digest.update(repr((config.cameras, config.image_size, config.max_text_tokens, vla.config.backbone_dtype)).encode())

@@ -38,9 +38,11 @@ class Reader(Protocol):
     key: str
     """The camera's feature."""
 
-    def read(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]: ...
+    def read(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Decode these rows into images (H, W, 3) uint8, in the order of `rows`."""
 
-    def files(self) -> list[Path]: ...
+    def files(self) -> list[Path]:
+        """The files that hold this camera's images."""
 
 
 class LazyFrames:
@@ -56,6 +58,7 @@ class LazyFrames:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
+        """The shape (F, H, W, 3) that the array would have in memory."""
         return (len(self._rows), *self._size, 3)
 
     @property
@@ -85,7 +88,7 @@ class LazyFrames:
         return LazyFrames(self._reader, self._rows[rows], self._size)
 
     def fingerprint(self) -> bytes:
-        """Of the pixels, without decoding them: the files' content, and which rows."""
+        """Digest of the pixels without decoding them: of the files' content and the row numbers."""
         digest = hashlib.blake2b(digest_size=16)
         for path in self._reader.files():
             with path.open("rb") as file:
@@ -125,9 +128,11 @@ class ParquetImages:
         self._lock = Lock()
 
     def files(self) -> list[Path]:
+        """The Parquet files that hold this camera's images."""
         return self._paths
 
     def read(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Decode these rows into images (H, W, 3) uint8, in the order of `rows`; each row group is read once."""
         physical = self._order[rows]
         groups = np.searchsorted(self._starts, physical, side="right") - 1
         out: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(rows)
@@ -168,9 +173,11 @@ class Videos:
         self._lock = Lock()
 
     def files(self) -> list[Path]:
+        """The mp4 files that hold this camera's frames."""
         return [file.path for file in self._located]
 
     def read(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Decode these rows into images (H, W, 3) uint8, in the order of `rows`; each file is decoded forwards once."""
         out: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(rows)
         with self._lock:
             for which in np.unique(self._file[rows]):

@@ -59,6 +59,7 @@ class DemoSet:
 
     @property
     def num_frames(self) -> int:
+        """Number of frames F over all episodes."""
         return len(self.action)
 
     @property
@@ -73,7 +74,7 @@ class DemoSet:
 
     @property
     def action_spec(self) -> ActionSpec:
-        """Of the recorded actions: names, extremes, rate. A simulator knows the true bounds; data has only these."""
+        """Names, extremes and rate of the recorded actions. A simulator knows the true bounds; data has only these."""
         low, high = self.action.min(0), self.action.max(0)
         return ActionSpec(self.action_names, tuple(low.tolist()), tuple(high.tolist()), self.fps)
 
@@ -114,7 +115,7 @@ class DemoSet:
         return lines
 
     def observation(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> Observation:
-        """What a policy would have seen at these frames; a slice gives views, an index copies."""
+        """The observation of a policy at these frames; a slice gives views, an index copies."""
         return Observation(
             images={camera: image[frames] for camera, image in self.images.items()},
             proprio=self.proprio[frames],
@@ -154,7 +155,7 @@ class DemoSet:
         return self.action[np.minimum(at, last[:, None])], (at <= last[:, None]).astype(np.float32)
 
     def summary(self, name: str) -> list[str]:
-        """What was found, for a console: one line for the numbers, one for the names."""
+        """Summary for the console: one line for the numbers, one for the names."""
         tasks = list(dict.fromkeys(self.instruction))
         cameras = ", ".join(f"{camera} {image.shape[1]}x{image.shape[2]}" for camera, image in self.images.items())
         where = "" if self.nbytes > self.proprio.nbytes + self.action.nbytes else ", left on disk"

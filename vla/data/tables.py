@@ -150,6 +150,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def data_files(root: Path, info: Mapping[str, Any]) -> list[Path]:
+    """The dataset's Parquet files in order. ValueError if `data/` holds none: the recording is unfinished."""
     paths = sorted((root / "data").glob("*/*.parquet"))
     if not paths:
         raise ValueError(
