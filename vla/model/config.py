@@ -1,4 +1,4 @@
-"""What a model is made of: `VLAConfig` and its bridge's configurations, and checks before a run. Imports no torch."""
+"""Model configuration: `VLAConfig` and its bridge's configurations, and checks before a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BridgeConfig:
     coordinate_values: bool = True
     """Raw tokens' values carry their image coordinates, so that attention returns where it looked."""
     gate_init: float = 0.0
-    """Of g in tanh(g). 0 as in the paper: raw tokens join when they help."""
+    """Initial g in tanh(g). 0 as in the paper: raw tokens join when they help."""
     taps: tuple[int, ...] | str | None = None
     """Which of the backbone's L layers feeds each block: "all" (or None), "last", "last:N" (N blocks) or
     "last:all", "every:K", "first:N", or the layers themselves, one per block. See `resolve_taps`."""
@@ -50,7 +50,7 @@ class BridgeConfig:
     them), instead of one each: a third of those weights."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Describe what is wrong with this configuration, or return None."""
         if self.heads < 1 or self.width % self.heads:
             return f"bridge width {self.width} is not a multiple of heads {self.heads}"
         if self.kv_heads < 1 or self.heads % self.kv_heads:
@@ -71,19 +71,19 @@ class FaithfulConfig:
     layout: Literal["base", "pro"]
     """pro: keys and values of their own for each source, and the rotation."""
     width: int = 896
-    """Of the latent, and of the backbone's hidden states."""
+    """Width of the latent and of the backbone's hidden states."""
     heads: int = 8
     num_blocks: int = 24
     """Block i reads layer i of the backbone."""
     action_dim: int = 7
     """Only shapes the stem: it starts from action_dim * width zeros."""
     noise_std: float = 0.02
-    """Of the noise that replaces the zeros in training mode."""
+    """Standard deviation of the noise that replaces the zeros in training mode."""
     bf16_table: bool = False
     """The rotation's table in bfloat16, positions included, as in the released weights' own precision."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Describe what is wrong with this configuration, or return None."""
         if self.heads < 1 or self.width % (2 * self.heads):
             return f"a released policy needs an even head width: width {self.width} over {self.heads} heads has none"
         if self.num_blocks < 1 or self.action_dim < 1:
@@ -93,7 +93,7 @@ class FaithfulConfig:
 
 @dataclass(frozen=True)
 class VLAConfig:
-    """What a model is made of."""
+    """Configuration of a model: backbone, bridge, action head."""
 
     backbone: str | dict[str, Any] = "tiny"
     """A name, a local folder or a specification: what `vla.backbones.backbone.load_backbone` takes."""
@@ -104,14 +104,14 @@ class VLAConfig:
     chunk_size: int = 8
     """Control steps predicted per decision."""
     n_action_steps: int | None = None
-    """Of which so many are executed before the policy looks again. None: all of them."""
+    """Control steps of a chunk that are executed before the next decision. None: all of them."""
     freeze_backbone: bool = True
     lora: LoRAConfig | None = None
     """Train adapters on the frozen backbone."""
     backbone_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
     refiner_width: int = 0
-    """Of the residual that online RL trains (`vla.model.residual_head`). 0: there is none."""
+    """Width of the residual that online RL trains (`vla.model.residual_head`). 0: there is none."""
     decoder: bool = True
     """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
     language: bool = True
@@ -119,7 +119,7 @@ class VLAConfig:
 
 
 def model_problem(config: VLAConfig) -> str | None:
-    """What is wrong with a model's configuration, or None."""
+    """Describe what is wrong with a model's configuration, or return None."""
     if config.chunk_size < 1:
         return f"chunk_size must be at least 1, got {config.chunk_size}"
     steps = config.n_action_steps

@@ -16,7 +16,7 @@ from vla.model.losses import by_component, masked_mean
 
 FREQUENCIES = 16
 MAX_GUIDANCE = 5.0
-"""Of the pull toward a prefix; more overshoots when there are only a few Euler steps (the paper's beta)."""
+"""Upper limit of the guidance toward a prefix (the paper's beta); more overshoots with only a few Euler steps."""
 
 
 def prefix_weights(delay_B: NDArray[np.int64], left_B: NDArray[np.int64], chunk_size: int) -> NDArray[np.float32]:
@@ -41,6 +41,7 @@ class VelocityBlock(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x_BCD: Tensor) -> Tensor:
+        """(B, C, D) -> (B, C, D); every step of the chunk attends to every other."""
         parts = self.project(self.norm(x_BCD)).unflatten(-1, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # each (B, heads, C, head width)
         weight = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)

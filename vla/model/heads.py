@@ -16,7 +16,7 @@ from vla.model.token_heads import BinHead, FrequencyHead
 
 
 class Head(Protocol):
-    """What `VLA` needs of a head (an nn.Module built with width and action_dim)."""
+    """Interface of an action head for `VLA` (an nn.Module built with width and action_dim)."""
 
     def __call__(self, x_BCD: Tensor) -> Tensor:
         """Latent (B, C, D) -> normalised actions (B, C, A), float32, deterministic."""

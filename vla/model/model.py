@@ -112,28 +112,31 @@ class VLA(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device that holds the bridge."""
         return next(self.bridge.parameters()).device
 
     @property
     def chunk_size(self) -> int:
+        """Control steps C predicted per decision."""
         return self.config.chunk_size
 
     @property
     def action_dim(self) -> int:
-        """Of the model: wider than one robot's when it was trained for several."""
+        """Action width of the model: wider than one robot's when it was trained for several."""
         return self.processor.action_width
 
     @property
     def backbone_learns(self) -> bool:
-        """Whether gradients flow into the backbone: its features may not be cached then."""
+        """True if gradients flow into the backbone: its features may not be cached then."""
         return not self.config.freeze_backbone or self.config.lora is not None
 
     @property
     def action_spec(self) -> ActionSpec:
+        """Names, bounds and control rate of the robot's actions."""
         return self.processor.action_spec
 
     def train(self, mode: bool = True) -> VLA:
-        """As nn.Module's, but a frozen backbone stays in evaluation mode: no dropout, no running statistics."""
+        """Set training mode; a frozen backbone stays in evaluation mode: no dropout, no running statistics."""
         super().train(mode)
         if not self.backbone_learns:
             self.backbone.eval()
@@ -266,7 +269,7 @@ class VLA(nn.Module):
         member: str | None = None,
         merge: bool = True,
     ) -> VLA:
-        """What `save` wrote, in evaluation mode on the CPU. ValueError naming the file that is missing or damaged.
+        """Load what `save` wrote, in evaluation mode on the CPU. ValueError naming the file that is missing or damaged.
 
         The backbone's shape comes from its saved specification, with the tokenizer's files (name -> bytes) as its
         "tokenizer"; for a `load_backbone` of the caller's they lie in a folder, for the time of the call. Its weights

@@ -63,6 +63,7 @@ class VLAPolicy:
 
     @property
     def processor(self) -> Processor:
+        """The model's processor, between observations and tensors."""
         return self.vla.processor
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:

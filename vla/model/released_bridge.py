@@ -122,9 +122,9 @@ class FaithfulBridge(nn.Module):
 def released_window(
     hidden_BLTD: Tensor, *, num_patches: int, num_queries: int, num_prompt: int
 ) -> tuple[Tensor, Tensor]:
-    """What the released code takes for raw tokens (B, L, N, D) and action queries (B, L, Q, D).
+    """The windows that the released code reads as raw tokens (B, L, N, D) and action queries (B, L, Q, D).
 
-    Of a sequence [first token][N patches][rest of the prompt][Q queries][stop], whose prompt has `num_prompt` tokens
+    The sequence is [first token][N patches][rest of the prompt][Q queries][stop], whose prompt has `num_prompt` tokens
     beside the first: both windows lie one position early. The last patch and the last query are never read; the first
     token passes for a patch and the prompt's last for a query.
     """

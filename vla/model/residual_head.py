@@ -27,7 +27,7 @@ Index = Tensor | NDArray[np.int64] | Sequence[int] | slice
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """What head and refiner read of B observations. Always float32: it is small."""
+    """Inputs of head and refiner for B observations. Always float32: they are small."""
 
     latent_BCD: Tensor
     """The bridge's action latent."""
@@ -51,6 +51,7 @@ class Latents:
 
     @property
     def batch_size(self) -> int:
+        """Number of observations B."""
         return len(self.latent_BCD)
 
     def select(self, index: Index) -> Latents:
@@ -60,6 +61,7 @@ class Latents:
         return Latents(*(tensor[index] for tensor in self.tensors().values()))
 
     def float(self) -> Latents:
+        """The latents themselves, which are float32 already; `Features` has the same method."""
         return self
 
     def empty_like(self, batch_size: int) -> Latents:

@@ -71,7 +71,7 @@ class BinHead(nn.Module):
         return masked_mean(-(at_below * (1 - upper) + at_above * upper), keep_BCA)
 
     def _target(self, target_BCA: Tensor, mask_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """What is binned, and which of it counts, each (B, C, A)."""
+        """The numbers to be binned and the mask of those that count, each (B, C, A)."""
         keep_BCA = by_component(mask_BC, target_BCA)
         return self.to_code(torch.where(keep_BCA, target_BCA, 0.0)), keep_BCA
 
@@ -80,20 +80,23 @@ class FrequencyHead(BinHead):
     """Bins of the chunk's cosine transform: smooth chunks concentrate in few numbers, and no step can jump alone."""
 
     def __init__(self, *, width: int, action_dim: int, bins: int = 256, limit: float = 1.5) -> None:
-        """As `BinHead`; the transform is orthonormal, so a constant chunk at `limit` just fits its first bin range."""
+        """Arguments as in `BinHead`. The transform is orthonormal: a constant chunk at `limit` just fits the bins."""
         super().__init__(width=width, action_dim=action_dim, bins=bins, limit=limit)
         # The latent of frequency k is the same transform of the steps' latents; this says which k it is.
         self.frequency = nn.Linear(1, width)
 
     def to_code(self, action_BCA: Tensor) -> Tensor:
+        """Actions (B, C, A) -> cosine coefficients (B, C, A), in units of [-1, 1] for the whole range of bins."""
         chunk = action_BCA.shape[1]
         return cosine_basis(chunk, action_BCA.device) @ action_BCA / (self.limit * math.sqrt(chunk))
 
     def from_code(self, code_BCA: Tensor) -> Tensor:
+        """Inverse of `to_code`: cosine coefficients (B, C, A) -> actions (B, C, A)."""
         chunk = code_BCA.shape[1]
         return cosine_basis(chunk, code_BCA.device).T @ code_BCA * (self.limit * math.sqrt(chunk))
 
     def logits(self, x_BCD: Tensor) -> Tensor:
+        """Latent (B, C, D) -> logits (B, C, A, bins) of each frequency's bins, float32."""
         with torch.autocast(x_BCD.device.type, enabled=False):
             chunk = x_BCD.shape[1]
             which = torch.arange(chunk, device=x_BCD.device, dtype=torch.float32)[:, None]
