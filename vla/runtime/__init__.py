@@ -1,1 +1,1 @@
-"""What a run needs around it: processes, terminal, logs, videos, provenance. May import `vla.core`."""
+"""Runtime services of a run: processes, terminal, logs, videos, provenance. May import `vla.core`."""

@@ -1,4 +1,4 @@
-"""What people see in the terminal: tables, progress bars, one-line errors. Results go to stdout, the rest to stderr."""
+"""Terminal output: tables, progress bars, one-line errors. Results go to stdout, the rest to stderr."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def check_device(name: str | None, *, flag: str = "--device") -> None:
 
 
 def choose_device(name: str) -> str:
-    """What torch calls it: "auto" is the first GPU, else the CPU. ValueError as `check_device`."""
+    """Torch's name of the device: "auto" is the first GPU, else the CPU. ValueError as in `check_device`."""
     check_device(name)
     if name != "auto":
         return name
@@ -54,7 +54,7 @@ def choose_device(name: str) -> str:
 
 
 def _has_driver() -> bool:
-    """Whether the library that torch's CUDA (or the device that its ROCm) talks to is there at all."""
+    """True if the driver library of CUDA (or the device file of ROCm) exists on this machine."""
     if Path("/dev/kfd").exists():
         return True
     try:

@@ -78,11 +78,11 @@ class Team:
         return list(values)
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process."""
+        """True if the flag is set in any process."""
         return self.total(float(flag))[0] > 0
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Block until every process has arrived here."""
 
 
 class _Processes(Team):
@@ -91,23 +91,28 @@ class _Processes(Team):
         self.rank, self.size = accelerator.process_index, accelerator.num_processes
 
     def place(self, model: nn.Module) -> None:
+        """Move the model to this process's device."""
         model.to(self._accelerator.device)
 
     def total(self, *values: float) -> list[float]:
+        """Sums over the processes, in float64."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
 
     def wait(self) -> None:
+        """Block until every process has arrived here."""
         self._accelerator.wait_for_everyone()
 
 
 class _Copies(_Processes):
     def wrap(self, objective: nn.Module) -> nn.Module:
+        """Wrap the objective in DistributedDataParallel."""
         return self._accelerator.prepare(objective)
 
     @contextmanager
     def part(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
+        """Exchange gradients at the last accumulated part only."""
         if last:
             yield
             return
@@ -117,6 +122,7 @@ class _Copies(_Processes):
 
 class _Shards(_Processes):
     def wrap(self, objective: nn.Module) -> nn.Module:
+        """Shard the objective's parameters over the processes (FSDP2), layer by layer."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -129,10 +135,12 @@ class _Shards(_Processes):
 
     @contextmanager
     def part(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
+        """Exchange gradients at the last accumulated part only."""
         wrapped.set_requires_gradient_sync(last)
         yield
 
     def clip(self, parameters: Sequence[Tensor], max_norm: float) -> float:
+        """Scale the gradients down to `max_norm` if the norm over all shards is larger; returns that norm."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         shards, copies = ([g for g in gradients if hasattr(g, "to_local") == sharded] for sharded in (True, False))
         for gradient in copies:  # FSDP2 has averaged its own only
@@ -156,7 +164,7 @@ def whole(value: Any) -> Any:
 
 
 def held(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What this process holds of these parameters, as plain tensors that share their memory."""
+    """This process's shards of these tensors, as plain tensors that share their memory."""
     return [t.detach().to_local() if hasattr(t, "to_local") else t.detach() for t in tensors]
 
 

@@ -24,7 +24,8 @@ except ImportError:  # Windows has no flock: there nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 _held: dict[Path, int] = {}
-"""What this process has locked, by the thread that did: a command and the functions it calls may both ask."""
+"""Paths that this process has locked, with the thread that holds each: a command and the functions it calls may both
+lock the same path."""
 _guard = threading.Lock()
 
 

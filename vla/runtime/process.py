@@ -1,4 +1,4 @@
-"""What a long run asks of its process: idle cores, restored threads, kept memory, and Ctrl-C as a request."""
+"""Process settings of a long run: idle cores, restored threads, kept memory, and Ctrl-C as a request."""
 
 from __future__ import annotations
 

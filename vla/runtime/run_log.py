@@ -38,6 +38,7 @@ class Metrics:
             close()
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Append one line of figures to the metrics file and pass them to the trackers."""
         with writing(self._path):
             self._file.write(json.dumps({"step": step, **figures}) + "\n")
             self._file.flush()
