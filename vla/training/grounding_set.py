@@ -1,5 +1,4 @@
-"""What `envs.grounding.generate.generate` wrote: pictures on disk, questions as tokens, the points that are asked
-for."""
+"""Reader of grounding sets (`envs.grounding.generate.generate`): images on disk, questions as tokens, target points."""
 
 from __future__ import annotations
 

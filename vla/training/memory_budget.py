@@ -1,4 +1,4 @@
-"""What a run will need before it starts: weights, gradients, optimiser, activations; pixels and features.
+"""Memory estimate of a run before it starts: weights, gradients, optimiser, activations; pixels and features.
 
 Activations are measured, not guessed: the tensors that autograd keeps for one frame and for two give the cost of any
 batch, and what a frozen backbone holds at once while it encodes one frame and two gives that of a batch encoded. The
@@ -38,13 +38,13 @@ class Budget:
     optimiser: int
     """Two moments per trainable parameter, and the average if there is one."""
     activations: int
-    """Of one accumulated part of a batch, on one process."""
+    """Activations of one accumulated part of a batch, on one process."""
     encoding: int
-    """What a frozen backbone holds at once while it encodes a batch, its input and output included."""
+    """Peak memory of a frozen backbone while it encodes a batch, its input and output included."""
     pixels: int
     """Images held in memory."""
     features: int
-    """Of a frozen backbone, all frames; 0 where it runs at every step."""
+    """Cached features of a frozen backbone, all frames; 0 where it runs at every step."""
     features_on_disk: bool
     on_cpu: bool
     trainable: int
@@ -80,7 +80,7 @@ class Budget:
         ]
 
     def problem(self) -> str | None:
-        """What will not fit, and what to do about it; None if all fits."""
+        """Describe what will not fit and the remedy; None if everything fits."""
         if not self.on_cpu:
             free, _ = torch.cuda.mem_get_info()
             if self.model > free:
@@ -98,7 +98,7 @@ _REMEDY = (
 
 
 def estimate(cfg: TrainConfig, vla: VLA, demos: DemoSet | Mapping[str, DemoSet], *, processes: int = 1) -> Budget:
-    """Of this run, `vla` as it is placed now. Runs it on two frames; changes nothing."""
+    """Memory budget of this run, with `vla` on its present device. Runs it on two frames; changes nothing."""
     members = members_of(vla, demos)
     trainable = [p for p in vla.parameters() if p.requires_grad]
     learns = sum(p.nbytes for p in trainable)
@@ -133,7 +133,7 @@ class _Cost:
     encoding: tuple[int, int]
     """(0, 0) for a backbone that learns: what it holds is among the activations."""
     features: int
-    """Of one frame in the cache."""
+    """Features of one frame in the cache."""
 
 
 def _of_batch(cost: tuple[int, int], rows: int) -> int:

@@ -1,4 +1,4 @@
-"""What the optimiser owns and how: groups, averaged weights, recomputed layers, compiled parts."""
+"""Optimiser setup: parameter groups, averaged weights, activation checkpointing, compiled parts."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def full() -> TrainConfig:
 
 
 def lora() -> TrainConfig:
-    """As `full`, but of the backbone only LoRA adapters (and its queries) learn: for large ones on one GPU."""
+    """Like `full`, but only LoRA adapters (and the queries) of the backbone learn: for large backbones on one GPU."""
     cfg = full()
     return replace(
         cfg, model=replace(cfg.model, freeze_backbone=True, lora=LoRAConfig(rank=32, alpha=64.0)), backbone_lr=1.0

@@ -118,7 +118,7 @@ class Objective(nn.Module):
 
 
 class _Run:
-    """What a checkpoint must bring back: model, optimiser, average, step."""
+    """Training state that a checkpoint must restore: model, optimiser, average, step."""
 
     def __init__(self, cfg: TrainConfig, vla: VLA, demos: Mapping[str, DemoSet]) -> None:
         self.cfg, self.vla, self.step = cfg, vla, 0
@@ -204,6 +204,7 @@ class _Run:
         return (mine, rng), self.cfg.language.weight / parts
 
     def save(self, out: Path) -> None:
+        """Write a checkpoint from which the run resumes bit for bit. Every process calls it, rank 0 writes."""
         state: dict[str, Any] = {
             "step": self.step,
             "config": encode(self.cfg),
@@ -230,6 +231,8 @@ class _Run:
                 copy_into(mine, raw)
 
     def restore(self, out: Path) -> None:
+        """Continue from the checkpoint in `out`. ValueError if its configuration or demonstrations differ, or if
+        it holds no training state."""
         checkpoint = load_checkpoint(out)
         state = checkpoint.trainer_state
         if state is None:
@@ -352,7 +355,7 @@ def _augmented(batch: Batch, draws: Tensor, cfg: TrainConfig, vla: VLA) -> Batch
 
 
 def _mean(entries: list[dict[str, float]]) -> dict[str, float]:
-    """Of what was logged; the learning rate is the last one's."""
+    """Mean of the logged figures; the learning rate is the last one's."""
     return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]} | {
         "lr": entries[-1]["lr"]
     }

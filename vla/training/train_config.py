@@ -1,4 +1,4 @@
-"""What an imitation run is: its configuration, its learning rate at every step and how it ended. Imports no torch."""
+"""Imitation runs: configuration, learning rate at every step, result. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class LanguageConfig:
     data: str = "runs/ground-data"
     """Folder that `vla ground-data` made."""
     weight: float = 0.1
-    """Of the questions' loss, beside the actions' weight of 1."""
+    """Weight of the questions' loss; that of the actions is 1."""
     scenes: int = 8
     """Per step, over all processes and accumulated parts; each brings three things to point at and one question."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Describe what is wrong with this configuration, or return None."""
         if self.scenes < 1 or not self.weight > 0:
             return f"language.scenes and language.weight must be positive, got {self.scenes} and {self.weight}"
         return None
@@ -63,7 +63,7 @@ class TrainConfig:
     augment: AugmentConfig | None = None
     """Change the images at random; a frozen backbone then runs at every step, instead of once over the dataset."""
     weights: tuple[float, ...] | None = None
-    """Of several datasets: how often each is drawn. None: as often as it has frames."""
+    """Sampling weights of several datasets. None: in proportion to their frames."""
     language: LanguageConfig | None = None
     """Keep teaching a backbone that learns to point and answer, beside the actions."""
     seed: int = 0
@@ -86,7 +86,7 @@ class TrainConfig:
     """Keep the backbone's features on disk in OUT and read them from there (memory-mapped), instead of in memory."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Describe what is wrong with this configuration, or return None."""
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "encode_batch"):
             if getattr(self, name) < 1:
                 return f"{name} must be at least 1, got {getattr(self, name)}"
@@ -114,7 +114,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """What `on_step` receives: after each batch encoded and after each step trained."""
+    """Argument of `on_step`, which is called after each batch encoded and after each step trained."""
 
     stage: Literal["encode", "train"]
     done: int
@@ -139,7 +139,7 @@ class TrainReport:
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Of step 0, 1, ..., steps - 1: linear warm-up, then half a cosine down to lr * lr_floor."""
+    """Learning rate of step 0, 1, ..., steps - 1: linear warm-up, then half a cosine down to lr * lr_floor."""
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     along = (step - cfg.warmup_steps) / max(1, cfg.steps - 1 - cfg.warmup_steps)
