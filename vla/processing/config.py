@@ -19,7 +19,7 @@ class AugmentConfig:
     """Fraction of the colour circle. Instructions that name colours bear little of it."""
 
     def problem(self) -> str | None:
-        """What is wrong with this configuration, or None."""
+        """Describe what is wrong with this configuration, or return None."""
         if not 0 < self.crop <= 1:
             return f"augment.crop must be in (0, 1], got {self.crop}"
         for name in ("brightness", "contrast", "saturation", "hue"):

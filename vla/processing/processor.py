@@ -35,13 +35,16 @@ class ModelInput:
 
     @property
     def batch_size(self) -> int:
+        """Number of observations B."""
         return self.proprio_BP.shape[0]
 
     @staticmethod
     def of(arrays: ModelArrays) -> ModelInput:
+        """The tensors of these arrays; memory is shared."""
         return ModelInput(*(torch.from_numpy(getattr(arrays, field.name)) for field in fields(arrays)))
 
     def to(self, device: torch.device | str) -> ModelInput:
+        """The same input on another device."""
         return ModelInput(
             self.images_BVHWC.to(device),
             self.token_ids_BT.to(device),
@@ -81,7 +84,7 @@ class Processor(Preprocessor):
     @overload
     def normalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]: ...
     def normalise_action(self, action: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.float32]:
-        """As `Preprocessor`'s, on arrays and on tensors of any device."""
+        """Extends `Preprocessor`'s method to tensors on any device."""
         if not isinstance(action, Tensor):
             return super().normalise_action(action)
         self._check_action(action, len(self.config.action_names))
@@ -97,7 +100,7 @@ class Processor(Preprocessor):
     @overload
     def unnormalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]: ...
     def unnormalise_action(self, action: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.float32]:
-        """As `Preprocessor`'s, on arrays and on tensors of any device."""
+        """Extends `Preprocessor`'s method to tensors on any device."""
         if not isinstance(action, Tensor):
             return super().unnormalise_action(action)
         self._check_action(action, self.action_width)

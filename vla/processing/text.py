@@ -137,7 +137,7 @@ def _invisible(c: str) -> bool:
 
 
 def _kept(text: str, place: int, c: str, *, after_word: bool) -> str:
-    """What becomes of one character: itself, itself as a word of its own, or a space."""
+    """The replacement of one character: itself, itself as a separate word, or a space."""
     before, after = text[place - 1 : place], text[place + 1 : place + 2]
     if c in _BETWEEN_DIGITS and after.isdigit() and (before.isdigit() or (c == "." and not before.isalnum())):
         return c
