@@ -299,7 +299,7 @@ def prefix_positions(layout: Layout, *, views: int, side: int, rope_3d: bool) ->
 
 
 def visible(mask_BS: Tensor, order_BS: Tensor, group_S: Tensor, window: int | None = None) -> Tensor:
-    """Attention mask, bool (B, 1, S, S), True = may attend: causal, plus the whole of one group (-1: none), no padding.
+    """Attention mask, bool (B, 1, S, S), True = may attend: causal, plus the token's own group (-1: none), no padding.
 
     `window` limits the causal part to so many real tokens, counted by `order_BS`: padding does not use it up.
     """
