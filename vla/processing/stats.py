@@ -19,7 +19,7 @@ _NARROW = 0.05
 
 
 LEAST_RANGE = 0.01
-"""Of a component that hardly moved in training, for that comparison: raw units, or that share of its value."""
+"""Least half width of a component's recorded range, for one that hardly moved: raw units, or a share of its value."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class VectorStats:
 
     @property
     def dim(self) -> int:
+        """Number of components X."""
         return len(self.q01)
 
     @staticmethod
     def from_array(values_FX: NDArray[np.floating], *, name: str) -> VectorStats:
-        """Of (F, X) values. ValueError naming `name` when empty, not 2-D or not finite."""
+        """Statistics of F frames of X components. ValueError naming `name` when empty, not 2-D or not finite."""
         values = np.asarray(values_FX, dtype=np.float64)
         if values.ndim != 2 or 0 in values.shape:
             raise ValueError(f"{name} must be (frames, components) with at least one of each, got shape {values.shape}")
@@ -115,7 +116,7 @@ class Stats:
 
     @staticmethod
     def from_arrays(proprio_FP: NDArray[np.floating], action_FA: NDArray[np.floating]) -> Stats:
-        """Of all frames of a data set, raw units. ValueError for NaN, infinity or different lengths."""
+        """Statistics of all F frames of a dataset, raw units. ValueError for NaN, infinity or different lengths."""
         if len(proprio_FP) != len(action_FA):
             raise ValueError(f"{len(proprio_FP)} proprio frames but {len(action_FA)} actions")
         return Stats(
@@ -125,8 +126,10 @@ class Stats:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """The statistics as JSON values; `from_dict` reads them back."""
         return encode(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Stats:
+        """The statistics that `to_dict` wrote."""
         return decode(Stats, data)

@@ -28,7 +28,7 @@ def _look_loss(
     beta: float,
     weight: float,
 ) -> Tensor:
-    """Of one look of the naming queries: attention near the point, coordinate on it, and whether it is in sight."""
+    """Loss of the naming queries at one pointer: attention near the point, error of its coordinate, and visibility."""
     total = pointed_B2VC.new_zeros((), dtype=torch.float32)
     for k in range(2):
         named = ~points[:, k, 0].isnan()
@@ -90,6 +90,7 @@ class Reader(nn.Module):
         )  # object, object - grip, place, place - grip: 3 each, units of 0.1 m
 
     def forward(self, queries_BQD: Tensor, points_BQE: Tensor) -> Tensor:
+        """Query states (B, Q, D) and pointed coordinates (B, Q, E) -> positions (B, 12), units of 0.1 m."""
         return self.net(torch.cat([queries_BQD.float().flatten(1), points_BQE.float().flatten(1)], 1))
 
 
