@@ -338,9 +338,9 @@ class _Enough(Exception):
 
 @contextmanager
 def _first_layers(decoder: nn.Module, layers: int) -> Iterator[list[Tensor]]:
-    """Ends the decoder's forward pass, made within, after so many layers; the list receives their outputs.
+    """Stop the decoder's forward passes within this context after `layers` layers; the list receives their outputs.
 
-    Nothing happens when that is all of them.
+    Does nothing when that is all of them.
     """
     kept: list[Tensor] = []
     if layers >= len(decoder.layers):

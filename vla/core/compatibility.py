@@ -19,7 +19,7 @@ from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, PolicyS
 _SAME_RATE = 0.05
 """Relative difference up to which two rates count as the same: recordings say 30 where the clock said 29.97."""
 _UNNAMED = re.compile(r"(observation\.state_|action_|state_|motor_|dim_|a|)\d+")
-"""How datasets, LeRobot and `vla.data.lerobot_dataset` call components that nobody named."""
+"""How datasets, LeRobot and `vla.data.lerobot_dataset` call components without names."""
 _SUFFIX = re.compile(r"\.(pos|vel)$")
 """LeRobot's way to write down the kind of a component."""
 
@@ -72,10 +72,10 @@ def side_of(thing: Any) -> Side:
 
 
 def fit(policy: Side, env: Side, *, where: str = "environment", rates: bool = True, ranges: bool = True) -> Fit:
-    """How the policy is to be played there. ValueError, one line naming both sides, where it cannot be.
+    """How the policy can be executed on the other side. ValueError, one line naming both sides, if it cannot.
 
-    `where`: the other side's name in messages. `rates=False`: somebody interpolates between the two; `ranges=False`:
-    somebody limits the actions on purpose.
+    `where`: the other side's name in messages. `rates=False`: the caller interpolates between the two rates;
+    `ranges=False`: the caller limits the actions.
     """
     order, notices = None, []
     if policy.action is not None and env.action is not None:
@@ -227,8 +227,8 @@ def _proprio_order(policy: Side, env: Side, where: str) -> tuple[int, ...] | Non
 
 
 def _order(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...] | None:
-    """Places in `source` of the components of `target`; None if they lie there already or nobody named them. KeyError
-    for other components."""
+    """Places in `source` of the components of `target`; None if the order is the same or names are missing.
+    KeyError for other components."""
     if _unnamed(source) or _unnamed(target):
         return None
     plain_source, plain_target = _plain(source, target), _plain(target, source)

@@ -24,7 +24,7 @@ class DiskFull(OSError):
 
 @contextmanager
 def writing(path: str | os.PathLike[str], what: str = "", value: object = None) -> Iterator[None]:
-    """While a block writes to `path`, whatever a library raises because the device is full becomes `DiskFull`.
+    """While a block writes to `path`, any error a library raises because the device is full becomes `DiskFull`.
 
     `what` ("this checkpoint") is `value`, which says how much room it needs: nested arrays, or a
     number of bytes.

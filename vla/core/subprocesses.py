@@ -1,4 +1,4 @@
-"""Processes that begin anew (spawned, not forked) and do not run the caller's script a second time."""
+"""Spawned (not forked) processes that do not run the caller's `__main__` a second time."""
 
 from __future__ import annotations
 

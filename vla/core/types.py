@@ -147,7 +147,7 @@ class PolicySpec:
     chunk_size: int | None = None
     """Actions of a chunk."""
     n_action_steps: int | None = None
-    """So many of them are executed before the policy looks again. None: all."""
+    """Actions of a chunk that are executed before the next request. None: all."""
     cameras: tuple[str, ...] | None = None
     """Cameras that it looks through."""
     proprio_dim: int | None = None
@@ -183,12 +183,12 @@ class Policy(Protocol):
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Observation of B environments -> the whole chunk (B, chunk_size, A) in environment units.
 
-        Whoever executes it cuts it (`executed`). `prefix` only for a policy whose spec says `takes_prefix`.
+        The caller cuts it to the executed part (`executed`). `prefix` only for a policy whose spec says `takes_prefix`.
         """
 
 
 def executed(spec: PolicySpec, chunk: ActionChunk) -> ActionChunk:
-    """The part (B, n_action_steps, A) of a whole chunk that is executed before the policy looks again."""
+    """The part (B, n_action_steps, A) of a whole chunk that is executed before the next observation."""
     steps = spec.n_action_steps
     return chunk if steps is None or chunk.shape[1] <= steps else np.ascontiguousarray(chunk[:, :steps])
 

@@ -238,7 +238,7 @@ class Bridge(nn.Module):
         points_at = points_at if config.queries else ()  # points belong to queries
         self.config, self.taps = config, taps
         self.layers_needed = max(taps) + 1
-        """The backbone may stop after so many layers."""
+        """Number of backbone layers that must run; the ones behind them may be left out."""
         self.chunk_size, self.width, self.proprio_dim = chunk_size, config.width, proprio_dim
         self.needs_points = point_dim > 0 and len(points_at) > 0
         self.position = nn.Parameter(torch.randn(chunk_size, config.width) * 0.5)

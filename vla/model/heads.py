@@ -46,7 +46,7 @@ class L1Head(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x_BCD: Tensor) -> Tensor:
-        """Latent (B, C, D) -> normalised actions (B, C, A), float32 whatever autocast surrounds it."""
+        """Latent (B, C, D) -> normalised actions (B, C, A), float32 in any autocast context."""
         with torch.autocast(x_BCD.device.type, enabled=False):
             return self.out(self.mlp(self.norm(x_BCD.float())))
 

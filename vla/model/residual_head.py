@@ -76,7 +76,7 @@ class Latents:
             mine[start : start + part.batch_size] = theirs
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, for whoever checks them."""
+        """The tensors by name."""
         return {"latent_BCD": self.latent_BCD, "stem_BD": self.stem_BD, "points_BE": self.points_BE}
 
 

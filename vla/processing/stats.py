@@ -70,7 +70,7 @@ class VectorStats:
     def released_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(centre, half width) as the released VLA-Adapter code scales: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 and back.
 
-        A state that never changed reads -1; an action that never changed is that constant, whatever the network says.
+        A state that never changed reads -1; an action that never changed is that constant for any network output.
         """
         # Observations are float32: a constant must meet its own value, not the one with more digits in the file.
         low, high = (np.array(column, dtype=np.float32).astype(np.float64) for column in (self.q01, self.q99))

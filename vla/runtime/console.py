@@ -161,7 +161,7 @@ def eval_table(report: Mapping[str, Any]) -> Table:
 
 
 def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
-    """The quickstart's stages: name, seconds, and whatever else each one reports."""
+    """The quickstart's stages: name, seconds and the other figures of each one."""
     rows = []
     for stage in stages:
         facts = [f"{key} {value}" for key, value in stage.items() if key not in ("name", "seconds", "state", "reason")]

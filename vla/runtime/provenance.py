@@ -29,7 +29,7 @@ def provenance() -> dict[str, str]:
 
 
 def machine() -> str:
-    """Processor, usable cores, memory and system in one line; GPUs are named by whoever used one."""
+    """Processor, usable cores, memory and system in one line; a caller that used GPUs adds their names."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

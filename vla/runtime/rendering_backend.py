@@ -1,7 +1,7 @@
 """Which OpenGL MuJoCo draws with (MUJOCO_GL): chosen, checked and explained here and nowhere else.
 
 On Linux the default is EGL, which needs no display. `choose` comes before `import mujoco`, which reads the variable
-once; `check` before worker processes are started; `drawing` around whatever makes a context. Every refusal is a
+once; `check` before worker processes are started; `drawing` around code that makes a context. Every refusal is a
 ValueError of one line that says what to install or to set. Imports nothing of ours.
 """
 
@@ -106,8 +106,8 @@ def problem() -> str | None:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Around the making of a context: it is of the chosen backend, whenever mujoco was imported, and whatever goes
-    wrong is a ValueError that says what to do."""
+    """Around the making of a context: it is of the chosen backend, whenever mujoco was imported, and
+    every failure is a ValueError that names the remedy."""
     check()
     try:
         _use(name())

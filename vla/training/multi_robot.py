@@ -139,7 +139,7 @@ def _room_for_text(cfg: TrainConfig, backbone: nn.Module, parts: Sequence[DemoSe
 
 
 def _for_views(cfg: TrainConfig, backbone: nn.Module | None, views: int) -> nn.Module:
-    """The backbone given, or the recipe's, made to read so many camera views."""
+    """The given backbone, or the recipe's, built for `views` camera views."""
     from vla.backbones.hub import load as load_backbone
 
     return load_backbone(cfg.model.backbone, num_views=views) if backbone is None else backbone
