@@ -95,7 +95,7 @@ def make_warp_vec(
     horizon: int | None = None,
     perturb: Perturbation | None = None,
 ) -> WarpVecEnv:
-    """Build the Warp backend of a tabletop suite by name, on the first GPU unless told where.
+    """Build the Warp backend of a tabletop suite by name, on the first GPU unless a device is given.
 
     ValueError for a suite that another package simulates.
     """

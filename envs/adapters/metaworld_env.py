@@ -41,7 +41,7 @@ ACTION_SPEC = ActionSpec(names=("dx", "dy", "dz", "gripper"), low=(-1.0,) * 4, h
 
 
 def make_environment(task: str, **arguments: Any) -> Any:
-    """Meta-World's own environment of a task, drawing objects and goal anew; `arguments` as its class has them."""
+    """Meta-World's environment of a task, which draws objects and goal at every reset; `arguments` go to its class."""
     require("metaworld")
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 

@@ -108,7 +108,7 @@ class Program:
                 wp.synchronize_device(device)
 
     def __call__(self) -> None:
-        """Run after everything on torch's current stream, before whatever torch does next."""
+        """Run after all work on torch's current stream and before the next work on it."""
         if self._graph is None:
             self.launch()
         else:

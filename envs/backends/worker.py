@@ -157,7 +157,7 @@ class Worker:
         return value
 
     def kill(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process, also in the middle of a command."""
         self.process.kill()
         self.process.join(5)
 
@@ -217,7 +217,7 @@ def _serve(
     memory: str,
     frames: SharedFrames,
 ) -> None:
-    """The worker's main loop: execute commands until told to close, or until the parent is gone."""
+    """The worker's main loop: execute commands until `close` arrives or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     shared = SharedMemory(name=memory)
     try:

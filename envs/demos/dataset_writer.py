@@ -30,7 +30,7 @@ DATA_FILE_BYTES = 100_000_000
 _QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
 PRIVILEGED = "privileged"
 PRIVILEGED_FILE = "privileged.parquet"
-"""In `meta/`, beside the dataset: as one of its features, whoever appends to it or merges it would need a simulator."""
+"""In `meta/`, beside the dataset: as one of its features, appending or merging data would need a simulator."""
 _INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _METADATA_KEY = b"bascule"
 

@@ -39,7 +39,7 @@ class DemoWorld(Protocol):
         """(camera -> (H, W, 3) RGB, proprio (P,)) of this instant."""
 
     def privileged(self) -> NDArray[np.float32]:
-        """(S,) the simulator's state of this instant, as critics see it; S = 0 where nobody tells."""
+        """(S,) the simulator's state of this instant, as critics read it; S = 0 where it is not available."""
 
     def expert_action(self) -> NDArray[np.float32]:
         """(A,) what the scripted expert does now."""

@@ -2,7 +2,7 @@
 
 While recording, `OUT/recording/` holds one file per finished episode, each written atomically by the worker process
 that ran it. When there are enough, the dataset is built beside them and moved into place, `meta/` last, so `OUT` is
-either an unfinished recording or a whole dataset. Whatever kills a run, the same call continues it.
+either an unfinished recording or a whole dataset. After any kind of interruption the same call continues the run.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def _worker(connection: Connection, make_world: MakeWorld, request: dict[str, An
 
 
 class _Workers:
-    """Worker processes, each idle or running one seed. One that dies (killed, out of memory) is replaced; its seed is
-    then simply one that nobody runs."""
+    """Worker processes, each idle or running one seed. One that dies (killed, out of memory) is replaced; its seed
+    is skipped."""
 
     def __init__(self, count: int, make_world: MakeWorld, request: _Request, folder: Path) -> None:
         self._arguments = make_world, asdict(request), folder

@@ -66,7 +66,7 @@ class RandomPolicy:
 
 
 class BlindReplay:
-    """Replays one demonstration's actions whatever it sees, then repeats the last one."""
+    """Replays one demonstration's actions regardless of the observation, then repeats the last one."""
 
     def __init__(self, actions_TA: np.ndarray, num_envs: int, chunk_size: int = 8) -> None:
         self._actions = np.asarray(actions_TA, np.float32)

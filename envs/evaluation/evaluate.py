@@ -70,7 +70,7 @@ class EvalReport:
         return self.successes / max(1, self.episodes)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the films; whoever writes it adds commit and machine
+        """JSON-ready, without the films; the writer adds commit and machine
         (`bascule.report.page.provenance`)."""
         return {
             "suite": self.suite,

@@ -1,10 +1,10 @@
 """Grounding scenes of the suites that have goals: any moment of any task, worded as in training.
 
-A scene is an episode of its suite taken apart: the drawer is somewhere, a thing may already be where an instruction
-wants it, the arm is on its way, about to take hold, carrying, or has let go. Or it is one that was really played, by an
-expert with a shaking hand: things are pushed aside, tipped over, dropped halfway, as a policy meets them and nobody
-would pose them. Where the policy will have to look is known either way: the subject of the instruction's first goal
-(the object, the drawer's handle, the button) and its destination.
+A scene is a moment of an episode of its suite: the drawer is at some position, an object may already be at its goal,
+the arm is moving, about to grasp, carrying, or has released. Or it comes from a rollout of a noisy expert: objects are
+pushed aside, tipped over or dropped halfway, as a policy meets them and no sampler would place them. The points the
+policy has to look at are known either way: the subject of the instruction's first goal (the object, the drawer's
+handle, the button) and its destination.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Distractors: things that no instruction names, scattered where they are in nobody's way."""
+"""Distractors: objects that no instruction names, placed where they obstruct no task."""
 
 from __future__ import annotations
 

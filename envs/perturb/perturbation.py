@@ -1,6 +1,6 @@
 """Perturbations: eight ways in which test episodes differ from training episodes, each a severity from 0 to 1.
 
-The axes are LIBERO-plus's questions (Fei et al. 2025). Whatever is drawn is a pure function of the episode's seed, the
+The axes are LIBERO-plus's questions (Fei et al. 2025). Every draw is a pure function of the episode's seed, the
 axis and the severity; a larger severity goes further in the same direction, and 0 leaves every number as it was. A knob
 may also be a range to draw the severity from: domain randomisation (Tobin et al. 2017), for demonstrations or RL.
 

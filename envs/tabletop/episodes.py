@@ -218,7 +218,7 @@ def tell(
 
 
 def _choose_slots(rng: np.random.Generator, plan: Task, kinds: tuple[str, ...], count: int) -> tuple[int, ...]:
-    """Slots of `count` objects: first the task's `a`, then `b`, then whatever else stands about."""
+    """Slots of `count` objects: first the task's `a`, then `b`, then the other objects of the scene."""
     low = any(step.fixture == "cabinet" and step.object for step in plan.steps)
     order = [int(slot) for slot in rng.permutation(len(kinds)) if not low or kinds[slot] in LOW_KINDS]
     if plan.kind:
