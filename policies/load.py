@@ -55,7 +55,7 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
 
 
 def _refuse_others(folder: Path) -> None:
-    """ValueError for a folder whose config.json is of something else that we know."""
+    """Raise ValueError for a folder that holds a policy in LeRobot's format."""
     config = load_json(folder / "config.json")
     if isinstance(config, dict) and "checkpoint" not in config and config.get("type") == "bascule":
         raise ValueError(f"{folder} is a policy in LeRobot's format: `vla lerobot {folder} OUT` makes a checkpoint")

@@ -1,7 +1,7 @@
 """How a new chunk of actions takes over from the one being played, when it was computed while that one ran.
 
-`Blend` and `Ensemble` join two chunks that know nothing of each other; a policy that is told what is still to be played
-(`vla.core.types.Prefix`) can begin its chunk there by itself, which is real-time chunking. All of them rest on one
+`Blend` and `Ensemble` join two independent chunks; a policy that receives the actions still to be executed
+(`vla.core.types.Prefix`) can continue them in its own chunk, which is real-time chunking. All of them rest on one
 number, the delay, and it is counted in actions that were really played (`DelayEstimate`), not read off a clock.
 """
 
@@ -17,8 +17,8 @@ Actions = NDArray[np.floating]
 
 
 class Join(Protocol):
-    """What to play from policy step `step` on: `old` (T, A) is what is left of the plan (maybe nothing), `fresh` (S, A)
-    the new chunk without the actions that come too late. The answer has fresh's shape."""
+    """Returns the actions (S, A) to execute from policy step `step` on. `old` (T, A) is the rest of the plan and may be
+    empty; `fresh` (S, A) is the new chunk without the actions that arrived too late."""
 
     def __call__(self, old_TA: Actions, fresh_SA: Actions, *, step: int) -> Actions: ...
 

@@ -22,25 +22,25 @@ class ControlConfig:
     policy_hz: float | None = None
     """Rate at which the policy's actions were meant, at most the robot's. None: the robot's."""
     n_action_steps: int | None = None
-    """Ask again after this many actions of a chunk; None: as many as the policy's spec says, else half of it."""
+    """Request a new chunk after this many actions; None: the n_action_steps of the policy's spec, else half a chunk."""
     join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
-    """How a new chunk takes over: at once, gradually, as a mean of all that overlap, or by itself (the policy is told
-    what is still to be played: `vla.model.policy`)."""
+    """How a new chunk takes over: at once, gradually, as a mean of all overlapping chunks, or by real-time chunking
+    (the request carries the actions still to be executed: `vla.model.policy`)."""
     blend_steps: int = 2
     """Actions over which "blend" takes over."""
     catch_up_steps: int = 4
-    """Actions over which displacements that came too late are made up for; 0: never."""
+    """Number of actions over which displacements lost to latency are compensated; 0: never."""
     ensemble_decay: float = 0.01
-    """Of "ensemble": 0 is the plain mean, more favours older chunks."""
+    """Weight decay of the join "ensemble": 0 is the plain mean, larger values favour older chunks."""
     asynchronous: bool = True
     """Compute the next chunk while the current one is played."""
     in_flight: int = 1
-    """Questions on their way at the same time. Behind a slow link more of them make for more answers, and for fewer
-    actions between them that nobody has looked at."""
+    """Requests in flight at the same time. Over a slow link more of them give more frequent answers, and fewer actions
+    executed without a new observation."""
     dry_run: bool = False
     """Do everything but send."""
     estop_file: Path | None = None
-    """The robot is let go as soon as this file exists."""
+    """The robot is stopped and disconnected as soon as this file exists."""
     server_timeout_s: float = 1.0
     """An answer that takes longer counts as a dead server."""
     guards: GuardConfig = field(default_factory=GuardConfig)
@@ -48,7 +48,7 @@ class ControlConfig:
 
 @dataclass(frozen=True)
 class ControlReport:
-    """What happened."""
+    """The statistics of one control run."""
 
     ticks: int
     overruns: int
@@ -60,7 +60,7 @@ class ControlReport:
     """Guard -> ticks in which it tripped."""
     answers: int
     latency_ms: dict[str, float]
-    """Of the policy's answers: p50, p99. The warm-up is not among them."""
+    """Latency of the policy's answers in ms: p50, p99. The warm-up is not included."""
     late_ms: dict[str, float]
     """How long after its time a tick began: p50, p99, max."""
     work_ms: dict[str, float]
@@ -68,7 +68,7 @@ class ControlReport:
     delays: dict[int, int]
     """Actions of a chunk that came too late because the robot had played those steps -> how often."""
     error: str | None = None
-    """What the policy, its server or the robot said, where that is why a guard tripped; the last one."""
+    """The last error of the policy, its server or the robot that tripped a guard."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Guard -> what was said when it tripped last, for guards that have a reason beside their name; "disconnect" ->
     why the robot could not be let go in good order; "controller" -> an error of the loop itself."""
@@ -85,7 +85,7 @@ def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:
 
 
 def is_pressed(pressed: Callable[[], bool], file: Path | None) -> bool:
-    """The e-stop is: a key was pressed, the file exists, or it cannot be seen that it does not."""
+    """True when a key was pressed, the e-stop file exists, or its absence cannot be verified (OSError)."""
     try:
         return pressed() or (file is not None and file.exists())
     except OSError:

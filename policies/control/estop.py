@@ -1,4 +1,4 @@
-"""The e-stop under a person's hand: any key in the terminal."""
+"""The keyboard e-stop: any key in the terminal."""
 
 from __future__ import annotations
 

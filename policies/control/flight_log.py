@@ -1,8 +1,8 @@
 """The black box of a controller: every input and decision of every tick as JSON lines, replayable bit for bit.
 
-What the cameras saw lies beside it (LOG.frames, raw pixels, each frame once); a tick names the frame that was the
-latest. `policies.lerobot.recording` makes a LeRobotDataset of both. The last line says that the run was logged to its
-end; a log without it is incomplete (a crash, or a full disk), and whoever reads it is told.
+Camera images are stored in LOG.frames (raw pixels, each frame once); a tick names the latest frame.
+`policies.lerobot.recording` makes a LeRobotDataset of both. The last line says that the run was logged to its end; a
+log without it is incomplete (a crash, or a full disk), and its reader reports that.
 
 A log that can no longer be written does not stop the robot: the guards decide without it, and a sudden stop in the
 middle of a movement would be the worse surprise. One line on stderr says so at once, and `close` raises it.
@@ -67,7 +67,7 @@ class BlackBox:
         proprio_names: Sequence[str],
         **more: Any,
     ) -> None:
-        """What a replay needs to know; `more` is for people."""
+        """Write the header line that a replay reads; `more` holds fields for people."""
         self._write(
             {
                 "blackbox": FORMAT,

@@ -1,4 +1,4 @@
-"""What a controller plays between two answers of the policy: the plan, and the thread that asks for the next one."""
+"""The action plan that a controller executes between two action chunks, and the threads that request new chunks."""
 
 from __future__ import annotations
 
@@ -70,12 +70,15 @@ class Plan:
         return len(self._actions)
 
     def left(self, delay: int) -> Prefix:
-        """What a policy is told that is to go on from here, its answer being `delay` actions away."""
+        """The remaining actions as a `Prefix` (1, T, A) for a policy whose next chunk comes `delay` actions later."""
         actions = self._actions.astype(np.float32)[None]
         return Prefix(actions, np.array([len(self._actions)]), np.array([delay]))
 
     def install(self, chunk_CA: NDArray[np.floating], *, asked_at_step: int, seen_s: float) -> int:
-        """Take over a chunk whose first action was for step `asked_at_step`. How many of its actions came too late."""
+        """Join a chunk (C, A), whose first action is for policy step `asked_at_step`, to the plan.
+
+        Returns the number of its actions that arrived too late to be executed.
+        """
         late = self.step - asked_at_step
         fresh = np.array(chunk_CA[late:], dtype=np.float64)
         if len(fresh):
@@ -126,7 +129,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from the policy: a chunk (C, A), or the error."""
+    """The result of one request: an action chunk (C, A), or the exception the policy raised."""
 
     chunk: ActionChunk | None
     error: Exception | None
@@ -136,29 +139,32 @@ class Answer:
 
 
 class Asking(Protocol):
-    """Where a controller gets its chunks: answers come in the order of the questions."""
+    """The source of a controller's action chunks. Answers are returned in the order of the requests."""
 
     @property
     def busy(self) -> bool:
-        """No further question now: as many are out, or answered and not fetched, as may be."""
+        """True when no further request may be made: the limit of open or unfetched requests is reached."""
 
     def waiting_s(self) -> float:
-        """How long the oldest question that is out has been out; 0 without one."""
+        """Seconds since the oldest open request was made; 0 without one."""
 
     def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
-        """`prefix`: what is still to be played, for a policy that can go on from there."""
+        """Request an action chunk for `obs`. `prefix`: the actions still to be executed, for a policy that can continue
+        them."""
 
     def fetch(self) -> Answer | None:
-        """The oldest question's answer, once."""
+        """The answer to the oldest open request, returned once; None while it is not there."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop making requests."""
 
 
 Question = tuple[Observation, int, float, Prefix | None]
 
 
 class Inference:
-    """Runs a policy beside the control loop; several of them, if questions are to be on their way at the same time."""
+    """Runs a policy in threads beside the control loop; one thread per connection, so that several requests can be in
+    flight."""
 
     def __init__(
         self,
@@ -167,10 +173,10 @@ class Inference:
         asynchronous: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`asynchronous=False` answers inside `ask`, and the loop waits. `others`: more connections to the same policy,
-        each for one more question at a time."""
+        """`asynchronous=False` runs the policy inside `ask`, which blocks the loop. `others`: more connections to the
+        same policy, each of which allows one more request in flight."""
         self._policy, self._clock, self._capacity = policy, clock, 1 + len(others)
-        self._asked_s: dict[int, float] = {}  # the questions that are out, oldest first
+        self._asked_s: dict[int, float] = {}  # the open requests, oldest first
         self._questions: deque[tuple[int, Question]] = deque()
         self._answers: dict[int, Answer] = {}
         self._count = 0
@@ -186,12 +192,15 @@ class Inference:
 
     @property
     def busy(self) -> bool:
+        """True when every connection has a request that is open or not yet fetched."""
         return len(self._asked_s) >= self._capacity
 
     def waiting_s(self) -> float:
+        """Seconds since the oldest open request was made; 0 without one."""
         return self._clock() - min(self._asked_s.values()) if self._asked_s else 0.0
 
     def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
+        """Queue a request for a chunk; without threads the policy runs here. AssertionError when `busy`."""
         assert not self.busy, "no more questions than there are connections"
         number, self._count = self._count, self._count + 1
         self._asked_s[number] = self._clock()
@@ -203,6 +212,7 @@ class Inference:
             self._wake.notify()
 
     def fetch(self) -> Answer | None:
+        """The answer to the oldest open request, returned once; None while it is not there."""
         oldest = next(iter(self._asked_s), None)
         with self._wake:
             answer = self._answers.pop(oldest, None)  # type: ignore[arg-type]
@@ -211,6 +221,7 @@ class Inference:
         return answer
 
     def close(self) -> None:
+        """End the threads; a policy call that is running is not interrupted."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()

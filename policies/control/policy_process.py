@@ -1,4 +1,4 @@
-"""A policy in a process of its own: what it computes takes no time from whoever asks, the interpreter's lock included.
+"""A policy in a process of its own, so that inference never holds the control loop's interpreter lock (GIL).
 
 For a control loop: Python code that infers in another thread keeps the lock for milliseconds at a time. The pipe joins
 a parent and the child it started, nothing else can write to it.
@@ -39,15 +39,18 @@ class PolicyProcess:
         except BaseException:
             self.close()
             raise
+
     @property
     def pid(self) -> int | None:
+        """The process id of the child, or None if it was never started."""
         return self._process.pid
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Reset the policy for the given environments (None: all). ConnectionError when its process is gone."""
         self._call("reset", env_ids)
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """As the policy's own. ConnectionError when its process is gone."""
+        """The action chunks (B, C, A) of the policy in the child. ConnectionError when its process is gone."""
         return self._call("act", obs, **({} if prefix is None else {"prefix": prefix}))
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:

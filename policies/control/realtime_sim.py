@@ -1,7 +1,7 @@
-"""A simulated world that goes on by itself, as a robot does: its own process, its own clock, physics and cameras in it.
+"""A simulated environment that runs in real time like a robot: physics and cameras in its own process and clock.
 
 A controller's `send` and `observe` only touch a pipe and shared memory, so that they take microseconds whatever the
-simulator is doing, and a simulator that stands still shows as stale observations.
+simulator is doing, and a simulator that stalls shows as stale observations.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _HEAD = np.dtype(
 
 
 class LiveWorld:
-    """`policies.control.robots.Robot`: one world that steps at its own rate, commanded at any higher one.
+    """`policies.control.robots.Robot`: one environment stepped at its own rate, commanded at that rate or a higher one.
 
-    Displacements add up until the world's next step takes them (as much as fits into one; the rest stays for the next),
-    a switch is as it was last said.
+    Displacements add up until the environment's next step applies them (as much as the bounds allow; the rest is kept
+    for the following step). A switch keeps its last commanded value.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class LiveWorld:
         proprio_names: Sequence[str] = (),
         endless: bool = False,
     ) -> None:
-        """`make` (pickled: a module's function, or a partial of one) builds an environment of one world in the child.
+        """`make` (pickled: a module's function, or a partial of one) builds an environment with num_envs 1.
 
-        `endless`: when a scene is over, the next seed's begins, and the robot is never `done`. ValueError for a rate
-        below the world's own.
+        It is called in the child. `endless`: when an episode ends, the next seed's begins, and the robot is never
+        `done`. ValueError for a `control_hz` below the environment's own.
         """
         self._pipe, theirs = Pipe()
         self._process = spawn(_serve, (theirs, make, seed, task, endless), name="world")
@@ -76,10 +76,10 @@ class LiveWorld:
         self._latest: tuple[int, Observation, float] | None = None
         self._done = 0
         self.scenes = self.successes = 0
-        """Scenes that are over, and how many of them succeeded."""
+        """Episodes that have ended, and how many of them succeeded."""
 
     def connect(self) -> None:
-        """The world begins to run."""
+        """Start stepping the environment. ConnectionError if it shows no observation within 60 s."""
         self._send("go")
         until = time.monotonic() + 60.0
         while int(self._view.head["count"][0]) == 0 or int(self._view.head["count"][0]) % 2:
@@ -88,6 +88,7 @@ class LiveWorld:
             time.sleep(0.001)
 
     def observe(self) -> tuple[Observation, float]:
+        """The latest observation (B = 1) and when it was taken, in seconds. ConnectionError without one."""
         if self._memory is None:
             raise ConnectionError("the simulated robot is not connected")
         seen = self._latest
@@ -109,24 +110,30 @@ class LiveWorld:
         return seen[1], seen[2]
 
     def rest(self) -> tuple[float, ...]:
+        """The action (A,) that leaves the robot as it is: displacements 0, switches 1."""
         return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
 
     def send(self, action_A: NDArray[np.float32]) -> None:
+        """Command an action (A,) for one control tick. ConnectionError when the process is gone."""
         self._send([float(x) for x in action_A])
 
     @property
     def done(self) -> bool:
+        """True when the episode is over; never true with `endless`."""
         return bool(self._done)
 
     @property
     def success(self) -> bool:
+        """True when at least one episode has succeeded."""
         return self.successes > 0
 
     @property
     def pid(self) -> int | None:
+        """The process id of the simulator."""
         return self._process.pid
 
     def disconnect(self) -> None:
+        """End the simulator's process and free the shared memory. May be called twice."""
         atexit.unregister(self.disconnect)
         self._pipe.close()
         self._process.join(timeout=2)
@@ -135,7 +142,7 @@ class LiveWorld:
             self._process.join(timeout=5)
         if self._memory is not None:
             del self._view
-            with contextlib.suppress(BufferError):  # an observation may still be held by somebody
+            with contextlib.suppress(BufferError):  # an observation may still be in use
                 self._memory.close()
             with contextlib.suppress(FileNotFoundError):
                 self._memory.unlink()
@@ -188,7 +195,7 @@ def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | 
         following = itertools.count(seed + 1) if endless else None
         _run(pipe, env, view, obs, lambda: following and env.reset(seeds=[next(following)]))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the controller let go: the world ends
+        pass  # the controller disconnected: the simulation ends
     except Exception as error:
         with contextlib.suppress(OSError):
             pipe.send((False, error))
@@ -202,7 +209,7 @@ def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | 
 def _run(
     pipe: Connection, env: VecEnv, view: _View, obs: Observation, next_scene: Callable[[], Observation | None]
 ) -> None:
-    """Step at the world's rate until the pipe is closed, in real time: a step that came late is not made up for."""
+    """Step at the environment's rate in real time until the pipe is closed; a late step is not made up for."""
     spec = env.action_spec
     low, high = np.array(spec.low), np.array(spec.high)
     switch = np.array([name == "gripper" for name in spec.names])

@@ -1,4 +1,4 @@
-"""Robots as the controller sees them: a small interface, a simulated world behind it, and any LeRobot `Robot`."""
+"""The controller's robot interface, and its implementations for a simulated environment and any LeRobot `Robot`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vla.processing.pictures import to_uint8_picture
 
 
 class Robot(Protocol):
-    """What a controller needs. A method that raises OSError (but no TimeoutError) says that the robot is lost; anything
-    else it raises is trouble that may pass: the controller holds, and stops when it lasts
-    (`policies.control.watched_robot`)."""
+    """The interface a controller needs. An OSError other than TimeoutError means that the robot is lost. Any other
+    exception counts as transient: the controller holds, and stops if it persists (`policies.control.watched_robot`)."""
 
     action_spec: ActionSpec
     """Its control_hz is the rate at which `send` is to be called."""
     kinds: tuple[Kind, ...]
-    """Of each action component."""
+    """The kind of each action component, A entries."""
     proprio_names: tuple[str, ...]
 
-    def connect(self) -> None: ...
+    def connect(self) -> None:
+        """Connect to the robot. ConnectionError if that fails."""
 
     def observe(self) -> tuple[Observation, float]:
         """The latest observation (batch of one) and when it was taken, on the clock of `time.monotonic`."""
@@ -37,22 +37,22 @@ class Robot(Protocol):
         """The action that leaves the robot as it is. NaN for a switch whose state the robot does not report."""
 
     def send(self, action_A: NDArray[np.float32]) -> Sequence[float] | None:
-        """Command the robot. The action that it really took, where it says so: it may have limits of its own."""
+        """Command an action (A,). Returns the action the robot took if it reports a different one, else None."""
 
     @property
     def done(self) -> bool:
-        """The task is over (simulation), so that the run may end before its time."""
+        """True when the episode is over (simulation); the run then ends before its time."""
 
     def disconnect(self) -> None:
-        """Leave the robot safe and let go of it. May be called twice."""
+        """Leave the robot in a safe state and disconnect. May be called twice."""
 
 
 class WorldRobot:
-    """One simulated world as a robot. Each `send` runs one control step and renders what is then seen."""
+    """One simulated environment as a robot. Each `send` runs one control step and renders the next observation."""
 
     def __init__(self, env: VecEnv, *, seed: int, task: str | None = None, proprio_names: Sequence[str] = ()) -> None:
-        """`env` must have one world; it is closed on disconnecting. A component named gripper is a switch, the others
-        are displacements."""
+        """`env` must have num_envs 1 (else ValueError); it is closed on disconnecting. A component named gripper is
+        a switch, the others are displacements."""
         if env.num_envs != 1:
             raise ValueError(f"a robot is one world, this environment has {env.num_envs}")
         self._env, self._seed, self._task = env, seed, task
@@ -66,18 +66,22 @@ class WorldRobot:
         self._latest: Observation | None = None
 
     def connect(self) -> None:
+        """Reset the environment to the seed and task given."""
         tasks = None if self._task is None else [self._task]
         self._see(self._env.reset(seeds=[self._seed], tasks=tasks))
 
     def observe(self) -> tuple[Observation, float]:
+        """The latest observation (B = 1) and the current time. ConnectionError before `connect`."""
         if self._latest is None:
             raise ConnectionError("the simulated robot is not connected")
         return self._latest, time.monotonic()  # never stale: the world stands still between two calls of `send`
 
     def rest(self) -> tuple[float, ...]:
+        """The action (A,) that leaves the robot as it is: displacements 0, switches 1."""
         return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
 
     def send(self, action_A: NDArray[np.float32]) -> None:
+        """Run one control step with the action (A,). ConnectionError before `connect`."""
         if self._latest is None:
             raise ConnectionError("the simulated robot is not connected")
         result = self._env.step_chunk(np.asarray(action_A, np.float32)[None, None])
@@ -87,9 +91,11 @@ class WorldRobot:
 
     @property
     def done(self) -> bool:
+        """True when the episode has terminated or was truncated."""
         return self._done
 
     def disconnect(self) -> None:
+        """Close the environment. May be called twice."""
         if self._latest is not None:
             self._latest = None
             self._env.close()
@@ -156,7 +162,7 @@ class LeRobotRobot:
         seen = {name: kind for name, kind in features.items() if isinstance(kind, tuple)}
         # A depth camera has one channel; no policy here reads it, and it must not disturb one that does not.
         self.cameras = tuple(name for name, shape in seen.items() if shape[-1] != 1) if cameras is None else (*cameras,)
-        """Those that are shown to the policy."""
+        """The cameras that the policy reads."""
         if lacking := [camera for camera in self.cameras if camera not in seen]:
             known = ", ".join(seen) or "no camera"
             raise ValueError(f"the policy reads camera '{lacking[0]}', the robot has {known}: name them alike")
@@ -172,10 +178,13 @@ class LeRobotRobot:
         self.done = False
 
     def connect(self) -> None:
+        """Connect the LeRobot robot unless it is connected already."""
         if not self._robot.is_connected:
             self._robot.connect()
 
     def observe(self) -> tuple[Observation, float]:
+        """The current observation (B = 1) and the time at which reading it began, so that its age is never
+        underestimated."""
         start = self._clock()  # before the cameras are read: an age must never look younger than it is
         seen = self._look()
         images = {camera: _picture(seen, camera) for camera in self.cameras}
@@ -183,6 +192,8 @@ class LeRobotRobot:
         return Observation(images, proprio, [self._instruction]), start
 
     def rest(self) -> tuple[float, ...]:
+        """The action (A,) that leaves the robot as it is: measured positions, 0 for displacements and velocities, and
+        NaN for switches that are not reported."""
         seen = self._look()
         rest = {"displacement": 0.0, "velocity": 0.0, "switch": math.nan}  # a switch that is not reported
         return tuple(
@@ -191,6 +202,7 @@ class LeRobotRobot:
         )
 
     def send(self, action_A: NDArray[np.float32]) -> tuple[float, ...] | None:
+        """Command an action (A,). Returns the action the robot reports to have taken if it differs, else None."""
         wanted = dict(zip(self.action_spec.names, map(float, action_A), strict=True))
         said = self._call(self._robot.send_action, wanted)
         if not isinstance(said, Mapping):
@@ -202,6 +214,7 @@ class LeRobotRobot:
         return None if taken == tuple(wanted.values()) else taken
 
     def disconnect(self) -> None:
+        """Disconnect the LeRobot robot."""
         _let_go(self._robot)
 
     def _look(self) -> Mapping[str, Any]:
@@ -214,9 +227,10 @@ class LeRobotRobot:
         return seen
 
     def _taken(self, index: int, name: str, wanted: float, said: Any) -> float:
-        """What the robot made of a wanted position. Its echo is believed where it cut a way short: an answer between
-        where it is and where it was to go, from a robot that is configured to (`max_relative_target`), or that has
-        echoed another command of this component as it was. So one that echoes in other units never is."""
+        """The position the robot accepted for a commanded one. Its echo is used only where it shortens the motion: it
+        lies between the measured and the commanded position, and the robot is configured to clip
+        (`max_relative_target`) or has echoed another command of this component unchanged. An echo in other units is
+        therefore ignored."""
         try:
             said = float(said)
         except (TypeError, ValueError):

@@ -35,7 +35,7 @@ def need_compiler() -> None:
 
 
 def processor() -> str:
-    """What kind of machine code runs here, e.g. "AVX512"."""
+    """The CPU capability that torch compiles for on this machine, e.g. "AVX512"."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability()

@@ -33,12 +33,12 @@ Graph = Callable[[ModelArrays], NDArray[np.float32]]
 GRAPHS: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2", "aoti": "model.aoti.pt2"}
 TOKENIZER = "tokenizer/tokenizer.json"
 INPUTS = ("images", "token_ids", "token_mask", "proprio")
-"""Of every exported graph, in the order of `ModelArrays`' fields."""
+"""Input names of every exported graph, in the order of `ModelArrays`' fields."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """An exported graph beside the model that it came from, on random observations; normalised actions."""
+    """The error of an exported graph against the model it came from: random observations, normalised actions."""
 
     observations: int
     max_error: float
@@ -47,18 +47,18 @@ class Parity:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What `config.json` of an exported folder says under "export"."""
+    """The entry "export" of an exported folder's `config.json`."""
 
     format: Format
     precision: Precision
     chunk_size: int
     n_action_steps: int
     parity: Parity
-    """Against the model in float32."""
+    """Errors against the model in float32."""
     source: str
     """SHA-256 of the weights that were exported."""
     processor: str | None = None
-    """Of "aoti": the kind that its machine code is for."""
+    """For "aoti": the CPU capability its machine code needs; None for other formats."""
 
 
 class FileTokenizer:
@@ -119,7 +119,7 @@ class ExportedPolicy:
 
 
 def is_exported(config: dict[str, Any]) -> bool:
-    """Whether a folder's config.json is that of an exported policy."""
+    """True if `config`, a folder's config.json, belongs to an exported policy."""
     return "export" in config
 
 

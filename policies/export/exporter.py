@@ -49,7 +49,7 @@ from vla.processing.processor import ModelInput
 from vla.runtime.locks import refuse_foreign
 
 MAX_ERROR = 1e-4
-"""Of a float32 export's normalised actions."""
+"""Largest error allowed in the normalised actions of a float32 export."""
 OPSET = 20
 _MAX_BATCH = 4096
 _WORDS = "pick place put push stack lift move the a red green blue yellow cube ball bowl drawer left right on of it to"
@@ -57,13 +57,14 @@ _ONNX_MAX_BYTES = 2**31 - 2**20  # protobuf's limit
 
 
 class Decision(nn.Module):
-    """What is exported: everything between the processor's two ends."""
+    """The exported module: the network between preprocessing and unnormalisation."""
 
     def __init__(self, vla: VLA) -> None:
         super().__init__()
         self.vla = vla
 
     def forward(self, images: Tensor, token_ids: Tensor, token_mask: Tensor, proprio: Tensor) -> Tensor:
+        """The normalised actions (B, C, A) for model inputs in the order of `INPUTS`, B rows each."""
         if not self.vla.config.language:
             token_mask = torch.zeros_like(token_mask)
         features = self.vla.encode_as_is(ModelInput(images, token_ids, token_mask, proprio))
@@ -153,7 +154,7 @@ def random_observations(processor: Preprocessor, count: int, *, seed: int) -> It
 
 
 def _instruction(processor: Preprocessor, words: Sequence[str], rng: np.random.Generator) -> str:
-    """As many random words as fit."""
+    """An instruction of up to 9 random words, shortened until it fits the policy's token limit."""
     text = [str(word) for word in rng.choice(words, rng.integers(1, 10))]
     while len(text) > 1:
         try:

@@ -1,4 +1,4 @@
-"""The simulated robot, its teleoperator and its worlds as LeRobot's flags: --robot.type, --teleop.type, --env.type."""
+"""LeRobot configurations of the simulation: --robot.type, --teleop.type, --env.type."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 @RobotConfig.register_subclass("bascule_tabletop")
 @dataclass(kw_only=True)
 class BasculeTabletopConfig(RobotConfig):
-    """A tabletop world that behaves like a robot on a cable."""
+    """--robot.type=bascule_tabletop: a simulated tabletop environment behind LeRobot's robot interface."""
 
     suite: str = "tabletop-pick"
     seed: int = 0
-    """Of the first scene."""
+    """Seed of the first scene."""
     new_scenes: bool = False
-    """After a scene is over, go on with the next seed. Otherwise the same scene starts again, so that the one
-    instruction LeRobot's tools take stays the right one."""
+    """After an episode ends, continue with the next seed. Otherwise the same scene is reset, so that the single
+    instruction LeRobot's tools accept stays valid."""
     pause_s: float = 1.0
-    """How long a scene that is over stands still before the next."""
+    """Seconds for which an ended episode stays still before the next reset."""
     image_size: int = 84
 
 
 @TeleoperatorConfig.register_subclass("bascule_expert")
 @dataclass(kw_only=True)
 class BasculeExpertConfig(TeleoperatorConfig):
-    """The scripted expert at the controls of the simulated robot."""
+    """--teleop.type=bascule_expert: the scripted expert operates the simulated robot."""
 
 
 @EnvConfig.register_subclass("bascule")
 @dataclass
 class BasculeEnvConfig(EnvConfig):
-    """--env.type=bascule: the tabletop worlds for `lerobot-eval`, with the scenes and horizon of `vla eval`."""
+    """--env.type=bascule: the tabletop environments for `lerobot-eval`, with the scenes and horizon of `vla eval`."""
 
     task: str | None = "tabletop-pick"
-    """A suite."""
+    """Name of the suite."""
     fps: int = 20
     image_size: int = 84
     first_seed: int = 5_000_000
@@ -63,10 +63,12 @@ class BasculeEnvConfig(EnvConfig):
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for `gymnasium.make`: none, since `create_envs` builds the environments."""
         return {}
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, VectorEnv]]:
-        """Every world has a process of its own anyway: one loop over them is as parallel as it gets."""
+        """`n_envs` environments as one synchronous vector environment; `use_async_envs` is ignored, since each
+        environment already runs in its own process."""
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
         from policies.lerobot.tabletop_env import TabletopEnv

@@ -1,4 +1,4 @@
-"""What LeRobot's tools know about a Bascule policy: `--policy.type=bascule` and its flags."""
+"""The LeRobot configuration of a Bascule policy: `--policy.type=bascule` and its flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _identity() -> dict[str, NormalizationMode]:
 @PreTrainedConfig.register_subclass("bascule")
 @dataclass
 class BasculeConfig(PreTrainedConfig):
-    """A fresh policy's choices, or (`parts`) what a trained one is made of.
+    """The options of a new policy, or (`parts`) the configuration of a trained one.
 
     A field of a fresh policy means what the field of that name means in `vla.model.model.VLAConfig`, `BridgeConfig`,
     `ProcessorConfig` or `TrainConfig`.
@@ -25,7 +25,7 @@ class BasculeConfig(PreTrainedConfig):
 
     chunk_size: int = 8
     n_action_steps: int = 8
-    """Actions played before `select_action` looks again."""
+    """Number of actions executed before `select_action` reads a new observation."""
     backbone: str = "tiny-goals"
     """A name or a local folder: what `vla.backbones.backbone.load_backbone` takes."""
     head: str = "l1"
@@ -37,7 +37,7 @@ class BasculeConfig(PreTrainedConfig):
     max_text_tokens: int = 24
     """Room for an instruction; more when the dataset's tasks are longer."""
     seed: int = 0
-    """Of the fresh bridge and head."""
+    """Seed for initialising the bridge and the head."""
     optimizer_lr: float = 1e-3
     optimizer_weight_decay: float = 0.01
     optimizer_grad_clip_norm: float = 1.0
@@ -69,6 +69,7 @@ class BasculeConfig(PreTrainedConfig):
             raise ValueError("a bascule policy needs actions: the dataset has no feature 'action'")
 
     def get_optimizer_preset(self) -> AdamWConfig:
+        """AdamW with the learning rate, weight decay and gradient clipping of this configuration."""
         return AdamWConfig(
             lr=self.optimizer_lr,
             weight_decay=self.optimizer_weight_decay,
@@ -76,6 +77,7 @@ class BasculeConfig(PreTrainedConfig):
         )
 
     def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
+        """Cosine decay to 1 % of the learning rate after a linear warm-up; lengths in optimizer steps."""
         return CosineDecayWithWarmupSchedulerConfig(
             peak_lr=self.optimizer_lr,
             decay_lr=0.01 * self.optimizer_lr,
@@ -85,12 +87,15 @@ class BasculeConfig(PreTrainedConfig):
 
     @property
     def observation_delta_indices(self) -> None:
+        """None: the policy reads the current observation only."""
         return None
 
     @property
     def action_delta_indices(self) -> list[int]:
+        """Offsets of the `chunk_size` actions in a training target, from 0 on."""
         return list(range(self.chunk_size))
 
     @property
     def reward_delta_indices(self) -> None:
+        """None: the policy reads no rewards."""
         return None

@@ -1,4 +1,4 @@
-"""Checkpoints between `vla train` / `vla rl` and LeRobot's tools, either way, the same function in both."""
+"""Conversion of checkpoints between Bascule's and LeRobot's formats, with identical outputs in both."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from vla.model.model import VLA
 
 
 def to_lerobot(checkpoint: Path, out: Path, *, member: str | None = None) -> Path:
-    """Write a checkpoint of ours as a folder that `--policy.path` takes; LoRA adapters are merged. `member`: of a
-    policy for several robots, the one to control."""
+    """Write a checkpoint of ours as a folder that `--policy.path` takes; LoRA adapters are merged.
+
+    `member`: the robot to control, for a policy trained for several robots.
+    """
     policy = wrap(VLA.load(checkpoint, member=member))
     with writing(out, "this policy", policy.state_dict()):
         policy.save_pretrained(out)
@@ -34,7 +36,7 @@ def from_lerobot(folder: Path, out: Path) -> Path:
 
 
 def _with_adapters(folder: Path) -> BasculePolicy:
-    """What `lerobot-train --peft...` wrote: adapters, and where the policy lies that they adapt."""
+    """Load the output of `lerobot-train --peft...`: merge its adapters into the base policy they refer to."""
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path

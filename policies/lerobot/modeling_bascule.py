@@ -73,7 +73,8 @@ class BasculePolicy(PreTrainedPolicy):
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> BasculePolicy:
-        """What `save_pretrained` wrote: a folder, or a repository on the Hub."""
+        """Load a policy saved with `save_pretrained` from a folder or a repository on the Hub. ValueError for a folder
+        without a tokenizer."""
         folder = Path(pretrained_name_or_path)
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
@@ -89,10 +90,11 @@ class BasculePolicy(PreTrainedPolicy):
         self.vla.backbone.tokenizer.save_pretrained(save_directory / TOKENIZER)
 
     def get_optim_params(self) -> list[torch.nn.Parameter]:
+        """The parameters that training updates."""
         return self.vla.trainable()
 
     def reset(self) -> None:
-        """Forget the actions queued: a new episode starts."""
+        """Clear the queue of actions at the start of an episode."""
         self._queue: deque[Tensor] = deque()
 
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
@@ -110,6 +112,7 @@ class BasculePolicy(PreTrainedPolicy):
         return torch.stack([self.vla.head.loss(latent[i], target[i], mask[i]) for i in rows]), {}
 
     def supports_rtc(self) -> bool:
+        """True: `predict_action_chunk` accepts the leftover of the previous chunk."""
         return True
 
     @torch.no_grad()
@@ -123,8 +126,8 @@ class BasculePolicy(PreTrainedPolicy):
     ) -> Tensor:
         """(B, C, A), environment units, within the action's bounds.
 
-        LeRobot's real-time chunking: `prev_chunk_left_over` (T, A) is what the robot still had to play when it asked,
-        of which it will have played `inference_delay` actions when this chunk arrives (`vla.model.policy`).
+        LeRobot's real-time chunking: `prev_chunk_left_over` (T, A) holds the actions not yet executed at the request,
+        of which the robot will have executed `inference_delay` actions when this chunk arrives (`vla.model.policy`).
         """
         inp = self.vla.processor.prepare(self.observation(batch))
         if prev_chunk_left_over is None:
@@ -166,7 +169,7 @@ class BasculePolicy(PreTrainedPolicy):
 
 
 def describe(vla: VLA) -> dict[str, Any]:
-    """What a policy is made of, beside weights and tokenizer, in JSON values."""
+    """The configuration, processor, statistics and backbone of a policy as JSON values: no weights, no tokenizer."""
     return {
         "model": encode(vla.config),
         "processor": encode(vla.processor.config),
@@ -176,7 +179,7 @@ def describe(vla: VLA) -> dict[str, Any]:
 
 
 def assemble(parts: Mapping[str, Any], tokenizer: str | Path) -> VLA:
-    """The policy that `describe` told of; its weights hold anything until they are loaded."""
+    """Build the policy that `describe` describes; its weights are uninitialised until they are loaded."""
     backbone = load_backbone({**parts["backbone"], "tokenizer": str(tokenizer)})
     config = decode(VLAConfig, parts["model"])
     processor_config = decode(ProcessorConfig, parts["processor"])
@@ -253,7 +256,7 @@ def _pixels(image_B3HW: Tensor, key: str) -> np.ndarray:
 
 
 def _prefix(left_over: Tensor, delay: int, batch: int) -> Prefix:
-    """What the robot still has to play, from (T, A) or (B, T, A) environment units."""
+    """The actions still to be executed as a `Prefix`, from (T, A) or (B, T, A) in environment units."""
     old = left_over.detach().float().cpu().numpy()
     old = np.broadcast_to(old, (batch, *old.shape[-2:]))
     # LeRobot fills a short leftover up with zeros: they are no actions, and would pull the robot toward them.

@@ -1,4 +1,4 @@
-"""A tabletop world behind LeRobot's `Robot`, and the expert that can see its state behind `Teleoperator`.
+"""A tabletop environment behind LeRobot's `Robot`, and its privileged expert behind `Teleoperator`.
 
 LeRobot's tools drop numbers that are named neither NAME.pos nor NAME.vel: displacements are called .vel, the rest .pos.
 """
@@ -15,11 +15,11 @@ from policies.lerobot.config_tabletop import BasculeExpertConfig, BasculeTableto
 from policies.lerobot.simulation import make_simulation
 from vla.core.types import Observation
 
-_running: list[BasculeTabletop] = []  # connected robots: the teleoperator looks into the latest one's world
+_running: list[BasculeTabletop] = []  # connected robots: the teleoperator reads the state of the latest one
 
 
 class BasculeTabletop(Robot):
-    """The simulated robot. `send_action` runs one control step of the world."""
+    """The simulated robot. `send_action` runs one control step of the environment."""
 
     config_class = BasculeTabletopConfig
     name = "bascule_tabletop"
@@ -40,32 +40,41 @@ class BasculeTabletop(Robot):
 
     @property
     def observation_features(self) -> dict[str, Any]:
+        """Name -> float for each proprio value, and name -> (H, W, 3) for each camera."""
         size = self.config.image_size
         return {**dict.fromkeys(self._state, float), **dict.fromkeys(self.cameras, (size, size, 3))}
 
     @property
     def action_features(self) -> dict[str, Any]:
+        """Name -> float for each action component."""
         return dict.fromkeys(self._actions, float)
 
     @property
     def is_connected(self) -> bool:
+        """True between `connect` and `disconnect`."""
         return self.latest is not None
 
     def connect(self, calibrate: bool = True) -> None:
+        """Reset the environment to its first scene; `calibrate` has no effect."""
         self._new_scene()
         _running.append(self)
 
-    def calibrate(self) -> None: ...
+    def calibrate(self) -> None:
+        """Does nothing: a simulated robot needs no calibration."""
 
-    def configure(self) -> None: ...
+    def configure(self) -> None:
+        """Does nothing: a simulated robot needs no configuration."""
 
     def get_observation(self) -> dict[str, Any]:
+        """The latest proprio values and images (H, W, 3) uint8 by name. ConnectionError if not connected."""
         if self.latest is None:
             raise ConnectionError("the simulated robot is not connected")
         state = dict(zip(self._state, map(float, self.latest.proprio[0]), strict=True))
         return {**state, **{camera: image[0].copy() for camera, image in self.latest.images.items()}}
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        """Clip the action to the bounds and run one control step with it. Returns the action that was executed;
+        ConnectionError if not connected."""
         if self.latest is None:
             raise ConnectionError("the simulated robot is not connected")
         env = self.simulation.env
@@ -81,6 +90,7 @@ class BasculeTabletop(Robot):
         return dict(zip(self._actions, map(float, sent), strict=True))
 
     def disconnect(self) -> None:
+        """Close the environment. May be called twice."""
         if self.latest is not None:
             self.latest = None
             _running.remove(self)
@@ -94,7 +104,7 @@ class BasculeTabletop(Robot):
 
 
 class BasculeExpert(Teleoperator):
-    """Acts for a person: the scripted expert of the connected simulated robot."""
+    """The scripted expert of the latest connected simulated robot, in place of a human operator."""
 
     config_class = BasculeExpertConfig
     name = "bascule_expert"
@@ -107,20 +117,27 @@ class BasculeExpert(Teleoperator):
 
     @property
     def action_features(self) -> dict[str, Any]:
+        """The action features of the connected robot; empty without one."""
         return _running[-1].action_features if _running else {}
 
     @property
     def is_connected(self) -> bool:
+        """True between `connect` and `disconnect`."""
         return self._connected
 
     def connect(self, calibrate: bool = True) -> None:
+        """Mark the teleoperator as connected; `calibrate` has no effect."""
         self._connected = True
 
-    def calibrate(self) -> None: ...
+    def calibrate(self) -> None:
+        """Does nothing: the expert needs no calibration."""
 
-    def configure(self) -> None: ...
+    def configure(self) -> None:
+        """Does nothing: the expert needs no configuration."""
 
     def get_action(self) -> dict[str, Any]:
+        """The expert's next action for the connected robot, by name and clipped to -1..1. ConnectionError without a
+        robot."""
         if not _running:
             raise ConnectionError("the scripted expert needs a connected robot: --robot.type=bascule_tabletop")
         robot = _running[-1]
@@ -128,7 +145,9 @@ class BasculeExpert(Teleoperator):
         action = np.clip(robot.simulation.expert.act(robot.latest)[0, 0], -1, 1)
         return dict(zip(robot.action_features, map(float, action), strict=True))
 
-    def send_feedback(self, feedback: dict[str, Any]) -> None: ...
+    def send_feedback(self, feedback: dict[str, Any]) -> None:
+        """Does nothing: the expert takes no feedback."""
 
     def disconnect(self) -> None:
+        """Mark the teleoperator as disconnected."""
         self._connected = False

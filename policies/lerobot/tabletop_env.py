@@ -1,4 +1,4 @@
-"""A tabletop environment as a LeRobot environment."""
+"""A tabletop environment with the interface that LeRobot's evaluation expects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vla.core.types import Observation
 
 
 class TabletopEnv(gymnasium.Env):
-    """One world with the names and shapes that `lerobot-eval` expects of an environment."""
+    """One environment with the observation names and shapes that `lerobot-eval` expects."""
 
     def __init__(self, suite: str, image_size: int, first_seed: int) -> None:
         self._env, self._first_seed = make_simulation(suite, image_size).env, first_seed
@@ -34,20 +34,24 @@ class TabletopEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reset to the scene of `first_seed` + `seed`. Returns (observation, {})."""
         super().reset(seed=seed)
-        # Without a seed it is SAME_STEP's reset after the end, whose scene nobody plays.
+        # Without a seed it is SAME_STEP's reset after the end, whose scene is never used.
         return self._see(self._env.reset(seeds=[self._first_seed + (seed or 0)])), {}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Run one control step with an action (A,). Returns (observation, reward, terminated, truncated, {"is_success":
+        bool})."""
         result = self._env.step_chunk(np.asarray(action, np.float32)[None, None])
         ended = bool(result.terminated[0]), bool(result.truncated[0])
         return self._see(result.obs), float(result.reward[0]), *ended, {"is_success": bool(result.info["success"][0])}
 
     def render(self) -> np.ndarray:
-        """The cameras side by side."""
+        """The camera images side by side, (H, cameras * W, 3) uint8."""
         return np.concatenate([image for image in self._pixels.values()], axis=1)
 
     def close(self) -> None:
+        """Close the simulated environment."""
         self._env.close()
 
     def _see(self, obs: Observation) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One forward pass for all requests that wait: who asks while the policy is busy is answered with the others."""
+"""Dynamic batching: requests that arrive while the policy is busy are answered together by the next forward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vla.core.types import Observation, Policy, PolicySpec
 
 
 class HasPolicy(Protocol):
-    """Whose policy is asked; it may be replaced between two batches."""
+    """The holder of the served policy, which may be replaced between two batches."""
 
     policy: Policy
     spec: PolicySpec
@@ -25,12 +25,12 @@ class HasPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one request."""
+    """The answer to one request."""
 
     actions: NDArray[np.float32]
     """(C, A) in environment units."""
     infer_ms: float
-    """Of the whole batch."""
+    """Inference time of the whole batch in ms."""
     batch_size: int
 
 
@@ -48,13 +48,13 @@ class _Request:
 
 
 class Batcher:
-    """Runs policies on one thread, one batch at a time. Nobody is made to wait for company: a batch is who is there.
+    """Runs policies on one thread, one batch at a time. No batching delay: a batch is whatever is queued.
 
     All of it but the policies themselves belongs to the event loop's thread.
     """
 
     def __init__(self, *, max_batch: int = 16) -> None:
-        """`max_batch` 1 answers one request at a time, in order: for policies that remember."""
+        """`max_batch` 1 answers one request at a time, in order: for policies with internal state."""
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         self._max_batch = max_batch
@@ -64,21 +64,22 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
+        """Number of requests in the queue."""
         return len(self._waiting)
 
     async def act(self, served: HasPolicy, obs: Observation) -> Answer:
-        """The policy's actions for an observation of one world. Raises what the policy raises on it."""
+        """The policy's answer to one observation (B = 1). Raises the exception that the policy raises on it."""
         request = _Request(served, obs, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._next()
         return await request.future
 
     async def run(self, job: Callable[[], None]) -> None:
-        """`job` on the policies' thread, between two batches."""
+        """Run `job` on the policies' thread, between two batches."""
         await asyncio.get_running_loop().run_in_executor(self._worker, job)
 
     def close(self) -> None:
-        """Take nothing more; who waits is cancelled."""
+        """Accept no more requests and cancel the queued ones."""
         self._worker.shutdown(wait=False, cancel_futures=True)
         for request in self._waiting:
             request.future.cancel()
@@ -98,7 +99,7 @@ class Batcher:
             if done.cancelled():
                 return
             for request, answer in zip(group, done.result(), strict=True):
-                if request.future.done():  # who asked has hung up
+                if request.future.done():  # the client has disconnected
                     continue
                 if isinstance(answer, Exception):
                     request.future.set_exception(answer)
@@ -133,7 +134,7 @@ def _answer(group: Sequence[_Request]) -> list[Answer | Exception]:
     except Exception as error:
         if len(group) == 1:
             return [error]
-        # One bad instruction must not fail the others: each alone, to find out whose it is.
+        # One bad request must not fail the others: run each alone to find it.
         return [answer for request in group for answer in _answer([request])]
     answers: list[Answer | Exception] = []
     for actions in chunk:

@@ -54,7 +54,7 @@ class PolicyClient:
     ) -> None:
         """`uri` ws://HOST:PORT, wss:// with TLS, /NAME behind it for one of several policies. `tls` for certificates
         that the system does not know. `whole_chunks`: `act` gives all actions of a chunk, as every policy does;
-        False: only those that are meant to be executed, which saves a slow link what nobody plays."""
+        False: only those that are meant to be executed, which saves bandwidth on a slow link."""
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
         self.uri = uri if "://" in uri else f"ws://{uri}"
@@ -66,7 +66,7 @@ class PolicyClient:
         self.latencies_ms: collections.deque[float] = collections.deque(maxlen=10_000)
         """Round trips of the latest answered requests: send, inference, receive."""
         self.metadata: dict[str, Any] = {}
-        """What the server says about itself: for ours, `action_spec`, `cameras`, `observation_keys` and more."""
+        """The server's metadata: for our server `action_spec`, `cameras`, `observation_keys` and more."""
         self.whole_chunks = whole_chunks
         self._tls = tls
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key is not None else {}
@@ -79,7 +79,7 @@ class PolicyClient:
 
     @property
     def spec(self) -> PolicySpec:
-        """The server's words about its policy; None for what it does not say (stock openpi servers)."""
+        """The policy's spec from the server's metadata; None for fields it does not send (stock openpi servers)."""
         told = self.metadata
         action, cameras, names = told.get("action_spec"), told.get("cameras"), told.get("proprio_names")
         return PolicySpec(
@@ -99,7 +99,7 @@ class PolicyClient:
         return self._read(reply)
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """Observation of B worlds -> (B, C, A); the protocol knows no batches, so this is B round trips."""
+        """Action chunks (B, C, A) for B observations. The protocol has no batches, so this takes B round trips."""
         chunks = []
         for i in range(obs.batch_size):
             images = {camera: image[i] for camera, image in obs.images.items()}

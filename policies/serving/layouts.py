@@ -56,7 +56,7 @@ LAYOUTS: dict[str, Layout] = {
         ("images/cam_high", "images/cam_left_wrist", "images/cam_right_wrist", "images/cam_low"), channels_first=True
     ),
 }
-"""Of the clients that come with openpi. Source: Physical-Intelligence/openpi, src/openpi/policies and examples."""
+"""Layouts of openpi's clients. Source: Physical-Intelligence/openpi, src/openpi/policies and examples."""
 
 
 def find_layout(name: str) -> Layout | None:
@@ -74,7 +74,7 @@ def find_layout(name: str) -> Layout | None:
 
 
 class ObservationReader:
-    """Checks one client's observation map and makes it an Observation of one world. Every fault names its key.
+    """Checks one client's observation map and converts it to an Observation (B = 1). Every error names its key.
 
     Native keys: "images/<camera>" (H, W, 3) uint8 or floats in 0..1 (`vla.processing.pictures`), "state" (P,) numbers,
     "prompt" str; they work beside the layout's. Unknown keys are ignored.

@@ -21,11 +21,11 @@ from vla.core.types import Policy, PolicySpec
 Loader = Callable[[Path], Policy]
 """Folder -> its policy (`policies.load.load_policy`)."""
 WHOLE_CHUNK = "whole_chunk"
-"""Key of an observation: true asks for all actions of the chunk, not only those that are meant to be played."""
+"""Key of an observation: true requests all actions of the chunk, not only the first n_action_steps."""
 
 
 class PolicySlot:
-    """One policy: what clients may send it, what they are told about it, and where a newer one would appear."""
+    """One served policy: its observation reader, its metadata, and the folder that is watched for newer checkpoints."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class PolicySlot:
         `observation_keys`.
 
         `n_action_steps`: how many of a chunk's actions are sent to clients that do not ask for whole chunks; None: as
-        the spec says. Stock openpi clients cannot ask, and some play whatever they get, so they get what is meant to be
-        played: an ActionChunkBroker with a longer `action_horizon` then fails at once, which is better than a robot
-        that quietly plays the part of a chunk nobody trained it to.
+        the spec says. Stock openpi clients cannot request whole chunks, and some execute every action they receive, so
+        they receive the first n_action_steps only: an ActionChunkBroker with a longer `action_horizon` then fails at
+        once, instead of a robot silently executing actions that the policy was not meant to be run for.
         """
         spec, action = policy.spec, policy.spec.action_spec
         if action is None:
@@ -73,7 +73,7 @@ class PolicySlot:
         self._wanted_steps = n_action_steps
 
     def sent(self, actions_CA: NDArray[np.float32], message: Mapping[Any, Any]) -> NDArray[np.float32]:
-        """Of a chunk, what the client gets that sent `message`. ValueError for a `whole_chunk` that is no bool."""
+        """The part of a chunk (C, A) that is sent in answer to `message`. ValueError unless `whole_chunk` is a bool."""
         whole = message.get(WHOLE_CHUNK, False)
         if not isinstance(whole, bool):
             raise ValueError(f"{WHOLE_CHUNK}: expected true or false, got {type(whole).__name__}")
@@ -87,7 +87,7 @@ class PolicySlot:
         layout: Layout | None = None,
         n_action_steps: int | None = None,
     ) -> PolicySlot:
-        """The policy that `load` finds in a folder, which `refresh` will look at again. `n_action_steps` None: the
+        """A slot with the policy that `load` reads from a folder; `refresh` reloads it. `n_action_steps` None: the
         policy's own."""
         folder = Path(folder)
         stamp = _stamp(folder)
@@ -96,7 +96,7 @@ class PolicySlot:
         return slot
 
     def changed(self) -> bool:
-        """Whether the folder holds another checkpoint than the one served."""
+        """True if the folder holds another checkpoint than the one served."""
         return self.folder is not None and _stamp(self.folder) not in (None, self._stamp)
 
     def refresh(self) -> None:
@@ -120,7 +120,7 @@ class PolicySlot:
 
 
 def _steps(spec: PolicySpec) -> dict[str, int]:
-    """What clients are told about chunks; nothing where it is not known."""
+    """The chunk sizes for the metadata; unknown ones are left out."""
     known = {"chunk_size": spec.chunk_size, "n_action_steps": spec.n_action_steps}
     return {name: value for name, value in known.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""What a policy server counts, in Prometheus' text format. No client library: it is three kinds of lines."""
+"""Metrics of a policy server in Prometheus' text format, written without the client library."""
 
 from __future__ import annotations
 

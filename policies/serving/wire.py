@@ -1,4 +1,4 @@
-"""The bytes on the wire: openpi's msgpack-numpy dialect, with a decoder that trusts nobody.
+"""The bytes on the wire: openpi's msgpack-numpy dialect, with a decoder hardened against untrusted input.
 
 An ndarray travels as the map {b"__ndarray__": True, b"data": bytes, b"dtype": dtype.str, b"shape": [..]} and a numpy
 scalar as {b"__npgeneric__": True, b"data": item, b"dtype": dtype.str}; the marker keys are *bytes*. Everything else is
@@ -40,8 +40,10 @@ class WireError(ValueError):
 
 
 def one_line(value: object, *, limit: int = 4000) -> str:
-    """`value` as a single printable line of at most `limit` characters, for error frames and logs. Whoever quotes
-    somebody else's words leaves the limit as it is: their end is where the remedy stands."""
+    """`value` as a single printable line of at most `limit` characters, for error frames and logs.
+
+    Keep the default limit when quoting another program's message, since its end names the remedy.
+    """
     text = " ".join(str(value).split())
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
@@ -93,7 +95,7 @@ def _unpack(frame: bytes | bytearray | memoryview, counter: _NodeCounter) -> Any
 
 
 def _encode(value: object) -> dict[bytes, Any]:
-    """What msgpack cannot say by itself: numpy arrays and scalars."""
+    """The msgpack encoding of numpy arrays and scalars. WireError for other types and dtypes."""
     if not isinstance(value, np.ndarray | np.generic):
         raise WireError(f"cannot be sent: a {type(value).__name__} has no encoding; make it numpy or plain Python")
     if value.dtype.str not in _DTYPES:
