@@ -1,4 +1,4 @@
-"""What a command line can name: suites, tasks, recipes, checkpoints. Part of the shell: it sees every room."""
+"""The names a command line accepts: suites, tasks, recipes, checkpoints. May import every package."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def trained(path: str | Path) -> Path:
 
 
 def is_lerobot(folder: Path) -> bool:
-    """Whether a folder holds a bascule policy in LeRobot's format. ValueError when it holds no config.json."""
+    """True if a folder holds a bascule policy in LeRobot's format. ValueError when it holds no config.json."""
     return load_json(Path(folder) / "config.json").get("type") == "bascule"
 
 
 def list_suites() -> Listing:
+    """A table of all suites: tasks, horizon in control steps, backends, description."""
     from envs.registry import all_suite_names, load_suite
     from envs.tabletop.suites import Suite
 
@@ -40,6 +41,7 @@ def list_suites() -> Listing:
 
 
 def list_tasks() -> Listing:
+    """A table of all tasks and the suites that contain them."""
     from envs.registry import all_suite_names, load_suite
 
     users: dict[str, list[str]] = {}
@@ -50,6 +52,7 @@ def list_tasks() -> Listing:
 
 
 def list_recipes() -> Listing:
+    """A table of the recipes of `vla train` and `vla rl`."""
     import rl.recipes
     import vla.training.recipes
 

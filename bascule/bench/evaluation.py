@@ -19,10 +19,11 @@ class Metered:
         self.decisions, self.cpu_s = 0, 0.0
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Reset the wrapped policy for the given environments (None: all)."""
         self.policy.reset(env_ids)
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """As the policy's own."""
+        """The wrapped policy's chunks (B, C, A); adds B decisions and the CPU seconds they took."""
         began = time.process_time()
         chunk = self.policy.act(obs, prefix=prefix)
         self.cpu_s += time.process_time() - began

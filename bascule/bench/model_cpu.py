@@ -30,6 +30,7 @@ def inputs(batch: int) -> tuple[Features, Tensor]:
 
 
 def ours(config: BridgeConfig) -> Bridge:
+    """Bascule's bridge for the released feature width, layers and proprio size."""
     return Bridge(config, chunk_size=CHUNK, feature_width=WIDTH, num_layers=LAYERS, proprio_dim=PROPRIO)
 
 

@@ -35,12 +35,12 @@ PROPRIO = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the backbone: DINOv2-L and SigLIP-so400m without their last blocks, Qwen2.5-0.5B (VLA-Adapter)."""
+    """Sizes of the backbone: DINOv2-L and SigLIP-so400m without their last blocks, Qwen2.5-0.5B (VLA-Adapter)."""
 
     dino: tuple[int, int, int] = (1024, 23, 16)
     """Width, layers, heads."""
     siglip: tuple[int, int, int, int] = (1152, 26, 16, 4304)
-    """And the width of its feed-forward layers."""
+    """Width, layers, heads, feed-forward width."""
     decoder: tuple[int, int, int, int, int] = (896, 24, 14, 2, 4864)
     """Width, layers, heads, key-value heads, feed-forward width."""
     vocabulary: int = 151_936
@@ -49,6 +49,7 @@ class Shape:
     bridge_heads: int = 8
 
     def backbone(self, device: torch.device) -> Backbone:
+        """A backbone of these sizes on `device`, with random weights."""
         import transformers as hf
 
         from vla.backbones.loading import wrap
@@ -77,6 +78,7 @@ class Shape:
         return wrap(vlm.cpu(), tokenizer, num_views=len(CAMERAS)).to(device)
 
     def bridge(self) -> BridgeConfig:
+        """The lean bridge for this decoder width."""
         return lean_bridge(width=self.decoder[0], heads=self.bridge_heads)
 
 
@@ -92,6 +94,7 @@ def make_vla(shape: Shape, device: torch.device, *, learns: bool) -> VLA:
 
 
 def observations(shape: Shape, count: int) -> list[Observation]:
+    """`count` random observations of batch size 1: uint8 images, proprio and an instruction."""
     rng = np.random.default_rng(0)
     size = (1, shape.image_size, shape.image_size, 3)
     return [
@@ -196,7 +199,7 @@ def _training_batch(vla: VLA, shape: Shape, batch: int, device: torch.device) ->
 
 
 def _median_seconds(call: Callable[[int], Any], count: int) -> float:
-    """Of `count` calls after a tenth as many for warming up, each waited for."""
+    """Median seconds of `count` synchronised calls, after a tenth as many (at least 3) to warm up."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = []
     for k in range(-max(3, count // 10), count):

@@ -1,15 +1,15 @@
-"""What a round trip costs through three servers of the same policy, each in a process of its own.
+"""Round-trip latency of three servers of the same policy, each in a process of its own.
 
     .venv/bin/python -m bascule.bench.other_servers [--requests 300] [--json FILE]
 
 - ours: `vla serve` and its client;
-- LeRobot's asynchronous server (gRPC; install grpcio beside it): its `PolicyServer` as it is, but told of our policy
-  type, and without its least time for an answer (`inference_latency`, 33 ms unless told otherwise). The client calls
+- LeRobot's asynchronous server (gRPC; install grpcio beside it): its `PolicyServer` unchanged, but with our policy
+  type registered, and without its minimum response time (`inference_latency`, 33 ms by default). The client calls
   its two procedures one after the other, as its robot client does;
 - the way openpi serves: one frame in, the policy called in the server's loop, one frame out, no limits and no batches.
   Written here after its protocol, since openpi itself is in no package index.
 
-The policy has random weights; two images of 224 px; one thread each; the servers are asked in turns.
+The policy has random weights; two images of 224 px; one thread each; the servers are queried in turns.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ CAMERAS, PIXELS, WARM_UP = ("front", "wrist"), 224, 20
 
 
 def serve_lerobot(folder: str, port: int) -> None:
+    """Run LeRobot's `PolicyServer` on 127.0.0.1:`port`; the client names the policy's folder."""
     import lerobot_policy_bascule  # noqa: F401 (registers the policy type)
     from lerobot.async_inference import policy_server
     from lerobot.async_inference.configs import PolicyServerConfig
@@ -44,6 +45,7 @@ def serve_lerobot(folder: str, port: int) -> None:
 
 
 def serve_plainly(folder: str, port: int) -> None:
+    """Serve the policy in `folder` as openpi does: one frame in, one forward pass, one frame out, without batching."""
     from websockets.asyncio.server import serve
 
     from policies.serving.wire import pack, unpack
@@ -73,6 +75,7 @@ SERVERS = {"lerobot": serve_lerobot, "plain": serve_plainly}
 
 @contextmanager
 def process(kind: str, folder: Path, port: int, cwd: Path) -> Iterator[None]:
+    """Run a server of this kind in a process of its own, with one thread, until the context ends."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "bascule.bench.other_servers", "--serve", kind, str(folder), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, cwd=cwd)
@@ -85,6 +88,7 @@ def process(kind: str, folder: Path, port: int, cwd: Path) -> Iterator[None]:
 
 
 def ask_lerobot(folder: Path, port: int, message: dict[str, Any]) -> Callable[[], Any]:
+    """Connect to LeRobot's server and set up its policy. Returns a function that makes one request with `message`."""
     import grpc
     from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
     from lerobot.transport import services_pb2, services_pb2_grpc
@@ -116,6 +120,7 @@ def ask_lerobot(folder: Path, port: int, message: dict[str, Any]) -> Callable[[]
 
 
 def measure(requests: int) -> dict[str, Any]:
+    """Round-trip times {server: {"p50_ms", "p99_ms"}} over `requests` requests to each server, after a warm-up."""
     import torch
 
     from bascule.bench.serving import message as make_message
@@ -154,6 +159,7 @@ def measure(requests: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure and print a row for each server; with --serve, run one of the servers instead."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--json", type=Path)

@@ -30,6 +30,7 @@ class Server:
 
     @property
     def pid(self) -> int:
+        """The process id of the server."""
         return self.process.pid
 
 
@@ -115,14 +116,14 @@ def import_time(row: Row) -> dict[str, Any]:
 
 @dataclass
 class _Load:
-    """What the clients of a load saw."""
+    """Latencies in ms and errors, as the clients of a load test measured them."""
 
     waits_ms: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
 def load(row: Row, policy: Any, *, clients: int, seconds: float) -> list[dict[str, Any]]:
-    """So many clients that ask as fast as they are answered; errors, and what becomes of the server's memory."""
+    """Load test: `clients` clients send requests back to back; latency, errors and growth of the server's memory."""
     from policies.serving.client import PolicyClient
     from policies.serving.prometheus import resident_bytes
 

@@ -85,9 +85,9 @@ def _default_rates(default: Callable[[], tuple[Any, Callable[[], int]]]) -> tupl
 
 
 def bench_adapters() -> list[Row]:
-    """robosuite and Meta-World through our adapters, each beside itself as it comes, in the same run.
+    """robosuite and Meta-World through our adapters, each compared with the original in the same run.
 
-    One whose extra is not installed is left out, and said.
+    A simulator whose extra is not installed is skipped, with a message.
     """
     from envs.adapters.metaworld_env import default_push
     from envs.adapters.robosuite_env import default_lift
@@ -113,7 +113,7 @@ def bench_adapters() -> list[Row]:
 
 
 def bench_sim() -> list[Row]:
-    """The CPU worlds of every tabletop suite, and robosuite's Lift and Meta-World's push beside themselves."""
+    """The CPU environments of every tabletop suite, and the robosuite and Meta-World adapters against the originals."""
     from envs.tabletop.suites import suite_names
 
     rows, first = bench_adapters(), "tabletop-pick"

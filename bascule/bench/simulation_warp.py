@@ -1,8 +1,8 @@
-"""`vla bench sim --backend warp`: the MuJoCo Warp worlds on one device.
+"""`vla bench sim --backend warp`: the MuJoCo Warp environments on one device.
 
 Correctness comes first: the CPU backend's motion, success and images, a CUDA graph that does what its launches do, the
-right order of streams. Without them there are no figures. Then a curve over the number of worlds, and where the time
-goes. Part of the shell: it sees every room.
+right order of streams. Without them no rates are reported. Then rates over the number of environments, and a time
+breakdown. May import every package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 Row = dict[str, Any]
 WORLDS = (64, 256, 1024, 4096, 8192)
 WANTED_STEPS, WANTED_IMAGES = 50_000.0, 100_000.0
-"""Control steps/s without rendering at 4096 worlds, and 84 px images/s: what the project set out to reach."""
+"""Targets: control steps/s without rendering at 4096 environments, and 84 px images/s."""
 CHUNK = 8
 _SECONDS = 2.0
 _ARM_RAD, _OBJECT_M, _GRAPH_RAD, _IMAGE = 5e-3, 5e-3, 1e-3, 1.0
@@ -194,7 +194,7 @@ def _check_images(env: Any, suite: str, name: str) -> list[Row]:
 
 # ---------------------------------------------------------------------- speed
 def _rates(suite: str, device: str, name: str, n: int) -> list[Row]:
-    """Control steps/s, images/s and the time split of `n` worlds under random actions."""
+    """Control steps/s, images/s and the time breakdown of `n` environments under random actions."""
     import torch
 
     from envs import make_vec

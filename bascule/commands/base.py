@@ -1,4 +1,4 @@
-"""What every subcommand is."""
+"""The base class of all subcommands, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ class Command(ABC):
 
     @abstractmethod
     def run(self) -> int | None:
-        """Do it; the exit code, None for 0. User errors are raised as ValueError or OSError."""
+        """Run the command. Returns the exit code, None for 0. User errors are raised as ValueError or OSError."""
 
     def writes(self) -> tuple[Path, ...]:
-        """The folders and files that it writes: while it runs, no other command may write them."""
+        """The folders and files that it writes; they are locked against other commands while it runs."""
         found = (getattr(self, name, None) for name in ("out", "json", "log", "to_dataset"))
         return tuple(Path(path) for path in found if isinstance(path, str | Path))
 
     def kept(self) -> str:
-        """After Ctrl-C: what is left, and how to go on."""
+        """The message after Ctrl-C: what was kept, and how to continue."""
         return "nothing was written"
 
 
 def given(**values: object) -> dict[str, Any]:
-    """Only the values a user gave."""
+    """The values that are not None, which are those the user gave."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def check_numbers(command: Command, **bounds: tuple[float, float]) -> None:
-    """ValueError naming the flag and its range for a number outside of it. Flags that were not given (None) are well;
-    of a tuple, every number is looked at."""
+    """Raise ValueError naming the flag and its range for a number outside of it. None (not given) passes; every number
+    of a tuple is checked."""
     for name, (low, high) in bounds.items():
         value = getattr(command, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -43,13 +43,13 @@ def check_numbers(command: Command, **bounds: tuple[float, float]) -> None:
 
 
 def check_file(flag: str, path: Path | None) -> None:
-    """ValueError if `path` is a folder where a file is to be written: said before the work whose result it holds."""
+    """Raise ValueError if `path` is a folder, before the work whose result is to be written to that file."""
     if path is not None and path.is_dir():
         raise ValueError(f"{flag} {path} is a folder: name a file in it")
 
 
 def check_place(path: Path) -> None:
-    """ValueError unless `path`, a file or a folder that need not exist yet, can be made where it is to be."""
+    """Raise ValueError unless `path`, a file or folder that need not exist yet, can be created."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise ValueError(f"{path} cannot be written: {folder} is a file, not a folder")

@@ -1,4 +1,4 @@
-"""Commands that bring policies from elsewhere."""
+"""`vla convert`: import policies published by others."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class Convert(Command):
     """8 for LIBERO and CALVIN, 5 for Bridge, 25 for ALOHA."""
     control_hz: float = 20.0
     dataset: str | None = None
-    """Whose statistics, when the checkpoint holds several."""
+    """Name of the dataset whose statistics to use, when the checkpoint holds several."""
     extremes: bool = False
     """Normalise by minimum and maximum (ALOHA) instead of quantiles."""
 
     def run(self) -> None:
+        """Convert the published checkpoint and save it to `out`. ValueError without the source folder."""
         if not self.source.is_dir():
             raise ValueError(f"there is no folder {self.source}")
         refuse_used(self.out / CONFIG, self.out, "a policy", resume=None)

@@ -1,4 +1,4 @@
-"""Commands that make data: demonstrations, and questions about rendered scenes."""
+"""Commands that generate data: demonstrations, and question-answer pairs about rendered scenes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Demos(Command):
     out: Path | None = None
     """The dataset's folder. Default: runs/demos/SUITE."""
     seed: int = 0
-    """Scene of the first episode; the following ones count up."""
+    """Seed of the first episode's scene; the following episodes count up from it."""
     noise: float = 0.15
-    """Disturbs the expert's commands, so that demonstrations show recoveries too."""
+    """Noise added to the expert's actions, so that demonstrations include recoveries."""
     workers: int = 2
     tasks: tuple[str, ...] = ()
-    """Of the suite's, in turn; a name given twice has twice the share. None: all, as the seeds draw them."""
+    """Tasks to record, in turn; a name given twice has twice the share. Default: all, drawn by the seeds."""
     perturb: tuple[str, ...] = ()
     """Domain randomisation: AXIS=FROM:TO each, as in `vla eval`, e.g. camera=0:1 light=0:1 texture=0:1."""
 
@@ -34,6 +34,7 @@ class Demos(Command):
         return self.out or Path("runs/demos") / Path(self.suite).stem
 
     def run(self) -> None:
+        """Record the demonstrations. ValueError for an unknown suite or task, or a number out of range."""
         from envs.registry import load_suite
 
         check_numbers(self, episodes=(1, 10_000_000), seed=(0, 2**53), noise=(0, 100), workers=(1, 1024))
@@ -60,9 +61,11 @@ class Demos(Command):
         say(f"{self.episodes} demonstrations in {out}")
 
     def writes(self) -> tuple[Path, ...]:
+        """The dataset's folder."""
         return (self._out(),)
 
     def kept(self) -> str:
+        """Finished episodes are kept after Ctrl-C."""
         return f"finished episodes stay in {self._out()}; the same command continues"
 
 
@@ -78,12 +81,13 @@ class GroundData(Command):
     out: Path = Path("runs/ground-data")
     scenes: int = 20_000
     suites: tuple[str, ...] = ()
-    """Of these suites in turn, which have goals or are robosuite's; a name given twice has twice the share. None:
+    """Suites to render, in turn: suites with goals, or robosuite's. A name given twice has twice the share. Default:
     shapes and plates."""
     seed: int = 0
     workers: int = 2
 
     def run(self) -> None:
+        """Render the scenes and write the dataset to `out`."""
         check_numbers(self, scenes=(1, 100_000_000), seed=(0, 2**53), workers=(1, 1024))
         from envs.grounding.generate import generate
         from envs.registry import load_suite
@@ -102,4 +106,5 @@ class GroundData(Command):
             )
 
     def kept(self) -> str:
+        """Nothing is kept after Ctrl-C."""
         return "nothing: the folder appears when it is complete"

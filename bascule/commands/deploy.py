@@ -1,4 +1,4 @@
-"""Commands that put a policy to work."""
+"""Commands that deploy a policy: `vla serve`, and the conversion to and from LeRobot's format."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ class Serve(Command):
     """Serve checkpoints or exported policies to robot controllers over a websocket (openpi's protocol)."""
 
     policies: Annotated[Positional[tuple[str, ...]], arg(metavar="FOLDER")]
-    """Folders of `vla train`, `vla rl` or `vla export`; of several, each may be NAME=FOLDER. Clients choose one by the
-    NAME at the end of the address, or with the key "policy" in an observation; the first is the default."""
+    """Folders of `vla train`, `vla rl` or `vla export`, each as FOLDER or NAME=FOLDER. Clients select a policy by NAME,
+    at the end of the address or as the key "policy" of an observation; the first is the default."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any that other machines can reach needs an api key; 0.0.0.0 is all of them."""
+    """Address to listen on; 0.0.0.0 is every interface. An address that other machines can reach needs an API key."""
     port: int = 8000
     """0 takes any free port."""
     api_key: str | None = None
-    """What clients must send. Needed to listen to other machines. Default: $BASCULE_API_KEY."""
+    """API key that clients must send. Required when other machines can connect. Default: $BASCULE_API_KEY."""
     layout: str = "native"
-    """Where clients put cameras, state and prompt: native, libero, droid, aloha, or a .toml file."""
+    """Names of the cameras, state and prompt in clients' observations: native, libero, droid, aloha, or a .toml file."""
     tls_cert: Path | None = None
-    """PEM; clients then connect to wss://."""
+    """TLS certificate (PEM file); clients then connect to wss://."""
     tls_key: Path | None = None
-    """PEM, where the key is not in the certificate's file."""
+    """Private key (PEM file), if it is not in the certificate's file."""
     n_action_steps: int | None = None
-    """Actions of each chunk that a client gets. Default: what each policy means to be played. `vla control` asks for
-    whole chunks, whatever stands here; stock openpi clients cannot."""
+    """Actions of each chunk that are sent to a client. Default: each policy's own. `vla control` requests whole chunks
+    regardless; stock openpi clients cannot."""
     embodiment: tuple[str, ...] = ()
-    """Of policies trained for several robots, the one to control: NAME for all of them, or POLICY=NAME for each."""
+    """The robot to control, for policies trained for several: NAME for all policies, or POLICY=NAME for each."""
     max_batch: int = 16
-    """Most observations of different clients in one forward pass."""
+    """Maximum number of observations in one forward pass."""
     max_clients: int = 64
-    """Who comes when so many are connected is turned away."""
+    """Maximum number of connected clients; further connections are refused."""
     reload_s: float | None = 2.0
-    """Look for newer checkpoints in the folders so often. SIGHUP looks at once."""
+    """Interval in seconds at which the folders are checked for newer checkpoints. SIGHUP checks at once."""
 
     def run(self) -> None:
+        """Load the policies and serve them until Ctrl-C or SIGTERM. ValueError for wrong arguments or folders."""
         check_numbers(
             self, port=(0, 65_535), n_action_steps=(1, 10_000), max_batch=(1, 4096), max_clients=(1, 65_536),
             reload_s=(0.01, 1e9),
@@ -99,21 +100,23 @@ class Serve(Command):
         server.run(on_ready=lambda: print(f"serving {what} at {server.uri} (Ctrl-C ends)", flush=True))
 
     def kept(self) -> str:
+        """The server leaves nothing behind."""
         return "the server has stopped"
 
 
 @dataclass(frozen=True)
 class LeRobot(Command):
-    """Turn a checkpoint into one that LeRobot's tools load (--policy.path), or one of theirs into ours."""
+    """Convert a checkpoint to LeRobot's format (--policy.path), or a LeRobot policy of type bascule to a checkpoint."""
 
     checkpoint: Positional[Path]
-    """A folder of ours, or LeRobot's `pretrained_model` folder of a bascule policy."""
+    """A checkpoint folder, or LeRobot's `pretrained_model` folder of a bascule policy."""
     out: Positional[Path]
-    """Where the other one goes: a folder that is not there yet, or empty."""
+    """The folder to write: it must be empty or not exist yet."""
     embodiment: str | None = None
-    """Of a policy of ours trained for several robots, the one to control."""
+    """The robot to control, for a checkpoint trained for several."""
 
     def run(self) -> None:
+        """Convert in the direction that the source folder implies. ValueError if `out` is not empty."""
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{self.out} is not empty: choose another folder")
         from bascule.catalogue import is_lerobot, trained

@@ -19,25 +19,26 @@ SLOW_LOOPBACK_MS = 20.0
 
 @dataclass(frozen=True)
 class Check:
-    """One finding."""
+    """The result of one check."""
 
     name: str
     ok: bool
     found: str
     advice: str = ""
-    """What to do, where it is not well."""
+    """The remedy when the check failed."""
     needed: bool = True
-    """Without it, the basic commands do not work."""
+    """True if the basic commands do not work without it; otherwise a failure is a warning."""
 
 
 def python() -> Check:
+    """Check that this is Python 3.12."""
     found = platform.python_version()
     good = sys.version_info[:2] == (3, 12)
     return Check("python", good, found, "" if good else "this project needs Python 3.12: ./run setup installs it")
 
 
 def versions() -> Check:
-    """Whether what is installed is what the distribution asks for; extras count where they are installed."""
+    """Check installed packages against the distribution's requirements; extras only where they are installed."""
     from importlib.metadata import PackageNotFoundError, requires, version
 
     from packaging.requirements import Requirement
@@ -66,6 +67,7 @@ def versions() -> Check:
 
 
 def gpu() -> Check:
+    """Check that torch can use a GPU if there is one; not needed."""
     import torch
 
     if torch.cuda.is_available():
@@ -79,6 +81,7 @@ def gpu() -> Check:
 
 
 def rendering() -> Check:
+    """Check that MuJoCo can render with the selected backend."""
     from vla.runtime import rendering_backend
 
     try:
@@ -90,7 +93,7 @@ def rendering() -> Check:
 
 
 def plugin() -> Check:
-    """LeRobot imports distributions whose name begins with lerobot_policy_, with underscores, and no others."""
+    """Check that the LeRobot plugin is installed: LeRobot only imports distributions named lerobot_policy_*."""
     from importlib.metadata import distributions
     from importlib.util import find_spec
 
@@ -105,6 +108,7 @@ def plugin() -> Check:
 
 
 def compiler() -> Check:
+    """Check for a C++ compiler, which only AOTInductor exports need."""
     from policies.export.aot_inductor import compiler
 
     found = compiler()
@@ -115,17 +119,19 @@ def compiler() -> Check:
 
 
 def disk() -> Check:
+    """Check the free disk space of the working directory in GiB."""
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     advice = "" if free >= NEEDED_DISK_GB else f"a run needs about {NEEDED_DISK_GB:g} GiB: delete old folders in runs/"
     return Check("disk", free >= NEEDED_DISK_GB, f"{free:.1f} GiB free here", advice)
 
 
 def memory() -> Check:
+    """Check the available memory in GiB."""
     free = _available_memory_gb()
     if free is None:
         return Check("memory", True, "unknown on this system")
     good = free >= NEEDED_MEMORY_GB
-    advice = "" if good else "close programs; fewer worlds (--num-envs) and `vla train --stream True` need less"
+    advice = "" if good else "close programs; fewer environments (--num-envs) and `vla train --stream True` need less"
     return Check("memory", good, f"{free:.1f} GiB available", advice)
 
 
@@ -215,17 +221,18 @@ CHECKS: tuple[Callable[[], Check], ...] = (python, versions, gpu, rendering, plu
 
 @dataclass(frozen=True)
 class Doctor(Command):
-    """Look whether this machine can run everything, and say what to do where it cannot."""
+    """Check that this machine can run everything, and name the remedy where it cannot."""
 
     json: bool = False
-    """Print the findings for programs. The exit code is 1 when something needed is broken, either way."""
+    """Print the findings as JSON. Either way the exit code is 1 when something needed is broken."""
     dataset: tuple[Path, ...] = ()
-    """Look at these folders of demonstrations, too: whether they can be read, and what in them may not be meant."""
+    """Also check these folders of demonstrations: that they can be read, and for values that look like mistakes."""
 
     resets: int = 0
-    """Reset every tabletop suite this many times, too, and look whether the scenes are sound."""
+    """Also reset every tabletop suite this many times and check the scenes."""
 
     def run(self) -> int:
+        """Run all checks and print them. Exit code 1 when something needed is broken."""
         check_numbers(self, resets=(0, 10**9))
         found = [_examine(check) for check in CHECKS] + recordings(self.dataset) + resets(self.resets)
         if self.json:
@@ -243,5 +250,5 @@ class Doctor(Command):
 def _examine(check: Callable[[], Check]) -> Check:
     try:
         return check()
-    except Exception as error:  # a finding too: a doctor who faints has found something
+    except Exception as error:  # a check that raises is a finding too
         return Check(check.__name__, False, f"{type(error).__name__}: {error}", "run ./run setup again")

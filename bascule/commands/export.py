@@ -1,4 +1,4 @@
-"""`vla export`."""
+"""`vla export`: checkpoints as ONNX, torch.export or AOTInductor."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class Export(Command):
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
     """bfloat16 with torch and aoti only, int8 (quantised weights) with onnx only."""
     embodiment: Annotated[str | None, arg(aliases=["--member"])] = None
-    """Of a policy trained for several robots, the one to control."""
+    """The robot to control, for a policy trained for several."""
     n_action_steps: int | None = None
-    """Actions executed of each chunk. Default: what the checkpoint says."""
+    """Actions executed of each chunk. Default: the checkpoint's own."""
     observations: int = 100
-    """Random ones on which the export is compared with the model."""
+    """Number of random observations on which the export is compared with the model."""
 
     def run(self) -> None:
+        """Export the checkpoint and print the largest error of its normalised actions."""
         check_numbers(self, n_action_steps=(1, 10_000), observations=(1, 100_000))
         from bascule.catalogue import trained
 

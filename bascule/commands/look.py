@@ -1,4 +1,4 @@
-"""Commands that show what there is."""
+"""Commands that list names and render scenes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class List(Command):
     """suites, recipes or tasks."""
 
     def run(self) -> None:
+        """Print the table."""
         from bascule.catalogue import LISTINGS
         from vla.runtime.console import stdout, table
 
@@ -36,26 +37,27 @@ class List(Command):
 
 @dataclass(frozen=True)
 class View(Command):
-    """Draw scenes of a suite with their instructions, and film its expert or a policy at every task."""
+    """Render scenes of a suite with their instructions, and videos of its expert or a policy on every task."""
 
     suite: Positional[str]
     policy: str = "expert"
-    """Who acts in the films: expert, or a checkpoint folder, as in `vla eval`."""
+    """The policy in the videos: expert, or a checkpoint folder, as in `vla eval`."""
     animation: Path | None = None
     """Write only this file: an animated WebP of the policy in `scenes` scenes at once, from the front camera."""
     out: Path | None = None
     """A folder for scenes.png and TASK.mp4. Default: runs/view/SUITE."""
     scenes: int = 12
-    """In the picture; every task at least once."""
+    """Number of scenes in the picture; every task at least once."""
     seed: int = 0
     phrasings: Literal["train", "heldout", "novel"] = "train"
     perturb: tuple[str, ...] = ()
-    """Worlds unlike those of training: AXIS=SEVERITY, as in `vla eval`."""
+    """Perturbations of the environment: AXIS=SEVERITY, as in `vla eval`."""
     films: bool = True
     image_size: int = 168
     workers: int = 2
 
     def run(self) -> None:
+        """Render the scenes and videos, or only the animation. ValueError for an unknown suite or checkpoint."""
         from envs.registry import load_suite
 
         tasks = load_suite(self.suite).tasks
@@ -105,6 +107,7 @@ class View(Command):
         return self.out or Path("runs") / "view" / Path(self.suite).stem
 
     def writes(self) -> tuple[Path, ...]:
+        """The output folder, or the animation's file."""
         return (self._out() if self.animation is None else self.animation,)
 
     def _animate(self, tasks: tuple[str, ...], path: Path) -> int:
@@ -146,7 +149,7 @@ class View(Command):
 
 
 def _film(env: VecEnv, policy: Policy, tasks: tuple[str, ...], seeds: range, folder: Path) -> list[str]:
-    """FOLDER/TASK.mp4 of `policy` in every world of `env`, a frame per control step; returns the tasks it failed."""
+    """Write FOLDER/TASK.mp4 of `policy` for each task, one frame per control step. Returns the tasks it failed."""
     from vla.runtime.console import progress
     from vla.runtime.video import FilmWriter
 

@@ -21,9 +21,9 @@ class Eval(Command):
     """Measure a checkpoint's success rate in simulation, with intervals and controls."""
 
     policy: Positional[str]
-    """A checkpoint folder; or expert, zero, random, blind (one demonstration replayed without looking)."""
+    """A checkpoint folder; or expert, zero, random, blind (one demonstration replayed open-loop)."""
     embodiment: str | None = None
-    """Of a policy trained for several robots, the one to control."""
+    """The robot to control, for a policy trained for several."""
     suite: str = "tabletop-pick"
     episodes: int = 300
     json: Path | None = None
@@ -31,20 +31,22 @@ class Eval(Command):
     seed0: int | None = None
     """First scene. Default: the suite's first evaluation scene, far from every training scene."""
     phrasings: Literal["train", "heldout", "novel"] = "train"
-    """heldout: instructions worded as in no demonstration; novel: things in colours that no demonstration handles."""
+    """heldout: instructions phrased as in no demonstration; novel: objects in colours that no demonstration handles."""
     controls: bool = True
-    """Also ask for another object than the one counted."""
+    """Also evaluate with swapped instructions, which name another object than the one counted and should fail."""
     num_envs: int = 48
     workers: int = 2
     perturb: tuple[str, ...] = ()
-    """Worlds unlike those of training, AXIS=SEVERITY from 0 to 1 or AXIS=FROM:TO each; axes: camera, light, texture,
+    """Perturbations of the environment, AXIS=SEVERITY from 0 to 1 or AXIS=FROM:TO each; axes: camera, light, texture,
     distractors, layout, robot, instruction, noise."""
     backend: Literal["cpu", "warp"] = "cpu"
-    """warp: MuJoCo Warp, all worlds on one device."""
+    """cpu: MuJoCo in worker processes. warp: MuJoCo Warp, all environments on one device."""
     device: str | None = None
-    """Of the warp backend; the first GPU if not given, else its CPU device."""
+    """warp: the device. Default: the first GPU, else Warp's CPU device."""
 
     def run(self) -> None:
+        """Evaluate the policy, print the table and write --json. ValueError for unknown names or numbers out of
+        range."""
         from envs.registry import load_suite
         from policies.load import checkpoint
 
@@ -95,7 +97,7 @@ class Eval(Command):
                     )
 
             report = play("evaluation", False)
-            # An agent without ears cannot be misled.
+            # Scripted agents ignore the instruction: skip this control.
             if self.controls and folder is not None:
                 swapped = play("swapped instruction", True)
                 report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
@@ -117,18 +119,19 @@ class Bench(Command):
     json: Path | None = None
     """Write the result to this file too."""
     backend: Literal["cpu", "warp"] = "cpu"
-    """sim: warp measures the MuJoCo Warp worlds, after checking them against the CPU's."""
+    """sim: warp measures the MuJoCo Warp environments, after checking them against the CPU backend."""
     device: str | None = None
-    """Of the warp backend; the first GPU if not given."""
+    """warp: the device. Default: the first GPU, else Warp's CPU device."""
     worlds: tuple[int, ...] | None = None
-    """Of the warp backend: how many, one measurement each."""
+    """warp: numbers of environments, one measurement each."""
     suite: str | None = None
-    """Of the warp backend."""
+    """warp: the suite. Default: tabletop-pick."""
     clients: int | None = None
-    """serve: so many at once, for `seconds`, instead of round trips one by one."""
+    """serve: number of concurrent clients, for --seconds, instead of sequential round trips."""
     seconds: float | None = None
 
     def run(self) -> None:
+        """Run the benchmark, print the table and write --json. ValueError for flags that it does not take."""
         check_numbers(self, worlds=(1, 1_000_000), clients=(1, 10_000), seconds=(0.1, 86_400))
         check_file("--json", self.json)
         from bascule.bench.simulation import BENCHES
@@ -160,35 +163,37 @@ class Experiment(Command):
     """Run an experiment over several arms and seeds: ablation, latency, rl, robustness."""
 
     name: Positional[str]
-    """ablation: which parts of bridge attention earn their place; latency: answers that come late; rl: ways to
-    refine a policy online; robustness: worlds unlike those of training."""
+    """ablation: variants of bridge attention; latency: delayed answers of the policy; rl: variants of online RL;
+    robustness: perturbed environments."""
     out: Path = Path("runs/experiment")
-    """What is finished stays here; the same command goes on."""
+    """Folder for the finished runs; repeating the command continues there."""
     json: Path | None = None
     """Write the result to this file too."""
     arms: tuple[str, ...] | None = None
-    """Default: the experiment's own."""
+    """The variants to compare. Default: the experiment's own."""
     policy: tuple[Path, ...] | None = None
-    """latency, robustness: checkpoints to drive with."""
+    """latency, robustness: checkpoints to evaluate."""
     conditions: tuple[str, ...] | None = None
-    """latency: which ones; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
+    """latency: the delays; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
     suite: str | None = None
-    """latency, robustness: where."""
+    """latency, robustness: the suite to evaluate in."""
     seeds: tuple[int, ...] | None = None
     seed0: int | None = None
     """latency: first scene; by default the suite's first evaluation scene."""
     demos: int | None = None
     backbone: str | None = None
-    """ablation, rl: of the policies that are imitated; by default `tiny`, as in BENCHMARKS.md."""
+    """ablation, rl: backbone of the trained policies; by default `tiny`, as in BENCHMARKS.md."""
     steps: int | None = None
     episodes: int | None = None
     num_envs: int | None = None
     workers: int | None = None
-    """Processes that play the worlds."""
+    """Worker processes that step the environments."""
     control_steps: int | None = None
-    """rl: the budget of every arm."""
+    """rl: budget of every arm in control steps, summed over all environments."""
 
     def run(self) -> None:
+        """Run the experiment's missing runs, print the table and write --json. ValueError for flags it does not
+        take."""
         from bascule.experiments.registry import EXPERIMENTS
 
         make, perform = lookup(self.name, EXPERIMENTS, "experiment")
@@ -234,7 +239,7 @@ class Experiment(Command):
             save_json(self.json, result)
 
     def _check_names(self) -> None:
-        """ValueError for a suite or policies that are not there, before any run begins."""
+        """Raise ValueError for a suite or policies that do not exist, before any run begins."""
         from envs.registry import load_suite
         from policies.load import checkpoint
 
@@ -245,6 +250,7 @@ class Experiment(Command):
                 checkpoint(policy, AGENTS if self.name == "robustness" else ())
 
     def kept(self) -> str:
+        """Finished runs are kept after Ctrl-C."""
         return f"finished runs stay in {self.out}; the same command continues"
 
 

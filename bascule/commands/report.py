@@ -13,26 +13,27 @@ from bascule.commands.base import Command
 
 @dataclass(frozen=True)
 class Report(Command):
-    """Results as data: `report results` renders BENCHMARKS.md, `report add NAME FILE...` takes a run's JSON in."""
+    """Manage results: `report results` renders BENCHMARKS.md, `report add NAME FILE...` adds the JSON of a run."""
 
     action: Positional[Literal["results", "add"]]
-    """results: write every page that shows results from benchmarks/results. add: make or renew a claim there."""
+    """results: write every page that shows results from benchmarks/results. add: create or update a claim there."""
     name: Positional[str] = ""
-    """add: of the claim, which is the name of its file."""
+    """add: name of the claim, which is the name of its file."""
     files: Positional[tuple[Path, ...]] = ()
-    """add: what vla eval, bench and experiment wrote with --json, and the quickstart's report.json."""
+    """add: files written by vla eval, bench and experiment with --json, and the quickstart's report.json."""
     check: bool = False
     """results: write nothing; exit code 1 if a page differs from its claims."""
     claim: str | None = None
     """add: the title of a new claim."""
     command: str | None = None
-    """add: the command that anybody can run to get these figures."""
+    """add: the command that reproduces these figures."""
     section: str | None = None
     """add: the heading of BENCHMARKS.md under which it is shown."""
     note: str | None = None
     """add: one sentence on how to read it."""
 
     def run(self) -> int:
+        """Add the claim if asked to, then render or check the pages. Exit code 1 if --check finds a difference."""
         from bascule.report.results import stale, write_pages
         from vla.runtime.console import say
 

@@ -25,12 +25,12 @@ Report = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """Which parts of bridge attention earn their place: equal demonstrations, steps and evaluation scenes."""
+    """Ablation of bridge attention: equal demonstrations, training steps and evaluation scenes for every arm."""
 
     suite: str = "tabletop-pick"
     arms: tuple[str, ...] = ("bridge", "last-layer", "raw-only", "queries-only", "lean", "no-language")
-    """Of `bascule.experiments.ablations`, several joined by "+"; the first is what others are compared with,
-    no-language must fail."""
+    """Names in `bascule.experiments.ablations`, several joined by "+". The first is the baseline; no-language is a
+    control that must fail."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 100

@@ -27,7 +27,7 @@ def no_points(model: VLAConfig) -> VLAConfig:
 
 
 def last_layer(model: VLAConfig) -> VLAConfig:
-    """As many blocks as before, all reading the last layer."""
+    """The same number of blocks, all reading the last layer."""
     return _with(model, taps="last:all")
 
 

@@ -1,4 +1,4 @@
-"""What the arms of experiments share: demonstrations, imitation, evaluation."""
+"""Shared steps of the experiments: demonstrations, imitation, evaluation."""
 
 from __future__ import annotations
 

@@ -79,18 +79,19 @@ class GymWorlds(VecEnv):
         return StepResult(self.observation(), reward.astype(np.float32), terminated, truncated, n_steps, info)
 
     def observation(self) -> Observation:
-        """Of every world, now."""
+        """The current observation of every environment; B = num_envs, without images."""
         nothing = np.zeros((self.num_envs, 0), np.float32)
         return Observation({}, self._seen.copy(), [""] * self.num_envs, privileged=nothing)
 
     def set_rendering(self, on: bool) -> None:
-        """There is nothing to draw."""
+        """Does nothing: these environments have no cameras."""
 
     def alternative_instructions(self) -> list[str]:
-        """There are no instructions."""
+        """Empty strings: these environments have no instructions."""
         return [""] * self.num_envs
 
     def close(self) -> None:
+        """Close the environments."""
         for env in self._envs:
             env.close()
 
@@ -139,7 +140,7 @@ class ClassicConfig:
 
     num_envs: int = 8
     steps_per_update: int = 128
-    """Control steps per world between updates."""
+    """Control steps per environment between updates."""
     hidden: tuple[int, ...] = (64, 64)
     actor: ActorConfig = field(default_factory=lambda: ActorConfig(motion_std=1.0, std_min=1e-3, std_max=10.0))
     ppo: PPOConfig = field(
@@ -160,7 +161,7 @@ class ClassicConfig:
 
 
 def learn(task: str, config: ClassicConfig, *, seed: int, steps: int) -> tuple[GreedyPolicy, int]:
-    """(the greedy policy after at least `steps` control steps in all worlds together, how many it took)."""
+    """Train with PPO. Returns the greedy policy and its control steps, at least `steps`, over all environments."""
     worlds = GymWorlds(task, config.num_envs)
     network = MlpNetwork(worlds.proprio_dim, worlds.action_spec.dim, hidden=config.hidden, seed=seed)
     actor = GaussianChunkActor(network, worlds.action_spec.names, config.actor)

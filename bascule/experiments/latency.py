@@ -1,8 +1,8 @@
-"""`vla experiment latency`: what becomes of a policy whose answers are late. Part of the shell: it sees every room.
+"""`vla experiment latency`: success of a policy whose answers are delayed. May import every package.
 
-The controller's own loop (`policies.control.controller.ControlLoop`), one for each of many worlds, in virtual time: a
-control step is a tick, however long it takes to compute. Only the way from question to answer is made up: as long as
-the condition says, sometimes longer, sometimes without an answer.
+The controller's own loop (`policies.control.controller.ControlLoop`), one per environment, in virtual time:
+a control step is a tick, however long it takes to compute. Only the delay between request and answer is simulated: as long
+as the condition says, sometimes longer, sometimes without an answer.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from policies.control.playback import Answer
 
 PIPELINED = 8
-"""Questions in flight: one at every step, as long as answers take no longer than eight."""
+"""Requests in flight: one at every control step, as long as answers take no longer than eight steps."""
 TIMEOUT_S = 0.4
-"""After which a client gives up waiting for an answer and asks again."""
+"""Seconds after which a client stops waiting for an answer and sends a new request."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """From question to answer."""
+    """The delay between request and answer, in seconds."""
 
     latency_s: float
     jitter_s: float = 0.0
-    """Uniformly more or less by up to this."""
+    """Uniform jitter of up to this many seconds, either way."""
     stalls: float = 0.0
     """Share of the answers that take half a second longer."""
     drops: float = 0.0
-    """Share that never comes."""
+    """Share of the answers that never arrive."""
 
     def draw(self, rng: np.random.Generator) -> tuple[float, bool]:
-        """(seconds, whether an answer comes then or the client gives up)."""
+        """Draw (seconds, True if an answer arrives then, False if the client gives up)."""
         if rng.random() < self.drops:
             return TIMEOUT_S, False
         late = rng.uniform(-self.jitter_s, self.jitter_s) + (0.5 if rng.random() < self.stalls else 0.0)
@@ -60,14 +60,14 @@ CONDITIONS: dict[str, Condition] = {
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    """Late answers, and the ways to join chunks that were computed too early."""
+    """Delayed answers, and the ways to join a chunk that was computed from an earlier observation."""
 
     policy: tuple[Path, ...] = ()
     """Checkpoints. At least twice as many actions to a chunk as an answer takes control steps, or robots run dry."""
     suite: str = "tabletop-pick"
     arms: tuple[str, ...] = ("switch", "blend", "ensemble", "pipelined")
-    """Of `policies.control.controller.ControlConfig.join`; switch is the naive way, rtc is for flow heads. pipelined:
-    blend, with up to eight questions on their way at the same time."""
+    """Values of `policies.control.config.ControlConfig.join`: switch is the naive way, rtc is for flow heads. Also
+    pipelined: blend with up to eight requests in flight."""
     conditions: tuple[str, ...] = tuple(CONDITIONS)
     episodes: int = 96
     seed0: int | None = None
@@ -132,9 +132,9 @@ def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: s
 
 
 def play(policy: Any, env: Any, seeds: Sequence[int], *, join: str, condition: Condition) -> dict[str, Any]:
-    """One episode per seed under one condition. `join` "waits": answers at once, the world standing still meanwhile.
+    """One episode per seed under one condition. `join` "waits": the simulation pauses until the answer arrives.
 
-    {"successes", ..., "jerk"}: mean size of the third derivative of the hand's measured position, m/s^3.
+    {"successes", ..., "jerk"}: mean norm of the third derivative of the gripper's measured position, m/s^3.
     """
     from envs.evaluation.evaluate import Count
 
@@ -161,7 +161,7 @@ def _wave(
         in_flight=PIPELINED if join == "pipelined" else 1,
         asynchronous=not waits,
         n_action_steps=policy.spec.n_action_steps,
-        guards=GuardConfig(give_up_s=60.0),  # nobody stands near this robot: it may wait for as long as an episode
+        guards=GuardConfig(give_up_s=60.0),  # a simulated robot is safe: it may hold for as long as an episode
     )
     loops = []
     for i, seed in enumerate(seeds):
@@ -228,7 +228,7 @@ class _Worlds:
         self.obs = self.env.observation()
 
     def step(self, *, render: bool) -> None:
-        if render != self._renders:  # most frames are seen by nobody, and they cost more than the physics
+        if render != self._renders:  # most frames are never used, and they cost more than the physics
             self.env.set_rendering(render)
             self._renders = render
         result = self.env.step_chunk(self.actions)
@@ -239,7 +239,7 @@ class _Worlds:
 
 
 class _Row:
-    """One of the worlds as `policies.control.robots.Robot`."""
+    """One of the environments as `policies.control.robots.Robot`."""
 
     proprio_names: tuple[str, ...] = ()
     done = False
@@ -265,7 +265,7 @@ class _Row:
 
 @dataclass
 class _Question:
-    """On its way, or answered and not fetched."""
+    """A request in flight, or answered and not yet fetched."""
 
     step: int
     asked_s: float
@@ -277,12 +277,12 @@ class _Question:
 
 
 class _Post:
-    """`policies.control.playback.Asking` in virtual time: who is asked answers later, or not at all."""
+    """`policies.control.playback.Asking` in virtual time: answers arrive later, or not at all."""
 
     def __init__(
         self, world: _Worlds, condition: Condition, rng: np.random.Generator, policy: Any = None, *, in_flight: int = 1
     ) -> None:
-        """`policy`: answers at once."""
+        """`policy`: if given, answers at once."""
         self._world, self._condition, self._rng, self._policy = world, condition, rng, policy
         self._in_flight = in_flight
         self.questions: list[_Question] = []
@@ -293,7 +293,7 @@ class _Post:
 
     @property
     def open(self) -> bool:
-        """Whether there is a question that nobody has thought about yet: at most the latest."""
+        """True if the latest request has not been passed to the policy yet."""
         return bool(self.questions) and self.questions[-1].chunk is None
 
     def may_be_asked(self, at_s: float) -> bool:

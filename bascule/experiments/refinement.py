@@ -25,35 +25,35 @@ SAC_CHECKPOINTS = 8
 
 @dataclass(frozen=True)
 class RLConfig:
-    """What earns its place in online RL."""
+    """Variants of online RL, compared at equal control steps and evaluation scenes."""
 
     suite: str = "tabletop-pick"
     arms: tuple[str, ...] = (
         "imitation", "ppo", "no-critic-warmup", "bf16-logprob", "no-kl-stop", "grpo", "filtered", "residual-sac",
         "guided",
     )  # fmt: skip
-    """imitation: what all start from. guided: beside a teacher of the same demonstrations, whose practice counts.
-    Besides: shaped (a learnt reward for progress, whose episodes count), rloo, bridge (all after the backbone learns),
-    independent-noise (ppo's is correlated)."""
+    """imitation: the initial policy of all arms. guided: with a privileged teacher trained on the same demonstrations,
+    whose control steps count. Also available: shaped (a learnt progress reward, whose episodes count), rloo, bridge
+    (everything after the backbone learns), independent-noise (ppo's is correlated)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policy."""
     demos: int = 100
     backbone: str = "tiny"
     """The one that BENCHMARKS.md's arms are on; imitation is better on `tiny-goals`."""
     steps: int = 700
-    """Of imitation."""
+    """Training steps of imitation."""
     control_steps: int = 200_000
-    """Of every arm, over all worlds."""
+    """Control steps of every arm, summed over all environments."""
     episodes: int = 300
     """Evaluation scenes, the same for every arm and seed."""
     validation_episodes: int = 96
-    """Other scenes, on which every arm's best policy is chosen on the way."""
+    """Number of other scenes on which every arm's best checkpoint is selected during training."""
     num_envs: int = 48
     workers: int = 2
 
 
 def _arms() -> dict[str, Change | None]:
-    """What each arm changes in the recipe `tabletop-pick`; None: it is no run of the runner's."""
+    """The change each arm makes to the recipe `tabletop-pick`; None: the arm does not use the RL runner."""
     from rl.recipes import tabletop_pick_filtered, tabletop_pick_grpo, tabletop_pick_guided, tabletop_pick_shaped
 
     def ppo(**changes: Any) -> Change:
@@ -207,7 +207,7 @@ def _residual(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, en
 
     vla = VLA.load(folder)
     how = ResidualConfig(n_action_steps=tabletop_pick().n_action_steps, demo_episodes=config.num_envs)
-    # its worlds must not be disturbed by validation in between
+    # its environments must not be disturbed by validation in between
     referee = make_vec(config.suite, config.num_envs, num_workers=config.workers)
     try:
         validate, seen = _validation(config, referee), []

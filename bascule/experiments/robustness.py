@@ -34,7 +34,7 @@ _KINDS = ("before", "after", "plain", "fail")
 
 @dataclass(frozen=True)
 class RobustnessConfig:
-    """How far success falls when test worlds differ from those of training."""
+    """Success under perturbations of the evaluation environments."""
 
     policy: tuple[Path, ...] = ()
     """Checkpoints, or expert, zero, random, blind."""
@@ -49,8 +49,8 @@ class RobustnessConfig:
 
 
 def robustness(config: RobustnessConfig, out: Path, on_progress: Callable[[int, int, str], None] | None = None) -> dict:
-    """k/n with its interval of every policy, axis and severity; OUT/robustness.svg draws them, OUT/severities.png shows
-    the worlds. ValueError without a policy, for an unknown axis or a severity outside 0..1."""
+    """k/n with its interval of every policy, axis and severity; OUT/robustness.svg plots them, OUT/severities.png shows
+    the scenes. ValueError without a policy, for an unknown axis or a severity outside 0..1."""
     from envs.perturb.perturbation import AXES, Perturbation, parse
 
     if not config.policy:

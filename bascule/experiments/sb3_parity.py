@@ -42,21 +42,23 @@ def config_of(task: str) -> ClassicConfig:
 
 
 class Sb3Policy:
-    """Its deterministic action as a chunk of one step."""
+    """An SB3 model as a policy: its deterministic action is a chunk of one step."""
 
     spec = PolicySpec(chunk_size=1)
 
     def __init__(self, model: PPO) -> None:
         self.model = model
 
-    def reset(self, env_ids: object = None) -> None: ...
+    def reset(self, env_ids: object = None) -> None:
+        """Does nothing: the model has no state."""
 
     def act(self, obs: Observation) -> ActionChunk:
+        """The deterministic actions (B, 1, A)."""
         return self.model.predict(obs.proprio, deterministic=True)[0][:, None]
 
 
 def sb3_model(task: str, config: ClassicConfig, seed: int) -> PPO:
-    """SB3's PPO with the same numbers."""
+    """SB3's PPO with the same hyperparameters."""
     import gymnasium
     from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -101,7 +103,7 @@ def difference(ours: list[float], theirs: list[float]) -> tuple[float, float, fl
 
 
 def summary(rows: list[dict[str, dict[str, float]]]) -> dict[str, object]:
-    """Of one task's seeds, JSON-ready."""
+    """Mean, interval and difference of the returns over one task's seeds, as JSON values."""
     returns = {name: [row[name]["return"] for row in rows] for name in ("bascule", "sb3")}
     gap, low, high = difference(returns["bascule"], returns["sb3"])
     return {
@@ -115,6 +117,7 @@ def summary(rows: list[dict[str, dict[str, float]]]) -> dict[str, object]:
 
 
 def main() -> None:
+    """Train both learners on every task and seed, print the returns and write --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)

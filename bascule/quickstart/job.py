@@ -35,12 +35,12 @@ from vla.runtime.provenance import provenance
 
 _RUN = "quickstart.json"
 _MAY_CHANGE = ("out", "workers")
-"""Do not change the results, so a run may go on with others than it began with."""
+"""These fields do not change the results, so a resumed run may use other values."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What `OUT/quickstart.json` keeps: with it a run goes on as it began."""
+    """The contents of `OUT/quickstart.json`: the configuration and command with which a run is resumed."""
 
     config: QuickstartConfig
     command: str
@@ -117,7 +117,7 @@ def _run(run: _Run, out: Path) -> dict[str, Any]:
         worlds.close()
     last = outcomes[-1]
     if worlds.used and last.state == "done":
-        last.peak_memory_gib = max(last.peak_memory_gib, peak_memory_gib())  # now with the worlds' own processes
+        last.peak_memory_gib = max(last.peak_memory_gib, peak_memory_gib())  # now with the environments' own processes
         write_outcome(out, last)
     final = report(outcomes)
     _print(final, out / "report.html")
@@ -147,19 +147,19 @@ def _settle(config: QuickstartConfig) -> None:
 
 
 class _Worlds:
-    """The simulated worlds, built when a stage first asks for them."""
+    """The simulated environments, built when a stage first uses them."""
 
     def __init__(self, config: QuickstartConfig) -> None:
         self._config, self._built, self.used = config, {}, False
 
     @property
     def trained(self) -> Any:
-        """With the sentences of training."""
+        """Environments with the instructions of training."""
         return self._build("train")
 
     @property
     def heldout(self) -> Any:
-        """With sentences never heard in training."""
+        """Environments with held-out instructions."""
         return self._build("heldout")
 
     def _build(self, phrasings: str) -> Any:
@@ -173,7 +173,7 @@ class _Worlds:
         return self._built[phrasings]
 
     def close(self) -> None:
-        """End their processes; they are built anew when asked for again."""
+        """End their processes; they are rebuilt on the next use."""
         while self._built:
             self._built.popitem()[1].close()
 

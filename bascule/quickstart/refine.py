@@ -1,4 +1,4 @@
-"""The quickstart's online RL: which recipe refines a suite's policy, and what is told of the run."""
+"""The quickstart's online RL: the recipe for a suite, and the summary of the run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
 
 
 def suite_recipe(suite: str) -> RunnerConfig:
-    """How this suite's policy is refined: beside a teacher, if its worlds tell what one reads."""
+    """The RL recipe of a suite: with a privileged teacher, if its environments provide privileged state."""
     from envs.registry import load_suite
     from rl.recipes import RECIPES
 
@@ -100,5 +100,5 @@ def _brief_recipe(recipe: RunnerConfig) -> RunnerConfig:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """A run's metrics.jsonl, which holds every sitting of it."""
+    """The rows of a run's metrics.jsonl, including resumed sessions."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

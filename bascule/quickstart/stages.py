@@ -31,10 +31,10 @@ State = Literal["done", "failed", "not run"]
 
 @dataclass
 class Result:
-    """What a stage's work came to."""
+    """The results of one stage."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    """Shown beside its name: counts and figures."""
+    """Counts and figures shown next to its name."""
     parts: dict[str, Any] = field(default_factory=dict)
     """Its parts of the report, by their names there; tables of several stages are put together."""
     films: list[dict[str, Any]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Stage:
-    """A named piece of work, and the stages whose results it reads."""
+    """A named function, and the stages whose results it needs."""
 
     name: str
     work: Callable[[], Result]
@@ -112,7 +112,7 @@ def run_stages(
 
 
 def read_outcome(out: Path, name: str) -> Outcome:
-    """What OUT holds of a stage: "not run" if nothing."""
+    """The outcome of a stage stored in OUT; state "not run" without one."""
     path = _path(out, name, "json")
     if not path.exists():
         return Outcome(name)

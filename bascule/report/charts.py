@@ -16,7 +16,7 @@ class Bar:
     rate: float
     interval: tuple[float, float]
     value: str
-    """What is written beside the bar, e.g. "312/320"."""
+    """Label next to the bar, e.g. "312/320"."""
     kind: str
     """CSS class that colours it: before, after, fail or plain."""
 

@@ -2,7 +2,7 @@
 
 A claim is one command that anybody can run, where and when it was run, and what came out: counts (k of n episodes) and
 figures (a value, its unit and, of timings, its ratio to a baseline of the same run). Intervals, percentages, totals and
-whether a bar is reached are not in the files: whoever shows a claim computes them.
+whether a bar is reached are not in the files: they are computed when a claim is shown.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Count:
     """k of n episodes (or requests, ticks, ...). Rows of one arm are added up over seeds and cases."""
 
     arm: str
-    """What was tried: "imitation", "after RL"."""
+    """The variant: "imitation", "after RL"."""
     k: int
     n: int
     seed: int | None = None
-    """Of the training, not of the evaluation scenes."""
+    """Seed of the training, not of the evaluation scenes."""
     case: str | None = None
     """A task or a condition of the arm, shown in a column of its own."""
     control: bool = False
@@ -61,13 +61,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Bar:
-    """What was asked for. `of` names an arm, whose success rate counts, or a figure ("name" or "name, arm")."""
+    """A target for a claim. `of` names an arm, whose success rate counts, or a figure ("name" or "name, arm")."""
 
     of: str
     at_least: float | None = None
     at_most: float | None = None
     ratio: bool = False
-    """Of a figure: its ratio is meant, not its value."""
+    """The target applies to the ratio of a figure instead of its value."""
     compared_with: str | None = None
     """Another arm: the quotient of the two success rates is meant; with `within`, their difference."""
     within: float | None = None
@@ -87,12 +87,12 @@ class Claim:
     """YYYY-MM-DD."""
     machine: str
     seeds: tuple[int, ...] = ()
-    """Of training; empty for what nothing was trained for."""
+    """Seeds of training; empty if nothing was trained."""
     counts: tuple[Count, ...] = ()
     figures: tuple[Figure, ...] = ()
     bars: tuple[Bar, ...] = ()
     pool_cases: bool = True
-    """Whether the cases are drawn from one distribution, so that their sum means something."""
+    """True if the cases are drawn from one distribution, so that their sum is meaningful."""
     note: str = ""
     """One sentence on how to read it."""
 
@@ -105,7 +105,7 @@ class Claim:
         return list(dict.fromkeys(row.case for row in self.counts if row.case is not None))
 
     def pooled(self, arm: str, *, case: str | None = None, seed: int | None = None) -> tuple[int, int]:
-        """(k, n) of an arm, added up over what is not asked for; (0, 0) when it has no such rows."""
+        """(k, n) of an arm, summed over all cases or seeds if None; (0, 0) when it has no such rows."""
         rows = [
             row
             for row in self.counts
@@ -159,7 +159,7 @@ class Results:
 
 
 def measured(claim: Claim, bar: Bar) -> float:
-    """What a bar is held against. KeyError for a name that the claim has not."""
+    """The value that is compared with a bar. KeyError for a name that the claim does not have."""
     if bar.of in claim.arms():
         k, n = claim.pooled(bar.of)
         if bar.compared_with is None:
@@ -177,7 +177,7 @@ def measured(claim: Claim, bar: Bar) -> float:
 
 
 def reached(claim: Claim, bar: Bar) -> bool:
-    """Whether the claim reaches the bar."""
+    """True if the claim reaches the bar."""
     value = measured(claim, bar)
     if bar.within is not None:
         return value <= bar.within
@@ -197,7 +197,7 @@ def load_claim(path: Path) -> Claim:
 
 
 def problems(claim: Claim) -> Iterable[str]:
-    """What cannot be true of a claim, one sentence each."""
+    """The inconsistencies of a claim, one sentence each."""
     for name in ("title", "command", "machine"):
         if not getattr(claim, name).strip():
             yield f"'{name}' is empty"

@@ -194,7 +194,7 @@ def _curves(report: Mapping[str, Any]) -> str:
 
 
 def _teacher_note(teacher: Mapping[str, Any]) -> str:
-    """What the policy learnt from besides the reward: said, because it needs a simulator."""
+    """A note that the policy also learnt from a privileged teacher, which needs a simulator."""
     practised = int(teacher.get("control_steps", 0))
     how = f"practised for {practised:,} control steps (counted above)" if practised else "needed no practice"
     return (

@@ -195,7 +195,7 @@ def _counts(claims: Sequence[Claim], *, labelled: bool) -> list[str]:
 
 
 def _label(claim: Claim, name: str, *, labelled: bool) -> str:
-    """The first row of a claim says whose it is."""
+    """The label of a row; the first row of a claim starts with its title."""
     return f"**{claim.title}**: {name}" if labelled else name
 
 

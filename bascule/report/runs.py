@@ -32,7 +32,7 @@ Rows = tuple[list[Count], list[Figure]]
 
 @dataclass(frozen=True)
 class Wording:
-    """What no run can say of itself. None: as it was, or an error where the claim is new."""
+    """The texts of a claim that a run does not record. None: keep the old text; an error for a new claim."""
 
     title: str | None = None
     command: str | None = None
