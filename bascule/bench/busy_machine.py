@@ -30,7 +30,7 @@ WORKLOADS = ("gelu", "imitation", "decision")
 
 
 def main() -> None:
-    """Time each workload in child processes, alone and on a busy machine, and write the results to --out as JSON."""
+    """Time each workload with sleeping and with spinning threads, on the idle and on the busy machine; write --out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="time the smoke quickstart too (minutes)")

@@ -28,7 +28,7 @@ class Serve(Command):
     api_key: str | None = None
     """API key that clients must send. Required when other machines can connect. Default: $BASCULE_API_KEY."""
     layout: str = "native"
-    """Names of the cameras, state and prompt in clients' observations: native, libero, droid, aloha, or a .toml file."""
+    """Names of cameras, state and prompt in clients' observations: native, libero, droid, aloha, or a .toml file."""
     tls_cert: Path | None = None
     """TLS certificate (PEM file); clients then connect to wss://."""
     tls_key: Path | None = None

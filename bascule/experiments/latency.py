@@ -1,8 +1,8 @@
 """`vla experiment latency`: success of a policy whose answers are delayed. May import every package.
 
 The controller's own loop (`policies.control.controller.ControlLoop`), one per environment, in virtual time:
-a control step is a tick, however long it takes to compute. Only the delay between request and answer is simulated: as long
-as the condition says, sometimes longer, sometimes without an answer.
+a control step is a tick, however long it takes to compute. Only the delay between request and answer is simulated: as
+long as the condition says, sometimes longer, sometimes without an answer.
 """
 
 from __future__ import annotations

@@ -24,12 +24,14 @@ def tls_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
 
 
 def plain(text: str, content_type: str) -> Response:
+    """An HTTP 200 response with `text` as its body, after which the connection is closed."""
     body = text.encode()
     headers = Headers([("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close")])
     return Response(http.HTTPStatus.OK, "OK", headers, body)
 
 
 def is_loopback(host: str) -> bool:
+    """True if `host` is localhost or a loopback address; False for any other host name."""
     if host == "localhost":
         return True
     try:
