@@ -1,6 +1,6 @@
 """How much a busy machine slows training and control, with threads that sleep while they wait and with ones that spin.
 
-    .venv/bin/python bascule/bench/busy_machine.py [--rounds 5] [--smoke] [--out benchmarks/results/busy_machine.json]
+    python -m bascule.bench.busy_machine [--rounds 5] [--smoke] [--out runs/busy-machine.json]
 
 Each workload runs with two torch threads in a process of its own, alternately with either kind of waiting, first on
 the machine as it is, then beside as many busy loops as there are cores. The result holds the median seconds of wall
@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from vla.core.paths import ROOT
+
 SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what GNU's OpenMP does if nothing is said
 WORKLOADS = ("gelu", "imitation", "decision")
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="time the smoke quickstart too (minutes)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/busy_machine.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/busy-machine.json"))
     parser.add_argument("--workload", choices=WORKLOADS, help=argparse.SUPPRESS)  # the child's end
     args = parser.parse_args()
     if args.workload:
@@ -70,7 +71,7 @@ def compare(name: str, rounds: int) -> dict[str, dict[str, float]]:
     runs: dict[str, list[dict[str, float]]] = {"sleeping": [], "spinning": []}
     for _ in range(rounds):
         for kind, variables in (("sleeping", SLEEPING), ("spinning", SPINNING)):
-            command = [sys.executable, __file__, "--workload", name]
+            command = [sys.executable, "-m", "bascule.bench.busy_machine", "--workload", name]
             done = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=True)
             runs[kind].append(json.loads(done.stdout))
     return {kind: {key: statistics.median(run[key] for run in rows) for key in rows[0]} for kind, rows in runs.items()}
@@ -97,7 +98,7 @@ def busy_loops(count: int) -> Iterator[None]:
 def smoke() -> float:
     """Seconds of the smoke quickstart, as a user starts it."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "bascule.main", "quickstart", "--smoke", "--out", f"{folder}/quickstart"]
+        command = [sys.executable, "-m", "bascule", "quickstart", "--smoke", "--out", f"{folder}/quickstart"]
         begin = time.perf_counter()
         subprocess.run(command, cwd=ROOT, env=environment({}), check=True, capture_output=True)
         return time.perf_counter() - begin
