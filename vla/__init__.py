@@ -64,7 +64,7 @@ __all__ = [  # noqa: F822 (resolved by __getattr__)
 
 
 def __getattr__(name: str) -> object:
-    """Public names load the file they live in when first asked for (PEP 562)."""
+    """Public names load the file they live in on first access (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module 'vla' has no attribute '{name}'")
     value = getattr(import_module(_HOME[name]), name)

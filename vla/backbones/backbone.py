@@ -195,7 +195,7 @@ class Backbone(nn.Module):
         return self.pointer(queries_BQD, self._patches_of(hidden_BSD), self.grid_P2)
 
     def add_sharp(self) -> None:
-        """Give the backbone an untrained second look, unless it has one."""
+        """Add an untrained `sharp` pointer to the backbone, unless it has one."""
         if self.sharp is None:
             self.sharp = SharpPointer(self.width, image_size=self.image_size, side=self.side).to(self.queries.device)
 

@@ -1,4 +1,4 @@
-"""Where the queries look, as image coordinates: over the decoder's patches, then again over the picture itself.
+"""Image coordinates that the queries attend to: over the decoder's patches, then over the image itself.
 
 A softmax over places and its expected coordinate (a soft argmax, as in Levine et al. 2016) learns positions in minutes
 where regression from a transformer's features takes hours (figures: docs/research-log.md).
@@ -15,7 +15,7 @@ STRIDE_PX = 4
 
 
 class Pointer(nn.Module):
-    """Where each query looks: per view, softmax over its patches -> expected coordinate, and whether it is in sight."""
+    """Attention of each query: per view, softmax over its patches -> expected coordinate, and its visibility."""
 
     def __init__(self, width: int, *, patch_half: float) -> None:
         """`patch_half`: half a patch's side, where the image's is 2."""
@@ -40,7 +40,7 @@ class Pointer(nn.Module):
 
 
 class SharpPointer(nn.Module):
-    """A second look at the picture, with the query in mind: as `Pointer`, over a convolution's cells of 4 pixels.
+    """Refinement of `Pointer` on the image itself: each query attends to a convolution's cells of 4 pixels.
 
     The patches that went through the language model know *what* is where, on a grid of 12 pixels; a small convolution
     beside it knows *where* exactly. The coarse attention enters as a prior, so that it starts where the first look was.

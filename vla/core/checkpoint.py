@@ -36,9 +36,9 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     stats: dict[str, Any]
     trainer_state: dict[str, Any] | None
-    """Optimiser, step, random state; None when saved without, or when not asked for."""
+    """Optimiser, step, random state; None when saved without, or when not requested."""
     files: dict[str, bytes]
-    """The extra files that were asked for, by their names."""
+    """The requested extra files, by their names."""
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

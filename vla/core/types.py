@@ -72,7 +72,7 @@ class Observation:
     privileged: NDArray[np.float32] | None = None
     """(B, S) simulator state for critics and scripted experts; None outside simulation."""
     depth: dict[str, NDArray[np.float32]] | None = None
-    """Camera name -> (B, H, W) metres along the camera's axis; None unless asked for, as all that follows."""
+    """Camera name -> (B, H, W) metres along the camera's axis; None unless requested, like all fields below."""
     intrinsics: dict[str, NDArray[np.float32]] | None = None
     """Camera name -> (B, 3, 3) pinhole matrix, pixels: the centre of row r, column c is at (c + 0.5, r + 0.5)."""
     extrinsics: dict[str, NDArray[np.float32]] | None = None
@@ -149,7 +149,7 @@ class PolicySpec:
     n_action_steps: int | None = None
     """Actions of a chunk that are executed before the next request. None: all."""
     cameras: tuple[str, ...] | None = None
-    """Cameras that it looks through."""
+    """Cameras that the policy reads."""
     proprio_dim: int | None = None
     """Width of the robot state that it reads. None: any."""
     proprio_names: tuple[str, ...] | None = None
@@ -159,7 +159,7 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The actions that B robots still have to execute at the moment they ask for their next chunk."""
+    """The actions that B robots still have to execute at the moment of their next request."""
 
     actions: NDArray[np.float32]
     """(B, T, A), environment units; a row's actions after its `left` first ones mean nothing."""

@@ -90,7 +90,7 @@ class LiveDemos:
 
 
 class Joined:
-    """Several sources as one: frames of each are taken from it and laid together again in the order asked for."""
+    """Several sources as one: frames of each are taken from it and joined in the requested order."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
@@ -119,7 +119,7 @@ class Joined:
         return Batch(together, cat("proprio_BP"), cat("action_BCA"), cat("mask"))
 
     def _split(self, frames: Tensor) -> list[tuple[Source, Tensor, Tensor]]:
-        """(source, its own frame numbers, their places in `frames`) of every source that is asked for something."""
+        """(source, its own frame numbers, their places in `frames`) of every source that contributes."""
         which = torch.from_numpy(np.searchsorted(self._starts, frames.numpy(), side="right") - 1)
         parts = []
         for i, source in enumerate(self._sources):

@@ -46,7 +46,7 @@ def read_info(root: Path) -> dict[str, Any]:
 
 
 def camera_keys(features: Mapping[str, Any], cameras: Sequence[str] | None) -> dict[str, str]:
-    """Camera name -> feature name, in the order asked for. Depth maps are no cameras."""
+    """Camera name -> feature name, in the requested order. Depth maps are no cameras."""
     present, depth = {}, set()
     for key, feature in features.items():
         if feature["dtype"] in ("image", "video"):

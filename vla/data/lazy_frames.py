@@ -1,4 +1,4 @@
-"""A camera's frames left on disk and decoded when asked for: memory does not grow with the dataset.
+"""A camera's frames left on disk and decoded on request: memory does not grow with the dataset.
 
 Behaves like the array (F, H, W, 3) it stands for, as far as training needs: a slice or an array of rows gives those
 rows, the same pixels as decoding in bulk. Videos are read from the nearest key frame on (LeRobot writes one every other

@@ -185,7 +185,7 @@ def load_dataset(
     num_threads: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DemoSet:
-    """Read a whole LeRobotDataset v3 folder; its pixels into memory, or (`lazy`) only when a frame is asked for.
+    """Read a whole LeRobotDataset v3 folder; its pixels into memory, or (`lazy`) only when a frame is requested.
 
     `cameras`: names without "observation.images.", in the order wanted; None for all. `action_dim`, `proprio_dim`: the
     widths the policy needs. `image_size`: resize to this square while decoding (large videos must). `lazy` None: if the

@@ -12,7 +12,7 @@ from vla.processing.preprocess import ProcessorConfig
 from vla.processing.stats import Stats
 
 HEAD_NAMES = ("l1", "linear", "flow", "bins", "frequencies")
-"""The heads of `vla.model.heads.HEADS` that need no look there, which would import torch."""
+"""Names in `vla.model.heads.HEADS`, repeated here because importing that module imports torch."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Action heads: what reads the bridge's latent and says what to do, in normalised action units. One interface.
+"""Action heads: bridge latent -> actions in normalised units. One interface.
 
 Flow matching and discretised heads have files of their own; `HEADS` names all.
 """

@@ -306,7 +306,7 @@ class VLA(nn.Module):
         return vla.eval()
 
     def merge_adapters(self) -> None:
-        """Make a plain policy of one with LoRA adapters: the same function, nothing beside the weights."""
+        """Make a plain policy of one with LoRA adapters: the same function, with merged weights."""
         if self.config.lora is not None:
             merge_lora(self.backbone)
             self.backbone.requires_grad_(False)

@@ -72,8 +72,8 @@ def choose() -> None:
 
 
 def check(*, probe: bool = False) -> None:
-    """ValueError if nothing can be drawn, as far as can be said at once; `probe`: draw a picture to see, in a process
-    of its own (about a second)."""
+    """ValueError if rendering cannot work, as far as quick checks can tell; `probe`: also render an image in a separate
+    process (about a second)."""
     choose()
     chosen = name()
     if chosen in OFF:
@@ -85,8 +85,8 @@ def check(*, probe: bool = False) -> None:
 
 
 def problem() -> str | None:
-    """Draw a picture in a process of its own, since a broken GL library ends the process that loads it: None if that
-    works, else what is wrong and what to do."""
+    """Render an image in a separate process, since a broken GL library ends the process that loads it. None if that
+    works, else the cause and the remedy."""
     try:
         choose()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Where a run's figures go: always metrics.jsonl, and TensorBoard, Weights & Biases or Trackio if asked for."""
+"""Where a run's figures go: always metrics.jsonl, and TensorBoard, Weights & Biases or Trackio on request."""
 
 from __future__ import annotations
 

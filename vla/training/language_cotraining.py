@@ -1,4 +1,4 @@
-"""Vision-language questions beside the actions, so that a backbone that learns to act does not forget what words mean.
+"""Vision-language questions in addition to the actions: a trained backbone keeps its understanding of language.
 
 The scenes, questions and losses are those of pre-training (`vla ground-data`, `vla.training.pretrain`).
 """
@@ -19,7 +19,7 @@ class LanguageTask(nn.Module):
     """The questions of a grounding set, and the small reader that pointing is scored through (it trains along)."""
 
     def __init__(self, config: LanguageConfig, backbone: nn.Module, *, seed: int) -> None:
-        """ValueError if there is no grounding set, or if this backbone cannot be asked such questions."""
+        """ValueError if there is no grounding set, or if this backbone cannot answer such questions."""
         super().__init__()
         if not all(hasattr(backbone, name) for name in ("vlm", "ask", "decode", "point", "told")):
             raise ValueError("language questions need the embedded backbone or one made by `vla pretrain`")

@@ -56,7 +56,7 @@ def pointing_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of B questions. `pixels` of the scenes they are about, each asked equally often; `hidden` (B, >=N, D) final
     states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where nothing is named; query 0 points at the
-    object, query Q/2 at the place, the others where they like."""
+    object, query Q/2 at the place, the others are free."""
     naming = list(backbone.naming)
     pointed, logits = backbone.point(hidden, queries)
     side = backbone.side

@@ -1,4 +1,4 @@
-"""Imitation: train bridge and head on demonstrations, and the backbone too if asked. One loop, exactly resumable.
+"""Imitation: train bridge and head on demonstrations, and optionally the backbone. One loop, exactly resumable.
 
 `OUT` is one checkpoint folder (`vla.core.checkpoint`: saved atomically, always whole) plus `metrics.jsonl`. Batches,
 dropout and augmentation follow from (seed, step) alone, so a run that was interrupted and resumed makes the same

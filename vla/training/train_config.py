@@ -65,7 +65,7 @@ class TrainConfig:
     weights: tuple[float, ...] | None = None
     """Sampling weights of several datasets. None: in proportion to their frames."""
     language: LanguageConfig | None = None
-    """Keep teaching a backbone that learns to point and answer, beside the actions."""
+    """Train the backbone on pointing and answering in addition to the actions."""
     seed: int = 0
 
     checkpointing: bool = False
