@@ -33,7 +33,7 @@ _OFF_FLAGS = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION
 
 
 def require(package: str) -> None:
-    """ValueError naming the extra when an adapter's package is not installed. Cheap: asked before workers start."""
+    """ValueError naming the extra when an adapter's package is not installed. Cheap: called before workers start."""
     if find_spec(package) is None:
         raise ValueError(f"this suite needs {package}: `./run setup {package}`")
 
@@ -196,7 +196,7 @@ class TunedRenderer:
         out_VHWC: NDArray[np.uint8],
         depth_VHW: NDArray[np.float32] | None = None,
     ) -> None:
-        """One image per camera, and metres along its axis if asked for.
+        """One image per camera, and metres along its axis if requested.
 
         Models of the same `looks` share what is uploaded: the first one's meshes and textures.
         """

@@ -177,7 +177,7 @@ class WarpVecEnv(VecEnv):
         tasks: Sequence[str] | None = None,
         env_ids: Sequence[int] | None = None,
     ) -> list[int]:
-        """`reset` without bringing anything to the host: ask for `observation_tensors`. Returns the worlds it meant."""
+        """`reset` without a copy to the host: read `observation_tensors`. Returns the worlds that were reset."""
         ids = list(range(self.num_envs)) if env_ids is None else [int(i) for i in env_ids]
         check_seeds(ids, seeds)
         if not ids:
@@ -239,7 +239,7 @@ class WarpVecEnv(VecEnv):
         return StepResult(self.observation(), **facts, info=info)
 
     def step_tensors(self, chunk_BCA: torch.Tensor) -> TensorStep:
-        """`step_chunk` on the device; then ask for `observation_tensors`. Actions must be finite."""
+        """`step_chunk` on the device; then read `observation_tensors`. Actions must be finite."""
         if chunk_BCA.ndim != 3 or chunk_BCA.shape[0] != self.num_envs or chunk_BCA.shape[2] != self.action_spec.dim:
             raise ValueError(
                 f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {tuple(chunk_BCA.shape)}"
@@ -295,7 +295,7 @@ class WarpVecEnv(VecEnv):
         sim.ctrl[:, 8] = -sim.ctrl[:, 7]
 
     def read(self) -> None:
-        """Take what the rules look at from the simulation's present state."""
+        """Copy the inputs of the task rules from the simulation's present state."""
         sim, state, ids = self.sim, self.state, self._ids
         state.objects = sim.xpos[:, ids["object"]]
         state.grip = sim.site_xpos[:, self.index.grip_site].clone()

@@ -170,7 +170,7 @@ class Worker:
         self.ready()
 
     def close(self) -> None:
-        """Ask the process to end, and see to it. Nothing happens where none was started."""
+        """Request the process to end and wait for it. Does nothing if none was started."""
         if self.process is None:
             return
         self.send("close", None)

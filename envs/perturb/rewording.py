@@ -1,4 +1,4 @@
-"""Instructions in other people's words: rewrites that keep the meaning and use words no phrasing of ours has."""
+"""Reworded instructions: the same meaning in words that no training phrasing has."""
 
 from __future__ import annotations
 

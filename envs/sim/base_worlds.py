@@ -15,7 +15,7 @@ from envs.tabletop.language import Phrasings
 from vla.core.types import ActionChunk, ActionSpec, Observation, StepResult, VecEnv
 
 Frames = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
-"""Images (n, V, H, W, 3) and, if asked for, depth (n, V, H, W) in metres."""
+"""Images (n, V, H, W, 3) and, if requested, depth (n, V, H, W) in metres."""
 
 
 def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) -> None:
@@ -67,7 +67,7 @@ class BaseWorlds(VecEnv):
         shape = (num_worlds, len(cameras), render.image_size, render.image_size, 3)
         own = np.zeros(shape, np.uint8), np.zeros(shape[:-1], np.float32) if render.depth else None
         self.images, self.depth = own if frames_out is None else frames_out
-        """(n, V, H, W, 3) RGB and (n, V, H, W) metres of the last render; no depth unless asked for."""
+        """(n, V, H, W, 3) RGB and (n, V, H, W) metres of the last render; no depth unless requested."""
         self.intrinsics = np.zeros((*shape[:2], 3, 3), np.float32) if render.calibration else None
         self.extrinsics = np.zeros((*shape[:2], 4, 4), np.float32) if render.calibration else None
         """See `vla.core.types.Observation`; of the last render, per world and camera."""

@@ -1,4 +1,4 @@
-"""A simulation that blew up must not look like an episode.
+"""Detection of diverged simulations, which must not count as episodes.
 
 MuJoCo finds NaN, infinite and huge values in a state before it steps, warns, puts the world back to the model's
 reference pose and steps on: everything is finite again, and nothing after it has to do with the episode.

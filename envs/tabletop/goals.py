@@ -99,7 +99,7 @@ class WorldState:
 
 
 def empty_state(num_worlds: int, rest_height: np.ndarray, place_radius: np.ndarray, num_joints: int) -> WorldState:
-    """A numpy WorldState without episodes: nothing is active, nothing is asked."""
+    """A numpy WorldState without episodes: nothing is active and there are no goals."""
     n, slots, goals = num_worlds, len(rest_height), (num_worlds, MAX_GOALS)
     radius = place_radius if len(place_radius) else np.zeros(1)
     joints = max(1, num_joints)
@@ -193,7 +193,7 @@ def advance(state: WorldState) -> Array:
 
 
 def wrong_object(state: WorldState) -> Array:
-    """(n,) bool: an object that no goal asks to lift has been lifted. Ends the episode as a failure."""
+    """(n,) bool: an object that no goal lifts has been lifted. Ends the episode as a failure."""
     lifted = state.objects[:, :, 2] > state.rest_height[None, :] + WRONG_LIFT_HEIGHT_M
     return (state.active & ~state.may_lift & lifted).any(-1)
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 Phrasings = Literal["train", "heldout", "novel"]
-"""Worded as in training; worded anew; worded as in training, about things in colours that were never their subject."""
+"""Training wording; new wording; training wording about objects in colours that were never their subject."""
 Wording = Phrasings | Literal["grounding"]
 """One of the phrasings, or of the questions that a backbone is pre-trained with: "train" and what only it hears."""
 

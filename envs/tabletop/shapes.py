@@ -1,4 +1,4 @@
-"""The shapes of things: what one lifts (free bodies) and what stands fixed (plates, containers, drawer, button).
+"""Object shapes: liftable objects (free bodies) and fixtures (plates, containers, drawer, button).
 
 Primitives only, few of them: a contact pair costs more than anything else in a control step. Everything one lifts fits
 between the fingers (8 cm) along its local x axis and ends less than 3 cm above where it is held, below the palm.
