@@ -65,7 +65,7 @@ def make_algorithm(config: RunnerConfig, actor: GaussianChunkActor, collector: C
 
 
 def make_critic(env: VecEnv, config: CriticConfig, seed: int) -> Critic:
-    """Return a critic whose initial weights follow from `seed`, not from what ran before in this process."""
+    """Return a critic whose initial weights follow from `seed`, not from the process's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Critic(env.privileged_dim, env.proprio_dim, config)

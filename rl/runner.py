@@ -142,7 +142,7 @@ class Runner:
             )  # fmt: skip
 
     def begin(self) -> None:
-        """Do what comes before the first update: calibration, the learnt reward, the teacher, the first checkpoint."""
+        """Prepare the first update: calibration, the learnt reward, the teacher, the first checkpoint."""
         config = self.config
         self.out.mkdir(parents=True, exist_ok=True)
         self.std_scale = calibrate_std(self.collector, config, self.team)

@@ -63,7 +63,7 @@ class Selection:
         return next((name for name, holds in reasons.items() if holds), "")
 
     def state(self) -> dict[str, Any]:
-        """Return what an exact resume needs besides `best`."""
+        """Return the state for an exact resume, without `best`."""
         return {"evaluations": [list(row) for row in self.evaluations], "best_update": self.best_update}
 
     def load_state(self, state: dict[str, Any], best: dict[str, torch.Tensor]) -> None:

@@ -21,7 +21,7 @@ class ActorConfig:
     correlation: float = 0.0
     """Correlation of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: none."""
     log_prob_dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is there to measure what it costs: at small spreads its rounding alone leaves the clip band."""
+    """bfloat16 exists for comparison: at small standard deviations its rounding alone leaves the clip range."""
     refiner_width: int = 0
     """Train only a residual of this width on the action (`vla.model.residual_head`), all else frozen. 0: as `trains`
     says."""
@@ -62,8 +62,8 @@ class PolicyConfig:
     """No further policy step in this update once a minibatch's KL estimate is above it."""
     max_grad_norm: float = 0.5
     anneal_updates: int = 0
-    """Over so many updates the learning rate shrinks to a tenth and the noise to a half (0: they stay). Near success
-    most of what is left of a gradient is noise, and most failures are the exploration's own."""
+    """Updates over which the learning rate shrinks to a tenth and the noise to a half (0: both stay). Near full success
+    most of the gradient is noise, and most failures come from exploration."""
     average_decay: float = 0.0
     """Judge and keep a running mean of the policy's parameters, of which so much stays at every update (0: the last of
     them). Where steps are mostly noise, their mean is the better policy (Polyak and Juditsky 1992)."""
@@ -79,7 +79,7 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class PPOConfig(PolicyConfig):
-    """Chunk-level PPO. Defaults: what closed the loop in minutes on two CPU cores."""
+    """Chunk-level PPO. The defaults learn within minutes on two CPU cores."""
 
     critic_lr: float = 1e-3
     critic_epochs: int = 4
@@ -117,9 +117,9 @@ class GRPOConfig(PolicyConfig):
     baseline: Literal["grpo", "rloo"] = "grpo"
     """(R - mean) / std of the group, or R minus the mean of the others."""
     keep: tuple[float, float] = (0.1, 0.9)
-    """Success within a group, inclusive, for it to be learnt from. Groups that are all alike teach nothing."""
+    """Range of a group's success rate, inclusive, for it to be used. Groups with equal outcomes give no gradient."""
     episodes_per_update: int = 96
-    """Kept ones, over all processes: rounds are played until there are so many."""
+    """Episodes to keep, over all processes: rollouts continue until there are as many."""
     max_rounds: int = 4
     """But no more than these in one update: a policy that always succeeds has no mixed groups left."""
 

@@ -42,7 +42,7 @@ class RunnerConfig:
     """Decisions per environment between updates: the batch is num_envs times this. Unused by methods of whole
     episodes."""
     n_action_steps: int | None = None
-    """Execute only the first so many control steps of a chunk (None: as the policy's configuration says)."""
+    """Control steps of a chunk that are executed (None: as the policy's configuration says)."""
     horizon: int | None = None
     """Control steps of an episode while learning and choosing the best (None: the suite's). Where a task takes 60 of
     the 500 that its suite allows, nearly all steps would go into episodes that have failed already."""
@@ -55,11 +55,11 @@ class RunnerConfig:
     max_seconds: float | None = None
     """Wall clock of calibration, training and evaluation, including resumed sessions."""
     eval_every: int = 10
-    """Updates between evaluations. Each is also a checkpoint, after which all environments start anew."""
+    """Updates between evaluations. Each is also a checkpoint, after which all environments are reset."""
     target_success: float | None = 0.97
     """Stop when two evaluations in a row reach this (None: use the whole budget)."""
     patience: int | None = None
-    """Stop after so many evaluations in a row without a new best (None: never)."""
+    """Consecutive evaluations without a new best after which the run stops (None: never)."""
     calibrate_scales: tuple[float, ...] = (1.0, 0.6, 0.35)
     """Multiples of the initial std to try, largest first; empty: no calibration."""
     calibrate_keep: float = 0.7

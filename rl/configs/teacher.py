@@ -44,7 +44,7 @@ class TeacherPPOConfig:
     """Success rate at which the teacher is trained no further; it must hold in two consecutive evaluations, to guard
     against noise. None: use all of `env_steps`."""
     look_every: int = 10
-    """Updates between evaluations of the teacher. These do not count as control steps: nothing is learnt from them."""
+    """Updates between evaluations of the teacher. These do not count as control steps: they are not trained on."""
     share: float = 0.5
     """The largest share of the run's seconds and control steps, where they are limited."""
     decisions_per_update: int = 20
@@ -82,7 +82,7 @@ class DistillConfig:
     """Decisions per step, over all processes."""
     lr: float = 1e-3
     anneal_updates: int = 250
-    """The learning rate falls to `lr_final` of itself over so many updates."""
+    """Updates over which the learning rate falls to `lr_final` times its initial value."""
     lr_final: float = 0.05
     memory: int = 24_000
     """The latest decisions, over all processes, from which steps are drawn."""

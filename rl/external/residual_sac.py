@@ -184,7 +184,7 @@ class ResidualPolicy:
         self.reset()
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Let these environments plan anew before they act."""
+        """Request a new plan for these environments before their next action."""
         self._plans.at[slice(None) if env_ids is None else list(env_ids)] = self._plans.n_action_steps
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
@@ -213,7 +213,7 @@ def learn_residual(
 ) -> tuple[SAC, dict[str, Any]]:
     """SAC on the residual for `control_steps` (those that fill the buffer included): (model, figures).
 
-    With a `judge`, which must not use `env`, what it likes best of so many evenly spaced `checkpoints` is returned.
+    With a `judge`, which must not use `env`, the best by its score of `checkpoints` evenly spaced models is returned.
 
     `demonstrator`'s episodes are put into the buffer first, as nearly as a correction of at most alpha can follow them;
     None: the VLA's own, uncorrected.

@@ -68,7 +68,7 @@ def state_of(obs: Observation) -> NDArray[np.float32]:
 
 
 class StateVecEnv(SB3VecEnv):
-    """One of our vector environments as Stable-Baselines3 wants it: reset by itself, truncation told in `info`.
+    """A vector environment with the interface of Stable-Baselines3: it resets itself and reports truncation in `info`.
 
     A finished environment is reset at once; its last observation is `info["terminal_observation"]`, and
     `info["TimeLimit.truncated"]` says that the horizon cut it, so that SB3 bootstraps. Episodes run through training

@@ -58,16 +58,16 @@ class GaussianChunkActor(nn.Module):
         return self.network.chunk_size
 
     def train(self, mode: bool = True) -> GaussianChunkActor:
-        """Stay in eval mode whatever is asked: with dropout, the policy scored would not be the one that acted."""
+        """Stay in eval mode for any `mode`: with dropout, the policy scored would not be the one that acted."""
         return super().train(False)
 
     def named_policy_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what the policy loss trains: every trainable parameter of the network, and `log_std`."""
+        """Yield the parameters that the policy loss trains: every trainable parameter of the network, and `log_std`."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     @torch.no_grad()
     def encode(self, obs: Observation) -> tuple[PolicyInput, Tensor]:
-        """Return what the trained part reads of B observations, and the normalised proprio (B, P)."""
+        """Return the inputs of the trained part for B observations, and the normalised proprio (B, P)."""
         return self.network.encode(obs)
 
     def mean(self, inputs: PolicyInput, proprio_BP: Tensor) -> Tensor:

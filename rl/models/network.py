@@ -29,7 +29,7 @@ class PolicyNetwork(Protocol):
         ...
 
     def encode(self, obs: Observation) -> tuple[PolicyInput, Tensor]:
-        """Return what the trained part reads of B observations, and the normalised proprio (B, P)."""
+        """Return the inputs of the trained part for B observations, and the normalised proprio (B, P)."""
         ...
 
     def mean(self, inputs: PolicyInput, proprio_BP: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A VLA as a `PolicyNetwork`: what is frozen, what RL trains, and what the trained part reads."""
+"""A VLA as a `PolicyNetwork`: its frozen part, the part that RL trains, and that part's inputs."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from rl.rewards.milestones import frame_labels, milestones
 
 @dataclass(frozen=True)
 class Episode:
-    """The T decisions of one episode, as the process reward model sees them."""
+    """Inputs of the process reward model for the T decisions of one episode."""
 
     state_TS: NDArray[np.float32]
     """Summaries of the frozen features, with the instruction of the episode."""
@@ -76,14 +76,14 @@ class ProgressReport:
     threshold: float
     goals: int
     false_positives: int
-    """Episodes taken for completed that were not (failed, or given another instruction)..."""
+    """Episodes classified as completed that were not (failed, or given another instruction)."""
     negatives: int
-    """...of so many."""
+    """All episodes that were not completed."""
     false_negatives: int
     positives: int
     calibration_false_positives: int
     calibration_negatives: int
-    """The same on the episodes that the threshold was chosen by, each judged by a model that had not learnt from it."""
+    """The same on the episodes that chose the threshold, each scored by a model that was not trained on it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts and the interval of the false positives, JSON-ready."""

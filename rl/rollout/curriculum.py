@@ -27,7 +27,7 @@ def _vla_rl(rate: NDArray[np.float64], temperature: float) -> NDArray[np.float64
 
 
 def _frontier(rate: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """s (1 - s): where an episode tells most, as the variance of a binary reward does."""
+    """s (1 - s), the variance of a binary reward: largest where an episode is most informative."""
     return (rate * (1 - rate)) ** (1.0 / max(temperature, 1e-6))
 
 

@@ -1,4 +1,4 @@
-"""Whole episodes instead of a number of decisions: groups of environments that start alike, and what is kept."""
+"""Rollouts of whole episodes: groups of environments with the same initial state, and the groups that are kept."""
 
 from __future__ import annotations
 

@@ -94,8 +94,7 @@ class RolloutStats:
 
 
 class Collector:
-    """Fills rollout buffers from one vector environment. Finished episodes are followed by new ones, unless asked
-    otherwise.
+    """Fills rollout buffers from one vector environment. A finished episode is followed by a new one by default.
 
     Scene seeds run through `train_seeds` one after the other, from a place that depends on the run's seed.
     """
@@ -115,8 +114,8 @@ class Collector:
         share: tuple[int, int] = (0, 1),
     ) -> None:
         """`curriculum` chooses the tasks; without one the seeds do. `shaping` adds a reward for progress to the
-        environment's. `critic` says whether states are stored for one. `share` is (rank, number of processes): each
-        process takes every so many-th seed."""
+        environment's. `critic`: also store privileged states. `share` is (rank, number of processes): the seeds are
+        dealt out to the processes in turn."""
         low, high = train_seeds
         if not 0 <= low < high <= FIRST_EVALUATION_SEED:
             raise ValueError(
@@ -284,7 +283,7 @@ class Collector:
         return {} if self.curriculum is None else self.curriculum.metrics()
 
     def state(self) -> dict[str, Any]:
-        """Return what an exact resume needs; the environments themselves start anew (`forget_worlds`)."""
+        """Return the state for an exact resume; the environments themselves are reset (`forget_worlds`)."""
         return {
             "seeds_used": self.seeds_used,
             "env_steps": self.env_steps,

@@ -1,5 +1,5 @@
-"""Distillation beside the reward: after every update the policy is trained towards the teacher's actions in the states
-it visited (DAgger, Ross et al. 2011).
+"""Distillation in addition to the reward: after every update the policy is trained towards the teacher's actions in the
+states it visited (DAgger, Ross et al. 2011).
 
 The reward says little about what to do instead. With ten tasks in one policy hardly anything of it is left in a step
 (docs/research-log.md); a privileged teacher (`rl.teacher.state_teacher`) labels every decision. This works in
@@ -115,7 +115,7 @@ class Distillation:
         return {f"conditions.{name}": t for name, t in inputs.items()} | self._rows
 
     def state(self) -> dict[str, Any]:
-        """Return what an exact resume needs; the memory is this process's own."""
+        """Return the state for an exact resume; the replay memory is this process's own."""
         memory = {name: tensor[: self._filled].clone() for name, tensor in self._tensors().items()}
         return {
             "optimiser": self._optimiser.state_dict(),
