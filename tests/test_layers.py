@@ -292,3 +292,20 @@ def test_the_machine_checks_see_what_they_should():
     assert MACHINE_PATH.search("path = '/ro" + "ot/x'") and MACHINE_PATH.search("see /ho" + "me/ann/y")
     assert not MACHINE_PATH.search("runs/ro" + "ot/x $HO" + "ME/wo" + "rk/ ~/tm" + "p/x")
     assert REGISTRY.search("https://py" + "pi.org/simple")
+
+
+def docstrings(source):
+    """(name, docstring or None) of a file's public functions, classes and methods; those within functions are not."""
+    pending = [ast.parse(source)]
+    while pending:
+        for node in pending.pop().body:
+            if isinstance(node, ast.ClassDef):
+                pending.append(node)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
+                yield node.name, ast.get_docstring(node)
+
+
+def test_public_names_have_docstrings():
+    found = [text for source in sources().values() for _, text in docstrings(source)]
+    assert len(found) > 1000, "the scan found nothing: it is broken"
+    assert sum(text is not None for text in found) >= 0.95 * len(found)
