@@ -136,7 +136,7 @@ class FlowHead(nn.Module):
         return velocity.detach() + strength.clamp(max=MAX_GUIDANCE) * pull
 
     def loss(self, x_BCD: Tensor, target_BCA: Tensor, mask_BC: Tensor) -> Tensor:
-        """Masked mean square of the velocity's error at one time and one noise per world, from torch's random state."""
+        """Masked mean square of the velocity's error at one time and one noise per row, from torch's random state."""
         with torch.autocast(x_BCD.device.type, enabled=False):
             # A padded step's target must not reach the other steps through the attention.
             target = torch.where(by_component(mask_BC, target_BCA), target_BCA.float(), 0.0)
