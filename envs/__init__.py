@@ -1,4 +1,4 @@
-"""MuJoCo worlds. No model code here: anything that acts comes in through `vla.core.types.Policy`."""
+"""MuJoCo environments. No model code here: anything that acts comes in through `vla.core.types.Policy`."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def make_vec(
     nconmax: int | None = None,
     njmax: int | None = None,
 ) -> VecEnv:
-    """`num_envs` worlds of a suite (see `vla list suites`), stepped together.
+    """`num_envs` environments of a suite (see `vla list suites`), stepped together.
 
     `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions before) fill
-    the optional fields of `vla.core.types.Observation`. `perturb`: how the worlds differ from the plain ones.
+    the optional fields of `vla.core.types.Observation`. `perturb`: how episodes differ from unperturbed ones.
     `horizon`: control steps of an episode, instead of the suite's own (to learn in; figures are told of the suite's).
     `backend="warp"` runs all worlds on one `device` (the first GPU, else Warp's CPU device) instead of in
     `num_workers` processes, with room for `nconmax` contacts and `njmax` constraint rows per world. ValueError with

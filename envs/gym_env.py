@@ -1,4 +1,4 @@
-"""The worlds as gymnasium environments, one action per step: ids "bascule/TabletopPick-v0" and the like.
+"""Suites as gymnasium environments, one action per step: ids "bascule/TabletopPick-v0" and the like.
 
 `import envs.gym_env` registers them; `gymnasium.make("envs.gym_env:bascule/TabletopPick-v0")` does both in one.
 (Gymnasium 1 has no plug-ins: it knows no package's environments before that package is imported.)
@@ -51,7 +51,7 @@ def action_space(spec: ActionSpec) -> spaces.Box:
 
 
 class SuiteEnv(gymnasium.Env):
-    """One world of a suite, in this process.
+    """One environment of a suite, in this process.
 
     `reset(seed=s)` starts the very episode that seed s means in `make_vec` and `vla eval`; without a seed, the next
     training episode of the generator that the last seed started. `reset(options={"task": ...})` fixes the task.
@@ -131,9 +131,9 @@ def _single(obs: Observation) -> dict[str, Any]:
 
 
 class SuiteVectorEnv(VectorEnv):
-    """N worlds over worker processes as a gymnasium VectorEnv, resetting at the step after an episode's last.
+    """N environments over worker processes as a gymnasium VectorEnv, resetting at the step after an episode's last.
 
-    `reset(seed=s)` plays episode s + k in world k. An autoreset draws a training episode from the same generator.
+    `reset(seed=s)` plays episode s + k in environment k. An autoreset draws a training episode from the same generator.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class SuiteVectorEnv(VectorEnv):
         return _batch(self._obs), result.reward.astype(np.float64), result.terminated, result.truncated, info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Per world, the cameras side by side; None without a render mode."""
+        """One image per environment, the cameras side by side; None without a render mode."""
         if self.render_mode is None or self._obs is None:
             return None
         return tuple(np.concatenate(list(self._obs.images.values()), axis=2))

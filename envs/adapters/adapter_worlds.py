@@ -84,15 +84,15 @@ class AdapterWorlds(BaseWorlds):
     # ------------------------------------------------------------------ for adapters to implement
     @abstractmethod
     def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
-        """Put world `i` into the initial state that `seed` (and the task, when given) means."""
+        """Put environment `i` into the initial state of episode `seed` (and of the task, when given)."""
 
     @abstractmethod
     def _step(self, i: int, action_A: NDArray[np.float64]) -> bool:
-        """One control step of world `i`: has it succeeded?"""
+        """Run one control step of environment `i`; True if it has succeeded."""
 
     @abstractmethod
     def _read(self, i: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(proprio, privileged state) of world `i`, now."""
+        """The present (proprio, privileged state) of environment `i`."""
 
     @abstractmethod
     def _scene(self, i: int) -> tuple[str, mujoco.MjModel, mujoco.MjData]:

@@ -1,4 +1,4 @@
-"""Meta-World MT50 v3 as our worlds: fifty Sawyer tasks, instructions, two cameras, rendered once per chunk.
+"""Meta-World MT50 v3 as environments: fifty Sawyer tasks, instructions, two cameras, rendered once per chunk.
 
 The only file that imports metaworld (extra `metaworld`). Physics, randomisation and success are Meta-World's own, set
 up as published VLA evaluations do (LeRobot's `MetaworldEnv`): objects and goals drawn anew from the seed, actions

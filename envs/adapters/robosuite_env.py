@@ -1,4 +1,4 @@
-"""robosuite tasks as our worlds: Panda, OSC_POSE deltas, instructions, two cameras, rendered once per chunk.
+"""robosuite tasks as environments: Panda, OSC_POSE deltas, instructions, two cameras, rendered once per chunk.
 
 The only file that imports robosuite (extra `robosuite`). Physics, controller, placement and success are robosuite's
 own; rendering is ours, since robosuite's multisampled, reflecting frames cost most of its time. Resets are soft: the

@@ -24,7 +24,7 @@ from envs.tabletop.suites import AnySuite
 from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
 
 ANSWER_TIMEOUT_S = 120.0
-"""A worker that is silent for so long hangs: a chunk takes well under a second per world."""
+"""A worker that is silent for longer has hung: a chunk takes well under a second per environment."""
 _MAX_DEATHS_IN_A_ROW = 3
 """Deaths of one worker without a completed step between them after which the cause is not bad luck."""
 

@@ -107,7 +107,7 @@ def evaluate(
     """Play one episode per seed and count.
 
     `swap_instruction` tells the policy to handle another object than the one that counts: a policy that listens fails.
-    Which world plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
+    Which environment plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
     episodes' frames, one per decision. A policy whose components lie in another order is reordered by name; ValueError
     for one that does not fit the environment (`vla.core.compatibility`).
     """

@@ -47,7 +47,7 @@ class GoalExpert:
         self._phase[ids], self._count[ids], self._stage[ids] = _REACH, 0, 0
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """Observation of B worlds -> (B, 1, 4)."""
+        """Observation of B environments -> action chunk (B, 1, 4)."""
         if obs.privileged is None:
             raise ValueError("the scripted expert needs the simulator's state: Observation.privileged is None")
         state = obs.privileged.astype(np.float64)
@@ -61,7 +61,7 @@ class GoalExpert:
         self._phase[i], self._count[i] = phase, 0
 
     def _decide(self, i: int, row: np.ndarray) -> tuple[np.ndarray, float]:
-        """(commanded position to head for, gripper command) of world i."""
+        """(commanded target position, gripper command) of environment i."""
         kind, stage = GoalKind(int(row[16:24].argmax())), int(row[27])
         if stage != self._stage[i]:
             self._stage[i] = stage

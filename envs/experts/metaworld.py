@@ -28,7 +28,7 @@ class MetaworldExpert:
         """Nothing: the scripts have no memory."""
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """Observation of B worlds -> (B, 1, 4)."""
+        """Observation of B environments -> action chunk (B, 1, 4)."""
         if obs.privileged is None:
             raise ValueError("the scripted expert needs the simulator's state: Observation.privileged is None")
         return np.stack([self._act(row) for row in obs.privileged.astype(np.float64)])[:, None]

@@ -40,7 +40,7 @@ class TabletopExpert:
         self._count[ids] = 0
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """Observation of B worlds -> (B, 1, 4)."""
+        """Observation of B environments -> action chunk (B, 1, 4)."""
         if obs.privileged is None:
             raise ValueError("the scripted expert needs the simulator's state: Observation.privileged is None")
         state = obs.privileged.astype(np.float64)
@@ -53,7 +53,7 @@ class TabletopExpert:
         return action[:, None].astype(np.float32)
 
     def _decide(self, i: int, row: np.ndarray) -> tuple[np.ndarray, float]:
-        """(commanded position to head for, gripper command) of world i."""
+        """(commanded target position, gripper command) of environment i."""
         target, offset, to_plate = row[0:3], row[3:6], row[6:8]
         rest, is_place = row[8], row[9] > 0.5
         grip = target - offset

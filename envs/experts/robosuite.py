@@ -153,7 +153,7 @@ class RobosuiteExpert:
             self._running[i] = None
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """Observation of B worlds -> (B, 1, 7)."""
+        """Observation of B environments -> action chunk (B, 1, 7)."""
         if obs.privileged is None:
             raise ValueError("the scripted expert needs the simulator's state: Observation.privileged is None")
         rows = zip(obs.proprio.astype(np.float64), obs.privileged.astype(np.float64), strict=True)

@@ -323,7 +323,7 @@ def noisy_images(perturbation: Perturbation, images: NDArray[np.uint8], seed: in
 def noisy_proprio(
     perturbation: Perturbation, proprio_P: NDArray[np.float32], seed: int, step: int
 ) -> NDArray[np.float32]:
-    """One world's robot state (P,) of control step `step` with Gaussian noise; the very same array at severity 0."""
+    """One environment's proprio (P,) of control step `step` with Gaussian noise; the very same array at severity 0."""
     s = perturbation.severity("noise", seed)
     if s == 0.0:
         return proprio_P

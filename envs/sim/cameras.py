@@ -77,7 +77,7 @@ def _close(renderer: weakref.ref[mujoco.Renderer]) -> None:
 
 
 class FrameHistory:
-    """The frames of the last k decisions of n worlds. One `push` per decision, `restart` when an episode begins."""
+    """Frames of the last k decisions of n environments: one `push` per decision, `restart` when an episode begins."""
 
     def __init__(self, length: int) -> None:
         if length < 0:
@@ -94,7 +94,7 @@ class FrameHistory:
             self._frames[name][worlds] = frame[worlds][:, None]
 
     def push(self, images: Mapping[str, NDArray[np.uint8]]) -> None:
-        """A decision has been played in every world; these are the new frames."""
+        """Append the new frames after a decision in every environment."""
         for name, frame in images.items():
             frames = self._frames[name]
             frames[:, :-1] = frames[:, 1:]

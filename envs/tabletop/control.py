@@ -1,6 +1,6 @@
 """Delta-end-effector control: a commanded pose, followed by damped-least-squares IK and position actuators.
 
-Batched over worlds, for numpy arrays (CPU backend) and torch tensors (GPU backend) alike. One action =
+Batched over environments, for numpy arrays (CPU backend) and torch tensors (GPU backend) alike. One action =
 (dx, dy, dz, gripper) in [-1, 1]: a displacement of the *commanded* grip position of up to `max_delta_m` per control
 step and a gripper command (> 0 open, <= 0 closed).
 """
@@ -36,7 +36,7 @@ class ControlConfig:
 
 
 def action_spec(control_hz: float) -> ActionSpec:
-    """The action vector of the tabletop worlds."""
+    """The action vector of the tabletop environments."""
     return ActionSpec(("dx", "dy", "dz", "gripper"), (-1.0,) * 4, (1.0,) * 4, control_hz)
 
 
