@@ -43,7 +43,7 @@ class Curriculum:
     """Draws tasks in proportion to their weights, evenly: no task is ever an episode behind its share.
 
     Independent draws would leave tasks out for long stretches; a task's debt (share owed minus episodes given) decides
-    instead, and chance only among equals. Worlds that finish sooner therefore do not tilt the mixture.
+    instead, and chance only among equals. Environments that finish sooner therefore do not tilt the mixture.
     """
 
     def __init__(self, config: CurriculumConfig, tasks: Sequence[str], *, seed: int) -> None:
