@@ -70,7 +70,7 @@ class ControlReport:
     error: str | None = None
     """The last error of the policy, its server or the robot that tripped a guard."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """Guard -> what was said when it tripped last, for guards that have a reason beside their name; "disconnect" ->
+    """Guard -> the message when it tripped last, for guards that give a reason; "disconnect" ->
     why the robot could not be let go in good order; "controller" -> an error of the loop itself."""
 
 

@@ -64,7 +64,7 @@ def make_robot(kind: str, values: Mapping[str, str]) -> Any:
 
 
 class _Broken:
-    """A type whose module cannot be imported."""
+    """A robot type whose module cannot be imported."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

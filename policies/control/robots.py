@@ -54,7 +54,7 @@ class WorldRobot:
         """`env` must have num_envs 1 (else ValueError); it is closed on disconnecting. A component named gripper is
         a switch, the others are displacements."""
         if env.num_envs != 1:
-            raise ValueError(f"a robot is one world, this environment has {env.num_envs}")
+            raise ValueError(f"a robot needs an environment with num_envs 1, this one has {env.num_envs}")
         self._env, self._seed, self._task = env, seed, task
         self.action_spec = env.action_spec
         self.kinds: tuple[Kind, ...] = tuple(
@@ -74,7 +74,7 @@ class WorldRobot:
         """The latest observation (B = 1) and the current time. ConnectionError before `connect`."""
         if self._latest is None:
             raise ConnectionError("the simulated robot is not connected")
-        return self._latest, time.monotonic()  # never stale: the world stands still between two calls of `send`
+        return self._latest, time.monotonic()  # never stale: the simulation stands still between two calls of `send`
 
     def rest(self) -> tuple[float, ...]:
         """The action (A,) that leaves the robot as it is: displacements 0, switches 1."""

@@ -86,14 +86,14 @@ class WatchedRobot:
         self.trouble = _words(error)
 
     def _check(self, obs: Any, seen_s: Any) -> None:
-        """ValueError naming what makes an observation useless."""
+        """Raise ValueError naming the defect of an unusable observation."""
         if self.latest is not None and obs is self.latest[0] and seen_s == self.latest[1]:
             return  # checked already
         if not isinstance(obs, Observation):
             raise ValueError(f"the robot shows {type(obs).__name__}, expected an observation")
         if seen_s > self._clock() + CLOCK_SLACK_S:
             ahead = seen_s - self._clock()
-            raise ValueError(f"the robot's clock is {ahead:.2f} s ahead of the controller's: an age cannot be told")
+            raise ValueError(f"the robot's clock is {ahead:.2f} s ahead of the controller's: ages cannot be measured")
         names = self._robot.proprio_names
         proprio = np.asarray(obs.proprio)
         if proprio.ndim != 2 or len(proprio) != 1 or (names and proprio.shape[1] != len(names)):

@@ -36,8 +36,8 @@ class PolicySlot:
         n_action_steps: int | None = None,
     ) -> None:
         """`policy.spec` says its actions and cameras, and the width that `state` must have (None leaves that check to
-        the policy). `metadata`: what clients get on connecting, beside `action_spec`, `cameras`, `proprio_dim` and
-        `observation_keys`.
+        the policy). `metadata`: sent to clients on connecting, in addition to `action_spec`, `cameras`, `proprio_dim`
+        and `observation_keys`.
 
         `n_action_steps`: how many of a chunk's actions are sent to clients that do not ask for whole chunks; None: as
         the spec says. Stock openpi clients cannot request whole chunks, and some execute every action they receive, so
@@ -46,7 +46,7 @@ class PolicySlot:
         """
         spec, action = policy.spec, policy.spec.action_spec
         if action is None:
-            raise ValueError("a policy whose spec has no action_spec cannot be served: clients are told what it means")
+            raise ValueError("a policy whose spec has no action_spec cannot be served: clients need its action_spec")
         steps = n_action_steps or spec.n_action_steps
         if steps is not None and not 1 <= steps <= (spec.chunk_size or steps):
             raise ValueError(f"n_action_steps must be in 1..{spec.chunk_size or 'C'} (the chunk size), got {steps}")
