@@ -1,4 +1,4 @@
-"""`vla bench model`: the bridge beside the released Pro block at its size, and the whole model beside a naive call."""
+"""`vla bench model`: the bridge against the released Pro block, and the whole model against a naive call."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def step_seconds(module: nn.Module, batch: int, repeats: int) -> float:
 
 
 def head_rows(row: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
-    """Speed and memory of the head alone, each beside the released Pro block's in the same run."""
+    """Speed and memory of the head alone, each against the released Pro block in the same run."""
     arms: dict[str, Callable[[], nn.Module]] = {
         "released Pro": released_pro,
         "lean bridge": lambda: ours(lean_bridge()),

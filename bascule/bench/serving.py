@@ -1,4 +1,4 @@
-"""`vla bench serve`: what a round trip costs beside the forward pass in it, and many clients for a while."""
+"""`vla bench serve`: round-trip latency against the forward pass alone, and a load test with many clients."""
 
 from __future__ import annotations
 

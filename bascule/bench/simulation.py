@@ -164,7 +164,7 @@ def _observation(batch: int) -> Any:
 
 def bench_model() -> list[Row]:
     """The default policy on this machine's CPU: decisions/s at batch 1 and 24 (a decision is a chunk of 8 actions); one
-    decision beside a naive call; and the bridge beside the released Pro block at the released size. About two
+    decision against a naive call; and the bridge against the released Pro block at the released size. About two
     minutes."""
     import torch
 
@@ -212,8 +212,8 @@ def bench_policy() -> list[Row]:
 
 
 def bench_serve(*, clients: int | None = None, seconds: float = 20.0) -> list[Row]:
-    """Round trips through server and client on loopback, beside the bare forward pass in the same run; with `clients`,
-    so many of them for some time instead."""
+    """Round trips through server and client on loopback, against the forward pass alone in the same run; with
+    `clients`, a load test with that many clients for `seconds` instead."""
     import torch
 
     from bascule.bench.serving import import_time, load, round_trips

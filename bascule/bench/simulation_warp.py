@@ -29,7 +29,7 @@ def bench_warp(
     suite: str = "tabletop-pick",
     on_rows: Callable[[list[Row]], None] | None = None,
 ) -> list[Row]:
-    """Checks, then rates for each number of `worlds`; `on_rows` gets all rows so far after each, to save them.
+    """Checks, then rates for each number of environments in `worlds`. `on_rows` receives all rows after each.
 
     RuntimeError naming the check that failed.
     """
@@ -37,7 +37,7 @@ def bench_warp(
 
     place = device if device not in (None, "auto") else ("cuda" if torch.cuda.is_available() else "cpu")
     if place.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {place!r} was asked for, but torch sees no GPU; `--device cpu` runs without one")
+        raise ValueError(f"device {place!r} was requested, but torch sees no GPU; `--device cpu` runs without one")
     name = torch.cuda.get_device_name(place) if place.startswith("cuda") else "Warp's CPU device"
     rows = _checks(suite, place, name)
     for n in worlds:

@@ -76,7 +76,7 @@ def _note(state: Any) -> str:
 
 @dataclass(frozen=True)
 class GroundData(Command):
-    """Render scenes with questions and answers about them, for the backbone's pre-training."""
+    """Render scenes with question-answer pairs about them, to pre-train the backbone."""
 
     out: Path = Path("runs/ground-data")
     scenes: int = 20_000

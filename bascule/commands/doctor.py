@@ -63,7 +63,7 @@ def versions() -> Check:
             wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
     if wrong:
         return Check("versions", False, "; ".join(wrong), "run ./run setup: it installs the set that fits together")
-    return Check("versions", True, f"{count} packages as asked for")
+    return Check("versions", True, f"{count} packages as required")
 
 
 def gpu() -> Check:
@@ -146,7 +146,7 @@ def _available_memory_gb() -> float | None:
 
 
 def loopback() -> Check:
-    """A question and its answer through our server and client, two pictures of 224 x 224, no policy behind."""
+    """Time a round trip through the policy server and client: two 224 x 224 images, without a policy."""
     import time
 
     import numpy as np
@@ -197,7 +197,7 @@ def recordings(folders: Sequence[Path]) -> list[Check]:
             found.append(Check("dataset", False, str(problem), "`vla train` cannot read this folder as it is"))
             continue
         found.append(Check("dataset", True, demos.summary(str(folder))[0]))
-        advice = "look at the recording before training on it; `vla train` says so, too, and goes on"
+        advice = "check the recording before training on it; `vla train` warns too, and continues"
         found += [Check("dataset", False, f"{folder}: {line}", advice, needed=False) for line in demos.warnings()]
     return found
 

@@ -25,45 +25,47 @@ class RL(Command):
     """Refine a policy by online RL in simulation."""
 
     recipe: Positional[str]
-    """What the run is; `vla list recipes` names them."""
+    """Name of the recipe, which sets the method and its budgets; see `vla list recipes`."""
     init: Path
     """Checkpoint to start from."""
     embodiment: str | None = None
-    """Of a checkpoint trained for several robots, the one to refine; the result is a policy for this one alone."""
+    """The robot to refine, for a checkpoint trained for several; the result is a policy for this robot only."""
     suite: str | None = None
-    """Another suite than the recipe's."""
+    """The suite to train in. Default: the recipe's."""
     out: Path = Path("runs/rl")
     minutes: float | None = None
     seed: int | None = None
     resume: bool = False
-    """Continue the run in OUT, exactly; begin it if there is none yet."""
+    """Continue the run in OUT bit-exactly; start it if there is none yet."""
     workers: int = 2
-    """Processes that simulate, of each process that learns."""
+    """Simulation worker processes of each learning process."""
     processes: int = 1
-    """Processes that learn together on this machine, each with its share of the worlds: torchrun starts them. On two
-    cores two of them, with one worker each, take a sixth less time than one."""
+    """Learning processes on this machine, started by torchrun, each with its share of the environments. On two cores,
+    two of them with one worker each take a sixth less time than one."""
     backend: Literal["cpu", "warp"] = "cpu"
     num_envs: int | None = None
     horizon: int | None = None
-    """Control steps of an episode while learning, fewer than the suite's; `vla eval` counts by the suite's."""
+    """Control steps of a training episode, fewer than the suite's; `vla eval` always uses the suite's."""
     demos: Path | None = None
     """Folder of demonstrations, for recipes that learn a teacher from them (multitask, ...-guided)."""
     curriculum: str | None = None
-    """Draw tasks by their success: uniform, vla-rl, frontier, weakest."""
+    """Rule by which tasks are sampled from their success rates: uniform, vla-rl, frontier, weakest."""
     retain: tuple[str, ...] = ()
-    """Suites on which to compare the policy before and after, task by task: OUT/retention.json."""
+    """Suites on which the policy is compared before and after, per task; written to OUT/retention.json."""
     retain_episodes: int = 96
-    """Per task."""
+    """Episodes per task for --retain."""
     track: tuple[str, ...] = ()
-    """Besides OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    """Trackers to log to in addition to OUT/metrics.jsonl: tensorboard, wandb, trackio."""
     perturb: tuple[str, ...] = ()
-    """Domain randomisation of the worlds it learns and is chosen in: AXIS=FROM:TO each, as in `vla eval`."""
+    """Domain randomisation for training and validation: AXIS=FROM:TO each, as in `vla eval`."""
     late_steps: int = 0
-    """Train for slow links: a chunk comes into play up to so many control steps after its picture was taken, how many
-    is drawn for each episode. The chunk must have so many actions more than are played between two decisions."""
+    """Train for latency: each chunk is executed with a delay of up to this many control steps after its observation,
+    drawn per episode. A chunk must have this many actions more than are executed between two decisions."""
     device: str = "auto"
 
     def run(self) -> None:
+        """Refine the policy and write checkpoints to `out`; `out`/best is the best on validation scenes. ValueError for
+        invalid arguments."""
         from rl.recipes import RECIPES
 
         recipe = lookup(self.recipe, RECIPES, "recipe")
@@ -133,7 +135,7 @@ class RL(Command):
                 self._report_retention(init, member)
 
     def _check(self) -> None:
-        """What can be said before any work. ValueError."""
+        """Raise ValueError for invalid arguments before any work."""
         check_numbers(
             self, minutes=(0.01, 1e6), seed=(0, 2**31), workers=(1, 1024), processes=(1, 1024), num_envs=(1, 100_000),
             horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
@@ -221,4 +223,5 @@ class RL(Command):
         stdout().print(table("retention", ("task", "before", "after", ""), rows))
 
     def kept(self) -> str:
+        """The last evaluated checkpoint is kept after Ctrl-C."""
         return f"the last evaluated checkpoint stays in {self.out}; add --resume to continue"

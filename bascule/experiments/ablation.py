@@ -1,6 +1,6 @@
-"""Experiments: several arms, several seeds, one table. Part of the shell: it sees every room.
+"""Experiments: several arms, several seeds, one table. May import every package.
 
-What is finished is kept in OUT (one file per arm and seed), so that the same command goes on where it was stopped.
+Finished runs are kept in OUT (one file per arm and seed), so that repeating the command continues where it stopped.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ class ImitationConfig(Protocol):
 
 
 def imitate(config: ImitationConfig, seed: int, out: Path, folder: Path, variant: Variant | None = None) -> VLA:
-    """The seed's imitation policy in `folder`, from demonstrations in `out`; a run that was stopped goes on exactly
-    where it was. KeyboardInterrupt when it is stopped again."""
+    """The seed's imitation policy in `folder`, from demonstrations in `out`; an interrupted run continues
+    exactly where it was. KeyboardInterrupt when it is stopped again."""
     from envs.demos.record import record
     from envs.seeds import DEMO_BLOCK
     from vla.data.lerobot_dataset import load_dataset

@@ -187,7 +187,7 @@ def _wave(
 
 
 def _answer(policy: Any, obs: Observation, posts: list[tuple[int, _Post]]) -> None:
-    """All questions of this tick in one batch."""
+    """Answer all requests of this tick in one batch."""
     asking = [(i, post) for i, post in posts if post.open]
     if not asking:
         return

@@ -1,6 +1,6 @@
 """`vla experiment rl`: ways to refine one imitation policy, at equal control steps, over seeds.
 
-Part of the shell: it sees every room. Every arm of a seed starts from the same imitation policy and is scored on the
+May import every package. Every arm of a seed starts from the same imitation policy and is scored on the
 same scenes; the policy scored is the best on validation scenes, for all arms. What is finished is kept in OUT.
 """
 

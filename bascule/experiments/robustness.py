@@ -1,7 +1,7 @@
 """`vla experiment robustness`: success of trained policies along every axis of `envs.perturb.perturbation`, at growing
 severity.
 
-Part of the shell: it sees every room. Every cell plays the same evaluation scenes, and is kept in OUT.
+May import every package. Every cell uses the same evaluation scenes, and is kept in OUT.
 """
 
 from __future__ import annotations

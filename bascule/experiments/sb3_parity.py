@@ -1,4 +1,4 @@
-"""Our PPO with chunks of one control step beside Stable-Baselines3's: same task, network, hyperparameters, env steps.
+"""Our PPO with chunks of one control step against Stable-Baselines3's: same task, network, hyperparameters, env steps.
 
     python -m bascule.experiments.sb3_parity [--tasks Pendulum-v1 ...] [--seeds 3] [--steps N] [--json FILE]
 

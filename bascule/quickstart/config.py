@@ -21,21 +21,21 @@ class QuickstartConfig:
     suite: str = "tabletop-pick"
     seed: int = 0
     demos: int = 20
-    """Scarce on purpose: with 60 imitation alone reaches 92% and leaves RL little to do (BENCHMARKS.md)."""
+    """Number of demonstrations. Few on purpose: with 60, imitation alone reaches 92% (BENCHMARKS.md)."""
     imitation_steps: int = 700
     rl_seconds: float | None = 240.0
-    """None: as long as its updates take."""
+    """Time limit of RL in seconds; None: no limit, `rl_updates` ends it."""
     rl_updates: int = 400
     eval_episodes: int = 400
     control_episodes: int = 200
     served_episodes: int = 12
     workers: int = 2
     smoke: bool = False
-    """Everything once, with tiny budgets: proves that it runs, teaches nothing."""
+    """Run every stage with tiny budgets: shows that everything runs; the policy learns nothing useful."""
 
 
 def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
-    """The same journey in a minute or two. No clock limits it: it comes to the same however busy the machine is."""
+    """The same stages with tiny budgets, in a minute or two. No time limit: the load does not affect the result."""
     return replace(
         config, demos=4, imitation_steps=10, rl_seconds=None, rl_updates=4, eval_episodes=8, control_episodes=8,
         served_episodes=2,
@@ -43,7 +43,7 @@ def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
 
 
 def check(config: QuickstartConfig) -> None:
-    """ValueError naming the flag, for budgets with which a later stage could only fail."""
+    """Raise ValueError naming the flag, for budgets with which a later stage could only fail."""
     for name in _COUNTS:
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: give a whole number from 1")

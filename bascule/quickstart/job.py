@@ -49,11 +49,11 @@ class _Run:
 def quickstart(
     config: QuickstartConfig, *, resume: bool = False, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Run the whole job; the report, which after every stage stands in `config.out` as report.json and report.html.
+    """Run the whole job. Returns the report, which is written to report.json and report.html after every stage.
 
-    A stage that fails is shown as failed there and stops only those that need it. `resume` goes on, with the
-    configuration the run began with, at the first stage that is not done (or begins); `given` are the fields of
-    `config` that the user asked for (all, if None), which must agree with that configuration. ValueError for a folder
+    A stage that fails is shown as failed there and stops only those that need it. `resume` continues a run at the first
+    stage that is not done, with the run's own configuration, or starts one; `given` are the fields of `config` that the
+    user gave (all, if None), which must agree with that configuration. ValueError for a folder
     that holds a run and no `resume`.
     """
     out = Path(config.out)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
-    """Online RL from the imitation checkpoint, beside a teacher of the same demonstrations; its learning curves."""
+    """Online RL from the imitation checkpoint, with a teacher of the same demonstrations. Returns its curves."""
     from envs.evaluation.evaluate import evaluate, wilson95
     from envs.seeds import RL_TRAIN_SEEDS, VALIDATION_SEED0
     from rl.runner import Runner

@@ -1,7 +1,7 @@
-"""A job in stages, each of which keeps its result in a file, so that nothing that was reached is ever lost.
+"""A job in stages, each of which stores its result in a file, so that finished stages are never lost.
 
 `OUT/stages/NAME.json` (written atomically; films as `NAME.npz` beside it) holds how a stage ended and what it
-contributes to the report. A job that was killed, or had a stage that failed, goes on with the stages that are not done.
+contributes to the report. A job that was killed, or had a stage that failed, continues with the rest.
 """
 
 from __future__ import annotations

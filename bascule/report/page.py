@@ -38,9 +38,9 @@ CONTROL_LABELS = {
 """In the order of the page. Other controls follow under their own names."""
 SHOULD_SUCCEED = ("expert", "heldout_phrasing")
 CONTROL_NOTES = {
-    "heldout_phrasing": "sentences never heard in training; should stay close to the policy",
-    "swapped_instruction": "asked for another object than the one counted; should fail",
-    "blind": "one demonstration replayed without looking; should fail",
+    "heldout_phrasing": "instructions phrased as in no demonstration; should stay close to the policy",
+    "swapped_instruction": "instruction names another object than the one counted; should fail",
+    "blind": "one demonstration replayed open-loop; should fail",
     "zero": "never moves; should fail",
     "random": "should fail",
     "expert": "reads the simulator's state",
@@ -108,7 +108,7 @@ def _unfinished(report: Mapping[str, Any]) -> str:
     )
     return (
         f'<section><h2>Not complete</h2><ul class="notes">{items}</ul><p class="small">What finished is kept: '
-        "<code>vla quickstart --resume</code> with the same --out goes on.</p></section>"
+        "<code>vla quickstart --resume</code> with the same --out continues.</p></section>"
     )
 
 
