@@ -90,6 +90,11 @@ class Control(Command):
     """A hold that lasts longer becomes a slow stop."""
     stop_s: float = 0.5
     """Length of a slow stop."""
+    follow_fraction: float = 0.1
+    """The robot holds when a position's commands go this fraction of its range away and it does not move at all for
+    --follow-s: its torque may be off. Grippers are left out."""
+    follow_s: float = 1.0
+    """Time of such commands that it may stand still."""
     server_timeout_s: float = 1.0
     """An answer that takes longer counts as a dead server."""
     image_size: int = 84
@@ -157,7 +162,7 @@ class Control(Command):
             self, seed=(0, 2**53), hz=(0.1, 100_000), duration_s=(0.01, 1e9), policy_hz=(0.01, 100_000),
             n_action_steps=(1, 10_000), blend_steps=(0, 10_000), in_flight=(1, 64), max_observation_age_s=(0.001, 1e6),
             max_action_age_s=(0.001, 1e6), give_up_s=(0, 1e6), stop_s=(0, 1e6), server_timeout_s=(0.001, 1e6),
-            image_size=(8, 4096),
+            image_size=(8, 4096), follow_fraction=(0.001, 1e6), follow_s=(0.001, 1e6),
         )  # fmt: skip
         check_file("--json", self.json)
         ticks_per_step(self.hz, self.policy_hz)
@@ -186,6 +191,8 @@ class Control(Command):
             max_action_age_s=self.max_action_age_s,
             give_up_s=self.give_up_s,
             stop_s=self.stop_s,
+            follow_fraction=self.follow_fraction,
+            follow_s=self.follow_s,
             velocity=self.velocity,
             acceleration=self.acceleration,
             workspace=dict(map(_range, self.workspace)),

@@ -156,6 +156,8 @@ class ControlLoop:
     ) -> None:
         """`robot` is connected. `rest`: the action that leaves it as it is; None: the robot is asked. `watched`: the
         robot with what was seen of it so far."""
+        if config.dry_run:  # a robot that is sent nothing follows nothing
+            config = replace(config, guards=replace(config.guards, follow_s=1e9))
         self.robot, self.inference, self.config, self.log = robot, inference, config, log
         self.pressed, self.clock, self.dt = pressed, clock, 1.0 / robot.action_spec.control_hz
         self.watched = watched or WatchedRobot(robot, clock)
@@ -310,6 +312,8 @@ class ControlLoop:
         self._guards.update(decision.guards)
         if "workspace" in decision.guards:
             self._reason("workspace", self.governor.beyond(inputs.proprio))
+        if "not_following" in decision.guards:
+            self._reason("not_following", self.governor.not_following())
         self._send(decision, self.governor.before)
         self._playing = decision.reaction == "run"
         if self._playing:

@@ -10,6 +10,7 @@
     nonfinite_action     slow stop
     policy_error         slow stop
     robot_error          hold; slow stop when it lasts
+    not_following        hold; slow stop when it lasts
     outside_limits       recover; hold and slow stop where no speed for that is known
     workspace            slow stop
     estop                disconnect
@@ -21,6 +22,11 @@ their limits, as a robot's may be when a run begins, go back to the nearest one,
 waits; their speed is at most their velocity limit, or a whole range in `recovery_s` where none was given. Slow stop:
 the speed ramps to 0 over `stop_s`, then the run ends. Disconnect: nothing more is sent.
 
+A position does not follow when its commands have gone away from where it stands, by more than a fraction of its range,
+for `follow_s` in which it did not move towards them at all: a robot without torque accepts every command. A robot that
+lags or cuts commands short moves, and one that was stopped by something is not sent further. Grippers are left out:
+they stand against what they hold.
+
 A position limit never makes a robot move: no reaction sends a position further from the last one than the velocity
 limit allows. `Governor` is a function of its inputs and past inputs alone (no clock, no randomness), so a log of the
 inputs replays bit for bit.
@@ -29,6 +35,7 @@ inputs replays bit for bit.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,8 +51,12 @@ Reaction = Literal["run", "hold", "slow stop", "stopped", "disconnect", "recover
 GUARDS = (
     "action_limit", "velocity_limit", "acceleration_limit", "stale_observation", "stale_action", "dead_server",
     "nonfinite_action", "policy_error", "workspace", "estop", "robot_lost", "robot_error", "outside_limits",
+    "not_following",
 )  # fmt: skip
 KINDS: tuple[Kind, ...] = ("position", "displacement", "switch", "velocity")
+_HOLDS_THINGS = re.compile("gripper|finger|hand|jaw|claw", re.IGNORECASE)
+_STILL = 0.003
+"""Fraction of a position's range within which it stands still: more than the noise of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,10 @@ class GuardConfig:
     """Proprio name -> the range in which it must be measured."""
     recovery_s: float = 5.0
     """A position without a velocity limit takes this long for its whole range on the way back into its limits."""
+    follow_fraction: float = 0.1
+    """Of a position's range: commands this far from where it stands must move it."""
+    follow_s: float = 1.0
+    """Time of such commands without any movement, after which it does not follow."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,44 @@ class Decision:
     """Those that tripped."""
 
 
+class Follower:
+    """Watches one position: does it move at all where it is sent?"""
+
+    def __init__(self, name: str, index: int, measured: int, size: float, config: GuardConfig, dt: float) -> None:
+        """`index` of the action, `measured` of the proprio; `size` of its range."""
+        self.name, self._index, self._measured, self._dt = name, index, measured, dt
+        self._far, self._still, self._follow_s = config.follow_fraction * size, _STILL * size, config.follow_s
+        self._anchor: tuple[float, float] | None = None  # (command, measured) when it was last seen to follow
+        self._towards, self._apart_s, self._now = 0.0, 0.0, (math.nan, math.nan)
+
+    @property
+    def lost(self) -> bool:
+        return self._apart_s >= self._follow_s - self._dt / 2
+
+    def look(self, last: NDArray[np.float64], inputs: Inputs, *, commanded: bool) -> None:
+        """`last`: what was sent last. Time counts only while the plan is played (`commanded`)."""
+        if len(inputs.proprio) <= self._measured or not math.isfinite(last[self._index]):
+            return
+        command, at = self._now = float(last[self._index]), inputs.proprio[self._measured]
+        if self._anchor is None:
+            self._anchor = self._now
+        asked, stood = self._anchor
+        towards = math.copysign(1.0, command - at)
+        if (at - stood) * (self._towards if self.lost else towards) > self._still:
+            self._anchor, self._apart_s = self._now, 0.0
+            return
+        if (at - stood) * towards < 0:  # it sinks, or still comes to rest
+            self._anchor = asked, at
+        # How far commands went since it was last seen to follow: a lasting error, as under a load, is none.
+        if commanded and min((command - asked) * towards, abs(command - at)) > self._far:
+            self._apart_s = self._dt + (self._apart_s if towards == self._towards else 0.0)
+            self._towards = towards
+
+    def words(self) -> str:
+        command, at = self._now
+        return f"{self.name} is commanded to {command:g} and stays at {at:g}"
+
+
 class Governor:
     """Turns wanted actions into safe ones, tick by tick."""
 
@@ -127,7 +180,10 @@ class Governor:
         for name, (low, high) in config.workspace.items():
             if not low < high:
                 raise ValueError(f"the workspace limit of {name} must be lowest and highest, got {low:g} and {high:g}")
-        for name in ("max_observation_age_s", "max_action_age_s", "give_up_s", "stop_s", "recovery_s"):
+        for name in (
+            "max_observation_age_s", "max_action_age_s", "give_up_s", "stop_s", "recovery_s", "follow_fraction",
+            "follow_s",
+        ):  # fmt: skip
             if not getattr(config, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
         self.config, self.spec, self._proprio_names = config, spec, proprio_names
@@ -142,6 +198,12 @@ class Governor:
         self._change = np.where(per_second, change * self._dt, change * self._dt**2)
         self._workspace = [(proprio_names.index(n), *bounds) for n, bounds in config.workspace.items()]
         self._recovery = np.where(np.isfinite(self._speed), self._speed, self._range() / config.recovery_s * self._dt)
+        measured = {name: index for index, name in enumerate(proprio_names)}
+        self._followers = [
+            Follower(name, i, measured[name], self._range()[i], config, self._dt)
+            for i, name in enumerate(spec.names)
+            if self._position[i] and name in measured and self._range()[i] > 0 and not _HOLDS_THINGS.search(name)
+        ]
         self._last = np.array(rest, dtype=np.float64)
         self._before = self._last  # the action before that one
         self._step = np.where(self._moving & ~self._position, self._last, 0.0)  # how far the last tick moved
@@ -153,6 +215,8 @@ class Governor:
         """What to send now."""
         if inputs.sent is not None:
             self._correct(np.array(inputs.sent, dtype=np.float64))
+        for follower in self._followers:
+            follower.look(self._last, inputs, commanded=self._held_since is None and self._ramp is None)
         if inputs.fault in ("estop", "robot_lost"):
             return Decision(None, "disconnect", (inputs.fault,))
         if self._ramp is None and (cause := self._must_stop(inputs)):
@@ -187,11 +251,18 @@ class Governor:
                 return f"{self._proprio_names[index]} is at {proprio[index]:g}, its workspace is {low:g} to {high:g}"
         return ""
 
+    def not_following(self) -> str:
+        """The positions that do not follow their commands, in words; "" for none."""
+        told = [follower.words() for follower in self._followers if follower.lost]
+        return f"{'; '.join(told)}: is torque on, and is the way free?" if told else ""
+
     def _must_hold(self, inputs: Inputs) -> str | None:
         if inputs.robot_error:
             return "robot_error"
         if not inputs.observation_age_s <= self.config.max_observation_age_s:
             return "stale_observation"
+        if any(follower.lost for follower in self._followers):
+            return "not_following"
         if inputs.wanted is None:
             return "dead_server" if inputs.server_failed else "stale_action"
         if not inputs.action_age_s <= self.config.max_action_age_s:

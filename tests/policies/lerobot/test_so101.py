@@ -219,6 +219,69 @@ def test_a_robot_with_limits_of_its_own_does_not_run_after_its_hold(monkeypatch)
     assert np.ptp(held) == 0 and report.guards["dead_server"] > 5
 
 
+def moves(arm, motion):
+    """The servos go where `motion(motor, at, goal)` says at every command."""
+    bus = arm.bus
+
+    def write(what, goal):
+        bus.written.append(dict(goal))
+        bus.at.update({motor: motion(motor, bus.at[motor], to) for motor, to in goal.items()})
+
+    bus.sync_write = write
+
+
+def test_a_robot_without_torque_is_noticed(monkeypatch, tmp_path):
+    """It accepts every command and never moves, or sinks."""
+    for sinks in (0.0, 0.05):
+        arm = so101(monkeypatch)
+        moves(arm, lambda motor, at, to, sinks=sinks: at - sinks)
+        path = tmp_path / f"{sinks}.jsonl"
+        with BlackBox(path) as box:
+            report, sent = drive(arm, [[40.0, 0, 0, 0, 0, 80.0]] * 8, seconds=6.0, guards=QUICK, log=box)
+        assert report.ended == "stopped" and report.guards.keys() == {"not_following"} and report.seconds < 2
+        assert "shoulder_pan.pos is commanded to 40 and stays at" in report.reasons["not_following"]
+        assert "is torque on" in report.error and (sent[:, 0] == 40).all(), "it is held, and not sent elsewhere"
+        assert all(logged == again for logged, again in replay(path))
+
+
+def test_chunks_that_always_begin_where_it_stands_tell_that_it_has_no_torque(monkeypatch):
+    arm = so101(monkeypatch)
+    moves(arm, lambda motor, at, to: at)
+    teeth = [[2.0 * k, 0, 0, 0, 0, 50.0] for k in range(20)]
+    report, _ = drive(arm, teeth, seconds=10.0, guards=QUICK, n_action_steps=20)
+    assert report.ended == "stopped" and "shoulder_pan.pos" in report.reasons["not_following"]
+
+
+def test_a_robot_that_gets_its_torque_while_it_is_held_goes_on(monkeypatch):
+    arm = so101(monkeypatch)
+    moves(arm, lambda motor, at, to: at if len(arm.bus.written) < 70 else at + (to - at) / 10)
+    report, _ = drive(arm, [[40.0, 0, 0, 0, 0, 80.0]] * 8, seconds=3.0)
+    assert report.ended == "time" and 10 < report.guards["not_following"] < 30
+
+
+@pytest.mark.parametrize(
+    "motion",
+    [
+        lambda motor, at, to: at + (to - at) / 25,  # lags by half a second
+        lambda motor, at, to: at + np.clip(to - at, -0.04, 0.04),  # 2 degrees a second
+        lambda motor, at, to: to if motor != "gripper" else at,  # a gripper around something
+        lambda motor, at, to: at + (to - at) / 10 if abs(to - at) > 15 else at,  # a lasting error under its load
+    ],
+    ids=["lag", "slow", "gripper", "load"],
+)
+def test_a_robot_that_lags_or_holds_something_follows(monkeypatch, motion):
+    arm = so101(monkeypatch)
+    moves(arm, motion)
+
+    def waves(n):
+        k = np.arange(50 * n, 50 * n + 50)[:, None] / HZ
+        return np.hstack([np.sin(k * [1.0, 2.0, 0.5, 3.0, 0.2]) * [40, 80, 60, 30, 90], 50 + 50 * np.cos(k)])
+
+    limits = {**LIMITS, "wrist_flex.pos": (0.0, 0.0)}
+    report, _ = drive(arm, waves, seconds=12.0, switches=(), limits=limits, n_action_steps=50)
+    assert report.ended == "time" and "not_following" not in report.guards
+
+
 def test_an_echo_in_other_units_is_not_believed(monkeypatch):
     arm = so101(monkeypatch)
     send = arm.send_action
