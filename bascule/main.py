@@ -68,9 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"vla: error: {unknown(name, COMMANDS, 'command')}", file=sys.stderr)
         return 2
-    import tyro
+    from bascule.usage import UsageError, parse
 
-    command = tyro.cli(COMMANDS[name], args=rest, prog=f"vla {name}")
+    try:
+        command = parse(COMMANDS[name], rest, f"vla {name}")
+    except UsageError as error:
+        print(f"vla {name}: error: {error}; see vla {name} --help", file=sys.stderr)
+        return 2
     # The interpreter's last collection of garbage looks at every object of torch: 1.3 s of CPU, for nothing.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)

@@ -86,10 +86,40 @@ def test_a_traceback_on_request(tmp_path):
     assert "Traceback" in done.stderr and "did you mean 'expert'" in done.stderr.splitlines()[-1]
 
 
-def test_an_unknown_option_is_exit_2_without_traceback():
-    done = vla("train", "--datast", "x")
-    assert done.returncode == 2
-    assert "--datast" in done.stderr and "Traceback" not in done.stderr
+USAGE = [
+    ("train --datast x", "unknown option '--datast'; did you mean '--dataset'?"),
+    ("train --dataset x --stesp=3", "unknown option '--stesp'; did you mean '--steps'?"),
+    ("train --dataset x --qqqqqqqq", "unknown option '--qqqqqqqq'"),
+    ("demos --foo", "unknown option '--foo'"),
+    ("train", "--dataset is required"),
+    ("rl", "recipe and --init are required"),
+    ("train --dataset", "--dataset: a value is missing"),
+    ("control", "POLICY is required"),
+    ("train --dataset x --steps x", "--steps: invalid int value 'x'"),
+    ("control p --hz x", "--hz: invalid float value 'x'"),
+    ("control p --hz", "--hz: a value is missing (FLOAT)"),
+    ("control p --velocity dx", "--velocity: expected pairs, [STR FLOAT [STR FLOAT ...]]"),
+    (
+        "control p --join blnd",
+        "--join: unknown choice 'blnd'; did you mean 'blend'? (known: switch, blend, ensemble, rtc)",
+    ),
+    ("eval expert extra", "unexpected argument 'extra'"),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), USAGE, ids=[args for args, _ in USAGE])
+def test_a_usage_error_is_one_line(args, words, capsys):
+    code, name = cli.main(args.split()), args.split()[0]
+    shown = capsys.readouterr()
+    assert code == 2 and shown.out == ""
+    assert shown.err == f"vla {name}: error: {words}; see vla {name} --help\n"
+
+
+def test_a_tyro_without_the_hook_gives_one_line_too(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro._errors", None)
+    for args, word in (("control p --join blnd", "'blnd'"), ("train --datast x", "--datast")):
+        code = cli.main(args.split())
+        assert_user_error(code, capsys.readouterr().err, f"vla {args.split()[0]}: error: ", word, "--help")
 
 
 def test_checkpoint_names_the_nearest_folder(tmp_path, monkeypatch):

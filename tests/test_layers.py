@@ -28,7 +28,7 @@ ORDER = {
         "run_checkpoint", "selection", "algorithm", "recipes", "retention", "runner", "external",
     ),
     "bascule": (
-        "report", "catalogue", "agents", "experiments", "bench", "quickstart", "commands", "main", "__main__",
+        "report", "catalogue", "agents", "experiments", "bench", "quickstart", "commands", "usage", "main", "__main__",
     ),
 }  # fmt: skip
 """Bottom to top: a part (a folder, or a file beside the folders) imports only itself and parts before it, anywhere in
@@ -46,7 +46,7 @@ FENCES = {
         "vla/data/", "envs/demos/", "policies/control/robots.py", "policies/control/robot_types.py",
         "policies/lerobot/", "bascule/bench/other_servers.py",
     ),
-    "tyro": ("bascule/main.py", "bascule/commands/"),
+    "tyro": ("bascule/usage.py", "bascule/commands/"),
     "mujoco_warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),
     "warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),
     "robosuite": ("envs/adapters/robosuite_env.py",),
