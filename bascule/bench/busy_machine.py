@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def compare(name: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of either kind of waiting, measured in turns."""
+    """Median seconds with sleeping and with spinning threads, measured alternately."""
     runs: dict[str, list[dict[str, float]]] = {"sleeping": [], "spinning": []}
     for _ in range(rounds):
         for kind, variables in (("sleeping", SLEEPING), ("spinning", SPINNING)):
@@ -85,7 +85,7 @@ def environment(variables: dict[str, str]) -> dict[str, str]:
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    """So many processes that take a core each."""
+    """Run this many busy-loop processes, one core each, inside the context."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

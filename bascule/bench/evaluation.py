@@ -32,7 +32,7 @@ class Metered:
 
 
 def decision_rows(row: Callable[..., dict[str, Any]], policy: Policy) -> list[dict[str, Any]]:
-    """Decisions/s of `evaluate`, which a busy machine lowers, and the CPU time of a decision, which it hardly does."""
+    """Decisions/s of `evaluate`, which other load lowers, and the CPU time per decision, which it hardly affects."""
     import psutil
 
     from envs import make_vec

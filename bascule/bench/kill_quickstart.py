@@ -75,7 +75,7 @@ def kill_inside(stage: int, out: Path, rng: random.Random, number: int) -> dict[
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Paths at which two reports differ, those that may left out."""
+    """Paths at which two reports differ, without those that are allowed to."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = sorted((set(one) | set(other)) - DIFFER)
         return [d for key in keys for d in differences(one.get(key), other.get(key), f"{path}/{key}")]

@@ -136,7 +136,7 @@ def _seen(suite: str, processes: int = 1) -> str:
 
 
 def tiny_policy() -> Any:
-    """A policy of the default size with random weights, for what only the time matters of."""
+    """A policy of the default size with random weights, for timing only."""
     from envs.tabletop.control import action_spec
     from vla.model.config import VLAConfig
     from vla.model.model import VLA

@@ -1,4 +1,4 @@
-"""`vla doctor`: what works on this machine, and what to do about what does not."""
+"""`vla doctor`: checks of this machine, with the remedy for each that fails."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def loopback() -> Check:
 
 
 def recordings(folders: Sequence[Path]) -> list[Check]:
-    """Each dataset read as `vla train` would, pictures left on disk, and one finding for each thing it warns of."""
+    """Read each dataset lazily as `vla train` would. Returns one check per dataset and one per warning."""
     from vla.data.lerobot_dataset import load_dataset
 
     found = []
@@ -203,7 +203,7 @@ def recordings(folders: Sequence[Path]) -> list[Check]:
 
 
 def resets(count: int) -> list[Check]:
-    """`count` random resets of every tabletop suite: whether the scenes are sound."""
+    """Reset every tabletop suite `count` times with random seeds and check the scenes."""
     from envs.evaluation.reset_checks import check_resets
     from envs.tabletop.suites import suite_names
 

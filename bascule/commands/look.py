@@ -111,7 +111,7 @@ class View(Command):
         return (self._out() if self.animation is None else self.animation,)
 
     def _animate(self, tasks: tuple[str, ...], path: Path) -> int:
-        """Play `scenes` scenes at the image size a policy is used to and film them at `image_size`; successes.
+        """Run the policy in `scenes` scenes at its own image size and film them at `image_size`. Returns the successes.
 
         Every second control step is a frame.
         """

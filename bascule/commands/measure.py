@@ -29,7 +29,7 @@ class Eval(Command):
     json: Path | None = None
     """Write the result to this file too."""
     seed0: int | None = None
-    """First scene. Default: the suite's first evaluation scene, far from every training scene."""
+    """Seed of the first scene. Default: the suite's first evaluation seed, which is never a training seed."""
     phrasings: Literal["train", "heldout", "novel"] = "train"
     """heldout: instructions phrased as in no demonstration; novel: objects in colours that no demonstration handles."""
     controls: bool = True
@@ -179,7 +179,7 @@ class Experiment(Command):
     """latency, robustness: the suite to evaluate in."""
     seeds: tuple[int, ...] | None = None
     seed0: int | None = None
-    """latency: first scene; by default the suite's first evaluation scene."""
+    """latency: seed of the first scene; by default the suite's first evaluation seed."""
     demos: int | None = None
     backbone: str | None = None
     """ablation, rl: backbone of the trained policies; by default `tiny`, as in BENCHMARKS.md."""
@@ -255,7 +255,7 @@ class Experiment(Command):
 
 
 def _made(make: type[Any], values: dict[str, Any]) -> Any:
-    """The experiment's configuration. ValueError for a flag that another experiment takes."""
+    """The experiment's configuration. ValueError for a flag that this experiment does not take."""
     known = {field.name for field in fields(make)}
     if foreign := [name for name in values if name not in known]:
         raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")

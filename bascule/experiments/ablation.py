@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 from bascule.experiments.arms import imitate
 
 Report = Callable[[int, int, str], None]
-"""(finished runs, all runs, what is going on)."""
+"""Callback with (finished runs, all runs, description of the current one)."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
 
 @dataclass(frozen=True)
 class ClassicConfig:
-    """PPO from nothing on a classic task. Defaults: those that continuous control is usually run with."""
+    """PPO from random weights on a classic task. Defaults: the usual ones for continuous control."""
 
     num_envs: int = 8
     steps_per_update: int = 128

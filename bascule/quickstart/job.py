@@ -63,7 +63,7 @@ def quickstart(
 
 
 def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str, Any] | None) -> _Run:
-    """The run in `out` to go on with, or a new one."""
+    """The run in `out` to continue, or a new one."""
     asked = dict(given if given is not None else vars(config))
     if config.smoke:
         config = replace(smoke_config(config), **(given or {}))
@@ -205,7 +205,7 @@ def _brief(report: Any) -> dict[str, Any]:
 
 
 def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
-    """How well the shipped vision-language model sees, on scenes rendered now."""
+    """Measure the shipped vision-language model on newly rendered scenes."""
     from envs.grounding.generate import generate
     from envs.seeds import GROUNDING_SEED
     from vla.backbones.hub import load as load_backbone

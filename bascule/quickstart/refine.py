@@ -91,7 +91,7 @@ def suite_recipe(suite: str) -> RunnerConfig:
 
 
 def _brief_recipe(recipe: RunnerConfig) -> RunnerConfig:
-    """Everything of it once."""
+    """The recipe with tiny budgets, so that every part runs once."""
     guide = recipe.guide
     if guide is not None:
         practice = guide.practice and replace(guide.practice, env_steps=1, decisions_per_update=2)

@@ -126,7 +126,7 @@ def read_outcome(out: Path, name: str) -> Outcome:
 
 
 def write_outcome(out: Path, outcome: Outcome) -> None:
-    """Keep how a stage ended, its films first: the stage counts from the moment its JSON file is there."""
+    """Store the outcome of a stage, its films first: the stage counts as done once its JSON file exists."""
     result = outcome.result
     if result.films:
         buffer = io.BytesIO()

@@ -1,6 +1,6 @@
 """Results as data: `benchmarks/results/*.json`, one file a claim, read and written here.
 
-A claim is one command that anybody can run, where and when it was run, and what came out: counts (k of n episodes) and
+A claim is one reproducible command, where and when it was run, and what came out: counts (k of n episodes) and
 figures (a value, its unit and, of timings, its ratio to a baseline of the same run). Intervals, percentages, totals and
 whether a bar is reached are not in the files: they are computed when a claim is shown.
 """
@@ -37,7 +37,7 @@ class Count:
     case: str | None = None
     """A task or a condition of the arm, shown in a column of its own."""
     control: bool = False
-    """It must fail: swapped instruction, zero or random actions, blind replay."""
+    """True for a control that must fail: swapped instruction, zero or random actions, blind replay."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Claim:
 
     title: str
     command: str
-    """Anybody can run it at `commit`; CKPT, FOLDER and FILE are theirs to choose."""
+    """The command that reproduces the result at `commit`; CKPT, FOLDER and FILE are placeholders."""
     commit: str
     """Its hash first; words after it say what else there is to know, such as a seed that was run at another one."""
     date: str

@@ -113,7 +113,7 @@ def _unfinished(report: Mapping[str, Any]) -> str:
 
 
 def _verdict(before: Eval, after: Eval) -> str:
-    """One sentence that claims no more than the intervals allow."""
+    """One sentence on the result, no stronger than the intervals allow."""
     if after["wilson95"][0] > before["wilson95"][1]:
         return "Online RL made the policy better."
     if after["wilson95"][1] < before["wilson95"][0]:

@@ -1,4 +1,4 @@
-"""How a new chunk of actions takes over from the one being played, when it was computed while that one ran.
+"""Joins a new action chunk to the one being executed, which continued while the new one was computed.
 
 `Blend` and `Ensemble` join two independent chunks; a policy that receives the actions still to be executed
 (`vla.core.types.Prefix`) can continue them in its own chunk, which is real-time chunking. All of them rest on one
@@ -61,7 +61,7 @@ class Ensemble:
 
 
 class DelayEstimate:
-    """How many actions will be played before the next answer comes: the most of the last `memory` answers.
+    """How many actions will be executed before the next answer arrives: the maximum of the last `memory` answers.
 
     Too long an estimate costs some freedom, too short a one a jump; hence the largest, as in the paper. The first
     answer comes to a robot that plays nothing yet and is left out.
@@ -72,12 +72,12 @@ class DelayEstimate:
         self._first = True
 
     def add(self, delay: int) -> None:
-        """An answer came when `delay` actions had been played since the question, or could have been."""
+        """Record that an answer arrived when `delay` actions had, or could have, been executed since the request."""
         if not self._first:
             self._seen.append(delay)
         self._first = False
 
     @property
     def steps(self) -> int:
-        """At least 1: no answer is there in the tick that asks."""
+        """The estimate in actions; at least 1, since no answer arrives within the tick of its request."""
         return max(self._seen, default=1) or 1

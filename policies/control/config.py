@@ -1,4 +1,4 @@
-"""How a policy drives a robot, what is reported of it, and the checks of both that need no robot."""
+"""Configuration and report of a control run, and the checks of both that need no robot."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vla.core.types import ActionChunk, ActionSpec
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """How a policy drives a robot."""
+    """Configuration of the control loop."""
 
     duration_s: float = 30.0
     policy_hz: float | None = None
-    """Rate at which the policy's actions were meant, at most the robot's. None: the robot's."""
+    """Rate in Hz for which the policy's actions are meant, at most the robot's. None: the robot's."""
     n_action_steps: int | None = None
     """Request a new chunk after this many actions; None: the n_action_steps of the policy's spec, else half a chunk."""
     join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
@@ -33,16 +33,16 @@ class ControlConfig:
     ensemble_decay: float = 0.01
     """Weight decay of the join "ensemble": 0 is the plain mean, larger values favour older chunks."""
     asynchronous: bool = True
-    """Compute the next chunk while the current one is played."""
+    """Compute the next chunk while the current one is executed."""
     in_flight: int = 1
     """Requests in flight at the same time. Over a slow link more of them give more frequent answers, and fewer actions
     executed without a new observation."""
     dry_run: bool = False
-    """Do everything but send."""
+    """Run the whole loop without sending actions to the robot."""
     estop_file: Path | None = None
     """The robot is stopped and disconnected as soon as this file exists."""
     server_timeout_s: float = 1.0
-    """An answer that takes longer counts as a dead server."""
+    """Seconds after which an unanswered request counts as a dead server."""
     guards: GuardConfig = field(default_factory=GuardConfig)
 
 
@@ -62,16 +62,16 @@ class ControlReport:
     latency_ms: dict[str, float]
     """Latency of the policy's answers in ms: p50, p99. The warm-up is not included."""
     late_ms: dict[str, float]
-    """How long after its time a tick began: p50, p99, max."""
+    """Delay of the start of a tick in ms: p50, p99, max."""
     work_ms: dict[str, float]
-    """How long its work took: p50, p99, max."""
+    """Computation time of a tick in ms: p50, p99, max."""
     delays: dict[int, int]
-    """Actions of a chunk that came too late because the robot had played those steps -> how often."""
+    """Number of actions of a chunk that arrived too late to be executed -> how often."""
     error: str | None = None
     """The last error of the policy, its server or the robot that tripped a guard."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Guard -> the message when it tripped last, for guards that give a reason; "disconnect" ->
-    why the robot could not be let go in good order; "controller" -> an error of the loop itself."""
+    why the robot could not be disconnected cleanly; "controller" -> an error of the loop itself."""
 
 
 def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:
@@ -93,7 +93,7 @@ def is_pressed(pressed: Callable[[], bool], file: Path | None) -> bool:
 
 
 def check_chunk(chunk: ActionChunk | None, spec: ActionSpec) -> None:
-    """ValueError for an answer that is no chunk of actions (C, A) for a robot with these components."""
+    """Raise ValueError for an answer that is no action chunk (C, A) for a robot with these components."""
     shape, dtype = np.shape(chunk), np.asarray(chunk).dtype
     if dtype.kind not in "iuf":
         raise ValueError(f"the policy must answer numbers, it answers {dtype if shape else type(chunk).__name__}")

@@ -94,7 +94,7 @@ class BlackBox:
         self._ticks += 1
 
     def event(self, **what: Any) -> None:
-        """Something between ticks."""
+        """Log an event that happens between ticks, as one line with the fields of `what`."""
         self._queue.put(what)
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class BlackBox:
         self._file.flush()  # a run that ends badly is the one whose log is read
 
     def _note(self, error: Exception) -> None:
-        """Remember why the log ends here, and say it once."""
+        """Record why the log ends here, and report it once on stderr."""
         if self._problem is None:
             reason = str(full(self._path)) if is_full(error) else f"{type(error).__name__}: {error}"
             self._problem = f"the log {self._path} is incomplete: {' '.join(reason.split())}"

@@ -56,17 +56,17 @@ class Plan:
             for end, sign in ((0, -1), (1, 1))
         )
         self.step = 0
-        """Actions of the policy played so far."""
+        """Policy actions executed so far."""
         self.seen_s = -np.inf
-        """When the observation was taken that the plan answers."""
+        """Time of the observation from which the plan was computed, in seconds."""
 
     def clear(self) -> None:
-        """Nothing is left to play, as at the start."""
+        """Drop all actions of the plan."""
         self._actions, self.seen_s, self._played = self._actions[:0], -np.inf, Fraction(0)
 
     @property
     def remaining(self) -> int:
-        """Actions that can still be played, the current one included."""
+        """Number of actions still to be executed, including the current one."""
         return len(self._actions)
 
     def left(self, delay: int) -> Prefix:
@@ -118,7 +118,7 @@ class Plan:
         return tuple(value.astype(np.float32).tolist())
 
     def advance(self) -> None:
-        """The action just wanted was played."""
+        """Advance by one tick after the action of `wanted` was executed."""
         self._played += self._tick
         if self._played >= 1:
             self._past.append(self._actions[0])
