@@ -264,7 +264,7 @@ _VELOCITY = re.compile(r"\.vel$|velocity|\.v(x|y|z|theta)$")
 
 
 def _picture(seen: Mapping[str, Any], camera: str) -> NDArray[np.uint8]:
-    """(1, H, W, 3). ValueError naming the camera."""
+    """The camera's image as (1, H, W, 3) uint8. ValueError naming the camera."""
     if seen.get(camera) is None:
         raise ValueError(f"camera '{camera}' is missing from the robot's observation")
     picture = to_uint8_picture(seen[camera], name=camera)
@@ -274,7 +274,7 @@ def _picture(seen: Mapping[str, Any], camera: str) -> NDArray[np.uint8]:
 
 
 def _number(seen: Mapping[str, Any], name: str) -> float:
-    """ValueError naming the joint."""
+    """The reported value as a float. ValueError naming the joint."""
     if name not in seen:
         raise ValueError(f"'{name}' is missing from the robot's observation")
     try:

@@ -21,7 +21,7 @@ CLOCK_SLACK_S = 0.05
 
 
 class WatchedRobot:
-    """Calls a robot's methods; none of these raises what the robot did."""
+    """Calls a robot's methods and turns its exceptions into states; none of these methods raises them."""
 
     def __init__(self, robot: Robot, clock: Callable[[], float]) -> None:
         self._robot, self._clock = robot, clock
@@ -33,7 +33,7 @@ class WatchedRobot:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def connect(self) -> bool:
-        """The robot is there. Otherwise `trouble` says why not."""
+        """Connect to the robot. Returns True on success; otherwise `trouble` holds the reason."""
         try:
             self._robot.connect()
         except Exception as error:
@@ -42,7 +42,7 @@ class WatchedRobot:
         return True
 
     def observe(self) -> bool:
-        """There is a good observation, now in `latest`. A clean call ends earlier trouble, but not a loss."""
+        """Read an observation into `latest`. True if it is valid. A clean call ends earlier trouble, but not a loss."""
         try:
             obs, seen_s = self._robot.observe()
             self._check(obs, seen_s)
@@ -53,7 +53,7 @@ class WatchedRobot:
         return True
 
     def rest(self) -> tuple[float, ...] | None:
-        """The action that leaves the robot as it is; None where that cannot be said now."""
+        """The action (A,) that leaves the robot as it is; None if the robot cannot report it now."""
         try:
             rest = tuple(map(float, self._robot.rest()))
             for name, kind, value in zip(self._robot.action_spec.names, self._robot.kinds, rest, strict=True):
@@ -65,7 +65,7 @@ class WatchedRobot:
         return rest
 
     def send(self, action: tuple[float, ...], before: tuple[float, ...]) -> tuple[float, ...] | None:
-        """Send. What went to the robot where that is not `action`: `before`, if it failed."""
+        """Send an action (A,). Returns what reached the robot if that differs: `before` after a failure; else None."""
         try:
             sent = self._robot.send(np.array(action, np.float32))
         except Exception as error:
@@ -74,7 +74,7 @@ class WatchedRobot:
         return None if sent is None else tuple(map(float, sent))
 
     def disconnect(self) -> str | None:
-        """Let go of the robot; what it said if it could not be."""
+        """Disconnect the robot. Returns the error message if that failed."""
         try:
             self._robot.disconnect()
         except Exception as error:

@@ -26,7 +26,7 @@ def compiler() -> str | None:
 
 
 def need_compiler() -> None:
-    """ValueError saying how to get one."""
+    """Raise ValueError without a C++ compiler, saying how to get one."""
     if compiler() is None:
         raise ValueError(
             "AOTInductor needs a C++ compiler: install g++ (Debian, Ubuntu: apt-get install g++), name one in the "

@@ -104,7 +104,7 @@ class ExportedPolicy:
         return ExportedPolicy(config, processor, load_graph(config, files[name], threads=threads))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Nothing to forget."""
+        """Does nothing: the policy has no state."""
 
     def predict(self, obs: Observation) -> NDArray[np.float32]:
         """Normalised actions (B, chunk_size, action width) of the whole chunk. FloatingPointError if not finite."""

@@ -246,7 +246,7 @@ def trace(vla: VLA) -> ExportedProgram:
 
 
 def _refuse_others(out: Path) -> None:
-    """ValueError if `out` holds anything that is no export of ours."""
+    """Raise ValueError if `out` holds anything that is not an export of Bascule."""
     refuse_foreign(out)
     if (out / CONFIG).exists() and not is_exported(read_config(out)):
         raise ValueError(f"{out} is a checkpoint: choose another --out")

@@ -1,4 +1,4 @@
-"""A policy that lives in another process: numpy, msgpack and websockets only, so it runs on a robot without torch.
+"""Client of a policy server: needs numpy, msgpack and websockets only, so it runs on a robot without torch.
 
     with PolicyClient("ws://127.0.0.1:8000") as policy:
         answer = policy.infer({"images": {"front": image_HWC}, "state": state_P, "prompt": "pick up the cup"})
@@ -64,7 +64,7 @@ class PolicyClient:
             raise ValueError(f"{uri!r} is not a websocket address: {wire.one_line(problem)}") from None
         self.timeout_s = timeout_s
         self.latencies_ms: collections.deque[float] = collections.deque(maxlen=10_000)
-        """Round trips of the latest answered requests: send, inference, receive."""
+        """Round-trip times of the latest answered requests in ms: send, inference, receive."""
         self.metadata: dict[str, Any] = {}
         """The server's metadata: for our server `action_spec`, `cameras`, `observation_keys` and more."""
         self.whole_chunks = whole_chunks
@@ -113,10 +113,10 @@ class PolicyClient:
         return np.stack(chunks)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Nothing: openpi's protocol has no such message, and a served policy answers each observation by itself."""
+        """Does nothing: openpi's protocol has no such message, and served policies are stateless."""
 
     def close(self) -> None:
-        """Hang up. Later calls raise ConnectionError; closing twice is fine."""
+        """Close the connection. Later calls raise ConnectionError; closing twice is allowed."""
         self._closed = True
         self._hang_up()
 
@@ -241,7 +241,7 @@ def _are_names(told: Any) -> bool:
 
 
 def _no_actions(actions: Any, answer: Mapping[str, Any]) -> str | None:
-    """Why an answer cannot be played; None for one that can."""
+    """The reason why an answer holds no valid action chunk; None if it does."""
     if "actions" not in answer:
         return f"its answer holds no 'actions', only {wire.one_line(', '.join(map(str, answer)) or 'nothing')}"
     if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "iuf":

@@ -1,4 +1,4 @@
-"""Where clients put what a policy reads: openpi's LIBERO, DROID and ALOHA layouts, ours, and any written in TOML."""
+"""Observation layouts of clients: openpi's LIBERO, DROID and ALOHA layouts, the native one, and TOML files."""
 
 from __future__ import annotations
 

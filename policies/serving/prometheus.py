@@ -45,7 +45,7 @@ class Metrics:
         self._sums[name] += value
 
     def text(self, **gauges: float) -> str:
-        """Everything, with the present values of `GAUGES`."""
+        """All metrics in the text format, with the current values of `GAUGES`."""
         lines: list[str] = []
         for name, help_text in COUNTERS.items():
             lines += _head(name, help_text, "counter")
