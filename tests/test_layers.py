@@ -305,6 +305,18 @@ def docstrings(source):
                 yield node.name, ast.get_docstring(node)
 
 
+def test_docstrings_are_full_sentences():
+    fragments = ("Of ", "What ", "Whose ", "Whether ")
+    found = {}
+    for name, source in sources().items():
+        # Strings that stand alone: docstrings, and those below attributes.
+        alone = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+        texts = [value.value for value in alone if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        if opened := [text for text in texts if text.startswith(fragments)]:
+            found[name] = opened
+    assert found == {}
+
+
 def test_public_names_have_docstrings():
     found = [text for source in sources().values() for _, text in docstrings(source)]
     assert len(found) > 1000, "the scan found nothing: it is broken"

@@ -24,15 +24,15 @@ class Control(Command):
     """A checkpoint folder, a folder of `vla export`, or the address of a server: ws://HOST:PORT of a `vla serve`, with
     /NAME behind it for one of several policies."""
     embodiment: str | None = None
-    """Of a policy trained for several robots, the one to control."""
+    """The robot to control, for a policy trained for several robots."""
     robot: str | None = None
     """Type of a LeRobot robot, as in LeRobot's own --robot.type; or MODULE:CLASS, a robot of your own (docs/extend.md).
     Default: the simulated one."""
     robot_args: dict[str, str] = field(default_factory=dict)
-    """Of a LeRobot robot, e.g. port /dev/ttyACM0 id left cameras "{front: {type: opencv, index_or_path: 0, width: 640,
-    height: 480, fps: 30}}"; a dot reaches into a part, left_arm_config.port /dev/ttyACM0."""
+    """Arguments of a LeRobot robot, e.g. port /dev/ttyACM0 id left cameras "{front: {type: opencv, index_or_path: 0,
+    width: 640, height: 480, fps: 30}}"; a dot reaches into a part, left_arm_config.port /dev/ttyACM0."""
     task: str | None = None
-    """What a LeRobot robot is to do, in words (it must be said); for the simulated one, the suite's task."""
+    """The instruction for a LeRobot robot, in words (required); for the simulated one, the suite's task."""
     limits: tuple[str, ...] = ()
     """NAME:LOW:HIGH of a LeRobot robot's actions. Default: the range in the policy's demonstrations."""
     switches: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Control(Command):
     suite: str = "tabletop-pick"
     """The simulated robot's world: one of `vla list suites`."""
     seed: int = 0
-    """Of the scene."""
+    """Seed of the simulated scene."""
     endless: bool = False
     """Simulated: one scene after the other, until the time is over."""
     hz: float = 50.0
@@ -98,9 +98,9 @@ class Control(Command):
     server_timeout_s: float = 1.0
     """An answer that takes longer counts as a dead server."""
     image_size: int = 84
-    """Of the simulated robot's cameras, pixels a side."""
+    """Side of the simulated robot's pictures, in pixels."""
     api_key: str | None = None
-    """Of the server. Default: $BASCULE_API_KEY."""
+    """The server's key. Default: $BASCULE_API_KEY."""
     json: Path | None = None
     """Write the report here, too."""
 
@@ -154,7 +154,7 @@ class Control(Command):
         return 0 if report.ended in ("done", "time") else 1
 
     def _check(self) -> None:
-        """What can be said without waiting for a policy. ValueError."""
+        """Checks that need no policy. ValueError naming the flag."""
         from envs.registry import load_suite
         from policies.control.controller import ticks_per_step
 

@@ -84,7 +84,7 @@ class Pretrain(Command):
     lr: float | None = None
     """Default: 1.2e-3 from random weights, 7e-4 from `initial`."""
     questions: int | None = None
-    """Of a scene's five questions that name something, ask so many at each step. Default: 3."""
+    """Number of a scene's five questions that name something to use at each step. Default: 3."""
     seed: int = 0
 
     def run(self) -> None:
@@ -129,7 +129,7 @@ class Train(Command):
     """The dataset's folder; several make one policy for several robots."""
     out: Path = Path("runs/policy")
     recipe: str = "tabletop"
-    """What the run is; `vla list recipes` names them. The flags below change it."""
+    """Name of the run's recipe; `vla list recipes` shows them. The flags below change it."""
     steps: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -153,7 +153,7 @@ class Train(Command):
     chunk_size: int | None = None
     """Control steps predicted per decision."""
     n_action_steps: int | None = None
-    """Of which so many are played before the policy looks again: at most the chunk's."""
+    """Actions of a chunk that are executed before the next observation: at most the chunk size."""
     accumulate: int | None = None
     """Parts a batch is computed in, to save memory."""
     augment: bool = False

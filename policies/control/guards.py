@@ -1,4 +1,4 @@
-"""What may reach the robot: every wanted action passes here, and every way it can be wrong has one defined reaction.
+"""Guards: every wanted action passes here, and every way it can be wrong has one defined reaction.
 
     guard                reaction
     action_limit         the component is clipped to its bounds
@@ -45,8 +45,8 @@ from numpy.typing import NDArray
 from vla.core.types import ActionSpec
 
 Kind = Literal["position", "displacement", "switch", "velocity"]
-"""What an action component is: a target, a change per robot step, an on/off command, or a speed that lasts until the
-next command."""
+"""The kind of an action component: a target, a change per robot step, an on/off command, or a speed that lasts until
+the next command."""
 Reaction = Literal["run", "hold", "slow stop", "stopped", "disconnect", "recover"]
 GUARDS = (
     "action_limit", "velocity_limit", "acceleration_limit", "stale_observation", "stale_action", "dead_server",
@@ -79,14 +79,14 @@ class GuardConfig:
     recovery_s: float = 5.0
     """A position without a velocity limit takes this long for its whole range on the way back into its limits."""
     follow_fraction: float = 0.1
-    """Of a position's range: commands this far from where it stands must move it."""
+    """Fraction of a position's range: commands this far from where it stands must move it."""
     follow_s: float = 1.0
     """Time of such commands without any movement, after which it does not follow."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is known at one tick. All a decision depends on, beside earlier decisions."""
+    """Everything known at one tick: a decision depends on it and on earlier decisions only."""
 
     now_s: float
     wanted: tuple[float, ...] | None
@@ -102,12 +102,12 @@ class Inputs:
     """The robot or one of its cameras raised an error, or gave what cannot be used, in this tick or sending the last
     one's action."""
     sent: tuple[float, ...] | None = None
-    """What really went to the robot at the last tick, where it was not what had been decided."""
+    """The action that really went to the robot at the last tick, where it differs from the decided one."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do at one tick."""
+    """The action to send at one tick, and why."""
 
     action: tuple[float, ...] | None
     """To send, float32 values; None: send nothing."""
@@ -212,7 +212,7 @@ class Governor:
         self._ramp: list[NDArray[np.float64]] | None = None  # what is left of a slow stop
 
     def decide(self, inputs: Inputs) -> Decision:
-        """What to send now."""
+        """The action to send now."""
         if inputs.sent is not None:
             self._correct(np.array(inputs.sent, dtype=np.float64))
         for follower in self._followers:

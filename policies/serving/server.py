@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may take. Times in seconds."""
+    """Limits of one client. Times are in seconds."""
 
     clients: int = 64
     handshake_s: float = 5.0
@@ -119,7 +119,7 @@ class PolicyServer:
 
     @property
     def uri(self) -> str:
-        """What a client on this machine connects to; /NAME behind it chooses a policy."""
+        """The address for a client on this machine; /NAME behind it chooses a policy."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'wss' if self._tls else 'ws'}://{host}:{self.port}"
 

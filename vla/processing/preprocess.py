@@ -28,7 +28,7 @@ _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of
 
 @dataclass(frozen=True)
 class ProcessorConfig:
-    """What a policy reads and writes."""
+    """Inputs and outputs of a policy."""
 
     cameras: tuple[str, ...]
     """In the order in which the model sees their views. "" is a view that this robot lacks: black."""
@@ -38,7 +38,7 @@ class ProcessorConfig:
     """Pixels, square; other sizes are resized."""
     max_text_tokens: int = 24
     text_rule: TextRule = "words"
-    """What of an instruction is read; policies made before there was a choice read words."""
+    """How an instruction is read; policies made before this option read words."""
     action_low: tuple[float, ...] | None = None
     """Bounds of what leaves the policy, environment units; None: the extremes of the training data."""
     action_high: tuple[float, ...] | None = None
@@ -121,7 +121,7 @@ class Preprocessor:
 
     @property
     def action_spec(self) -> ActionSpec:
-        """What leaves this policy. control_hz is 0 when it was never told."""
+        """Names, bounds and rate of this policy's actions. control_hz is 0 when unknown."""
         return ActionSpec(
             names=self.config.action_names,
             low=tuple(self._low.tolist()),

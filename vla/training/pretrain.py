@@ -47,7 +47,7 @@ class PretrainConfig:
     heatmap_weight: float = 1.0
     answer_weight: float = 0.3
     reader_weight: float = 1.0
-    """Of the positions in metres. Less when going on from a trained backbone, whose reader starts anew."""
+    """Weight of the loss on positions in metres. Less for a trained backbone, whose reader starts untrained."""
     num_queries: int = 8
     sharp: bool = True
     """Teach the queries a second look, at the picture itself (`vla.backbones.pointer.SharpPointer`)."""
@@ -164,6 +164,7 @@ class _Team:
             parameter.grad = piece.view_as(parameter)
 
     def close(self) -> None:
+        """Leave the process group."""
         if self.size > 1:
             dist.destroy_process_group()
 
@@ -354,7 +355,7 @@ def scene_loss(
 
 @torch.no_grad()
 def inspect(backbone: Backbone, data: GroundingSet) -> dict[str, float]:
-    """What a finished backbone sees in a grounding set, without the pre-training reader.
+    """Evaluate a finished backbone on a grounding set, without the pre-training reader.
 
     Distance (median, and what nine in ten keep within) between where it points and the named object, in pixels of the
     front camera's 84, and the share of yes/no questions answered right.
