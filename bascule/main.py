@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 
 from bascule.commands.base import Command, check_place
 from vla.core.config import unknown
@@ -80,20 +81,34 @@ def main(argv: list[str] | None = None) -> int:
     atexit.register(gc.freeze)
     from vla.runtime.console import run_guarded
 
-    return run_guarded(partial(_run_alone, command), kept=command.kept)
+    return run_guarded(partial(_run_alone, command, rest), kept=command.kept)
 
 
-def _run_alone(command: Command) -> int | None:
+def _run_alone(command: Command, args: list[str]) -> int | None:
     """Run it while no other run may write what it writes."""
     from vla.runtime.devices import check_device
     from vla.runtime.locks import locked
 
     check_device(getattr(command, "device", None))
+    _check_named(args)
     with ExitStack() as stack:
         for path in command.writes():
             check_place(path)
             stack.enter_context(locked(path))
         return command.run()
+
+
+def _check_named(args: list[str]) -> None:
+    """ValueError for an output without a name, as of a variable that is not set: it would mean this very folder."""
+    for flag, value in pairwise([part for arg in args for part in _parts(arg)]):
+        if flag in ("--out", "--json", "--log", "--to-dataset") and not value.strip():
+            raise ValueError(f"{flag} is empty: name what is to be written; . is the present folder")
+
+
+def _parts(arg: str) -> tuple[str, ...]:
+    """A flag and its value, also where they are joined by "="."""
+    flag, joined, value = arg.partition("=")
+    return (flag.replace("_", "-"), value) if joined and arg.startswith("--") else (arg,)
 
 
 def _help() -> str:

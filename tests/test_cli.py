@@ -154,6 +154,24 @@ def test_user_errors_are_one_line(error, line, capsys):
     assert capsys.readouterr().err == f"vla: error: {line}\n"
 
 
+def test_what_a_user_said_does_not_bury_the_remedy(capsys):
+    def fail():
+        raise ValueError(f"there is no task '{'reach.' * 2500}'; it has: pick")
+
+    assert console.run_guarded(fail, kept=str) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("vla: error: there is no task 'reach.") and line.endswith("'; it has: pick\n")
+    assert "..." in line and len(line) < 300
+
+
+@pytest.mark.parametrize("out", [("--out", ""), ("--out=",), ("--out", " ")])
+def test_an_output_without_a_name_is_not_this_folder(out, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demos", "tabletop-pick", "--episodes", "1", *out]) == 2
+    assert_user_error(2, capsys.readouterr().err, "--out is empty: name what is to be written")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_defects_of_ours_keep_their_traceback():
     def defect():
         raise KeyError("x")

@@ -257,7 +257,8 @@ class Control(Command):
 
             spec = policy.spec.action_spec
             require_same(policy, Side(action=_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
-            limits = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
+            ranges = zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True) if spec else ()
+            limits = {name: range_ for name, range_ in ranges if name in arm.action_features}
             limits |= dict(map(_range, self.limits))
             return LeRobotRobot(
                 arm,

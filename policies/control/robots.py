@@ -147,6 +147,8 @@ class LeRobotRobot:
             )
         if foreign := [name for name in (*switches,) if name not in names]:
             raise ValueError(f"the robot has no component '{foreign[0]}' to switch; it has {', '.join(names)}")
+        if foreign := [name for name in limits if name not in names]:
+            raise ValueError(f"the robot has no component '{foreign[0]}' to limit; it has {', '.join(names)}")
         for name in names:
             if not limits[name][0] <= limits[name][1]:
                 raise ValueError(f"the limits of '{name}' must be lowest and highest, got {limits[name]}")

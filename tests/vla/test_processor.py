@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, WORDS, ToyTokenizer, toy_observation, toy_stats
+from vla.core.types import Observation
 from vla.processing.preprocess import resize
 from vla.processing.processor import Processor, ProcessorConfig, Stats, plain_text
 
@@ -207,3 +208,17 @@ def test_a_state_in_another_unit_is_told_once(caplog):
         processor.scale_proprio(state)
     assert len(caplog.messages) == state.shape[1]
     assert all("in training it was" in line and "another unit" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "words"),
+    [(1, 1, "next to nothing can be seen"), (2000, 300, "they are squeezed"), (480, 640, None)],
+)
+def test_pictures_of_an_unlikely_shape_are_told_once(height, width, words, caplog):
+    processor = make()
+    cameras = [camera for camera in processor.config.cameras if camera]
+    images = {camera: np.zeros((1, height, width, 3), np.uint8) for camera in cameras}
+    for _ in range(2):
+        processor.images(Observation(images, np.zeros((1, processor.config.proprio_dim), np.float32), ["go"]))
+    assert len(caplog.messages) == (len(cameras) if words else 0)
+    assert all(f"shows {width}x{height} pixels" in line and words in line for line in caplog.messages)

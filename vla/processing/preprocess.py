@@ -23,6 +23,10 @@ _log = logging.getLogger(__name__)
 _PROPRIO_LIMIT = 5.0
 _FAR = 20.0
 """A state this many times the recorded range away from its middle is told: degrees for radians are 57 times."""
+_FEW_PIXELS = 8
+"""A picture with fewer than one pixel for so many that the policy reads, along a side, is unlikely to be meant."""
+_LONG = 4
+"""As is one whose long side is more than this many times the short one."""
 _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
 
 
@@ -101,6 +105,7 @@ class Preprocessor:
         middle = (low + high) / 2
         self._recorded = middle, np.maximum((high - low) / 2, LEAST_RANGE * np.maximum(np.abs(middle), 1.0))
         self._told: set[int] = set()  # state components that were far away
+        self._shown: set[str] = set()  # cameras whose pictures had an unlikely shape
         self._tokens: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -241,8 +246,21 @@ class Preprocessor:
                 raise ValueError(f"camera '{camera}' must be uint8 RGB in 0..255, got {image.dtype}")
             if image.ndim != 4 or image.shape[-1] != 3 or image.shape[0] != obs.batch_size or 0 in image.shape:
                 raise ValueError(f"camera '{camera}' must have shape ({obs.batch_size}, H, W, 3), got {image.shape}")
+            self._tell_shape(camera, *image.shape[1:3])
             views.append(image if image.shape[1:3] == (size, size) else resize(image, size))
         return np.stack(views, axis=1)
+
+    def _tell_shape(self, camera: str, height: int, width: int) -> None:
+        """Log, once for each camera, a picture that says next to nothing once it is the square the policy reads."""
+        few = min(height, width) * _FEW_PIXELS < self.config.image_size
+        if camera in self._shown or not (few or max(height, width) > _LONG * min(height, width)):
+            return
+        self._shown.add(camera)
+        size = self.config.image_size
+        _log.warning(
+            "camera '%s' shows %dx%d pixels, the policy reads them as %dx%d: %s; send them as in its demonstrations",
+            camera, width, height, size, size, "next to nothing can be seen" if few else "they are squeezed",
+        )  # fmt: skip
 
     def _check_action(self, action: Any, width: int) -> None:
         if not action.shape or action.shape[-1] != width:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,10 @@ def say(message: str) -> None:
     stderr().print(Text(" ".join(message.splitlines())), soft_wrap=True)
 
 
+_LONG_QUOTE = re.compile(r"""(['"])([^'"]{400,})\1""")
+"""A quotation of this length is cut: it would bury what is wrong with it."""
+
+
 def one_line(error: BaseException) -> str:
     """The error as one line: what is wrong and, where the raiser said so, how to mend it."""
     if isinstance(error, FileNotFoundError) and error.filename is not None:
@@ -56,7 +61,8 @@ def one_line(error: BaseException) -> str:
         text = str(full(os.fsdecode(error.filename))) if error.filename else f"a device is full: {error}"
     else:
         text = str(error)
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    return _LONG_QUOTE.sub(lambda found: f"{found[1]}{found[2][:100]}...{found[2][-20:]}{found[1]}", text)
 
 
 def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> int:

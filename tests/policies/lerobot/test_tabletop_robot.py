@@ -237,3 +237,5 @@ def test_the_controller_drives_a_lerobot_robot():
     assert not arm.is_connected
     with pytest.raises(ValueError, match="'a.pos' has no limits"):
         LeRobotRobot(arm, instruction="home", control_hz=100, limits={"b.pos": (-1, 1)})
+    with pytest.raises(ValueError, match=r"no component 'bb.pos' to limit; it has b.pos, a.pos"):
+        LeRobotRobot(arm, instruction="home", control_hz=100, limits={**limits, "bb.pos": (-0.1, 0.1)})
