@@ -215,7 +215,7 @@ def test_words_on_the_command_line() -> None:
     assert parse([]) == Perturbation()
     for words, message in (
         (["camra=1"], "camera"), (["camera"], "camera=SEVERITY"), (["camera=much"], "camera=SEVERITY"),
-        (["camera=2"], "0..1"), (["light=1:0"], "0..1"),
+        (["camera=2"], "0..1"), (["light=1:0"], "light=0:1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             parse(words)

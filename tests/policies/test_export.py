@@ -195,7 +195,7 @@ def test_an_exported_policy_is_served_beside_the_model_it_was_made_of(model, che
 
 
 def test_the_commands_put_an_exported_policy_to_work(model, onnx_folder, tmp_path):
-    args = ["--duration-s", "1", "--give-up-s", "9", "--image-size", "84", "--json", str(tmp_path / "report.json")]
+    args = ["--duration-s", "4", "--give-up-s", "9", "--image-size", "84", "--json", str(tmp_path / "report.json")]
 
     def driven(policy: str) -> None:
         assert main(["control", policy, *args]) == 0

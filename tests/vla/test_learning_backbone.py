@@ -119,7 +119,7 @@ def test_a_merged_policy_is_the_same_function_and_a_plain_checkpoint(tmp_path):
     plain = set(tiny_vla(TINY, data).state_dict())
     assert set(load_checkpoint(tmp_path / "export").tensors) == plain
     # The trainer needs the adapters themselves, and says so.
-    with pytest.raises(ValueError, match="lora=None, the recipe .*merge=False"):
+    with pytest.raises(ValueError, match="lora=None, this run .*merge=False"):
         train(replace(cfg, steps=9), merged, data, tmp_path / "run", resume=True)
     assert VLA.load(tmp_path / "run", merge=False).config.lora == cfg.model.lora
 
@@ -247,7 +247,7 @@ def test_mistakes_are_said_first(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train(replace(CONFIG, **change), fresh(), demos(), tmp_path)
-    with pytest.raises(ValueError, match="the policy has freeze_backbone=True, the recipe False"):
+    with pytest.raises(ValueError, match="the policy has freeze_backbone=True, this run is set to False"):
         train(FULL, fresh(), demos(), tmp_path)
     with pytest.raises(ValueError, match="lora trains adapters on a frozen backbone"):
         fresh(replace(FULL, model=replace(FULL.model, lora=TOY_LORA)))

@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_said_before_anything_runs(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train(CONFIG, vla, replace(data, **change), tmp_path)
-    with pytest.raises(ValueError, match="chunk_size 4, the recipe 5"):
+    with pytest.raises(ValueError, match="chunk_size=4, this run is set to 5"):
         train(replace(CONFIG, model=replace(CONFIG.model, chunk_size=5)), vla, data, tmp_path)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         train(replace(CONFIG, steps=0), vla, data, tmp_path)
