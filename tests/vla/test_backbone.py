@@ -15,7 +15,7 @@ from vla.backbones.hub import load as load_backbone
 from vla.backbones.tiny import build_tiny, learn_words, train_tokenizer
 from vla.training import pretrain as pretraining
 from vla.training.grounding_set import PROMPT_TOKENS, GroundingSet
-from vla.training.pointing_loss import _state_hidden
+from vla.training.pointing_loss import state_hidden
 from vla.training.pretrain import PretrainConfig, _pack, inspect, pretrain
 
 PATCH = 12
@@ -79,7 +79,7 @@ def test_packed_questions_are_separate_questions() -> None:
     answers = torch.zeros(2, 1, 6, dtype=torch.int64)
     answers[:, :, :4] = 11
     hidden, n = _pack(backbone, backbone.normalise(images(2)), prompts, answers)
-    _, queries = _state_hidden(hidden[-1], n, 3, PROMPT_TOKENS, 8)
+    _, queries = state_hidden(hidden[-1], n, 3, PROMPT_TOKENS, 8)
     for k in range(3):
         alone = backbone(images(2), prompts[:, k], prompts[:, k] > 0)
         together = queries.view(2, 3, 8, -1)[:, k]
