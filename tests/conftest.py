@@ -1,4 +1,4 @@
-"""What every test gets: no display, one thread per worker, waiting threads that sleep, and no other machine."""
+"""Every test runs with: no display, one thread per worker, waiting threads that sleep, and no other machine."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ HISTORY = "research-log"
 """Its commands are those of their day."""
 
 SCRIPT_COMMANDS = {"test", "setup"}
-"""What ./run does itself; everything else is a command of `vla`."""
+"""Commands that ./run does itself; everything else is a command of `vla`."""
 MAX_EXAMPLE_LINES = 40
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:\./run|vla) [a-z][^`]*)`")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vla", "envs", "policies", "rl", "bascule")
 MAX_LINES = 500
 MAX_FILES = 12
-"""Of a folder, its `__init__.py` not counted."""
+"""Most files of a folder, its `__init__.py` not counted."""
 
 ORDER = {
     "vla": ("core", "runtime", "processing", "backbones", "model", "data", "training"),
@@ -40,7 +40,7 @@ BELOW = {
     "rl": ("vla", "envs"),
     "bascule": ("vla", "envs", "policies", "rl"),
 }
-"""What a package may import of the others. Environments hold no model code: they know the contracts only."""
+"""The packages that each may import. Environments hold no model code: they know the contracts only."""
 FENCES = {
     "lerobot": (
         "vla/data/", "envs/demos/", "policies/control/robots.py", "policies/control/robot_types.py",

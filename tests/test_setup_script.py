@@ -1,4 +1,4 @@
-"""What `./run setup` compiles beforehand: our packages, and the modules that a run imports."""
+"""Bytecode that `./run setup` compiles beforehand: our packages, and the modules that a run imports."""
 
 import ast
 import re

@@ -45,8 +45,10 @@ class Simulation(Protocol):
 
 
 class Client(Protocol):
-    """What is asked of `policies.serving.client.PolicyClient`; openpi's `WebsocketClientPolicy` needs `metadata` set
-    beside."""
+    """The part of `policies.serving.client.PolicyClient` that is used here.
+
+    openpi's `WebsocketClientPolicy` needs `metadata` set beside.
+    """
 
     metadata: dict[str, Any]
 

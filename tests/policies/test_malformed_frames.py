@@ -11,7 +11,7 @@ KEYS = ("images/front", "images/wrist", "state", "prompt")
 
 
 def encoded(value):
-    """What `wire.pack` sends, as plain maps that can be spoiled."""
+    """The messages of `wire.pack` as plain maps that can be spoiled."""
     return msgpack.unpackb(wire.pack(value), strict_map_key=False)
 
 

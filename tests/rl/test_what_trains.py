@@ -1,4 +1,4 @@
-"""What learns and what stands still: head, bridge and head, a flow head; on the real VLA."""
+"""Parts that learn and parts that stand still: head, bridge and head, a flow head; on the real VLA."""
 
 import hashlib
 from dataclasses import replace
