@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from envs.sim.render_options import RenderOptions
-from vla.core.waiting import sleep_while_waiting
+from vla.core.waiting import limit_spinning
 from vla.runtime.rendering_backend import choose
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from envs.tabletop.language import Phrasings
     from vla.core.types import VecEnv
 
-sleep_while_waiting()  # before the caller loads torch
+limit_spinning()  # before the caller loads torch
 choose()  # before anything imports mujoco
 
 

@@ -1,5 +1,5 @@
 """A trained model as a control policy: action chunking, the websocket server and its torch-free client."""
 
-from vla.core.waiting import sleep_while_waiting
+from vla.core.waiting import limit_spinning
 
-sleep_while_waiting()  # before the modules of this package load torch
+limit_spinning()  # before the modules of this package load torch

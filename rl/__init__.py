@@ -1,5 +1,5 @@
 """Online refinement of a VLA by reinforcement learning: chunk-level PPO on the imitation model itself."""
 
-from vla.core.waiting import sleep_while_waiting
+from vla.core.waiting import limit_spinning
 
-sleep_while_waiting()  # before the modules of this package load torch
+limit_spinning()  # before the modules of this package load torch

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from vla.core.waiting import sleep_while_waiting
+from vla.core.waiting import limit_spinning
 
-sleep_while_waiting()
+limit_spinning()
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "1")

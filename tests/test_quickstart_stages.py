@@ -124,7 +124,7 @@ def tiny(monkeypatch):
         return [Stage(name, lambda name=name: work(config, name)) for name in names]
 
     monkeypatch.setattr(quickstart, "_stages", stages)
-    monkeypatch.setattr(quickstart, "_settle", lambda config: None)
+    monkeypatch.setattr(quickstart, "_settle", lambda config, threads: None)
     return breaks
 
 
@@ -192,9 +192,27 @@ def test_ctrl_c_and_sigterm_end_in_good_order_and_are_resumed(tiny, tmp_path, ca
     assert code == 130 and "--resume" in error
     assert json.loads((tmp_path / "report.json").read_text())["stages"][2]["state"] == "not run"
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(quickstart, "_settle", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(quickstart, "_settle", lambda config, threads: os.kill(os.getpid(), signal.SIGTERM))
     assert command(capsys, "--out", str(tmp_path), "--resume")[0] == 130
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_threads_follow_the_idle_cores_and_a_resumed_stage_keeps_its_count(tiny, tmp_path, monkeypatch):
+    idle, used = iter([2.0, 0.1, 1.7, 0.4, 3.9]), []
+    monkeypatch.setattr(quickstart, "idle_cores", lambda: next(idle))
+    monkeypatch.setattr(quickstart, "_settle", lambda config, threads: used.append(threads))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    tiny["imitation"] = ValueError("the disk is full")
+    config = QuickstartConfig(out=str(tmp_path / "run"))
+    quickstart.quickstart(config)
+    assert used == [2, 1, 2, 1]
+    del tiny["imitation"], used[:]
+    quickstart.quickstart(config, resume=True)
+    assert used == [2]  # imitation again, as it began, though there are four idle cores by now
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    used.clear()
+    quickstart.quickstart(QuickstartConfig(out=str(tmp_path / "other")))
+    assert used == [1, 1, 1, 1]
 
 
 def test_library_calls_resume_too(tiny, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vla.core.waiting import sleep_while_waiting
+from vla.core.waiting import limit_spinning
 
 if TYPE_CHECKING:
     from vla.backbones.features import Features
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-sleep_while_waiting()  # before torch is loaded, by us or by the caller
+limit_spinning()  # before torch is loaded, by us or by the caller
 
 _HOME = {
     "ActionChunk": "vla.core.types",

@@ -1,12 +1,13 @@
-"""How much a busy machine slows training and control, with threads that sleep while they wait and with ones that spin.
+"""How much a busy machine slows training and control, by how long OpenMP's threads spin before they sleep.
 
     python -m bascule.bench.busy_machine [--rounds 5] [--smoke] [--out runs/busy-machine.json]
 
-Each workload runs with two torch threads in a process of its own, alternately with either kind of waiting, first on
-the machine as it is, then beside as many busy loops as there are cores. The result holds the median seconds of wall
-clock and of CPU, and the ratios that matter: sleeping / spinning on the idle machine (what sleeping costs there), and
-busy / idle with sleeping threads. `--smoke` also times `vla quickstart --smoke` alone and beside the loops. Run it on a
-machine that does nothing else; the load that it found is in the result.
+Each workload runs with two torch threads in a process of its own, alternately with every kind of waiting: `ours`
+(`vla.core.waiting`), `sleeping` (at once) and `spinning` (GNU's default); first on the machine as it is, then beside as
+many busy loops as there are cores. The result holds the median seconds of wall clock and of CPU, and the ratios that
+matter: ours / spinning on the idle machine (what sleeping soon costs there), and busy / idle of each. `--smoke` also
+times `vla quickstart --smoke` alone and beside the loops. Run it on a machine that does nothing else; the load that it
+found is in the result.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vla.core.paths import ROOT
+from vla.core.waiting import CHOSEN_BY_USER, WAITING
 
-SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-SPINNING = {"GOMP_SPINCOUNT": "300000"}  # what GNU's OpenMP does if nothing is said
+KINDS = {
+    "ours": WAITING,
+    "sleeping": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"},
+    "spinning": {"GOMP_SPINCOUNT": "300000"},  # what GNU's OpenMP does if nothing is said
+}
 WORKLOADS = ("gelu", "imitation", "decision")
 
 
 def main() -> None:
-    """Time each workload with sleeping and with spinning threads, on the idle and on the busy machine; write --out."""
+    """Time each workload with every kind of waiting, on the idle and on the busy machine; write --out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="time the smoke quickstart too (minutes)")
@@ -51,9 +56,9 @@ def main() -> None:
         wall = {arm: row["wall_s"] for arm, row in rows.items()}
         result["workloads"][name] = {
             "seconds": rows,
+            "ours / spinning, idle": wall["idle ours"] / wall["idle spinning"],
             "sleeping / spinning, idle": wall["idle sleeping"] / wall["idle spinning"],
-            "busy / idle, sleeping": wall["busy sleeping"] / wall["idle sleeping"],
-            "busy / idle, spinning": wall["busy spinning"] / wall["idle spinning"],
+            **{f"busy / idle, {kind}": wall[f"busy {kind}"] / wall[f"idle {kind}"] for kind in KINDS},
         }
         print(name, json.dumps({k: round(v, 3) for k, v in result["workloads"][name].items() if k != "seconds"}))
     if args.smoke:
@@ -67,10 +72,10 @@ def main() -> None:
 
 
 def compare(name: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds with sleeping and with spinning threads, measured alternately."""
-    runs: dict[str, list[dict[str, float]]] = {"sleeping": [], "spinning": []}
+    """Median seconds with every kind of waiting, measured alternately."""
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
-        for kind, variables in (("sleeping", SLEEPING), ("spinning", SPINNING)):
+        for kind, variables in KINDS.items():
             command = [sys.executable, "-m", "bascule.bench.busy_machine", "--workload", name]
             done = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=True)
             runs[kind].append(json.loads(done.stdout))
@@ -79,7 +84,7 @@ def compare(name: str, rounds: int) -> dict[str, dict[str, float]]:
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
     """This process's, but for what says how many threads there are and how they wait."""
-    kept = {k: v for k, v in os.environ.items() if k not in SLEEPING and k != "OMP_NUM_THREADS"}
+    kept = {k: v for k, v in os.environ.items() if k not in (*CHOSEN_BY_USER, "OMP_NUM_THREADS")}
     return kept | {"PYTHONPATH": str(ROOT), **variables}
 
 

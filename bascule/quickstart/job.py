@@ -6,6 +6,7 @@ stages are kept, shown and resumed is `bascule/quickstart/stages.py`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -29,11 +30,13 @@ from bascule.quickstart.stages import (
 )
 from bascule.report.page import write_report
 from vla.core.config import decode, encode, load_json, save_json
+from vla.core.waiting import idle_cores
 from vla.runtime import console
 from vla.runtime.locks import locked, refuse_used
 from vla.runtime.provenance import provenance
 
 _RUN = "quickstart.json"
+_THREADS = "threads.json"
 _MAY_CHANGE = ("out", "workers")
 """These fields do not change the results, so a resumed run may use other values."""
 
@@ -111,7 +114,11 @@ def _run(run: _Run, out: Path) -> dict[str, Any]:
 
     try:
         outcomes = run_stages(
-            _stages(config, out, worlds), out, on_end=report, before=lambda: _settle(config), on_failure=worlds.close
+            _stages(config, out, worlds),
+            out,
+            on_end=report,
+            before=lambda stage: _settle(config, _threads(stage, out)),
+            on_failure=worlds.close,
         )
     finally:
         worlds.close()
@@ -137,11 +144,24 @@ def _stages(config: QuickstartConfig, out: Path, worlds: _Worlds) -> list[Stage]
     ]
 
 
-def _settle(config: QuickstartConfig) -> None:
+def _threads(stage: str, out: Path) -> int:
+    """Torch threads of a stage: as many as there are idle cores when it first starts, at most two.
+
+    A resumed stage keeps its count, because the count changes the last bits of what is learnt.
+    """
+    counts = load_json(out / _THREADS) if (out / _THREADS).exists() else {}
+    if stage not in counts:
+        chosen = os.environ.get("OMP_NUM_THREADS", "")
+        counts[stage] = min(2, max(1, int(chosen) if chosen.isdecimal() else round(idle_cores())))
+        save_json(out / _THREADS, counts)
+    return counts[stage]
+
+
+def _settle(config: QuickstartConfig, threads: int) -> None:
     """Before every stage: what it does may not depend on what this process did before, which a resumed one did not."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
     np.random.seed(config.seed % 2**32)
 

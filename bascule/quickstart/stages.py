@@ -73,13 +73,13 @@ def run_stages(
     out: Path,
     *,
     on_end: Callable[[list[Outcome]], None],
-    before: Callable[[], None] = lambda: None,
+    before: Callable[[str], None] = lambda name: None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """Do what is not done yet, in order; the outcome of every stage.
 
     A stage that raises has failed: the others go on, except those that need it. `on_end(outcomes of all stages)` is
-    called whenever one ends, and writes the report; `before()` at every beginning, `on_failure()` where one fails.
+    called whenever one ends, and writes the report; `before(name)` at every beginning, `on_failure()` where one fails.
     KeyboardInterrupt ends the job and leaves its stage as not run.
     """
     outcomes = [read_outcome(out, stage.name) for stage in stages]
@@ -95,7 +95,7 @@ def run_stages(
             on_end(outcomes)
             continue
         console.say(f"[{number + 1}] {stage.name}")
-        before()
+        before(stage.name)
         started = time.monotonic()
         try:
             result, state, reason = stage.work(), "done", ""

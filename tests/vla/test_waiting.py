@@ -1,4 +1,4 @@
-"""Threads that wait sleep: set before torch loads whichever package comes first, and inherited by every process."""
+"""Threads that wait spin for a moment only: set before torch loads by every package, inherited by every process."""
 
 import os
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vla.core.waiting import WAITING, usable_cores
-from vla.runtime.process import idle_cores
+from vla.core import waiting
+from vla.core.waiting import CHOSEN_BY_USER, WAITING, idle_cores, usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(code, **variables):
-    env = {name: value for name, value in os.environ.items() if name not in WAITING} | variables
+    env = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER} | variables
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done
@@ -22,14 +22,14 @@ def run(code, **variables):
 
 @pytest.mark.parametrize("package", ["vla", "envs", "policies", "rl", "bascule.main"])
 def test_importing_any_package_sets_it(package):
-    code = f"import {package}, os, sys; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
-    assert run(code).stdout == "PASSIVE\n"
+    code = f"import {package}, os, sys; assert 'torch' not in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
+    assert run(code).stdout == WAITING["GOMP_SPINCOUNT"] + "\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux")
 def test_torch_gets_it_though_the_modules_name_torch_first():
     shown = run("import vla.model.policy", OMP_DISPLAY_ENV="VERBOSE").stderr
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown and "GOMP_SPINCOUNT = '0'" in shown
+    assert f"GOMP_SPINCOUNT = '{WAITING['GOMP_SPINCOUNT']}'" in shown
 
 
 def test_what_the_user_has_set_stands_alone():
@@ -38,9 +38,9 @@ def test_what_the_user_has_set_stands_alone():
 
 
 def test_processes_inherit_it():
-    child = "import os; print(os.environ['OMP_WAIT_POLICY'], flush=True)"
+    child = "import os; print(os.environ['GOMP_SPINCOUNT'], flush=True)"
     code = f"import vla, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
-    assert run(code).stdout == "PASSIVE\n"
+    assert run(code).stdout == WAITING["GOMP_SPINCOUNT"] + "\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")
@@ -61,14 +61,15 @@ def test_the_script_sets_it_for_what_it_runs(tmp_path):
     (venv / ".bascule-ready").write_text(f"{key} {tmp_path.resolve()}\n\n")
 
     def told(**variables):
-        env = {name: value for name, value in os.environ.items() if name not in WAITING} | variables
+        env = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER} | variables
         done = subprocess.run(
             ["sh", "run", "list"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert told() == "PASSIVE 0 0\n" and told(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE\n"
+    assert told() == f"{WAITING['GOMP_SPINCOUNT']} {WAITING['KMP_BLOCKTIME']}\n"
+    assert told(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE\n"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_containers_quota_counts(tmp_path, files, cores):
 
 
 def test_idle_cores_without_proc(monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(waiting, "_read", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
     assert idle_cores(0.01) == 0.0

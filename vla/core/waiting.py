@@ -1,10 +1,16 @@
-"""Threads that wait for work sleep, so that a busy machine slows a run down by its share and not by ten times.
+"""Threads that wait for work go to sleep soon, so that a busy machine slows a run down by its share, not by ten times.
 
-An OpenMP thread that has nothing to do spins on its core by default, in case work comes soon. Where another program
-wants that core, the thread with the work waits for the one that spins: 800 GELUs over 200,000 numbers on two cores
-beside other programs took 19.7 s, and 0.2 s with sleeping threads. OpenMP reads these variables once, when torch loads
-it, so they are set when `vla`, `envs`, `policies` or `rl` is imported; processes that are started afterwards inherit
-them. A program of your own that imports torch first sets them itself (`OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0`).
+An OpenMP thread that has nothing to do spins on its core for a while, in case work comes soon. Where another program
+wants that core, the thread with the work waits for the one that spins: with GNU's default (300,000 turns, some ten
+milliseconds) 800 GELUs over 200,000 numbers on two cores beside other programs took 19.7 s, and 0.2 s with threads
+that sleep at once. But to wake a thread costs time too, on a virtual machine a multiple of the work between two waits:
+sleeping at once made training 2 to 3 times slower there, and single decisions 3 to 4 times. So they spin for 10,000
+turns, less than half a millisecond: no slower than GNU's default on an idle machine, and on a busy one close to
+sleeping at once (`python -m bascule.bench.busy_machine` measures all three).
+
+OpenMP reads these variables once, when torch loads it, so they are set when `vla`, `envs`, `policies` or `rl` is
+imported; processes that are started afterwards inherit them. A program of your own that imports torch first sets them
+itself (`GOMP_SPINCOUNT=10000`).
 
 In a container with a quota of CPU time torch would start a thread for every core of the whole machine; there
 OMP_NUM_THREADS says how many cores the quota is worth.
@@ -13,17 +19,18 @@ OMP_NUM_THREADS says how many cores the quota is worth.
 from __future__ import annotations
 
 import os
+import time
 
 WAITING = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # any OpenMP
-    "GOMP_SPINCOUNT": "0",  # GNU's, which torch brings for Linux
-    "KMP_BLOCKTIME": "0",  # Intel's and LLVM's, in milliseconds
+    "GOMP_SPINCOUNT": "10000",  # turns; GNU's OpenMP, which torch brings for Linux
+    "KMP_BLOCKTIME": "1",  # milliseconds; Intel's and LLVM's
 }
+CHOSEN_BY_USER = (*WAITING, "OMP_WAIT_POLICY")  # any one of these, once set, says how threads wait
 
 
-def sleep_while_waiting() -> None:
-    """Set `WAITING` in the environment of this process, unless the user has set any of it: then that alone counts."""
-    if not any(name in os.environ for name in WAITING):
+def limit_spinning() -> None:
+    """Set `WAITING` in the environment of this process, unless the user has chosen: then that alone counts."""
+    if not any(name in os.environ for name in CHOSEN_BY_USER):
         os.environ.update(WAITING)
     if (cores := usable_cores()) < _scheduled_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, round(cores))))
@@ -41,6 +48,27 @@ def usable_cores(cgroup: str | os.PathLike[str] = "/sys/fs/cgroup") -> float:
         if quota > 0 and period > 0:
             return min(cores, quota / period)
     return cores
+
+
+def idle_cores(window_s: float = 0.3) -> float:
+    """Cores' worth of idle time right now, of those that this process may use. More threads than that only take turns.
+
+    Where the system does not count idle time (/proc/stat), by its load of the last minute.
+    """
+    cores, machine = usable_cores(), os.cpu_count() or 1
+
+    def jiffies() -> tuple[int, int]:
+        counts = [int(word) for word in _read("/proc/stat").split("\n", 1)[0].split()[1:9]]
+        return counts[3] + counts[4], sum(counts)  # idle and waiting for disks; all
+
+    try:
+        idle, total = jiffies()
+        time.sleep(window_s)
+        idle_after, total_after = jiffies()
+        free = machine * (idle_after - idle) / max(1, total_after - total)
+    except OSError:
+        free = machine - os.getloadavg()[0] if hasattr(os, "getloadavg") else machine
+    return min(cores, max(0.0, free))
 
 
 def _read(path: str) -> str:

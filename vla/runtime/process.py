@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 import torch
-
-from vla.core.waiting import usable_cores
 
 
 class Stop:
     """Set by the first Ctrl-C or SIGTERM."""
 
     requested = False
-
-
-def idle_cores(window_s: float = 0.3) -> float:
-    """Cores' worth of idle time right now, of those that this process may use. More threads than that only take turns.
-
-    Where the system does not count idle time (/proc/stat), by its load of the last minute.
-    """
-    cores, machine = usable_cores(), os.cpu_count() or 1
-
-    def jiffies() -> tuple[int, int]:
-        counts = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return counts[3] + counts[4], sum(counts)  # idle and waiting for disks; all
-
-    try:
-        idle, total = jiffies()
-        time.sleep(window_s)
-        idle_after, total_after = jiffies()
-        free = machine * (idle_after - idle) / max(1, total_after - total)
-    except OSError:
-        free = machine - os.getloadavg()[0] if hasattr(os, "getloadavg") else machine
-    return min(cores, max(0.0, free))
 
 
 def keep_freed_memory() -> None:
