@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rl.configs.run import BUDGET_FIELDS, RunnerConfig
@@ -32,6 +33,7 @@ UNREAD = ("lora", "backbone_lr")
 
 def save_run(out: Path, config: RunnerConfig, groups: Groups, state: Mapping[str, Any], team: Team) -> None:
     """Write the checkpoint `last` of a run, each rank its own part."""
+    state = {**state, "threads": torch.get_num_threads()}
     if team.rank:
         save_checkpoint(out / f"last-{team.rank}", config={}, tensors={}, stats={}, trainer_state=dict(state))
     else:
@@ -43,7 +45,8 @@ def save_run(out: Path, config: RunnerConfig, groups: Groups, state: Mapping[str
 def load_run(out: Path, config: RunnerConfig, team: Team) -> tuple[Groups, dict[str, Any]]:
     """Read the checkpoint `last` of a run: (groups of tensors, this rank's state).
 
-    ValueError when another configuration or another number of processes made it.
+    Torch gets as many threads as the run had, because their number changes the last bits of what is learnt. ValueError
+    when another configuration or another number of processes made it.
     """
     saved = load_checkpoint(out / "last")
     require_same_run(out, config, saved.config)
@@ -54,6 +57,7 @@ def load_run(out: Path, config: RunnerConfig, team: Team) -> tuple[Groups, dict[
     for name, tensor in saved.tensors.items():
         prefix = next((prefix for prefix in (BEST, REWARD, TEACHER) if name.startswith(prefix)), LEARNER)
         groups[prefix][name.removeprefix(prefix)] = tensor
+    torch.set_num_threads(saved.trainer_state.get("threads", torch.get_num_threads()))
     if team.rank:
         return groups, load_checkpoint(out / f"last-{team.rank}").trainer_state
     return groups, saved.trainer_state

@@ -30,7 +30,7 @@ from vla.core.config import encode, save_json
 from vla.core.types import Policy, VecEnv
 from vla.runtime.distributed import Team
 from vla.runtime.locks import locked, refuse_used
-from vla.runtime.process import keep_freed_memory
+from vla.runtime.process import keep_freed_memory, restored_threads
 from vla.runtime.run_log import Metrics
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Runner:
         holds a run and `resume` is not asked, or one of another configuration, or another process writes there. Ctrl-C
         at any moment leaves the checkpoint of the last evaluation.
         """
-        with locked(self.out):
+        with locked(self.out), restored_threads():
             self._started = time.monotonic()
             keep_freed_memory()
             begun = refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=resume)

@@ -33,7 +33,9 @@ _START_S = 600.0
 def quickstart(out: Path, *flags: str) -> subprocess.Popen[bytes]:
     """A smoke quickstart into `out`, in a session of its own so that its children can be counted."""
     command = [sys.executable, "-m", "bascule", "quickstart", "--out", str(out), *flags]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = {"OMP_NUM_THREADS": "2", **os.environ}  # alike in all runs: the count changes the last bits of the weights
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, env=env, start_new_session=True, stdout=quiet, stderr=quiet)
 
 
 def members(session: int) -> list[int]:

@@ -89,8 +89,11 @@ class RL(Command):
         from vla.model.model import VLA
         from vla.runtime.console import progress, say
         from vla.runtime.distributed import assemble
+        from vla.runtime.process import use_idle_cores
 
         team = assemble(shard=False)
+        if team.size == 1:
+            use_idle_cores()
         from envs.perturb.perturbation import parse
 
         perturb = parse(self.perturb) if self.perturb else None

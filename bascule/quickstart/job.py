@@ -254,11 +254,14 @@ def _demonstrate(config: QuickstartConfig, out: Path) -> Result:
 
 
 def _imitate(config: QuickstartConfig, out: Path) -> Result:
+    import torch
+
     from vla.data.lerobot_dataset import load_dataset
     from vla.training.recipes import RECIPES
     from vla.training.train import build_vla, train
 
-    recipe = replace(RECIPES["tabletop"](), steps=config.imitation_steps, seed=config.seed)
+    threads = torch.get_num_threads()
+    recipe = replace(RECIPES["tabletop"](), steps=config.imitation_steps, seed=config.seed, num_threads=threads)
     demos, folder = load_dataset(out / "demos"), out / "imitation"
     model = build_vla(recipe, demos)
     with console.progress("imitation", recipe.steps) as update:

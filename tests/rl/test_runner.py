@@ -87,6 +87,21 @@ def test_resume_is_bit_exact(cloned, tmp_path):
         assert row["seconds_policy"] + row["seconds_worlds"] <= row["seconds_collect"]
 
 
+def test_a_resumed_run_gets_the_threads_it_began_with(cloned, tmp_path):
+    used = []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        start(cloned, tmp_path / "run", config(max_updates=1)).run()
+        torch.set_num_threads(1)
+        watched = start(cloned, tmp_path / "run", config(max_updates=2))
+        watched.on_update = lambda row: used.append(torch.get_num_threads())
+        watched.run(resume=True)
+        assert used == [3] and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_is_judged_and_kept_is_the_mean_of_the_parameters(cloned, tmp_path):
     judged, acting = [], []
 

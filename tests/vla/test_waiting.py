@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from vla.core import waiting
 from vla.core.waiting import CHOSEN_BY_USER, WAITING, idle_cores, usable_cores
+from vla.runtime import process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,3 +99,17 @@ def test_idle_cores_without_proc(monkeypatch):
     assert idle_cores(0.01) == 0.0
     monkeypatch.setattr(os, "getloadavg", lambda: (3.5, 0.0, 0.0))
     assert idle_cores(0.01) == 0.5
+
+
+@pytest.mark.parametrize(("idle", "threads"), [(7.6, 4), (2.4, 2), (0.2, 1)])
+def test_torch_gets_a_thread_per_idle_core(monkeypatch, idle, threads):
+    monkeypatch.setattr(process, "idle_cores", lambda: idle)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with process.restored_threads():
+        torch.set_num_threads(4)
+        process.use_idle_cores()
+        assert torch.get_num_threads() == threads
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        torch.set_num_threads(3)
+        process.use_idle_cores()
+        assert torch.get_num_threads() == 3

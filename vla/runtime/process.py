@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,23 @@ from types import FrameType
 
 import torch
 
+from vla.core.waiting import idle_cores
+
 
 class Stop:
     """Set by the first Ctrl-C or SIGTERM."""
 
     requested = False
+
+
+def use_idle_cores() -> None:
+    """Give torch one thread per idle core, at most as many as it has and at least one.
+
+    More threads than idle cores take turns with other programs, and each waits for the slowest. Does nothing where
+    OMP_NUM_THREADS says how many there are to be.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, round(idle_cores()))))
 
 
 def keep_freed_memory() -> None:
