@@ -180,7 +180,9 @@ class Worlds(BaseWorlds):
         if not self.render_images:
             return
         if self._renderer is None:
-            self._renderer = CameraRenderer(self.model, self.index.camera_ids, self.image_size)
+            self._renderer = CameraRenderer(
+                self.model, self.index.camera_ids, self.image_size, shadows=self.source.shadows
+            )
         for i in ids:
             for name, values in self._fields[i].items():
                 if name == "headlight":

@@ -1,4 +1,4 @@
-"""Perturbed episodes for every backend: `envs.perturb.perturbation` draws, this hands its draws out."""
+"""Perturbed episodes for every backend: the other modules of `envs.perturb` draw, this hands their draws out."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.perturb.perturbation import (
-    Perturbation,
-    edit_spec,
-    model_fields,
-    noisy_images,
-    noisy_proprio,
-    perturb_episode,
-    perturb_start,
-)
+from envs.perturb.appearance import edit_spec, model_fields
+from envs.perturb.perturbation import Perturbation, perturb_episode, perturb_start
+from envs.perturb.sensors import noisy_proprio, observed
 from envs.tabletop.control import ControlConfig
 from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.episodes import Episode
@@ -40,7 +34,9 @@ class PerturbedEpisodeSource(EpisodeSource):
             raise ValueError(problem)
         super().__init__(suite, phrasings=phrasings, control=control)
         self.perturb = perturb
-        self.varies_model, self.noisy = perturb.any(), perturb.on("noise")
+        self.varies_model = perturb.any()
+        self.noisy = any(map(perturb.on, ("noise", "motion", "compression")))
+        self.shadows = perturb.on("shadows")
 
     def build(self) -> tuple[mujoco.MjModel, SceneIndex]:
         """See `EpisodeSource.build`."""
@@ -67,7 +63,7 @@ class PerturbedEpisodeSource(EpisodeSource):
 
     def observed_images(self, images: NDArray[np.uint8], episode: Episode, step: int) -> NDArray[np.uint8]:
         """See `EpisodeSource.observed_images`."""
-        return noisy_images(self.perturb, images, episode.seed, step)
+        return observed(self.perturb, images, episode.seed, step)
 
     def observed_proprio(self, proprio_P: NDArray[np.float32], episode: Episode, step: int) -> NDArray[np.float32]:
         """See `EpisodeSource.observed_proprio`."""

@@ -1,44 +1,39 @@
-"""Perturbations: eight ways in which test episodes differ from training episodes, each a severity from 0 to 1.
+"""Perturbations: twelve ways in which episodes differ from plain ones, each a severity from 0 to 1.
 
-The axes are LIBERO-plus's questions (Fei et al. 2025). Every draw is a pure function of the episode's seed, the
-axis and the severity; a larger severity goes further in the same direction, and 0 leaves every number as it was. A knob
-may also be a range to draw the severity from: domain randomisation (Tobin et al. 2017), for demonstrations or RL.
+The first eight axes are LIBERO-plus's questions (Fei et al. 2025). Every draw is a pure function of the episode's seed,
+the axis and the severity; a larger severity goes further in the same direction, and 0 leaves every number as it was. A
+severity may also be a range to draw from: domain randomisation (Tobin et al. 2017), for demonstrations or RL. Such
+training has draws of its own (`draws="train"`), so that a test does not show what was trained on.
 
 Everything here is an array or an episode, so that every backend can apply it, through `envs.perturb.episode_source`.
+How scenes look is `envs.perturb.appearance`, what sensors report `envs.perturb.sensors`.
 """
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.perturb.distractors import MAX_DISTRACTORS, add_distractors, painted, scatter, things
+from envs.perturb.distractors import MAX_DISTRACTORS, scatter
 from envs.perturb.rewording import reword
 from envs.seeds import Stream
 from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.tabletop.initial_state import Start
 from envs.tabletop.scene import SceneIndex
-from vla.core.config import unknown
+from vla.core.config import lookup, unknown
 
 Severity = float | tuple[float, float]
 """0 (as trained) .. 1, or the range from which every episode draws its own."""
 
-_ORBIT_RAD, _TILT_RAD, _DISTANCE = 0.6, 0.2, 0.15
-_MOUNT_RAD, _MOUNT_M, _FOVY = 0.12, 0.008, 0.10
-_LIGHT_RAD, _LIGHT_GAIN, _LIGHT_TINT, _AMBIENT_GAIN = 0.9, 0.6, 0.25, 0.5
-_HUE, _VALUE = 0.035, 0.2
 _STRETCH, _SHIFT_M, _YAW = 0.35, 0.03, 0.4
 _JOINTS_RAD = np.array([0.35, 0.25, 0.25, 0.25, 0.25, 0.3, 0.4])
 _START_X, _START_Y, _START_Z = (0.36, 0.70), 0.25, 0.13
 """Bounds of the hand's first position, m."""
-_PIXEL_NOISE, _PROPRIO_NOISE = 30.0, 0.01
-PATTERNS = ("checks", "stripes", "grain", "planks")
-"""Table textures, as materials `pattern_NAME` in models that were built for the texture axis."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,16 @@ class Perturbation:
     """Words and forms that no phrasing of the suites has."""
     noise: Severity = 0.0
     """On images (standard deviation 30 of 255) and proprioception (0.01 in its units)."""
+    materials: Severity = 0.0
+    """The table is of wood, cloth, marble or printed cloth."""
+    shadows: Severity = 0.0
+    """Things and arm cast shadows, long ones: the sun stands up to 40 degrees lower. CPU backend only."""
+    motion: Severity = 0.0
+    """Cameras shake (3.5% of the picture's side) and blur what moves (6%)."""
+    compression: Severity = 0.0
+    """Pictures went through JPEG, at quality 8 in the end."""
+    draws: Literal["test", "train"] = "test"
+    """From which looks: `train` has patterns, colours, light directions and camera orbits that no test has."""
 
     def problem(self) -> str | None:
         """A sentence about an impossible severity, or None."""
@@ -70,6 +75,8 @@ class Perturbation:
                 return f"perturbation {axis} must go from its lower to its higher end: {axis}={high:g}:{low:g}"
             if not 0.0 <= low <= high <= 1.0:
                 return f"perturbation {axis} must lie in 0..1, got {getattr(self, axis)}"
+        if self.draws == "train" and (kept := next((axis for axis in _TEST_ONLY if self.on(axis)), None)):
+            return f"the axis {kept} is for tests only: leave it out of the randomisation"
         return None
 
     def range_of(self, axis: str) -> tuple[float, float]:
@@ -94,12 +101,28 @@ class Perturbation:
         return any(self.on(axis) for axis in AXES)
 
     def words(self) -> str:
-        """The active axes as `parse` reads them: "camera=0.5 light=0:1"."""
+        """The active axes as `parse` reads them, "camera=0.5 light=0:1"; training's draws are said in front."""
         ranges = [(axis, *self.range_of(axis)) for axis in AXES if self.on(axis)]
-        return " ".join(f"{axis}={low:g}" + (f":{high:g}" if high > low else "") for axis, low, high in ranges)
+        named = [f"{axis}={low:g}" + (f":{high:g}" if high > low else "") for axis, low, high in ranges]
+        return " ".join(["randomise", *named] if named and self.draws == "train" else named)
 
 
-AXES: tuple[str, ...] = tuple(field.name for field in fields(Perturbation))
+AXES: tuple[str, ...] = tuple(field.name for field in fields(Perturbation) if field.name != "draws")
+_TEST_ONLY = ("instruction", "materials", "shadows")
+"""What training never randomises, so that it can be tested."""
+MIXES: dict[str, dict[str, Severity]] = {
+    "light": {"camera": (0.0, 0.3), "light": (0.0, 0.5), "texture": (0.0, 0.5), "noise": (0.0, 0.3)},
+    "medium": {
+        "camera": (0.0, 0.7), "light": (0.0, 1.0), "texture": (0.0, 1.0), "distractors": (0.0, 0.6),
+        "robot": (0.0, 0.5), "layout": (0.0, 0.5), "noise": (0.0, 0.5),
+    },
+    "strong": {
+        "camera": (0.0, 1.0), "light": (0.0, 1.0), "texture": (0.5, 1.0), "distractors": (0.0, 1.0),
+        "robot": (0.0, 1.0), "layout": (0.0, 1.0), "noise": (0.0, 1.0), "motion": (0.0, 0.7),
+        "compression": (0.0, 0.7),
+    },
+}  # fmt: skip
+"""Named mixes for training."""
 
 
 def parse(words: Iterable[str]) -> Perturbation:
@@ -122,7 +145,27 @@ def parse(words: Iterable[str]) -> Perturbation:
     return perturbation
 
 
-def _rng(seed: int, axis: str, *more: int) -> np.random.Generator:
+def randomisation(words: Iterable[str]) -> Perturbation:
+    """ "medium", or axes as `parse` reads them, or a mix and axes that replace the mix's: training's draws.
+
+    ValueError with the nearest name.
+    """
+    severities: dict[str, Severity] = {}
+    for word in words:
+        if "=" in word:
+            named = parse([word])
+            axis = word.partition("=")[0]
+            severities[axis] = getattr(named, axis)
+        else:
+            severities |= lookup(word, MIXES, "mix of randomisation")
+    chosen = Perturbation(**severities, draws="train")
+    if problem := chosen.problem():
+        raise ValueError(problem)
+    return chosen
+
+
+def axis_rng(seed: int, axis: str, *more: int) -> np.random.Generator:
+    """The random stream of an axis in the episode that `seed` means; `more`: a part of it."""
     return np.random.default_rng([seed, Stream.PERTURB, AXES.index(axis), *more])
 
 
@@ -144,7 +187,7 @@ def perturb_episode(perturbation: Perturbation, episode: Episode) -> Episode:
 def _stretched(episode: Episode, s: float) -> Episode:
     """Positions scaled about the workspace's centre: nothing comes closer to anything, and left stays left. Fixtures
     need room of their own, so a scene with fixtures is only shifted, as a whole."""
-    rng = _rng(episode.seed, "layout")
+    rng = axis_rng(episode.seed, "layout")
     centre = np.array([np.mean(WORKSPACE_X), np.mean(WORKSPACE_Y)])
     scale = 1.0 + _STRETCH * s * (not episode.fixtures)
     shift = s * _SHIFT_M * rng.uniform(-1, 1, 2) * bool(episode.fixtures)
@@ -162,32 +205,20 @@ def _stretched(episode: Episode, s: float) -> Episode:
     )
 
 
-# ---------------------------------------------------------------------- model and first state
-def edit_spec(perturbation: Perturbation, spec: mujoco.MjSpec) -> None:
-    """Add to a scene what the active axes need: things to scatter, materials for the table. Nothing else changes."""
-    if perturbation.on("distractors"):
-        add_distractors(spec)
-    if perturbation.on("texture"):
-        for name in PATTERNS:
-            pixels = pattern_pixels(name)
-            texture = spec.add_texture(name=f"pattern_{name}", type=mujoco.mjtTexture.mjTEXTURE_2D)
-            texture.height, texture.width, texture.nchannel = pixels.shape
-            texture.data = pixels.tobytes()
-            spec.add_material(name=f"pattern_{name}").textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = f"pattern_{name}"
-
-
+# ---------------------------------------------------------------------- first state
 def perturb_start(
     perturbation: Perturbation, start: Start, episode: Episode, model: mujoco.MjModel, index: SceneIndex
 ) -> Start:
-    """The first state with the arm elsewhere and distractors on the table. `model`: compiled after `edit_spec`."""
+    """The first state with the arm elsewhere and distractors on the table. `model`: compiled after
+    `appearance.edit_spec`."""
     seed = episode.seed
     if (s := perturbation.severity("robot", seed)) > 0:
         qpos = start.qpos.copy()
-        qpos[index.arm_qpos] += s * _arm_offset(start, model, index, _rng(seed, "robot"))
+        qpos[index.arm_qpos] += s * _arm_offset(start, model, index, axis_rng(seed, "robot"))
         start = replace(start, qpos=qpos)
     if perturbation.on("distractors"):
         count = round(MAX_DISTRACTORS * perturbation.severity("distractors", seed))
-        start = scatter(start, episode, model, index, count, _rng(seed, "distractors"))
+        start = scatter(start, episode, model, index, count, axis_rng(seed, "distractors"))
     return start
 
 
@@ -204,128 +235,3 @@ def _arm_offset(
         if _START_X[0] < x < _START_X[1] and abs(y) < _START_Y and z > _START_Z:
             return offset
     return np.zeros(7)
-
-
-# ---------------------------------------------------------------------- what a camera sees
-def model_fields(
-    perturbation: Perturbation, model: mujoco.MjModel, geom_rgba: NDArray[np.float32], seed: int
-) -> dict[str, NDArray]:
-    """Values of MjModel's fields for one world, in their own shapes; only those that an active axis touches.
-
-    `geom_rgba` (ngeom, 4): the world's colours before. "headlight" (2, 3) is the head light's ambient and diffuse. None
-    of them touches physics. `model` is the plain one: its fields are the values at severity 0.
-    """
-    found: dict[str, NDArray] = {}
-    if perturbation.on("camera"):
-        found |= _cameras(model, perturbation.severity("camera", seed), _rng(seed, "camera"))
-    if perturbation.on("light"):
-        found |= _lights(model, perturbation.severity("light", seed), _rng(seed, "light"))
-    if perturbation.on("distractors"):
-        found["geom_rgba"] = geom_rgba = painted(model, geom_rgba, _rng(seed, "distractors", 1))
-    if perturbation.on("texture"):
-        found |= _surfaces(model, geom_rgba, perturbation.severity("texture", seed), _rng(seed, "texture"))
-    return found
-
-
-def _turn(axis: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
-    """(3, 3) rotation about a unit axis. Rodrigues' formula."""
-    quat, matrix = np.empty(4), np.empty(9)
-    mujoco.mju_axisAngle2Quat(quat, np.asarray(axis, np.float64), angle)
-    mujoco.mju_quat2Mat(matrix, quat)
-    return matrix.reshape(3, 3)
-
-
-def _cameras(model: mujoco.MjModel, s: float, rng: np.random.Generator) -> dict[str, NDArray]:
-    pos, quat, fovy = model.cam_pos.copy(), model.cam_quat.copy(), model.cam_fovy.copy()
-    for camera in range(model.ncam):
-        # Drawn alike for every camera, so that one camera's kind does not change another's numbers.
-        sign, amount, axis = rng.choice([-1.0, 1.0], 3), rng.uniform(0.5, 1.0, 3), rng.normal(size=(2, 3))
-        a, b, c = s * sign * amount
-        axis /= np.linalg.norm(axis, axis=1, keepdims=True)
-        if s == 0.0:
-            continue
-        matrix = np.empty(9)
-        mujoco.mju_quat2Mat(matrix, quat[camera])
-        rotation = matrix.reshape(3, 3)
-        if model.cam_bodyid[camera] == 0:  # fixed in the world: around the point of the table that it looks at
-            ahead = -rotation[:, 2]
-            pivot = pos[camera] - ahead * pos[camera, 2] / min(ahead[2], -0.1)
-            turn = _turn(np.array([0.0, 0.0, 1.0]), a * _ORBIT_RAD) @ _turn(rotation[:, 0], b * _TILT_RAD)
-            pos[camera] = pivot + (1.0 + c * _DISTANCE) * turn @ (pos[camera] - pivot)
-        else:
-            turn = _turn(axis[0], a * _MOUNT_RAD)
-            pos[camera] += b * _MOUNT_M * axis[1]
-            fovy[camera] *= 1.0 + c * _FOVY
-        mujoco.mju_mat2Quat(quat[camera], (turn @ rotation).ravel())
-    return {"cam_pos": pos, "cam_quat": quat, "cam_fovy": fovy}
-
-
-def _lights(model: mujoco.MjModel, s: float, rng: np.random.Generator) -> dict[str, NDArray]:
-    direction, diffuse = model.light_dir.copy(), model.light_diffuse.copy()
-    for light in range(model.nlight):
-        azimuth, tilt = rng.uniform(0, 2 * np.pi), s * _LIGHT_RAD * rng.uniform(0.5, 1.0)
-        direction[light] = _turn(np.array([np.cos(azimuth), np.sin(azimuth), 0.0]), tilt) @ direction[light]
-    gain = 1.0 + s * _LIGHT_GAIN * rng.uniform(-1, 1)
-    tint = 1.0 + s * _LIGHT_TINT * rng.uniform(-1, 1, 3)
-    headlight = np.stack([model.vis.headlight.ambient, model.vis.headlight.diffuse])
-    headlight = headlight * (1.0 + s * _AMBIENT_GAIN * rng.uniform(-1, 0.6)) * tint
-    return {"light_dir": direction, "light_diffuse": diffuse * gain * tint, "headlight": headlight}
-
-
-def _surfaces(
-    model: mujoco.MjModel, geom_rgba: NDArray[np.float32], s: float, rng: np.random.Generator
-) -> dict[str, NDArray]:
-    rgba, material = geom_rgba.copy(), model.geom_matid.copy()
-    arena = np.flatnonzero(model.geom_bodyid == 0)
-    for geom in arena:
-        # Pale or dull, so that nothing on it disappears.
-        other = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, 0.45), rng.uniform(0.3, 0.95))
-        rgba[geom, :3] += s * (np.array(other) - rgba[geom, :3])
-    table = model.geom("table").id
-    pattern, chance = PATTERNS[rng.integers(len(PATTERNS))], rng.uniform()
-    found = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_MATERIAL, f"pattern_{pattern}")
-    if chance < s:
-        material[table] = found
-    hue, value = s * _HUE * rng.uniform(-1, 1), 1.0 + s * _VALUE * rng.uniform(-1, 0.5)
-    for geom in things(model) if s > 0 else ():
-        h, saturation, v = colorsys.rgb_to_hsv(*rgba[geom, :3].tolist())
-        rgba[geom, :3] = colorsys.hsv_to_rgb((h + hue) % 1.0, saturation, min(1.0, v * value))
-    return {"geom_rgba": rgba, "geom_matid": material}
-
-
-def pattern_pixels(name: str, size: int = 128) -> NDArray[np.uint8]:
-    """(size, size, 3) grey pattern that a surface's colour tints."""
-    y, x = np.mgrid[:size, :size] / size
-    if name == "checks":
-        level = ((x * 8).astype(int) + (y * 8).astype(int)) % 2
-    elif name == "stripes":
-        level = 0.5 + 0.5 * np.sin(2 * np.pi * 8 * (x + 0.5 * y))
-    elif name == "grain":
-        level = np.random.default_rng(7).uniform(size=(size // 4, size // 4)).repeat(4, 0).repeat(4, 1)
-    elif name == "planks":
-        rows = (y * 8).astype(int)
-        level = np.random.default_rng(8).uniform(0.2, 1.0, 8)[rows] * (np.abs(y * 8 % 1 - 0.5) < 0.46)
-    else:
-        raise ValueError(unknown(name, PATTERNS, "pattern"))
-    return np.repeat((255 * (0.55 + 0.45 * level)).astype(np.uint8)[..., None], 3, axis=2)
-
-
-# ---------------------------------------------------------------------- sensors
-def noisy_images(perturbation: Perturbation, images: NDArray[np.uint8], seed: int, step: int) -> NDArray[np.uint8]:
-    """The images (..., uint8) of control step `step` with Gaussian noise; the very same array at severity 0."""
-    s = perturbation.severity("noise", seed)
-    if s == 0.0:
-        return images
-    noise = _rng(seed, "noise", step, 0).normal(0.0, s * _PIXEL_NOISE, images.shape)
-    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
-
-
-def noisy_proprio(
-    perturbation: Perturbation, proprio_P: NDArray[np.float32], seed: int, step: int
-) -> NDArray[np.float32]:
-    """One environment's proprio (P,) of control step `step` with Gaussian noise; the very same array at severity 0."""
-    s = perturbation.severity("noise", seed)
-    if s == 0.0:
-        return proprio_P
-    noise = _rng(seed, "noise", step, 1).normal(0.0, s * _PROPRIO_NOISE, proprio_P.shape)
-    return (proprio_P + noise).astype(np.float32)

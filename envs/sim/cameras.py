@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vla.runtime.rendering_backend import drawing
 
 _OFF_FLAGS = ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX")
+"""Shadows first: they are drawn where they are asked for."""
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 """MuJoCo's cameras look along -z with y up; everyone who back-projects wants +z forward and y down."""
 
@@ -20,14 +21,16 @@ _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 class CameraRenderer:
     """Square images of one model's cameras. Create it in the process that uses it (EGL contexts do not fork)."""
 
-    def __init__(self, model: mujoco.MjModel, camera_ids: Sequence[int], image_size: int) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, camera_ids: Sequence[int], image_size: int, *, shadows: bool = False
+    ) -> None:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
         with drawing():
             self._renderer = mujoco.Renderer(model, image_size, image_size)
         # Before mujoco ends EGL as a whole, which it registered just now: a context freed later is an error on stderr.
         atexit.register(_close, weakref.ref(self._renderer))
-        for flag in _OFF_FLAGS:
+        for flag in _OFF_FLAGS[shadows:]:
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0

@@ -21,6 +21,8 @@ class EpisodeSource:
     """True if environments differ in more than the colours of their objects: see `model_fields`."""
     noisy = False
     """True if `observed_images` and `observed_proprio` differ from their argument."""
+    shadows = False
+    """True if the lights cast shadows."""
 
     def __init__(self, suite: Suite, *, phrasings: Phrasings = "train", control: ControlConfig | None = None) -> None:
         self.suite, self.scene, self.phrasings = suite, SCENES[suite.scene], phrasings

@@ -28,7 +28,10 @@ from envs.tabletop.episode_source import EpisodeSource
 from vla.core.types import Observation
 
 SEEDS = range(5_000_000, 5_000_006)
-SEEN = {"camera", "light", "texture", "distractors", "layout", "robot", "noise"}
+SEEN = {
+    "camera", "light", "texture", "distractors", "layout", "robot", "noise", "materials", "shadows", "motion",
+    "compression",
+}  # fmt: skip
 """Axes that change a picture."""
 
 
