@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envs.perturb.perturbation import Perturbation
 
 
 class Command(ABC):
@@ -40,6 +43,17 @@ def check_numbers(command: Command, **bounds: tuple[float, float]) -> None:
                 continue
             bound = f"at most {high:,.16g}" if number > high else f"at least {low:g}"
             raise ValueError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
+
+
+def chosen_perturbation(perturb: tuple[str, ...], randomise: tuple[str, ...] = ()) -> Perturbation | None:
+    """The perturbation that --perturb or --randomise asks for; None for neither. ValueError for both."""
+    if perturb and randomise:
+        raise ValueError("--perturb shows the tests' looks and --randomise training's: give one of them")
+    if not (perturb or randomise):
+        return None
+    from envs.perturb.perturbation import parse, randomisation
+
+    return parse(perturb) if perturb else randomisation(randomise)
 
 
 def check_file(flag: str, path: Path | None) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_numbers
+from bascule.commands.base import Command, check_numbers, chosen_perturbation
 from vla.core.config import lookup
 
 
@@ -27,8 +27,11 @@ class Demos(Command):
     workers: int = 2
     tasks: tuple[str, ...] = ()
     """Tasks to record, in turn; a name given twice has twice the share. Default: all, drawn by the seeds."""
+    randomise: tuple[str, ...] = ()
+    """Domain randomisation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its patterns, colours, light
+    directions and camera orbits are none of the tests' (--perturb)."""
     perturb: tuple[str, ...] = ()
-    """Domain randomisation: AXIS=FROM:TO each, as in `vla eval`, e.g. camera=0:1 light=0:1 texture=0:1."""
+    """Perturbations as in `vla eval`, AXIS=FROM:TO each: for tests rather than for training."""
 
     def _out(self) -> Path:
         return self.out or Path("runs/demos") / Path(self.suite).stem
@@ -42,10 +45,9 @@ class Demos(Command):
         for task in self.tasks:
             lookup(task, dict.fromkeys(suite.tasks), f"task of {suite.name}")
         from envs.demos.record import record
-        from envs.perturb.perturbation import parse
         from vla.runtime.console import progress, say
 
-        perturb = parse(self.perturb) if self.perturb else None
+        perturb = chosen_perturbation(self.perturb, self.randomise)
         with progress("demonstrations", self.episodes, unit="episodes") as update:
             out = record(
                 self.suite,
@@ -85,10 +87,18 @@ class GroundData(Command):
     shapes and plates."""
     seed: int = 0
     workers: int = 2
+    image_size: int = 84
+    """Height and width of the pictures, pixels."""
+    randomise: tuple[str, ...] = ()
+    """Domain randomisation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its patterns, colours, light
+    directions and camera orbits are none of the tests'. Cameras do not shake: labels are where the picture was."""
 
     def run(self) -> None:
         """Render the scenes and write the dataset to `out`."""
-        check_numbers(self, scenes=(1, 100_000_000), seed=(0, 2**53), workers=(1, 1024))
+        check_numbers(self, scenes=(1, 100_000_000), seed=(0, 2**53), workers=(1, 1024), image_size=(16, 4096))
+        perturb = chosen_perturbation((), self.randomise)
+        if perturb is not None:
+            perturb = replace(perturb, motion=0.0)
         from envs.grounding.generate import generate
         from envs.registry import load_suite
         from vla.runtime.console import progress
@@ -102,6 +112,8 @@ class GroundData(Command):
                 suites=self.suites,
                 seed=self.seed,
                 num_workers=self.workers,
+                image_size=self.image_size,
+                perturb=perturb,
                 on_progress=lambda done, total: update(done),
             )
 

@@ -10,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from bascule.agents import AGENTS, resolve_policy
-from bascule.commands.base import Command, check_numbers
+from bascule.commands.base import Command, check_numbers, chosen_perturbation
 from vla.core.config import lookup
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class View(Command):
     phrasings: Literal["train", "heldout", "novel"] = "train"
     perturb: tuple[str, ...] = ()
     """Perturbations of the environment: AXIS=SEVERITY, as in `vla eval`."""
+    randomise: tuple[str, ...] = ()
+    """Domain randomisation instead: light, medium or strong, and AXIS=FROM:TO, as in `vla demos`."""
     films: bool = True
     image_size: int = 168
     workers: int = 2
@@ -63,7 +65,6 @@ class View(Command):
         tasks = load_suite(self.suite).tasks
         check_numbers(self, scenes=(1, 10_000), seed=(0, 2**53), image_size=(8, 4096), workers=(1, 1024))
         from envs import make_vec
-        from envs.perturb.perturbation import parse
         from vla.runtime.console import say
         from vla.runtime.contact_sheet import contact_sheet
 
@@ -82,7 +83,7 @@ class View(Command):
             num_workers=self.workers,
             image_size=self.image_size,
             phrasings=self.phrasings,
-            perturb=parse(self.perturb) if self.perturb else None,
+            perturb=chosen_perturbation(self.perturb, self.randomise),
         )
         try:
             pictures, words = [], []
@@ -116,11 +117,10 @@ class View(Command):
         Every second control step is a frame.
         """
         from envs import make_vec
-        from envs.perturb.perturbation import parse
         from vla.runtime.animation import Animation
         from vla.runtime.console import progress
 
-        more = {"phrasings": self.phrasings, "perturb": parse(self.perturb) if self.perturb else None}
+        more = {"phrasings": self.phrasings, "perturb": chosen_perturbation(self.perturb, self.randomise)}
         env = make_vec(self.suite, self.scenes, num_workers=self.workers, **more)
         try:
             camera = make_vec(self.suite, self.scenes, num_workers=self.workers, image_size=self.image_size, **more)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_numbers, given
+from bascule.commands.base import Command, check_numbers, chosen_perturbation, given
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup
 from vla.runtime.devices import choose_device
@@ -56,8 +56,11 @@ class RL(Command):
     """Episodes per task for --retain."""
     track: tuple[str, ...] = ()
     """Trackers to log to in addition to OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    randomise: tuple[str, ...] = ()
+    """Domain randomisation for training and validation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its
+    patterns, colours, light directions and camera orbits are none of the tests' (--perturb)."""
     perturb: tuple[str, ...] = ()
-    """Domain randomisation for training and validation: AXIS=FROM:TO each, as in `vla eval`."""
+    """Perturbations as in `vla eval`, AXIS=FROM:TO each: for tests rather than for training."""
     late_steps: int = 0
     """Train for latency: each chunk is executed with a delay of up to this many control steps after its observation,
     drawn per episode. A chunk must have this many actions more than are executed between two decisions."""
@@ -94,9 +97,7 @@ class RL(Command):
         team = assemble(shard=False)
         if team.size == 1:
             use_idle_cores()
-        from envs.perturb.perturbation import parse
-
-        perturb = parse(self.perturb) if self.perturb else None
+        perturb = chosen_perturbation(self.perturb, self.randomise)
         env = self._worlds(config.suite, config.num_envs // team.size, perturb, config.horizon)
         if self.late_steps:
             env = self._late(env, config, init)
@@ -143,7 +144,6 @@ class RL(Command):
             self, minutes=(0.01, 1e6), seed=(0, 2**31), workers=(1, 1024), processes=(1, 1024), num_envs=(1, 100_000),
             horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
         )  # fmt: skip
-        from envs.perturb.perturbation import parse
         from envs.registry import load_suite
         from rl.rollout.curriculum import RULES
 
@@ -151,8 +151,7 @@ class RL(Command):
             load_suite(suite)
         if self.curriculum is not None:
             lookup(self.curriculum, RULES, "curriculum")
-        if self.perturb:
-            parse(self.perturb)
+        chosen_perturbation(self.perturb, self.randomise)
         if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
             raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
 

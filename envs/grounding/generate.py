@@ -16,6 +16,7 @@ import multiprocessing as mp
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from envs.grounding.expert_scenes import RobosuiteSampler
 from envs.grounding.goal_scenes import GoalSampler
 from envs.grounding.scene_sampler import PosingSampler, Question, SceneSampler
 from envs.make import worlds_class
+from envs.perturb.perturbation import Perturbation
 from envs.registry import load_suite
 from envs.seeds import Stream
 from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
@@ -185,19 +187,31 @@ def _questions(
     return out
 
 
-def _make(arguments: tuple[int, int, int, str, tuple[str, ...]]) -> int:
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of every worker."""
+
+    suites: tuple[str, ...]
+    seed: int
+    image_size: int
+    perturb: Perturbation | None
+
+
+def _make(arguments: tuple[_Request, int, int, str]) -> int:
     """Write `count` scenes from `start` into the shared arrays (worker)."""
-    seed, start, count, folder, suites = arguments
+    request, start, count, folder = arguments
+    suites = request.suites or ("",)
     root = Path(folder)
     images = np.load(root / "images.npy", mmap_mode="r+")
     points = np.load(root / "points.npy", mmap_mode="r+")
     grip = np.load(root / "grip.npy", mmap_mode="r+")
     texts = []
-    for name in set(suites):
-        _scene_sampler(name).restart()
+    samplers = {name: _scene_sampler(name, request.image_size, request.perturb) for name in suites}
+    for sampler in samplers.values():
+        sampler.restart()
     for s in range(start, start + count):
-        sampler = _scene_sampler(suites[s % len(suites)] if suites else "")
-        questions = sampler.scene(np.random.default_rng([seed, s, Stream.GROUNDING]))
+        sampler = samplers[suites[s % len(suites)]]
+        questions = sampler.scene(np.random.default_rng([request.seed, s, Stream.GROUNDING]))
         images[s] = sampler.pictures()
         grip[s] = sampler.grip() - sampler.centre_m
         points[s] = np.nan
@@ -213,17 +227,21 @@ def _make(arguments: tuple[int, int, int, str, tuple[str, ...]]) -> int:
 
 
 @functools.cache
-def _scene_sampler(suite: str) -> SceneSampler:
+def _scene_sampler(suite: str, image_size: int, perturb: Perturbation | None) -> SceneSampler:
     """This process's sampler of a suite with goals, of one of robosuite, or, "", of shapes and plates."""
     if not suite:
-        return _PickPlaceSampler(_SUITE)
+        return _PickPlaceSampler(_SUITE, image_size, perturb)
     spec = load_suite(suite)
-    return RobosuiteSampler(spec) if isinstance(spec, RobosuiteSuite) else GoalSampler(spec)
+    if isinstance(spec, RobosuiteSuite):
+        return RobosuiteSampler(spec, image_size)
+    return GoalSampler(spec, image_size, perturb)
 
 
-def _check_suite(name: str) -> None:
+def _check_suite(name: str, perturb: Perturbation | None) -> None:
     """ValueError unless there is a suite `name` that can be asked about: of tasks that are goals, or of robosuite."""
     suite = load_suite(name)
+    if perturb is not None:
+        worlds_class(suite, perturb)
     if isinstance(suite, RobosuiteSuite):
         worlds_class(suite)  # says what is missing
     elif not isinstance(suite, Suite) or not SCENES[suite.scene].fixtures:
@@ -237,30 +255,35 @@ def generate(
     suites: Sequence[str] = (),
     seed: int = 0,
     num_workers: int = 2,
+    image_size: int = 84,
+    perturb: Perturbation | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete).
 
     `suites`: of these suites in turn, which have goals (`envs.grounding.goal_scenes`) or are robosuite's
-    (`envs.grounding.expert_scenes`); a name given twice has twice the share. None: shapes and plates. ValueError for
-    any other suite.
+    (`envs.grounding.expert_scenes`); a name given twice has twice the share. None: shapes and plates. `perturb`
+    randomises looks, sensors and layouts of the tabletop's; the pictures are `image_size` pixels square. ValueError for
+    any other suite, and for a shaking camera: its pictures are not where the labels are.
     """
+    if perturb is not None and perturb.on("motion"):
+        raise ValueError("the axis motion moves pictures away from their labels: set motion=0")
     for name in suites:
-        _check_suite(name)
+        _check_suite(name, perturb)
     if out.exists():
         raise ValueError(f"{out} exists: give another --out, or remove it")
     check(probe=True)  # a pool would start workers that cannot draw again and again
     with locked(out):
         for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # by a run that was killed
             shutil.rmtree(left)
-        return _generate(scenes, out, suites, seed, num_workers, on_progress)
+        request = _Request(tuple(suites), seed, image_size, perturb)
+        return _generate(request, scenes, out, num_workers, on_progress)
 
 
 def _generate(
+    request: _Request,
     scenes: int,
     out: Path,
-    suites: Sequence[str],
-    seed: int,
     num_workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Path:
@@ -268,31 +291,30 @@ def _generate(
     work = temporary(out)
     try:
         with writing(out):
-            return _fill(work, scenes, out, suites, seed, num_workers, on_progress)
+            return _fill(request, work, scenes, out, num_workers, on_progress)
     finally:
         remove(work)
 
 
 def _fill(
+    request: _Request,
     work: Path,
     scenes: int,
     out: Path,
-    suites: Sequence[str],
-    seed: int,
     num_workers: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Path:
     work.mkdir()
-    views = 2
+    views, size = 2, request.image_size
     for name, kind, shape in (
-        ("images", np.uint8, (scenes, views, 84, 84, 3)),
+        ("images", np.uint8, (scenes, views, size, size, 3)),
         ("points", np.float32, (scenes, QUESTIONS_PER_SCENE, 2, 3 + 3 * views)),
         ("grip", np.float32, (scenes, 3)),
     ):
         np.lib.format.open_memmap(work / f"{name}.npy", "w+", kind, shape).flush()
         reserve(work / f"{name}.npy")
     jobs = [
-        (seed, start, min(_SCENES_PER_TASK, scenes - start), str(work), tuple(suites))
+        (request, start, min(_SCENES_PER_TASK, scenes - start), str(work))
         for start in range(0, scenes, _SCENES_PER_TASK)
     ]
     done = 0

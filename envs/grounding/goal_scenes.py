@@ -15,6 +15,7 @@ import numpy as np
 from envs.experts.goals import GoalExpert
 from envs.grounding.expert_scenes import NoisyExpert
 from envs.grounding.scene_sampler import PosingSampler, Question
+from envs.perturb.perturbation import Perturbation
 from envs.seeds import TRAIN_SEED_LIMIT
 from envs.tabletop.episodes import Episode, goals_of, held_back_color, relations_of, sample_episode, tell
 from envs.tabletop.goals import Goal, GoalKind
@@ -37,8 +38,8 @@ _LONGEST_PLAY = 60
 class GoalSampler(PosingSampler):
     """Scenes of one suite with goals."""
 
-    def __init__(self, suite: Suite, image_size: int = 84) -> None:
-        super().__init__(suite, image_size)
+    def __init__(self, suite: Suite, image_size: int = 84, perturb: Perturbation | None = None) -> None:
+        super().__init__(suite, image_size, perturb)
         scene = self.worlds.scene
         self.fixtures = [kind for _, kind in fixture_names(scene)]
         self.places = [kind for _, kind in place_names(scene)]

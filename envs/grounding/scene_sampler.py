@@ -10,6 +10,8 @@ import mujoco
 import numpy as np
 
 from envs.backends.cpu_worlds import Worlds
+from envs.make import episode_source
+from envs.perturb.perturbation import Perturbation
 from envs.sim.base_worlds import BaseWorlds
 from envs.sim.render_options import RenderOptions
 from envs.tabletop.control import joint_targets
@@ -66,8 +68,10 @@ class PosingSampler(SceneSampler):
     worlds: Worlds
     centre_m = (0.53, 0.0, 0.0)
 
-    def __init__(self, suite: Suite, image_size: int = 84) -> None:
-        self.worlds = Worlds(suite, 1, render=RenderOptions(image_size, calibration=True))
+    def __init__(self, suite: Suite, image_size: int = 84, perturb: Perturbation | None = None) -> None:
+        """`perturb`: randomises every scene's look, by its episode's seed."""
+        source, render = episode_source(perturb), RenderOptions(image_size, calibration=True)
+        self.worlds = Worlds(suite, 1, source=source, render=render)
         self.kinds = self.worlds.scene.objects
 
     def grip(self) -> np.ndarray:

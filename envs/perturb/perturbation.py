@@ -109,7 +109,7 @@ class Perturbation:
 
 AXES: tuple[str, ...] = tuple(field.name for field in fields(Perturbation) if field.name != "draws")
 _TEST_ONLY = ("instruction", "materials", "shadows")
-"""What training never randomises, so that it can be tested."""
+"""Axes that training never randomises, so that they can be tested."""
 MIXES: dict[str, dict[str, Severity]] = {
     "light": {"camera": (0.0, 0.3), "light": (0.0, 0.5), "texture": (0.0, 0.5), "noise": (0.0, 0.3)},
     "medium": {
