@@ -189,7 +189,7 @@ def _questions(
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked of every worker."""
+    """The parts of a request that are the same for every worker."""
 
     suites: tuple[str, ...]
     seed: int

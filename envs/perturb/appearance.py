@@ -25,7 +25,7 @@ _QUIET = 0.24
 _BEYOND = 1.2
 """Training's ranges of camera and light go this far beyond the test's."""
 _SHADOW_MAP_PX, _SHADOW_REACH = 1024, 0.6
-"""Of the shadow map: its side, and half of the square that it covers, in extents of the model (1 m)."""
+"""The shadow map's side, and half of the square that it covers, in extents of the model (1 m)."""
 _TABLE_CENTRE, _SUN_M = np.array([0.53, 0.0, 0.0]), 1.0
 """Nearer to the table than it was, the light's depths are fine enough for shadows without stripes."""
 

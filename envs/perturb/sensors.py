@@ -1,4 +1,4 @@
-"""What perturbed sensors report: noise, a shaking camera with motion blur, compressed pictures."""
+"""Perturbed sensors: noise, a shaking camera with motion blur, compressed pictures."""
 
 from __future__ import annotations
 
