@@ -46,6 +46,7 @@ FENCES = {
         "vla/data/", "envs/demos/", "policies/control/robots.py", "policies/control/robot_types.py",
         "policies/lerobot/", "bascule/bench/other_servers.py",
     ),
+    "jinja2": ("bascule/report/page.py",),
     "tyro": ("bascule/usage.py", "bascule/commands/"),
     "mujoco_warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),
     "warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),

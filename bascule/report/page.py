@@ -15,11 +15,11 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader
 from numpy.typing import NDArray
 
 from bascule.report import charts
@@ -61,97 +61,36 @@ def write_report(report: Mapping[str, Any], out_dir: str | Path) -> Path:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The page's HTML."""
-    suite = escape(str(report.get("suite", report.get("rl", {}).get("suite", ""))))
-    title = f"Bascule: {suite}" if suite else "Bascule"
-    sections = (_headline, _unfinished, _bars_section, _curves, _films, _stages, _latency, _breakdown, _footer)
-    body = "\n".join(part for part in (section(report) for section in sections) if part)
-    css = Path(__file__).with_name("report.css").read_text()
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><style>{css}</style></head>\n'
-        f"<body><main>\n{body}\n</main></body></html>\n"
-    )
-
-
-def _headline(report: Mapping[str, Any]) -> str:
+    """The page's HTML: `report.html.j2` with `report`, and what has to be computed from it."""
     before, after = report.get("imitation"), report.get("rl")
-    if not before and not after:
-        return "<header><h1>Bascule</h1></header>"
-    known = after or before
-    verdict = _verdict(before, after) if before and after else "The run is not complete."
-    seconds = sum(stage["seconds"] for stage in report.get("stages", ()))
-    facts = [f"suite <b>{escape(str(known.get('suite', report.get('suite', ''))))}</b>"]
-    if "seed" in report:
-        facts.append(f"seed {escape(str(report['seed']))}")
-    if seconds:
-        facts.append(f"{_duration(seconds)} in all")
-    if "seeds" in known:
-        facts.append(f"evaluated on scenes {known['seeds'][0]}&ndash;{known['seeds'][1]}, never trained on")
-    return (
-        f'<header><p class="eyebrow">Bascule &middot; {" &middot; ".join(facts)}</p><h1>{verdict}</h1>'
-        f'<div class="duo">{_figure("imitation", "before", before)}<div class="arrow" aria-hidden="true">&rarr;</div>'
-        f"{_figure('after online RL', 'after', after)}</div></header>"
+    controls = _controls(report)
+    seconds = [stage["seconds"] for stage in report.get("stages", ())]
+    return _PAGES.get_template("report.html.j2").render(
+        report=report,
+        before=before,
+        after=after,
+        suite=(after or before or {}).get("suite", report.get("suite", "")),
+        verdict=_verdict(before, after),
+        total_seconds=sum(seconds),
+        longest_seconds=max(seconds, default=0) or 1.0,
+        bars=_bars(before, after, controls),
+        controls=controls,
+        curves=_curves(report),
+        films=[_film(film) for film in report.get("filmstrips", ()) if len(film.get("frames", ()))],
+        latency=_latency(report.get("latency_ms") or {}),
+        breakdown={"task": _breakdown("per_task", report), "phrasing": _breakdown("per_phrasing", report)},
     )
 
 
-def _unfinished(report: Mapping[str, Any]) -> str:
-    """The stages that failed, with the reason, and those that did not run."""
-    left = [stage for stage in report.get("stages", ()) if stage.get("state", "done") != "done"]
-    if not left:
-        return ""
-    items = "".join(
-        f'<li><span class="badge bad">{escape(stage["state"])}</span> <b>{escape(_words(stage["name"]))}</b>'
-        f"{': ' + escape(stage['reason']) if stage.get('reason') else ''}</li>"
-        for stage in left
-    )
-    return (
-        f'<section><h2>Not complete</h2><ul class="notes">{items}</ul><p class="small">What finished is kept: '
-        "<code>vla quickstart --resume</code> with the same --out continues.</p></section>"
-    )
-
-
-def _verdict(before: Eval, after: Eval) -> str:
+def _verdict(before: Eval | None, after: Eval | None) -> str:
     """One sentence on the result, no stronger than the intervals allow."""
+    if not before or not after:
+        return "The run is not complete."
     if after["wilson95"][0] > before["wilson95"][1]:
         return "Online RL made the policy better."
     if after["wilson95"][1] < before["wilson95"][0]:
         return "Online RL made the policy worse."
     return "No clear difference: the intervals overlap."
-
-
-def _figure(label: str, kind: str, result: Eval | None) -> str:
-    if not result:
-        return f'<div class="figure {kind}"><span class="what">{label}</span><span class="big">&ndash;</span></div>'
-    return (
-        f'<div class="figure {kind}"><span class="what">{label}</span>'
-        f'<span class="big">{100 * _rate(result):.1f}%</span>'
-        f'<span class="small">{_count(result)} episodes, 95% interval {_interval(result)}</span></div>'
-    )
-
-
-def _bars_section(report: Mapping[str, Any]) -> str:
-    rows = [
-        _bar(label, kind, report[key])
-        for key, label, kind in (("imitation", "imitation", "before"), ("rl", "after online RL", "after"))
-        if report.get(key)
-    ]
-    controls = _controls(report)
-    for name, result in controls.items():
-        rows.append(_bar(_control_label(name), "plain" if name in SHOULD_SUCCEED else "fail", result))
-    if not rows:
-        return ""
-    notes = "".join(
-        f"<li><b>{escape(_control_label(name))}</b>: {CONTROL_NOTES[name]}</li>"
-        for name in controls
-        if name in CONTROL_NOTES
-    )
-    return (
-        "<section><h2>Success, and what must not succeed</h2>"
-        f'<div class="split"><div class="chart">{charts.bars(rows)}</div>'
-        f'<ul class="notes"><li>Whiskers are Wilson 95% intervals.</li>{notes}</ul></div></section>'
-    )
 
 
 def _controls(report: Mapping[str, Any]) -> dict[str, Eval]:
@@ -161,16 +100,21 @@ def _controls(report: Mapping[str, Any]) -> dict[str, Eval]:
     return {name: found[name] for name in ordered if found.get(name, {}).get("episodes")}
 
 
-def _control_label(name: str) -> str:
-    return CONTROL_LABELS.get(name, name.replace("_", " "))
+def _bars(before: Eval | None, after: Eval | None, controls: Mapping[str, Eval]) -> str:
+    """The chart of all success rates; empty without any."""
+    shown = [("imitation", "before", before), ("after online RL", "after", after)]
+    for name, result in controls.items():
+        shown.append((_control_label(name), "plain" if name in SHOULD_SUCCEED else "fail", result))
+    rows = [
+        charts.Bar(label, _rate(result), tuple(result["wilson95"]), _count(result), kind)
+        for label, kind, result in shown
+        if result
+    ]
+    return charts.bars(rows) if rows else ""
 
 
-def _bar(label: str, kind: str, result: Eval) -> charts.Bar:
-    lo, hi = result["wilson95"]
-    return charts.Bar(label, _rate(result), (lo, hi), _count(result), kind)
-
-
-def _curves(report: Mapping[str, Any]) -> str:
+def _curves(report: Mapping[str, Any]) -> list[str]:
+    """The charts of imitation and RL, as far as there is something to draw."""
     curves = report.get("curves", {})
     parts = []
     if loss := curves.get("imitation_loss"):
@@ -186,42 +130,14 @@ def _curves(report: Mapping[str, Any]) -> str:
         reference = ("imitation", _rate(report["imitation"])) if report.get("imitation") else None
         options = {"x_label": "control steps in simulation", "y_label": "success during RL", "percent": True}
         parts.append(charts.lines(rl, reference=reference, **options))
-    parts = [f'<div class="chart card">{part}</div>' for part in parts if part]
-    if not parts:
-        return ""
-    note = f'<p class="small">{_teacher_note(report["teacher"])}</p>' if report.get("teacher") else ""
-    return f'<section><h2>Learning curves</h2><div class="pair">{"".join(parts)}</div>{note}</section>'
+    return [part for part in parts if part]
 
 
-def _teacher_note(teacher: Mapping[str, Any]) -> str:
-    """A note that the policy also learnt from a privileged teacher, which needs a simulator."""
-    practised = int(teacher.get("control_steps", 0))
-    how = f"practised for {practised:,} control steps (counted above)" if practised else "needed no practice"
-    return (
-        "Beside the reward the policy learnt from a teacher of the same demonstrations, which reads the "
-        f"simulator&rsquo;s state and {how}. Alone it succeeds in {teacher['successes']} of {teacher['episodes']} "
-        "training scenes. The policy itself sees pictures, the instruction and the robot&rsquo;s own pose."
-    )
-
-
-def _films(report: Mapping[str, Any]) -> str:
-    cards = [_film(film) for film in report.get("filmstrips", ()) if len(film.get("frames", ()))]
-    return f'<section><h2>Episodes</h2><div class="films">{"".join(cards)}</div></section>' if cards else ""
-
-
-def _film(film: Mapping[str, Any]) -> str:
-    """An episode: a moving picture, stills in time order, the instruction as caption."""
+def _film(film: Mapping[str, Any]) -> dict[str, Any]:
+    """An episode with its pictures: "moving", and "stills" in time order."""
     frames = np.asarray(film["frames"], dtype=np.uint8)
-    stills = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)
-    outcome = "success" if film.get("success") else "wrong object" if film.get("wrong_object") else "failure"
-    badge = "good" if outcome == "success" else "bad"
-    stage = f'<span class="stage">{escape(str(film["stage"]))}</span>' if film.get("stage") else ""
-    strip = "".join(f'<img src="{_webp(frames[i : i + 1])}" alt="">' for i in stills)
-    caption = escape(str(film["caption"]))
-    return (
-        f'<figure><figcaption><q>{caption}</q>{stage}<span class="badge {badge}">{outcome}</span></figcaption>'
-        f'<div class="strip"><img class="moving" src="{_webp(frames)}" alt="{caption}">{strip}</div></figure>'
-    )
+    shown = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)
+    return {**film, "moving": _webp(frames), "stills": [_webp(frames[i : i + 1]) for i in shown]}
 
 
 def _webp(frames: NDArray[np.uint8]) -> str:
@@ -240,87 +156,25 @@ def _webp(frames: NDArray[np.uint8]) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _stages(report: Mapping[str, Any]) -> str:
-    stages = report.get("stages", ())
-    if not stages:
-        return ""
-    total = sum(stage["seconds"] for stage in stages)
-    longest = max(stage["seconds"] for stage in stages) or 1.0
-    rows = []
-    for stage in stages:
-        share = 100 * stage["seconds"] / longest
-        facts = [f"{_words(key)} {_value(value)}" for key, value in stage.items() if key not in _STAGE_FIELDS]
-        if stage.get("state", "done") != "done":
-            facts.insert(0, stage["state"])
-        rows.append(
-            f'<tr><th scope="row">{escape(_words(stage["name"]))}</th>'
-            f'<td class="number">{_duration(stage["seconds"])}</td>'
-            f'<td class="share"><span style="width:{share:.1f}%"></span></td>'
-            f'<td class="extra">{escape(", ".join(facts))}</td></tr>'
-        )
-    total_cells = f'<td class="number">{_duration(total)}</td><td></td><td></td>'
-    rows.append(f'<tr class="total"><th scope="row">total</th>{total_cells}</tr>')
-    return f"<section><h2>Where the time went</h2><table><tbody>{''.join(rows)}</tbody></table></section>"
-
-
-def _latency(report: Mapping[str, Any]) -> str:
-    latency = report.get("latency_ms")
-    if not latency:
-        return ""
+def _latency(latency: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """The rows of the table of latencies: the round trip, then those that have a name."""
     groups = {"round trip": {key: value for key, value in latency.items() if not isinstance(value, Mapping)}}
     groups |= {name: value for name, value in latency.items() if isinstance(value, Mapping)}
-    columns = list(dict.fromkeys(key for group in groups.values() for key in group))
-    head = "".join(f'<th scope="col" class="number">{escape(_words(column))}</th>' for column in columns)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(_words(name))}</th>'
-        + "".join(f'<td class="number">{_value(group[column]) if column in group else ""}</td>' for column in columns)
-        + "</tr>"
-        for name, group in groups.items()
-        if group
-    )
-    return (
-        "<section><h2>Served over a websocket</h2><table class='narrow'><thead><tr><th scope='col'>milliseconds</th>"
-        f"{head}</tr></thead><tbody>{rows}</tbody></table></section>"
-    )
+    return {name: group for name, group in groups.items() if group}
 
 
-def _breakdown(report: Mapping[str, Any]) -> str:
-    """Success per task and per phrasing, before and after."""
-    before, after = report.get("imitation") or {}, report.get("rl") or {}
-    tables = []
-    for key, title in (("per_task", "task"), ("per_phrasing", "phrasing")):
-        names = list(dict.fromkeys([*after.get(key, {}), *before.get(key, {})]))
-        rows = "".join(
-            f'<tr><th scope="row">{escape(name)}</th>'
-            + "".join(_breakdown_cells(result.get(key, {}).get(name)) for result in (before, after))
-            + "</tr>"
-            for name in names
-        )
-        if rows:
-            tables.append(
-                f"<table><thead><tr><th scope='col'>{title}</th><th scope='col' colspan='2'>imitation</th>"
-                f"<th scope='col' colspan='2'>after online RL</th></tr></thead><tbody>{rows}</tbody></table>"
-            )
-    if not tables:
-        return ""
-    return f"<details><summary>Per task and per phrasing</summary>{''.join(tables)}</details>"
-
-
-def _breakdown_cells(result: Eval | None) -> str:
-    if not result:
-        return "<td></td><td></td>"
-    detail = f"{_count(result)}, {_interval(result)}"
-    return f'<td class="number">{100 * _rate(result):.1f}%</td><td class="extra">{detail}</td>'
-
-
-def _footer(report: Mapping[str, Any]) -> str:
-    keys = [key for key in ("command", "commit", "machine") if report.get(key)]
-    rows = "".join(f"<dt>{key}</dt><dd>{escape(str(report[key]))}</dd>" for key in keys)
-    return f"<footer><dl>{rows}</dl></footer>" if rows else ""
+def _breakdown(part: str, report: Mapping[str, Any]) -> list[tuple[str, Eval | None, Eval | None]]:
+    """(name, before, after) of every task or phrasing."""
+    before, after = ((report.get(key) or {}).get(part, {}) for key in ("imitation", "rl"))
+    return [(name, before.get(name), after.get(name)) for name in dict.fromkeys([*after, *before])]
 
 
 def _rate(result: Eval) -> float:
     return result["successes"] / max(result["episodes"], 1)
+
+
+def _percent(result: Eval) -> str:
+    return f"{100 * _rate(result):.1f}%"
 
 
 def _count(result: Eval) -> str:
@@ -329,7 +183,11 @@ def _count(result: Eval) -> str:
 
 def _interval(result: Eval) -> str:
     lo, hi = result["wilson95"]
-    return f"{100 * lo:.1f}&ndash;{100 * hi:.1f}%"
+    return f"{100 * lo:.1f}\u2013{100 * hi:.1f}%"
+
+
+def _control_label(name: str) -> str:
+    return CONTROL_LABELS.get(name, _words(name))
 
 
 def _words(name: object) -> str:
@@ -347,3 +205,30 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"
+
+
+def _facts(stage: Mapping[str, Any]) -> list[str]:
+    """Words about a stage: its state, unless it is done, and its counts and figures."""
+    facts = [f"{_words(key)} {_value(value)}" for key, value in stage.items() if key not in _STAGE_FIELDS]
+    return facts if _finished(stage) else [stage["state"], *facts]
+
+
+def _finished(stage: Mapping[str, Any]) -> bool:
+    return stage.get("state", "done") == "done"
+
+
+def _practice(teacher: Mapping[str, Any]) -> str:
+    """How a privileged teacher became good enough."""
+    steps = int(teacher.get("control_steps", 0))
+    return f"practised for {steps:,} control steps (counted above)" if steps else "needed no practice"
+
+
+_PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+_PAGES.filters |= {
+    "percent": _percent, "count": _count, "interval": _interval, "control_label": _control_label, "words": _words,
+    "value": _value, "duration": _duration, "facts": _facts, "practice": _practice,
+}  # fmt: skip
+_PAGES.tests["finished"] = _finished
+_PAGES.globals["control_notes"] = CONTROL_NOTES
