@@ -8,7 +8,7 @@ import pytest
 
 from bascule.commands import doctor
 from bascule.main import main
-from vla.runtime import rendering_backend
+from vla.runtime import machine, rendering_backend
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_this_machine_is_well(capsys):
 def test_what_is_needed_and_broken_is_named_with_a_remedy_and_fails(only, capsys, monkeypatch):
     only(doctor.disk, doctor.memory)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**28}))
-    monkeypatch.setattr(doctor, "_available_memory_gb", lambda: 0.5)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2**29)
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert said.count("BROKEN") == 2 and "0.2 GiB" in said and "runs/" in said and "--num-envs" in said

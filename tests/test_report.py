@@ -15,8 +15,9 @@ from PIL import Image
 
 from bascule.report import charts
 from bascule.report.page import render, write_report
-from vla.runtime.contact_sheet import contact_sheet
-from vla.runtime.provenance import machine, provenance
+from vla.runtime.machine import machine
+from vla.runtime.provenance import provenance
+from vla.runtime.scene_pictures import contact_sheet
 
 
 def result(successes, episodes, interval, **more):

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vla.core.paths import ROOT
-from vla.core.waiting import CHOSEN_BY_USER, WAITING
+from vla.core.waiting import CHOSEN_BY_USER, WAITING, usable_cores
 
 KINDS = {
     "ours": WAITING,
@@ -46,7 +46,7 @@ def main() -> None:
     if args.workload:
         print(json.dumps(workload(args.workload)))
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = round(usable_cores())
     result: dict = {"cores": cores, "load_before": os.getloadavg()[0], "rounds": args.rounds, "workloads": {}}
     for name in WORKLOADS:
         rows = {}

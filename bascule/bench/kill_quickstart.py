@@ -9,6 +9,7 @@ Reports are equal if they differ in nothing but times, speeds, memory and the st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from vla.core.config import load_json
 from vla.runtime.provenance import provenance
@@ -39,15 +42,12 @@ def quickstart(out: Path, *flags: str) -> subprocess.Popen[bytes]:
 
 
 def members(session: int) -> list[int]:
-    """Processes of a session that are still alive (Linux)."""
+    """Processes of a session that are still alive."""
     found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and os.getsid(int(entry.name)) == session:
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                found += [int(entry.name)] if state != "Z" else []
-        except OSError:
-            continue
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(OSError):  # it has ended in the meantime
+            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
     return found
 
 

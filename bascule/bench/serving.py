@@ -125,7 +125,7 @@ class _Load:
 def load(row: Row, policy: Any, *, clients: int, seconds: float) -> list[dict[str, Any]]:
     """Load test: `clients` clients send requests back to back; latency, errors and growth of the server's memory."""
     from policies.serving.client import PolicyClient
-    from policies.serving.prometheus import resident_bytes
+    from vla.runtime.machine import resident_bytes
 
     seen, stop = _Load(), threading.Event()
 
@@ -152,7 +152,7 @@ def load(row: Row, policy: Any, *, clients: int, seconds: float) -> list[dict[st
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 time.sleep(min(1.0, seconds / 20))
-                memory.append(resident_bytes(server.pid) or 0)
+                memory.append(resident_bytes(server.pid))
             stop.set()
             for thread in threads:
                 thread.join(60)

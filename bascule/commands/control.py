@@ -342,12 +342,13 @@ def local_policy(folder: Path, embodiment: str | None = None) -> Any:
     """The policy in a checkpoint, on half of the machine's cores."""
     from policies.export.exported_policy import ExportedPolicy
     from policies.load import load_policy
+    from vla.runtime.machine import half_of_the_cores
 
     policy = load_policy(folder, embodiment)
     if not isinstance(policy, ExportedPolicy):  # it sees to its threads itself, and may need no torch
         import torch
 
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the other half is the robot's
+        torch.set_num_threads(half_of_the_cores())
     return policy
 
 

@@ -127,22 +127,12 @@ def disk() -> Check:
 
 def memory() -> Check:
     """Check the available memory in GiB."""
-    free = _available_memory_gb()
-    if free is None:
-        return Check("memory", True, "unknown on this system")
+    from vla.runtime.machine import free_memory
+
+    free = free_memory() / 2**30
     good = free >= NEEDED_MEMORY_GB
     advice = "" if good else "close programs; fewer environments (--num-envs) and `vla train --stream True` need less"
     return Check("memory", good, f"{free:.1f} GiB available", advice)
-
-
-def _available_memory_gb() -> float | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 2**20
-    except OSError:
-        pass
-    return None
 
 
 def loopback() -> Check:

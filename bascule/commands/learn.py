@@ -247,5 +247,3 @@ class Train(Command):
 
     def kept(self) -> str:
         return f"the last checkpoint stays in {self.out}; add --resume to continue"
-
-

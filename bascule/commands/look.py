@@ -66,7 +66,7 @@ class View(Command):
         check_numbers(self, scenes=(1, 10_000), seed=(0, 2**53), image_size=(8, 4096), workers=(1, 1024))
         from envs import make_vec
         from vla.runtime.console import say
-        from vla.runtime.contact_sheet import contact_sheet
+        from vla.runtime.scene_pictures import contact_sheet
 
         if self.policy not in AGENTS:
             from policies.load import checkpoint
@@ -117,8 +117,8 @@ class View(Command):
         Every second control step is a frame.
         """
         from envs import make_vec
-        from vla.runtime.animation import Animation
         from vla.runtime.console import progress
+        from vla.runtime.scene_pictures import Animation
 
         more = {"phrasings": self.phrasings, "perturb": chosen_perturbation(self.perturb, self.randomise)}
         env = make_vec(self.suite, self.scenes, num_workers=self.workers, **more)

@@ -160,7 +160,7 @@ def _draw(
 
 def _show(config: RobustnessConfig, axes: tuple[str, ...], severities: list[float], out: Path) -> None:
     """OUT/severities.png: the first evaluation scene, an axis a row, a severity a column."""
-    from vla.runtime.contact_sheet import contact_sheet
+    from vla.runtime.scene_pictures import contact_sheet
 
     scenes, captions = [], []
     for axis in axes:

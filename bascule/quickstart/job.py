@@ -23,16 +23,15 @@ from bascule.quickstart.stages import (
     Result,
     Stage,
     merged_parts,
-    peak_memory_gib,
     run_stages,
     sigterm_interrupts,
     write_outcome,
 )
 from bascule.report.page import write_report
 from vla.core.config import decode, encode, load_json, save_json
-from vla.core.waiting import idle_cores
 from vla.runtime import console
 from vla.runtime.locks import locked, refuse_used
+from vla.runtime.machine import idle_cores, peak_memory_gib
 from vla.runtime.provenance import provenance
 
 _RUN = "quickstart.json"

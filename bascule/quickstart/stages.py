@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ import numpy as np
 
 from vla.core.config import load_json, save_json, write_atomic
 from vla.runtime import console
+from vla.runtime.machine import peak_memory_gib
 
 State = Literal["done", "failed", "not run"]
 
@@ -148,12 +148,6 @@ def merged_parts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             both = isinstance(part, Mapping) and isinstance(report.get(name), Mapping)
             report[name] = {**report[name], **part} if both else part
     return report
-
-
-def peak_memory_gib() -> float:
-    """Largest resident size of this process plus that of its largest child (the kernel keeps no sum)."""
-    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + 2 * child) / 2**20
 
 
 @contextmanager

@@ -77,9 +77,7 @@ def headlines(results: Results) -> list[str]:
     for line in results.contents.headlines:
         claim = results.claims[line.claim]
         (k0, n0), (k, n) = claim.pooled(line.before), claim.pooled(line.after)
-        rows.append(
-            [line.what, f"{line.before} {100 * k0 / n0:.1f}%", f"{rate(k, n)}", f"{len(claim.seeds)}"]
-        )
+        rows.append([line.what, f"{line.before} {100 * k0 / n0:.1f}%", f"{rate(k, n)}", f"{len(claim.seeds)}"])
     return _table(["", "before", "after online RL: k/n, Wilson 95%", "seeds"], rows)
 
 

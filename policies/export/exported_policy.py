@@ -25,6 +25,7 @@ from vla.core.config import decode
 from vla.core.types import ActionChunk, Observation, Prefix
 from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig
 from vla.processing.stats import Stats
+from vla.runtime.machine import half_of_the_cores
 
 Format = Literal["onnx", "torch", "aoti"]
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -100,7 +101,7 @@ class ExportedPolicy:
         stats = Stats.from_dict(json.loads(files[STATS]))
         tokenizer = FileTokenizer(files[TOKENIZER], pad_token_id=whole["pad_token_id"])
         processor = Preprocessor(decode(ProcessorConfig, whole["processor"]), stats, tokenizer)
-        threads = threads or max(1, (os.cpu_count() or 2) // 2)
+        threads = threads or half_of_the_cores()
         return ExportedPolicy(config, processor, load_graph(config, files[name], threads=threads))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from pathlib import Path
+
+from vla.runtime.machine import resident_bytes
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -60,24 +61,12 @@ class Metrics:
             lines += [f"{_PREFIX}{name}_sum {self._sums[name]:.9g}", f"{_PREFIX}{name}_count {total}"]
         for name, value in gauges.items():
             lines += [*_head(name, GAUGES[name], "gauge"), f"{_PREFIX}{name} {value:g}"]
-        if (memory := resident_bytes()) is not None:
-            lines += [
-                "# HELP process_resident_memory_bytes Resident memory size in bytes.",
-                "# TYPE process_resident_memory_bytes gauge",
-                f"process_resident_memory_bytes {memory}",
-            ]
+        lines += [
+            "# HELP process_resident_memory_bytes Resident memory size in bytes.",
+            "# TYPE process_resident_memory_bytes gauge",
+            f"process_resident_memory_bytes {resident_bytes()}",
+        ]
         return "\n".join(lines) + "\n"
-
-
-def resident_bytes(pid: int | str = "self") -> int | None:
-    """Resident memory of a process; None where the system does not say (only Linux does, here)."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 def _head(name: str, help_text: str, kind: str) -> list[str]:

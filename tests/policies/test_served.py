@@ -189,9 +189,7 @@ def test_metrics_count_what_happened(two: PolicyServer) -> None:
 
 
 def serving(**options: object) -> contextlib.AbstractContextManager[PolicyServer]:
-    return serve_in_thread(
-        PolicyServer(Constant(1), port=0, **options)
-    )
+    return serve_in_thread(PolicyServer(Constant(1), port=0, **options))
 
 
 def test_metrics_need_the_key() -> None:

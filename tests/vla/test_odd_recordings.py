@@ -16,6 +16,7 @@ from tests.vla.odd_recordings import KEY, SIZE, brightness, png, shown, write_da
 from vla.data.lerobot_dataset import load_dataset, load_datasets
 from vla.model.policy import VLAPolicy
 from vla.processing.stats import Stats, VectorStats
+from vla.runtime import machine
 from vla.runtime.console import say
 
 GREY = np.full((SIZE, SIZE), 100, np.uint8)
@@ -420,7 +421,7 @@ def test_several_folders_are_read_at_one_size(tmp_path):
 
 
 def test_what_the_doctor_advises_is_accepted(monkeypatch):
-    monkeypatch.setattr(doctor, "_available_memory_gb", lambda: 0.5)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2**29)
     advice = doctor.memory().advice
     commands = re.findall(r"`vla ([^`]+)`", advice)
     assert commands == ["train --stream True"]

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from vla.core import waiting
-from vla.core.waiting import CHOSEN_BY_USER, WAITING, idle_cores, usable_cores
-from vla.runtime import process
+from vla.core.waiting import CHOSEN_BY_USER, WAITING, usable_cores
+from vla.runtime import machine, process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,9 +64,7 @@ def test_the_script_sets_it_for_what_it_runs(tmp_path):
 
     def told(**variables):
         env = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER} | variables
-        done = subprocess.run(
-            ["sh", "run", "list"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run(["sh", "run", "list"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -92,13 +90,12 @@ def test_a_containers_quota_counts(tmp_path, files, cores):
     assert usable_cores(tmp_path) == (scheduled if cores is None else cores)
 
 
-def test_idle_cores_without_proc(monkeypatch):
-    monkeypatch.setattr(waiting, "_read", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
-    assert idle_cores(0.01) == 0.0
-    monkeypatch.setattr(os, "getloadavg", lambda: (3.5, 0.0, 0.0))
-    assert idle_cores(0.01) == 0.5
+@pytest.mark.parametrize(("usable", "idle"), [(8.0, 1.0), (0.5, 0.5)])
+def test_idle_cores_are_those_that_this_process_may_use(monkeypatch, usable, idle):
+    monkeypatch.setattr(psutil, "cpu_percent", lambda window_s: 75.0)
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machine, "usable_cores", lambda: usable)
+    assert machine.idle_cores(0.01) == idle
 
 
 @pytest.mark.parametrize(("idle", "threads"), [(7.6, 4), (2.4, 2), (0.2, 1)])

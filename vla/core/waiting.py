@@ -19,7 +19,6 @@ OMP_NUM_THREADS says how many cores the quota is worth.
 from __future__ import annotations
 
 import os
-import time
 
 WAITING = {
     "GOMP_SPINCOUNT": "10000",  # turns; GNU's OpenMP, which torch brings for Linux
@@ -48,27 +47,6 @@ def usable_cores(cgroup: str | os.PathLike[str] = "/sys/fs/cgroup") -> float:
         if quota > 0 and period > 0:
             return min(cores, quota / period)
     return cores
-
-
-def idle_cores(window_s: float = 0.3) -> float:
-    """Cores' worth of idle time right now, of those that this process may use. More threads than that only take turns.
-
-    Where the system does not count idle time (/proc/stat), by its load of the last minute.
-    """
-    cores, machine = usable_cores(), os.cpu_count() or 1
-
-    def jiffies() -> tuple[int, int]:
-        counts = [int(word) for word in _read("/proc/stat").split("\n", 1)[0].split()[1:9]]
-        return counts[3] + counts[4], sum(counts)  # idle and waiting for disks; all
-
-    try:
-        idle, total = jiffies()
-        time.sleep(window_s)
-        idle_after, total_after = jiffies()
-        free = machine * (idle_after - idle) / max(1, total_after - total)
-    except OSError:
-        free = machine - os.getloadavg()[0] if hasattr(os, "getloadavg") else machine
-    return min(cores, max(0.0, free))
 
 
 def _read(path: str) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ from vla.core.types import ActionSpec, Observation
 from vla.data.dataset_meta import camera_keys, check_width, component_names, naming_notes, read_info
 from vla.data.decoding import decode_images, decode_videos
 from vla.data.tables import data_files, instructions, privileged, read_table, row_place, timing_notes, vectors
+from vla.runtime.machine import free_memory
 
 if TYPE_CHECKING:
     from vla.data.lazy_frames import LazyFrames
@@ -201,7 +201,7 @@ def load_dataset(
     for key, wanted in ((PROPRIO, proprio_dim), (ACTION, action_dim)):
         check_width(features, key, wanted)
     if lazy is None:
-        lazy = _pixels(features, list(keys.values()), info["total_frames"], image_size) > 0.5 * _free_memory()
+        lazy = _pixels(features, list(keys.values()), info["total_frames"], image_size) > 0.5 * free_memory()
     in_memory = [] if lazy else [key for key in keys.values() if features[key]["dtype"] == "image"]
     table, order = read_table(root, info, [PROPRIO, ACTION, *in_memory])
     proprio, action = (vectors(table, features, key) for key in (PROPRIO, ACTION))
@@ -266,7 +266,7 @@ def load_datasets(
 
 # ---------------------------------------------------------------------- pixels
 def _check_memory(features: dict[str, Any], keys: list[str], frames: int, image_size: int | None) -> None:
-    needed, available = _pixels(features, keys, frames, image_size), _free_memory()
+    needed, available = _pixels(features, keys, frames, image_size), free_memory()
     if needed > 1 << 30 and needed > _MEMORY_SHARE * available:
         raise ValueError(
             f"{frames} frames of {len(keys)} cameras need {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} "
@@ -277,11 +277,6 @@ def _check_memory(features: dict[str, Any], keys: list[str], frames: int, image_
 def _pixels(features: dict[str, Any], keys: list[str], frames: int, image_size: int | None) -> int:
     """Bytes of these cameras, decoded."""
     return frames * sum(3 * image_size**2 if image_size else int(np.prod(features[key]["shape"])) for key in keys)
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without swapping, on every system."""
-    return psutil.virtual_memory().available
 
 
 def _rows_of(image: NDArray[np.uint8] | LazyFrames, rows: NDArray[np.int64]) -> NDArray[np.uint8] | LazyFrames:

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vla.core.waiting import usable_cores
+
 
 def launched() -> tuple[int, int]:
     """This process's rank and the number of processes, as the launcher's environment says."""
@@ -26,7 +28,7 @@ def launch(processes: int) -> NoReturn:
     """Become torchrun, which runs this very command `processes` times on this machine. ValueError below 1."""
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(usable_cores()) // processes)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     sys.stdout.flush()
     os.execv(sys.executable, [*torchrun, "-m", "bascule.main", *sys.argv[1:]])

@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from vla.core.waiting import idle_cores
+from vla.runtime.machine import idle_cores
 
 
 class Stop:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
-from pathlib import Path
 
 from vla.core.paths import ROOT
+from vla.runtime.machine import machine
 
 
 def provenance() -> dict[str, str]:
@@ -26,15 +24,3 @@ def provenance() -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     return {"commit": commit or "unknown", "machine": machine()}
-
-
-def machine() -> str:
-    """Processor, usable cores, memory and system in one line; a caller that used GPUs adds their names."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        fields = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-        cpu = next((value.strip() for key, _, value in fields if key.strip() == "model name"), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory_gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{cpu}, {cores} cores, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}"

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -24,6 +23,7 @@ from vla.data.batches import Batch, LiveDemos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
 from vla.processing.processor import Processor
+from vla.runtime.machine import free_memory
 from vla.training.multi_robot import members_of
 from vla.training.optim import checkpoint_layers
 from vla.training.train_config import TrainConfig
@@ -85,7 +85,7 @@ class Budget:
             free, _ = torch.cuda.mem_get_info()
             if self.model > free:
                 return f"the model needs {_size(self.model)}, the GPU has {_size(free)} free: {_REMEDY}"
-        free = psutil.virtual_memory().available
+        free = free_memory()
         # The images are there already.
         if (needed := self.memory - self.pixels) > free:
             return f"the run needs {_size(needed)} more memory, {_size(free)} are free: {_REMEDY}"

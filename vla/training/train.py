@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from vla.backbones.features import Features
 from vla.core.checkpoint import CONFIG, load_checkpoint
 from vla.core.config import encode, fill_defaults, lookup, save_json
-from vla.core.waiting import idle_cores
 from vla.data.batches import Ahead, Batch, LiveDemos, Source, join
 from vla.data.feature_cache import check_demos, encode_demos
 from vla.data.lerobot_dataset import DemoSet
@@ -34,6 +33,7 @@ from vla.processing.processor import ModelInput, Processor
 from vla.processing.text import warn_of_lookalikes
 from vla.runtime.distributed import assemble, held, launched, load_model, load_optimiser, part_of, whole
 from vla.runtime.locks import locked, refuse_used
+from vla.runtime.machine import idle_cores
 from vla.runtime.process import Stop, restored_threads, stop_signals
 from vla.runtime.run_log import METRICS, TRACKERS, Metrics
 from vla.training.language_cotraining import LanguageTask
