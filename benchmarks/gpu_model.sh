@@ -4,8 +4,8 @@
 #
 #   benchmarks/gpu_model.sh [FOLDER]     writes FOLDER/bench-gpu.json ($OUT, or runs/benchmarks)
 #
-# It needs a Python with torch (CUDA), transformers, tokenizers, safetensors and numpy: `./run setup` makes one in
-# .venv. On a machine without network, put wheels of what is missing (transformers==5.5.*, tokenizers) into .whl/.
+# It needs a Python with torch (CUDA), transformers, tokenizers, safetensors, psutil and numpy: `./run setup` makes one in
+# .venv. On a machine without network, put wheels of what is missing (transformers==5.5.*, tokenizers, psutil) into .whl/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-${OUT:-runs/benchmarks}}
@@ -22,7 +22,7 @@ import sys
 
 from bascule.bench.simulation import BENCHES
 from vla.core.config import save_json
-from bascule.report.page import provenance
+from vla.runtime.provenance import provenance
 
 try:
     rows = BENCHES["gpu"]()

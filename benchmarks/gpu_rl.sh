@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from vla.core.config import save_json
-from bascule.report.page import provenance
+from vla.runtime.provenance import provenance
 
 out = Path(sys.argv[1])
 rows = [json.loads(line) for line in (out / "rl/metrics.jsonl").read_text().splitlines()]

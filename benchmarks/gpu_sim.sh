@@ -10,7 +10,7 @@
 # On a machine with a GPU and this repository set up (`./run setup warp`) nothing else is needed. For a machine
 # without network that has only a Python 3.12 with torch and numpy, and takes less than 64 MB at a time:
 #
-#   here    benchmarks/gpu_sim.sh pack             .gpu/part-a, .gpu/part-b: warp, mujoco, mujoco_warp of this .venv
+#   here    benchmarks/gpu_sim.sh pack             .gpu/part-a, .gpu/part-b: warp, mujoco, mujoco_warp, psutil of this .venv
 #   here    benchmarks/gpu_sim.sh pack kernels 90  the same, and kernels compiled for sm_90 (H100, H200), minutes of CPU
 #   there   benchmarks/gpu_sim.sh keep             with .gpu/part-a carried along: puts it aside, in $BASCULE_GPU
 #   there   benchmarks/gpu_sim.sh                  with .gpu/part-b carried along: joins, unpacks, runs
@@ -26,7 +26,7 @@ pack() {
     ignored=$(git rev-parse --git-path info/exclude)
     grep -qs '^/.gpu/$' "$ignored" || { mkdir -p "$(dirname "$ignored")" && echo '/.gpu/' >>"$ignored"; }
     if [ "${1:-}" = kernels ]; then compile_kernels "${2:-90}"; fi
-    for path in "$site"/{warp,mujoco,mujoco.libs,mujoco_warp} "$site"/{warp_lang,mujoco_warp,mujoco}-*.dist-info; do
+    for path in "$site"/{warp,mujoco,mujoco.libs,mujoco_warp,psutil} "$site"/{warp_lang,mujoco_warp,mujoco}-*.dist-info; do
         if [ -e "$path" ]; then names+=("$(basename "$path")"); fi
     done
     # warp-clang.so compiles for CPUs only. The rest left out is documentation in code.
@@ -123,7 +123,7 @@ import sys
 
 from bascule.bench.simulation_warp import WORLDS, bench_warp
 from vla.core.config import save_json
-from bascule.report.page import provenance
+from vla.runtime.provenance import provenance
 
 parser = argparse.ArgumentParser(prog="gpu_sim.sh")
 parser.add_argument("--device")

@@ -63,6 +63,17 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
 
 
+def test_what_the_scripts_of_benchmarks_import_is_there():
+    texts = [path.read_text() for path in sorted((ROOT / "benchmarks").glob("*.sh"))]
+    parts = [part for text in texts for part in re.findall(r"<<'PY'\n(.*?)\nPY\n", text, re.DOTALL)]
+    imports = [node for part in parts for node in ast.walk(ast.parse(part)) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if node.module.partition(".")[0] in ("vla", "envs", "bascule")]
+    assert len(ours) > 5, "the scan found nothing: it is broken"
+    for node in ours:
+        module = importlib.import_module(node.module)
+        assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], node.module
+
+
 def test_every_page_is_read():
     names = {page.stem for page in PAGES}
     wanted = {"README", "concepts", "train", "evaluate", "rl", "deploy", "extend", "architecture"}
