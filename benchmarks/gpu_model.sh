@@ -20,12 +20,12 @@ fi
 exec "$python" - "$out/bench-gpu.json" <<'PY'
 import sys
 
-from bascule.bench.simulation import BENCHES
+from bascule.bench.model_gpu import bench
 from vla.core.config import save_json
 from vla.runtime.provenance import provenance
 
 try:
-    rows = BENCHES["gpu"]()
+    rows = bench()
 except (ValueError, RuntimeError) as problem:
     sys.exit(f"gpu_model.sh: {problem}")
 save_json(sys.argv[1], {"bench": "gpu", **provenance(), "results": rows})

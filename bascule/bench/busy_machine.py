@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vla.core.config import save_json
 from vla.core.paths import ROOT
 from vla.core.waiting import CHOSEN_BY_USER, WAITING, usable_cores
 
@@ -67,8 +68,7 @@ def main() -> None:
             busy = smoke()
         result["smoke quickstart"] = {"idle_s": idle, "busy_s": busy, "busy / idle": busy / idle}
         print("smoke quickstart", json.dumps(result["smoke quickstart"]))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    save_json(args.out, result)
 
 
 def compare(name: str, rounds: int) -> dict[str, dict[str, float]]:
@@ -135,11 +135,11 @@ def imitation():  # noqa: ANN201
     """40 steps of imitation of the default policy on features of 64 frames."""
     import torch
 
-    from bascule.bench.simulation import _observation, tiny_policy
+    from bascule.bench.measuring import random_observation, tiny_policy
 
     vla = tiny_policy().vla
     with torch.no_grad():
-        seen = vla.encode(vla.processor.prepare(_observation(64))).float()
+        seen = vla.encode(vla.processor.prepare(random_observation(64))).float()
     proprio_BP, action_BCA, mask_BC = torch.randn(64, 8), torch.rand(64, 8, 4), torch.ones(64, 8)
     vla.train()
     vla.requires_grad_(False)
@@ -157,9 +157,9 @@ def imitation():  # noqa: ANN201
 
 def decision():  # noqa: ANN201
     """60 decisions of the default policy, one observation each."""
-    from bascule.bench.simulation import _observation, tiny_policy
+    from bascule.bench.measuring import random_observation, tiny_policy
 
-    policy, obs = tiny_policy(), _observation(1)
+    policy, obs = tiny_policy(), random_observation(1)
     return lambda: policy.act(obs), 60
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from bascule.bench.measuring import Row, row, tiny_policy
 from vla.core.types import ActionChunk, Observation, Policy, Prefix
 
 SUITE, ENVIRONMENTS, EPISODES = "tabletop-pick", 16, 32
@@ -31,14 +31,15 @@ class Metered:
         return chunk
 
 
-def decision_rows(row: Callable[..., dict[str, Any]], policy: Policy) -> list[dict[str, Any]]:
-    """Decisions/s of `evaluate`, which other load lowers, and the CPU time per decision, which it hardly affects."""
+def bench() -> list[Row]:
+    """Decisions/s of `evaluate`, which other load lowers, and the CPU time per decision, which it hardly affects. About
+    a minute."""
     import psutil
 
     from envs import make_vec
     from envs.evaluation.evaluate import evaluate
 
-    env = make_vec(SUITE, ENVIRONMENTS)
+    env, policy = make_vec(SUITE, ENVIRONMENTS), tiny_policy()
     try:
         evaluate(policy, env, range(ENVIRONMENTS), suite=SUITE)  # warm-up
         metered, workers = Metered(policy), [psutil.Process(pid) for pid in env.worker_pids]

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from vla.core.config import load_json
+from vla.core.config import load_json, save_json
 from vla.runtime.provenance import provenance
 
 STAGES = (
@@ -105,7 +105,7 @@ def main() -> int:
     result = {"bench": "kill_quickstart", **provenance(), "kills": rows, "exit_codes": codes, "differences": found}
     print(f"{len(rows)} kills, exit codes {codes}, {len(found)} differences {found[:5]}")
     if asked.json:
-        asked.json.write_text(json.dumps(result, indent=2) + "\n")
+        save_json(asked.json, result)
     return int(bool(found) or any(codes) or any(row["left"] for row in rows))
 
 

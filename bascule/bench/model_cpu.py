@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bascule.bench.measuring import Row, best_rate, random_observation, row, timed_in_turns, tiny_policy
 from bascule.experiments.ablations import lean_bridge
+from policies.export.aot_inductor import compiler
+from policies.export.exported_policy import ExportedPolicy
+from policies.export.exporter import export
 from vla.backbones.features import Features
+from vla.core.types import Observation, Policy
 from vla.model.bridge import Bridge
 from vla.model.config import BridgeConfig, FaithfulConfig
+from vla.model.policy import VLAPolicy
 from vla.model.released_bridge import FaithfulBridge
 
 WIDTH, LAYERS, RAW, QUERIES, CHUNK, PROPRIO = 896, 24, 512, 64, 8, 8
@@ -82,51 +88,28 @@ def step_seconds(module: nn.Module, batch: int, repeats: int) -> float:
     return best
 
 
-def head_rows(row: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
+def head_rows() -> list[Row]:
     """Speed and memory of the head alone, each against the released Pro block in the same run."""
+    released = "released Pro"
     arms: dict[str, Callable[[], nn.Module]] = {
-        "released Pro": released_pro,
+        released: released_pro,
         "lean bridge": lambda: ours(lean_bridge()),
         "lean bridge, every 2nd layer": lambda: ours(lean_bridge(taps="every:2")),
         "default bridge": lambda: ours(BridgeConfig(width=WIDTH, heads=8, point_stem=False)),
     }
-    rows, size = [], f"{LAYERS} layers, width {WIDTH}, {RAW} raw tokens, {QUERIES} queries, chunk {CHUNK}, fp32"
-    seconds: dict[str, float] = {}
-    for name, make in arms.items():
-        seconds[name] = step_seconds(make(), HEAD_BATCH, 2)
-        rows.append(
-            row(
-                f"head forward+backward, {name}",
-                HEAD_BATCH / seconds[name],
-                "samples/s",
-                config=f"{size}, batch {HEAD_BATCH}, 1 thread, best of 2",
-                baseline=None if name == "released Pro" else "released Pro",
-                base=HEAD_BATCH / seconds["released Pro"],
-            )
-        )
+    size = f"{LAYERS} layers, width {WIDTH}, {RAW} raw tokens, {QUERIES} queries, chunk {CHUNK}, fp32"
+    speed = {name: HEAD_BATCH / step_seconds(make(), HEAD_BATCH, 2) for name, make in arms.items()}
+    config = f"{size}, batch {HEAD_BATCH}, 1 thread, best of 2"
+    rows = _beside(released, speed, "head forward+backward, {}", "samples/s", config)
     for batch in (HEAD_BATCH, TRAINING_BATCH):
-        base = training_bytes(released_pro, batch)
-        for name, make in arms.items():
-            rows.append(
-                row(
-                    f"head training memory, {name}, batch {batch}",
-                    training_bytes(make, batch) / 2**20,
-                    "MiB",
-                    config=f"{size}; parameters + gradients + tensors kept for backward",
-                    baseline=None if name == "released Pro" else "released Pro",
-                    base=base / 2**20,
-                )
-            )
+        memory = {name: training_bytes(make, batch) / 2**20 for name, make in arms.items()}
+        config = f"{size}; parameters + gradients + tensors kept for backward"
+        rows += _beside(released, memory, f"head training memory, {{}}, batch {batch}", "MiB", config)
     return rows
 
 
-def call_rows(
-    row: Callable[..., dict[str, Any]], policy: Any, obs: Any, others: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Decisions/s at batch 1, taken in turns so that a busy machine slows all alike; medians.
-
-    `others`: by name, more policies that decide the same.
-    """
+def call_rows(policy: VLAPolicy, obs: Observation, others: Mapping[str, Policy]) -> list[Row]:
+    """Median decisions/s at batch 1. `others`: by name, more policies that decide the same."""
     processor = policy.vla.processor
 
     def naive() -> None:
@@ -137,26 +120,50 @@ def call_rows(
 
     arms = {"naive": naive, "policy": lambda: policy.act(obs)}
     arms |= {name: partial(other.act, obs) for name, other in others.items()}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(63):
-        for name, call in arms.items():
-            begin = time.perf_counter()
-            call()
-            if turn >= 3:
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    middle = {name: sorted(each)[len(each) // 2] for name, each in times.items()}
+    times = timed_in_turns(arms, 60, warm_up=3)
+    rates = {name: 1e3 / sorted(each)[len(each) // 2] for name, each in times.items()}
     config = (
         "embedded backbone, 2 cameras of 84 px, batch 1, fp32, 1 thread, median of 60; naive: tokenised anew, text "
+        "padded to its limit, gradients recorded"
     )
-    config += "padded to its limit, gradients recorded"
+    return _beside("naive", rates, "one decision, {}", "calls/s", config)
+
+
+def _beside(baseline: str, values: Mapping[str, float], name: str, unit: str, config: str) -> list[Row]:
+    """A row for each arm, with its ratio to the arm `baseline`; `name` has a place for the arm's."""
     return [
-        row(
-            f"one decision, {name}",
-            1e3 / value,
-            "calls/s",
-            config=config,
-            baseline=None if name == "naive" else "naive",
-            base=1e3 / middle["naive"],
-        )
-        for name, value in middle.items()
+        row(name.format(arm), value, unit, config, None if arm == baseline else baseline, values[baseline])
+        for arm, value in values.items()
+    ]
+
+
+def bench() -> list[Row]:
+    """The default policy on this machine's CPU: decisions/s at batch 1 and 24 (a decision is a chunk of 8 actions); one
+    decision against a naive call; and the bridge against the released Pro block at the released size. About two
+    minutes."""
+    torch.set_num_threads(1)
+    policy = tiny_policy()
+    rates = {}
+    for batch in (1, 24):
+        obs = random_observation(batch)
+
+        def once(obs: Observation = obs, batch: int = batch) -> int:
+            policy.act(obs)
+            return batch
+
+        once()
+        rates[batch] = best_rate(once)
+    config = "embedded backbone, 2 cameras of 84 px, fp32, 1 thread"
+    with tempfile.TemporaryDirectory() as folder:
+        policy.vla.save(f"{folder}/checkpoint")
+        exported = {}
+        for name, format in {"ONNX": "onnx", **({"AOTInductor": "aoti"} if compiler() else {})}.items():
+            export(f"{folder}/checkpoint", f"{folder}/{format}", format=format)
+            exported[f"exported policy ({name})"] = ExportedPolicy.load(f"{folder}/{format}", threads=1)
+    return [
+        *call_rows(policy, random_observation(1), exported),
+        *head_rows(),
+        row("replans, batch 1", rates[1], "replans/s", config),
+        row("actions, batch 1", 8 * rates[1], "actions/s", config),
+        row("replans, batch 24", rates[24], "replans/s", config, "batch 1", rates[1]),
     ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bascule.bench.measuring import Row, row
 from bascule.experiments.ablations import lean_bridge
 from vla.backbones.backbone import Backbone
 from vla.core.types import ActionSpec, Observation
@@ -107,7 +108,7 @@ def observations(shape: Shape, count: int) -> list[Observation]:
     ]
 
 
-def replan_rows(row: Callable[..., dict[str, Any]], shape: Shape, device: torch.device, calls: int) -> list[dict]:
+def replan_rows(shape: Shape, device: torch.device, calls: int) -> list[Row]:
     """Decisions/s at batch 1, image bytes in, actions out, each waited for: called plainly, and by `VLAPolicy`."""
     vla = make_vla(shape, device, learns=False).eval()
     seen = observations(shape, 4)
@@ -138,9 +139,7 @@ def replan_rows(row: Callable[..., dict[str, Any]], shape: Shape, device: torch.
     ]  # fmt: skip
 
 
-def training_rows(
-    row: Callable[..., dict[str, Any]], shape: Shape, device: torch.device, batches: tuple[int, ...], steps: int
-) -> list[dict]:
+def training_rows(shape: Shape, device: torch.device, batches: tuple[int, ...], steps: int) -> list[Row]:
     """Samples/s of whole optimiser steps, everything learning, on pictures that lie on the device; and MFU."""
     vla = make_vla(shape, device, learns=True).train()
     optimiser = torch.optim.AdamW(vla.trainable(), lr=1e-5, fused=device.type == "cuda")
@@ -167,14 +166,13 @@ def training_rows(
 
 
 def bench(
-    row: Callable[..., dict[str, Any]],
     *,
     device: str = "cuda",
     shape: Shape | None = None,
     calls: int = 200,
     batches: tuple[int, ...] = (16, 32),
     steps: int = 20,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """All rows. ValueError without the device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("vla bench gpu needs a CUDA device, and torch sees none")
@@ -182,8 +180,8 @@ def bench(
     torch.manual_seed(0)
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
-    rows = replan_rows(row, shape, place, calls)
-    return [*rows, *training_rows(row, shape, place, batches, steps)]
+    rows = replan_rows(shape, place, calls)
+    return [*rows, *training_rows(shape, place, batches, steps)]
 
 
 def _training_batch(vla: VLA, shape: Shape, batch: int, device: torch.device) -> tuple[Any, Tensor, Tensor]:

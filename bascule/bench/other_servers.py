@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import pickle
 import subprocess
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vla.core.config import save_json
 
 CAMERAS, PIXELS, WARM_UP = ("front", "wrist"), 224, 20
 
@@ -123,9 +124,9 @@ def measure(requests: int) -> dict[str, Any]:
     """Round-trip times {server: {"p50_ms", "p99_ms"}} over `requests` requests to each server, after a warm-up."""
     import torch
 
+    from bascule.bench.measuring import timed_in_turns, tiny_policy
     from bascule.bench.serving import message as make_message
     from bascule.bench.serving import serving
-    from bascule.bench.simulation import tiny_policy
     from policies.lerobot.exchange import to_lerobot
     from policies.serving.client import PolicyClient
     from vla.core.types import Observation
@@ -148,13 +149,7 @@ def measure(requests: int) -> dict[str, Any]:
             "LeRobot's gRPC server": ask_lerobot(work / "theirs", 18080, sent),
             "openpi's way": lambda: plain.infer(sent),
         }
-        times: dict[str, list[float]] = {name: [] for name in asks}
-        for turn in range(requests + WARM_UP):
-            for name, ask in asks.items():
-                begin = time.perf_counter()
-                ask()
-                if turn >= WARM_UP:
-                    times[name].append(1e3 * (time.perf_counter() - begin))
+        times = timed_in_turns(asks, requests, warm_up=WARM_UP)
     return {name: {f"p{p}_ms": round(float(np.percentile(t, p)), 2) for p in (50, 99)} for name, t in times.items()}
 
 
@@ -174,7 +169,7 @@ def main() -> None:
     for name, row in results.items():
         print(f"{name:24} p50 {row['p50_ms']:7.2f} ms  p99 {row['p99_ms']:7.2f} ms  {row['p50_ms'] / base:.2f}x")
     if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        save_json(args.json, results)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-Row = Callable[..., dict[str, Any]]
+from bascule.bench.measuring import Row, row, tiny_policy
+from vla.runtime.machine import resident_bytes
+
+if TYPE_CHECKING:
+    from vla.model.policy import VLAPolicy
+
 PIXELS = 224
 _REQUESTS = 300
 _WARM_UP = 20
@@ -60,7 +65,19 @@ def message(pixels: int, seed: int = 0) -> dict[str, Any]:
     return {"images": images, "state": rng.normal(size=8).astype(np.float32), "prompt": "pick up the red cube"}
 
 
-def round_trips(row: Row, policy: Any) -> list[dict[str, Any]]:
+def bench(*, clients: int | None = None, seconds: float = 20.0) -> list[Row]:
+    """Round trips through server and client on loopback, against the forward pass alone in the same run; with
+    `clients`, a load test with that many clients for `seconds` instead."""
+    import torch
+
+    torch.set_num_threads(1)
+    policy = tiny_policy()
+    if clients is not None:
+        return load(policy, clients=clients, seconds=seconds)
+    return [*round_trips(policy), import_time()]
+
+
+def round_trips(policy: VLAPolicy) -> list[Row]:
     """The bare decision and the served one, in turns. What a round trip adds is counted for each request by itself: the
     wait at the client less the forward pass that the server reports for it."""
     from policies.serving.client import PolicyClient
@@ -99,7 +116,7 @@ def round_trips(row: Row, policy: Any) -> list[dict[str, Any]]:
     ]
 
 
-def import_time(row: Row) -> dict[str, Any]:
+def import_time() -> Row:
     """Best of five fresh processes, less what Python and numpy take by themselves."""
 
     def seconds(code: str) -> float:
@@ -122,10 +139,9 @@ class _Load:
     errors: list[str] = field(default_factory=list)
 
 
-def load(row: Row, policy: Any, *, clients: int, seconds: float) -> list[dict[str, Any]]:
+def load(policy: VLAPolicy, *, clients: int, seconds: float) -> list[Row]:
     """Load test: `clients` clients send requests back to back; latency, errors and growth of the server's memory."""
     from policies.serving.client import PolicyClient
-    from vla.runtime.machine import resident_bytes
 
     seen, stop = _Load(), threading.Event()
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]
+from bascule.bench.measuring import Row, row
+
 WORLDS = (64, 256, 1024, 4096, 8192)
 WANTED_STEPS, WANTED_IMAGES = 50_000.0, 100_000.0
 """Targets: control steps/s without rendering at 4096 environments, and 84 px images/s."""
@@ -47,11 +48,6 @@ def bench_warp(
     if on_rows is not None:
         on_rows(rows)
     return rows
-
-
-def _row(name: str, value: float, unit: str, config: str, baseline: str | None = None, base: float = 0.0) -> Row:
-    ratio = None if baseline is None else value / base
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio, "config": config}
 
 
 def _require(holds: bool, what: str) -> None:
@@ -98,8 +94,8 @@ def _check_motion(env: Any, suite: str, name: str) -> list[Row]:
     _require(thing < _OBJECT_M, f"the median object is {1e3 * thing:.2g} mm from the CPU backend's")
     config = f"{suite}, {n} expert episodes, {name}"
     return [
-        _row("arm beside the CPU backend, largest difference", arm, "rad", config),
-        _row("objects beside the CPU backend, largest median difference", 1e3 * thing, "mm", config),
+        row("arm beside the CPU backend, largest difference", arm, "rad", config),
+        row("objects beside the CPU backend, largest median difference", 1e3 * thing, "mm", config),
     ]
 
 
@@ -124,7 +120,7 @@ def _check_success(suite: str, device: str, name: str) -> list[Row]:
     reached = rates[1] / episodes
     _require(low <= reached <= high, f"expert {rates[1]}/{episodes}, on the CPU backend {rates[0]}/{episodes}")
     config = f"{suite}, {episodes} evaluation scenes, {name}"
-    return [_row("expert's success", reached, "of 1", config, "CPU backend", rates[0] / episodes)]
+    return [row("expert's success", reached, "of 1", config, "CPU backend", rates[0] / episodes)]
 
 
 def _check_graph(env: Any, name: str) -> Row:
@@ -141,7 +137,7 @@ def _check_graph(env: Any, name: str) -> Row:
         ends.append(env.sim.qpos[:, :9].clone())
     away = float((ends[0] - ends[1]).abs().max())
     _require(away < _GRAPH_RAD, f"the CUDA graph and its launches differ by {away:.2g}")
-    return _row("CUDA graph beside its launches, largest difference", away, "rad or m", f"one control step, {name}")
+    return row("CUDA graph beside its launches, largest difference", away, "rad or m", f"one control step, {name}")
 
 
 def _check_streams(env: Any, name: str) -> Row:
@@ -167,7 +163,7 @@ def _check_streams(env: Any, name: str) -> Row:
         torch.cuda.synchronize()
     away = float((ends[0] - ends[1]).abs().max())
     _require(away < _GRAPH_RAD, f"a step on a busy side stream ends {away:.2g} elsewhere")
-    return _row("step on a busy side stream, largest difference", away, "m", f"3 control steps, {name}")
+    return row("step on a busy side stream, largest difference", away, "m", f"3 control steps, {name}")
 
 
 def _check_images(env: Any, suite: str, name: str) -> list[Row]:
@@ -181,13 +177,13 @@ def _check_images(env: Any, suite: str, name: str) -> list[Row]:
     try:
         here = cpu.reset(seeds=seeds)
     except Exception as problem:  # a GL stack fails in its own ways
-        return [_row("images beside OpenGL's: not compared", 0.0, "", f"{type(problem).__name__}: {problem}")]
+        return [row("images beside OpenGL's: not compared", 0.0, "", f"{type(problem).__name__}: {problem}")]
     there = env.reset(seeds=seeds)
     rows = []
     for camera in env.cameras:
         away = float(np.abs(here.images[camera].astype(int) - there.images[camera]).mean())
         _require(away < _IMAGE, f"camera {camera} differs from OpenGL's image by {away:.2g} of 255 on average")
-        rows.append(_row(f"camera {camera} beside OpenGL's, mean difference", away, "of 255", config))
+        rows.append(row(f"camera {camera} beside OpenGL's, mean difference", away, "of 255", config))
     cpu.close()
     return rows
 
@@ -265,21 +261,21 @@ def _rates(suite: str, device: str, name: str, n: int) -> list[Row]:
     drawing, copying = milliseconds(env.render), milliseconds(env.observation)
     _, contacts, constraint_rows = env.sim.overflow()
     rows = [
-        _row("physics and control", bare, "control steps/s", config, "50,000 wanted at 4096 worlds", WANTED_STEPS),
-        _row("and one frame per chunk", seen, "control steps/s", config),
-        _row("and to numpy", numpy, "control steps/s", config),
-        _row("images", 1e3 * n * views / drawing, "images/s", config, "100,000 wanted", WANTED_IMAGES),
-        _row("time: physics", physics, "ms per control step", config),
-        _row("time: IK and rules", steering, "ms per control step", config),
-        _row("time: render", drawing, "ms per frame of all worlds", config),
-        _row("time: observation to numpy", copying, "ms per decision", config),
-        _row("reset", reset, "worlds/s", config),
-        _row("needed: contacts", contacts, "per world, mean", f"{config}, room for {env.sim.buffers.nconmax}"),
-        _row("needed: constraint rows", constraint_rows, "of one world", f"{config}, room for {env.sim.buffers.njmax}"),
-        _row("making the worlds", made, "s", config),
+        row("physics and control", bare, "control steps/s", config, "50,000 wanted at 4096 worlds", WANTED_STEPS),
+        row("and one frame per chunk", seen, "control steps/s", config),
+        row("and to numpy", numpy, "control steps/s", config),
+        row("images", 1e3 * n * views / drawing, "images/s", config, "100,000 wanted", WANTED_IMAGES),
+        row("time: physics", physics, "ms per control step", config),
+        row("time: IK and rules", steering, "ms per control step", config),
+        row("time: render", drawing, "ms per frame of all worlds", config),
+        row("time: observation to numpy", copying, "ms per decision", config),
+        row("reset", reset, "worlds/s", config),
+        row("needed: contacts", contacts, "per world, mean", f"{config}, room for {env.sim.buffers.nconmax}"),
+        row("needed: constraint rows", constraint_rows, "of one world", f"{config}, room for {env.sim.buffers.njmax}"),
+        row("making the worlds", made, "s", config),
     ]
     if device != "cpu":
         free, total = torch.cuda.mem_get_info()
-        rows.append(_row("memory in use", (total - free) / 2**30, "GiB", config))
+        rows.append(row("memory in use", (total - free) / 2**30, "GiB", config))
     env.close()
     return rows

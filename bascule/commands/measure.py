@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,6 +113,17 @@ class Eval(Command):
             save_json(self.json, result)
 
 
+BENCHES = {
+    "sim": "simulation",
+    "serve": "serving",
+    "model": "model_cpu",
+    "policy": "evaluation",
+    "gpu": "model_gpu",
+    "startup": "startup",
+}
+"""Module of `bascule.bench` of every benchmark; its function `bench` returns the rows."""
+
+
 @dataclass(frozen=True)
 class Bench(Command):
     """Measure speed: sim, serve, model, policy, gpu or startup."""
@@ -136,12 +148,11 @@ class Bench(Command):
         """Run the benchmark, print the table and write --json. ValueError for flags that it does not take."""
         check_numbers(self, worlds=(1, 1_000_000), clients=(1, 10_000), seconds=(0.1, 86_400))
         check_file("--json", self.json)
-        from bascule.bench.simulation import BENCHES
         from vla.core.config import save_json
         from vla.runtime.console import bench_table, stdout
         from vla.runtime.provenance import provenance
 
-        bench = lookup(self.name, BENCHES, "bench")
+        bench = import_module(f"bascule.bench.{lookup(self.name, BENCHES, 'bench')}").bench
         asked = given(device=self.device, worlds=self.worlds, suite=self.suite)
         load = given(clients=self.clients, seconds=self.seconds)
         if load and (self.name != "serve" or self.clients is None):

@@ -10,7 +10,6 @@ critic has its own optimiser, normalises its input and reads the time as well; S
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from stable_baselines3 import PPO
 
 from bascule.experiments.gym_control import ClassicConfig, learn, returns_of
 from rl.external.sb3 import leave_no_log
+from vla.core.config import save_json
 from vla.core.types import ActionChunk, Observation, PolicySpec
 from vla.runtime.provenance import provenance
 
@@ -142,7 +142,7 @@ def main() -> None:
         )
         if asked.json:
             report = {"bench": "parity", **provenance(), "seeds": asked.seeds, "episodes": EPISODES, "tasks": results}
-            asked.json.write_text(json.dumps(report, indent=2) + "\n")
+            save_json(asked.json, report)
 
 
 if __name__ == "__main__":

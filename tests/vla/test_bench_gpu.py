@@ -5,7 +5,6 @@ import torch
 
 from bascule.bench import model_gpu as bench_gpu
 from bascule.bench.model_gpu import Shape, bench, make_vla, observations
-from bascule.bench.simulation import _row
 from vla.model.policy import VLAPolicy
 
 SMALL = Shape(
@@ -14,7 +13,7 @@ SMALL = Shape(
 
 
 def test_it_measures_a_policy_of_the_asked_shape():
-    rows = {row["name"]: row for row in bench(_row, device="cpu", shape=SMALL, calls=3, batches=(2,), steps=2)}
+    rows = {row["name"]: row for row in bench(device="cpu", shape=SMALL, calls=3, batches=(2,), steps=2)}
     assert list(rows) == ["replans, plain", "replans, policy", "training, batch 2"]
     assert rows["replans, policy"]["baseline"] == "plain"
     assert all(row["value"] > 0 for row in rows.values())
@@ -29,13 +28,13 @@ def test_a_wrong_fast_policy_gives_no_figures(monkeypatch):
 
     monkeypatch.setattr(bench_gpu, "VLAPolicy", Wrong)
     with pytest.raises(RuntimeError, match="no figures"):
-        bench(_row, device="cpu", shape=SMALL, calls=2, batches=(), steps=1)
+        bench(device="cpu", shape=SMALL, calls=2, batches=(), steps=1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
 def test_without_a_gpu_it_says_so():
     with pytest.raises(ValueError, match="needs a CUDA device"):
-        bench(_row)
+        bench()
 
 
 def test_a_backbone_in_bfloat16_decides_nearly_alike_and_does_not_cast_at_every_call():
