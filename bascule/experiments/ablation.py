@@ -1,26 +1,15 @@
-"""Experiments: several arms, several seeds, one table. May import every package.
-
-Finished runs are kept in OUT (one file per arm and seed), so that repeating the command continues where it stopped.
-"""
+"""`vla experiment ablation`: variants of bridge attention, each trained anew by imitation. May import every package."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vla.core.config import load_json, save_json
-
-if TYPE_CHECKING:
-    from vla.model.config import VLAConfig
-
-    Variant = Callable[[VLAConfig], VLAConfig]
-from bascule.experiments.arms import imitate
-
-Report = Callable[[int, int, str], None]
-"""Callback with (finished runs, all runs, description of the current one)."""
+from bascule.experiments.ablations import ablation as variant
+from bascule.experiments.arms import Report, Row, compare, imitate
 
 
 @dataclass(frozen=True)
@@ -44,39 +33,18 @@ class AblationConfig:
 
 
 def ablation(config: AblationConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
-    """Imitation of every arm with every seed; {"experiment", "seeds", "arms": {arm: counts}, "seconds", ...}."""
-    from bascule.experiments.ablations import ablation as variant
-
+    """Imitation of every arm with every seed; `arms.compare` says what is returned. ValueError for an unknown arm."""
     for arm in config.arms:
         variant(arm)
-    runs = [(seed, arm) for seed in config.seeds for arm in config.arms]
-    started = time.monotonic()
-    rows = []
-    for done, (seed, arm) in enumerate(runs):
-        if on_progress:
-            on_progress(done, len(runs), f"{arm}, seed {seed}")
-        file = out / f"{arm}-{seed}.json"
-        asked = {name: getattr(config, name) for name in ("suite", "demos", "backbone", "steps", "episodes")}
-        row = load_json(file) if file.is_file() else None
-        if row is not None and row["asked"] != asked:
-            raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
-        if row is None:
-            row = {"arm": arm, "seed": seed, "asked": asked, **_imitate_and_evaluate(config, arm, seed, out)}
-            save_json(file, row)
-        rows.append(row)
-    if on_progress:
-        on_progress(len(runs), len(runs), "")
-    return {
-        "experiment": "ablation",
-        "seeds": list(config.seeds),
-        "arms": {arm: _together([row for row in rows if row["arm"] == arm]) for arm in config.arms},
-        "columns": ["trainable_parameters"],
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    return compare(
+        "ablation", config.arms, config.seeds, partial(_imitate_and_evaluate, config, out), out,
+        asked={name: getattr(config, name) for name in ("suite", "demos", "backbone", "steps", "episodes")},
+        figures={"trainable_parameters": lambda rows: rows[0]["trainable_parameters"]},
+        on_progress=on_progress,
+    )  # fmt: skip
 
 
-def _imitate_and_evaluate(config: AblationConfig, arm: str, seed: int, out: Path) -> dict[str, Any]:
-    from bascule.experiments.ablations import ablation as variant
+def _imitate_and_evaluate(config: AblationConfig, out: Path, arm: str, seed: int) -> Row:
     from envs import make_vec
     from envs.evaluation.evaluate import evaluate
     from envs.registry import load_suite
@@ -91,24 +59,10 @@ def _imitate_and_evaluate(config: AblationConfig, arm: str, seed: int, out: Path
         report = evaluate(VLAPolicy(model.eval()), envs, range(first, first + config.episodes), suite=config.suite)
     finally:
         envs.close()
-    own = sum(p.numel() for p in model.trainable())
     return {
         "successes": report.successes,
         "episodes": report.episodes,
         "wrong_object": report.wrong_object,
         "train_seconds": round(seconds, 1),
-        "trainable_parameters": own,
-    }
-
-
-def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One arm over its seeds."""
-    from envs.evaluation.evaluate import Count
-
-    total = Count(sum(row["successes"] for row in rows), sum(row["episodes"] for row in rows))
-    return {
-        **total.to_dict(),
-        "per_seed": {str(row["seed"]): [row["successes"], row["episodes"]] for row in rows},
-        "wrong_object": sum(row["wrong_object"] for row in rows),
-        "trainable_parameters": rows[0]["trainable_parameters"],
+        "trainable_parameters": sum(p.numel() for p in model.trainable()),
     }

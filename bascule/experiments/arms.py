@@ -1,17 +1,93 @@
-"""Shared steps of the experiments: demonstrations, imitation, evaluation."""
+"""Shared steps of the experiments: finished runs that are kept, several arms over several seeds, imitation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vla.core.config import load_json, save_json
 
 if TYPE_CHECKING:
     from vla.model.config import VLAConfig
     from vla.model.model import VLA
 
     Variant = Callable[[VLAConfig], VLAConfig]
+
+Report = Callable[[int, int, str], None]
+"""Callback with (finished runs, all runs, description of the current one)."""
+Row = dict[str, Any]
+
+
+def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row]) -> Row:
+    """The row in `file`, if an earlier command got so far; otherwise that of `run`, which is written there with the
+    settings `asked`. ValueError where the file holds a row of other settings."""
+    if file.is_file():
+        row = load_json(file)
+        if row["asked"] != asked:
+            raise ValueError(f"{file.parent} holds results of other settings ({row['asked']}): choose another --out")
+        return row
+    row = {**run(), "asked": dict(asked)}
+    save_json(file, row)
+    return row
+
+
+def in_turn[Run](runs: Sequence[Run], words: Callable[[Run], str], on_progress: Report | None) -> Iterator[Run]:
+    """The runs one by one, each reported with its `words` before it begins, and the last when it is done."""
+    report = on_progress or (lambda done, total, what: None)
+    for done, run in enumerate(runs):
+        report(done, len(runs), words(run))
+        yield run
+    report(len(runs), len(runs), "")
+
+
+def compare(
+    name: str,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    run: Callable[[str, int], Row],
+    out: Path,
+    *,
+    asked: Mapping[str, Any],
+    figures: Mapping[str, Callable[[list[Row]], Any]],
+    on_progress: Report | None,
+) -> dict[str, Any]:
+    """Every arm with every seed: {"experiment", "seeds", "arms": {arm: counts over the seeds}, "columns", "seconds"}.
+
+    `run` returns the row of an arm and a seed, which is kept in OUT/ARM-SEED.json: successes, episodes, wrong_object,
+    and what `figures` read. These are further columns, each computed from an arm's rows of all seeds.
+    """
+    started = time.monotonic()
+    rows: dict[str, list[Row]] = {arm: [] for arm in arms}
+    pairs = [(seed, arm) for seed in seeds for arm in arms]
+    for seed, arm in in_turn(pairs, lambda pair: f"{pair[1]}, seed {pair[0]}", on_progress):
+        row = kept(out / f"{arm}-{seed}.json", asked, partial(run, arm, seed))
+        rows[arm].append(row | {"seed": seed})
+    return {
+        "experiment": name,
+        "seeds": list(seeds),
+        "arms": {
+            arm: _over_seeds(found) | {column: figure(found) for column, figure in figures.items()}
+            for arm, found in rows.items()
+        },
+        "columns": ["per_seed", *figures],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _over_seeds(rows: list[Row]) -> Row:
+    """One arm's counts, in all and by seed."""
+    from envs.evaluation.evaluate import Count
+
+    total = Count(sum(row["successes"] for row in rows), sum(row["episodes"] for row in rows))
+    return {
+        **total.to_dict(),
+        "per_seed": {str(row["seed"]): [row["successes"], row["episodes"]] for row in rows},
+        "wrong_object": sum(row["wrong_object"] for row in rows),
+    }
 
 
 class ImitationConfig(Protocol):

@@ -8,14 +8,16 @@ long as the condition says, sometimes longer, sometimes without an answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla.core.config import load_json, lookup, save_json
+from bascule.experiments.arms import Report, Row, in_turn, kept
+from vla.core.config import lookup
 from vla.core.types import ActionSpec, Observation, Prefix
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class LatencyConfig:
     workers: int = 2
 
 
-def latency(config: LatencyConfig, out: Path, on_progress: Callable[[int, int, str], None] | None = None) -> dict:
+def latency(config: LatencyConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
     """Success and jerk of every policy, arm and condition; each cell is kept in OUT. ValueError without a policy."""
     if not config.policy:
         raise ValueError("vla experiment latency needs trained policies: --policy CHECKPOINT [CHECKPOINT ...]")
@@ -84,30 +86,25 @@ def latency(config: LatencyConfig, out: Path, on_progress: Callable[[int, int, s
         lookup(name, CONDITIONS, "condition")
     cells = [(p, arm, c) for p in config.policy for c in config.conditions for arm in config.arms]
     started, arms, sync = time.monotonic(), {}, {}
-    for done, (folder, arm, condition) in enumerate(cells):
-        if on_progress:
-            on_progress(done, len(cells), f"{folder.name}, {arm}, {condition}")
+    for folder, arm, condition in in_turn(cells, lambda cell: f"{cell[0].name}, {cell[1]}, {cell[2]}", on_progress):
         if folder not in sync:
             sync[folder] = _cell(config, out, folder, "waits", "0 ms")
             arms[f"{folder.name}: no latency"] = sync[folder]
         row = _cell(config, out, folder, arm, condition)
-        kept = row["success_rate"] / max(sync[folder]["success_rate"], 1e-9)
-        arms[f"{folder.name}: {arm}, {condition}"] = row | {"kept": round(kept, 3)}
-    if on_progress:
-        on_progress(len(cells), len(cells), "")
+        share = row["success_rate"] / max(sync[folder]["success_rate"], 1e-9)
+        arms[f"{folder.name}: {arm}, {condition}"] = row | {"kept": round(share, 3)}
     seconds = round(time.monotonic() - started, 1)
     return {"experiment": "latency", "seeds": [0], "arms": arms, "columns": ["kept", "jerk"], "seconds": seconds}
 
 
-def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: str) -> dict[str, Any]:
+def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: str) -> Row:
     file = out / f"{folder.name}-{arm}-{condition.replace(' ', '').replace(',', '-')}.json"
     asked = {"suite": config.suite, "episodes": config.episodes, "policy": str(folder)}
     asked |= {} if config.seed0 is None else {"seed0": config.seed0}
-    if file.is_file():
-        row = load_json(file)
-        if row["asked"] != asked:
-            raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
-        return row
+    return kept(file, asked, partial(_measured, config, folder, arm, condition))
+
+
+def _measured(config: LatencyConfig, folder: Path, arm: str, condition: str) -> Row:
     from envs import make_vec
     from envs.registry import load_suite
     from policies.load import chosen_embodiment
@@ -118,17 +115,14 @@ def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: s
     env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
     try:
         first = load_suite(config.suite).eval_seed0 if config.seed0 is None else config.seed0
-        seeds = range(first, first + config.episodes)
         policy = VLAPolicy(VLA.load(folder, member=chosen_embodiment(folder)))
         require_same(policy, env)
         if arm == "rtc" and not policy.spec.takes_prefix:
             raise ValueError(f"{folder.name} has no flow head, so it cannot be led: leave rtc out of --arms")
-        row = play(policy, env, seeds, join=arm, condition=CONDITIONS[condition])
+        seeds = range(first, first + config.episodes)
+        return play(policy, env, seeds, join=arm, condition=CONDITIONS[condition])
     finally:
         env.close()
-    row["asked"] = asked
-    save_json(file, row)
-    return row
 
 
 def play(policy: Any, env: Any, seeds: Sequence[int], *, join: str, condition: Condition) -> dict[str, Any]:

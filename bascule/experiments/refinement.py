@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla.core.config import load_json, lookup, save_json
+from bascule.experiments.arms import Report, Row, compare, imitate
+from vla.core.config import lookup
 
 if TYPE_CHECKING:
     from rl.configs.run import RunnerConfig
@@ -87,41 +89,35 @@ def _arms() -> dict[str, Change | None]:
     }
 
 
-def rl(config: RLConfig, out: Path, on_progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
-    """{"experiment", "seeds", "arms": {arm: counts}, "seconds", ...}. ValueError for an unknown arm."""
+def rl(config: RLConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
+    """Every arm with every seed; `arms.compare` says what is returned. ValueError for an unknown arm."""
     for arm in config.arms:
         lookup(arm, _arms(), "arm")
-    runs = [(seed, arm) for seed in config.seeds for arm in config.arms]
-    asked = {name: value for name, value in asdict(config).items() if name not in ("arms", "seeds", "workers")}
-    started, rows = time.monotonic(), []
-    for done, (seed, arm) in enumerate(runs):
-        if on_progress:
-            on_progress(done, len(runs), f"{arm}, seed {seed}")
-        file = out / f"{arm}-{seed}.json"
-        row = load_json(file) if file.is_file() else None
-        if row is not None and row["asked"] != asked:
-            raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
-        if row is None:
-            row = {"arm": arm, "seed": seed, "asked": asked, **_run(config, arm, seed, out)}
-            save_json(file, row)
-        rows.append(row)
-    if on_progress:
-        on_progress(len(runs), len(runs), "")
-    return {
-        "experiment": "rl",
-        "seeds": list(config.seeds),
-        "arms": {arm: _together([row for row in rows if row["arm"] == arm]) for arm in config.arms},
-        "columns": ["per_seed", "sampled", "control_steps", "seconds"],
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    return compare(
+        "rl", config.arms, config.seeds, partial(_run, config, out), out,
+        asked={name: value for name, value in asdict(config).items() if name not in ("arms", "seeds", "workers")},
+        figures={
+            "sampled": _sampled,
+            "control_steps": lambda rows: [row["control_steps"] for row in rows],
+            "seconds": lambda rows: [row["train_seconds"] for row in rows],
+        },
+        on_progress=on_progress,
+    )  # fmt: skip
 
 
-def _run(config: RLConfig, arm: str, seed: int, out: Path) -> dict[str, Any]:
+def _sampled(rows: list[Row]) -> list[int] | None:
+    """[successes, episodes] of the policies that sample their actions; None where the arm has none."""
+    counts = [row["sampled"] for row in rows if row["sampled"] is not None]
+    return [sum(column) for column in zip(*counts, strict=True)] if counts else None
+
+
+def _run(config: RLConfig, out: Path, arm: str, seed: int) -> Row:
     from envs import make_vec
     from envs.evaluation.evaluate import evaluate
     from envs.registry import load_suite
 
-    folder = _imitation(config, seed, out)
+    folder = out / f"imitation-policy-{seed}"  # trained once, shared by the seed's arms
+    imitate(config, seed, out, folder)
     began = time.monotonic()
     first = load_suite(config.suite).eval_seed0
     env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
@@ -141,15 +137,6 @@ def _run(config: RLConfig, arm: str, seed: int, out: Path) -> dict[str, Any]:
         "sampled": None if sampled is None else [sampled.successes, sampled.episodes],
         "train_seconds": round(seconds, 1),
     }
-
-
-def _imitation(config: RLConfig, seed: int, out: Path) -> Path:
-    """The seed's imitation policy, trained once and shared by its arms."""
-    from bascule.experiments.arms import imitate
-
-    folder = out / f"imitation-policy-{seed}"
-    imitate(config, seed, out, folder)
-    return folder
 
 
 Learnt = tuple[dict[str, "Policy"], dict[str, Any]]
@@ -236,19 +223,3 @@ def _validation(config: RLConfig, env: VecEnv) -> Callable[[Policy], tuple[int, 
         return report.successes, report.episodes
 
     return play
-
-
-def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One arm over its seeds."""
-    from envs.evaluation.evaluate import Count
-
-    total = Count(sum(row["successes"] for row in rows), sum(row["episodes"] for row in rows))
-    sampled = [row["sampled"] for row in rows if row["sampled"] is not None]
-    return {
-        **total.to_dict(),
-        "per_seed": {str(row["seed"]): [row["successes"], row["episodes"]] for row in rows},
-        "wrong_object": sum(row["wrong_object"] for row in rows),
-        "sampled": [sum(column) for column in zip(*sampled, strict=True)] if sampled else None,
-        "control_steps": [row["control_steps"] for row in rows],
-        "seconds": [row["train_seconds"] for row in rows],
-    }

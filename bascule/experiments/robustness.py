@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vla.core.config import load_json, lookup, save_json, write_atomic
+from bascule.experiments.arms import Report, Row, in_turn, kept
+from vla.core.config import lookup, write_atomic
 
 if TYPE_CHECKING:
     from envs.perturb.perturbation import Perturbation
@@ -48,7 +49,7 @@ class RobustnessConfig:
     workers: int = 2
 
 
-def robustness(config: RobustnessConfig, out: Path, on_progress: Callable[[int, int, str], None] | None = None) -> dict:
+def robustness(config: RobustnessConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
     """k/n with its interval of every policy, axis and severity; OUT/robustness.svg plots them, OUT/severities.png shows
     the scenes. ValueError without a policy, for an unknown axis or a severity outside 0..1."""
     from envs.perturb.perturbation import AXES, Perturbation, parse
@@ -66,12 +67,10 @@ def robustness(config: RobustnessConfig, out: Path, on_progress: Callable[[int, 
     settings = {(axis, s): parse([f"{axis}={s}"]) for axis in axes for s in severities}
     cells = [(str(folder), *cell) for folder in config.policy for cell in [("plain", 0.0), *settings]]
     started, rows = time.monotonic(), {}
-    for done, (folder, axis, severity) in enumerate(cells):
-        if on_progress:
-            on_progress(done, len(cells), f"{Path(folder).name}, {axis} {severity:g}")
-        rows[folder, axis, severity] = _cell(config, out, folder, axis, severity, settings.get((axis, severity), plain))
-    if on_progress:
-        on_progress(len(cells), len(cells), "")
+    for cell in in_turn(cells, lambda cell: f"{Path(cell[0]).name}, {cell[1]} {cell[2]:g}", on_progress):
+        asked = {"suite": config.suite, "episodes": config.episodes, "policy": cell[0]}
+        file = _file(config, out, *cell)
+        rows[cell] = kept(file, asked, partial(_measured, config, file, *cell, settings.get(cell[1:], plain)))
     _draw(config, axes, severities, rows, out)
     _show(config, axes, severities, out)
     arms = {}
@@ -92,16 +91,10 @@ def robustness(config: RobustnessConfig, out: Path, on_progress: Callable[[int, 
     }
 
 
-def _cell(
-    config: RobustnessConfig, out: Path, policy: str, axis: str, severity: float, perturb: Perturbation
-) -> dict[str, Any]:
-    file = _file(config, out, policy, axis, severity)
-    asked = {"suite": config.suite, "episodes": config.episodes, "policy": policy}
-    if file.is_file():
-        row = load_json(file)
-        if row["asked"] != asked:
-            raise ValueError(f"{out} holds results of other settings ({row['asked']}): choose another --out")
-        return row
+def _measured(
+    config: RobustnessConfig, file: Path, policy: str, axis: str, severity: float, perturb: Perturbation
+) -> Row:
+    """One cell's counts; its first frame is written beside `file`, with the instruction."""
     from bascule.agents import resolve_policy
     from envs import make_vec
     from envs.evaluation.evaluate import Count, evaluate
@@ -126,9 +119,7 @@ def _cell(
     Image.fromarray(report.films[0].frames[0]).save(picture, "PNG", pnginfo=shown)
     write_atomic(file.with_suffix(".png"), picture.getvalue())
     counts = Count(report.successes, report.episodes).to_dict()
-    row = counts | {"axis": axis, "severity": severity, "wrong_object": report.wrong_object, "asked": asked}
-    save_json(file, row)
-    return row
+    return counts | {"axis": axis, "severity": severity, "wrong_object": report.wrong_object}
 
 
 def _draw(
