@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,13 @@ class Command(ABC):
 def given(**values: object) -> dict[str, Any]:
     """The values that are not None, which are those the user gave."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def from_flags[Config](make: type[Config], command: Command, **others: Any) -> Config:
+    """A configuration of the class `make`: its fields are the command's flags of the same name, and `others`. A field
+    that is neither keeps its default."""
+    flags = {field.name: getattr(command, field.name) for field in fields(make) if field.name in vars(command)}
+    return make(**flags | others)
 
 
 def check_numbers(command: Command, **bounds: tuple[float, float]) -> None:

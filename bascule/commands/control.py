@@ -8,12 +8,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from bascule.commands.base import Command, check_file, check_numbers
+from bascule.commands.base import Command, check_file, check_numbers, from_flags
 from vla.core.config import find
+
+if TYPE_CHECKING:
+    from policies.control.config import ControlConfig
+    from policies.control.guards import GuardConfig
 
 
 @dataclass(frozen=True)
@@ -183,39 +187,19 @@ class Control(Command):
         elif ":" not in self.robot and not (self.task or "").strip():
             raise ValueError(f"--robot {self.robot} needs --task: say in words what the robot is to do")
 
-    def _guards(self) -> Any:
+    def _guards(self) -> GuardConfig:
         from policies.control.guards import GuardConfig
 
-        return GuardConfig(
-            max_observation_age_s=self.max_observation_age_s,
-            max_action_age_s=self.max_action_age_s,
-            give_up_s=self.give_up_s,
-            stop_s=self.stop_s,
-            follow_fraction=self.follow_fraction,
-            follow_s=self.follow_s,
-            velocity=self.velocity,
-            acceleration=self.acceleration,
-            workspace=dict(map(_range, self.workspace)),
-        )
+        return from_flags(GuardConfig, self, workspace=dict(map(_range, self.workspace)))
 
-    def _config(self, guards: Any, policy: Any) -> Any:
+    def _config(self, guards: GuardConfig, policy: Any) -> ControlConfig:
         from policies.control.controller import ControlConfig
 
         spec = policy.spec.action_spec
-        return ControlConfig(
-            duration_s=self.duration_s,
-            # a stock openpi server does not say at which rate its actions were meant
-            policy_hz=self.policy_hz or (None if spec is None else spec.control_hz or None),
-            n_action_steps=self.n_action_steps or policy.spec.n_action_steps,
-            join=self.join,
-            blend_steps=self.blend_steps,
-            asynchronous=self.asynchronous,
-            in_flight=self.in_flight,
-            dry_run=self.dry_run,
-            estop_file=self.estop_file,
-            server_timeout_s=self.server_timeout_s,
-            guards=guards,
-        )
+        # a stock openpi server does not say at which rate its actions were meant
+        hz = self.policy_hz or (None if spec is None else spec.control_hz or None)
+        steps = self.n_action_steps or policy.spec.n_action_steps
+        return from_flags(ControlConfig, self, policy_hz=hz, n_action_steps=steps, guards=guards)
 
     def _policy(self) -> Any:
         if "://" in self.policy:

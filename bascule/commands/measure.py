@@ -215,24 +215,7 @@ class Experiment(Command):
             num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
         )  # fmt: skip
         check_file("--json", self.json)
-        config = _made(
-            make,
-            given(
-                arms=self.arms,
-                policy=self.policy,
-                conditions=self.conditions,
-                suite=self.suite,
-                seeds=self.seeds,
-                seed0=self.seed0,
-                demos=self.demos,
-                backbone=self.backbone,
-                steps=self.steps,
-                episodes=self.episodes,
-                num_envs=self.num_envs,
-                workers=self.workers,
-                control_steps=self.control_steps,
-            ),
-        )
+        config = self._config(make)
         self._check_names()
         from vla.core.config import save_json
         from vla.runtime.console import format_rate, progress, stdout, table
@@ -251,6 +234,15 @@ class Experiment(Command):
         if self.json is not None:
             save_json(self.json, result)
 
+    def _config(self, make: type[Any]) -> Any:
+        """The experiment's configuration, from the flags that the user gave. ValueError for one that it does not
+        take."""
+        values = given(**{name: value for name, value in vars(self).items() if name not in ("name", "out", "json")})
+        known = {field.name for field in fields(make)}
+        if foreign := [name for name in values if name not in known]:
+            raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")
+        return make(**values)
+
     def _check_names(self) -> None:
         """Raise ValueError for a suite or policies that do not exist, before any run begins."""
         from envs.registry import load_suite
@@ -265,11 +257,3 @@ class Experiment(Command):
     def kept(self) -> str:
         """Finished runs are kept after Ctrl-C."""
         return f"finished runs stay in {self.out}; the same command continues"
-
-
-def _made(make: type[Any], values: dict[str, Any]) -> Any:
-    """The experiment's configuration. ValueError for a flag that this experiment does not take."""
-    known = {field.name for field in fields(make)}
-    if foreign := [name for name in values if name not in known]:
-        raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")
-    return make(**values)

@@ -2,16 +2,20 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from bascule.commands.control import Control
 from bascule.main import main
+from policies.control.config import ControlConfig
 from policies.control.flight_log import read
+from policies.control.guards import GuardConfig
 from policies.load import load_policy
 from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
-from vla.core.types import ActionSpec
+from vla.core.types import ActionSpec, PolicySpec
 from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
@@ -47,6 +51,18 @@ def test_a_checkpoint_drives_the_simulated_robot_and_the_log_replays(checkpoint,
     assert "cut.jsonl is incomplete: it breaks off after" in capsys.readouterr().err
     log.write_text(log.read_text().replace('"dx": 3.0', '"dx": 0.001', 1))
     assert main(["control", str(log), "--replay"]) == 1
+
+
+def test_flags_become_the_configuration_of_the_same_names():
+    command = Control(
+        "x", stop_s=0.7, velocity={"dx": 3.0}, workspace=("grip_z:0:0.4",), blend_steps=5, dry_run=True, duration_s=9.0
+    )
+    guards = command._guards()
+    assert guards == GuardConfig(stop_s=0.7, velocity={"dx": 3.0}, workspace={"grip_z": (0.0, 0.4)})
+    spec = PolicySpec(action_spec=SPEC, n_action_steps=4)
+    assert command._config(guards, SimpleNamespace(spec=spec)) == ControlConfig(
+        duration_s=9.0, policy_hz=20.0, n_action_steps=4, blend_steps=5, dry_run=True, guards=guards
+    )
 
 
 def as_dataset(log, folder, actions):
