@@ -76,6 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"vla {name}: error: {error}; see vla {name} --help", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        from vla.runtime.console import reader_left
+
+        return reader_left()
     # The interpreter's last collection of garbage looks at every object of torch: 1.3 s of CPU, for nothing.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)

@@ -13,9 +13,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, fields
-from typing import Any
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.conf import Positional
 
 from bascule.commands.base import Command
 from vla.core.config import nearest
@@ -30,7 +34,7 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
     shown = io.StringIO()
     try:
         with redirect_stderr(shown), _hook(command, args):
-            parsed = tyro.cli(command, args=args, prog=prog)
+            parsed = tyro.cli(shown_plainly(command), args=args, prog=prog)
     except SystemExit as stop:
         if stop.code:
             raise UsageError(_unframed(shown.getvalue())) from None
@@ -41,6 +45,33 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
         if required and getattr(parsed, field.name) == () and flag in _flags(command):
             raise UsageError(f"{flag}: a value is missing")
     return parsed
+
+
+@cache
+def shown_plainly(command: type[Command]) -> type[Command]:
+    """The command, whose help shows a positional argument by its name, as SUITE instead of STR, and says neither {None}
+    nor "(default: None)" of a flag that may be left out."""
+    bare, hints = get_type_hints(command), get_type_hints(command, include_extras=True)
+    for field in fields(command):
+        kind, given = bare[field.name], [one for one in get_args(bare[field.name]) if one is not NoneType]
+        shown = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
+        if NoneType in get_args(kind) and len(given) == 1:
+            shown["metavar"] = _metavar(given[0])
+        elif Positional in getattr(hints[field.name], "__metadata__", ()) and kind in (str, Path):
+            shown["metavar"] = field.name.upper()
+        hints[field.name] = Annotated[hints[field.name], tyro.conf.arg(**shown)]
+    command.__annotations__ = hints
+    return command
+
+
+def _metavar(kind: Any) -> str:
+    """The word for a value of this kind in the help: INT, STR [STR ...], {frozen,lora,full}."""
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    if get_origin(kind) is tuple:
+        each = _metavar(get_args(kind)[0])
+        return f"{each} [{each} ...]"
+    return kind.__name__.upper()
 
 
 @contextmanager
@@ -82,7 +113,7 @@ def _words(event: Any, command: type[Command], args: list[str]) -> str | None:
     if kind == "InstantiationFailure" and event.argument is None:
         return " ".join(str(event.message).split())
     if kind == "InstantiationFailure":
-        expected = event.argument.lowered.metavar.removeprefix("{None}|").lower()
+        expected = event.argument.lowered.metavar.lower()
         value = re.search(r"(?:from \[|base 10: |float: )'(.*?)'", event.message)
         if value and re.fullmatch(r"\w+", expected):
             return f"{_name(event.argument)}: invalid {expected} value '{value[1]}'"
@@ -93,11 +124,11 @@ def _words(event: Any, command: type[Command], args: list[str]) -> str | None:
 
 
 def _name(argument: Any) -> str:
-    """A flag, or the name of a positional argument: the word that stands for it in the help, unless that is a type."""
+    """A flag, or a positional argument: the word that stands for it in the help, unless that lists choices."""
     if not argument.is_positional():
         return argument.lowered.name_or_flags[-1]
     word = str(argument.lowered.metavar)
-    return argument.display_name() if word in ("STR", "PATH", "INT", "FLOAT") or "{" in word else word
+    return argument.display_name() if "{" in word else word
 
 
 def _choice(value: str, choices: tuple[str, ...]) -> str:

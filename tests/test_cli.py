@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -86,13 +89,36 @@ def test_a_traceback_on_request(tmp_path):
     assert "Traceback" in done.stderr and "did you mean 'expert'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_help_explains_every_argument_and_shows_no_none(name, capsys):
+    body = ast.parse(inspect.getsource(cli.COMMANDS[name])).body[0].body
+    silent = [
+        node.target.id
+        for node, after in pairwise(body)
+        if isinstance(node, ast.AnnAssign)
+        and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+    ]
+    assert silent == []
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert f"usage: vla {name}" in shown and "None" not in shown
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_a_help_that_nobody_reads_to_its_end_is_no_error():
+    command = f"{sys.executable} -m bascule.main train --help | true"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
 USAGE = [
     ("train --datast x", "unknown option '--datast'; did you mean '--dataset'?"),
     ("train --dataset x --stesp=3", "unknown option '--stesp'; did you mean '--steps'?"),
     ("train --dataset x --qqqqqqqq", "unknown option '--qqqqqqqq'"),
     ("demos --foo", "unknown option '--foo'"),
     ("train", "--dataset is required"),
-    ("rl", "recipe and --init are required"),
+    ("rl", "RECIPE and --init are required"),
     ("train --dataset", "--dataset: a value is missing"),
     ("control", "POLICY is required"),
     ("train --dataset x --steps x", "--steps: invalid int value 'x'"),

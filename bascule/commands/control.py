@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_file, check_numbers, from_flags
 from vla.core.config import find
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Control(Command):
     """Drive a robot in real time: guards, e-stop, black-box log. Policy: a checkpoint or a server."""
 
-    policy: Annotated[Positional[str], arg(metavar="POLICY")]
+    policy: Positional[str]
     """A checkpoint folder, a folder of `vla export`, or the address of a server: ws://HOST:PORT of a `vla serve`, with
     /NAME behind it for one of several policies."""
     embodiment: str | None = None

@@ -21,11 +21,13 @@ class Convert(Command):
     backbone: str
     """The vision-language model it was trained with, as a name or folder that `vla train` would take."""
     out: Path = Path("runs/converted")
+    """The folder for the policy."""
     cameras: tuple[str, ...] = ("front", "wrist")
     """Names of the camera views, in the order of the release: third person, then wrist."""
     chunk_size: int = 8
     """8 for LIBERO and CALVIN, 5 for Bridge, 25 for ALOHA."""
     control_hz: float = 20.0
+    """Control steps a second for which the actions are meant."""
     dataset: str | None = None
     """Name of the dataset whose statistics to use, when the checkpoint holds several."""
     extremes: bool = False

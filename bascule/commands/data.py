@@ -17,7 +17,9 @@ class Demos(Command):
     """Record demonstrations of the scripted expert as a LeRobotDataset v3."""
 
     suite: Positional[str]
+    """The suite to record in, see `vla list suites`; or a .toml file."""
     episodes: int = 200
+    """Number of demonstrations; episodes in which the expert fails are replaced."""
     out: Path | None = None
     """The dataset's folder. Default: runs/demos/SUITE."""
     seed: int = 0
@@ -25,6 +27,7 @@ class Demos(Command):
     noise: float = 0.15
     """Noise added to the expert's actions, so that demonstrations include recoveries."""
     workers: int = 2
+    """Processes that simulate."""
     tasks: tuple[str, ...] = ()
     """Tasks to record, in turn; a name given twice has twice the share. Default: all, drawn by the seeds."""
     randomise: tuple[str, ...] = ()
@@ -81,12 +84,16 @@ class GroundData(Command):
     """Render scenes with question-answer pairs about them, to pre-train the backbone."""
 
     out: Path = Path("runs/ground-data")
+    """The dataset's folder."""
     scenes: int = 20_000
+    """Number of scenes."""
     suites: tuple[str, ...] = ()
     """Suites to render, in turn: suites with goals, or robosuite's. A name given twice has twice the share. Default:
     shapes and plates."""
     seed: int = 0
+    """Seed of the scenes and of the questions."""
     workers: int = 2
+    """Processes that render."""
     image_size: int = 84
     """Height and width of the pictures, pixels."""
     randomise: tuple[str, ...] = ()

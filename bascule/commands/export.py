@@ -15,7 +15,7 @@ from bascule.commands.base import Command, check_numbers
 class Export(Command):
     """Export a checkpoint to ONNX, torch.export or AOTInductor: a folder that runs without transformers."""
 
-    policy: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    policy: Positional[Path]
     """A checkpoint folder."""
     out: Path
     """The folder to write. `vla serve`, `vla eval` and `vla control` take it as a policy. An earlier

@@ -23,26 +23,28 @@ class Quickstart(Command):
     """Teach a policy from demonstrations, refine it by online RL, serve it; writes report.html."""
 
     out: Path = Path(QuickstartConfig.out)
+    """The folder for everything that the run makes."""
     resume: bool = False
     """Go on in OUT with the first stage that is not done, as the run began; begin it if there is none yet."""
     suite: str | None = None
-    """Default: tabletop-pick."""
+    """The suite to learn and to be measured in. Default: tabletop-pick."""
     seed: int | None = None
-    """Default: 0."""
+    """Seed of demonstrations, weights and RL. Default: 0."""
     demos: int | None = None
-    """Default: 20, scarce on purpose: with 60 imitation alone reaches 92% and leaves RL little to do."""
+    """Number of demonstrations. Default: 20, scarce on purpose: with 60 imitation alone reaches 92% and leaves RL
+    little to do."""
     imitation_steps: int | None = None
-    """Default: 700."""
+    """Gradient steps of imitation. Default: 700."""
     rl_seconds: float | None = None
-    """Default: 240; with --smoke as long as its updates take."""
+    """Budget of online RL in seconds. Default: 240; with --smoke as long as its updates take."""
     rl_updates: int | None = None
-    """At most. Default: 400."""
+    """Most updates of online RL. Default: 400."""
     eval_episodes: int | None = None
-    """Default: 400."""
+    """Scenes on which each policy is measured. Default: 400."""
     control_episodes: int | None = None
-    """Default: 200."""
+    """Scenes of each control. Default: 200."""
     served_episodes: int | None = None
-    """Default: 12."""
+    """Scenes that are played through the policy server. Default: 12."""
     workers: int | None = None
     """Processes that simulate. Default: 2."""
     smoke: bool = False
@@ -73,6 +75,7 @@ class Pretrain(Command):
     weights: tuple[float, ...] = ()
     """How often each of several folders is drawn. Default: by their sizes."""
     out: Path = Path("runs/backbone")
+    """The folder for the backbone."""
     minutes: float = 45.0
     """Wall-clock budget; the learning rate decays to its end."""
     steps: int | None = None
@@ -86,6 +89,7 @@ class Pretrain(Command):
     questions: int | None = None
     """Number of a scene's five questions that name something to use at each step. Default: 3."""
     seed: int = 0
+    """Seed of the initial weights and of the order of the scenes."""
 
     def run(self) -> None:
         from vla.data.dataset_meta import require_grounding_set
@@ -128,23 +132,28 @@ class Train(Command):
     dataset: tuple[Path, ...]
     """The dataset's folder; several make one policy for several robots."""
     out: Path = Path("runs/policy")
+    """The folder for the policy."""
     recipe: str = "tabletop"
     """Name of the run's recipe; `vla list recipes` shows them. The flags below change it."""
     steps: int | None = None
+    """Gradient steps."""
     batch_size: int | None = None
+    """Frames of a step."""
     lr: float | None = None
+    """Largest learning rate."""
     seed: int | None = None
+    """Seed of the initial weights and of the order of the frames."""
     resume: bool = False
     """Continue the run in OUT, exactly; begin it if there is none yet."""
 
     backbone: str | None = None
     """Another vision-language model: a name, a folder, or MODULE:FUNCTION (docs/extend.md)."""
     tune: Literal["frozen", "lora", "full"] | None = None
-    """How much of it learns."""
+    """How much of the vision-language model learns."""
     head: str | None = None
     """Action head: l1, linear, flow, bins, frequencies; or MODULE:CLASS, one of your own (docs/extend.md)."""
     cameras: tuple[str, ...] | None = None
-    """Which ones, in order; all of the dataset if not given."""
+    """The cameras to use, in order. Default: all of the dataset."""
     image_size: int | None = None
     """Read every picture at this square size in pixels: for cameras that changed their resolution, and to save memory.
     The policy reads its recipe's size either way."""
@@ -163,15 +172,17 @@ class Train(Command):
     checkpointing: bool = False
     """Recompute layers instead of keeping them."""
     compile: bool = False
+    """Compile the model with torch.compile."""
     keep_features: bool = False
     """A frozen backbone's features on disk in OUT instead of in memory."""
     stream: bool | None = None
     """Leave images on disk and decode them as needed; by default when they would fill half of the free memory."""
     track: tuple[str, ...] = ()
-    """Besides OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    """Trackers to log to in addition to OUT/metrics.jsonl: tensorboard, wandb, trackio."""
     num_threads: int | None = None
-    """Torch's threads; beside other work as many as cores are left, for threads that wait for each other spin."""
+    """Threads of torch. Default: as many as there are idle cores, at most four."""
     device: str = "auto"
+    """Torch's device, such as cpu or cuda:0. auto: the first GPU if there is one, else the CPU."""
 
     def run(self) -> int | None:
         from vla.data.dataset_meta import read_info

@@ -40,6 +40,7 @@ class View(Command):
     """Render scenes of a suite with their instructions, and videos of its expert or a policy on every task."""
 
     suite: Positional[str]
+    """The suite to show, see `vla list suites`; or a .toml file."""
     policy: str = "expert"
     """The policy in the videos: expert, or a checkpoint folder, as in `vla eval`."""
     animation: Path | None = None
@@ -49,14 +50,19 @@ class View(Command):
     scenes: int = 12
     """Number of scenes in the picture; every task at least once."""
     seed: int = 0
+    """Seed of the first scene; the following scenes count up from it."""
     phrasings: Literal["train", "heldout", "novel"] = "train"
+    """Wording of the instructions, as in `vla eval`."""
     perturb: tuple[str, ...] = ()
     """Perturbations of the environment: AXIS=SEVERITY, as in `vla eval`."""
     randomise: tuple[str, ...] = ()
     """Domain randomisation instead: light, medium or strong, and AXIS=FROM:TO, as in `vla demos`."""
     films: bool = True
+    """Write a video of every task."""
     image_size: int = 168
+    """Side of each picture in pixels."""
     workers: int = 2
+    """Processes that simulate."""
 
     def run(self) -> None:
         """Render the scenes and videos, or only the animation. ValueError for an unknown suite or checkpoint."""

@@ -26,7 +26,9 @@ class Eval(Command):
     embodiment: str | None = None
     """The robot to control, for a policy trained for several."""
     suite: str = "tabletop-pick"
+    """The suite to measure in, see `vla list suites`; or a .toml file."""
     episodes: int = 300
+    """Number of scenes, one episode each."""
     json: Path | None = None
     """Write the result to this file too."""
     seed0: int | None = None
@@ -36,7 +38,9 @@ class Eval(Command):
     controls: bool = True
     """Also evaluate with swapped instructions, which name another object than the one counted and should fail."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
     perturb: tuple[str, ...] = ()
     """Perturbations of the environment, AXIS=SEVERITY from 0 to 1 or AXIS=FROM:TO each; axes: camera, light, texture,
     distractors, layout, robot, instruction, noise."""
@@ -143,6 +147,7 @@ class Bench(Command):
     clients: int | None = None
     """serve: number of concurrent clients, for --seconds, instead of sequential round trips."""
     seconds: float | None = None
+    """serve: duration of the load test with --clients. Default: 20."""
 
     def run(self) -> None:
         """Run the benchmark, print the table and write --json. ValueError for flags that it does not take."""
@@ -191,14 +196,19 @@ class Experiment(Command):
     suite: str | None = None
     """latency, robustness: the suite to evaluate in."""
     seeds: tuple[int, ...] | None = None
+    """ablation, rl: seeds of the training runs; each has demonstrations of its own."""
     seed0: int | None = None
     """latency: seed of the first scene; by default the suite's first evaluation seed."""
     demos: int | None = None
+    """ablation, rl: number of demonstrations."""
     backbone: str | None = None
     """ablation, rl: backbone of the trained policies; by default `tiny`, as in BENCHMARKS.md."""
     steps: int | None = None
+    """ablation, rl: gradient steps of imitation."""
     episodes: int | None = None
+    """Evaluation scenes, the same for all arms."""
     num_envs: int | None = None
+    """Environments that play at the same time."""
     workers: int | None = None
     """Worker processes that step the environments."""
     control_steps: int | None = None

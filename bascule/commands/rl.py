@@ -33,8 +33,11 @@ class RL(Command):
     suite: str | None = None
     """The suite to train in. Default: the recipe's."""
     out: Path = Path("runs/rl")
+    """The folder of the run: OUT/best is the policy, OUT/last is where --resume continues."""
     minutes: float | None = None
+    """Budget in minutes. Default: the recipe's."""
     seed: int | None = None
+    """Seed of scenes, exploration and fresh weights. Default: the recipe's."""
     resume: bool = False
     """Continue the run in OUT bit-exactly; start it if there is none yet."""
     workers: int = 2
@@ -43,7 +46,9 @@ class RL(Command):
     """Learning processes on this machine, started by torchrun, each with its share of the environments. On two cores,
     two of them with one worker each take a sixth less time than one."""
     backend: Literal["cpu", "warp"] = "cpu"
+    """cpu: MuJoCo in worker processes. warp: MuJoCo Warp, all environments on one device."""
     num_envs: int | None = None
+    """Environments that play at the same time, over all processes. Default: the recipe's."""
     horizon: int | None = None
     """Control steps of a training episode, fewer than the suite's; `vla eval` always uses the suite's."""
     demos: Path | None = None
@@ -65,6 +70,7 @@ class RL(Command):
     """Train for latency: each chunk is executed with a delay of up to this many control steps after its observation,
     drawn per episode. A chunk must have this many actions more than are executed between two decisions."""
     device: str = "auto"
+    """Torch's device, such as cpu or cuda:0. auto: the first GPU if there is one, else the CPU."""
 
     def run(self) -> None:
         """Refine the policy and write checkpoints to `out`; `out`/best is the best on validation scenes. ValueError for

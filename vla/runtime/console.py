@@ -77,9 +77,7 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
         print(f"vla: interrupted; {kept()}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output left (`vla list recipes | head`); Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return reader_left()
     except USER_ERRORS as error:
         if os.environ.get("BASCULE_TRACEBACK") == "1":
             traceback.print_exc()
@@ -93,6 +91,13 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
         print(f"vla: error: out of memory: {one_line(error)}; ask for less (smaller batches, fewer worlds, shorter "
               "chunks) or free some", file=sys.stderr)  # fmt: skip
         return EXIT_USER_ERROR
+
+
+def reader_left() -> int:
+    """The exit code after the reader of our output has left (`vla list recipes | head`). Nothing more is written, since
+    Python would complain again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _out_of_memory(error: BaseException) -> bool:
