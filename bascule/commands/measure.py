@@ -43,7 +43,7 @@ class Eval(Command):
     """Processes that simulate."""
     perturb: tuple[str, ...] = ()
     """Perturbations of the environment, AXIS=SEVERITY from 0 to 1 or AXIS=FROM:TO each; axes: camera, light, texture,
-    distractors, layout, robot, instruction, noise."""
+    distractors, layout, robot, instruction, noise, materials, shadows, motion, compression."""
     backend: Literal["cpu", "warp"] = "cpu"
     """cpu: MuJoCo in worker processes. warp: MuJoCo Warp, all environments on one device."""
     device: str | None = None
