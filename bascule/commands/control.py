@@ -42,71 +42,72 @@ class Control(Command):
     switches: tuple[str, ...] = ()
     """A LeRobot robot's on/off commands, e.g. gripper.pos. NAME.vel are velocities, all others positions."""
     suite: str = "tabletop-pick"
-    """The simulated robot's world: one of `vla list suites`."""
+    """The suite that the simulated robot works in: one of `vla list suites`."""
     seed: int = 0
     """Seed of the simulated scene."""
     endless: bool = False
-    """Simulated: one scene after the other, until the time is over."""
+    """Simulated robot: play one scene after the other, until the time is over."""
     hz: float = 50.0
-    """Rate at which the robot is commanded. The policy's actions are interpolated to it."""
+    """Rate in Hz at which the robot is commanded. The policy's actions are interpolated to it."""
     duration_s: float = 20.0
-    """The run also ends when the task does."""
+    """Longest duration of the run in seconds; it also ends when the task is done."""
     policy_hz: float | None = None
-    """Rate at which the policy's actions were meant. Default: what the policy says; a stock openpi server says nothing,
-    and its actions are then played at --hz."""
+    """Rate in Hz for which the policy's actions are meant. Default: what the policy says; a stock openpi server says
+    nothing, and its actions are then executed at --hz."""
     n_action_steps: int | None = None
-    """Ask for the next chunk after this many actions of one; the rest of it is played while the answer is on its way.
+    """Request the next chunk after this many actions of one; the rest of it is executed until the answer arrives.
     Default: what the policy says, else half of a chunk."""
     join: Literal["switch", "blend", "ensemble", "rtc"] = "blend"
-    """How a new chunk takes over from the one being played. switch: at once. blend: over a few actions. ensemble: the
-    mean of all chunks that overlap. rtc: the chunk itself goes on from what is left (flow heads, not over a server)."""
+    """How a new chunk takes over from the one being executed. switch: at once. blend: over a few actions. ensemble: the
+    mean of all chunks that overlap. rtc: real-time chunking, the new chunk is generated to continue what is left of the
+    old one (flow heads, not over a server)."""
     blend_steps: int = 2
-    """Actions over which "blend" does."""
+    """Number of actions over which "blend" takes over."""
     asynchronous: bool = True
-    """Compute the next chunk while the current one is played, in a process of its own."""
+    """Compute the next chunk while the current one is executed, in a process of its own."""
     in_flight: int = 1
-    """Connections to a server, each with a question on its way: for slow links, where most of an answer's time is the
-    link's. About as many as an answer takes steps of the policy, e.g. 4 behind 200 ms at 20 Hz."""
+    """Connections to a server, each with a request in flight: for slow links, where most of an answer's time is spent
+    on the link. About as many as an answer takes steps of the policy, e.g. 4 behind 200 ms at 20 Hz."""
     dry_run: bool = False
     """Do everything but send actions to the robot. A LeRobot robot is not even connected: its configuration and what
-    the policy needs of it are checked, and what would happen is said."""
+    the policy needs of it are checked, and the commands that it would get are described."""
     estop_file: Path | None = None
-    """The robot is let go as soon as this file exists."""
+    """Emergency stop: the robot is disconnected as soon as this file exists."""
     estop_key: bool = True
-    """It is let go, too, at any key in the terminal the command runs in."""
+    """Emergency stop by any key in the terminal in which the command runs."""
     log: Path | None = None
-    """Black box: one JSON line per tick. `--replay` decides them again."""
+    """Black box: a file with one JSON line per tick, for --replay and --to-dataset."""
     replay: bool = False
-    """Run no robot: POLICY is a log; are its decisions what the guards decide now?"""
+    """Run no robot: POLICY is a log. Decide every tick of it again, and compare. Exit code 1 if a decision differs."""
     to_dataset: Path | None = None
-    """Run no robot: POLICY is a log; write it as a LeRobotDataset to this folder."""
+    """Run no robot: POLICY is a log. Write it as a LeRobotDataset to this folder."""
     velocity: dict[str, float] = field(default_factory=dict)
-    """Limits: component and speed, action units per second, e.g. dx 12 dy 12."""
+    """Largest speeds: component and action units per second, e.g. dx 12 dy 12."""
     acceleration: dict[str, float] = field(default_factory=dict)
-    """Limits: component and change of speed, action units per second squared."""
+    """Largest accelerations: component and action units per second squared."""
     workspace: tuple[str, ...] = ()
-    """Limits: NAME:LOW:HIGH of measured state, e.g. grip_z:0.005:0.4."""
+    """Ranges in which the measured state must stay: NAME:LOW:HIGH, e.g. grip_z:0.005:0.4."""
     max_observation_age_s: float = 0.5
-    """The robot holds while what it has seen last is older than this."""
+    """The robot holds while its last observation is older than this, in seconds."""
     max_action_age_s: float = 2.0
-    """It holds while its actions answer an observation that is older than this."""
+    """The robot holds while the action to execute answers an observation that is older than this, in seconds."""
     give_up_s: float = 3.0
-    """A hold that lasts longer becomes a slow stop."""
+    """A hold that lasts longer than this, in seconds, becomes a slow stop."""
     stop_s: float = 0.5
-    """Length of a slow stop."""
+    """Duration of a slow stop in seconds."""
     follow_fraction: float = 0.1
-    """The robot holds when a position's commands go this fraction of its range away and it does not move at all for
+    """The robot holds when a position is commanded this fraction of its range away and does not move at all for
     --follow-s: its torque may be off. Grippers are left out."""
     follow_s: float = 1.0
-    """Time of such commands that it may stand still."""
+    """Seconds for which a position may stand still under such commands."""
     server_timeout_s: float = 1.0
-    """An answer that takes longer counts as a dead server."""
+    """A server that takes longer than this to answer, in seconds, counts as dead."""
     image_size: int = 84
-    """Side of the simulated robot's pictures, in pixels."""
+    """Height and width of the simulated robot's images in pixels."""
     api_key: str | None = None
     """The server's key. Default: $BASCULE_API_KEY."""
     json: Path | None = None
-    """Write the report here, too."""
+    """Write the report to this file too."""
 
     def run(self) -> int | None:
         if (self.replay or self.to_dataset is not None) and Path(self.policy).is_dir():

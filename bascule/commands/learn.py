@@ -25,7 +25,7 @@ class Quickstart(Command):
     out: Path = Path(QuickstartConfig.out)
     """The folder for everything that the run makes."""
     resume: bool = False
-    """Go on in OUT with the first stage that is not done, as the run began; begin it if there is none yet."""
+    """Continue the run in OUT with its first stage that is not done; start it if there is none yet."""
     suite: str | None = None
     """The suite to learn and to be measured in. Default: tabletop-pick."""
     seed: int | None = None
@@ -71,7 +71,7 @@ class Pretrain(Command):
     """Pre-train the embedded vision-language backbone on what `vla ground-data` made."""
 
     data: tuple[Path, ...] = (Path("runs/ground-data"),)
-    """Folders of `vla ground-data`; the last 256 scenes of each are kept to measure with."""
+    """Folders of `vla ground-data`; the last 256 scenes of each are for evaluation only."""
     weights: tuple[float, ...] = ()
     """How often each of several folders is drawn. Default: by their sizes."""
     out: Path = Path("runs/backbone")
@@ -79,11 +79,11 @@ class Pretrain(Command):
     minutes: float = 45.0
     """Wall-clock budget; the learning rate decays to its end."""
     steps: int | None = None
-    """Stop after so many steps, if that is sooner."""
+    """Stop after this number of steps, if that is sooner."""
     initial: str | None = None
-    """Go on from this backbone (a name or a folder) instead of from random weights; it learns the words it lacks."""
+    """Start from this backbone (a name or a folder) instead of random weights; it learns the words that it lacks."""
     only_pointer: bool = False
-    """Train only the second look of `initial`, at the picture itself; all else stays."""
+    """Train only the part of `initial` that looks at the picture again to refine a pixel; the rest stays."""
     lr: float | None = None
     """Default: 1.2e-3 from random weights, 7e-4 from `initial`."""
     questions: int | None = None
@@ -144,7 +144,7 @@ class Train(Command):
     seed: int | None = None
     """Seed of the initial weights and of the order of the frames."""
     resume: bool = False
-    """Continue the run in OUT, exactly; begin it if there is none yet."""
+    """Continue the run in OUT bit-exactly; start it if there is none yet."""
 
     backbone: str | None = None
     """Another vision-language model: a name, a folder, or MODULE:FUNCTION (docs/extend.md)."""
@@ -164,17 +164,17 @@ class Train(Command):
     n_action_steps: int | None = None
     """Actions of a chunk that are executed before the next observation: at most the chunk size."""
     accumulate: int | None = None
-    """Parts a batch is computed in, to save memory."""
+    """Number of parts in which a batch is computed, to save memory."""
     augment: bool = False
     """Random crops and colours; a frozen backbone then runs at every step."""
     language: Path | None = None
-    """Folder of `vla ground-data`: keep a backbone that learns in practice with words."""
+    """Folder of `vla ground-data`: a backbone that learns is trained on its questions too, to keep its words."""
     checkpointing: bool = False
-    """Recompute layers instead of keeping them."""
+    """Recompute the layers' activations instead of keeping them, to save memory."""
     compile: bool = False
     """Compile the model with torch.compile."""
     keep_features: bool = False
-    """A frozen backbone's features on disk in OUT instead of in memory."""
+    """Keep a frozen backbone's features on disk in OUT instead of in memory."""
     stream: bool | None = None
     """Leave images on disk and decode them as needed; by default when they would fill half of the free memory."""
     track: tuple[str, ...] = ()
