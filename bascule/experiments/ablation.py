@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bascule.experiments.ablations import ablation as variant
-from bascule.experiments.arms import Report, Row, compare, imitate
+from bascule.experiments.arms import Report, Row, compare, evaluation_scenes, imitate
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,14 @@ def ablation(config: AblationConfig, out: Path, on_progress: Report | None = Non
 
 
 def _imitate_and_evaluate(config: AblationConfig, out: Path, arm: str, seed: int) -> Row:
-    from envs import make_vec
     from envs.evaluation.evaluate import evaluate
-    from envs.registry import load_suite
     from vla.model.policy import VLAPolicy
 
     began = time.monotonic()
     model = imitate(config, seed, out, out / f"{arm}-{seed}", variant(arm))
     seconds = time.monotonic() - began
-    first = load_suite(config.suite).eval_seed0
-    envs = make_vec(config.suite, config.num_envs, num_workers=config.workers)
-    try:
-        report = evaluate(VLAPolicy(model.eval()), envs, range(first, first + config.episodes), suite=config.suite)
-    finally:
-        envs.close()
+    with evaluation_scenes(config) as (env, seeds):
+        report = evaluate(VLAPolicy(model.eval()), env, seeds, suite=config.suite)
     return {
         "successes": report.successes,
         "episodes": report.episodes,

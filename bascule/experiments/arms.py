@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vla.core.config import load_json, save_json
 
 if TYPE_CHECKING:
+    from envs.perturb.perturbation import Perturbation
+    from vla.core.types import VecEnv
     from vla.model.config import VLAConfig
     from vla.model.model import VLA
 
@@ -88,6 +91,31 @@ def _over_seeds(rows: list[Row]) -> Row:
         "per_seed": {str(row["seed"]): [row["successes"], row["episodes"]] for row in rows},
         "wrong_object": sum(row["wrong_object"] for row in rows),
     }
+
+
+class EvaluationConfig(Protocol):
+    """The fields of an experiment's configuration that say where its policies are evaluated."""
+
+    suite: str
+    episodes: int
+    num_envs: int
+    workers: int
+
+
+@contextmanager
+def evaluation_scenes(
+    config: EvaluationConfig, *, seed0: int | None = None, perturb: Perturbation | None = None
+) -> Iterator[tuple[VecEnv, range]]:
+    """The environments and the seeds of the suite's evaluation scenes, or of those from `seed0` on."""
+    from envs import make_vec
+    from envs.registry import load_suite
+
+    first = load_suite(config.suite).eval_seed0 if seed0 is None else seed0
+    env = make_vec(config.suite, config.num_envs, num_workers=config.workers, perturb=perturb)
+    try:
+        yield env, range(first, first + config.episodes)
+    finally:
+        env.close()
 
 
 class ImitationConfig(Protocol):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bascule.experiments.arms import Report, Row, in_turn, kept
+from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept
 from vla.core.config import lookup
 from vla.core.types import ActionSpec, Observation, Prefix
 
@@ -105,24 +105,17 @@ def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: s
 
 
 def _measured(config: LatencyConfig, folder: Path, arm: str, condition: str) -> Row:
-    from envs import make_vec
-    from envs.registry import load_suite
     from policies.load import chosen_embodiment
     from vla.core.compatibility import require_same
     from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
 
-    env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
-    try:
-        first = load_suite(config.suite).eval_seed0 if config.seed0 is None else config.seed0
+    with evaluation_scenes(config, seed0=config.seed0) as (env, seeds):
         policy = VLAPolicy(VLA.load(folder, member=chosen_embodiment(folder)))
         require_same(policy, env)
         if arm == "rtc" and not policy.spec.takes_prefix:
             raise ValueError(f"{folder.name} has no flow head, so it cannot be led: leave rtc out of --arms")
-        seeds = range(first, first + config.episodes)
         return play(policy, env, seeds, join=arm, condition=CONDITIONS[condition])
-    finally:
-        env.close()
 
 
 def play(policy: Any, env: Any, seeds: Sequence[int], *, join: str, condition: Condition) -> dict[str, Any]:

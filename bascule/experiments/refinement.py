@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bascule.experiments.arms import Report, Row, compare, imitate
+from bascule.experiments.arms import Report, Row, compare, evaluation_scenes, imitate
 from vla.core.config import lookup
 
 if TYPE_CHECKING:
@@ -112,23 +112,16 @@ def _sampled(rows: list[Row]) -> list[int] | None:
 
 
 def _run(config: RLConfig, out: Path, arm: str, seed: int) -> Row:
-    from envs import make_vec
     from envs.evaluation.evaluate import evaluate
-    from envs.registry import load_suite
 
     folder = out / f"imitation-policy-{seed}"  # trained once, shared by the seed's arms
     imitate(config, seed, out, folder)
     began = time.monotonic()
-    first = load_suite(config.suite).eval_seed0
-    env = make_vec(config.suite, config.num_envs, num_workers=config.workers)
-    try:
+    with evaluation_scenes(config) as (env, seeds):
         learn = {"imitation": _nothing, "residual-sac": _residual}.get(arm, _refined)
         policies, figures = learn(config, arm, seed, folder, out / f"{arm}-{seed}", env)
         seconds = time.monotonic() - began
-        seeds = range(first, first + config.episodes)
         reports = {name: evaluate(policy, env, seeds, suite=config.suite) for name, policy in policies.items()}
-    finally:
-        env.close()
     greedy, sampled = reports["greedy"], reports.get("sampled")
     return figures | {
         "successes": greedy.successes,

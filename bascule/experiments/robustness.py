@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bascule.experiments.arms import Report, Row, in_turn, kept
+from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept
 from vla.core.config import lookup, write_atomic
 
 if TYPE_CHECKING:
@@ -96,23 +96,18 @@ def _measured(
 ) -> Row:
     """One cell's counts; its first frame is written beside `file`, with the instruction."""
     from bascule.agents import resolve_policy
-    from envs import make_vec
     from envs.evaluation.evaluate import Count, evaluate
-    from envs.registry import load_suite
 
-    first = load_suite(config.suite).eval_seed0
-    env = make_vec(config.suite, min(config.num_envs, config.episodes), num_workers=config.workers, perturb=perturb)
+    few = replace(config, num_envs=min(config.num_envs, config.episodes))
     try:
-        seeds = range(first, first + config.episodes)
-        agent = resolve_policy(policy, env, config.suite)
-        report = evaluate(agent, env, seeds, name=policy, suite=config.suite, num_films=1)
+        with evaluation_scenes(few, perturb=perturb) as (env, seeds):
+            agent = resolve_policy(policy, env, config.suite)
+            report = evaluate(agent, env, seeds, name=policy, suite=config.suite, num_films=1)
     except ValueError as error:
         if axis != "instruction":
             raise
         # A policy never reads half a sentence; one with little room for text may be unable to read these.
         return Count(0, 0).to_dict() | {"axis": axis, "severity": severity, "wrong_object": 0, "refused": str(error)}
-    finally:
-        env.close()
     shown = PngInfo()
     shown.add_text("instruction", report.films[0].caption)
     picture = io.BytesIO()
