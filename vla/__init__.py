@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vla.model.config import BridgeConfig, VLAConfig
     from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
-    from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
+    from vla.processing.batch import ModelInput
+    from vla.processing.processor import Processor, ProcessorConfig, Stats
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,7 @@ _HOME = {
     "Bridge": "vla.model.bridge",
     "BridgeConfig": "vla.model.config",
     "Features": "vla.backbones.features",
-    "ModelInput": "vla.processing.processor",
+    "ModelInput": "vla.processing.batch",
     "Observation": "vla.core.types",
     "Policy": "vla.core.types",
     "Processor": "vla.processing.processor",

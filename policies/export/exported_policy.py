@@ -23,18 +23,19 @@ from numpy.typing import NDArray
 from vla.core.checkpoint import STATS, checkpoint_files, read_config
 from vla.core.config import decode
 from vla.core.types import ActionChunk, Observation, Prefix
-from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig
+from vla.processing.batch import ModelInput
+from vla.processing.preprocess import Preprocessor, ProcessorConfig
 from vla.processing.stats import Stats
 from vla.runtime.machine import half_of_the_cores
 
 Format = Literal["onnx", "torch", "aoti"]
 Precision = Literal["float32", "bfloat16", "int8"]
-Graph = Callable[[ModelArrays], NDArray[np.float32]]
+Graph = Callable[[ModelInput[NDArray]], NDArray[np.float32]]
 """A batch -> normalised actions (B, C, A)."""
 GRAPHS: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2", "aoti": "model.aoti.pt2"}
 TOKENIZER = "tokenizer/tokenizer.json"
 INPUTS = ("images", "token_ids", "token_mask", "proprio")
-"""Input names of every exported graph, in the order of `ModelArrays`' fields."""
+"""Input names of every exported graph, in the order of `ModelInput`'s fields."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class ExportedPolicy:
 
     def predict(self, obs: Observation) -> NDArray[np.float32]:
         """Normalised actions (B, chunk_size, action width) of the whole chunk. FloatingPointError if not finite."""
-        action = self._graph(without_padding(self.processor.arrays(obs)))
+        action = self._graph(self.processor.arrays(obs).without_padding())
         if not np.isfinite(action).all():
             raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
         return action
@@ -124,17 +125,9 @@ def is_exported(config: dict[str, Any]) -> bool:
     return "export" in config
 
 
-def without_padding(arrays: ModelArrays) -> ModelArrays:
-    """The text as long as the longest instruction of the batch: a third of the time would go into padding."""
-    length = max(1, int(arrays.token_mask_BT.sum(1).max()))
-    ids, mask = (np.ascontiguousarray(text[:, :length]) for text in (arrays.token_ids_BT, arrays.token_mask_BT))
-    return ModelArrays(arrays.images_BVHWC, ids, mask, arrays.proprio_BP)
-
-
-def feed(arrays: ModelArrays) -> dict[str, NDArray[Any]]:
+def feed(inp: ModelInput[NDArray]) -> dict[str, NDArray[Any]]:
     """A graph's inputs by name."""
-    values = (arrays.images_BVHWC, arrays.token_ids_BT, arrays.token_mask_BT, arrays.proprio_BP)
-    return dict(zip(INPUTS, values, strict=True))
+    return dict(zip(INPUTS, map(np.ascontiguousarray, inp.arrays), strict=True))
 
 
 def load_graph(config: ExportConfig, data: bytes, *, threads: int) -> Graph:
@@ -159,7 +152,7 @@ def onnx_graph(data: bytes, *, threads: int) -> Graph:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda arrays: session.run(None, feed(arrays))[0]
+    return lambda inp: session.run(None, feed(inp))[0]
 
 
 def torch_graph(data: bytes, *, threads: int) -> Graph:
@@ -188,9 +181,9 @@ def _of_tensors(module: Callable[..., Any], *, threads: int) -> Graph:
 
     torch.set_num_threads(threads)
 
-    def run(arrays: ModelArrays) -> NDArray[np.float32]:
+    def run(inp: ModelInput[NDArray]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return module(*(torch.from_numpy(value) for value in feed(arrays).values())).numpy()
+            return module(*map(torch.from_numpy, feed(inp).values())).numpy()
 
     return run
 

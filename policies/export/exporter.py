@@ -44,8 +44,8 @@ from vla.core.config import encode
 from vla.core.types import Observation
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
+from vla.processing.batch import ModelInput
 from vla.processing.preprocess import Preprocessor
-from vla.processing.processor import ModelInput
 from vla.runtime.locks import refuse_foreign
 
 MAX_ERROR = 1e-4
@@ -65,8 +65,6 @@ class Decision(nn.Module):
 
     def forward(self, images: Tensor, token_ids: Tensor, token_mask: Tensor, proprio: Tensor) -> Tensor:
         """The normalised actions (B, C, A) for model inputs in the order of `INPUTS`, B rows each."""
-        if not self.vla.config.language:
-            token_mask = torch.zeros_like(token_mask)
         features = self.vla.encode_as_is(ModelInput(images, token_ids, token_mask, proprio))
         return self.vla.act(features, proprio)
 

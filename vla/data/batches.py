@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vla.backbones.features import Features
 from vla.data.lerobot_dataset import DemoSet
-from vla.processing.processor import ModelInput, Processor
+from vla.processing.batch import ModelInput
+from vla.processing.processor import Processor
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +112,9 @@ class Joined:
         parts = [source.take(local) for source, local, _ in split]
         back = torch.argsort(torch.cat([places for _, _, places in split]))
         seen = [part.seen for part in parts]
-        if isinstance(seen[0], Features):
-            together = Features.cat(seen).select(back)
-        else:
-            together = _cat_inputs(seen).select(back)
+        together = Features.cat(seen) if isinstance(seen[0], Features) else ModelInput.cat(seen, torch.cat)
         cat = lambda name: torch.cat([getattr(part, name) for part in parts])[back]  # noqa: E731
-        return Batch(together, cat("proprio_BP"), cat("action_BCA"), cat("mask"))
+        return Batch(together.select(back), cat("proprio_BP"), cat("action_BCA"), cat("mask"))
 
     def _split(self, frames: Tensor) -> list[tuple[Source, Tensor, Tensor]]:
         """(source, its own frame numbers, their places in `frames`) of every source that contributes."""
@@ -155,8 +153,3 @@ class Ahead[T]:
 def _components(processor: Processor) -> int:
     """Contribution of one unmasked step to `Batch.weight`."""
     return 1 if processor.config.action_slots is None else len(processor.config.action_names)
-
-
-def _cat_inputs(inputs: Sequence[ModelInput]) -> ModelInput:
-    names = ("images_BVHWC", "token_ids_BT", "token_mask_BT", "proprio_BP")
-    return replace(inputs[0], **{name: torch.cat([getattr(inp, name) for inp in inputs]) for name in names})

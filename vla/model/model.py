@@ -145,10 +145,8 @@ class VLA(nn.Module):
     def encode(self, inp: ModelInput) -> Features:
         """The backbone's view of a batch, float32. Without gradients when the backbone is frozen: fit for caching."""
         inp = inp.to(self.device)
-        if not self.config.language:
-            inp = replace(inp, token_mask_BT=torch.zeros_like(inp.token_mask_BT))
         if not (torch.is_grad_enabled() and self.backbone_learns):
-            inp = _without_padding(inp)
+            inp = inp.without_padding()
         return self.encode_as_is(inp)
 
     def encode_as_is(self, inp: ModelInput) -> Features:
@@ -160,7 +158,8 @@ class VLA(nn.Module):
             torch.set_grad_enabled(gradients),
             torch.autocast(self.device.type, dtype=self.backbone_dtype if low else torch.bfloat16, enabled=low),
         ):
-            features = self.backbone(inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT)
+            mask = inp.token_mask_BT if self.config.language else torch.zeros_like(inp.token_mask_BT)
+            features = self.backbone(inp.images_BVHWC, inp.token_ids_BT, mask)
         return features.float()
 
     def latent(self, features: Features, proprio_BP: Tensor) -> Tensor:
@@ -331,15 +330,6 @@ def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -
         point_dim=backbone.point_dim,
         num_queries=backbone.num_queries,
     )
-
-
-def _without_padding(inp: ModelInput) -> ModelInput:
-    """Without the columns of the text that are padding in every row: a third of the time goes into them."""
-    used = inp.token_mask_BT.any(0).nonzero().flatten()
-    if len(used) == 0 or len(used) == inp.token_mask_BT.shape[1]:
-        return inp
-    columns = slice(int(used[0]), int(used[-1]) + 1)
-    return replace(inp, token_ids_BT=inp.token_ids_BT[:, columns], token_mask_BT=inp.token_mask_BT[:, columns])
 
 
 @contextmanager

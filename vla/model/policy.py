@@ -14,7 +14,8 @@ from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 from vla.model.cuda_graph import Graph
 from vla.model.flow_head import FlowHead, prefix_weights
 from vla.model.model import VLA, evaluating
-from vla.processing.processor import ModelInput, Processor
+from vla.processing.batch import ModelInput, trimmed_text
+from vla.processing.processor import Processor
 
 _INSTRUCTIONS = 256
 """Batches of instructions whose tokens are kept on the device."""
@@ -92,7 +93,7 @@ class VLAPolicy:
 
     def _normalised(self, inp: ModelInput) -> Tensor:
         """Actions (B, C, A) as the model gives them."""
-        inputs = inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT, inp.proprio_BP
+        inputs = inp.arrays
         if inp.proprio_BP.device.type != "cuda":
             return self._decide(*inputs)
         shape = tuple(tensor.shape for tensor in inputs)
@@ -110,12 +111,8 @@ class VLAPolicy:
         if instructions not in self._text:
             if len(self._text) >= _INSTRUCTIONS:
                 self._text.clear()
-            ids, mask = self.vla.processor.tokenise(instructions)
-            if not self.vla.config.language:
-                mask = torch.zeros_like(mask)
-            length = max(1, int(mask.sum(1).max()))
-            device = self.vla.device
-            self._text[instructions] = ids[:, :length].to(device), mask[:, :length].to(device)
+            ids, mask = trimmed_text(*self.vla.processor.tokenise(instructions))
+            self._text[instructions] = ids.to(self.vla.device), mask.to(self.vla.device)
         return self._text[instructions]
 
 

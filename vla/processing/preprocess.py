@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.core.types import ActionSpec, Observation, PolicySpec
+from vla.processing.batch import ModelInput
 from vla.processing.stats import LEAST_RANGE, Stats
 from vla.processing.text import TextRule, tokens_of
 
@@ -59,18 +60,8 @@ class ProcessorConfig:
     """One name per component of the state; None in checkpoints made before they were kept."""
 
 
-@dataclass(frozen=True, eq=False)
-class ModelArrays:
-    """A batch as the model reads it: `vla.processing.processor.ModelInput` in numpy."""
-
-    images_BVHWC: NDArray[np.uint8]
-    token_ids_BT: NDArray[np.int64]
-    token_mask_BT: NDArray[np.bool_]
-    proprio_BP: NDArray[np.float32]
-
-
 class Preprocessor:
-    """Observation -> ModelArrays, and actions between environment units and the model's [-1, 1]."""
+    """Observation -> ModelInput of numpy arrays, and actions between environment units and the model's [-1, 1]."""
 
     def __init__(self, config: ProcessorConfig, stats: Stats, tokenizer: Any) -> None:
         """`tokenizer` as Hugging Face's: callable with add_special_tokens, with pad_token_id.
@@ -143,9 +134,9 @@ class Preprocessor:
             takes_prefix,
         )  # fmt: skip
 
-    def arrays(self, obs: Observation) -> ModelArrays:
+    def arrays(self, obs: Observation) -> ModelInput[NDArray]:
         """ValueError saying what the observation lacks or has wrong, and what was given."""
-        return ModelArrays(
+        return ModelInput(
             self.images(obs),
             *self.token_arrays(obs.instruction),
             self.scale_proprio(obs.proprio, batch_size=obs.batch_size),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
 from typing import overload
 
 import numpy as np
@@ -13,67 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla.core.types import Observation
-from vla.processing.preprocess import ModelArrays, Preprocessor, ProcessorConfig
+from vla.processing.batch import ModelInput
+from vla.processing.preprocess import Preprocessor, ProcessorConfig
 from vla.processing.stats import Stats, VectorStats
 from vla.processing.text import plain_text
 
 __all__ = ["ModelInput", "Processor", "ProcessorConfig", "Stats", "VectorStats", "plain_text"]
 
 
-@dataclass(frozen=True, eq=False)
-class ModelInput:
-    """A batch as the model reads it."""
-
-    images_BVHWC: Tensor
-    """uint8 RGB."""
-    token_ids_BT: Tensor
-    """int64, padded to max_text_tokens."""
-    token_mask_BT: Tensor
-    """bool, True = real token."""
-    proprio_BP: Tensor
-    """float32, normalised."""
-
-    @property
-    def batch_size(self) -> int:
-        """Number of observations B."""
-        return self.proprio_BP.shape[0]
-
-    @staticmethod
-    def of(arrays: ModelArrays) -> ModelInput:
-        """The tensors of these arrays; memory is shared."""
-        return ModelInput(*(torch.from_numpy(getattr(arrays, field.name)) for field in fields(arrays)))
-
-    def to(self, device: torch.device | str) -> ModelInput:
-        """The same input on another device."""
-        return ModelInput(
-            self.images_BVHWC.to(device),
-            self.token_ids_BT.to(device),
-            self.token_mask_BT.to(device),
-            self.proprio_BP.to(device),
-        )
-
-    def select(self, index: Tensor | Sequence[int] | slice) -> ModelInput:
-        """The observations in `index`, in that order."""
-        return replace(
-            self,
-            images_BVHWC=self.images_BVHWC[index],
-            token_ids_BT=self.token_ids_BT[index],
-            token_mask_BT=self.token_mask_BT[index],
-            proprio_BP=self.proprio_BP[index],
-        )
-
-
 class Processor(Preprocessor):
-    """Observation -> ModelInput, and actions between environment units and the model's [-1, 1]."""
+    """Observation -> ModelInput of tensors, and actions between environment units and the model's [-1, 1]."""
 
-    def prepare(self, obs: Observation) -> ModelInput:
+    def prepare(self, obs: Observation) -> ModelInput[Tensor]:
         """ValueError saying what the observation lacks or has wrong, and what was given."""
-        return ModelInput.of(self.arrays(obs))
+        return self.arrays(obs).map(torch.from_numpy)  # memory is shared
 
     def tokenise(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, T) int64 and mask (B, T) bool. A string seen before is not tokenised again."""
-        ids, mask = self.token_arrays(instructions)
-        return torch.from_numpy(ids), torch.from_numpy(mask)
+        ids, mask = map(torch.from_numpy, self.token_arrays(instructions))
+        return ids, mask
 
     def normalise_proprio(self, proprio_BP: NDArray[np.floating], *, batch_size: int | None = None) -> Tensor:
         """Robot state (B, P) in raw units -> float32 tensor, [-1, 1] between the quantiles, limited to +-5."""

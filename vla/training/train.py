@@ -29,7 +29,8 @@ from vla.data.lerobot_dataset import DemoSet
 from vla.model.config import check_loads
 from vla.model.model import VLA
 from vla.processing.augment import augment, draw_augmentation
-from vla.processing.processor import ModelInput, Processor
+from vla.processing.batch import ModelInput
+from vla.processing.processor import Processor
 from vla.processing.text import warn_of_lookalikes
 from vla.runtime.distributed import assemble, held, launched, load_model, load_optimiser, part_of, whole
 from vla.runtime.locks import locked, refuse_used
