@@ -1,6 +1,6 @@
 """`vla experiment latency`: success of a policy whose answers are delayed. May import every package.
 
-The controller's own loop (`policies.control.controller.ControlLoop`), one per environment, in virtual time:
+The controller's own loop (`policies.control.loop.ControlLoop`), one per environment, in virtual time:
 a control step is a tick, however long it takes to compute. Only the delay between request and answer is simulated: as
 long as the condition says, sometimes longer, sometimes without an answer.
 """
@@ -137,8 +137,9 @@ def play(policy: Any, env: Any, seeds: Sequence[int], *, join: str, condition: C
 def _wave(
     policy: Any, env: Any, seeds: list[int], join: str, condition: Condition
 ) -> tuple[int, list[float], list[int]]:
-    from policies.control.controller import ControlConfig, ControlLoop
+    from policies.control.config import ControlConfig
     from policies.control.guards import GuardConfig
+    from policies.control.loop import ControlLoop
 
     world = _Worlds(env, seeds)
     waits = join == "waits"

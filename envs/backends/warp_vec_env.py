@@ -18,7 +18,7 @@ import torch
 from envs.backends.cpu_worlds import PROPRIO_NAMES
 from envs.backends.warp_render import WarpCameras
 from envs.backends.warp_sim import Buffers, WarpSim
-from envs.sim.base_worlds import check_seeds
+from envs.sim.base_worlds import EpisodeEnv, check_seeds
 from envs.sim.cameras import FrameHistory
 from envs.sim.render_options import RenderOptions
 from envs.tabletop import goals as rules
@@ -29,7 +29,7 @@ from envs.tabletop.initial_state import Start
 from envs.tabletop.language import Phrasings
 from envs.tabletop.scene import REST_HEIGHT_M
 from envs.tabletop.suites import Suite
-from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
+from vla.core.types import ActionChunk, Observation, StepResult
 
 
 @dataclass
@@ -55,7 +55,7 @@ class TensorStep:
     info: dict[str, torch.Tensor]
 
 
-class WarpVecEnv(VecEnv):
+class WarpVecEnv(EpisodeEnv):
     """`vla.core.types.VecEnv` on one device.
 
     `info["overflow"]` (B,): contacts or constraints were dropped for want of room. An environment that diverges goes
@@ -104,7 +104,7 @@ class WarpVecEnv(VecEnv):
         self._place_up = self._float([[0.0, 0.0, float(h)] for h in self.index.place_height])
         self._travel = self._float(self.index.joint_travel)
         self._hold_rotation = self._float(np.diag([1.0, -1.0, -1.0]))
-        self.episodes: list[Episode | None] = [None] * num_envs
+        self.episodes = [None] * num_envs
         self.over = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._command = torch.zeros(num_envs, 3, device=self.device)
@@ -139,20 +139,6 @@ class WarpVecEnv(VecEnv):
             return torch.as_tensor(values.astype(kind), device=self.device)
 
         return rules.WorldState(**{name: tensor(values) for name, values in vars(state).items()})
-
-    @property
-    def templates(self) -> list[str]:
-        """See `vla.core.types.VecEnv.templates`."""
-        return [e.template if e else "" for e in self.episodes]
-
-    @property
-    def tasks(self) -> list[str]:
-        """See `vla.core.types.VecEnv.tasks`."""
-        return [e.task if e else "" for e in self.episodes]
-
-    def alternative_instructions(self) -> list[str]:
-        """See `vla.core.types.VecEnv.alternative_instructions`."""
-        return [e.swapped_instruction if e else "" for e in self.episodes]
 
     def set_rendering(self, on: bool) -> None:
         """See `vla.core.types.VecEnv.set_rendering`."""
@@ -369,7 +355,7 @@ class WarpVecEnv(VecEnv):
         images = self._by_camera(self._cameras.rgb)
         assert images is not None
         depth = self._by_camera(self._cameras.depth)
-        return TensorObservation(images, self.proprio(), self.privileged(), self._instructions(), depth)
+        return TensorObservation(images, self.proprio(), self.privileged(), self.instructions, depth)
 
     def observation(self) -> Observation:
         """See `vla.core.types.VecEnv.observation`. Everything is a copy on the host."""
@@ -377,16 +363,13 @@ class WarpVecEnv(VecEnv):
         return Observation(
             self._numpy_images(),
             self.proprio().cpu().numpy(),
-            self._instructions(),
+            self.instructions,
             self.privileged().cpu().numpy(),
             depth=_numpy(self._by_camera(cameras.depth)),
             intrinsics=_numpy(self._by_camera(cameras.intrinsics())) if calibrated else None,
             extrinsics=_numpy(self._by_camera(cameras.extrinsics())) if calibrated else None,
             history=None if self._history is None else self._history.before(),
         )
-
-    def _instructions(self) -> list[str]:
-        return [e.instruction if e else "" for e in self.episodes]
 
     def _numpy_images(self) -> dict[str, np.ndarray]:
         images = _numpy(self._by_camera(self._cameras.rgb))

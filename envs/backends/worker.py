@@ -186,8 +186,8 @@ def _state(worlds: BaseWorlds, command: str) -> dict[str, Any]:
     """
     state: dict[str, Any] = {"proprio": worlds.proprio(), "privileged": worlds.privileged()}
     if command == "reset":
-        words = [e.instruction if e else "" for e in worlds.episodes], worlds.alternative_instructions()
-        state |= dict(zip(WORDS, (*words, worlds.templates, worlds.tasks), strict=True))
+        words = worlds.instructions, worlds.alternative_instructions(), worlds.templates, worlds.tasks
+        state |= dict(zip(WORDS, words, strict=True))
     if worlds.intrinsics is not None:
         state |= {"intrinsics": worlds.intrinsics, "extrinsics": worlds.extrinsics}
     return state

@@ -36,7 +36,37 @@ class ChunkOutcome:
     info: dict[str, NDArray[Any]]
 
 
-class BaseWorlds(VecEnv):
+class EpisodeEnv(VecEnv):
+    """Environments whose present episodes are known in this process."""
+
+    episodes: list[Any]
+    """Episode of each environment: it has a seed, task, instruction, template and swapped_instruction. None before the
+    first reset."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """See `vla.core.types.VecEnv.tasks`."""
+        return self._of_episodes("task")
+
+    @property
+    def templates(self) -> list[str]:
+        """See `vla.core.types.VecEnv.templates`."""
+        return self._of_episodes("template")
+
+    @property
+    def instructions(self) -> list[str]:
+        """Instruction of each environment's current episode."""
+        return self._of_episodes("instruction")
+
+    def alternative_instructions(self) -> list[str]:
+        """See `vla.core.types.VecEnv.alternative_instructions`."""
+        return self._of_episodes("swapped_instruction")
+
+    def _of_episodes(self, name: str) -> list[str]:
+        return [getattr(episode, name) if episode else "" for episode in self.episodes]
+
+
+class BaseWorlds(EpisodeEnv):
     """n environments in this process. Subclasses start episodes, run chunks and render.
 
     A worker process calls `start_episodes` and `run_chunk`, which build no observation; `reset` and `step_chunk` add
@@ -71,8 +101,7 @@ class BaseWorlds(VecEnv):
         self.intrinsics = np.zeros((*shape[:2], 3, 3), np.float32) if render.calibration else None
         self.extrinsics = np.zeros((*shape[:2], 4, 4), np.float32) if render.calibration else None
         """See `vla.core.types.Observation`; of the last render, per world and camera."""
-        self.episodes: list[Any] = [None] * num_worlds
-        """Episode of each environment: it has a seed, task, instruction, template and swapped_instruction."""
+        self.episodes = [None] * num_worlds
         self.over = np.ones(num_worlds, bool)
         self.elapsed = np.zeros(num_worlds, np.int64)
         """Control steps since the reset."""
@@ -80,16 +109,6 @@ class BaseWorlds(VecEnv):
     def set_rendering(self, on: bool) -> None:
         """See `vla.core.types.VecEnv.set_rendering`."""
         self.render_images = on
-
-    @property
-    def tasks(self) -> list[str]:
-        """Task of each environment's current episode."""
-        return [e.task if e else "" for e in self.episodes]
-
-    @property
-    def templates(self) -> list[str]:
-        """Phrasing template of each environment's instruction."""
-        return [e.template if e else "" for e in self.episodes]
 
     @abstractmethod
     def start_episodes(self, seeds: Sequence[int], tasks: Sequence[str] | None, env_ids: Sequence[int] | None) -> None:
@@ -135,16 +154,12 @@ class BaseWorlds(VecEnv):
         return Observation(
             by_camera(self.images),
             self.proprio(),
-            [e.instruction if e else "" for e in self.episodes],
+            self.instructions,
             self.privileged(),
             depth=by_camera(self.depth),
             intrinsics=by_camera(self.intrinsics),
             extrinsics=by_camera(self.extrinsics),
         )
-
-    def alternative_instructions(self) -> list[str]:
-        """See `vla.core.types.VecEnv.alternative_instructions`."""
-        return [e.swapped_instruction if e else "" for e in self.episodes]
 
     def _ids(self, seeds: Sequence[int], env_ids: Sequence[int] | None) -> list[int]:
         """Indices of the environments to reset. ValueError unless each has its seed."""

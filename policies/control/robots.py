@@ -1,4 +1,4 @@
-"""The controller's robot interface, and its implementations for a simulated environment and any LeRobot `Robot`."""
+"""The controller's robot interface, and its implementation for any LeRobot `Robot`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.control.guards import Kind
-from vla.core.types import ActionSpec, Observation, VecEnv
+from vla.core.types import ActionSpec, Observation
 from vla.processing.pictures import to_uint8_picture
 
 
@@ -45,64 +45,6 @@ class Robot(Protocol):
 
     def disconnect(self) -> None:
         """Leave the robot in a safe state and disconnect. May be called twice."""
-
-
-class WorldRobot:
-    """One simulated environment as a robot. Each `send` runs one control step and renders the next observation."""
-
-    def __init__(self, env: VecEnv, *, seed: int, task: str | None = None, proprio_names: Sequence[str] = ()) -> None:
-        """`env` must have num_envs 1 (else ValueError); it is closed on disconnecting. A component named gripper is
-        a switch, the others are displacements."""
-        if env.num_envs != 1:
-            raise ValueError(f"a robot needs an environment with num_envs 1, this one has {env.num_envs}")
-        self._env, self._seed, self._task = env, seed, task
-        self.action_spec = env.action_spec
-        self.kinds: tuple[Kind, ...] = tuple(
-            "switch" if name == "gripper" else "displacement" for name in env.action_spec.names
-        )
-        self.proprio_names = tuple(proprio_names)
-        self.success = False
-        self._done = False
-        self._latest: Observation | None = None
-
-    def connect(self) -> None:
-        """Reset the environment to the seed and task given."""
-        tasks = None if self._task is None else [self._task]
-        self._see(self._env.reset(seeds=[self._seed], tasks=tasks))
-
-    def observe(self) -> tuple[Observation, float]:
-        """The latest observation (B = 1) and the current time. ConnectionError before `connect`."""
-        if self._latest is None:
-            raise ConnectionError("the simulated robot is not connected")
-        return self._latest, time.monotonic()  # never stale: the simulation stands still between two calls of `send`
-
-    def rest(self) -> tuple[float, ...]:
-        """The action (A,) that leaves the robot as it is: displacements 0, switches 1."""
-        return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
-
-    def send(self, action_A: NDArray[np.float32]) -> None:
-        """Run one control step with the action (A,). ConnectionError before `connect`."""
-        if self._latest is None:
-            raise ConnectionError("the simulated robot is not connected")
-        result = self._env.step_chunk(np.asarray(action_A, np.float32)[None, None])
-        self._see(result.obs)
-        self.success = self.success or bool(result.info["success"][0])
-        self._done = self._done or bool(result.terminated[0] or result.truncated[0])
-
-    @property
-    def done(self) -> bool:
-        """True when the episode has terminated or was truncated."""
-        return self._done
-
-    def disconnect(self) -> None:
-        """Close the environment. May be called twice."""
-        if self._latest is not None:
-            self._latest = None
-            self._env.close()
-
-    def _see(self, obs: Observation) -> None:
-        # Without the simulator's state: a policy on a robot has no such thing.
-        self._latest = Observation(obs.images, obs.proprio, obs.instruction)
 
 
 def lerobot_robot(kind: str, values: Mapping[str, str]) -> Any:

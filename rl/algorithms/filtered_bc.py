@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl.algorithms.policy_gradient import PolicyLearner, PolicyObjective, kl_estimate
+from rl.algorithms.policy_gradient import EpisodeLearner, PolicyObjective, kl_estimate
 from rl.configs.learning import FilteredConfig
-from rl.storage.episode_buffer import EpisodeBuffer
 from rl.storage.rollout_buffer import PolicyBatch
 
 
@@ -25,7 +24,7 @@ class Likelihood(PolicyObjective):
         return loss, log_ratio, {"policy_loss": float(loss.detach()), "kl": kl_estimate(log_ratio)}
 
 
-class FilteredImitation(PolicyLearner):
+class FilteredImitation(EpisodeLearner):
     """`judge` keeps successes; `update` imitates them."""
 
     config: FilteredConfig
@@ -34,13 +33,3 @@ class FilteredImitation(PolicyLearner):
     def judge(self, returns_GN: Tensor) -> tuple[Tensor, Tensor]:
         """Return (kept (groups,), advantages (groups, 1)): an episode is kept if it succeeded."""
         return (returns_GN > 0).all(1), torch.ones_like(returns_GN)
-
-    def update(self, buffer: EpisodeBuffer) -> dict[str, float]:
-        """Take one update on the successful episodes; return metrics."""
-        metrics = {"skipped": 1.0}
-        if self.team.total(float(buffer.size))[0]:
-            metrics = {"skipped": 0.0} | self.improve(buffer)
-        self.anneal()
-        metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())
-        self.num_updates += 1
-        return metrics

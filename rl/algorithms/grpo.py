@@ -11,9 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rl.algorithms.policy_gradient import PolicyLearner
+from rl.algorithms.policy_gradient import EpisodeLearner
 from rl.configs.learning import GRPOConfig
-from rl.storage.episode_buffer import EpisodeBuffer
 
 
 def group_advantages(returns_GN: Tensor, baseline: Literal["grpo", "rloo"]) -> Tensor:
@@ -32,7 +31,7 @@ def mixed(returns_GN: Tensor) -> Tensor:
     return returns_GN.amax(1) > returns_GN.amin(1)
 
 
-class GRPO(PolicyLearner):
+class GRPO(EpisodeLearner):
     """`judge` chooses the groups to learn from and gives their episodes advantages; `update` learns from them."""
 
     config: GRPOConfig
@@ -44,13 +43,3 @@ class GRPO(PolicyLearner):
         # inclusive bounds: 1 of 10 is not quite 0.1 in float32
         kept = mixed(returns_GN) & (rate >= low - 1e-6) & (rate <= high + 1e-6)
         return kept, group_advantages(returns_GN, self.config.baseline)
-
-    def update(self, buffer: EpisodeBuffer) -> dict[str, float]:
-        """Take one update on the kept episodes. Without any, in any process, the policy stays and `skipped` is 1."""
-        metrics = {"skipped": 1.0}
-        if self.team.total(float(buffer.size))[0]:
-            metrics = {"skipped": 0.0} | self.improve(buffer)
-        self.anneal()
-        metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())
-        self.num_updates += 1
-        return metrics

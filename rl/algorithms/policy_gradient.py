@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rl.configs.learning import PolicyConfig
 from rl.models.actor import GaussianChunkActor
+from rl.storage.episode_buffer import EpisodeBuffer
 from rl.storage.rollout_buffer import NonFiniteError, PolicyBatch, Transitions, require_finite
 from vla.runtime.distributed import Team
 from vla.training.optim import average_into, copy_into
@@ -218,3 +219,21 @@ class PolicyLearner:
         self.policy_optimiser.load_state_dict(state["policy_optimiser"])
         self.generator.set_state(state["generator"])
         self.num_updates = state["num_updates"]
+
+
+class EpisodeLearner(PolicyLearner):
+    """Learns from whole episodes: `judge` chooses those to learn from, `update` learns from them."""
+
+    def judge(self, returns_GN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (kept (groups,), advantages (groups, N)) for the returns of N episodes of every group."""
+        raise NotImplementedError
+
+    def update(self, buffer: EpisodeBuffer) -> dict[str, float]:
+        """Take one update on the kept episodes. Without any, in any process, the policy stays and `skipped` is 1."""
+        metrics = {"skipped": 1.0}
+        if self.team.total(float(buffer.size))[0]:
+            metrics = {"skipped": 0.0} | self.improve(buffer)
+        self.anneal()
+        metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())
+        self.num_updates += 1
+        return metrics

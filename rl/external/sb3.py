@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from envs.seeds import TRAIN_SEED_LIMIT
 from vla.core.types import ActionChunk, Observation, Policy, PolicySpec, Prefix, StepResult, VecEnv
 
 try:
-    from stable_baselines3 import PPO, SAC, TD3
+    from stable_baselines3 import SAC  # noqa: F401 - the fence: `rl.external.residual_sac` takes it from here
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -50,9 +49,6 @@ class LayerNormCritics(SACPolicy):
             critic.q_networks[i] = nn.Sequential(*layers).to(self.device)
             setattr(critic, f"qf{i}", critic.q_networks[i])
         return critic
-
-
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "sac": SAC, "td3": TD3}
 
 
 def leave_no_log(model: BaseAlgorithm) -> None:
@@ -191,16 +187,6 @@ class SB3Policy:
         self, model: BaseAlgorithm, *, deterministic: bool = True, normalise: VecNormalize | None = None
     ) -> None:
         self.model, self.deterministic, self.normalise = model, deterministic, normalise
-
-    @classmethod
-    def load(cls, path: str | Path, algorithm: str, *, deterministic: bool = True) -> SB3Policy:
-        """From a file that `model.save` wrote. `algorithm`: ppo, sac or td3."""
-        from vla.core.config import lookup
-
-        if not Path(path).is_file():
-            raise ValueError(f"there is no SB3 model at '{path}'; `model.save` makes one (its name ends in .zip)")
-        model = lookup(algorithm, ALGORITHMS, "algorithm").load(path, device="cpu")
-        return cls(model, deterministic=deterministic)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget: these policies have no memory."""

@@ -3,78 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from vla.backbones.features import Features, Index
+from vla.backbones.features import Features, TensorBatch
 from vla.model.residual_head import Latents
 
-
-class PolicyInput(Protocol):
-    """Tensors of B observations that are selected, stored and checked together.
-
-    `vla.backbones.features.Features` (the bridge reads them), `vla.model.residual_head.Latents` (the head and the
-    residual read them) and `StateInput` are such inputs.
-    """
-
-    @property
-    def batch_size(self) -> int:
-        """Number of observations B."""
-        ...
-
-    def select(self, index: Index) -> Self:
-        """Return the observations in `index`, in that order."""
-        ...
-
-    def float(self) -> Self:
-        """Return the same in float32."""
-        ...
-
-    def empty_like(self, batch_size: int) -> Self:
-        """Return uninitialised room for `batch_size` observations, in the same precision."""
-        ...
-
-    def write(self, start: int, part: Self) -> None:
-        """Copy `part` into rows start .. start + part.batch_size."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by name; the first axis of each is the observation."""
-        ...
+PolicyInput = TensorBatch
+"""Inputs of the trained part of a policy: `Features` (the bridge), `Latents` (the head and the residual) or
+`StateInput`."""
 
 
 @dataclass(frozen=True, eq=False)
-class StateInput:
-    """Low-dimensional state of B observations, (B, S) float32: for policies that need no camera."""
+class StateInput(TensorBatch):
+    """Low-dimensional state of B observations: for policies that need no camera."""
 
     state_BS: Tensor
-
-    @property
-    def batch_size(self) -> int:
-        """Number of observations B."""
-        return len(self.state_BS)
-
-    def select(self, index: Index) -> StateInput:
-        """Return the observations in `index`, in that order."""
-        return StateInput(self.state_BS[index])
-
-    def float(self) -> StateInput:
-        """Return itself: state is always float32, since half precision would cost fractions of a millimetre."""
-        return self
-
-    def empty_like(self, batch_size: int) -> StateInput:
-        """Return uninitialised room for `batch_size` observations."""
-        return StateInput(self.state_BS.new_empty((batch_size, *self.state_BS.shape[1:])))
-
-    def write(self, start: int, part: StateInput) -> None:
-        """Copy `part` into rows start .. start + part.batch_size."""
-        self.state_BS[start : start + part.batch_size] = part.state_BS
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return {"state_BS": ...}."""
-        return {"state_BS": self.state_BS}
+    """(B, S), always float32: half precision would cost fractions of a millimetre."""
 
 
 def storage_like(inputs: PolicyInput, rows: int) -> PolicyInput:

@@ -66,13 +66,10 @@ class Transitions:
         """Return (rows, ...) of a field given to `add`."""
         return self._rows[name]
 
-    def minibatches(self, minibatch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the index tensors of one epoch: every row once, in nearly equal parts of at most `minibatch_size`."""
-        # equal parts: a small remainder batch would take as large a step from far noisier gradients
-        yield from self.parts(-(-self.size // minibatch_size), generator)
-
     def parts(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the index tensors of one epoch in `count` parts, some of them empty where there are fewer rows."""
+        """Yield the index tensors of one epoch, every row once, in `count` parts, some empty where there are fewer
+        rows."""
+        # nearly equal parts: a small remainder batch would take as large a step from far noisier gradients
         order = torch.randperm(self.size, generator=generator).to(self.flat("proprio").device)
         yield from order.tensor_split(count)
 

@@ -12,10 +12,9 @@ from policies.control.controller import ControlConfig, control
 from policies.control.flight_log import BlackBox, read, replay
 from policies.control.guards import GuardConfig
 from policies.control.playback import Plan
-from policies.control.robots import WorldRobot
 from policies.serving.client import PolicyClient
 from policies.serving.server import PolicyServer, serve_in_thread
-from tests.policies.toy_robot import HZ, KINDS, SPEC, STEADY, Says, Slide, drive
+from tests.policies.toy_robot import HZ, KINDS, SPEC, STEADY, Says, Slide, WorldRobot, drive
 from vla.core.types import PolicySpec
 
 

@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from policies.control.controller import ControlConfig, ControlLoop, control
+from policies.control.controller import ControlConfig, control
 from policies.control.guards import GuardConfig
+from policies.control.loop import ControlLoop
 from policies.control.playback import Answer, Inference
 from tests.policies.toy_robot import HZ, STEADY, Clock, Says, Slide
 from vla.core.types import Observation

@@ -94,3 +94,34 @@ def drive(policy, robot=None, log=None, *, on_tick=None, seconds=1.0, guards=Non
     report = control(robot, policy, settings, log=log, clock=clock, sleep=clock.sleep)
     assert not robot.connected
     return robot, report
+
+
+class WorldRobot:
+    """One simulated environment as a robot. Each `send` runs one control step and renders the next observation."""
+
+    def __init__(self, env, *, seed, proprio_names=()):
+        self._env, self._seed, self.action_spec = env, seed, env.action_spec
+        self.kinds = tuple("switch" if name == "gripper" else "displacement" for name in env.action_spec.names)
+        self.proprio_names = tuple(proprio_names)
+        self.done = False
+
+    def connect(self):
+        self._see(self._env.reset(seeds=[self._seed]))
+
+    def observe(self):
+        return self._latest, time.monotonic()  # never stale: the simulation stands still between two calls of `send`
+
+    def rest(self):
+        return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
+
+    def send(self, action_A):
+        result = self._env.step_chunk(np.asarray(action_A, np.float32)[None, None])
+        self._see(result.obs)
+        self.done = self.done or bool(result.terminated[0] or result.truncated[0])
+
+    def disconnect(self):
+        self._env.close()
+
+    def _see(self, obs):
+        # Without the simulator's state: a policy on a robot has no such thing.
+        self._latest = Observation(obs.images, obs.proprio, obs.instruction)

@@ -46,7 +46,7 @@ def test_ratio_is_1_before_the_first_step_whatever_the_batch_size(cloned):
     learner.actor.train()
     learner.estimate(buffer)
     for size in (1, 7, 50, N * T):
-        for index in buffer.minibatches(size, learner.generator):
+        for index in buffer.parts(-(-buffer.size // size), learner.generator):
             _, log_ratio, _ = learner.policy_loss(buffer.policy_batch(index))
             assert (log_ratio.exp() - 1).abs().max() < 1e-5
 
@@ -171,10 +171,10 @@ def test_nan_is_named_and_reaches_no_parameter(cloned, part):
 def test_buffer_gives_each_transition_once_an_epoch_in_even_parts(cloned):
     _, collector, buffer = setup(cloned)
     with pytest.raises(RuntimeError, match="only 0 of 8"):
-        next(buffer.minibatches(50, torch.Generator()))
+        next(buffer.parts(4, torch.Generator()))
     collector.collect(buffer)
     generator = torch.Generator().manual_seed(0)
-    first, second = (list(buffer.minibatches(50, generator)) for _ in range(2))
+    first, second = (list(buffer.parts(-(-buffer.size // 50), generator)) for _ in range(2))
     for epoch in (first, second):
         assert torch.equal(torch.cat(epoch).sort().values, torch.arange(N * T))
         assert {len(part) for part in epoch} <= {42, 43}

@@ -100,7 +100,7 @@ def test_ppo_learns_steps_saves_and_is_scored_by_our_evaluation(tmp_path, env: S
     policy = SB3Policy(model)
     assert isinstance(policy, Policy)
     model.save(tmp_path / "ppo.zip")
-    again = SB3Policy.load(tmp_path / "ppo.zip", "ppo")
+    again = SB3Policy(PPO.load(tmp_path / "ppo.zip", device="cpu"))
     env.reset()
     chunk = policy.act(env.obs)
     assert chunk.shape == (2, 1, 4) and chunk.dtype == np.float32
@@ -110,10 +110,6 @@ def test_ppo_learns_steps_saves_and_is_scored_by_our_evaluation(tmp_path, env: S
     dark.render_images = False
     report = evaluate(again, dark, [5_000_000, 5_000_001], name="sb3")
     assert report.episodes == 2 and report.chunk_size == 1
-    with pytest.raises(ValueError, match="did you mean|known"):
-        SB3Policy.load(tmp_path / "ppo.zip", "pp0")
-    with pytest.raises(ValueError, match="no SB3 model"):
-        SB3Policy.load(tmp_path / "none.zip", "ppo")
 
 
 def test_our_evaluation_and_sb3s_agree(env: StateVecEnv) -> None:

@@ -88,7 +88,7 @@ def test_ratio_first_epoch_with_a_backbone_in_bfloat16():
     worlds.collect(buffer)
     learner.estimate(buffer)
     for size in (5, 24):
-        for index in buffer.minibatches(size, learner.generator):
+        for index in buffer.parts(-(-buffer.size // size), learner.generator):
             _, log_ratio, _ = learner.policy_loss(buffer.policy_batch(index))
             assert log_ratio.dtype == torch.float32 and log_ratio.abs().max() < 2e-3
 

@@ -8,7 +8,7 @@ import torch
 
 from vla.backbones.features import Features
 from vla.model.config import FaithfulConfig
-from vla.model.released_bridge import FaithfulBlock, FaithfulBridge, released_rotation, released_window
+from vla.model.released_bridge import FaithfulBlock, FaithfulBridge, released_rotation
 
 B, L, N, Q, C, P, W, H, A = 2, 3, 6, 4, 5, 3, 16, 2, 2
 
@@ -222,6 +222,17 @@ def test_training_sees_noise_that_inference_does_not():
     first = made(f, proprio)
     assert not torch.equal(first, made(f, proprio))
     assert first.std(dim=1).max() > 1e-3  # only this tells the steps apart in training
+
+
+def released_window(hidden_BLTD, *, num_patches, num_queries, num_prompt):
+    """The windows that the released code reads as raw tokens (B, L, N, D) and action queries (B, L, Q, D).
+
+    The sequence is [first token][N patches][rest of the prompt][Q queries][stop], whose prompt has `num_prompt` tokens
+    beside the first: both windows lie one position early. The last patch and the last query are never read; the first
+    token passes for a patch and the prompt's last for a query.
+    """
+    at = num_patches + num_prompt
+    return hidden_BLTD[:, :, :num_patches], hidden_BLTD[:, :, at : at + num_queries]
 
 
 def test_windows_lie_one_position_early():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,9 +16,65 @@ Index = Tensor | NDArray[np.int64] | Sequence[int] | slice
 _FP16_MAX = torch.finfo(torch.float16).max
 
 
+class TensorBatch:
+    """Tensors of B observations that are selected, stored and checked together: the base of frozen dataclasses.
+
+    The first axis of each is the observation. A field may be None: it is left out everywhere.
+    """
+
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Names of tensors without a batch dimension, which all observations share."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors with a batch dimension, by name."""
+        every = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.shared}
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
+
+    @property
+    def batch_size(self) -> int:
+        """Number of observations B."""
+        return len(next(iter(self.tensors().values())))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the tensors."""
+        return next(iter(self.tensors().values())).device
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The batch of `function` of each tensor."""
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+
+    def select(self, index: Index) -> Self:
+        """The observations in `index`, in that order. A slice gives a view, everything else a copy."""
+        if isinstance(index, slice):
+            return self.map(lambda tensor: tensor[index])
+        ids = torch.as_tensor(index, dtype=torch.int64, device=self.device)
+        return self.map(lambda tensor: tensor.index_select(0, ids))
+
+    def float(self) -> Self:
+        """Everything in float32: the batch itself, unless a subclass keeps less precision."""
+        return self
+
+    def empty_like(self, batch_size: int) -> Self:
+        """Uninitialised room for `batch_size` observations like these, to be filled with `write` (caches, buffers)."""
+        return self.map(lambda tensor: tensor.new_empty((batch_size, *tensor.shape[1:])))
+
+    def write(self, start: int, part: Self) -> None:
+        """Copy `part` into rows start .. start + part.batch_size, casting to the precision kept here."""
+        if start < 0 or start + part.batch_size > self.batch_size:
+            raise ValueError(f"rows {start}..{start + part.batch_size} do not fit into {self.batch_size}")
+        mine, theirs = self.tensors(), part.tensors()
+        if differing := sorted(mine.keys() ^ theirs.keys()):
+            raise ValueError(f"cannot mix batches with and without {differing[0]}")
+        for name, tensor in mine.items():
+            tensor[start : start + part.batch_size] = _cast(theirs[name], tensor.dtype)
+
+
 @dataclass(frozen=True, eq=False)
-class Features:
+class Features(TensorBatch):
     """Conditions of B observations for the bridge (VLA-Adapter, arXiv 2509.09372: C^R and C^AQ)."""
+
+    shared = ("coords_NE",)
 
     raw_BLND: Tensor
     """Hidden states of the N image (and text) tokens at L layers, width D."""
@@ -31,41 +88,17 @@ class Features:
     """(N, 3) of each raw token: x, y in [-1, 1] and view id. Shared by the batch. Always float32."""
 
     @property
-    def batch_size(self) -> int:
-        """Number of observations B."""
-        return self.raw_BLND.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        """The device that holds the hidden states."""
-        return self.raw_BLND.device
-
-    @property
     def nbytes(self) -> int:
         """Bytes held by all tensors (the shared coordinates once)."""
         return self.coords_NE.nbytes + sum(tensor.nbytes for tensor in self.tensors().values())
-
-    def select(self, index: Index) -> Features:
-        """The observations in `index`, in that order. A slice gives a view, everything else a copy."""
-        if isinstance(index, slice):
-            pick = lambda tensor: tensor[index]  # noqa: E731
-        else:
-            ids = torch.as_tensor(index, dtype=torch.int64, device=self.device)
-            pick = lambda tensor: tensor.index_select(0, ids)  # noqa: E731
-        return replace(
-            self,
-            raw_BLND=pick(self.raw_BLND),
-            raw_mask_BN=None if self.raw_mask_BN is None else pick(self.raw_mask_BN),
-            queries_BLQD=pick(self.queries_BLQD),
-            points_BQE=None if self.points_BQE is None else pick(self.points_BQE),
-        )
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Features:
         """Hidden states in another precision and/or everything on another device.
 
         Coordinates stay float32: they are small, and half precision would cost fractions of a millimetre.
         """
-        return Features(
+        return replace(
+            self,
             raw_BLND=_cast(self.raw_BLND.to(device=device), dtype),
             raw_mask_BN=None if self.raw_mask_BN is None else self.raw_mask_BN.to(device=device),
             queries_BLQD=_cast(self.queries_BLQD.to(device=device), dtype),
@@ -79,13 +112,7 @@ class Features:
 
     def detach(self) -> Features:
         """The same features without their gradient history. Memory is shared, not copied."""
-        return replace(
-            self,
-            raw_BLND=self.raw_BLND.detach(),
-            queries_BLQD=self.queries_BLQD.detach(),
-            points_BQE=None if self.points_BQE is None else self.points_BQE.detach(),
-            coords_NE=self.coords_NE.detach(),
-        )
+        return replace(self.map(Tensor.detach), coords_NE=self.coords_NE.detach())
 
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
@@ -96,53 +123,19 @@ class Features:
         for part in parts[1:]:
             if part.coords_NE.shape != first.coords_NE.shape or not torch.equal(part.coords_NE, first.coords_NE):
                 raise ValueError("cannot join features of different token layouts: their coords_NE differ")
-        return replace(
-            first,
-            raw_BLND=torch.cat([part.raw_BLND for part in parts]),
-            raw_mask_BN=_cat_optional([part.raw_mask_BN for part in parts], "raw_mask_BN"),
-            queries_BLQD=torch.cat([part.queries_BLQD for part in parts]),
-            points_BQE=_cat_optional([part.points_BQE for part in parts], "points_BQE"),
-        )
+            if differing := sorted(part.tensors().keys() ^ first.tensors().keys()):
+                raise ValueError(f"cannot join features with and without {differing[0]}")
+        columns = {name: [part.tensors()[name] for part in parts] for name in first.tensors()}
+        return replace(first, **{name: torch.cat(column) for name, column in columns.items()})
 
     def empty_like(self, batch_size: int, *, dtype: torch.dtype | None = None) -> Features:
-        """Uninitialised room for `batch_size` observations like these, to be filled with `write` (caches, buffers)."""
+        """Uninitialised room for `batch_size` observations like these; hidden states in `dtype`, if given."""
 
-        def room(tensor: Tensor, kind: torch.dtype | None = None) -> Tensor:
-            return torch.empty((batch_size, *tensor.shape[1:]), dtype=kind or tensor.dtype, device=tensor.device)
+        def room(tensor: Tensor) -> Tensor:
+            hidden = tensor is self.raw_BLND or tensor is self.queries_BLQD
+            return tensor.new_empty((batch_size, *tensor.shape[1:]), dtype=dtype if hidden else None)
 
-        return replace(
-            self,
-            raw_BLND=room(self.raw_BLND, dtype),
-            raw_mask_BN=None if self.raw_mask_BN is None else room(self.raw_mask_BN),
-            queries_BLQD=room(self.queries_BLQD, dtype),
-            points_BQE=None if self.points_BQE is None else room(self.points_BQE, torch.float32),
-        )
-
-    def write(self, start: int, part: Features) -> None:
-        """Copy `part` into rows start .. start + part.batch_size, casting to the precision kept here."""
-        if start < 0 or start + part.batch_size > self.batch_size:
-            raise ValueError(f"rows {start}..{start + part.batch_size} do not fit into {self.batch_size}")
-        if (self.raw_mask_BN is None) != (part.raw_mask_BN is None) or (self.points_BQE is None) != (
-            part.points_BQE is None
-        ):
-            raise ValueError("cannot mix features with and without raw_mask_BN or points_BQE")
-        rows = slice(start, start + part.batch_size)
-        self.raw_BLND[rows] = _cast(part.raw_BLND, self.raw_BLND.dtype)
-        self.queries_BLQD[rows] = _cast(part.queries_BLQD, self.queries_BLQD.dtype)
-        if self.raw_mask_BN is not None:
-            self.raw_mask_BN[rows] = part.raw_mask_BN
-        if self.points_BQE is not None:
-            self.points_BQE[rows] = part.points_BQE
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Tensors with a batch dimension, by name; the shared coordinates are not among them."""
-        every = {
-            "raw_BLND": self.raw_BLND,
-            "raw_mask_BN": self.raw_mask_BN,
-            "queries_BLQD": self.queries_BLQD,
-            "points_BQE": self.points_BQE,
-        }
-        return {name: tensor for name, tensor in every.items() if tensor is not None}
+        return self.map(room)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -152,12 +145,3 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         # Language models have a few huge activations beyond float16's range; infinity would become NaN in a LayerNorm.
         return tensor.clamp(-_FP16_MAX, _FP16_MAX).to(dtype)
     return tensor.to(dtype)
-
-
-def _cat_optional(tensors: list[Tensor | None], name: str) -> Tensor | None:
-    present = [tensor for tensor in tensors if tensor is not None]
-    if not present:
-        return None
-    if len(present) != len(tensors):
-        raise ValueError(f"cannot join features with and without {name}")
-    return torch.cat(present)

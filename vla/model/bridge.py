@@ -6,8 +6,6 @@ contributes exactly 0; the feed-forward is residual; chunk positions are learned
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -312,8 +310,3 @@ def layer_stats(hidden_BTD: Tensor, *, eps: float = 1e-5) -> tuple[Tensor, Tenso
     mean = hidden_BTD.mean(dim=-1)
     square = torch.linalg.vector_norm(hidden_BTD, dim=-1).square() / hidden_BTD.shape[-1]
     return mean, ((square - mean.square()).clamp(min=0.0) + eps).rsqrt()
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Trainable parameters, for logs."""
-    return sum(math.prod(parameter.shape) for parameter in module.parameters() if parameter.requires_grad)

@@ -117,16 +117,3 @@ class FaithfulBridge(nn.Module):
             cond = torch.cat([features.queries_BLQD[:, tap].to(dtype), proprio], dim=1)
             x_BCD = block(x_BCD, cond, features.raw_BLND[:, tap].to(dtype), features.raw_mask_BN)
         return x_BCD
-
-
-def released_window(
-    hidden_BLTD: Tensor, *, num_patches: int, num_queries: int, num_prompt: int
-) -> tuple[Tensor, Tensor]:
-    """The windows that the released code reads as raw tokens (B, L, N, D) and action queries (B, L, Q, D).
-
-    The sequence is [first token][N patches][rest of the prompt][Q queries][stop], whose prompt has `num_prompt` tokens
-    beside the first: both windows lie one position early. The last patch and the last query are never read; the first
-    token passes for a patch and the prompt's last for a query.
-    """
-    at = num_patches + num_prompt
-    return hidden_BLTD[:, :, :num_patches], hidden_BLTD[:, :, at : at + num_queries]

@@ -8,25 +8,21 @@ Residual policy learning: Silver et al. 2018 (arXiv 1812.06298), Johannink et al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vla.backbones.features import Features
+from vla.backbones.features import Features, TensorBatch
 from vla.model.bridge import Bridge
 
 POINT_SCALE = 2.0
 """Coordinates span [-1, 1], and a tenth of that matters: brought nearer to the unit variance of the others."""
-Index = Tensor | NDArray[np.int64] | Sequence[int] | slice
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
+class Latents(TensorBatch):
     """Inputs of head and refiner for B observations. Always float32: they are small."""
 
     latent_BCD: Tensor
@@ -48,36 +44,6 @@ class Latents:
         if stem is None or not points.shape[1]:
             return Latents(latent_BCD, latent_BCD.new_zeros(batch, latent_BCD.shape[-1]), points)
         return Latents(latent_BCD, stem(torch.cat([points, proprio_BP.to(latent_BCD)], 1)), points)
-
-    @property
-    def batch_size(self) -> int:
-        """Number of observations B."""
-        return len(self.latent_BCD)
-
-    def select(self, index: Index) -> Latents:
-        """The observations in `index`, in that order."""
-        if not isinstance(index, slice):
-            index = torch.as_tensor(index, dtype=torch.int64, device=self.latent_BCD.device)
-        return Latents(*(tensor[index] for tensor in self.tensors().values()))
-
-    def float(self) -> Latents:
-        """The latents themselves, which are float32 already; `Features` has the same method."""
-        return self
-
-    def empty_like(self, batch_size: int) -> Latents:
-        """Uninitialised room for `batch_size` observations."""
-        return Latents(*(torch.empty((batch_size, *t.shape[1:]), device=t.device) for t in self.tensors().values()))
-
-    def write(self, start: int, part: Latents) -> None:
-        """Copy `part` into rows start .. start + part.batch_size."""
-        if start < 0 or start + part.batch_size > self.batch_size:
-            raise ValueError(f"rows {start}..{start + part.batch_size} do not fit into {self.batch_size}")
-        for mine, theirs in zip(self.tensors().values(), part.tensors().values(), strict=True):
-            mine[start : start + part.batch_size] = theirs
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return {"latent_BCD": self.latent_BCD, "stem_BD": self.stem_BD, "points_BE": self.points_BE}
 
 
 class Refiner(nn.Module):

@@ -1,0 +1,310 @@
+"""One robot's control loop: what happens in a tick. `policies.control.controller` keeps the time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from policies.chunking.merge import Blend, DelayEstimate, Ensemble, Join
+from policies.control.config import ControlConfig, ControlReport, check_chunk, is_pressed, ticks_per_step
+from policies.control.flight_log import BlackBox
+from policies.control.guards import Decision, Governor, Inputs
+from policies.control.playback import Answer, Asking, Inference, Plan
+from policies.control.robots import Robot
+from policies.control.watched_robot import WatchedRobot
+from vla.core.types import Observation, Policy
+
+
+class ControlLoop:
+    """One robot's loop, a tick at a time. Whoever calls `tick` keeps the time."""
+
+    def __init__(
+        self,
+        robot: Robot,
+        inference: Asking,
+        config: ControlConfig,
+        *,
+        log: BlackBox | None = None,
+        pressed: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        rest: tuple[float, ...] | None = None,
+        watched: WatchedRobot | None = None,
+    ) -> None:
+        """`robot` is connected. `rest`: the action that leaves it as it is; None: the robot is asked. `watched`: the
+        robot with what was seen of it so far."""
+        if config.dry_run:  # a robot that is sent nothing follows nothing
+            config = replace(config, guards=replace(config.guards, follow_s=1e9))
+        self.robot, self.inference, self.config, self.log = robot, inference, config, log
+        self.pressed, self.clock, self.dt = pressed, clock, 1.0 / robot.action_spec.control_hz
+        self.watched = watched or WatchedRobot(robot, clock)
+        self._ticks_per_step = ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
+        self._asked_at_ticks: deque[int] = deque()  # questions that are out, oldest first
+        self._last_asked_at_tick = 0
+        self._place(tuple(robot.rest()) if rest is None else rest)
+        self.delay = DelayEstimate()
+        self.chunk_size = 0
+        self.started = 0.0
+        self.ticks = self.overruns = 0
+        self.ended: str | None = None
+        self._fault: str | None = None
+        self._error: str | None = None
+        self._reasons: dict[str, str] = {}
+        self._server_failed = False
+        self._playing = True  # the last tick played the plan
+        self._send_failed = False
+        self._sent: tuple[float, ...] | None = None  # what went to the robot where it was not what had been decided
+        self._latencies: list[float] = []
+        self._delays: Counter[int] = Counter()
+        self._guards: Counter[str] = Counter()
+        self._late_s: list[float] = []
+        self._work_s: list[float] = []
+
+    def _place(self, rest: tuple[float, ...]) -> None:
+        """Guards and plan of a robot that is at `rest`."""
+        spec, config = self.robot.action_spec, self.config
+        self._rest = rest
+        self.governor = Governor(
+            config.guards, spec, self.robot.kinds, rest=rest, proprio_names=self.robot.proprio_names
+        )
+        self.plan = Plan(
+            self.robot.kinds,
+            ticks_per_step=self._ticks_per_step,
+            rest=rest,
+            join=_join(config),
+            catch_up_steps=config.catch_up_steps,
+            bounds=(spec.low, spec.high),
+        )
+
+    def warm_up(self, policy: Policy) -> None:
+        """One answer before the clock starts: the first is always the slowest. An error is met again, in the loop.
+
+        ValueError for an answer that is none for this robot.
+        """
+        if self.watched.latest is None and not self.watched.observe():
+            return
+        assert self.watched.latest is not None
+        obs, seen_s = self.watched.latest
+        try:
+            policy.reset()
+        except Exception as error:
+            self._reason("policy_error", error)
+            return
+        first = Inference(policy, asynchronous=False, clock=self.clock)
+        first.ask(obs, step=0, seen_s=seen_s)
+        answer = first.fetch()
+        if answer is not None and answer.chunk is not None:
+            check_chunk(answer.chunk, self.robot.action_spec)
+            self.chunk_size = len(answer.chunk)
+            if self.config.join == "rtc":  # the guided way is another, and as slow the first time
+                self.plan.install(answer.chunk, asked_at_step=0, seen_s=seen_s)
+                first.ask(obs, step=0, seen_s=seen_s, prefix=self.plan.left(1))
+                first.fetch()
+                self.plan.clear()
+
+    def start(self, rest: tuple[float, ...] | None = None) -> float:
+        """The clock starts. `rest`: where the robot is now, if that was measured anew."""
+        if rest is not None:
+            self._place(rest)
+        if outside := self.governor.outside():
+            self._reasons["outside_limits"] = f"when the run began, {outside}"
+        if self.log is not None:
+            config, plain = self.config, asdict(self.config)
+            self.log.start(
+                config.guards, self.robot.action_spec, self.robot.kinds, self._rest, self.robot.proprio_names,
+                control={name: value for name, value in plain.items() if name != "guards"} | {
+                    "estop_file": None if config.estop_file is None else str(config.estop_file)
+                },
+            )  # fmt: skip
+        self.started = self.clock()
+        return self.started
+
+    def give_up(self) -> None:
+        """End a run before its first tick, because the robot is not there, does not say where it is, or the e-stop was
+        pressed."""
+        if is_pressed(self.pressed, self.config.estop_file):
+            self.ended, guard = "disconnect", "estop"
+        elif self.watched.lost:
+            self.ended, guard = "disconnect", "robot_lost"
+        else:
+            self.ended, guard = "stopped", "robot_error"
+        self._guards[guard] += 1
+        if guard != "estop" and self.watched.trouble is not None:
+            self._reason(guard, self.watched.trouble)
+
+    def fail(self, error: Exception) -> None:
+        """End a run that cannot go on, because of an error that is neither the robot's nor the policy's."""
+        self.ended = "disconnect"
+        self._reason("controller", error)
+
+    def tick(self, deadline: float) -> Decision:
+        """Look, ask, decide, send. `deadline`: when it was to begin."""
+        self._late_s.append(self.clock() - deadline)
+        decision, inputs = self._tick()
+        self.ticks += 1
+        self._work_s.append(self.clock() - deadline - self._late_s[-1])
+        if self.log is not None:
+            plan = {"step": self.plan.step, "remaining": self.plan.remaining}
+            self.log.tick(
+                inputs,
+                decision,
+                obs=None if self.watched.latest is None else self.watched.latest[0],
+                tick=self.ticks,
+                late_s=self._late_s[-1],
+                work_s=self._work_s[-1],
+                plan=plan,
+            )
+        if decision.reaction in ("stopped", "disconnect"):
+            self.ended = decision.reaction
+        elif self.robot.done:
+            self.ended = "done"
+        return decision
+
+    def report(self) -> ControlReport:
+        p50, p99 = _quantiles_ms(self._latencies)[:2]
+        report = ControlReport(
+            ticks=self.ticks,
+            overruns=self.overruns,
+            seconds=self.clock() - self.started,
+            ended=self.ended or "time",
+            guards=dict(self._guards),
+            answers=len(self._latencies),
+            latency_ms={"p50": p50, "p99": p99},
+            late_ms=dict(zip(("p50", "p99", "max"), _quantiles_ms(self._late_s), strict=True)),
+            work_ms=dict(zip(("p50", "p99", "max"), _quantiles_ms(self._work_s), strict=True)),
+            delays=dict(sorted(self._delays.items())),
+            error=self._error,
+            reasons=dict(self._reasons),
+        )
+        if self.log is not None:
+            self.log.event(report=asdict(report))
+        return report
+
+    def _tick(self) -> tuple[Decision, Inputs]:
+        good = self.watched.observe()
+        self._note_trouble(good)
+        self._converse()
+        inputs = self._inputs(robot_error=self._send_failed or not good)
+        decision = self.governor.decide(inputs)
+        self._guards.update(decision.guards)
+        if "workspace" in decision.guards:
+            self._reason("workspace", self.governor.beyond(inputs.proprio))
+        if "not_following" in decision.guards:
+            self._reason("not_following", self.governor.not_following())
+        self._send(decision, self.governor.before)
+        self._playing = decision.reaction == "run"
+        if self._playing:
+            self.plan.advance()
+        return decision, inputs
+
+    def _send(self, decision: Decision, before: tuple[float, ...]) -> None:
+        self._sent, self._send_failed = None, False
+        if decision.action is None or self.config.dry_run:
+            return
+        self.watched.trouble = None
+        self._sent = self.watched.send(decision.action, before)
+        if self.watched.trouble is not None:  # the next tick holds, or disconnects
+            self._send_failed = True
+            self._note_trouble(False)
+
+    def _note_trouble(self, good: bool) -> None:
+        if self.watched.lost and self._fault is None:
+            self._fault = "robot_lost"
+        if not good and self.watched.trouble is not None:
+            self._reason("robot_lost" if self.watched.lost else "robot_error", self.watched.trouble)
+
+    def _reason(self, guard: str, what: str | Exception) -> None:
+        text = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
+        self._error = self._reasons[guard] = text
+
+    def _converse(self) -> None:
+        """Fetch the policy's answer if there is one, and ask again when the plan has been played far enough."""
+        answer = self.inference.fetch()
+        if answer is not None:
+            self._take(answer)
+        if self._time_to_ask() and not self.inference.busy and self._fault is None:
+            assert self.watched.latest is not None
+            self._ask(*self.watched.latest)
+            if not self.config.asynchronous and (answer := self.inference.fetch()):
+                self._take(answer)
+        self._server_failed = self._server_failed or self.inference.waiting_s() > self.config.server_timeout_s
+
+    def _ask(self, obs: Observation, seen_s: float) -> None:
+        going_on = self.config.join == "rtc" and self.plan.remaining > 0
+        prefix = self.plan.left(self.delay.steps) if going_on else None
+        self._asked_at_ticks.append(self.ticks)
+        self._last_asked_at_tick = self.ticks
+        self.inference.ask(obs, step=self.plan.step, seen_s=seen_s, prefix=prefix)
+
+    def _take(self, answer: Answer) -> None:
+        asked_at_tick = self._asked_at_ticks.popleft()
+        error = answer.error
+        if error is None:
+            try:
+                check_chunk(answer.chunk, self.robot.action_spec)
+            except ValueError as misfit:
+                error = misfit
+        if error is None:
+            self._server_failed = False
+            self._latencies.append(answer.seconds)
+            self.chunk_size = len(answer.chunk)
+            late = self.plan.install(answer.chunk, asked_at_step=answer.asked_at_step, seen_s=answer.seen_s)
+            # Held ticks count here as if they had been played: a robot that ran dry must learn to ask earlier.
+            self.delay.add(math.ceil((self.ticks - asked_at_tick) / self._ticks_per_step))
+            self._delays[late] += 1
+            return
+        if isinstance(error, OSError):  # ConnectionError, TimeoutError: the server is gone, maybe not for good
+            self._server_failed = True
+            self._reason("dead_server", error)
+        else:
+            self._fault = "nonfinite_action" if isinstance(error, FloatingPointError) else "policy_error"
+            self._reason(self._fault, error)
+            if self.log is not None:
+                self.log.event(error=self._error)
+
+    def _time_to_ask(self) -> bool:
+        """Early enough that the robot does not run dry before the answer comes; several questions evenly apart."""
+        if self.watched.latest is None:
+            return False
+        now = self.clock()
+        if not now - self.watched.latest[1] <= self.config.guards.max_observation_age_s:
+            return False  # nothing would be played that answers it
+        if not self._playing and now - self.plan.seen_s > self.config.guards.max_action_age_s / 2:
+            self.plan.clear()  # it has grown old while the robot held: it would not be played, and nothing be asked
+        played, late = self.config.n_action_steps or (self.chunk_size + 1) // 2, self.delay.steps
+        if self.plan.remaining > max(self.chunk_size - played, late if self.config.asynchronous else 0):
+            return False
+        apart = late * self._ticks_per_step / self.config.in_flight
+        return not self._asked_at_ticks or self.ticks - self._last_asked_at_tick >= apart
+
+    def _inputs(self, *, robot_error: bool) -> Inputs:
+        # Looked for last, so that nothing is sent that was decided before somebody pressed it.
+        if is_pressed(self.pressed, self.config.estop_file):
+            self._fault = "estop"
+        now = self.clock()
+        obs, seen_s = self.watched.latest or (None, -np.inf)
+        return Inputs(
+            now_s=now - self.started,
+            wanted=self.plan.wanted(),
+            proprio=() if obs is None else tuple(np.asarray(obs.proprio[0], np.float32).tolist()),
+            observation_age_s=float(now - seen_s),
+            action_age_s=float(now - self.plan.seen_s),
+            server_failed=self._server_failed,
+            fault=self._fault,
+            robot_error=robot_error,
+            sent=self._sent,
+        )
+
+
+def _join(config: ControlConfig) -> Join:
+    if config.join == "ensemble":
+        return Ensemble(config.ensemble_decay)
+    return Blend(config.blend_steps if config.join == "blend" else 0)
+
+
+def _quantiles_ms(seconds: list[float]) -> list[float]:
+    return (1e3 * np.percentile(seconds, [50, 99, 100])).tolist() if seconds else [0.0, 0.0, 0.0]
