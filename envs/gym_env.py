@@ -50,6 +50,12 @@ def action_space(spec: ActionSpec) -> spaces.Box:
     return spaces.Box(np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32), dtype=np.float32)
 
 
+def _checked_mode(render_mode: str | None) -> str | None:
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+    return render_mode
+
+
 class SuiteEnv(gymnasium.Env):
     """One environment of a suite, in this process.
 
@@ -68,9 +74,7 @@ class SuiteEnv(gymnasium.Env):
         perturb: Perturbation | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        self.render_mode = render_mode
+        self.render_mode = _checked_mode(render_mode)
         check()
         spec = load_suite(suite)
         self._worlds = worlds_class(spec, perturb)(spec, 1, phrasings=phrasings, render=RenderOptions(image_size))
@@ -147,9 +151,7 @@ class SuiteVectorEnv(VectorEnv):
         perturb: Perturbation | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        self.render_mode = render_mode
+        self.render_mode = _checked_mode(render_mode)
         self._env = make_vec(
             suite, num_envs, num_workers=num_workers, image_size=image_size, phrasings=phrasings, perturb=perturb
         )

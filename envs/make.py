@@ -29,9 +29,9 @@ def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[
         raise ValueError(problem)
     perturbed = perturb is not None and perturb.any()
     if isinstance(suite, Suite):
-        from envs.backends.cpu_worlds import Worlds
+        from envs.backends.cpu_worlds import TabletopWorlds
 
-        return partial(Worlds, source=episode_source(perturb)) if perturbed else Worlds
+        return partial(TabletopWorlds, source=episode_source(perturb)) if perturbed else TabletopWorlds
     if perturbed:
         raise ValueError(f"suite {suite.name!r} has no perturbations: they are for the tabletop suites")
     return _adapter_worlds(suite)

@@ -69,12 +69,12 @@ def _checks(suite: str, device: str, name: str) -> list[Row]:
 
 def _check_motion(env: Any, suite: str, name: str) -> list[Row]:
     """The scripted expert's actions, chosen on the CPU backend, played in both until success."""
-    from envs.backends.cpu_worlds import Worlds
+    from envs.backends.cpu_worlds import TabletopWorlds
     from envs.experts.registry import make_expert
     from envs.registry import load_suite
 
     n = env.num_envs
-    cpu = Worlds(load_suite(suite), n)
+    cpu = TabletopWorlds(load_suite(suite), n)
     cpu.render_images = False
     env.set_rendering(False)
     expert, seeds = make_expert(suite, n), range(100, 100 + n)
@@ -102,7 +102,7 @@ def _check_motion(env: Any, suite: str, name: str) -> list[Row]:
 def _check_success(suite: str, device: str, name: str) -> list[Row]:
     """One policy (the scripted expert), the same evaluation seeds on both backends."""
     from envs import make_vec
-    from envs.backends.cpu_worlds import Worlds
+    from envs.backends.cpu_worlds import TabletopWorlds
     from envs.evaluation.evaluate import evaluate, wilson95
     from envs.experts.registry import make_expert
     from envs.registry import load_suite
@@ -110,7 +110,7 @@ def _check_success(suite: str, device: str, name: str) -> list[Row]:
     episodes = 2 if device == "cpu" else 256
     spec = load_suite(suite)
     seeds, rates = range(spec.eval_seed0, spec.eval_seed0 + episodes), []
-    cpu = Worlds(spec, episodes)  # in this process: a script read from standard input cannot start workers
+    cpu = TabletopWorlds(spec, episodes)  # in this process: a script read from standard input cannot start workers
     cpu.render_images = False
     env = make_vec(suite, episodes, backend="warp", device=device)
     env.set_rendering(False)
@@ -168,12 +168,12 @@ def _check_streams(env: Any, name: str) -> Row:
 
 def _check_images(env: Any, suite: str, name: str) -> list[Row]:
     """The same scenes drawn by OpenGL; no row where there is no OpenGL."""
-    from envs.backends.cpu_worlds import Worlds
+    from envs.backends.cpu_worlds import TabletopWorlds
     from envs.registry import load_suite
 
     env.set_rendering(True)
     seeds, config = range(env.num_envs), f"{suite}, {env.num_envs} first frames, of 255, {name}"
-    cpu = Worlds(load_suite(suite), env.num_envs)
+    cpu = TabletopWorlds(load_suite(suite), env.num_envs)
     try:
         here = cpu.reset(seeds=seeds)
     except Exception as problem:  # a GL stack fails in its own ways

@@ -12,7 +12,7 @@ import numpy as np
 from envs.seeds import FIRST_EVALUATION_SEED
 from envs.tabletop.language import Phrasings
 from vla.core.paths import SIM_CONFIGS
-from vla.core.types import Plane
+from vla.core.types import PlanarSymmetry
 
 CAMERAS = {"front": "corner2", "wrist": "gripperPOV"}
 
@@ -30,7 +30,7 @@ class MetaworldSuite:
     horizon: int = HORIZON
     eval_seed0: int = FIRST_EVALUATION_SEED
     num_views: int = 2
-    plane: Plane | None = None
+    plane: PlanarSymmetry | None = None
 
     def summary(self, per_task: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """The published `group_rates`, for a report of all fifty tasks; else nothing."""

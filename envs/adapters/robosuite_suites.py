@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.seeds import FIRST_EVALUATION_SEED
-from vla.core.types import Plane
+from vla.core.types import PlanarSymmetry
 
 Vector = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ class RobosuiteSuite:
     """That state -> (where the hand goes first, where it takes the thing): what the words name."""
     things: tuple[str, ...]
     """In words; the first is what the task is about."""
-    plane: Plane
+    plane: PlanarSymmetry
     """Which columns of that state and of the proprio lie in the plane of the table."""
     eval_seed0: int = FIRST_EVALUATION_SEED
 
@@ -105,10 +105,10 @@ def _door_state(env: Any, grip: Vector) -> Vector:
     return np.concatenate([centre, bar, outward, hinge, angles, centre + GRASP_BAR_M * bar - grip])
 
 
-_LIFT_PLANE = Plane(hand=(0, 1), places=((0, 1),), offsets=((8, 9),))  # without a goal its columns are 0
-_GRASP_PLANE = Plane(hand=(0, 1), places=((0, 1), (4, 5)), offsets=((8, 9),))
-_NUT_PLANE = Plane(hand=(0, 1), places=((0, 1), (4, 5), (7, 8)), offsets=((10, 11),))
-_DOOR_PLANE = Plane(hand=(0, 1), places=((0, 1), (9, 10)), offsets=((3, 4), (6, 7), (14, 15)))
+_LIFT_PLANE = PlanarSymmetry(hand=(0, 1), places=((0, 1),), offsets=((8, 9),))  # without a goal its columns are 0
+_GRASP_PLANE = PlanarSymmetry(hand=(0, 1), places=((0, 1), (4, 5)), offsets=((8, 9),))
+_NUT_PLANE = PlanarSymmetry(hand=(0, 1), places=((0, 1), (4, 5), (7, 8)), offsets=((10, 11),))
+_DOOR_PLANE = PlanarSymmetry(hand=(0, 1), places=((0, 1), (9, 10)), offsets=((3, 4), (6, 7), (14, 15)))
 
 
 def _grasped(state: Vector) -> tuple[Vector, Vector | None]:

@@ -32,7 +32,7 @@ PROPRIO_NAMES = (
 """Metres for the first six (grip position; commanded minus actual position), 0..1, -1 or +1."""
 
 
-class Worlds(BaseWorlds):
+class TabletopWorlds(BaseWorlds):
     """`num_worlds` independent environments of one suite. Not thread-safe; one per process."""
 
     proprio_names = PROPRIO_NAMES

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.registry import load_suite
 from envs.seeds import Stream
 from envs.tabletop.language import Phrasings
@@ -59,7 +59,7 @@ def check_resets(
         choices: tuple[Phrasings, ...] = ("train", "heldout", "novel") if SCENES[suite.scene].fixtures else (
             "train", "heldout",
         )  # fmt: skip
-        worlds = Worlds(suite, min(_WORLDS, resets))
+        worlds = TabletopWorlds(suite, min(_WORLDS, resets))
         worlds.render_images = False
         while found.resets < resets:
             worlds.source.phrasings = choices[rng.integers(len(choices))]
@@ -71,7 +71,7 @@ def check_resets(
     return report
 
 
-def _check_once(worlds: Worlds, rng: np.random.Generator, found: Soundness) -> None:
+def _check_once(worlds: TabletopWorlds, rng: np.random.Generator, found: Soundness) -> None:
     n = worlds.num_envs
     found.resets += n
     tasks = [worlds.suite.tasks[k] for k in rng.integers(len(worlds.suite.tasks), size=n)]

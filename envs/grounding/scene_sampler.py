@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.make import episode_source
 from envs.perturb.perturbation import Perturbation
 from envs.sim.base_worlds import BaseWorlds
@@ -65,13 +65,13 @@ class SceneSampler(ABC):
 class PosingSampler(SceneSampler):
     """Poses the arm and the objects of a tabletop suite; subclasses decide where."""
 
-    worlds: Worlds
+    worlds: TabletopWorlds
     centre_m = (0.53, 0.0, 0.0)
 
     def __init__(self, suite: Suite, image_size: int = 84, perturb: Perturbation | None = None) -> None:
         """`perturb`: randomises every scene's look, by its episode's seed."""
         source, render = episode_source(perturb), RenderOptions(image_size, calibration=True)
-        self.worlds = Worlds(suite, 1, source=source, render=render)
+        self.worlds = TabletopWorlds(suite, 1, source=source, render=render)
         self.kinds = self.worlds.scene.objects
 
     def grip(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from envs.tabletop.scene import SCENES, fixture_names
 from envs.tabletop.tasks import TASKS, Step, Task
 from vla.core.config import decode, lookup
 from vla.core.paths import SIM_CONFIGS
-from vla.core.types import Plane
+from vla.core.types import PlanarSymmetry
 
 _PLAIN_TASKS = ("pick", "place")
 """The tasks of a scene without fixtures."""
@@ -54,7 +54,7 @@ class AnySuite(Protocol):
         ...
 
     @property
-    def plane(self) -> Plane | None:
+    def plane(self) -> PlanarSymmetry | None:
         """The planar symmetry of its state, or None."""
         ...
 
@@ -84,10 +84,10 @@ class Suite:
         return dict(self.new_tasks).get(name) or TASKS[name]
 
     @property
-    def plane(self) -> Plane:
+    def plane(self) -> PlanarSymmetry:
         """The columns of `envs.tabletop.goals.privileged` and `envs.backends.cpu_worlds.PROPRIO_NAMES` in the
         plane of the table."""
-        return Plane(
+        return PlanarSymmetry(
             hand=(0, 1), hand_offsets=((3, 4),), places=((0, 1), (13, 14)), offsets=((3, 4), (6, 7)),
             turns=not SCENES[self.scene].fixtures,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from rl.configs.teacher import TeacherConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.critic import privileged_state
 from rl.teacher.symmetry import from_hand, turned
-from vla.core.types import ActionChunk, ActionSpec, Observation, Pair, Plane, PolicySpec, Prefix
+from vla.core.types import ActionChunk, ActionSpec, Observation, Pair, PlanarSymmetry, PolicySpec, Prefix
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.heads import masked_l1
 from vla.processing.processor import Processor
@@ -74,7 +74,7 @@ def fit_teacher(
     chunk_size: int,
     config: TeacherConfig | None = None,
     *,
-    plane: Plane | None = None,
+    plane: PlanarSymmetry | None = None,
     seed: int = 0,
 ) -> Teacher:
     """Return a frozen teacher that imitates the demonstrated chunks (L1 loss) from the simulator's state.
@@ -118,7 +118,7 @@ def fit_teacher(
     return teacher.requires_grad_(False).eval()
 
 
-def _view(demos: DemoSet, config: TeacherConfig, plane: Plane | None) -> tuple[Tensor, tuple[Pair, ...]]:
+def _view(demos: DemoSet, config: TeacherConfig, plane: PlanarSymmetry | None) -> tuple[Tensor, tuple[Pair, ...]]:
     """Return the linear view (S, S) of the state, and the pairs of its columns that are vectors in the plane."""
     dims = demos.privileged.shape[1], demos.proprio.shape[1]
     if config.origin == "world":

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla.core.types import Pair, Plane
+from vla.core.types import Pair, PlanarSymmetry
 
 
-def from_hand(plane: Plane, privileged_dim: int, proprio_dim: int) -> tuple[Tensor, tuple[Pair, ...]]:
+def from_hand(plane: PlanarSymmetry, privileged_dim: int, proprio_dim: int) -> tuple[Tensor, tuple[Pair, ...]]:
     """Return V (S, S) such that [privileged, proprio] @ V has its positions relative to the gripper (whose own position
     becomes 0), and the pairs of columns that are then vectors in the plane."""
     hand, *hand_offsets = [_moved(pair, privileged_dim) for pair in (plane.hand, *plane.hand_offsets)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 
 CURSED = 13
 LAST_STEP = 4
 
 
-class CursedWorlds(Worlds):
+class CursedWorlds(TabletopWorlds):
     """One seed's arm is thrown at the speed of light in its fourth control step."""
 
     def _control_step(self, live: np.ndarray, action_nA: np.ndarray) -> np.ndarray:

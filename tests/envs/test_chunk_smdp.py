@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.experts.pick_place import TabletopExpert
 from envs.registry import load_suite
 from envs.sim.render_options import RenderOptions
@@ -26,14 +26,14 @@ class Played:
     qpos: list[np.ndarray] = field(default_factory=list)
 
 
-def build() -> Worlds:
-    worlds = Worlds(load_suite("tabletop-pick"), 3, render=RenderOptions(image_size=16))
+def build() -> TabletopWorlds:
+    worlds = TabletopWorlds(load_suite("tabletop-pick"), 3, render=RenderOptions(image_size=16))
     worlds.render_images = False
     worlds.reset(seeds=SEEDS)
     return worlds
 
 
-def state(worlds: Worlds) -> np.ndarray:
+def state(worlds: TabletopWorlds) -> np.ndarray:
     return np.stack([np.concatenate([data.qpos, data.qvel, data.ctrl, [data.time]]) for data in worlds.data])
 
 

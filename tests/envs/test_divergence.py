@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from envs.backends.cpu_vec_env import MujocoVecEnv
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.evaluation.evaluate import evaluate
 from envs.make import worlds_class
 from envs.registry import load_suite
@@ -32,12 +32,12 @@ def _log_file(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def twins() -> tuple[Worlds, Worlds]:
+def twins() -> tuple[TabletopWorlds, TabletopWorlds]:
     return blind(3), blind(3)
 
 
-def blind(num_worlds: int) -> Worlds:
-    worlds = Worlds(load_suite(PICK), num_worlds, render=RenderOptions(image_size=16))
+def blind(num_worlds: int) -> TabletopWorlds:
+    worlds = TabletopWorlds(load_suite(PICK), num_worlds, render=RenderOptions(image_size=16))
     worlds.render_images = False
     return worlds
 

@@ -13,7 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs.gym_env  # noqa: F401 - registers the ids
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.experts.pick_place import TabletopExpert
 from envs.perturb.perturbation import Perturbation
 from envs.registry import all_suite_names, load_suite
@@ -69,7 +69,7 @@ def test_every_suite_has_an_id() -> None:
 
 def test_a_seed_is_the_episode_it_is_everywhere() -> None:
     env = gymnasium.make("bascule/TabletopMixed-v0", image_size=32)
-    worlds = Worlds(load_suite("tabletop-mixed"), 1, render=RenderOptions(image_size=32))
+    worlds = TabletopWorlds(load_suite("tabletop-mixed"), 1, render=RenderOptions(image_size=32))
     for seed in (7, 5_000_003):
         obs, info = env.reset(seed=seed)
         same = worlds.reset(seeds=[seed])

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from envs import make_vec
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.demos.record import record
 from envs.experts.registry import make_expert
 from envs.make import worlds_class
@@ -39,8 +39,8 @@ def perturbed(perturb: Perturbation) -> Callable[..., EpisodeSource]:
     return partial(PerturbedEpisodeSource, perturb=perturb)
 
 
-def begin(suite: str, severity: dict[str, float], *, step: bool = False) -> tuple[Worlds, Observation]:
-    worlds = Worlds(
+def begin(suite: str, severity: dict[str, float], *, step: bool = False) -> tuple[TabletopWorlds, Observation]:
+    worlds = TabletopWorlds(
         load_suite(suite), len(SEEDS), source=perturbed(Perturbation(**severity)), render=RenderOptions(image_size=48)
     )
     obs = worlds.reset(seeds=SEEDS)
@@ -65,7 +65,7 @@ def same(a: Observation, b: Observation) -> bool:
 def plain() -> dict[str, Observation]:
     found = {}
     for suite in ("tabletop-pick", "tabletop-place"):
-        worlds = Worlds(load_suite(suite), len(SEEDS), render=RenderOptions(image_size=48))
+        worlds = TabletopWorlds(load_suite(suite), len(SEEDS), render=RenderOptions(image_size=48))
         worlds.reset(seeds=SEEDS)
         found[suite] = worlds.step_chunk(np.full((len(SEEDS), 4, 4), 0.3, np.float32)).obs
     return found
@@ -76,7 +76,7 @@ def test_severity_zero_is_no_perturbation_bit_for_bit(plain: dict[str, Observati
         assert same(begin(suite, {}, step=True)[1], expected)
     # With an axis switched on for others (a range from 0), an episode that draws 0 is plain too.
     on = _Nothing(**dict.fromkeys(AXES, (0.0, 1.0)))
-    worlds = Worlds(load_suite("tabletop-pick"), 6, source=perturbed(on), render=RenderOptions(image_size=48))
+    worlds = TabletopWorlds(load_suite("tabletop-pick"), 6, source=perturbed(on), render=RenderOptions(image_size=48))
     worlds.reset(seeds=SEEDS)
     assert same(worlds.step_chunk(np.full((6, 4, 4), 0.3, np.float32)).obs, plain["tabletop-pick"])
     worlds.close()
@@ -116,7 +116,7 @@ def test_neighbouring_worlds_do_not_share_a_look() -> None:
     severity = dict.fromkeys(("camera", "light", "texture"), 0.7)
     together, obs = begin("tabletop-pick", severity)
     for k in (0, 3):
-        alone = Worlds(
+        alone = TabletopWorlds(
             load_suite("tabletop-pick"),
             1,
             source=perturbed(Perturbation(**severity)),
@@ -131,7 +131,7 @@ def test_neighbouring_worlds_do_not_share_a_look() -> None:
 def test_the_expert_solves_what_moves_at_full_severity(axis: str) -> None:
     """The expert reads the simulator's state: what is seen, heard or measured does not reach it."""
     suite, seeds = "tabletop-place", range(5_000_000, 5_000_020)
-    worlds = Worlds(load_suite(suite), len(seeds), source=perturbed(Perturbation(**{axis: 1.0})))
+    worlds = TabletopWorlds(load_suite(suite), len(seeds), source=perturbed(Perturbation(**{axis: 1.0})))
     worlds.render_images = False
     worlds.reset(seeds=seeds)
     expert, won = make_expert(suite, len(seeds)), np.zeros(len(seeds), bool)
@@ -141,7 +141,7 @@ def test_the_expert_solves_what_moves_at_full_severity(axis: str) -> None:
 
 
 def test_distractors_stand_on_the_table_apart_from_everything() -> None:
-    worlds = Worlds(
+    worlds = TabletopWorlds(
         load_suite("tabletop-place"),
         12,
         source=perturbed(Perturbation(distractors=1.0)),
@@ -192,7 +192,7 @@ def test_object_hues_stay_within_their_names() -> None:
     worlds, _ = begin("tabletop-pick", {"texture": 1.0})
     for i, episode in enumerate(worlds.episodes):
         rgba = worlds._fields[i]["geom_rgba"]
-        plain = Worlds(load_suite("tabletop-pick"), 1)
+        plain = TabletopWorlds(load_suite("tabletop-pick"), 1)
         plain.place(0, episode)
         for geom, color in zip(plain.index.colored_geom, plain._rgba[0], strict=True):
             if np.ptp(color[:3]) > 0.1:
@@ -205,7 +205,9 @@ def test_ranges_randomise_and_workers_agree() -> None:
     drawn = np.array([[random.severity(axis, seed) for axis in ("camera", "light")] for seed in range(200)])
     assert drawn.min(0) == pytest.approx([0.0, 0.2], abs=0.05) and drawn.max(0) == pytest.approx([1.0, 0.6], abs=0.05)
     assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.25
-    local = Worlds(load_suite("tabletop-pick"), 2, source=perturbed(random), render=RenderOptions(image_size=48))
+    local = TabletopWorlds(
+        load_suite("tabletop-pick"), 2, source=perturbed(random), render=RenderOptions(image_size=48)
+    )
     env = make_vec("tabletop-pick", 2, num_workers=1, image_size=48, perturb=random)
     try:
         assert same(env.reset(seeds=[3, 4]), local.reset(seeds=[3, 4]))

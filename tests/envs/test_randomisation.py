@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.perturb.appearance import camera_draw, light_draw, surface_colour, surfaces_of
 from envs.perturb.episode_source import PerturbedEpisodeSource
 from envs.perturb.patterns import MATERIALS, PATTERNS, TRAINING, pattern_pixels, surface_pixels
@@ -24,8 +24,8 @@ DRAWS = 4000
 
 
 @contextmanager
-def started(perturb: Perturbation, seeds: range) -> Iterator[Worlds]:
-    worlds = Worlds(
+def started(perturb: Perturbation, seeds: range) -> Iterator[TabletopWorlds]:
+    worlds = TabletopWorlds(
         load_suite("tabletop-pick"), len(seeds), source=partial(PerturbedEpisodeSource, perturb=perturb),
         render=RenderOptions(image_size=48),
     )  # fmt: skip

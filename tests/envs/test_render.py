@@ -9,7 +9,7 @@ import pytest
 
 from envs import make_vec
 from envs.backends.cpu_vec_env import MujocoVecEnv
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.make import episode_source
 from envs.perturb.perturbation import Perturbation
 from envs.registry import load_suite
@@ -40,7 +40,7 @@ def assert_table(points_HW3: np.ndarray) -> None:
 
 
 def test_depth_pixels_of_an_object_lie_on_it(env: MujocoVecEnv) -> None:
-    worlds = Worlds(load_suite(SUITE), 3)
+    worlds = TabletopWorlds(load_suite(SUITE), 3)
     worlds.render_images = False
     worlds.reset(seeds=SEEDS)
     obs = env.reset(seeds=SEEDS)
@@ -108,7 +108,7 @@ def test_history_is_the_frames_of_the_decisions_before(env: MujocoVecEnv) -> Non
 
 
 def test_nothing_is_given_unasked() -> None:
-    worlds = Worlds(load_suite(SUITE), 1, render=RenderOptions(image_size=32))
+    worlds = TabletopWorlds(load_suite(SUITE), 1, render=RenderOptions(image_size=32))
     obs = worlds.reset(seeds=[1])
     assert obs.depth is obs.intrinsics is obs.extrinsics is obs.history is None
     worlds.close()
@@ -117,14 +117,14 @@ def test_nothing_is_given_unasked() -> None:
 
 
 def test_calibration_follows_a_perturbed_camera() -> None:
-    moved = Worlds(
+    moved = TabletopWorlds(
         load_suite(SUITE),
         2,
         source=episode_source(Perturbation(camera=1.0)),
         render=RenderOptions(image_size=168, depth=True, calibration=True),
     )
     obs = moved.reset(seeds=[100, 101])
-    plain = Worlds(load_suite(SUITE), 2, render=RenderOptions(image_size=32, calibration=True))
+    plain = TabletopWorlds(load_suite(SUITE), 2, render=RenderOptions(image_size=32, calibration=True))
     assert np.abs(obs.extrinsics["front"] - plain.reset(seeds=[100, 101]).extrinsics["front"]).max() > 0.05
     for i in range(2):
         for camera in obs.images:

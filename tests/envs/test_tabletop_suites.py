@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from envs import make_vec
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.evaluation.evaluate import evaluate
 from envs.evaluation.reset_checks import check_resets
 from envs.experts.goals import GoalExpert
@@ -27,8 +27,8 @@ from envs.tabletop.tasks import TASKS, novel_color
 SUITES = ("tabletop-spatial", "tabletop-object", "tabletop-goal", "tabletop-long")
 
 
-def build(suite: str, n: int) -> Worlds:
-    worlds = Worlds(load_suite(suite), n)
+def build(suite: str, n: int) -> TabletopWorlds:
+    worlds = TabletopWorlds(load_suite(suite), n)
     worlds.render_images = False
     return worlds
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs import make_vec
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.experts.registry import make_expert
 from envs.make import episode_source
 from envs.perturb.perturbation import Perturbation
@@ -46,7 +46,7 @@ def env():
 
 @pytest.fixture(scope="module")
 def cpu():
-    made = Worlds(load_suite(PICK), 2, render=RenderOptions(depth=True, calibration=True))
+    made = TabletopWorlds(load_suite(PICK), 2, render=RenderOptions(depth=True, calibration=True))
     yield made
     made.close()
 
@@ -236,7 +236,7 @@ def test_the_contract(env):
 def test_a_perturbed_world_is_the_same_on_both():
     perturb = Perturbation(camera=1.0, light=1.0, robot=0.5, layout=1.0, noise=0.3)
     theirs = warp_env(perturb=perturb, calibration=True).reset(seeds=[3, 4])
-    worlds = Worlds(load_suite(PICK), 2, source=episode_source(perturb), render=RenderOptions(calibration=True))
+    worlds = TabletopWorlds(load_suite(PICK), 2, source=episode_source(perturb), render=RenderOptions(calibration=True))
     ours = worlds.reset(seeds=[3, 4])
     worlds.close()
     assert np.abs(ours.proprio - theirs.proprio).max() < 1e-6  # noise included

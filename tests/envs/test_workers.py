@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from envs.backends.cpu_vec_env import MujocoVecEnv
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.evaluation.evaluate import evaluate
 from envs.experts.pick_place import TabletopExpert
 from envs.registry import load_suite
@@ -31,7 +31,7 @@ def env() -> Iterator[MujocoVecEnv]:
     """Four worlds in two workers: new processes cost seconds, so the tests hurt the same ones in turn."""
     env = MujocoVecEnv(
         load_suite("tabletop-pick"),
-        Worlds,
+        TabletopWorlds,
         4,
         num_workers=2,
         answer_timeout_s=60.0,
@@ -46,7 +46,7 @@ def kill(pid: int) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_episodes_are_cut_short(env: MujocoVecEnv) -> None:
-    twin = Worlds(load_suite("tabletop-pick"), 4, render=RenderOptions(image_size=32))
+    twin = TabletopWorlds(load_suite("tabletop-pick"), 4, render=RenderOptions(image_size=32))
     for one in (env, twin):
         one.reset(seeds=[1, 2, 3, 4])
         before = one.step_chunk(STAY)
@@ -140,9 +140,9 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 import envs.make, envs.tabletop.scene
 from envs import make_vec
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 
-class Broken(Worlds):  # the workers find it in this script: they do run it
+class Broken(TabletopWorlds):  # the workers find it in this script: they do run it
     def __init__(self, *args, **options):
         envs.tabletop.scene.SIM_CONFIGS = Path(os.environ["CONFIGS"])
         super().__init__(*args, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs import make_vec
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.experts.pick_place import TabletopExpert
 from envs.registry import load_suite
 from envs.tabletop.episodes import sample_episode
@@ -17,13 +17,13 @@ from vla.core.types import VecEnv
 PICK = "tabletop-pick"
 
 
-def build(suite: str = PICK, n: int = 2, *, render: bool = False, **overrides: object) -> Worlds:
-    worlds = Worlds(load_suite(suite), n, **overrides)
+def build(suite: str = PICK, n: int = 2, *, render: bool = False, **overrides: object) -> TabletopWorlds:
+    worlds = TabletopWorlds(load_suite(suite), n, **overrides)
     worlds.render_images = render
     return worlds
 
 
-def run_expert(worlds: Worlds, seeds: range) -> np.ndarray:
+def run_expert(worlds: TabletopWorlds, seeds: range) -> np.ndarray:
     worlds.reset(seeds=seeds)
     expert = TabletopExpert(worlds.num_envs)
     success = np.zeros(worlds.num_envs, bool)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.experts.pick_place import TabletopExpert
 from envs.registry import load_suite
 
@@ -29,7 +29,7 @@ FIELDS = (
 
 def facts(suite: str) -> dict[str, Any]:
     """What happens in four episodes of a suite under its expert, each step disturbed."""
-    worlds, rng = Worlds(load_suite(suite), 4), np.random.default_rng(1)
+    worlds, rng = TabletopWorlds(load_suite(suite), 4), np.random.default_rng(1)
     worlds.reset(seeds=[0, 1, 5_000_000, 5_000_001])
     episodes = repr([[getattr(episode, field) for field in FIELDS] for episode in worlds.episodes])
     worlds.render_images = False

@@ -279,12 +279,12 @@ def test_limits_on_what_the_robot_lacks_are_refused():
 
 
 def test_a_simulated_world_is_a_robot_and_its_run_can_be_repeated(tmp_path):
-    from envs.backends.cpu_worlds import PROPRIO_NAMES, Worlds
+    from envs.backends.cpu_worlds import PROPRIO_NAMES, TabletopWorlds
     from envs.registry import load_suite
 
     def world():
         return WorldRobot(
-            Worlds(load_suite("tabletop-pick"), 1, render=RenderOptions(image_size=16)),
+            TabletopWorlds(load_suite("tabletop-pick"), 1, render=RenderOptions(image_size=16)),
             seed=3,
             proprio_names=PROPRIO_NAMES,
         )

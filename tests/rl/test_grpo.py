@@ -58,10 +58,10 @@ def test_grpo_filter_bounds_are_inclusive(cloned):
 
 
 def test_grpo_groups_share_the_exact_initial_state():
-    from envs.backends.cpu_worlds import Worlds
+    from envs.backends.cpu_worlds import TabletopWorlds
     from envs.registry import load_suite
 
-    worlds = Worlds(load_suite("tabletop-pick"), 4, render=RenderOptions(image_size=16))
+    worlds = TabletopWorlds(load_suite("tabletop-pick"), 4, render=RenderOptions(image_size=16))
     worlds.render_images = False
     worlds.reset(seeds=[7, 7, 8, 7])
     states = [data.qpos.copy() for data in worlds.data]

@@ -14,9 +14,9 @@ from rl.models.vla_network import make_actor
 from rl.teacher.state_teacher import Teacher, TeacherPolicy, fit_teacher
 from rl.teacher.symmetry import from_hand, turned
 from tests.rl.toy import CHUNK, SPEC, ToyVLA, demos, evaluate
-from vla.core.types import Plane
+from vla.core.types import PlanarSymmetry
 
-REACH = Plane(hand=(0, 1), places=((0, 1),), offsets=((2, 3),), turns=True)
+REACH = PlanarSymmetry(hand=(0, 1), places=((0, 1),), offsets=((2, 3),), turns=True)
 HAND = TeacherConfig(count=1, width=64, steps=300, floor=0.05, origin="hand")
 
 

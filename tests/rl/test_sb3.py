@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution  # n
 from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize  # noqa: E402
 
-from envs.backends.cpu_worlds import Worlds  # noqa: E402
+from envs.backends.cpu_worlds import TabletopWorlds  # noqa: E402
 from envs.evaluation.evaluate import evaluate  # noqa: E402
 from envs.experts.pick_place import TabletopExpert  # noqa: E402
 from envs.registry import load_suite  # noqa: E402
@@ -31,8 +31,8 @@ HORIZON = load_suite("tabletop-pick").horizon
 WAIT = np.array([0, 0, 0, 1], np.float32)
 
 
-def worlds(n: int = 2) -> Worlds:
-    return Worlds(load_suite("tabletop-pick"), n, render=RenderOptions(image_size=16))
+def worlds(n: int = 2) -> TabletopWorlds:
+    return TabletopWorlds(load_suite("tabletop-pick"), n, render=RenderOptions(image_size=16))
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Plane:
-    """Planar symmetry: the columns of proprio and privileged state in the plane of the table, along `dx` and `dy`.
+class PlanarSymmetry:
+    """Columns of proprio and privileged state that lie in the plane of the table, along `dx` and `dy`.
 
     A gripper that moves by displacements may move in the same way anywhere on the table; a policy that reads the state
     can use that.
@@ -211,7 +211,7 @@ class VecEnv(Protocol):
     """One name per component of the proprio; empty where they have none."""
     task_names: tuple[str, ...] = ()
     """Tasks that `reset` takes by name; empty for an environment of one unnamed task."""
-    plane: Plane | None = None
+    plane: PlanarSymmetry | None = None
     """Planar symmetry of proprio and privileged state; None where there is none, or none is known."""
     n_action_steps: int | None = None
     """Control steps between two decisions where the environment fixes them (latency); None: the length of the chunk."""
