@@ -85,10 +85,10 @@ class TabletopWorlds(BaseWorlds):
             self.place(i, self.source.sample(int(seeds[k]), tasks[k] if tasks else None))
         self._render(ids)
 
-    def place(self, i: int, episode: Episode, *, start_noise: float = 1.0) -> None:
+    def place(self, i: int, episode: Episode) -> None:
         """Put environment `i` into the initial state of `episode` (no rendering)."""
         model, data, index = self.model, self.data[i], self.index
-        start = self.source.initial_state(episode, self._compiled, index, arm_noise=start_noise)
+        start = self.source.initial_state(episode, self._compiled, index)
         mujoco.mj_resetData(model, data)
         data.qpos[:], data.mocap_pos[:], data.mocap_quat[:] = start.qpos, start.mocap_pos, start.mocap_quat
         data.xfrc_applied[:, 2] = start.lift_force

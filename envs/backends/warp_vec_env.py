@@ -187,10 +187,10 @@ class WarpVecEnv(EpisodeEnv):
         for name in drawn[0].keys() - {"geom_matid"}:  # the ray caster cannot texture a box: the colour only
             self._cameras.fields[name][rows] = self._float([fields[name] for fields in drawn])
 
-    def place(self, ids: Sequence[int], episodes: Sequence[Episode], *, arm_noise: float = 1.0) -> None:
+    def place(self, ids: Sequence[int], episodes: Sequence[Episode]) -> None:
         """Put worlds `ids` into the initial states of `episodes`; the others stay exactly as they are. No rendering."""
         model, index = self.model, self.index
-        starts = [self.source.initial_state(episode, model, index, arm_noise=arm_noise) for episode in episodes]
+        starts = [self.source.initial_state(episode, model, index) for episode in episodes]
         rows, fresh = self._long(ids), self._empty(len(ids))
         for k, (i, episode) in enumerate(zip(ids, episodes, strict=True)):
             self.episodes[i] = episode

@@ -19,7 +19,7 @@ _REACH, _CLOSE, _CARRY, _RELEASE = range(4)
 
 
 class TabletopExpert:
-    """Policy for pick and place from privileged state (layout: `envs.backends.cpu_worlds.TabletopWorlds.privileged`). Chunk of
+    """Policy for pick and place from privileged state (see `envs.tabletop.goals.privileged`). Chunk of
     one step.
 
     Phases: reach above and descend onto the object, close, carry (up; over the plate when placing), release and rise.

@@ -46,11 +46,9 @@ class PerturbedEpisodeSource(EpisodeSource):
         """See `EpisodeSource.sample`."""
         return perturb_episode(self.perturb, super().sample(seed, task))
 
-    def initial_state(
-        self, episode: Episode, model: mujoco.MjModel, index: SceneIndex, *, arm_noise: float = 1.0
-    ) -> Start:
+    def initial_state(self, episode: Episode, model: mujoco.MjModel, index: SceneIndex) -> Start:
         """See `EpisodeSource.initial_state`."""
-        start = super().initial_state(episode, model, index, arm_noise=arm_noise)
+        start = super().initial_state(episode, model, index)
         return perturb_start(self.perturb, start, episode, model, index)
 
     def model_fields(

@@ -36,12 +36,10 @@ class EpisodeSource:
         """The episode that `seed` means, of `task` if one is given. ValueError for a task that the suite lacks."""
         return sample_episode(self.suite, self.scene, seed, task=task, phrasings=self.phrasings)
 
-    def initial_state(
-        self, episode: Episode, model: mujoco.MjModel, index: SceneIndex, *, arm_noise: float = 1.0
-    ) -> Start:
-        """The simulator's state in which the episode begins. `arm_noise` scales the noise on the arm's joints."""
+    def initial_state(self, episode: Episode, model: mujoco.MjModel, index: SceneIndex) -> Start:
+        """The simulator's state in which the episode begins."""
         width = self.control.finger_open_m
-        return initial_state(episode, self.scene, model, index, finger_open_m=width, arm_noise=arm_noise)
+        return initial_state(episode, self.scene, model, index, finger_open_m=width)
 
     def model_fields(
         self, episode: Episode, start: Start, model: mujoco.MjModel, index: SceneIndex

@@ -33,9 +33,8 @@ def initial_state(
     index: SceneIndex,
     *,
     finger_open_m: float,
-    arm_noise: float = 1.0,
 ) -> Start:
-    """The first state of `episode`. `arm_noise` scales the random start pose of the arm, which depends on the seed."""
+    """The first state of `episode`."""
     rng = np.random.default_rng([episode.seed, Stream.ARM_START])
     qpos = model.qpos0.copy()
     for slot in range(len(scene.objects)):
@@ -59,7 +58,7 @@ def initial_state(
         mocap_pos[m] = [x, y, index.fixture_height[first + k]]
         mocap_quat[m] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
 
-    qpos[index.arm_qpos] = np.array(HOME_QPOS) + arm_noise * rng.normal(0, _START_NOISE_RAD, 7)
+    qpos[index.arm_qpos] = np.array(HOME_QPOS) + rng.normal(0, _START_NOISE_RAD, 7)
     qpos[index.finger_qpos] = [finger_open_m, -finger_open_m]
 
     colors = np.ones((len(scene.objects) + len(index.fixture_mocap), 4), np.float32)

@@ -11,11 +11,10 @@ middle of a movement would be the worse surprise. One line on stderr says so at 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -23,7 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from policies.control.guards import Decision, Governor, GuardConfig, Inputs, Kind
-from vla.core.config import decode
+from vla.core.config import decode, encode
 from vla.core.disk import full, is_full
 from vla.core.types import ActionSpec, Observation
 
@@ -142,8 +141,8 @@ class BlackBox:
                 self._frames.write(np.ascontiguousarray(image[0]).tobytes())
             self._frames.flush()
             return
-        plain = {key: asdict(value) if is_dataclass(value) else value for key, value in item.items()}
-        self._file.write(json.dumps(_plain(plain), allow_nan=False) + "\n")
+        # JSON has no NaN and no infinity, and here they are what matters: they become words.
+        self._file.write(json.dumps(encode(item, not_finite=str), allow_nan=False) + "\n")
         self._file.flush()  # a run that ends badly is the one whose log is read
 
     def _note(self, error: Exception) -> None:
@@ -216,17 +215,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 _NOT_FINITE = ("nan", "inf", "-inf")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity, and here they are what matters: they become words."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _number(value: Any) -> Any:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -57,19 +57,26 @@ def find[T](name: str, table: Mapping[str, T], kind: str) -> T:
         raise ValueError(f"{kind} '{name}': module {module} has no '{attribute}'") from None
 
 
-def encode(config: Any) -> Any:
-    """A dataclass (and what it holds) as plain JSON values: dict, list, str, int, float, bool, None."""
-    if is_dataclass(config) and not isinstance(config, type):
-        return {field.name: encode(getattr(config, field.name)) for field in fields(config)}
-    if isinstance(config, Mapping):
-        return {str(key): encode(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [encode(value) for value in config]
-    if isinstance(config, os.PathLike):
-        return os.fspath(config)
-    if config is None or isinstance(config, str | bool | int | float):
-        return config
-    raise TypeError(f"cannot encode a {type(config).__name__} in a configuration")
+def encode(value: Any, *, not_finite: Callable[[float], Any] = float) -> Any:
+    """Dataclasses, numpy values, paths and what they hold as JSON values: dict, list, str, int, float, bool, None.
+
+    `not_finite` says what becomes of NaN and infinity, which JSON does not know; they stay as they are without it.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name), not_finite=not_finite) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item, not_finite=not_finite) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item, not_finite=not_finite) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else not_finite(value)
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    raise TypeError(f"cannot encode a {type(value).__name__} as JSON")
 
 
 def decode[T](cls: type[T], data: Mapping[str, Any]) -> T:
@@ -151,23 +158,6 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     raise ValueError(f"{where} must be {names}, got {value!r}")
 
 
-def _plain(value: Any) -> Any:
-    """JSON values from dataclasses, numpy scalars and arrays; non-finite numbers become null, which all JSON reads."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value
-
-
 def fill_defaults(defaults: Any, given: Any) -> Any:
     """Encoded `given` with what it lacks from `defaults`: a field that did not exist yet had its default's meaning."""
     if not (isinstance(defaults, dict) and isinstance(given, dict)):
@@ -200,8 +190,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def save_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write `obj` (dataclasses and numpy values welcome) as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(_plain(obj), indent=2, ensure_ascii=False) + "\n").encode())
+    """Write `obj` (dataclasses and numpy values welcome) as indented JSON, atomically. NaN and infinity become null."""
+    plain = encode(obj, not_finite=lambda _: None)
+    write_atomic(path, (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:

@@ -22,7 +22,7 @@ from vla.core.checkpoint import load_checkpoint, save_checkpoint
 from vla.core.config import decode, encode, find, lookup
 from vla.core.types import ActionSpec
 from vla.model.bridge import Bridge
-from vla.model.config import FaithfulConfig, VLAConfig
+from vla.model.config import FaithfulConfig, VLAConfig, model_problem
 from vla.model.heads import HEADS
 from vla.model.released_bridge import FaithfulBridge
 from vla.model.residual_head import Latents, Refiner
@@ -41,8 +41,8 @@ class VLA(nn.Module):
     def __init__(self, config: VLAConfig, backbone: Backbone | nn.Module, processor: Processor) -> None:
         """Fresh bridge and head on a backbone. Most callers want `VLA.build` or `VLA.load`."""
         super().__init__()
-        if config.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {config.chunk_size}")
+        if problem := model_problem(config):
+            raise ValueError(problem)
         head = find(config.head, HEADS, "head")
         if not config.decoder:
             backbone = NoDecoder(backbone)
@@ -60,8 +60,6 @@ class VLA(nn.Module):
         if config.freeze_backbone:
             backbone.requires_grad_(False)
         if config.lora is not None:
-            if not config.freeze_backbone:
-                raise ValueError("lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora")
             add_lora(backbone, config.lora)
         self.train(self.training)
 
