@@ -136,7 +136,7 @@ def evaluate(
         for k, film in films.items():
             for world in np.flatnonzero(playing == k):
                 film.add(obs, world, told[world])
-        seen = replace(obs, instruction=told)
+        seen = replace(obs, instruction=told, live=playing >= 0)
         whole = policy.act(seen)
         chunk = executed(policy.spec, whole)
         chunk_size, n_action_steps = whole.shape[1], chunk.shape[1]

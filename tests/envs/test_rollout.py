@@ -67,6 +67,25 @@ def test_swapping_tells_the_policy_something_else(env: MujocoVecEnv) -> None:
     assert set(heard) == set(swapped) and not set(heard) & set(truth)
 
 
+def test_the_policy_is_told_which_environments_still_play(env: MujocoVecEnv) -> None:
+    live: list[int] = []
+
+    class Listener(TabletopExpert):
+        def act(self, obs: Observation, **more: object) -> ActionChunk:
+            assert obs.live is not None
+            live.append(int(obs.live.sum()))
+            chunk = super().act(obs, **more)
+            return np.where(obs.live[:, None, None], chunk, 0)  # what an idle environment is sent plays no part
+
+    seeds = range(5_000_000, 5_000_004)
+    told, plain = evaluate(Listener(3), env, seeds), evaluate(TabletopExpert(3), env, seeds)
+    assert (told.successes, told.mean_steps) == (plain.successes, plain.mean_steps)
+    assert live[0] == 3 and live[-1] == 1
+    live.clear()
+    evaluate(Listener(3), env, seeds[:2])
+    assert live[0] == 2  # the third environment plays for nobody
+
+
 def test_no_seeds_is_an_error(env: MujocoVecEnv) -> None:
     with pytest.raises(ValueError, match="seed"):
         evaluate(ZeroPolicy(env.action_spec), env, np.array([], int))

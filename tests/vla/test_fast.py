@@ -48,6 +48,22 @@ def test_padding_changes_less_than_1e_5_and_words_change_more():
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_live_environments_are_decided_and_as_if_all_were(dtype):
+    vla = tiny(backbone_dtype=dtype)
+    policy, shapes = VLAPolicy(vla), []
+    said = ["pick up the red cube", "pick up the green cube and then the blue one", "pick", "pick up the green cube"]
+    obs = replace(toy_observation(4, size=84), instruction=said)
+    whole = policy.act(obs)
+    vla.backbone.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[1].shape)))
+    policy.act(obs)
+    some = policy.act(replace(obs, live=np.array([True, False, True, False])))  # the longest text is not among them
+    np.testing.assert_allclose(some[[0, 2]] / SPEC.high, whole[[0, 2]] / SPEC.high, rtol=0, atol=1e-6)
+    assert not some[[1, 3]].any() and some.dtype == whole.dtype and some.shape == whole.shape
+    assert not policy.act(replace(obs, live=np.zeros(4, bool))).any()
+    assert shapes == [(4, shapes[0][1]), (2, shapes[0][1])]
+
+
 def test_the_text_cache_is_bounded(monkeypatch):
     monkeypatch.setattr("vla.model.policy._INSTRUCTIONS", 2)
     policy, obs = VLAPolicy(tiny()), toy_observation(1, size=84)

@@ -80,6 +80,9 @@ class Observation:
     history: dict[str, NDArray[np.uint8]] | None = None
     """Camera name -> (B, k, H, W, 3): the frames of the k decisions before this one, oldest first. An episode's first
     frame stands in for those before it."""
+    live: NDArray[np.bool_] | None = None
+    """(B,) False where no action will be executed, because the episode is over; None: all are live. A policy need not
+    decide there."""
 
     @property
     def batch_size(self) -> int:
@@ -102,6 +105,7 @@ class Observation:
             intrinsics=pick(self.intrinsics),
             extrinsics=pick(self.extrinsics),
             history=pick(self.history),
+            live=None if self.live is None else self.live[ids],
         )
 
 

@@ -71,7 +71,10 @@ class VLAPolicy:
         """Nothing to forget."""
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """The whole chunk (B, chunk_size, A) in environment units. FloatingPointError if it is not finite."""
+        """The whole chunk (B, chunk_size, A) in environment units. FloatingPointError if it is not finite.
+
+        On a CPU, environments that are not live are left out: their actions are 0. A GPU keeps its fixed shapes.
+        """
         vla = self.vla
         if (parts := (vla.processor, vla.device, vla.refiner)) != self._kept_for:  # one of them was replaced
             self._text.clear()
@@ -81,7 +84,13 @@ class VLAPolicy:
             if prefix is not None:  # the guidance of a flow head takes gradients
                 return continue_chunk(vla, self._input(obs), prefix)
             with torch.inference_mode():
-                return vla.to_actions(self._normalised(self._input(obs)))
+                inp, live = self._input(obs), obs.live
+                if live is None or live.all() or vla.device.type != "cpu":
+                    return vla.to_actions(self._normalised(inp))
+                chunk = np.zeros((obs.batch_size, vla.chunk_size, len(vla.action_spec.names)), np.float32)
+                if live.any():  # with a text as long as before: another length rounds otherwise
+                    chunk[live] = vla.to_actions(self._normalised(inp.select(torch.from_numpy(live))))
+                return chunk
 
     def _input(self, obs: Observation) -> ModelInput:
         """On the device, its text as long as the longest instruction."""
