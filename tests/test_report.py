@@ -94,6 +94,7 @@ def test_the_page_is_whole_and_needs_no_other_file(tmp_path):
     text = " ".join(page.text)
     for expected in ("62.0%", "97.0%", "186/300", "291/300", "56.4–67.3%", "Online RL made the policy better."):
         assert expected in text
+    assert page.text.count("after online RL") == 4  # headline, chart, the film of stage "rl", breakdown
     for expected in ("swapped instruction", "9/300", "blind replay", "2/100", "zero actions", "pick up the red cube"):
         assert expected in text
     for expected in ("3 min 32 s", "31.0 s", "9.7", "15.4", "vla quickstart --seed 3", "abc123", "a laptop"):

@@ -27,6 +27,7 @@ from vla.core.config import save_json, write_atomic
 
 Eval = Mapping[str, Any]
 
+POLICY_LABELS = {"imitation": "imitation", "rl": "after online RL"}
 CONTROL_LABELS = {
     "expert": "scripted expert",
     "heldout_phrasing": "held-out phrasing",
@@ -102,7 +103,7 @@ def _controls(report: Mapping[str, Any]) -> dict[str, Eval]:
 
 def _bars(before: Eval | None, after: Eval | None, controls: Mapping[str, Eval]) -> str:
     """The chart of all success rates; empty without any."""
-    shown = [("imitation", "before", before), ("after online RL", "after", after)]
+    shown = [(POLICY_LABELS["imitation"], "before", before), (POLICY_LABELS["rl"], "after", after)]
     for name, result in controls.items():
         shown.append((_control_label(name), "plain" if name in SHOULD_SUCCEED else "fail", result))
     rows = [
@@ -134,10 +135,11 @@ def _curves(report: Mapping[str, Any]) -> list[str]:
 
 
 def _film(film: Mapping[str, Any]) -> dict[str, Any]:
-    """An episode with its pictures: "moving", and "stills" in time order."""
+    """An episode with its pictures: "moving", and "stills" in time order; and the "policy" that acted."""
     frames = np.asarray(film["frames"], dtype=np.uint8)
     shown = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)
-    return {**film, "moving": _webp(frames), "stills": [_webp(frames[i : i + 1]) for i in shown]}
+    policy = POLICY_LABELS.get(film.get("stage", ""), film.get("stage"))
+    return {**film, "policy": policy, "moving": _webp(frames), "stills": [_webp(frames[i : i + 1]) for i in shown]}
 
 
 def _webp(frames: NDArray[np.uint8]) -> str:
@@ -231,4 +233,4 @@ _PAGES.filters |= {
     "value": _value, "duration": _duration, "facts": _facts, "practice": _practice,
 }  # fmt: skip
 _PAGES.tests["finished"] = _finished
-_PAGES.globals["control_notes"] = CONTROL_NOTES
+_PAGES.globals |= {"control_notes": CONTROL_NOTES, "policy_labels": POLICY_LABELS}
