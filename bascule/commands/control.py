@@ -238,10 +238,11 @@ class Control(Command):
             return find(self.robot, {}, "robot")(**self.robot_args)
         if arm is not None:
             from policies.control.robots import LeRobotRobot
-            from vla.core.compatibility import Side, require_same
+            from vla.core.compatibility import require_same
+            from vla.core.types import PolicySpec
 
             spec = policy.spec.action_spec
-            require_same(policy, Side(action=_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
+            require_same(policy, PolicySpec(_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
             ranges = zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True) if spec else ()
             limits = {name: range_ for name, range_ in ranges if name in arm.action_features}
             limits |= dict(map(_range, self.limits))

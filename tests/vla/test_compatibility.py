@@ -11,7 +11,7 @@ from envs.backends.cpu_worlds import PROPRIO_NAMES
 from envs.evaluation.evaluate import evaluate
 from envs.experts.pick_place import TabletopExpert
 from rl.runner import Runner
-from vla.core.compatibility import Fit, Reordered, Side, choose_embodiment, fit, fitted, require_same, side_of
+from vla.core.compatibility import Fit, Reordered, choose_embodiment, fit, fitted, require_same, side_of
 from vla.core.types import ActionSpec, Observation, PolicySpec
 from vla.processing.preprocess import ProcessorConfig
 
@@ -22,21 +22,25 @@ def spec(names=NAMES, hz=20.0, low=-1.0, high=1.0):
     return ActionSpec(tuple(names), (low,) * len(names), (high,) * len(names), hz)
 
 
-WORLD = Side(spec(), len(PROPRIO_NAMES), PROPRIO_NAMES, ("front", "wrist"))
+def side(action=None, proprio_dim=None, proprio_names=None, cameras=None):
+    return PolicySpec(action, cameras=cameras, proprio_dim=proprio_dim, proprio_names=proprio_names)
+
+
+WORLD = side(spec(), len(PROPRIO_NAMES), PROPRIO_NAMES, ("front", "wrist"))
 
 
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
-        (Side(spec(("joint_0", "joint_1", "joint_2", "joint_3"))), "joint_0, joint_1, joint_2, joint_3"),
-        (Side(spec(("dx", "dy", "dz"))), "3 components (dx, dy, dz)"),
-        (Side(spec(("dx", "dy", "dz", "dz"))), "dx, dy, dz, dz"),
-        (Side(spec(hz=7.0)), "7 Hz, the environment takes them at 20 Hz"),
-        (Side(spec([f"action_{i}" for i in range(4)], low=-3.0, high=3.0)), "action_0 ranges over -3..3"),
-        (Side(spec([f"action_{i}" for i in range(4)], hz=7.0)), "7 Hz"),
-        (Side(proprio_dim=7), "a state of 7 numbers"),
-        (Side(proprio_names=tuple("abcdefgh")), "the state a, b, c"),
-        (Side(cameras=("front", "top")), "it lacks 'top'"),
+        (side(spec(("joint_0", "joint_1", "joint_2", "joint_3"))), "joint_0, joint_1, joint_2, joint_3"),
+        (side(spec(("dx", "dy", "dz"))), "3 components (dx, dy, dz)"),
+        (side(spec(("dx", "dy", "dz", "dz"))), "dx, dy, dz, dz"),
+        (side(spec(hz=7.0)), "7 Hz, the environment takes them at 20 Hz"),
+        (side(spec([f"action_{i}" for i in range(4)], low=-3.0, high=3.0)), "action_0 ranges over -3..3"),
+        (side(spec([f"action_{i}" for i in range(4)], hz=7.0)), "7 Hz"),
+        (side(proprio_dim=7), "a state of 7 numbers"),
+        (side(proprio_names=tuple("abcdefgh")), "the state a, b, c"),
+        (side(cameras=("front", "top")), "it lacks 'top'"),
     ],
 )
 def test_what_differs_is_refused_in_one_line_that_names_both_sides(policy, words):
@@ -44,20 +48,20 @@ def test_what_differs_is_refused_in_one_line_that_names_both_sides(policy, words
         fit(policy, WORLD)
     told = str(refusal.value)
     assert words in told and "the environment" in told and "\n" not in told
-    if policy.action is not None and "components" in told:
+    if policy.action_spec is not None and "components" in told:
         assert "dx, dy, dz, gripper" in told, "both lists"
 
 
 @pytest.mark.parametrize(
     "policy",
     [
-        Side(),
-        Side(spec(), 8, PROPRIO_NAMES, ("wrist",)),
-        Side(spec(hz=0.0)),  # a checkpoint that was never told
-        Side(spec(hz=19.9)),
-        Side(spec(("dx.vel", "dy.vel", "dz.vel", "gripper.pos"))),  # recorded by LeRobot's tools
-        Side(proprio_names=tuple(f"{name}.pos" for name in PROPRIO_NAMES)),
-        Side(proprio_names=tuple(f"observation.state_{i}" for i in range(8))),
+        side(),
+        side(spec(), 8, PROPRIO_NAMES, ("wrist",)),
+        side(spec(hz=0.0)),  # a checkpoint that was never told
+        side(spec(hz=19.9)),
+        side(spec(("dx.vel", "dy.vel", "dz.vel", "gripper.pos"))),  # recorded by LeRobot's tools
+        side(proprio_names=tuple(f"{name}.pos" for name in PROPRIO_NAMES)),
+        side(proprio_names=tuple(f"observation.state_{i}" for i in range(8))),
     ],
 )
 def test_what_is_missing_or_written_otherwise_is_not_held_against_it(policy):
@@ -65,17 +69,17 @@ def test_what_is_missing_or_written_otherwise_is_not_held_against_it(policy):
 
 
 def test_actions_without_names_are_played_and_said():
-    found = fit(Side(spec([f"action_{i}" for i in range(4)])), WORLD)
+    found = fit(side(spec([f"action_{i}" for i in range(4)])), WORLD)
     assert found.action_order is None and "taken for dx, dy, dz, gripper" in found.notices[0]
 
 
 def test_a_kind_that_both_sides_write_down_must_be_the_same():
     with pytest.raises(ValueError, match="not the same components"):
-        fit(Side(spec(("x.pos", "y.pos"))), Side(spec(("x.vel", "y.vel"))))
+        fit(side(spec(("x.pos", "y.pos"))), side(spec(("x.vel", "y.vel"))))
 
 
 def test_named_actions_beyond_the_bounds_are_said_once():
-    found = fit(Side(spec(low=-10.0, high=10.0)), WORLD)
+    found = fit(side(spec(low=-10.0, high=10.0)), WORLD)
     assert len(found.notices) == 1 and "dx ranges over -10..10" in found.notices[0] and "cut off" in found.notices[0]
 
 
@@ -160,14 +164,13 @@ def test_sides_are_read_from_policies_clients_and_worlds():
         action_spec: ActionSpec = spec()
 
     config = ProcessorConfig(("front", ""), 2, NAMES, proprio_names=("a", "b"))
-    assert side_of(Policy(Processor(config))) == Side(spec(), 2, ("a", "b"), ("front",))
+    assert side_of(Policy(Processor(config))) == side(spec(), 2, ("a", "b"), ("front",))
 
     class Client:
-        action_spec = None
-        metadata = {"cameras": ["front"], "proprio_dim": 8}
+        spec = side(None, 8, None, ("front",))
 
-    assert side_of(Client()) == Side(None, 8, None, ("front",))
-    assert side_of(object()) == Side()
+    assert side_of(Client()) == Client.spec
+    assert side_of(object()) == side()
 
 
 def test_an_embodiment_is_chosen_where_there_are_several():

@@ -8,7 +8,7 @@ stock openpi servers) is not held against it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,16 +25,6 @@ _SUFFIX = re.compile(r"\.(pos|vel)$")
 
 
 @dataclass(frozen=True)
-class Side:
-    """Interface of a policy or an environment: actions, proprio and cameras. None: not declared."""
-
-    action: ActionSpec | None = None
-    proprio_dim: int | None = None
-    proprio_names: tuple[str, ...] | None = None
-    cameras: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
 class Fit:
     """How to lay a policy's components into an environment's places. None: they lie there already."""
 
@@ -45,49 +35,50 @@ class Fit:
     notices: tuple[str, ...] = ()
 
 
-def side_of(thing: Any) -> Side:
-    """The declared interface of a policy, a VLA, an environment, a robot or a client."""
-    if isinstance(thing, Side):
+def side_of(thing: Any) -> PolicySpec:
+    """The declared interface of a policy, a VLA, an environment or a robot: actions, proprio, cameras."""
+    if isinstance(thing, PolicySpec):
         return thing
     if isinstance(spec := getattr(thing, "spec", None), PolicySpec):
-        return Side(spec.action_spec, spec.proprio_dim, spec.proprio_names, spec.cameras)
+        return spec
     config = getattr(getattr(thing, "processor", None), "config", None)
-    told = getattr(thing, "metadata", None)
-    told = told if isinstance(told, Mapping) else {}
 
     def asked(name: str) -> Any:
-        for value in (getattr(thing, name, None), getattr(config, name, None), told.get(name)):
+        for value in (getattr(thing, name, None), getattr(config, name, None)):
             if isinstance(value, int | Sequence) and value:
                 return value
         return None
 
     spec = getattr(thing, "action_spec", None)
     cameras, names, dim = map(asked, ("cameras", "proprio_names", "proprio_dim"))
-    return Side(
-        action=spec if isinstance(spec, ActionSpec) else None,
+    return PolicySpec(
+        action_spec=spec if isinstance(spec, ActionSpec) else None,
         proprio_dim=dim if isinstance(dim, int) else None,
         proprio_names=None if names is None else tuple(names),
         cameras=None if cameras is None else tuple(camera for camera in cameras if camera),
     )
 
 
-def fit(policy: Side, env: Side, *, where: str = "environment", rates: bool = True, ranges: bool = True) -> Fit:
+def fit(
+    policy: PolicySpec, env: PolicySpec, *, where: str = "environment", rates: bool = True, ranges: bool = True
+) -> Fit:
     """How the policy can be executed on the other side. ValueError, one line naming both sides, if it cannot.
 
     `where`: the other side's name in messages. `rates=False`: the caller interpolates between the two rates;
     `ranges=False`: the caller limits the actions.
     """
     order, notices = None, []
-    if policy.action is not None and env.action is not None:
-        order, ours, theirs = _action_order(policy.action, env.action, where), policy.action.names, env.action.names
+    if policy.action_spec is not None and env.action_spec is not None:
+        order = _action_order(policy.action_spec, env.action_spec, where)
+        ours, theirs = policy.action_spec.names, env.action_spec.names
         if order is not None:
             notices.append(f"the policy acts on {_listed(ours)}, the {where} on {_listed(theirs)}: reordered by name")
         elif _unnamed(ours) and not _unnamed(theirs):
             notices.append(f"the policy's actions have no names: they are taken for {_listed(theirs)}, in this order")
         if ranges:
-            notices += _check_ranges(_taken(policy.action, order), env.action, where)
+            notices += _check_ranges(_taken(policy.action_spec, order), env.action_spec, where)
         if rates:
-            _check_rate(policy.action.control_hz, env.action.control_hz, where)
+            _check_rate(policy.action_spec.control_hz, env.action_spec.control_hz, where)
     state = _proprio_order(policy, env, where)
     missing = [camera for camera in policy.cameras or () if env.cameras is not None and camera not in env.cameras]
     if missing:
@@ -208,7 +199,7 @@ def _check_rate(policy_hz: float, env_hz: float, where: str) -> None:
         )
 
 
-def _proprio_order(policy: Side, env: Side, where: str) -> tuple[int, ...] | None:
+def _proprio_order(policy: PolicySpec, env: PolicySpec, where: str) -> tuple[int, ...] | None:
     ours, theirs = policy.proprio_names, env.proprio_names
     widths = policy.proprio_dim or len(ours or ()), env.proprio_dim or len(theirs or ())
     if all(widths) and widths[0] != widths[1]:
