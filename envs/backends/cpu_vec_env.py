@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from envs.backends.worker import WORDS, SharedFrames, Worker, WorkerDied
-from envs.sim.base_worlds import check_seeds
+from envs.backends.worker import SharedFrames, Worker, WorkerDied
+from envs.sim.base_worlds import WORDS, WordedEnv, check_seeds
 from envs.sim.cameras import FrameHistory
 from envs.sim.render_options import RenderOptions
 from envs.tabletop.language import Phrasings
 from envs.tabletop.suites import AnySuite
-from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
+from vla.core.types import ActionChunk, Observation, StepResult
 
 ANSWER_TIMEOUT_S = 120.0
 """A worker that is silent for longer has hung: a chunk takes well under a second per environment."""
@@ -31,7 +31,7 @@ _MAX_DEATHS_IN_A_ROW = 3
 _log = logging.getLogger(__name__)
 
 
-class MujocoVecEnv(VecEnv):
+class MujocoVecEnv(WordedEnv):
     """`vla.core.types.VecEnv` over worker processes."""
 
     def __init__(
@@ -91,16 +91,6 @@ class MujocoVecEnv(VecEnv):
         self._playing = np.zeros(num_envs, bool)
         self._lost = np.zeros(num_envs, bool)
         """Episodes that died with their worker and have not been reported yet."""
-
-    @property
-    def templates(self) -> list[str]:
-        """See `vla.core.types.VecEnv.templates`."""
-        return self._words("template")
-
-    @property
-    def tasks(self) -> list[str]:
-        """See `vla.core.types.VecEnv.tasks`."""
-        return self._words("task")
 
     @property
     def worker_pids(self) -> list[int]:
@@ -223,7 +213,8 @@ class MujocoVecEnv(VecEnv):
             self._history.push(self._by_camera(self._images))
         return StepResult(self.observation(), reward, terminated, truncated, n_steps, info, diverged, restarted)
 
-    def _words(self, name: str) -> list[str]:
+    def words(self, name: str) -> list[str]:
+        """One of `WORDS` of each environment's episode, as its worker told it last."""
         return [text for state in self._state for text in state[name]]
 
     def _rows(self, name: str) -> np.ndarray:
@@ -239,17 +230,13 @@ class MujocoVecEnv(VecEnv):
         return Observation(
             {name: view.copy() for name, view in self._by_camera(self._images).items()},
             self._rows("proprio"),
-            self._words("instruction"),
+            self.words("instruction"),
             self._rows("privileged"),
             depth=None if self._depth is None else {n: v.copy() for n, v in self._by_camera(self._depth).items()},
             intrinsics=self._by_camera(self._rows("intrinsics")) if calibrated else None,
             extrinsics=self._by_camera(self._rows("extrinsics")) if calibrated else None,
             history=None if self._history is None else self._history.before(),
         )
-
-    def alternative_instructions(self) -> list[str]:
-        """See `vla.core.types.VecEnv.alternative_instructions`."""
-        return self._words("alternative")
 
     def close(self) -> None:
         """Stop the workers and free the shared memory. Safe to call twice."""

@@ -18,7 +18,7 @@ import torch
 from envs.backends.cpu_worlds import PROPRIO_NAMES
 from envs.backends.warp_render import WarpCameras
 from envs.backends.warp_sim import Buffers, WarpSim
-from envs.sim.base_worlds import EpisodeEnv, check_seeds
+from envs.sim.base_worlds import WordedEnv, check_seeds
 from envs.sim.cameras import FrameHistory
 from envs.sim.render_options import RenderOptions
 from envs.tabletop import goals as rules
@@ -55,7 +55,7 @@ class TensorStep:
     info: dict[str, torch.Tensor]
 
 
-class WarpVecEnv(EpisodeEnv):
+class WarpVecEnv(WordedEnv):
     """`vla.core.types.VecEnv` on one device.
 
     `info["overflow"]` (B,): contacts or constraints were dropped for want of room. An environment that diverges goes
@@ -104,7 +104,7 @@ class WarpVecEnv(EpisodeEnv):
         self._place_up = self._float([[0.0, 0.0, float(h)] for h in self.index.place_height])
         self._travel = self._float(self.index.joint_travel)
         self._hold_rotation = self._float(np.diag([1.0, -1.0, -1.0]))
-        self.episodes = [None] * num_envs
+        self.episodes: list[Episode | None] = [None] * num_envs
         self.over = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._command = torch.zeros(num_envs, 3, device=self.device)
@@ -355,7 +355,7 @@ class WarpVecEnv(EpisodeEnv):
         images = self._by_camera(self._cameras.rgb)
         assert images is not None
         depth = self._by_camera(self._cameras.depth)
-        return TensorObservation(images, self.proprio(), self.privileged(), self.instructions, depth)
+        return TensorObservation(images, self.proprio(), self.privileged(), self.words("instruction"), depth)
 
     def observation(self) -> Observation:
         """See `vla.core.types.VecEnv.observation`. Everything is a copy on the host."""
@@ -363,7 +363,7 @@ class WarpVecEnv(EpisodeEnv):
         return Observation(
             self._numpy_images(),
             self.proprio().cpu().numpy(),
-            self.instructions,
+            self.words("instruction"),
             self.privileged().cpu().numpy(),
             depth=_numpy(self._by_camera(cameras.depth)),
             intrinsics=_numpy(self._by_camera(cameras.intrinsics())) if calibrated else None,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.sim.base_worlds import BaseWorlds, ChunkOutcome, Frames
+from envs.sim.base_worlds import WORDS, BaseWorlds, ChunkOutcome, Frames
 from vla.core.subprocesses import spawn
 from vla.core.types import ActionSpec
 from vla.runtime import rendering_backend
@@ -32,10 +32,6 @@ _WORKER_ENVIRONMENT = {
 }
 START_TIMEOUT_S = 300.0
 """A worker imports its simulator and compiles its models; adapters take a minute on a busy machine."""
-
-
-WORDS = ("instruction", "alternative", "template", "task")
-"""Lists of strings, one per environment, that a worker reports after a reset."""
 
 
 class WorkerDied(RuntimeError):
@@ -186,8 +182,7 @@ def _state(worlds: BaseWorlds, command: str) -> dict[str, Any]:
     """
     state: dict[str, Any] = {"proprio": worlds.proprio(), "privileged": worlds.privileged()}
     if command == "reset":
-        words = worlds.instructions, worlds.alternative_instructions(), worlds.templates, worlds.tasks
-        state |= dict(zip(WORDS, words, strict=True))
+        state |= {name: worlds.words(name) for name in WORDS}
     if worlds.intrinsics is not None:
         state |= {"intrinsics": worlds.intrinsics, "extrinsics": worlds.extrinsics}
     return state

@@ -36,37 +36,36 @@ class ChunkOutcome:
     info: dict[str, NDArray[Any]]
 
 
-class EpisodeEnv(VecEnv):
-    """Environments whose present episodes are known in this process."""
+WORDS = ("instruction", "swapped_instruction", "template", "task")
+"""Words of an episode that `WordedEnv` tells."""
 
-    episodes: list[Any]
-    """Episode of each environment: it has a seed, task, instruction, template and swapped_instruction. None before the
-    first reset."""
+
+class WordedEnv(VecEnv):
+    """Environments that tell the words of their present episodes; where those live elsewhere, override `words`."""
+
+    episodes: Sequence[Any]
+    """Episode of each environment, with the fields `WORDS` and a seed; None before the first reset."""
+
+    def words(self, name: str) -> list[str]:
+        """One of `WORDS` of each environment's episode; "" before the first reset."""
+        return [getattr(episode, name) if episode else "" for episode in self.episodes]
 
     @property
     def tasks(self) -> list[str]:
         """See `vla.core.types.VecEnv.tasks`."""
-        return self._of_episodes("task")
+        return self.words("task")
 
     @property
     def templates(self) -> list[str]:
         """See `vla.core.types.VecEnv.templates`."""
-        return self._of_episodes("template")
-
-    @property
-    def instructions(self) -> list[str]:
-        """Instruction of each environment's current episode."""
-        return self._of_episodes("instruction")
+        return self.words("template")
 
     def alternative_instructions(self) -> list[str]:
         """See `vla.core.types.VecEnv.alternative_instructions`."""
-        return self._of_episodes("swapped_instruction")
-
-    def _of_episodes(self, name: str) -> list[str]:
-        return [getattr(episode, name) if episode else "" for episode in self.episodes]
+        return self.words("swapped_instruction")
 
 
-class BaseWorlds(EpisodeEnv):
+class BaseWorlds(WordedEnv):
     """n environments in this process. Subclasses start episodes, run chunks and render.
 
     A worker process calls `start_episodes` and `run_chunk`, which build no observation; `reset` and `step_chunk` add
@@ -101,7 +100,7 @@ class BaseWorlds(EpisodeEnv):
         self.intrinsics = np.zeros((*shape[:2], 3, 3), np.float32) if render.calibration else None
         self.extrinsics = np.zeros((*shape[:2], 4, 4), np.float32) if render.calibration else None
         """See `vla.core.types.Observation`; of the last render, per world and camera."""
-        self.episodes = [None] * num_worlds
+        self.episodes: list[Any] = [None] * num_worlds
         self.over = np.ones(num_worlds, bool)
         self.elapsed = np.zeros(num_worlds, np.int64)
         """Control steps since the reset."""
@@ -154,7 +153,7 @@ class BaseWorlds(EpisodeEnv):
         return Observation(
             by_camera(self.images),
             self.proprio(),
-            self.instructions,
+            self.words("instruction"),
             self.privileged(),
             depth=by_camera(self.depth),
             intrinsics=by_camera(self.intrinsics),
