@@ -1,13 +1,17 @@
 """`vla doctor` on this machine, and on machines that something is wrong with."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+import tyro
 
 from bascule.commands import doctor
-from bascule.main import main
+from bascule.commands.learn import Train
+from bascule.main import COMMANDS, main
 from vla.runtime import machine, rendering_backend
 
 
@@ -92,3 +96,19 @@ def test_a_check_that_fails_itself_is_a_finding(only, capsys):
 def test_doctor_starts_without_torch():
     code = "import sys; import bascule.commands.doctor as _; assert not {'torch', 'numpy'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_what_the_doctor_advises_is_accepted(monkeypatch):
+    monkeypatch.setattr(machine, "free_memory", lambda: 2**29)
+    advice = doctor.memory().advice
+    commands = re.findall(r"`vla ([^`]+)`", advice)
+    assert commands == ["train --stream True"]
+    for words in map(shlex.split, commands):
+        command = tyro.cli(COMMANDS[words[0]], args=[*words[1:], "--dataset", "x"])
+        assert isinstance(command, Train) and command.stream is True
+
+
+def test_a_folder_that_cannot_be_trained_on_fails_the_doctor(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    assert main(["doctor", "--dataset", str(tmp_path)]) == 1
+    assert "is not a LeRobotDataset folder" in capsys.readouterr().out

@@ -106,3 +106,8 @@ def write_dataset(
     told = pa.table({"task_index": list(range(len(tasks))), "task": list(tasks)})
     pq.write_table(told, root / "meta" / "tasks.parquet")
     return root
+
+
+def train_arguments(out, root, *more):
+    """The command line of two steps of training on `root`."""
+    return [*f"train --dataset {root} --out {out} --recipe smoke --steps 2 --batch-size 4".split(), *more]
