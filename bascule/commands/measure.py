@@ -65,10 +65,11 @@ class Eval(Command):
         from vla.core.compatibility import fitted
         from vla.core.config import save_json
         from vla.runtime.console import eval_table, progress, say, stdout
-        from vla.runtime.process import use_idle_cores
+        from vla.runtime.process import keep_freed_memory, use_idle_cores
         from vla.runtime.provenance import provenance
 
         use_idle_cores()
+        keep_freed_memory()
         perturb = parse(self.perturb) if self.perturb else None
         loaded = None if folder is None else resolve_policy(self.policy, None, self.suite, self.embodiment)
         if folder is None and self.embodiment is not None:

@@ -160,6 +160,9 @@ def _settle(config: QuickstartConfig, threads: int) -> None:
     """Before every stage: what it does may not depend on what this process did before, which a resumed one did not."""
     import torch
 
+    from vla.runtime.process import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
     np.random.seed(config.seed % 2**32)

@@ -1,6 +1,7 @@
 """Threads that wait spin for a moment only: set before torch loads by every package, inherited by every process."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import psutil
 import pytest
 import torch
 
+from bascule.commands.measure import Eval
+from bascule.quickstart import job
+from bascule.quickstart.config import QuickstartConfig
 from vla.core.waiting import CHOSEN_BY_USER, WAITING, usable_cores
 from vla.runtime import machine, process
 
@@ -110,3 +114,36 @@ def test_torch_gets_a_thread_per_idle_core(monkeypatch, idle, threads):
         torch.set_num_threads(3)
         process.use_idle_cores()
         assert torch.get_num_threads() == 3
+
+
+_FAULTS = """
+import resource
+import torch
+from vla.runtime.process import keep_freed_memory
+if KEEP:
+    keep_freed_memory()
+def work():
+    [torch.ones(1 << 20) for _ in range(16)]  # 4 MiB each, all alive at once
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator that is not glibc's")
+def test_freed_memory_is_used_again_without_page_faults():
+    kept, returned = (int(run(f"KEEP = {keep}\n{_FAULTS}").stdout) for keep in (True, False))
+    assert kept < returned / 10
+
+
+def test_evaluation_and_the_quickstart_keep_freed_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    Eval("zero", episodes=1, num_envs=1, workers=1).run()
+    assert calls == ["kept"]
+    with process.restored_threads():
+        job._settle(QuickstartConfig(), 1)
+    assert calls == ["kept"] * 2
