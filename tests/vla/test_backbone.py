@@ -78,7 +78,7 @@ def test_packed_questions_are_separate_questions() -> None:
     prompts[0, 1, 3] = 5
     answers = torch.zeros(2, 1, 6, dtype=torch.int64)
     answers[:, :, :4] = 11
-    hidden, n = _pack(backbone, backbone.normalise(images(2)), prompts, answers)
+    hidden, n = _pack(backbone, backbone.embed_images(images(2)), prompts, answers)
     _, queries = state_hidden(hidden[-1], n, 3, PROMPT_TOKENS, 8)
     for k in range(3):
         alone = backbone(images(2), prompts[:, k], prompts[:, k] > 0)

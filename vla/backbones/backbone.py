@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.backbones.families import ImageSpec, Layout, decoder_of, family_named, prefix_positions, visible
+from vla.backbones.families import ImageSpec, Layout, Patches, decoder_of, family_named, prefix_positions, visible
 from vla.backbones.features import Features
 from vla.backbones.pointer import Pointer, SharpPointer
 
 SPEC_FILE, WEIGHTS_FILE = "bascule.json", "model.safetensors"
-ATTENTION = {"embedded": "bascule_lean"}
+ATTENTION = {"embedded": "bascule_lean", "bascule_small": "bascule_lean"}
 """How a family's attention is computed unless its specification says otherwise; "sdpa" for all others."""
 _HALF = (0.5, 0.5, 0.5)
 
@@ -108,11 +108,7 @@ class Backbone(nn.Module):
 
     def embed_images(self, images_BVHWC: Tensor) -> Tensor:
         """uint8 (B, V, H, W, 3) of any size -> patch embeddings (B, N, D) in the decoder's space."""
-        return self.embed_pixels(self.normalise(images_BVHWC))
-
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """The same of images that `normalise` has seen."""
-        return self._look(pixels)[0]
+        return self.look(self.normalise(images_BVHWC)).tokens
 
     def normalise(self, images_BVHWC: Tensor) -> Tensor:
         """uint8 (B, V, H, W, 3) -> (B * V, 3, S, S) as the vision tower was trained, in the queries' precision."""
@@ -130,10 +126,13 @@ class Backbone(nn.Module):
         mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.image.mean, self.image.std))
         return (pixels / 255 - mean) / std
 
-    def _look(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def look(self, pixels: Tensor) -> Patches:
+        """The vision tower's answer about pictures (B * V, 3, S, S) that `normalise` has seen: tokens (B, N, D) of all
+        views together, and what a second look reads, (B * V, C, h, w)."""
         b = pixels.shape[0] // self.num_views
-        patches, deep = self.family.patches(self.vlm, pixels)
-        return patches.reshape(b, -1, self.width), tuple(part.reshape(b, -1, self.width) for part in deep)
+        seen = self.family.patches(self.vlm, pixels)
+        tokens, *deep = (part.reshape(b, -1, self.width) for part in (seen.tokens, *seen.deep))
+        return Patches(tokens, tuple(deep), pixels if seen.fine is None else seen.fine)
 
     def ask(self, words_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """Action queries (B, Q, D): learned vectors, plus the mean of the instruction's word embeddings if `told`."""
@@ -197,22 +196,24 @@ class Backbone(nn.Module):
     def add_sharp(self) -> None:
         """Add an untrained `sharp` pointer to the backbone, unless it has one."""
         if self.sharp is None:
-            self.sharp = SharpPointer(self.width, image_size=self.image_size, side=self.side).to(self.queries.device)
+            channels = self.family.fine_channels
+            pointer = SharpPointer(self.width, image_size=self.image_size, side=self.side, channels=channels)
+            self.sharp = pointer.to(self.queries.device)
 
     def sharpen(
-        self, pixels: Tensor, queries_BQD: Tensor, points_BQVC: Tensor, coarse_BQVP: Tensor
+        self, fine: Tensor, queries_BQD: Tensor, points_BQVC: Tensor, coarse_BQVP: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`point`'s answer with that of `SharpPointer` for the naming queries, and the latter's logits (B, 2, V, P).
 
-        `pixels` as `normalise` gives them, of as many images as there are observations, or of one for each run of
-        equally many questions about it.
+        `fine` as `look` gives it, of as many images as there are observations, or of one for each run of equally many
+        questions about it.
         """
         assert self.sharp is not None
-        scenes, named = pixels.shape[0] // self.num_views, list(self.naming)
+        scenes, named = fine.shape[0] // self.num_views, list(self.naming)
         about = (scenes, -1)  # questions about one picture are asked together
         queries = queries_BQD[:, named].flatten(0, 1).unflatten(0, about)
         coarse = coarse_BQVP[:, named].flatten(0, 1).unflatten(0, about)
-        sharp, logits = self.sharp(pixels.unflatten(0, (scenes, self.num_views)), queries, coarse)
+        sharp, logits = self.sharp(fine.unflatten(0, (scenes, self.num_views)), queries, coarse)
         points_BQVC = points_BQVC.float().clone()  # xy are float32 already; the visibility may be half
         points_BQVC[:, named] = sharp.flatten(0, 1).unflatten(0, (-1, 2))
         return points_BQVC, logits.flatten(0, 1).unflatten(0, (-1, 2))
@@ -220,8 +221,7 @@ class Backbone(nn.Module):
     def forward(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Features:
         """Features of B observations. `token_mask_BT` is True on real tokens, which may be padded on either side."""
         b, q = images_BVHWC.shape[0], self.num_queries  # len() would make an int of it in an export
-        pixels = self.normalise(images_BVHWC)
-        patches, deep = self._look(pixels)
+        patches, deep, fine = self.look(self.normalise(images_BVHWC))
         embed = self.vlm.model.get_input_embeddings()
         words = embed(token_ids_BT)
         queries = self.ask(words, token_mask_BT)
@@ -245,7 +245,8 @@ class Backbone(nn.Module):
         if self.pointer is not None:
             points, coarse = self.point(hidden[-1], hidden[-1][:, -q:])
             if self.sharp is not None:
-                points, _ = self.sharpen(pixels, hidden[-1][:, -q:], points, coarse)
+                assert fine is not None
+                points, _ = self.sharpen(fine, hidden[-1][:, -q:], points, coarse)
             points = torch.cat([points[..., :2], points[..., 2:].sigmoid()], -1).flatten(2)
         return Features(
             raw_BLND=torch.stack([self._patches_of(h).flatten(1, 2) for h in hidden], 1),

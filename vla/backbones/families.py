@@ -11,15 +11,24 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vla.core.config import lookup
 
-Patches = tuple[Tensor, tuple[Tensor, ...]]
-"""(M, P, D) patch embeddings in the decoder's space, row by row, and what is added after each of the first layers."""
+
+class Patches(NamedTuple):
+    """A vision tower's answer about M pictures."""
+
+    tokens: Tensor
+    """(M, P, D) patch embeddings in the decoder's space, row by row."""
+    deep: tuple[Tensor, ...] = ()
+    """Embeddings that are added to the patches after each of the decoder's first layers."""
+    fine: Tensor | None = None
+    """(M, C, h, w) features for a second look; None: it looks at the pictures themselves."""
+
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -84,6 +93,8 @@ class Family:
     prompt: str = "{instruction}"
     rope_3d: bool = False
     """Positions (time, row, column), and text goes on from the largest (M-RoPE, Qwen2-VL, arXiv 2409.12191)."""
+    fine_channels: int = 3
+    """Channels of `Patches.fine`; 3: the pictures'."""
     sees_ahead: Literal["nothing", "own view", "prefix"] = "nothing"
     """Attention beyond causality: patches attend to their whole view (Gemma 3), or all tokens in front of the queries
     attend to each other (PaliGemma)."""
@@ -106,17 +117,17 @@ def _plain_side(config: Any, size: int) -> float:
 
 
 def _embedded_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
-    return vlm.model.multi_modal_projector(vlm.model.vision_tower(pixels).last_hidden_state), ()
+    return Patches(vlm.model.multi_modal_projector(vlm.model.vision_tower(pixels).last_hidden_state))
 
 
 def _library_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
     found = vlm.model.get_image_features(pixels, return_dict=True).pooler_output
-    return (found if isinstance(found, Tensor) else torch.stack(list(found))), ()
+    return Patches(found if isinstance(found, Tensor) else torch.stack(list(found)))
 
 
 def _shuffled_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
     # Not get_image_features: it drops pictures that are all zero, which would be a different shape at run time.
-    return vlm.model.connector(vlm.model.vision_model(pixels).last_hidden_state), ()
+    return Patches(vlm.model.connector(vlm.model.vision_model(pixels).last_hidden_state))
 
 
 def _flat_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
@@ -130,7 +141,8 @@ def _flat_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
     grid = torch.tensor([[1, rows, columns]], device=pixels.device).expand(m, 3)
     out = visual(cells.reshape(m * rows * columns, -1), grid_thw=grid)
     deep = getattr(out, "deepstack_features", None) or ()
-    return out.pooler_output.view(m, -1, out.pooler_output.shape[-1]), tuple(d.view(m, -1, d.shape[-1]) for d in deep)
+    tokens = out.pooler_output.view(m, -1, out.pooler_output.shape[-1])
+    return Patches(tokens, tuple(d.view(m, -1, d.shape[-1]) for d in deep))
 
 
 def _merged_side(config: Any, size: int) -> float:
@@ -148,7 +160,14 @@ def _tower_pixels(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _prismatic_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
-    return vlm.model.get_image_features(pixels), ()
+    return Patches(vlm.model.get_image_features(pixels))
+
+
+def _small_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
+    from vla.backbones.small import fine_features
+
+    taps = vlm.model.vision_tower(pixels)
+    return Patches(vlm.model.multi_modal_projector(taps), fine=fine_features(taps))
 
 
 _SMOLVLM = Family(
@@ -173,6 +192,15 @@ _QWEN25 = Family(
 FAMILIES: dict[str, Family] = {
     # The tiny VLM that ships with us: a LLaVA whose tower is read after its last normalisation.
     "embedded": Family(patches=_embedded_patches, side=_plain_side, pixels=lambda config: HALF),
+    # Convolutions in place of its tower: `vla.backbones.small`.
+    "bascule_small": Family(
+        patches=_small_patches,
+        side=lambda config, size: size / 16,
+        pixels=lambda config: IMAGENET,
+        size=lambda config: config.image_size,
+        any_size=True,
+        fine_channels=152,
+    ),
     "llava": Family(patches=_library_patches, side=_plain_side, pixels=_tower_pixels),
     "idefics3": _SMOLVLM,
     "smolvlm": _SMOLVLM,

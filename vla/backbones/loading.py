@@ -72,6 +72,14 @@ def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> 
         raw.pop("model_type")
         config = LlavaConfig(**raw)
         make = LlavaForConditionalGeneration._from_config
+    elif family == "bascule_small":
+        from vla.backbones.small import SmallConfig, SmallVLM
+
+        raw.pop("model_type")
+        config = SmallConfig(**raw)
+
+        def make(config: SmallConfig, attn_implementation: str) -> SmallVLM:
+            return SmallVLM(config, attention=attn_implementation)
     else:
         auto = _auto_classes()
         config = auto.AutoConfig.for_model(raw.pop("model_type"), **raw)
@@ -81,7 +89,7 @@ def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> 
     vlm.tie_weights()
     return Backbone(
         use_linear_patches(vlm) if family == "embedded" else vlm,
-        _load_tokenizer(tokenizer, fast=family == "embedded"),
+        _load_tokenizer(tokenizer, fast=family in ("embedded", "bascule_small")),
         num_queries=spec["num_queries"],
         num_views=spec["num_views"],
         family=family,

@@ -48,8 +48,9 @@ class SharpPointer(nn.Module):
 
     grid_P2: Tensor
 
-    def __init__(self, width: int, *, image_size: int, side: int) -> None:
-        """`width` of the queries; `side` of the coarse grid. ValueError if the fine grid does not divide it evenly."""
+    def __init__(self, width: int, *, image_size: int, side: int, channels: int = 3) -> None:
+        """`width` of the queries; `side` of the coarse grid; `channels`: 3 to look at the picture, or those of features
+        on the fine grid. ValueError if the fine grid does not divide the coarse one evenly."""
         super().__init__()
         self.side = image_size // STRIDE_PX
         if image_size % STRIDE_PX or self.side % side:
@@ -57,19 +58,8 @@ class SharpPointer(nn.Module):
                 f"a sharp pointer needs patches of a multiple of {STRIDE_PX} pixels, not {image_size}/{side}"
             )
         self.repeat = self.side // side
+        self.look = _of_pictures() if channels == 3 else _of_features(channels)
         channels = POINTER_WIDTH
-        self.look = nn.Sequential(
-            nn.Conv2d(3, 24, 5, stride=2, padding=2),
-            nn.GELU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(48, channels, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(channels, channels, 3, padding=2, dilation=2),
-            nn.GELU(),
-            nn.Conv2d(channels, channels, 3, padding=4, dilation=4),
-            nn.GELU(),
-        )
         self.key = nn.Conv2d(channels, channels, 1)
         self.shift = nn.Conv2d(channels, 2, 1)
         self.norm = nn.LayerNorm(width)
@@ -81,7 +71,8 @@ class SharpPointer(nn.Module):
         self.register_buffer("grid_P2", torch.stack([x, y], -1).view(-1, 2), persistent=False)
 
     def forward(self, pixels_BVCHW: Tensor, query_BQD: Tensor, coarse_BQVP: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same as `Pointer`. `pixels_BVCHW` are normalised images, `coarse_BQVP` its logits."""
+        """Return the same as `Pointer`. `pixels_BVCHW` are normalised images, or features on the fine grid;
+        `coarse_BQVP` its logits."""
         b, v = pixels_BVCHW.shape[:2]
         # In whatever precision surrounds us, four times as fast in bfloat16: < 0.01 px worse (docs/research-log.md).
         seen = self.look(pixels_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float()
@@ -103,3 +94,30 @@ class SharpPointer(nn.Module):
         side = self.side // self.repeat
         square = coarse_BQVP.unflatten(-1, (side, side))
         return square.repeat_interleave(self.repeat, -1).repeat_interleave(self.repeat, -2).flatten(-2)
+
+
+def _of_pictures() -> nn.Sequential:
+    """Pictures (M, 3, S, S) -> features on the grid of `STRIDE_PX`."""
+    channels = POINTER_WIDTH
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 5, stride=2, padding=2),
+        nn.GELU(),
+        nn.Conv2d(24, 48, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Conv2d(48, channels, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(channels, channels, 3, padding=2, dilation=2),
+        nn.GELU(),
+        nn.Conv2d(channels, channels, 3, padding=4, dilation=4),
+        nn.GELU(),
+    )
+
+
+def _of_features(channels: int) -> nn.Sequential:
+    """Features on the fine grid already -> features as the pointer reads them."""
+    return nn.Sequential(
+        nn.Conv2d(channels, POINTER_WIDTH, 1),
+        nn.GELU(),
+        nn.Conv2d(POINTER_WIDTH, POINTER_WIDTH, 3, padding=1),
+        nn.GELU(),
+    )

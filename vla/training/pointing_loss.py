@@ -46,7 +46,7 @@ def _look_loss(
 def pointing_loss(
     backbone: Backbone,
     reader: Reader,
-    pixels: Tensor,
+    fine: Tensor,
     hidden: Tensor,
     queries: Tensor,
     points: Tensor,
@@ -54,9 +54,9 @@ def pointing_loss(
     weight: float,
     reader_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of B questions. `pixels` of the scenes they are about, each asked equally often; `hidden` (B, >=N, D) final
-    states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where nothing is named; query 0 points at the
-    object, query Q/2 at the place, the others are free."""
+    """Loss of B questions. `fine` of the scenes they are about (`Backbone.look`), each asked equally often; `hidden`
+    (B, >=N, D) final states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where nothing is named; query 0
+    points at the object, query Q/2 at the place, the others are free."""
     naming = list(backbone.naming)
     pointed, logits = backbone.point(hidden, queries)
     side = backbone.side
@@ -64,7 +64,7 @@ def pointing_loss(
         pointed[:, naming], logits[:, naming], points, backbone.grid_P2, spread=1.0 / side, beta=0.1, weight=weight
     )
     if backbone.sharp is not None:
-        pointed, logits = backbone.sharpen(pixels, queries, pointed, logits)
+        pointed, logits = backbone.sharpen(fine, queries, pointed, logits)
         side, grid = backbone.sharp.side, backbone.sharp.grid_P2
         total = total + _look_loss(
             pointed[:, naming], logits, points, grid, spread=1.3 / side, beta=0.03, weight=weight

@@ -62,14 +62,13 @@ class PretrainConfig:
     """How often each of several grounding sets is drawn; none: by their sizes."""
 
 
-def _pack(backbone: Backbone, pixels: Tensor, prompts: Tensor, answers: Tensor) -> tuple[tuple[Tensor, ...], int]:
-    """Hidden states of packed sequences; `pixels` normalised, prompts (B, Kp, Tp), answers (B, Ka, Ta). Also the
+def _pack(backbone: Backbone, patches: Tensor, prompts: Tensor, answers: Tensor) -> tuple[tuple[Tensor, ...], int]:
+    """Hidden states of packed sequences; picture tokens (B, N, D), prompts (B, Kp, Tp), answers (B, Ka, Ta). Also the
     prefix length N."""
     b, kp, tp = prompts.shape
     ka, ta = answers.shape[1:]
     n, q = backbone.num_patches, backbone.num_queries
     embed = backbone.vlm.model.get_input_embeddings()
-    patches = backbone.embed_pixels(pixels)
     words = embed(prompts)
     point_segments = torch.cat([words, backbone.ask(words, prompts > 0)], 2).flatten(1, 2)
     embeds = torch.cat([patches, point_segments.to(patches.dtype), embed(answers).flatten(1, 2).to(patches.dtype)], 1)
@@ -108,14 +107,14 @@ def evaluate(backbone: Backbone, reader: Reader, data: GroundingSet, rows: np.nd
         index = torch.from_numpy(part)
         with torch.autocast("cpu", torch.bfloat16):
             prompts, answers = data.prompts[index], data.answers[index]
-            pixels = backbone.normalise(torch.from_numpy(data.images[np.sort(part)]))
-            hidden, n = _pack(backbone, pixels, prompts, answers)
+            seen = backbone.look(backbone.normalise(torch.from_numpy(data.images[np.sort(part)])))
+            hidden, n = _pack(backbone, seen.tokens, prompts, answers)
             kp, q = prompts.shape[1], backbone.num_queries
             tp = prompts.shape[2]
             patches, queries = state_hidden(hidden[-1], n, kp, tp, q)
             grip = data.grip[index].repeat_interleave(kp, 0)
             labels = data.points[index][:, :kp].flatten(0, 1)
-            _, info = pointing_loss(backbone, reader, pixels, patches, queries, labels, grip, 0.0)
+            _, info = pointing_loss(backbone, reader, seen.fine, patches, queries, labels, grip, 0.0)
             tail = hidden[-1][:, n + kp * (tp + q) :].unflatten(1, answers.shape[1:])
             guess = backbone.vlm.lm_head(tail).argmax(-1)
         miss.append(info["miss_mm"])
@@ -233,7 +232,8 @@ def _run(
         from vla.backbones.hub import load as load_backbone
 
         backbone = load_backbone(str(initial))
-        learn_words(backbone, words_of(read_questions(folders)))
+        if backbone.family_name == "embedded":  # other tokenizers spell every word
+            learn_words(backbone, words_of(read_questions(folders)))
         data = GroundingSet(folders, backbone.tokenizer)
         if config.sharp:
             backbone.add_sharp()
@@ -333,13 +333,14 @@ def scene_loss(
     with torch.autocast(device.type, torch.bfloat16):
         pixels = backbone.normalise(torch.from_numpy(data.images[rows]).to(device))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not config.only_pointer):
-            hidden, n = _pack(backbone, pixels, prompts, answers)
+            seen = backbone.look(pixels)
+            hidden, n = _pack(backbone, seen.tokens, prompts, answers)
         tp = prompts.shape[2]
         patches, queries = state_hidden(hidden[-1], n, kp, tp, q)
         points = data.points[index[:, None], pick_p].flatten(0, 1).to(device)
         grip = data.grip[index].repeat_interleave(kp, 0).to(device)
         loss, info = pointing_loss(
-            backbone, reader, pixels, patches, queries, points, grip, config.heatmap_weight, config.reader_weight
+            backbone, reader, seen.fine, patches, queries, points, grip, config.heatmap_weight, config.reader_weight
         )
         tail = hidden[-1][:, n + kp * (tp + q) :].unflatten(1, (ka, answers.shape[2]))
         counted = labels != IGNORED
@@ -365,14 +366,14 @@ def inspect(backbone: Backbone, data: GroundingSet) -> dict[str, float]:
     for part in np.array_split(np.arange(len(data)), max(1, len(data) // 64)):
         index = torch.from_numpy(part)
         prompts, answers = data.prompts[index], data.answers[index]
-        pixels = backbone.normalise(torch.from_numpy(data.images[part]))
-        hidden, n = _pack(backbone, pixels, prompts, answers)
+        seen = backbone.look(backbone.normalise(torch.from_numpy(data.images[part])))
+        hidden, n = _pack(backbone, seen.tokens, prompts, answers)
         kp, q = prompts.shape[1], backbone.num_queries
         tp = prompts.shape[2]
         patches, queries = state_hidden(hidden[-1], n, kp, tp, q)
         points, coarse = backbone.point(patches, queries)
         if backbone.sharp is not None:
-            points, _ = backbone.sharpen(pixels, queries, points, coarse)
+            points, _ = backbone.sharpen(seen.fine, queries, points, coarse)
         truth = data.points[index][:, :kp, 0, 3:6].flatten(0, 1)
         seen = truth[:, 2] > 0.5
         distances.append((points[:, 0, 0, :2] - truth[:, :2]).norm(dim=1)[seen] * backbone.image_size / 2)

@@ -1,0 +1,194 @@
+"""The backbone `small`: overlapping multi-scale convolutions as eyes, a real language model's word vectors as ears.
+
+The decoder is that of `vla.backbones.tiny`. A picture token is everything that the stem saw within 16 pixels: its
+features at stride 16, and those at strides 8 and 4 side by side. The second look (`vla.backbones.pointer.SharpPointer`)
+reads the same features at stride 4. The tokenizer is SmolLM2's, which spells any UTF-8 text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel, PretrainedConfig
+
+from vla.backbones.stem import CHANNELS, STRIDES, Stem, Taps
+
+if TYPE_CHECKING:
+    from vla.backbones.backbone import Backbone
+
+MODEL_TYPE = "bascule_small"
+PATCH_PX = STRIDES[-1]
+FINE_CHANNELS = sum(CHANNELS)
+"""Channels of the features at stride 4 that the second look reads, those of the coarser strides repeated."""
+_TOKEN_CHANNELS = sum(c * (PATCH_PX // stride) ** 2 for c, stride in zip(CHANNELS, STRIDES, strict=True))
+
+
+class SmallConfig(PretrainedConfig):
+    """Sizes of a `SmallVLM`."""
+
+    model_type = MODEL_TYPE
+    sub_configs = {"text_config": LlamaConfig}
+
+    def __init__(
+        self,
+        image_size: int = 96,
+        word_width: int = 64,
+        text_config: Any = None,
+        folded: bool = False,
+        **more: Any,
+    ) -> None:
+        """`image_size` px; `word_width`: numbers in a row of the word table; `text_config`: the decoder's; `folded`:
+        the stem has no batch normalisation any more."""
+        self.image_size, self.word_width, self.folded = image_size, word_width, folded
+        text = text_config if isinstance(text_config, LlamaConfig) else LlamaConfig(**(text_config or {}))
+        self.text_config = text
+        super().__init__(**more)
+
+
+def small_config(vocab_size: int, *, image_size: int = 96, word_width: int = 64) -> SmallConfig:
+    """Shapes chosen for two CPU cores: 36 picture tokens a view at 96 px, four layers."""
+    text = LlamaConfig(
+        hidden_size=160, intermediate_size=448, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=vocab_size, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, eos_token_id=2,
+        bos_token_id=None,
+    )  # fmt: skip
+    return SmallConfig(image_size, word_width, text)
+
+
+class WordTable(nn.Module):
+    """Token ids -> vectors in the decoder's space: a row of a narrow table, widened by one matrix for all.
+
+    The table may come from a large language model; so little is learnt for all words together that a word which
+    pre-training never used still lies where that model had it.
+    """
+
+    def __init__(self, rows: int, width: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, width))
+        self.widen = nn.Linear(width, out)
+        self.num_embeddings = rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (...) -> vectors (..., D)."""
+        return self.widen(F.embedding(ids, self.weight))
+
+
+class _WordHead(nn.Module):
+    """Hidden states -> logits of all words, by the same table."""
+
+    def __init__(self, table: WordTable, width: int) -> None:
+        super().__init__()
+        self.weight = table.weight
+        self.narrow = nn.Linear(width, table.weight.shape[1])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) -> logits (..., V)."""
+        narrow = self.narrow(hidden)
+        return F.linear(narrow, self.weight.to(narrow.dtype)) * narrow.shape[-1] ** -0.5
+
+
+class _Projector(nn.Module):
+    """All that the stem saw within one picture token -> a vector in the decoder's space."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(_TOKEN_CHANNELS)
+        self.widen = nn.Linear(_TOKEN_CHANNELS, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+
+    def forward(self, taps: Taps) -> Tensor:
+        """Features at three strides -> tokens (M, P, D), row by row."""
+        side_by_side = [F.pixel_unshuffle(tap, PATCH_PX // stride) for tap, stride in zip(taps, STRIDES, strict=True)]
+        tokens = torch.cat(side_by_side, 1).flatten(2).transpose(1, 2)
+        return self.narrow(F.gelu(self.widen(self.norm(tokens))))
+
+
+class _SmallModel(nn.Module):
+    def __init__(self, config: SmallConfig) -> None:
+        super().__init__()
+        text = config.text_config
+        self.vision_tower = Stem()
+        if config.folded:
+            self.vision_tower.fold()
+        self.multi_modal_projector = _Projector(text.hidden_size)
+        frame = LlamaConfig(**{**text.to_dict(), "vocab_size": 1, "pad_token_id": None, "eos_token_id": None})
+        self.language_model = LlamaModel(frame)
+        self.language_model.embed_tokens = WordTable(text.vocab_size, config.word_width, text.hidden_size)
+        self.language_model.config = text
+
+    def get_input_embeddings(self) -> WordTable:
+        return self.language_model.embed_tokens
+
+
+class SmallVLM(nn.Module):
+    """A vision-language model with the attributes that `vla.backbones.backbone.Backbone` asks of one."""
+
+    def __init__(self, config: SmallConfig, *, attention: str = "bascule_lean") -> None:
+        """`attention`: name of an implementation that `transformers` knows."""
+        super().__init__()
+        config._attn_implementation = config.text_config._attn_implementation = attention
+        self.config = config
+        self.model = _SmallModel(config)
+        self.lm_head = _WordHead(self.model.get_input_embeddings(), config.text_config.hidden_size)
+
+    def get_input_embeddings(self) -> WordTable:
+        """The word table."""
+        return self.model.get_input_embeddings()
+
+    def fold(self) -> None:
+        """Multiply the stem's batch normalisation into its convolutions: pre-training is over."""
+        self.model.vision_tower.fold()
+        self.config.folded = True
+
+    def tie_weights(self) -> None:
+        """Head and table share their rows already."""
+        self.lm_head.weight = self.model.get_input_embeddings().weight
+
+
+def fine_features(taps: Taps) -> Tensor:
+    """Features (M, `FINE_CHANNELS`, S / 4, S / 4): the coarser ones repeated."""
+    fine = taps[0]
+    coarser = [F.interpolate(tap, size=fine.shape[-2:], mode="nearest") for tap in taps[1:]]
+    return torch.cat([fine, *coarser], 1)
+
+
+def build_small(config: SmallConfig, tokenizer: Any, *, num_queries: int, seed: int, sharp: bool = True) -> Backbone:
+    """An untrained backbone of two views, with random words and eyes until some are read into it."""
+    from vla.backbones.backbone import Backbone
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Backbone(SmallVLM(config), tokenizer, num_queries=num_queries, num_views=2, sharp=sharp)
+
+
+def new_small(
+    folder: Path,
+    *,
+    stem: Path | None,
+    num_queries: int = 8,
+    image_size: int = 96,
+    word_width: int = 64,
+    seed: int = 0,
+    on_word: Callable[[int, int], None] | None = None,
+) -> Backbone:
+    """Write an untrained backbone with SmolLM2's words to `folder`, for `vla pretrain` to start from.
+
+    `stem`: a file of MobileNetV2's ImageNet weights, or None for random eyes. Takes minutes, for the words. ValueError
+    naming the extra when SmolLM2 is missing.
+    """
+    from vla.backbones.word_vectors import word_vectors
+
+    table, tokenizer = word_vectors(word_width, on_word=on_word)
+    config = small_config(len(tokenizer), image_size=image_size, word_width=word_width)
+    backbone = build_small(config, tokenizer, num_queries=num_queries, seed=seed)
+    with torch.no_grad():
+        backbone.vlm.get_input_embeddings().weight.copy_(table)
+    if stem is not None:
+        backbone.vlm.model.vision_tower.read_imagenet(torch.load(stem, map_location="cpu", weights_only=True))
+    backbone.save(folder)
+    return backbone
