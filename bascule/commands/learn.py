@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tyro.conf import Positional
+
 from bascule.commands.base import Command, given
 from bascule.quickstart.config import QuickstartConfig
 from vla.core.checkpoint import CONFIG
@@ -68,8 +70,11 @@ class Quickstart(Command):
 
 @dataclass(frozen=True)
 class Pretrain(Command):
-    """Pre-train the embedded vision-language backbone on what `vla ground-data` made."""
+    """Pre-train an embedded vision-language backbone on what `vla ground-data` made."""
 
+    kind: Positional[Literal["tiny", "small"]] = "tiny"
+    """small: convolutions at several scales, and the words of SmolLM2 (needs the extra smollm). tiny: as shipped so
+    far."""
     data: tuple[Path, ...] = (Path("runs/ground-data"),)
     """Folders of `vla ground-data`; the last 256 scenes of each are for evaluation only."""
     weights: tuple[float, ...] = ()
@@ -111,18 +116,35 @@ class Pretrain(Command):
             points_per_scene=self.questions,
         )  # fmt: skip
         config = replace(config, **changes)
+        initial = self._new_small() if self.kind == "small" and self.initial is None else self.initial
         with progress("pre-training", self.steps, unit="steps") as update:
             figures = pretrain(
                 config,
                 self.data,
                 self.out,
                 on_step=lambda row: update(row.get("step", 0), f"loss {row['loss']:.3f}"),
-                initial=self.initial,
+                initial=initial,
+                resume=self.resume,
             )
         results().print(table("held-out scenes", ("figure", "value"), list(figures.items())))
 
+    def _new_small(self) -> Path:
+        """The untrained backbone to start from, made unless the run has it."""
+        from vla.backbones.small.create import imagenet_file, new_small
+        from vla.runtime.console import progress
+
+        folder = self.out / "untrained"
+        if not (folder / "bascule.json").exists():
+            stem = imagenet_file() if self.stem == "imagenet" else None
+            with progress("word vectors", None, unit="words") as update:
+                new_small(
+                    folder, stem=stem, image_size=self.image_size, seed=self.seed,
+                    on_word=lambda done, total: update(done, total=total),
+                )  # fmt: skip
+        return folder
+
     def kept(self) -> str:
-        return f"a backbone saved earlier in {self.out} is untouched"
+        return f"the last checkpoint stays in {self.out}; add --resume to continue"
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.vla.square_scenes import write_set
 from vla.backbones.backbone import Backbone
 from vla.backbones.hub import load as load_backbone
 from vla.backbones.tiny import build_tiny, learn_words, train_tokenizer
 from vla.training import pretrain as pretraining
+from vla.training.grounding_loss import inspect, pack
 from vla.training.grounding_set import PROMPT_TOKENS, GroundingSet
 from vla.training.pointing_loss import state_hidden
-from vla.training.pretrain import PretrainConfig, _pack, inspect, pretrain
+from vla.training.pretrain import PretrainConfig, pretrain
 
 PATCH = 12
 
@@ -29,26 +31,6 @@ def build_backbone(seed: int = 0) -> Backbone:
 
 def images(batch: int) -> torch.Tensor:
     return torch.randint(0, 255, (batch, 2, 84, 84, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def write_set(folder: Path, scenes: int) -> Path:
-    """Scenes of one bright square on black; the prompt asks for it and its colour decides the answer."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    picture = np.zeros((scenes, 2, 84, 84, 3), np.uint8)
-    points = np.full((scenes, 8, 2, 9), np.nan, np.float32)
-    texts = []
-    for s in range(scenes):
-        column, row, channel = *rng.integers(8, 76, 2), int(rng.integers(0, 2))
-        picture[s, :, row - 6 : row + 6, column - 6 : column + 6, 2 * channel] = 255
-        uv = np.array([column, row]) / 42 - 1
-        points[s, :5, 0] = [uv[0] * 0.1, uv[1] * 0.1, 0, *uv, 1, *uv, 1]
-        texts.append([["pick up the cube", ""]] * 5 + [["the cube", "yes" if channel else "no"]] * 3)
-    np.save(folder / "images.npy", picture)
-    np.save(folder / "points.npy", points)
-    np.save(folder / "grip.npy", np.zeros((scenes, 3), np.float32))
-    (folder / "questions.json").write_text(json.dumps(texts))
-    return folder
 
 
 @torch.no_grad()
@@ -78,7 +60,7 @@ def test_packed_questions_are_separate_questions() -> None:
     prompts[0, 1, 3] = 5
     answers = torch.zeros(2, 1, 6, dtype=torch.int64)
     answers[:, :, :4] = 11
-    hidden, n = _pack(backbone, backbone.embed_images(images(2)), prompts, answers)
+    hidden, n = pack(backbone, backbone.embed_images(images(2)), prompts, answers)
     _, queries = state_hidden(hidden[-1], n, 3, PROMPT_TOKENS, 8)
     for k in range(3):
         alone = backbone(images(2), prompts[:, k], prompts[:, k] > 0)

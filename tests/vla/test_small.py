@@ -5,14 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.vla.square_scenes import write_set
 from vla.backbones.hub import load as load_backbone
-from vla.backbones.small import FINE_CHANNELS, build_small, small_config
+from vla.backbones.small.create import build_small
+from vla.backbones.small.model import small_config
+from vla.backbones.small.stem import CHANNELS, FINE_CHANNELS, STRIDES, Stem
+from vla.backbones.small.word_vectors import whole_words, word_vectors
 from vla.backbones.smollm import weights_file
-from vla.backbones.stem import CHANNELS, STRIDES, Stem
-from vla.backbones.word_vectors import whole_words, word_vectors
+from vla.training.pretrain import pretrain
+from vla.training.train_config import PretrainConfig
 
 
 def spelling() -> PreTrainedTokenizerFast:
@@ -146,3 +151,35 @@ def test_words_start_where_the_language_model_has_them():
     first, second = tokenizer("grab grab")["input_ids"]
     assert first == second, "the first word is spelled like any other"
     assert np.isclose(table[torch.tensor(list(token.values()))].square().mean(), 1.0, atol=0.05)
+
+
+def test_a_pretraining_that_was_stopped_goes_on_to_the_same(small, tmp_path):
+    """Stopped after its second checkpoint and resumed, it ends with the weights of a run that was left alone."""
+    data = write_set(tmp_path / "set", 24)
+    small.save(tmp_path / "untrained")
+    config = PretrainConfig(minutes=60, max_steps=5, batch_scenes=4, num_processes=1, holdout=8, save_every=2)
+    initial = tmp_path / "untrained"
+
+    def weights(out):
+        return load_file(tmp_path / out / "model.safetensors")
+
+    pretrain(config, data, tmp_path / "whole", initial=initial)
+
+    def stop(row):
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, data, tmp_path / "parts", initial=initial, on_step=stop)
+    with pytest.raises(ValueError, match="--resume"):
+        pretrain(config, data, tmp_path / "parts", initial=initial)
+    steps = []
+    done = pretrain(
+        config, data, tmp_path / "parts", initial=initial, resume=True, on_step=lambda r: steps.append(r["step"])
+    )
+    assert steps == [5] and done["steps"] == 5
+    whole, parts = weights("whole"), weights("parts")
+    assert whole.keys() == parts.keys() and not any("running_mean" in name for name in whole)  # folded
+    assert all(torch.allclose(whole[name].float(), parts[name].float(), atol=2e-3) for name in whole)
+    with pytest.raises(ValueError, match="finished backbone"):
+        pretrain(config, data, tmp_path / "parts", initial=initial, resume=True)

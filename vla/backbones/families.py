@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vla.backbones.small.stem import FINE_CHANNELS, STRIDES, fine_features
 from vla.core.config import lookup
 
 
@@ -164,8 +165,6 @@ def _prismatic_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
 
 
 def _small_patches(vlm: nn.Module, pixels: Tensor) -> Patches:
-    from vla.backbones.small import fine_features
-
     taps = vlm.model.vision_tower(pixels)
     return Patches(vlm.model.multi_modal_projector(taps), fine=fine_features(taps))
 
@@ -195,11 +194,11 @@ FAMILIES: dict[str, Family] = {
     # Convolutions in place of its tower: `vla.backbones.small`.
     "bascule_small": Family(
         patches=_small_patches,
-        side=lambda config, size: size / 16,
+        side=lambda config, size: size / STRIDES[-1],
         pixels=lambda config: IMAGENET,
         size=lambda config: config.image_size,
         any_size=True,
-        fine_channels=152,
+        fine_channels=FINE_CHANNELS,
     ),
     "llava": Family(patches=_library_patches, side=_plain_side, pixels=_tower_pixels),
     "idefics3": _SMOLVLM,

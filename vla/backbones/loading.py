@@ -73,7 +73,7 @@ def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> 
         config = LlavaConfig(**raw)
         make = LlavaForConditionalGeneration._from_config
     elif family == "bascule_small":
-        from vla.backbones.small import SmallConfig, SmallVLM
+        from vla.backbones.small.model import SmallConfig, SmallVLM
 
         raw.pop("model_type")
         config = SmallConfig(**raw)

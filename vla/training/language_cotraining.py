@@ -25,7 +25,7 @@ class LanguageTask(nn.Module):
             raise ValueError("language questions need the embedded backbone or one made by `vla pretrain`")
         from vla.training.grounding_set import GroundingSet
         from vla.training.pointing_loss import Reader
-        from vla.training.pretrain import PretrainConfig
+        from vla.training.train_config import PretrainConfig
 
         self.config = config
         self._scenes = GroundingSet(Path(config.data), backbone.tokenizer)
@@ -45,6 +45,6 @@ class LanguageTask(nn.Module):
 
     def forward(self, backbone: Any, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Mean loss of these scenes' questions."""
-        from vla.training.pretrain import scene_loss
+        from vla.training.grounding_loss import scene_loss
 
         return scene_loss(backbone, self.reader, self._scenes, rows, rng, self._questions)[0]

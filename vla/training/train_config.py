@@ -14,6 +14,40 @@ MAY_CHANGE = ("log_every", "save_every", "num_threads", "encode_batch", "keep_fe
 
 
 @dataclass(frozen=True)
+class PretrainConfig:
+    """Budget and losses of a pre-training run."""
+
+    minutes: float = 45.0
+    """Wall-clock budget; the learning rate decays to its floor at its end."""
+    max_steps: int = 1_000_000
+    batch_scenes: int = 32
+    points_per_scene: int = 3
+    answers_per_scene: int = 1
+    lr: float = 1.2e-3
+    warmup_steps: int = 100
+    floor: float = 0.03
+    weight_decay: float = 0.02
+    heatmap_weight: float = 1.0
+    answer_weight: float = 0.3
+    reader_weight: float = 1.0
+    """Weight of the loss on positions in metres. Less for a trained backbone, whose reader starts untrained."""
+    num_queries: int = 8
+    sharp: bool = True
+    """Teach the queries a second look, at the picture itself (`vla.backbones.pointer.SharpPointer`)."""
+    only_pointer: bool = False
+    """Train nothing but that second look, on a backbone that is otherwise finished."""
+    seed: int = 0
+    num_processes: int = 2
+    """Data-parallel processes of one thread each: on small tensors they use two cores, two threads use 1.2."""
+    holdout: int = 256
+    """Scenes of each set that are kept to measure with."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    weights: tuple[float, ...] = ()
+    """How often each of several grounding sets is drawn; none: by their sizes."""
+
+
+@dataclass(frozen=True)
 class LanguageConfig:
     """How much of every step goes to language."""
 

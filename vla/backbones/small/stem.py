@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHANNELS = (24, 32, 96)
@@ -18,6 +19,9 @@ _PLAN = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 
 """MobileNetV2's table up to stride 16: expansion, channels, blocks, stride of the first block."""
 _TAPS = (3, 6, 13)
 """The blocks whose outputs are read."""
+
+FINE_CHANNELS = sum(CHANNELS)
+"""Channels of `fine_features`."""
 
 Taps = tuple[Tensor, Tensor, Tensor]
 
@@ -79,6 +83,13 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (M, C, H, W)."""
         return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+def fine_features(taps: Taps) -> Tensor:
+    """Features (M, `FINE_CHANNELS`, S / 4, S / 4): the coarser ones repeated."""
+    fine = taps[0]
+    coarser = [F.interpolate(tap, size=fine.shape[-2:], mode="nearest") for tap in taps[1:]]
+    return torch.cat([fine, *coarser], 1)
 
 
 def _layers(width: int, channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -15,6 +15,8 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from vla.backbones.smollm import load_decoder
+
 ASK = "a synonym of {}: the word"
 LAYER = 26
 _BATCH = 48
@@ -46,8 +48,6 @@ def word_vectors(
 ) -> tuple[Tensor, PreTrainedTokenizerFast]:
     """A table (V, width) of unit variance for every token, and the tokenizer. Takes minutes: the model runs once for
     every whole word, or for those of `only`. ValueError naming the extra when the model is missing."""
-    from vla.backbones.smollm import load_decoder
-
     decoder, tokenizer = load_decoder()
     words = {token: word for token, word in whole_words(tokenizer).items() if only is None or word in only}
     decoder.model.layers = decoder.model.layers[: LAYER + 1]  # the last layer's states would come out normalised

@@ -7,24 +7,17 @@ reads the same features at stride 4. The tokenizer is SmolLM2's, which spells an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig
 
-from vla.backbones.stem import CHANNELS, STRIDES, Stem, Taps
-
-if TYPE_CHECKING:
-    from vla.backbones.backbone import Backbone
+from vla.backbones.small.stem import CHANNELS, STRIDES, Stem, Taps
 
 MODEL_TYPE = "bascule_small"
 PATCH_PX = STRIDES[-1]
-FINE_CHANNELS = sum(CHANNELS)
-"""Channels of the features at stride 4 that the second look reads, those of the coarser strides repeated."""
 _TOKEN_CHANNELS = sum(c * (PATCH_PX // stride) ** 2 for c, stride in zip(CHANNELS, STRIDES, strict=True))
 
 
@@ -148,47 +141,3 @@ class SmallVLM(nn.Module):
     def tie_weights(self) -> None:
         """Head and table share their rows already."""
         self.lm_head.weight = self.model.get_input_embeddings().weight
-
-
-def fine_features(taps: Taps) -> Tensor:
-    """Features (M, `FINE_CHANNELS`, S / 4, S / 4): the coarser ones repeated."""
-    fine = taps[0]
-    coarser = [F.interpolate(tap, size=fine.shape[-2:], mode="nearest") for tap in taps[1:]]
-    return torch.cat([fine, *coarser], 1)
-
-
-def build_small(config: SmallConfig, tokenizer: Any, *, num_queries: int, seed: int, sharp: bool = True) -> Backbone:
-    """An untrained backbone of two views, with random words and eyes until some are read into it."""
-    from vla.backbones.backbone import Backbone
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Backbone(SmallVLM(config), tokenizer, num_queries=num_queries, num_views=2, sharp=sharp)
-
-
-def new_small(
-    folder: Path,
-    *,
-    stem: Path | None,
-    num_queries: int = 8,
-    image_size: int = 96,
-    word_width: int = 64,
-    seed: int = 0,
-    on_word: Callable[[int, int], None] | None = None,
-) -> Backbone:
-    """Write an untrained backbone with SmolLM2's words to `folder`, for `vla pretrain` to start from.
-
-    `stem`: a file of MobileNetV2's ImageNet weights, or None for random eyes. Takes minutes, for the words. ValueError
-    naming the extra when SmolLM2 is missing.
-    """
-    from vla.backbones.word_vectors import word_vectors
-
-    table, tokenizer = word_vectors(word_width, on_word=on_word)
-    config = small_config(len(tokenizer), image_size=image_size, word_width=word_width)
-    backbone = build_small(config, tokenizer, num_queries=num_queries, seed=seed)
-    with torch.no_grad():
-        backbone.vlm.get_input_embeddings().weight.copy_(table)
-    if stem is not None:
-        backbone.vlm.model.vision_tower.read_imagenet(torch.load(stem, map_location="cpu", weights_only=True))
-    backbone.save(folder)
-    return backbone
