@@ -90,7 +90,7 @@ class SuiteEnv(gymnasium.Env):
         options = options or {}
         if unknown := set(options) - {"task"}:
             raise ValueError(f"reset knows the option 'task' only, not {sorted(unknown)}")
-        episode = int(self.np_random.integers(TRAIN_SEED_LIMIT)) if seed is None else int(seed)
+        episode = int(self.np_random.integers(TRAIN_SEED_LIMIT)) if seed is None else seed
         task = options.get("task")
         obs = self._worlds.reset(seeds=[episode], tasks=None if task is None else [task])
         return _single(obs), {**self._facts(obs), "success": False, "wrong_object": False}
@@ -182,7 +182,7 @@ class SuiteVectorEnv(VectorEnv):
             raise ValueError(f"reset needs one seed or {self.num_envs}, got {len(seeds)}")
         # The generator of autoresets starts anew with the first seed, so a seeded run repeats as a whole.
         super().reset(seed=seeds[0])
-        episodes = [self._draw() if s is None else int(s) for s in seeds]
+        episodes = [self._draw() if s is None else s for s in seeds]
         self._obs = self._env.reset(seeds=episodes)
         self._over[:] = False
         nothing = np.zeros(self.num_envs, bool)

@@ -29,6 +29,13 @@ def test_every_task_is_drawn_and_filmed(tmp_path, capsys):
         assert np.abs(film[-1].astype(int) - film[0]).mean() > 1  # something happened
 
 
+def test_an_animation_is_a_webp_and_says_so(tmp_path, capsys):
+    for name in ("shown.gif", "shown.mp4", "shown"):
+        assert cli.main(["view", "tabletop-pick", "--animation", str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{name} must end in .webp" in line and not list(tmp_path.iterdir())
+
+
 def test_a_perturbed_suite_looks_different(tmp_path):
     for name, more in (("plain", []), ("dark", ["--perturb", "light=1", "texture=1"])):
         arguments = ["view", "tabletop-pick", "--out", str(tmp_path / name), "--scenes", "2", "--no-films", *more]

@@ -69,6 +69,8 @@ class View(Command):
         from envs.registry import load_suite
 
         tasks = load_suite(self.suite).tasks
+        if self.animation is not None and self.animation.suffix.lower() != ".webp":
+            raise ValueError(f"--animation {self.animation} must end in .webp: an animated WebP is what it becomes")
         check_numbers(self, scenes=(1, 10_000), seed=(0, 2**53), image_size=(8, 4096), workers=(1, 1024))
         from envs import make_vec
         from vla.runtime.console import say

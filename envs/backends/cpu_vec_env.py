@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from envs.backends.worker import SharedFrames, Worker, WorkerDied
-from envs.sim.base_worlds import WORDS, WordedEnv, check_seeds
+from envs.sim.base_worlds import WORDS, WordedEnv, check_seeds, check_started
 from envs.sim.cameras import FrameHistory
 from envs.sim.render_options import RenderOptions
 from envs.tabletop.language import Phrasings
@@ -107,6 +107,7 @@ class MujocoVecEnv(WordedEnv):
     def _all(self, command: str, arguments: dict[int, object]) -> dict[int, Any]:
         """Send a command to several workers and store the state they report. A worker that dies is replaced and has no
         result, unless the command can be repeated."""
+        self._check_open()
         for w, argument in arguments.items():
             self._workers[w].send(command, argument)
         results, failure = {}, None
@@ -132,6 +133,10 @@ class MujocoVecEnv(WordedEnv):
         if failure is not None:
             raise failure
         return results
+
+    def _check_open(self) -> None:
+        if self._memory is None:
+            raise RuntimeError("these environments are closed: make new ones with make_vec")
 
     def _replace(self, w: int, death: WorkerDied) -> None:
         """Replace worker `w`. Its environments keep their last observation until they are reset."""
@@ -193,6 +198,8 @@ class MujocoVecEnv(WordedEnv):
         chunk = np.asarray(chunk, np.float32)
         if chunk.ndim != 3 or chunk.shape[0] != self.num_envs:
             raise ValueError(f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {chunk.shape}")
+        self._check_open()
+        check_started(self._asked)
         results = self._all("step", {w: chunk[worker.lo : worker.hi] for w, worker in enumerate(self._workers)})
         reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated = np.zeros(self.num_envs, bool), self._lost.copy()
@@ -226,6 +233,7 @@ class MujocoVecEnv(WordedEnv):
 
     def observation(self) -> Observation:
         """See `vla.core.types.VecEnv.observation`. Everything is copied once, out of the shared memory."""
+        self._check_open()
         calibrated = "intrinsics" in self._state[0]
         return Observation(
             {name: view.copy() for name, view in self._by_camera(self._images).items()},

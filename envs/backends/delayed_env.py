@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from envs.seeds import Stream
+from envs.sim.base_worlds import check_seeds
 from vla.core.late_chunks import catch_up
 from vla.core.types import ActionChunk, Observation, StepResult, VecEnv
 
@@ -64,6 +65,7 @@ class DelayedVecEnv(VecEnv):
     ) -> Observation:
         """Reset the inner environments; the seed also draws the latency of the episode."""
         ids = range(self.env.num_envs) if env_ids is None else env_ids
+        check_seeds(ids, seeds)
         for i, seed in zip(ids, seeds, strict=True):
             rng = np.random.default_rng([seed, Stream.LATENCY])
             # the most is the hardest, and what the link is known to do: half of the episodes

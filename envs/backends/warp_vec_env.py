@@ -18,7 +18,7 @@ import torch
 from envs.backends.cpu_worlds import PROPRIO_NAMES
 from envs.backends.warp_render import WarpCameras
 from envs.backends.warp_sim import Buffers, WarpSim
-from envs.sim.base_worlds import WordedEnv, check_seeds
+from envs.sim.base_worlds import WordedEnv, check_seeds, check_started
 from envs.sim.cameras import FrameHistory
 from envs.sim.render_options import RenderOptions
 from envs.tabletop import goals as rules
@@ -232,6 +232,7 @@ class WarpVecEnv(WordedEnv):
             raise ValueError(
                 f"action chunk must be ({self.num_envs}, C, {self.action_spec.dim}), got {tuple(chunk_BCA.shape)}"
             )
+        check_started(self.episodes)
         was_over = self.over.clone()
         n_steps = torch.zeros_like(self.elapsed)
         success, wrong, terminated, truncated, diverged = (torch.zeros_like(self.over) for _ in range(5))

@@ -136,6 +136,8 @@ def parse(words: Iterable[str]) -> Perturbation:
             numbers = [float(part) for part in text.split(":")]
         except ValueError:
             numbers = []
+        if axis in values:
+            raise ValueError(f"perturbation {axis} is given twice: give one of them")
         if len(numbers) not in (1, 2):
             raise ValueError(f"perturbation {word!r} must be {axis}=SEVERITY or {axis}=FROM:TO, from 0 to 1")
         values[axis] = numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
@@ -150,14 +152,15 @@ def randomisation(words: Iterable[str]) -> Perturbation:
 
     ValueError with the nearest name.
     """
+    words = list(words)
+    mixes, axes = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    if len(mixes) > 1:
+        raise ValueError(f"'{mixes[0]}' and '{mixes[1]}' are both mixes of randomisation: give one of them")
     severities: dict[str, Severity] = {}
-    for word in words:
-        if "=" in word:
-            named = parse([word])
-            axis = word.partition("=")[0]
-            severities[axis] = getattr(named, axis)
-        else:
-            severities |= lookup(word, MIXES, "mix of randomisation")
+    for mix in mixes:
+        severities |= lookup(mix, MIXES, "mix of randomisation")
+    named = parse(axes)
+    severities |= {word.partition("=")[0]: getattr(named, word.partition("=")[0]) for word in axes}
     chosen = Perturbation(**severities, draws="train")
     if problem := chosen.problem():
         raise ValueError(problem)

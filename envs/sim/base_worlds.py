@@ -19,9 +19,20 @@ Frames = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 
 
 def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) -> None:
-    """ValueError unless there is one seed for each environment in `ids`."""
+    """ValueError unless there is one seed, a whole number from 0 on, for each environment in `ids`."""
+    for seed in seeds:
+        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+            raise ValueError(f"a seed must be a whole number, got {seed!r}")
+        if seed < 0:
+            raise ValueError(f"a seed must be at least 0, got {seed}")
     if len(ids) != len(seeds):
         raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
+
+
+def check_started(episodes: Sequence[object]) -> None:
+    """RuntimeError while no environment has an episode (all None)."""
+    if all(episode is None for episode in episodes):
+        raise RuntimeError("no episode has begun: call reset() before step_chunk()")
 
 
 @dataclass
@@ -133,6 +144,7 @@ class BaseWorlds(WordedEnv):
 
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
         """See `vla.core.types.VecEnv.step_chunk`."""
+        check_started(self.episodes)
         outcome = self.run_chunk(chunk)
         return StepResult(self.observation(), **vars(outcome))
 

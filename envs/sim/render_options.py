@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+MAX_IMAGE_SIZE = 8192
+"""Height and width in pixels beyond which graphics drivers have no frame buffers."""
+
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """Size of the images and the optional fields of `vla.core.types.Observation`. ValueError for a negative history."""
+    """Size of the images and the optional fields of `vla.core.types.Observation`. ValueError for
+    numbers that no environment can render."""
 
     image_size: int = 84
     """Height and width of every image, pixels."""
@@ -19,5 +25,8 @@ class RenderOptions:
     """Number of earlier decisions whose images are shown, too; kept by `VecEnv` backends only."""
 
     def __post_init__(self) -> None:
+        size = self.image_size
+        if not isinstance(size, int | np.integer) or isinstance(size, bool) or not 1 <= size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size must be a whole number of pixels from 1 to {MAX_IMAGE_SIZE:,}, got {size!r}")
         if self.history < 0:
             raise ValueError(f"history must be at least 0 frames, got {self.history}")

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from envs.seeds import SCENE_RANGES
 from envs.tabletop.goals import MAX_GOALS, GoalKind
 from envs.tabletop.language import GOAL_TEMPLATES
-from envs.tabletop.scene import SCENES, fixture_names
-from envs.tabletop.tasks import TASKS, Step, Task
+from envs.tabletop.scene import COLORS, SCENES, SceneConfig, fixture_names
+from envs.tabletop.tasks import RELATIONS, TASKS, Step, Task
 from vla.core.config import decode, lookup
 from vla.core.paths import SIM_CONFIGS
 from vla.core.types import PlanarSymmetry
@@ -111,9 +112,11 @@ def read_suite(path: Path) -> Suite:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        new = {name: _with_goal_kinds(name, task) for name, task in raw.pop("new_tasks", {}).items()}
+        described = _table(raw.pop("new_tasks", {}), "new_tasks")
+        new = {name: _with_goal_kinds(name, task) for name, task in described.items()}
         suite = decode(Suite, {**raw, "name": path.stem, "new_tasks": list(new.items())})
         _check_tasks(suite)
+        _check_numbers(suite, SCENES[suite.scene])
     except FileNotFoundError:
         raise ValueError(f"there is no suite file {path}") from None
     except ValueError as problem:  # tomllib's errors are ValueErrors, too
@@ -121,10 +124,19 @@ def read_suite(path: Path) -> Suite:
     return suite
 
 
-def _with_goal_kinds(name: str, task: dict[str, Any]) -> dict[str, Any]:
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be a table, got {value!r}")
+    return value
+
+
+def _with_goal_kinds(name: str, task: Any) -> dict[str, Any]:
     kinds = {kind.name.lower(): kind for kind in GoalKind}
-    steps = []
-    for step in task.get("steps", ()):
+    steps, given = [], _table(task, f"new_tasks.{name}").get("steps", ())
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"new_tasks.{name}.steps must be a list, got {given!r}")
+    for step in given:
+        _table(step, f"a step of new_tasks.{name}")
         words = str(step.get("kind", ""))
         steps.append({"words": words, **step, "kind": lookup(words, kinds, f"kind of goal in task {name}")})
     return {**task, "steps": steps}
@@ -140,6 +152,12 @@ def _check_tasks(suite: Suite) -> None:
     fixtures = {kind: kind for _, kind in fixture_names(scene)}
     for name in suite.tasks:
         task = lookup(name, {**TASKS, **dict(suite.new_tasks)}, "task")
+        if task.kind:
+            lookup(task.kind, dict.fromkeys(scene.objects), f"kind of object in scene {suite.scene!r} for task {name}")
+        if task.relation:
+            lookup(task.relation, dict.fromkeys(RELATIONS), f"relation of task {name}")
+        if task.drawer is not None and not 0 <= task.drawer <= 1:
+            raise ValueError(f"drawer of task {name} must be from 0 to 1, got {task.drawer:g}")
         if not 1 <= len(task.steps) <= MAX_GOALS:
             raise ValueError(f"task {name} must have 1 to {MAX_GOALS} steps, it has {len(task.steps)}")
         for step in task.steps:
@@ -147,6 +165,30 @@ def _check_tasks(suite: Suite) -> None:
             _check_roles(name, step)
             if step.fixture:
                 lookup(step.fixture, fixtures, f"fixture in scene {suite.scene!r} for task {name}")
+
+
+def _check_numbers(suite: Suite, scene: SceneConfig) -> None:
+    """ValueError naming the field whose list or number makes no episodes, or evaluates on training scenes."""
+    if not suite.tasks:
+        raise ValueError("tasks is empty: name at least one")
+    if len(set(suite.tasks)) < len(suite.tasks):
+        raise ValueError(f"tasks names '{next(n for n in suite.tasks if suite.tasks.count(n) > 1)}' twice")
+    # Two objects where one is named: the swapped instruction names the other.
+    named = not scene.fixtures or any(step.object for name in suite.tasks for step in suite.task(name).steps)
+    least, most, plates = 1 + named, min(len(scene.objects), len(COLORS)), scene.num_plates
+    fewest = plates if scene.fixtures else int("place" in suite.tasks)
+    evaluation = SCENE_RANGES["evaluation"]
+    for name, value, low, high, why in (
+        ("objects_per_episode", suite.objects_per_episode, least, most, f"as scene {suite.scene!r} can show"),
+        ("plates_per_episode", suite.plates_per_episode, fewest, plates, f"for its tasks in scene {suite.scene!r}"),
+        ("horizon", suite.horizon, 1, 1_000_000, "control steps"),
+        ("eval_seed0", suite.eval_seed0, evaluation.start, evaluation.stop - 1_000_000,
+         "since seeds below are those of training and of the choice of checkpoints"),
+        ("num_views", suite.num_views, 2, 2, "the cameras of every scene"),
+    ):  # fmt: skip
+        if not low <= value <= high:
+            bounds = f"{low:,}" if low == high else f"from {low:,} to {high:,}"
+            raise ValueError(f"{name} must be {bounds}, {why}, got {value:,}")
 
 
 def _check_roles(name: str, step: Step) -> None:

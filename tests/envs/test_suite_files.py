@@ -22,6 +22,8 @@ plates_per_episode = 1
 horizon = 100
 eval_seed0 = 5_000_000
 """
+PER = HEAD.replace("objects_per_episode = 2", "objects_per_episode = {}")
+SEED0 = HEAD.replace("5_000_000", "{}")
 TIDY = """
 [new_tasks.tidy]
 drawer = 1.0
@@ -78,6 +80,24 @@ def test_the_shipped_suites_read_as_before():
         (HEAD + "[new_tasks.tidy]\nsteps = []", "must have 1 to 3 steps"),
         (HEAD.replace('"counter"', '"tabletop"') + TIDY, "unknown task of scene 'tabletop' 'tidy'"),
         ("horizon = ", "Invalid value"),
+        (HEAD.replace("100", "0") + TIDY, "horizon must be from 1 to 1,000,000, control steps, got 0"),
+        (HEAD.replace("100", "-5") + TIDY, "horizon must be from 1 to 1,000,000, control steps, got -5"),
+        (HEAD.replace('["tidy", "press"]', "[]") + TIDY, "tasks is empty: name at least one"),
+        (HEAD.replace('"press"', '"tidy"') + TIDY, "tasks names 'tidy' twice"),
+        (PER.format(0) + TIDY, "objects_per_episode must be from 2 to 4, as scene 'counter' can show, got 0"),
+        (PER.format(40) + TIDY, "objects_per_episode must be from 2 to 4, as scene 'counter' can show, got 40"),
+        (HEAD.replace("plates_per_episode = 1", "plates_per_episode = 0") + TIDY, "plates_per_episode must be 1, for"),
+        (SEED0.format(-3) + TIDY, "eval_seed0 must be from 5,000,000 to"),
+        (SEED0.format(0) + TIDY, "since seeds below are those of training and of the choice of checkpoints, got 0"),
+        (SEED0.format(3_000_000) + TIDY, "eval_seed0 must be from 5,000,000 to"),
+        (HEAD + "num_views = 3\n" + TIDY, "num_views must be 2, the cameras of every scene, got 3"),
+        (HEAD + TIDY.replace("1.0", "1.5"), "drawer of task tidy must be from 0 to 1, got 1.5"),
+        (HEAD + TIDY + 'kind = "cup"', "unknown kind of object in scene 'counter' for task tidy 'cup'"),
+        (HEAD + TIDY + 'relation = "lft"', "unknown relation of task tidy 'lft'; did you mean 'left'"),
+        ("new_tasks = [1]" + HEAD, "new_tasks must be a table, got [1]"),
+        (HEAD + "[new_tasks]\ntidy = 1", "new_tasks.tidy must be a table, got 1"),
+        (HEAD + "[new_tasks.tidy]\nsteps = 1", "new_tasks.tidy.steps must be a list, got 1"),
+        (HEAD + '[new_tasks.tidy]\nsteps = ["in"]', "a step of new_tasks.tidy must be a table, got 'in'"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, complaint):
