@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, fields
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -44,7 +45,22 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
         flag, required = f"--{field.name.replace('_', '-')}", field.default is MISSING is field.default_factory
         if required and getattr(parsed, field.name) == () and flag in _flags(command):
             raise UsageError(f"{flag}: a value is missing")
+        if get_origin(get_type_hints(command)[field.name]) is dict:
+            _check_once(flag, args)
     return parsed
+
+
+def _check_once(flag: str, args: list[str]) -> None:
+    """UsageError if the pairs of `flag` give one key twice, or the flag itself is there twice: one would be lost."""
+    starts = [i for i, arg in enumerate(args) if _flag(arg) == flag]
+    if len(starts) > 1:
+        raise UsageError(f"{flag} is given twice: write all of its pairs behind one")
+    for start in starts:
+        values = list(takewhile(lambda arg: not arg.startswith("--"), args[start + 1 :]))
+        keys = values[1::2] if "=" in args[start] else values[::2]
+        keys += [args[start].partition("=")[2]] if "=" in args[start] else []
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UsageError(f"{flag} gives '{twice[0]}' twice: give one of them")
 
 
 @cache

@@ -156,7 +156,7 @@ class Control(Command):
         self._tell(report, scenes)
         if unlogged is not None:
             raise unlogged
-        return 0 if report.ended in ("done", "time") else 1
+        return 0 if report.ended in ("done", "time") and "disconnect" not in report.reasons else 1
 
     def _check(self) -> None:
         """Checks that need no policy. ValueError naming the flag."""
@@ -191,7 +191,7 @@ class Control(Command):
     def _guards(self) -> GuardConfig:
         from policies.control.guards import GuardConfig
 
-        return from_flags(GuardConfig, self, workspace=dict(map(_range, self.workspace)))
+        return from_flags(GuardConfig, self, workspace=_once(self.workspace, "--workspace"))
 
     def _config(self, guards: GuardConfig, policy: Any) -> ControlConfig:
         from policies.control.controller import ControlConfig
@@ -228,14 +228,14 @@ class Control(Command):
 
         robot = lerobot_robot(self.robot, self.robot_args)
         names = tuple(robot.action_features)
-        for option, named in (("--limits", dict(map(_range, self.limits))), ("--switches", self.switches)):
+        for option, named in (("--limits", _once(self.limits, "--limits")), ("--switches", self.switches)):
             if foreign := [name for name in named if name not in names]:
                 raise ValueError(f"{option}: {self.robot} has no component '{foreign[0]}'; it has {', '.join(names)}")
         return robot
 
     def _robot(self, policy: Any, arm: Any) -> Any:
         if self.robot is not None and ":" in self.robot:
-            return find(self.robot, {}, "robot")(**self.robot_args)
+            return _own_robot(self.robot, self.robot_args)
         if arm is not None:
             from policies.control.robots import LeRobotRobot
             from vla.core.compatibility import require_same
@@ -245,7 +245,7 @@ class Control(Command):
             require_same(policy, PolicySpec(_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
             ranges = zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True) if spec else ()
             limits = {name: range_ for name, range_ in ranges if name in arm.action_features}
-            limits |= dict(map(_range, self.limits))
+            limits |= _once(self.limits, "--limits")
             return LeRobotRobot(
                 arm,
                 instruction=self.task or "",
@@ -357,6 +357,31 @@ def one_world(suite: str, image_size: int) -> Any:
 
     spec = load_suite(suite)
     return worlds_class(spec)(spec, 1, render=RenderOptions(image_size))
+
+
+def _own_robot(name: str, arguments: dict[str, str]) -> Any:
+    """A robot of the user's own. ValueError naming it for whatever its module or its class raises."""
+    from policies.control.watched_robot import check_robot
+
+    try:
+        robot = find(name, {}, "robot")(**arguments)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, ValueError) and text.startswith("robot '"):
+            raise
+        raise ValueError(f"--robot {name} cannot be made: {type(error).__name__}: {text}") from error
+    check_robot(robot)
+    return robot
+
+
+def _once(limits: Iterable[str], flag: str) -> dict[str, tuple[float, float]]:
+    """NAME:LOW:HIGH by name. ValueError for a name that is given twice."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, bounds in map(_range, limits):
+        if name in found:
+            raise ValueError(f"{flag} gives '{name}' twice: give one of them")
+        found[name] = bounds
+    return found
 
 
 def _range(text: str) -> tuple[str, tuple[float, float]]:

@@ -19,7 +19,7 @@ from policies.control.guards import Governor
 from policies.control.loop import ControlLoop
 from policies.control.playback import Inference
 from policies.control.robots import Robot
-from policies.control.watched_robot import WatchedRobot
+from policies.control.watched_robot import WatchedRobot, check_robot
 from vla.core.types import Policy
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def control(
     Whatever the robot, its cameras, the policy or its server do ends in a report. ValueError for a configuration that
     does not fit the robot or the policy.
     """
+    check_robot(robot)
     config = replace(config, n_action_steps=config.n_action_steps or policy.spec.n_action_steps)
     ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
     if not (math.isfinite(config.duration_s) and config.duration_s > 0):
@@ -89,7 +90,8 @@ def _drive(
 
     unknown = tuple(math.nan for _ in robot.kinds)
     rest = None
-    if watched.connect():
+    # The file alone: keys are listened to once it is connected, which may ask for some itself.
+    if not is_pressed(lambda: False, config.estop_file) and watched.connect():
         rest = until_known(lambda: watched.rest() if watched.observe() else None)
     inference = Inference(*policies, asynchronous=config.asynchronous, clock=clock)
     try:
@@ -115,6 +117,7 @@ def _run(loop: ControlLoop, sleep: Callable[[float], None]) -> ControlReport:
     gc.collect()
     gc.disable()
     try:
+        loop.watched.begin()
         deadline = loop.start()
         while not loop.ended and deadline - loop.started < loop.config.duration_s - dt / 2:
             loop.tick(deadline)

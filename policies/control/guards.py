@@ -154,6 +154,26 @@ class Follower:
         return f"{self.name} is commanded to {command:g} and stays at {at:g}"
 
 
+def check_bounds(spec: ActionSpec) -> None:
+    """ValueError for a component that is named twice, or whose lowest value is not below its highest. A position that
+    cannot move has equal ones."""
+    if len(set(spec.names)) < spec.dim:
+        raise ValueError(
+            f"the robot's action_spec names '{next(n for n in spec.names if spec.names.count(n) > 1)}' twice"
+        )
+    for what, bounds in (("low", spec.low), ("high", spec.high)):
+        if len(bounds) != spec.dim:
+            raise ValueError(
+                f"the robot's action_spec.{what} needs {spec.dim} entries ({', '.join(spec.names)}), got {len(bounds)}"
+            )
+    for name, low, high in zip(spec.names, spec.low, spec.high, strict=True):
+        if not low <= high:  # NaN is neither
+            raise ValueError(
+                f"the robot's action_spec must give the lowest and the highest value of '{name}', got low {low:g} and "
+                f"high {high:g}"
+            )
+
+
 class Governor:
     """Turns wanted actions into safe ones, tick by tick."""
 
@@ -170,6 +190,7 @@ class Governor:
         something unknown, or a limit that is none."""
         if len(kinds) != spec.dim or len(rest) != spec.dim or any(kind not in KINDS for kind in kinds):
             raise ValueError(f"kinds and rest need {spec.dim} entries ({', '.join(spec.names)}), kinds of {KINDS}")
+        check_bounds(spec)
         for what, names in (("velocity", config.velocity), ("acceleration", config.acceleration)):
             if unknown := set(names) - set(spec.names):
                 raise ValueError(f"{what} limit on unknown component {sorted(unknown)[0]!r}; known: {spec.names}")

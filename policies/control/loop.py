@@ -128,6 +128,7 @@ class ControlLoop:
         pressed."""
         if is_pressed(self.pressed, self.config.estop_file):
             self.ended, guard = "disconnect", "estop"
+            self._tell_estop()
         elif self.watched.lost:
             self.ended, guard = "disconnect", "robot_lost"
         else:
@@ -135,6 +136,13 @@ class ControlLoop:
         self._guards[guard] += 1
         if guard != "estop" and self.watched.trouble is not None:
             self._reason(guard, self.watched.trouble)
+
+    def _tell_estop(self) -> None:
+        file = self.config.estop_file
+        if file is not None and is_pressed(lambda: False, file):
+            self._reasons["estop"] = (
+                f"the e-stop file {file} exists or cannot be looked for: remove it to drive the robot"
+            )
 
     def fail(self, error: Exception) -> None:
         """End a run that cannot go on, because of an error that is neither the robot's nor the policy's."""
@@ -285,6 +293,7 @@ class ControlLoop:
         # Looked for last, so that nothing is sent that was decided before somebody pressed it.
         if is_pressed(self.pressed, self.config.estop_file):
             self._fault = "estop"
+            self._tell_estop()
         now = self.clock()
         obs, seen_s = self.watched.latest or (None, -np.inf)
         return Inputs(

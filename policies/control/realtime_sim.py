@@ -79,13 +79,18 @@ class LiveWorld:
         """Episodes that have ended, and how many of them succeeded."""
 
     def connect(self) -> None:
-        """Start stepping the environment. ConnectionError if it shows no observation within 60 s."""
-        self._send("go")
+        """Show the environment, which stands still until `begin` or the first `send`. ConnectionError if it shows no
+        observation within 60 s."""
+        self._send("show")
         until = time.monotonic() + 60.0
         while int(self._view.head["count"][0]) == 0 or int(self._view.head["count"][0]) % 2:
             if time.monotonic() > until or not self._process.is_alive():
                 raise ConnectionError("the simulated robot does not start")
             time.sleep(0.001)
+
+    def begin(self) -> None:
+        """Start stepping the environment: an episode's time does not pass while a policy warms up."""
+        self._send("begin")
 
     def observe(self) -> tuple[Observation, float]:
         """The latest observation (B = 1) and when it was taken, in seconds. ConnectionError without one."""
@@ -209,26 +214,30 @@ def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | 
 def _run(
     pipe: Connection, env: VecEnv, view: _View, obs: Observation, next_scene: Callable[[], Observation | None]
 ) -> None:
-    """Step at the environment's rate in real time until the pipe is closed; a late step is not made up for."""
+    """Step at the environment's rate in real time until the pipe is closed; a late step is not made up for. Before the
+    first message, the environment is shown anew at that rate and stands still."""
     spec = env.action_spec
     low, high = np.array(spec.low), np.array(spec.high)
     switch = np.array([name == "gripper" for name in spec.names])
     pending, held = np.zeros(spec.dim), np.where(switch, 1.0, 0.0)
-    done = scenes = successes = 0
+    begun, done, scenes, successes = False, 0, 0, 0
     _write(view, obs, time.monotonic(), done, scenes, successes)
     deadline = time.monotonic()
     while True:
         deadline += 1.0 / spec.control_hz
         while (left := deadline - time.monotonic()) > 0 or pipe.poll():
             if pipe.poll(max(left, 0.0)):
-                command = np.array(pipe.recv())
+                message, begun = pipe.recv(), True
+                if message == "begin":
+                    continue
+                command = np.array(message)
                 pending += np.where(switch, 0.0, command)
                 held = np.where(switch, command, held)
         deadline = max(deadline, time.monotonic() - 1.0 / spec.control_hz)
         moved = np.clip(pending, low, high)
         pending -= moved
         seen_s = time.monotonic()  # before the step and its pictures: an age must never look younger than it is
-        if not done:
+        if begun and not done:
             action = np.where(switch, held, moved).astype(np.float32)
             result = env.step_chunk(action[None, None])
             obs = result.obs

@@ -8,16 +8,38 @@ before), is trouble: the latest good observation stays, and grows old.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from policies.control.guards import check_bounds
 from policies.control.robots import Robot
-from vla.core.types import Observation
+from vla.core.types import ActionSpec, Observation
 
 CLOCK_SLACK_S = 0.05
 """An observation may be this far ahead of the loop's clock: two clocks of one machine differ by less."""
+
+
+def check_robot(robot: Any) -> None:
+    """ValueError naming what a robot lacks of `policies.control.robots.Robot`, or the attribute that is none."""
+    kind, remedy = type(robot).__name__, "see `Robot` in policies/control/robots.py"
+    if not isinstance(spec := getattr(robot, "action_spec", None), ActionSpec):
+        raise ValueError(
+            f"robot {kind} needs self.action_spec = ActionSpec(names, low, high, control_hz), "
+            f"it {'has none' if spec is None else f'is {type(spec).__name__}'}: {remedy}"
+        )
+    for name in ("kinds", "proprio_names"):
+        value = getattr(robot, name, None)
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"robot {kind} needs {name}, a tuple of texts, got {value!r}: {remedy}")
+    if lacking := [
+        n for n in ("connect", "observe", "rest", "send", "disconnect") if not callable(getattr(robot, n, None))
+    ]:
+        raise ValueError(f"robot {kind} has no method {lacking[0]}(): {remedy}")
+    if not hasattr(robot, "done"):
+        raise ValueError(f"robot {kind} needs done, False for a robot that never ends a run by itself: {remedy}")
+    check_bounds(spec)
 
 
 class WatchedRobot:
@@ -41,10 +63,25 @@ class WatchedRobot:
             return False
         return True
 
+    def begin(self) -> None:
+        """Say that the run's clock starts now, to a robot that wants to know (a simulated one: `LiveWorld.begin`)."""
+        begin = getattr(self._robot, "begin", None)
+        try:
+            if begin is not None:
+                begin()
+        except Exception as error:
+            self._fail(error)
+
     def observe(self) -> bool:
         """Read an observation into `latest`. True if it is valid. A clean call ends earlier trouble, but not a loss."""
         try:
-            obs, seen_s = self._robot.observe()
+            shown = self._robot.observe()
+            if not isinstance(shown, tuple | list) or len(shown) != 2:
+                raise ValueError(
+                    "the robot's observe() must return an Observation and the time.monotonic() at which it was taken, "
+                    f"it returned {_named(shown)}"
+                )
+            obs, seen_s = shown
             self._check(obs, seen_s)
         except Exception as error:
             self._fail(error)
@@ -55,7 +92,7 @@ class WatchedRobot:
     def rest(self) -> tuple[float, ...] | None:
         """The action (A,) that leaves the robot as it is; None if the robot cannot report it now."""
         try:
-            rest = tuple(map(float, self._robot.rest()))
+            rest = self._numbers("rest", self._robot.rest())
             for name, kind, value in zip(self._robot.action_spec.names, self._robot.kinds, rest, strict=True):
                 if not math.isfinite(value) and kind != "switch":
                     raise ValueError(f"'{name}' is measured as {value}")
@@ -68,18 +105,32 @@ class WatchedRobot:
         """Send an action (A,). Returns what reached the robot if that differs: `before` after a failure; else None."""
         try:
             sent = self._robot.send(np.array(action, np.float32))
+            return None if sent is None else self._numbers("send", sent)
         except Exception as error:
             self._fail(error)
             return before
-        return None if sent is None else tuple(map(float, sent))
 
     def disconnect(self) -> str | None:
         """Disconnect the robot. Returns the error message if that failed."""
         try:
             self._robot.disconnect()
         except Exception as error:
-            return f"the robot could not be let go: {_words(error)}"
+            return f"the robot could not be let go, its disconnect() failed: switch its power off ({_words(error)})"
         return None
+
+    def _numbers(self, method: str, given: Any) -> tuple[float, ...]:
+        """An action that a method returned. ValueError naming the method unless it has one number per component."""
+        names = self._robot.action_spec.names
+        try:
+            numbers = tuple(map(float, given))
+        except (TypeError, ValueError):
+            numbers = None
+        if numbers is None or isinstance(given, str | bytes | Mapping) or len(numbers) != len(names):
+            raise ValueError(
+                f"the robot's {method}() must return {'None or ' if method == 'send' else ''}{len(names)} numbers "
+                f"({', '.join(names)}), it returned {_named(given) if numbers is None else len(numbers)}"
+            )
+        return numbers
 
     def _fail(self, error: Exception) -> None:
         self.lost = self.lost or (isinstance(error, OSError) and not isinstance(error, TimeoutError))
@@ -90,17 +141,28 @@ class WatchedRobot:
         if self.latest is not None and obs is self.latest[0] and seen_s == self.latest[1]:
             return  # checked already
         if not isinstance(obs, Observation):
-            raise ValueError(f"the robot shows {type(obs).__name__}, expected an observation")
+            raise ValueError(f"the robot's observe() must return an Observation first, it returned {_named(obs)}")
+        if not isinstance(seen_s, int | float | np.number) or isinstance(seen_s, bool):
+            raise ValueError(
+                f"the robot's observe() must return a time.monotonic() second, it returned {_named(seen_s)}"
+            )
         if seen_s > self._clock() + CLOCK_SLACK_S:
             ahead = seen_s - self._clock()
             raise ValueError(f"the robot's clock is {ahead:.2f} s ahead of the controller's: ages cannot be measured")
         names = self._robot.proprio_names
+        words = obs.instruction
+        if isinstance(words, str) or len(words) != 1 or not isinstance(words[0], str):
+            raise ValueError(f'the robot\'s instruction must be a list of one text, ["pick up ..."], got {words!r}')
         proprio = np.asarray(obs.proprio)
+        if proprio.dtype.kind not in "iuf":
+            raise ValueError(f"the robot's state must be an array of numbers (1, P), got {_dtype(obs.proprio)}")
         if proprio.ndim != 2 or len(proprio) != 1 or (names and proprio.shape[1] != len(names)):
             raise ValueError(f"the robot's state must have the shape (1, {len(names) or 'P'}), got {proprio.shape}")
         if not np.isfinite(proprio).all():
             index = int(np.flatnonzero(~np.isfinite(proprio[0]))[0])
             raise ValueError(f"'{names[index] if names else f'state {index}'}' is measured as {proprio[0, index]}")
+        if not isinstance(obs.images, Mapping):
+            raise ValueError(f"the robot's images must be a dict of camera and picture, got {_named(obs.images)}")
         for camera, image in obs.images.items():
             shape = np.shape(image)
             if getattr(image, "dtype", None) != np.uint8 or len(shape) != 4 or 0 in shape:
@@ -110,6 +172,11 @@ class WatchedRobot:
                 raise ValueError(f"camera '{camera}' shows {now} pixels, it was {before} when the run began")
         if missing := self._shapes.keys() - obs.images.keys():
             raise ValueError(f"camera '{min(missing)}' is missing from the observation")
+
+
+def _named(value: object) -> str:
+    """A returned value for a message: None, True, a list."""
+    return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"
 
 
 def _dtype(value: object) -> str:

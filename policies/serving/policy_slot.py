@@ -36,8 +36,8 @@ class PolicySlot:
         n_action_steps: int | None = None,
     ) -> None:
         """`policy.spec` says its actions and cameras, and the width that `state` must have (None leaves that check to
-        the policy). `metadata`: sent to clients on connecting, in addition to `action_spec`, `cameras`, `proprio_dim`
-        and `observation_keys`.
+        the policy). `metadata`: sent to clients on connecting, in addition to `action_spec`, `cameras`, `proprio_dim`,
+        `proprio_names` and `observation_keys`.
 
         `n_action_steps`: how many of a chunk's actions are sent to clients that do not ask for whole chunks; None: as
         the spec says. Stock openpi clients cannot request whole chunks, and some execute every action they receive, so
@@ -64,6 +64,7 @@ class PolicySlot:
             },
             "cameras": list(spec.cameras or ()),
             **({} if spec.proprio_dim is None else {"proprio_dim": spec.proprio_dim}),
+            **({} if spec.proprio_names is None else {"proprio_names": list(spec.proprio_names)}),
             "observation_keys": self.reader.keys,
         }
         wire.pack(self.metadata)  # what cannot be sent is found out now
@@ -108,7 +109,7 @@ class PolicySlot:
             return
         stamp = _stamp(self.folder)
         policy = self._load(self.folder)
-        for what in ("action_spec", "cameras", "proprio_dim"):
+        for what in ("action_spec", "cameras", "proprio_dim", "proprio_names"):
             if getattr(self.spec, what) != getattr(policy.spec, what):
                 self._stamp = stamp  # it will not become right by waiting
                 raise TypeError(f"{self.folder}: the new policy has another {what}: restart the server to serve it")

@@ -20,7 +20,7 @@ from vla.core.types import Observation, Prefix
 
 # A spawned process finds a module by its name, and `tests` may be somebody else's package there.
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_processes import Plain, Steady, World, broken  # noqa: E402
+from toy_processes import Plain, Steady, Ticking, World, broken  # noqa: E402
 
 
 def observation(text="go"):
@@ -92,6 +92,36 @@ def test_displacements_add_up_to_the_worlds_own_steps():
     finally:
         robot.disconnect()
         robot.disconnect()
+
+
+def test_an_episode_begins_with_the_clock_of_its_run_not_when_it_is_connected():
+    """A policy takes seconds to warm up; the shortest episode is over in 2.8."""
+    for begin in (lambda robot: robot.begin(), lambda robot: robot.send(np.array([0.0, -1.0], np.float32))):
+        robot = LiveWorld(Ticking, control_hz=50.0, seed=0)
+        robot.connect()
+        try:
+            _, before = robot.observe()
+            until = time.monotonic() + 5
+            while (seen := robot.observe())[1] < before + 0.3 and time.monotonic() < until:
+                time.sleep(0.005)
+            assert seen[1] >= before + 0.3, "it is shown anew, so that nothing is stale"
+            assert seen[0].proprio[0, 2] == 0, "and no step was played"
+            begin(robot)
+            eventually(robot, lambda obs: obs.proprio[0, 2] >= 3)
+        finally:
+            robot.disconnect()
+
+
+def test_a_run_begins_the_episode_when_the_policy_is_warm():
+    class Slow(Steady):
+        def act(self, obs):
+            time.sleep(0.0 if seen else 0.5)
+            seen.append(int(obs.proprio[0, 2]))
+            return np.zeros((1, 8, 2), np.float32)
+
+    seen: list[int] = []
+    control(LiveWorld(Ticking, control_hz=50.0, seed=0), Slow(), ControlConfig(duration_s=0.5, dry_run=True))
+    assert seen[:1] == [0] and seen[1] <= 2 and seen[-1] >= 1, "without actions too, as in a dry run"
 
 
 def eventually(robot, condition):

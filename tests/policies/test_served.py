@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from policies.serving.network import tls_context
 from policies.serving.policy_slot import PolicySlot, by_name
 from policies.serving.server import Limits, PolicyServer, serve_in_thread
 from tests.policies.test_server import SPEC, get, wait_for
+from vla.core.compatibility import Side, require_same
 from vla.core.types import ActionSpec, Observation, PolicySpec
 
 OBSERVATION = {"images": {"front": np.zeros((4, 4, 3), np.uint8)}, "state": np.zeros(2), "prompt": "go"}
@@ -162,6 +164,32 @@ def test_what_cannot_replace_a_policy_does_not(two: PolicyServer, tmp_path, capl
         shutil.rmtree(tmp_path / "a")
         time.sleep(0.15)
         assert first_action(client) == 3
+
+
+NAMES = ("x", "y")
+
+
+def named(names: tuple[str, ...] | None) -> Constant:
+    policy = Constant(1)
+    policy.spec = replace(policy.spec, proprio_names=names)
+    return policy
+
+
+def test_clients_know_the_names_of_the_state_and_no_other_order_replaces_it(tmp_path) -> None:
+    made = [NAMES, NAMES, NAMES[::-1]]
+    slot = PolicySlot.of_folder(checkpoint(tmp_path / "a", 1), load=lambda folder: named(made.pop(0)))
+    with serve_in_thread(PolicyServer({"a": slot}, port=0)) as server, PolicyClient(server.uri) as client:
+        assert client.spec.proprio_names == NAMES
+        robot = Side(SPEC, 2, NAMES, ("front",))
+        require_same(client, robot, where="robot")
+        with pytest.raises(ValueError, match="reads the state as x, y, the robot tells it as y, x"):
+            require_same(client, replace(robot, proprio_names=NAMES[::-1]), where="robot")
+        with pytest.raises(ValueError, match="the policy reads the state x, y, the robot reports a, b"):
+            require_same(client, replace(robot, proprio_names=("a", "b")), where="robot")
+    slot.refresh()
+    with pytest.raises(TypeError, match="another proprio_names: restart the server"):
+        slot.refresh()
+    assert "proprio_names" not in PolicySlot(named(None)).metadata
 
 
 def metrics(server: PolicyServer) -> str:

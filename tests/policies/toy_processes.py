@@ -72,3 +72,11 @@ class World:
 
     def close(self):
         pass
+
+
+class Ticking(World):
+    """Counts its steps in the last component of the state."""
+
+    def step_chunk(self, chunk):
+        self.seed += 1
+        return super().step_chunk(chunk)
