@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_file, check_numbers, from_flags
-from vla.core.config import find
 
 if TYPE_CHECKING:
     from policies.control.config import ControlConfig
@@ -189,9 +188,10 @@ class Control(Command):
             raise ValueError(f"--robot {self.robot} needs --task: say in words what the robot is to do")
 
     def _guards(self) -> GuardConfig:
+        from policies.control.config import limits_by_name
         from policies.control.guards import GuardConfig
 
-        return from_flags(GuardConfig, self, workspace=_once(self.workspace, "--workspace"))
+        return from_flags(GuardConfig, self, workspace=limits_by_name(self.workspace, "--workspace"))
 
     def _config(self, guards: GuardConfig, policy: Any) -> ControlConfig:
         from policies.control.controller import ControlConfig
@@ -224,19 +224,23 @@ class Control(Command):
         """LeRobot's robot, not connected; None for the simulated one and for a class of the user's own."""
         if self.robot is None or ":" in self.robot:
             return None
+        from policies.control.config import limits_by_name
         from policies.control.robots import lerobot_robot
 
         robot = lerobot_robot(self.robot, self.robot_args)
         names = tuple(robot.action_features)
-        for option, named in (("--limits", _once(self.limits, "--limits")), ("--switches", self.switches)):
+        for option, named in (("--limits", limits_by_name(self.limits, "--limits")), ("--switches", self.switches)):
             if foreign := [name for name in named if name not in names]:
                 raise ValueError(f"{option}: {self.robot} has no component '{foreign[0]}'; it has {', '.join(names)}")
         return robot
 
     def _robot(self, policy: Any, arm: Any) -> Any:
         if self.robot is not None and ":" in self.robot:
-            return _own_robot(self.robot, self.robot_args)
+            from policies.control.watched_robot import own_robot
+
+            return own_robot(self.robot, self.robot_args)
         if arm is not None:
+            from policies.control.config import limits_by_name
             from policies.control.robots import LeRobotRobot
             from vla.core.compatibility import require_same
             from vla.core.types import PolicySpec
@@ -245,7 +249,7 @@ class Control(Command):
             require_same(policy, PolicySpec(_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
             ranges = zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True) if spec else ()
             limits = {name: range_ for name, range_ in ranges if name in arm.action_features}
-            limits |= _once(self.limits, "--limits")
+            limits |= limits_by_name(self.limits, "--limits")
             return LeRobotRobot(
                 arm,
                 instruction=self.task or "",
@@ -357,41 +361,6 @@ def one_world(suite: str, image_size: int) -> Any:
 
     spec = load_suite(suite)
     return worlds_class(spec)(spec, 1, render=RenderOptions(image_size))
-
-
-def _own_robot(name: str, arguments: dict[str, str]) -> Any:
-    """A robot of the user's own. ValueError naming it for whatever its module or its class raises."""
-    from policies.control.watched_robot import check_robot
-
-    try:
-        robot = find(name, {}, "robot")(**arguments)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, ValueError) and text.startswith("robot '"):
-            raise
-        raise ValueError(f"--robot {name} cannot be made: {type(error).__name__}: {text}") from error
-    check_robot(robot)
-    return robot
-
-
-def _once(limits: Iterable[str], flag: str) -> dict[str, tuple[float, float]]:
-    """NAME:LOW:HIGH by name. ValueError for a name that is given twice."""
-    found: dict[str, tuple[float, float]] = {}
-    for name, bounds in map(_range, limits):
-        if name in found:
-            raise ValueError(f"{flag} gives '{name}' twice: give one of them")
-        found[name] = bounds
-    return found
-
-
-def _range(text: str) -> tuple[str, tuple[float, float]]:
-    """NAME:LOW:HIGH."""
-    try:
-        name, low, high = text.split(":")
-        bounds = float(low), float(high)
-    except ValueError:
-        raise ValueError(f"a limit is NAME:LOW:HIGH, got {text!r}") from None
-    return name, bounds
 
 
 def _unbounded(names: Iterable[str]) -> Any:

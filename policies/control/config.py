@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -82,6 +82,21 @@ def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:
     if ratio < 1:
         raise ValueError(f"policy_hz must be at most the robot's {robot_hz:g} Hz, got {policy_hz:g}")
     return ratio
+
+
+def limits_by_name(limits: Iterable[str], flag: str) -> dict[str, tuple[float, float]]:
+    """["x:0:1"] -> {"x": (0.0, 1.0)}. ValueError for another form, or a name that `flag` gives twice."""
+    found: dict[str, tuple[float, float]] = {}
+    for text in limits:
+        try:
+            name, low, high = text.split(":")
+            bounds = float(low), float(high)
+        except ValueError:
+            raise ValueError(f"a limit is NAME:LOW:HIGH, got {text!r}") from None
+        if name in found:
+            raise ValueError(f"{flag} gives '{name}' twice: give one of them")
+        found[name] = bounds
+    return found
 
 
 def is_pressed(pressed: Callable[[], bool], file: Path | None) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from policies.control.guards import check_bounds
 from policies.control.robots import Robot
+from vla.core.config import find
 from vla.core.types import ActionSpec, Observation
 
 CLOCK_SLACK_S = 0.05
@@ -40,6 +41,19 @@ def check_robot(robot: Any) -> None:
     if not hasattr(robot, "done"):
         raise ValueError(f"robot {kind} needs done, False for a robot that never ends a run by itself: {remedy}")
     check_bounds(spec)
+
+
+def own_robot(name: str, arguments: Mapping[str, str]) -> Any:
+    """The robot that MODULE:CLASS `name` makes. ValueError naming it for whatever its module or its class raises."""
+    try:
+        robot = find(name, {}, "robot")(**arguments)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, ValueError) and text.startswith("robot '"):  # not found: it names it already
+            raise
+        raise ValueError(f"--robot {name} cannot be made: {type(error).__name__}: {text}") from error
+    check_robot(robot)
+    return robot
 
 
 class WatchedRobot:

@@ -6,7 +6,7 @@ import pytest
 
 import envs.gym_env  # noqa: F401 - registers the environments
 from envs import make_vec
-from envs.backends.cpu_worlds import Worlds
+from envs.backends.cpu_worlds import TabletopWorlds
 from envs.backends.delayed_env import DelayedVecEnv
 from envs.perturb.perturbation import MIXES, parse, randomisation
 from envs.registry import load_suite
@@ -51,7 +51,7 @@ def test_worlds_in_workers():
 
 
 def test_worlds_in_this_process():
-    worlds = Worlds(load_suite("tabletop-pick"), 2, render=RenderOptions(16))
+    worlds = TabletopWorlds(load_suite("tabletop-pick"), 2, render=RenderOptions(16))
     worlds.render_images = False
     with pytest.raises(RuntimeError, match="no episode has begun"):
         worlds.step_chunk(STAY)

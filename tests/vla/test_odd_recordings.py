@@ -318,3 +318,19 @@ def test_actions_and_cameras_that_never_change_are_told(tmp_path, lazy):
 def test_several_folders_are_read_at_one_size(tmp_path):
     found = load_datasets([write_dataset(tmp_path / name) for name in ("a", "b")], image_size=8)
     assert {data.images["front"].shape for data in found.values()} == {(11, 8, 8, 3)}
+
+
+# --- files that a Mac put beside the dataset's ---
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_files_of_a_copy_from_a_mac_are_ignored_and_named(tmp_path, lazy, kind):
+    root = write_dataset(tmp_path, kind=kind)
+    plain = load_dataset(root, lazy=lazy)
+    for path in list(root.rglob("*.parquet")):
+        (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07 Mac OS X")
+    copied = load_dataset(root, lazy=lazy)
+    np.testing.assert_array_equal(copied.action, plain.action)
+    np.testing.assert_array_equal(copied.images["front"][np.arange(11)], plain.images["front"][np.arange(11)])
+    (note,) = copied.warnings()
+    assert note.startswith("data/chunk-000/._file-000.parquet and 1 more: left behind by a copy from a Mac, ignored")

@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from vla.core.types import ActionSpec, Observation
 from vla.data.dataset_meta import camera_keys, check_width, component_names, naming_notes, read_info
 from vla.data.decoding import decode_images, decode_videos
-from vla.data.tables import data_files, instructions, privileged, read_table, row_place, timing_notes, vectors
+from vla.data.tables import (
+    data_files,
+    foreign_notes,
+    instructions,
+    privileged,
+    read_table,
+    row_place,
+    timing_notes,
+    vectors,
+)
 from vla.runtime.machine import free_memory
 
 if TYPE_CHECKING:
@@ -234,7 +243,7 @@ def load_dataset(
         action_names=component_names(features, ACTION),
         proprio_names=component_names(features, PROPRIO),
         privileged=privileged(root, table),
-        notes=(*naming_notes(features, (ACTION, PROPRIO)), *timing_notes(table, info)),
+        notes=(*naming_notes(features, (ACTION, PROPRIO)), *timing_notes(table, info), *foreign_notes(root)),
     )
 
 

@@ -149,9 +149,24 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files in the chunks of `folder`, in order. Files that a Mac put beside them when it copied the
+    dataset ("._file-000.parquet": attributes, no frames) are left out."""
+    return [path for path in sorted(folder.glob("*/*.parquet")) if not path.name.startswith("._")]
+
+
+def foreign_notes(root: Path) -> list[str]:
+    """One line about files that `parquet_files` leaves out."""
+    found = sorted(path for place in ("data", "meta/episodes") for path in (root / place).glob("*/._*"))
+    if not found:
+        return []
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return [f"{found[0].relative_to(root)}{more}: left behind by a copy from a Mac, ignored; they may be deleted"]
+
+
 def data_files(root: Path, info: Mapping[str, Any]) -> list[Path]:
     """The dataset's Parquet files in order. ValueError if `data/` holds none: the recording is unfinished."""
-    paths = sorted((root / "data").glob("*/*.parquet"))
+    paths = parquet_files(root / "data")
     if not paths:
         raise ValueError(
             f"{root} is unfinished: meta/info.json promises {info['total_frames']} frames, data/ holds none"

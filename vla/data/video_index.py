@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vla.data.tables import read_parquet, row_place
+from vla.data.tables import parquet_files, read_parquet, row_place
 
 _LATE = 0.1
 """Share of a period by which an episode's last frame must precede the next episode's first."""
@@ -109,8 +109,7 @@ def _places(root: Path, info: Mapping[str, Any], key: str) -> dict[int, tuple[Pa
     """Episode -> (file, seconds at which it starts there), None where meta/episodes holds null."""
     columns = [f"videos/{key}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")]
     parts = [
-        read_parquet(path, root, ["episode_index", *columns])
-        for path in sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+        read_parquet(path, root, ["episode_index", *columns]) for path in parquet_files(root / "meta" / "episodes")
     ]
     if not parts:
         raise ValueError(f"{root} is unfinished: meta/episodes holds no file, so feature '{key}' cannot be located")
