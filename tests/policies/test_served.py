@@ -24,7 +24,7 @@ from policies.serving.network import tls_context
 from policies.serving.policy_slot import PolicySlot, by_name
 from policies.serving.server import Limits, PolicyServer, serve_in_thread
 from tests.policies.test_server import SPEC, get, wait_for
-from vla.core.compatibility import Side, require_same
+from vla.core.compatibility import require_same
 from vla.core.types import ActionSpec, Observation, PolicySpec
 
 OBSERVATION = {"images": {"front": np.zeros((4, 4, 3), np.uint8)}, "state": np.zeros(2), "prompt": "go"}
@@ -180,7 +180,7 @@ def test_clients_know_the_names_of_the_state_and_no_other_order_replaces_it(tmp_
     slot = PolicySlot.of_folder(checkpoint(tmp_path / "a", 1), load=lambda folder: named(made.pop(0)))
     with serve_in_thread(PolicyServer({"a": slot}, port=0)) as server, PolicyClient(server.uri) as client:
         assert client.spec.proprio_names == NAMES
-        robot = Side(SPEC, 2, NAMES, ("front",))
+        robot = PolicySpec(SPEC, None, None, ("front",), 2, NAMES)
         require_same(client, robot, where="robot")
         with pytest.raises(ValueError, match="reads the state as x, y, the robot tells it as y, x"):
             require_same(client, replace(robot, proprio_names=NAMES[::-1]), where="robot")
