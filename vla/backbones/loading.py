@@ -14,9 +14,6 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
-from transformers.initialization import no_init_weights
-from transformers.utils import logging
 
 from vla.backbones.backbone import ATTENTION, SPEC_FILE, WEIGHTS_FILE, Backbone
 from vla.backbones.families import (
@@ -27,8 +24,14 @@ from vla.backbones.families import (
     image_spec,
     make_layout,
 )
+from vla.backbones.light_import import light_import
 from vla.backbones.tiny import use_linear_patches
 from vla.core.config import decode
+
+with light_import():
+    from transformers import PreTrainedTokenizerFast
+    from transformers.initialization import no_init_weights
+    from transformers.utils import logging
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
