@@ -9,9 +9,13 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
+from lerobot.processor import InfoProcessorStep, PolicyProcessorPipeline
 from lerobot.robots.config import RobotConfig
 from lerobot.teleoperators.config import TeleoperatorConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+INTERFACE = "bascule.interface"
+"""Key of an observation's info: the environment's `vla.core.compatibility.Side`."""
 
 
 @RobotConfig.register_subclass("bascule_tabletop")
@@ -74,4 +78,27 @@ class BasculeEnvConfig(EnvConfig):
         from policies.lerobot.tabletop_env import TabletopEnv
 
         make = partial(TabletopEnv, str(self.task), self.image_size, self.first_seed)
-        return {self.type: {0: SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)}}
+        envs = SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._interface = envs.get_attr("interface")[0]
+        return {self.type: {0: envs}}
+
+    def get_env_processors(self) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+        """(pre, post) pipelines: observations tell a Bascule policy the names and order of the environment's actions
+        and state; actions pass unchanged."""
+        return PolicyProcessorPipeline(steps=[_TellInterface(self)]), PolicyProcessorPipeline(steps=[])
+
+
+@dataclass
+class _TellInterface(InfoProcessorStep):
+    """Puts the interface of the environments that a configuration has made into the info of each observation."""
+
+    config: BasculeEnvConfig
+
+    def info(self, info: dict[str, Any]) -> dict[str, Any]:
+        """The info with `INTERFACE`, once there are environments."""
+        side = getattr(self.config, "_interface", None)
+        return info if side is None else {**info, INTERFACE: side}
+
+    def transform_features(self, features: Any) -> Any:
+        """The features, unchanged."""
+        return features

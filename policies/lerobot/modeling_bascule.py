@@ -6,6 +6,7 @@ and tokenizer) and model.safetensors, and the tokenizer beside them.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,8 +19,10 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
+from policies.lerobot.config_tabletop import INTERFACE
 from policies.lerobot.configuration_bascule import BasculeConfig
 from vla.backbones.hub import load as load_backbone
+from vla.core.compatibility import Fit, Side, fit, side_of
 from vla.core.config import decode, encode
 from vla.core.types import ActionSpec, Observation, Prefix
 from vla.data.dataset_meta import component_names
@@ -68,6 +71,7 @@ class BasculePolicy(PreTrainedPolicy):
         if dataset_meta is not None:
             _fit_text(vla, dataset_meta)
         self.vla = vla
+        self._fits: dict[Side, Fit] = {}
         config.parts = describe(vla)
         self.reset()
 
@@ -126,15 +130,22 @@ class BasculePolicy(PreTrainedPolicy):
     ) -> Tensor:
         """(B, C, A), environment units, within the action's bounds.
 
+        A batch of `--env.type=bascule` tells its environment's names: the components then lie in that order, and
+        ValueError is raised for an environment that this policy cannot act in.
+
         LeRobot's real-time chunking: `prev_chunk_left_over` (T, A) holds the actions not yet executed at the request,
         of which the robot will have executed `inference_delay` actions when this chunk arrives (`vla.model.policy`).
         """
         inp = self.vla.processor.prepare(self.observation(batch))
+        order = self._fit(batch).action_order
         if prev_chunk_left_over is None:
             action = self.vla.predict(inp)
         else:
-            prefix = _prefix(prev_chunk_left_over, inference_delay or 0, len(inp.proprio_BP))
+            left_over = prev_chunk_left_over
+            left_over = left_over if order is None else left_over[..., np.argsort(order).tolist()]
+            prefix = _prefix(left_over, inference_delay or 0, len(inp.proprio_BP))
             action = continue_chunk(self.vla, inp, prefix)
+        action = action if order is None else action[..., list(order)]
         return torch.from_numpy(np.ascontiguousarray(action)).to(self.vla.device)
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
@@ -151,6 +162,18 @@ class BasculePolicy(PreTrainedPolicy):
             self._queue.extend(chunk.unbind(1))
         return self._queue.popleft()
 
+    def _fit(self, batch: Mapping[str, Any]) -> Fit:
+        """How this policy can be executed in the environment that `batch` is from; as it is where that is not told."""
+        side = (batch.get("info") or {}).get(INTERFACE)
+        if side is None:
+            return Fit()
+        if side not in self._fits:
+            found = fit(side_of(self.vla), side)
+            for notice in found.notices:
+                logging.getLogger(__name__).warning(notice)
+            self._fits[side] = found
+        return self._fits[side]
+
     def observation(self, batch: Mapping[str, Any]) -> Observation:
         """LeRobot's batch as ours: images (B, 3, H, W) float in 0..1 become (B, H, W, 3) uint8, exactly.
 
@@ -161,6 +184,8 @@ class BasculePolicy(PreTrainedPolicy):
             if batch.get(key) is None:
                 raise ValueError(f"this policy reads '{key}', the batch has {', '.join(sorted(batch)) or 'nothing'}")
         state, task = batch[OBS_STATE], batch["task"]
+        if (order := self._fit(batch).proprio_order) is not None:
+            state = state[:, list(order)]
         return Observation(
             images={camera: _pixels(batch[key], key) for camera, key in cameras.items()},
             proprio=state.detach().float().cpu().numpy(),

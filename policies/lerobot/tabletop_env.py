@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -9,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from policies.lerobot.simulation import make_simulation
+from vla.core.compatibility import side_of
 from vla.core.types import Observation
 
 
@@ -16,7 +18,10 @@ class TabletopEnv(gymnasium.Env):
     """One environment with the observation names and shapes that `lerobot-eval` expects."""
 
     def __init__(self, suite: str, image_size: int, first_seed: int) -> None:
-        self._env, self._first_seed = make_simulation(suite, image_size).env, first_seed
+        simulation = make_simulation(suite, image_size)
+        self._env, self._first_seed = simulation.env, first_seed
+        self.interface = replace(side_of(self._env), proprio_names=simulation.proprio_names)
+        """Names, order, ranges and rate of what policies read and command here (`vla.core.compatibility.Side`)."""
         spec = self._env.action_spec
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(spec.control_hz)}  # PyAV takes no float
         self.render_mode = "rgb_array"

@@ -1,7 +1,9 @@
 """The simulated robot in LeRobot's own tools: recorded by lerobot-record, driven by lerobot-rollout."""
 
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -118,6 +120,63 @@ def test_lerobot_eval_plays_our_evaluation_scenes(trained, tmp_path, monkeypatch
     world.close()
     np.testing.assert_array_equal(seen[1][1][0]["agent_pos"], expected.proprio[0])
     np.testing.assert_array_equal(seen[1][1][0]["pixels"]["front"], expected.images["front"][0])
+
+
+def as_trained_on(policy, out, names, **processor):
+    """A copy of a saved policy that calls its action's components `names`."""
+    shutil.copytree(policy, out)
+    config = json.loads((out / "config.json").read_text())
+    config["parts"]["processor"].update(action_names=names, **processor)
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+def eval_flags(policy, out):
+    return (
+        *(f"--policy.path={policy}", "--policy.device=cpu", "--env.type=bascule", "--env.image_size=32"),
+        *("--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={out}"),
+    )
+
+
+def test_lerobot_eval_reorders_actions_and_state_by_name(trained, tmp_path, monkeypatch, caplog):
+    from envs.backends.cpu_worlds import PROPRIO_NAMES
+    from policies.lerobot.tabletop_env import TabletopEnv
+    from vla.model.model import VLA
+    from vla.processing.processor import Processor
+
+    names = ["gripper.pos", "dz.vel", "dy.vel", "dx.vel"]
+    policy = as_trained_on(trained, tmp_path / "policy", names, proprio_names=list(PROPRIO_NAMES[::-1]))
+    seen, read, answered, played = [], [], [], []
+
+    def note(owner, name, keep):
+        real = getattr(owner, name)
+
+        def noted(self, first, *args, **kwargs):
+            result = real(self, first, *args, **kwargs)
+            keep(first, result)
+            return result
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(TabletopEnv, "_see", lambda obs, _: seen.append(obs.proprio[0]))
+    note(TabletopEnv, "step", lambda action, _: played.append(action))
+    note(Processor, "prepare", lambda obs, _: read.append(obs.proprio[0]))
+    note(VLA, "predict", lambda _, chunk: answered.append(chunk[0]))
+    # LeRobot's tool takes the root logger's handlers away.
+    monkeypatch.setattr(logging.getLogger("policies.lerobot.modeling_bascule"), "handlers", [caplog.handler])
+    run_tool("lerobot_eval", *eval_flags(policy, tmp_path / "out"))
+    np.testing.assert_array_equal(read[0], seen[0][::-1])
+    assert not np.array_equal(answered[0][0], answered[0][0][::-1])
+    np.testing.assert_allclose(played[:8], answered[0][:, ::-1], rtol=1e-6)
+    assert (
+        "the policy acts on gripper.pos, dz.vel, dy.vel, dx.vel, the environment on dx, dy, dz, gripper" in caplog.text
+    )
+
+
+def test_lerobot_eval_refuses_a_policy_of_other_components(trained, tmp_path):
+    policy = as_trained_on(trained, tmp_path / "policy", ["shoulder.pos", "elbow.pos", "wrist.pos", "gripper.pos"])
+    with pytest.raises(ValueError, match=r"the policy acts on shoulder\.pos, .* not the same components"):
+        run_tool("lerobot_eval", *eval_flags(policy, tmp_path / "out"))
 
 
 def test_lora_trains_adapters_of_bridge_and_head_that_we_load(recording, trained, tmp_path):
