@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vla.model.config import HEAD_NAMES
+from vla.backbones.hub import MADE, REMOTE, SHIPPED
+from vla.model.config import BACKBONE_NAMES, HEAD_NAMES
 from vla.model.heads import HEADS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,8 @@ LIGHT = (
     "train --dataset x --recipe nope",
     "train --dataset x --lr -1",
     "train --dataset x --n-action-steps 99",
+    "train --dataset x --head nope",
+    "train --dataset x --backbone nope",
     "train --nope",
     "rl nosuch --init x",
     "rl smoke --init nosuch",
@@ -78,3 +81,7 @@ def test_lists_and_errors_import_nothing_heavy(tmp_path):
 
 def test_the_heads_named_in_the_configuration_are_those_there_are():
     assert set(HEAD_NAMES) <= set(HEADS)
+
+
+def test_the_backbones_named_in_the_configuration_are_those_there_are():
+    assert set(BACKBONE_NAMES) == {*SHIPPED, *MADE, *REMOTE}

@@ -208,11 +208,14 @@ class Train(Command):
 
     def run(self) -> int | None:
         from vla.data.dataset_meta import read_info
+        from vla.model.config import check_backbone
         from vla.training.recipes import RECIPES
 
         config = self._config(lookup(self.recipe, RECIPES, "recipe")())
         if problem := config.problem():
             raise ValueError(problem)
+        if self.backbone is not None:
+            check_backbone(self.backbone)
         resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
         for dataset in self.dataset:
             read_info(dataset)

@@ -15,7 +15,7 @@ from lerobot.teleoperators.config import TeleoperatorConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 INTERFACE = "bascule.interface"
-"""Key of an observation's info: the environment's `vla.core.compatibility.Side`."""
+"""Key of an observation's info: the environment's `vla.core.types.PolicySpec`."""
 
 
 @RobotConfig.register_subclass("bascule_tabletop")

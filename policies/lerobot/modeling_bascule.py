@@ -22,9 +22,9 @@ from torch import Tensor
 from policies.lerobot.config_tabletop import INTERFACE
 from policies.lerobot.configuration_bascule import BasculeConfig
 from vla.backbones.hub import load as load_backbone
-from vla.core.compatibility import Fit, Side, fit, side_of
+from vla.core.compatibility import Fit, fit, side_of
 from vla.core.config import decode, encode
-from vla.core.types import ActionSpec, Observation, Prefix
+from vla.core.types import ActionSpec, Observation, PolicySpec, Prefix
 from vla.data.dataset_meta import component_names
 from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.model import VLA
@@ -71,7 +71,7 @@ class BasculePolicy(PreTrainedPolicy):
         if dataset_meta is not None:
             _fit_text(vla, dataset_meta)
         self.vla = vla
-        self._fits: dict[Side, Fit] = {}
+        self._fits: dict[PolicySpec, Fit] = {}
         config.parts = describe(vla)
         self.reset()
 

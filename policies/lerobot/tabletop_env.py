@@ -21,7 +21,7 @@ class TabletopEnv(gymnasium.Env):
         simulation = make_simulation(suite, image_size)
         self._env, self._first_seed = simulation.env, first_seed
         self.interface = replace(side_of(self._env), proprio_names=simulation.proprio_names)
-        """Names, order, ranges and rate of what policies read and command here (`vla.core.compatibility.Side`)."""
+        """Names, order, ranges and rate of what policies read and command here (`vla.core.types.PolicySpec`)."""
         spec = self._env.action_spec
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(spec.control_hz)}  # PyAV takes no float
         self.render_mode = "rgb_array"

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from vla.backbones.lora import LoRAConfig
-from vla.core.config import decode, encode, find
+from vla.core.config import decode, encode, find, unknown
 from vla.processing.preprocess import ProcessorConfig
 from vla.processing.stats import Stats
 
 HEAD_NAMES = ("l1", "linear", "flow", "bins", "frequencies")
 """Names in `vla.model.heads.HEADS`, repeated here because importing that module imports torch."""
+BACKBONE_NAMES = (
+    "tiny", "tiny-goals", "smollm2-135m", "smolvlm2-256m", "smolvlm2-500m", "qwen2.5-vl-3b", "qwen3-vl-2b",
+    "paligemma2-3b", "gemma3-4b", "internvl3-1b",
+)  # fmt: skip
+"""Short names of backbones (`vla.backbones.hub`)."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,8 @@ def model_problem(config: VLAConfig) -> str | None:
             f"each chunk (--n-action-steps {min(max(steps, 1), config.chunk_size)}), or make the chunks longer"
         )
     if config.head not in HEAD_NAMES:
+        if ":" not in config.head:
+            return unknown(config.head, HEAD_NAMES, "head")
         from vla.model.heads import HEADS
 
         try:
@@ -140,6 +148,12 @@ def model_problem(config: VLAConfig) -> str | None:
     if config.lora is not None and not config.freeze_backbone:
         return "lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora"
     return config.bridge.problem() or (None if config.lora is None else config.lora.problem())
+
+
+def check_backbone(name: str) -> None:
+    """ValueError for a name that `vla.backbones.hub.load` would not know either, before anything heavy is imported."""
+    if not {"/", ":"} & set(name) and name not in BACKBONE_NAMES and not Path(name).is_dir():
+        raise ValueError(unknown(name, BACKBONE_NAMES, "backbone"))
 
 
 def check_loads(vla: Any) -> None:
