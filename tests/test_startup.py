@@ -34,6 +34,10 @@ LIGHT = (
     "rl nosuch --init x",
     "rl smoke --init nosuch",
     "serve nosuch",
+    "serve policy --host 0.0.0.0",
+    "serve policy --n-action-steps 99",
+    "rl smoke --init policy --suite nosuch",
+    "rl smoke --init policy --demos nosuch",
     "export nosuch --out x",
     "control nosuch",
     "demos nosuch",
@@ -68,6 +72,8 @@ print(json.dumps(found))
 
 
 def test_lists_and_errors_import_nothing_heavy(tmp_path):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text(json.dumps({"model": {"chunk_size": 8}, "checkpoint": 1}))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(LIGHT)],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,

@@ -66,8 +66,16 @@ class Serve(Command):
         from policies.serving.layouts import find_layout
         from policies.serving.network import tls_context
         from policies.serving.policy_slot import PolicySlot
-        from policies.serving.server import Limits, PolicyServer
+        from policies.serving.server import Limits, PolicyServer, check_access
+        from vla.core.checkpoint import read_config
 
+        # A key given as a flag can be read by every user of the machine; one in the environment cannot.
+        api_key = self.api_key or os.environ.get("BASCULE_API_KEY")
+        check_access(self.host, api_key)
+        for folder in folders.values() if self.n_action_steps is not None else ():
+            chunk = (read_config(folder).get("model") or {}).get("chunk_size", self.n_action_steps)
+            if self.n_action_steps > chunk:
+                raise ValueError(f"n_action_steps must be in 1..{chunk} (the chunk size), got {self.n_action_steps}")
         logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
         logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every connection
         layout = find_layout(self.layout)
@@ -88,8 +96,7 @@ class Serve(Command):
             },
             host=self.host,
             port=self.port,
-            # A key given as a flag can be read by every user of the machine; one in the environment cannot.
-            api_key=self.api_key or os.environ.get("BASCULE_API_KEY"),
+            api_key=api_key,
             tls=tls,
             limits=Limits(clients=self.max_clients),
             max_batch=self.max_batch,

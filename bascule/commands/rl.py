@@ -151,15 +151,16 @@ class RL(Command):
             horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
         )  # fmt: skip
         from envs.registry import load_suite
-        from rl.rollout.curriculum import RULES
 
         for suite in (*self.retain, *([] if self.suite is None else [self.suite])):
             load_suite(suite)
-        if self.curriculum is not None:
-            lookup(self.curriculum, RULES, "curriculum")
-        chosen_perturbation(self.perturb, self.randomise)
         if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
             raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
+        chosen_perturbation(self.perturb, self.randomise)
+        if self.curriculum is not None:
+            from rl.rollout.curriculum import RULES
+
+            lookup(self.curriculum, RULES, "curriculum")
 
     def _config(self, config: Any) -> Any:
         """The recipe with this command's changes."""

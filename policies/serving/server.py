@@ -56,6 +56,17 @@ class Limits:
     """A client that answers no ping for this long is dropped: its cable was pulled, or it drips one frame for ever."""
 
 
+def check_access(host: str, api_key: str | None) -> None:
+    """ValueError for an API key that no client could send, or for an address open to other machines without a key."""
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise ValueError("api_key must be printable ASCII without spaces, and not empty")
+    if api_key is None and not is_loopback(host):
+        raise ValueError(
+            f"host {host!r} lets other machines command this policy: set an api key (vla serve --api-key KEY) "
+            "or bind 127.0.0.1 and tunnel"
+        )
+
+
 class PolicyServer:
     """Policies behind one websocket port. `run()` blocks, `serve_in_thread(server)` does not; each server runs once.
 
@@ -86,13 +97,7 @@ class PolicyServer:
         max_batch: int = 16,
         reload_s: float | None = None,
     ) -> None:
-        if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
-            raise ValueError("api_key must be printable ASCII without spaces, and not empty")
-        if api_key is None and not is_loopback(host):
-            raise ValueError(
-                f"host {host!r} lets other machines command this policy: set an api key (vla serve --api-key KEY) "
-                "or bind 127.0.0.1 and tunnel"
-            )
+        check_access(host, api_key)
         if not 0 <= port <= 65535:
             raise ValueError(f"port must be in 0..65535, got {port}")
         if not isinstance(policy, Mapping):
