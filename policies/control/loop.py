@@ -168,7 +168,10 @@ class ControlLoop:
             )
         if decision.reaction in ("stopped", "disconnect"):
             self.ended = decision.reaction
-        elif self.robot.done:
+        elif (done := self.watched.done()) is None:
+            self._send_failed = True  # the next tick holds, or disconnects
+            self._note_trouble(False)
+        elif done:
             self.ended = "done"
         return decision
 

@@ -38,7 +38,7 @@ def check_robot(robot: Any) -> None:
         n for n in ("connect", "observe", "rest", "send", "disconnect") if not callable(getattr(robot, n, None))
     ]:
         raise ValueError(f"robot {kind} has no method {lacking[0]}(): {remedy}")
-    if not hasattr(robot, "done"):
+    if not hasattr(type(robot), "done") and not hasattr(robot, "done"):  # the type first: a property may raise
         raise ValueError(f"robot {kind} needs done, False for a robot that never ends a run by itself: {remedy}")
     check_bounds(spec)
 
@@ -123,6 +123,15 @@ class WatchedRobot:
         except Exception as error:
             self._fail(error)
             return before
+
+    def done(self) -> bool | None:
+        """True when the episode is over; None if the robot cannot say so now."""
+        try:
+            return bool(self._robot.done)
+        except Exception as error:
+            self._fail(error)
+            self.trouble = f"the robot's done raises {self.trouble}"
+            return None
 
     def disconnect(self) -> str | None:
         """Disconnect the robot. Returns the error message if that failed."""

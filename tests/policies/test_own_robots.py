@@ -56,6 +56,18 @@ def test_what_a_method_returns_wrongly_is_named_and_stops_it(method, answer, wor
     assert "\n" not in report.reasons["robot_error"] and not caplog.records, "no traceback"
 
 
+def test_a_done_that_raises_stops_it():
+    class Broken(Right):
+        @property
+        def done(self):
+            raise RuntimeError("no counter")
+
+    clock = Clock()
+    report = drive(Broken(clock=clock), clock)
+    assert report.ended == "stopped"
+    assert report.reasons == {"robot_error": "the robot's done raises RuntimeError: no counter"}
+
+
 def test_what_send_reports_of_the_right_length_is_taken():
     clock = Clock()
     robot = Right(clock=clock)
