@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,11 @@ def test_no_folder_is_crowded_and_each_says_what_lives_in_it():
         if "__init__.py" not in names or not ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
     ]
     assert silent == []
+
+
+def test_folders_of_tests_are_not_crowded():
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
 
 
 def test_the_readme_maps_every_folder():

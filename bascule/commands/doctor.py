@@ -197,7 +197,7 @@ def resets(count: int) -> list[Check]:
     from envs.evaluation.reset_checks import check_resets
     from envs.tabletop.suites import suite_names
 
-    advice = "scenes of this suite are broken: `pytest tests/envs/test_tabletop_suites.py` says more"
+    advice = "scenes of this suite are broken: `pytest tests/envs/tabletop/test_tabletop_suites.py` says more"
     found = []
     for suite, seen in check_resets(suite_names(), count).items() if count else ():
         words = f"{suite}: {seen.resets} resets, {seen.exceptions} exceptions {seen.first_error}".rstrip()

@@ -3,7 +3,7 @@
 A control step is 25 physics steps, each after robosuite's operational-space controller. Of the time, the physics is a
 fifth: the rest looks names up, copies arrays and computes Jacobians of a base that is screwed down. Here robosuite
 takes the first of the physics steps, which turns an action into the controller's goal, and this file the others. Same
-numbers to the last bit (tests/envs/test_robosuite_env.py plays an episode both ways). No robosuite is imported here.
+numbers to the last bit (`tests/envs/adapters` plays an episode both ways). No robosuite is imported here.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from rl.storage.episode_buffer import EpisodeBuffer
 from rl.storage.rollout_buffer import RolloutBuffer
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "envs"))
+sys.path.insert(0, str(HERE.parent / "envs" / "backends"))
 from cursed_worlds import CURSED, LAST_STEP, CursedWorlds  # noqa: E402
 
 

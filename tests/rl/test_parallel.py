@@ -15,7 +15,7 @@ from rl.models.running_norm import moments
 from rl.storage.rollout_buffer import RolloutBuffer
 from tests.rl.one_of_several import DECISIONS, WORLDS, after, learner_on, whole_run
 from tests.rl.toy import ToyVLA
-from tests.vla.test_parallel import free_port
+from tests.vla.runtime.test_parallel import free_port
 from vla.core.checkpoint import load_tensors, save_tensors
 from vla.runtime.distributed import Team
 

@@ -9,7 +9,7 @@ from lerobot.utils.errors import DeviceNotConnectedError
 from policies.control.controller import ControlConfig, control
 from policies.control.guards import GuardConfig
 from policies.control.robots import LeRobotRobot, lerobot_robot
-from tests.policies.toy_robot import Clock, Says
+from tests.policies.control.toy_robot import Clock, Says
 
 NAMES = tuple(
     f"{joint}.pos" for joint in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")

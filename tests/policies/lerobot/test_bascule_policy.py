@@ -14,7 +14,7 @@ import torch
 
 from envs.demos.dataset_writer import WorldFacts, build_dataset, save_episode
 from envs.demos.episode import run_episode
-from tests.envs import toy_demo_world as toy
+from tests.envs.demos import toy_demo_world as toy
 from vla.core.checkpoint import load_checkpoint
 from vla.core.types import Observation
 from vla.model.policy import VLAPolicy

@@ -12,8 +12,8 @@ from bascule.main import main
 from policies.control.robot_types import make_robot, robot_types
 from policies.serving import wire
 from policies.serving.server import PolicyServer, serve_in_thread
+from tests.policies.control.toy_robot import Says
 from tests.policies.lerobot.so101 import CAMERA, LIMITS, NAMES, so101
-from tests.policies.toy_robot import Says
 from vla.core.types import ActionSpec, PolicySpec
 
 ARMS = {"left_arm_config.port": "/dev/a", "right_arm_config.port": "/dev/b"}

@@ -1,0 +1,43 @@
+"""A black box that could not be written to its end: the robot goes on, the run says so, and so does the log."""
+
+import json
+import resource
+
+import pytest
+
+from policies.control.flight_log import BlackBox, LogIncomplete, incomplete, replay
+from tests.policies.control.toy_robot import STEADY, drive
+
+
+def test_a_full_disk_lets_the_robot_go_on_and_the_log_says_that_it_is_incomplete(tmp_path, capsys):
+    path, before = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, before[1]))
+    try:
+        with pytest.raises(LogIncomplete, match=r"log\.jsonl is incomplete: no space left on the device holding"):
+            with BlackBox(path) as box:
+                robot, report = drive(STEADY, log=box)
+        with pytest.raises(LogIncomplete):
+            box.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert report.ended == "time" and report.ticks == len(robot.sent) == 50
+    assert capsys.readouterr().err.count("is incomplete: no space left") == 1
+    kept = len(replay(path))
+    assert 0 < kept < 50 and f"breaks off after {kept} ticks" in incomplete(path)
+
+
+def test_a_log_that_a_crash_cut_is_incomplete_and_one_of_before_is_not(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with BlackBox(path) as box:
+        drive(STEADY, log=box)
+    lines = path.read_text().splitlines(keepends=True)
+    assert incomplete(path) is None and json.loads(lines[-1]) == {"end": 50}
+    path.write_text("".join(lines[:-1]))
+    assert "before the run ended" in incomplete(path)
+    path.write_text("".join([*lines[:20], *lines[21:]]))
+    assert "49 of 50 ticks" in incomplete(path)
+    old = [lines[0].replace(', "ends": true', ""), *lines[1:-1]]
+    path.write_text("".join(old))
+    assert incomplete(path) is None
+    path.write_text("".join(old)[:-5])
+    assert "its last line is cut" in incomplete(path)

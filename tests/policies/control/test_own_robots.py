@@ -1,0 +1,173 @@
+"""A user's own robot that does something wrong: one line that names the method, and a robot that is stopped."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bascule.main import main
+from policies.control.controller import ControlConfig, control
+from policies.control.guards import GuardConfig, check_bounds
+from policies.control.watched_robot import check_robot
+from policies.serving.policy_slot import PolicySlot
+from policies.serving.server import PolicyServer, serve_in_thread
+from tests.policies.control.toy_robot import Clock, Says
+from vla.core.types import ActionSpec, PolicySpec
+
+# `--robot MODULE:CLASS` finds it as a user's own module.
+sys.path.insert(0, str(Path(__file__).parent))
+from own_robots import NAMES, Right  # noqa: E402
+
+STILL = np.zeros((8, 3), np.float32)
+COMPONENTS = r"\(dx, dy, gripper\)"
+
+
+def drive(robot, clock):
+    settings = ControlConfig(duration_s=2.0, asynchronous=False, guards=GuardConfig(give_up_s=0.4, stop_s=0.1))
+    return control(robot, Says(STILL), settings, clock=clock, sleep=clock.sleep)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "words"),
+    [
+        ("instruction", "go", r"instruction must be a list of one text, \[\"pick up ...\"\], got 'go'"),
+        ("instruction", [], r"instruction must be a list of one text, .* got \[\]"),
+        ("instruction", [b"go"], "instruction must be a list of one text"),
+        ("rest", (0.0, 0.0), rf"rest\(\) must return 3 numbers {COMPONENTS}, it returned 2$"),
+        ("rest", None, rf"rest\(\) must return 3 numbers {COMPONENTS}, it returned None"),
+        ("rest", "abc", r"rest\(\) must return 3 numbers .*, it returned a str"),
+        ("observe", None, r"observe\(\) must return an Observation and the time.monotonic\(\) .*, it returned None"),
+        ("observe", (None, 1.0), r"observe\(\) must return an Observation first, it returned None"),
+        ("send", [0.0, 0.0], rf"send\(\) must return None or 3 numbers {COMPONENTS}, it returned 2$"),
+        ("send", True, r"send\(\) must return None or 3 numbers .*, it returned True"),
+        ("send", ["a", "b", "c"], r"send\(\) must return None or 3 numbers .*, it returned a list"),
+    ],
+)
+def test_what_a_method_returns_wrongly_is_named_and_stops_it(method, answer, words, caplog):
+    import re
+
+    clock = Clock()
+    robot = Right(clock=clock)
+    setattr(robot, method, lambda *given: answer)
+    report = drive(robot, clock)
+    assert report.ended == "stopped" and not robot.connected, report
+    assert re.search(words, report.reasons["robot_error"]), report.reasons
+    assert "\n" not in report.reasons["robot_error"] and not caplog.records, "no traceback"
+
+
+def test_a_done_that_raises_stops_it():
+    class Broken(Right):
+        @property
+        def done(self):
+            raise RuntimeError("no counter")
+
+    clock = Clock()
+    report = drive(Broken(clock=clock), clock)
+    assert report.ended == "stopped"
+    assert report.reasons == {"robot_error": "the robot's done raises RuntimeError: no counter"}
+
+
+def test_what_send_reports_of_the_right_length_is_taken():
+    clock = Clock()
+    robot = Right(clock=clock)
+    robot.send = lambda action_A: np.zeros(3, np.float32)
+    assert drive(robot, clock).guards == {}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        ((1.0,) * 3, (-1.0,) * 3, "the lowest and the highest value of 'dx', got low 1 and high -1"),
+        ((-1.0, np.nan, -1.0), (1.0,) * 3, "the lowest and the highest value of 'dy', got low nan and high 1"),
+        ((-1.0,) * 2, (1.0,) * 3, rf"action_spec.low needs 3 entries {COMPONENTS}, got 2"),
+        ((-1.0,) * 3, (1.0,) * 4, rf"action_spec.high needs 3 entries {COMPONENTS}, got 4"),
+    ],
+)
+def test_limits_that_are_none_are_refused_before_it_is_connected(low, high, words):
+    clock = Clock()
+    robot = Right(clock=clock)
+    robot.action_spec = ActionSpec(NAMES, low, high, 50.0)
+    robot.connect = lambda: pytest.fail("connected")
+    with pytest.raises(ValueError, match=words):
+        drive(robot, clock)
+
+
+def test_a_component_that_cannot_move_is_one():
+    check_bounds(ActionSpec(NAMES, (0.0, -1.0, -1.0), (0.0, 1.0, np.inf), 50.0))
+    with pytest.raises(ValueError, match="names 'dx' twice"):
+        check_bounds(ActionSpec(("dx", "dx"), (0.0, 0.0), (1.0, 1.0), 50.0))
+
+
+@pytest.mark.parametrize("lacks", ["kinds", "proprio_names", "connect", "observe", "rest", "send", "disconnect"])
+def test_what_a_robot_lacks_is_named(lacks):
+    check_robot(Right())
+    robot = Right()
+    setattr(robot, lacks, None)
+    with pytest.raises(ValueError, match=rf"robot Right .*{lacks}.*see `Robot` in policies/control/robots.py"):
+        check_robot(robot)
+
+
+@pytest.fixture(scope="module")
+def server():
+    spec = ActionSpec(NAMES, (-1.0,) * 3, (1.0,) * 3, 50.0)
+    policy = Says(STILL, PolicySpec(spec, 8, 4, ("front",), 2, ("x", "y")))
+    with serve_in_thread(PolicyServer({"toy": PolicySlot(policy)}, port=0)) as running:
+        yield running.uri
+
+
+@pytest.mark.parametrize(
+    ("robot", "words"),
+    [
+        ("NoSpec", "robot NoSpec needs self.action_spec = ActionSpec(names, low, high, control_hz), it has none"),
+        ("NoDriver", "cannot be made: ModuleNotFoundError: No module named 'a_driver_that_is_not_installed'"),
+        ("Refuses", "cannot be made: RuntimeError: motor 3 is missing"),
+        ("Nothing", "robot 'own_robots:Nothing': module own_robots has no 'Nothing'"),
+        ("NAMES", "cannot be made: TypeError: 'tuple' object is not callable"),
+        ("Reversed", "the lowest and the highest value of 'dx', got low 1 and high -1"),
+        ("Swapped", "the policy reads the state as x, y, the robot tells it as y, x: the order must be the same"),
+    ],
+)
+def test_the_command_says_it_in_one_line(server, capsys, robot, words):
+    assert main(["control", server, "--robot", f"own_robots:{robot}", "--hz", "50", "--duration-s", "0.2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line, line
+
+
+def test_the_robot_that_is_right_runs_and_the_one_that_is_not_let_go_ends_in_an_error(server, capsys):
+    args = ["control", server, "--hz", "50", "--duration-s", "0.2", "--max-observation-age-s", "5", "--robot"]
+    assert main([*args, "own_robots:Right"]) == 0
+    assert main([*args, "own_robots:DoesNotLetGo"]) == 1
+    assert "disconnect() failed: switch its power off (RuntimeError: torque off failed)" in capsys.readouterr().out
+
+
+def test_an_estop_file_of_before_is_named_and_nothing_is_connected(server, tmp_path, capsys):
+    clock, file = Clock(), tmp_path / "stop"
+    file.touch()
+    robot = Right(clock=clock)
+    robot.connect = lambda: pytest.fail("connected")
+    settings = ControlConfig(duration_s=1.0, asynchronous=False, estop_file=file)
+    report = control(robot, Says(STILL), settings, clock=clock, sleep=clock.sleep)
+    assert report.ended == "disconnect" and report.guards == {"estop": 1} and robot.looks == 0
+    assert f"the e-stop file {file} exists" in report.reasons["estop"] and "remove it" in report.reasons["estop"]
+    args = ["control", server, "--robot", "own_robots:Right", "--hz", "50", "--estop-file", str(file)]
+    assert main(args) == 1 and f"estop: the e-stop file {file} exists" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--velocity", "dx", "1", "dx", "2"), "--velocity gives 'dx' twice: give one of them"),
+        (
+            ("--velocity", "dx", "1", "--velocity", "dy", "2"),
+            "--velocity is given twice: write all of its pairs behind",
+        ),
+        (("--acceleration", "dx", "1", "dy", "1", "dx", "1"), "--acceleration gives 'dx' twice"),
+        (("--robot-args", "hz", "1", "hz", "2"), "--robot-args gives 'hz' twice"),
+        (("--workspace", "x:0:1", "x:0:2"), "--workspace gives 'x' twice: give one of them"),
+    ],
+)
+def test_a_limit_is_given_once(server, capsys, args, words):
+    assert main(["control", server, "--robot", "own_robots:Right", "--hz", "50", *args]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line, line

@@ -1,0 +1,83 @@
+"""A component of the action or the proprio that rarely moves: it is scaled by its extremes, and the user is told."""
+
+import re
+
+import numpy as np
+import pytest
+
+from bascule.commands import doctor
+from bascule.main import main
+from tests.vla.data.odd_recordings import train_arguments, write_dataset
+from vla.data.lerobot_dataset import load_dataset
+from vla.model.policy import VLAPolicy
+from vla.processing.stats import Stats, VectorStats
+
+
+def rare(frames=10_000, share=0.007, noise=1e-5):
+    """(F, 2): an ordinary component, and one of noise that is 1.0 in a few frames."""
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.normal(size=frames), noise * rng.normal(size=frames)], axis=-1)
+    values[:: round(1 / share), 1] = 1.0
+    return values
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-5, 1e-3, 5e-3])
+@pytest.mark.parametrize("share", [0.0003, 0.007])
+def test_a_rare_component_is_scaled_by_its_extremes(noise, share):
+    values = rare(share=share, noise=noise)
+    stats = VectorStats.from_array(values, name="action")
+    centre, half = stats.affine()
+    target = (values - centre) / half
+    assert np.abs(target[:, 1]).max() <= 1 + 1e-9
+    assert half[1] + centre[1] == pytest.approx(1.0)  # a network that answers 1 commands 1.0
+    np.testing.assert_array_equal([stats.q01[0], stats.q99[0]], np.quantile(values[:, 0], [0.01, 0.99]))
+
+
+def test_a_rare_negative_and_a_rare_proprio_component_are_alike():
+    values = rare()
+    values[::200, 1] = -3.0
+    for part in (Stats.from_arrays(values, values).action, Stats.from_arrays(values, values).proprio):
+        centre, half = part.affine()
+        assert centre[1] - half[1] == pytest.approx(-3.0) and centre[1] + half[1] == pytest.approx(1.0)
+
+
+def test_ordinary_components_keep_their_quantiles_to_the_bit():
+    rng = np.random.default_rng(0)
+    n = 30_000
+    still = np.where(rng.random(n) < 0.9, 1e-5 * rng.normal(size=n), rng.uniform(-1, 1, n))
+    values = np.stack(
+        [
+            rng.normal(size=n),
+            rng.uniform(size=n),
+            rng.laplace(size=n),
+            rng.standard_t(3, n),
+            rng.lognormal(size=n),
+            still,
+        ]
+    ).T
+    stats = VectorStats.from_array(values, name="action")
+    np.testing.assert_array_equal([stats.q01, stats.q99], np.quantile(values, [0.01, 0.99], axis=0))
+
+
+def test_statistics_of_an_old_checkpoint_scale_as_they_did():
+    """The floor acts when statistics are made, not when they are used."""
+    old = VectorStats(q01=(-3e-5,), q99=(3e-5,), min=(-4e-5,), max=(1.0,), mean=(0.007,), std=(0.08,))
+    assert old.affine()[1].tolist() == [3e-5]
+
+
+def test_a_rare_component_and_a_teleoperator_s_names_reach_the_checkpoint(tmp_path, capsys, monkeypatch):
+    """Through `vla doctor` and `vla train`, with the names as LeRobot's gamepad gives them."""
+    action = rare(300, share=0.0067)
+    root = write_dataset(tmp_path / "rare", (150, 150), action=action, names={"gripper": 1, "delta_x": 0})
+    (warning,) = load_dataset(root).warnings()
+    assert re.search(r"action component 'gripper' reaches -\S+\.\.1 but stays in \S+ in 98% of the frames", warning)
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    assert main(["doctor", "--dataset", str(root)]) == 0
+    assert "component 'gripper' reaches" in capsys.readouterr().out
+    assert main(train_arguments(tmp_path / "out", root)) == 0
+    assert "warning: rare: action component 'gripper' reaches" in " ".join(capsys.readouterr().err.split())
+    policy = VLAPolicy.load(tmp_path / "out")
+    assert policy.spec.action_spec.names == ("delta_x", "gripper") and policy.spec.action_spec.high[1] == 1.0
+    processor = policy.vla.processor
+    assert np.abs(processor.normalise_action(action.astype(np.float32))[:, 1]).max() <= 1 + 1e-6
+    assert processor.unnormalise_action(np.array([0, 1], np.float32))[1] == pytest.approx(1.0)
