@@ -43,7 +43,7 @@ def new_small(
     stem: Path | None,
     num_queries: int = 8,
     image_size: int = 96,
-    word_width: int = 64,
+    word_width: int = 96,
     seed: int = 0,
     on_word: Callable[[int, int], None] | None = None,
 ) -> Backbone:

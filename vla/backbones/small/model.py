@@ -30,7 +30,7 @@ class SmallConfig(PretrainedConfig):
     def __init__(
         self,
         image_size: int = 96,
-        word_width: int = 64,
+        word_width: int = 96,
         text_config: Any = None,
         folded: bool = False,
         **more: Any,
@@ -43,7 +43,7 @@ class SmallConfig(PretrainedConfig):
         super().__init__(**more)
 
 
-def small_config(vocab_size: int, *, image_size: int = 96, word_width: int = 64) -> SmallConfig:
+def small_config(vocab_size: int, *, image_size: int = 96, word_width: int = 96) -> SmallConfig:
     """Shapes chosen for two CPU cores: 36 picture tokens a view at 96 px, four layers."""
     text = LlamaConfig(
         hidden_size=160, intermediate_size=448, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
