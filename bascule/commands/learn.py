@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, given
+from bascule.commands.base import Command, check_numbers, given
 from bascule.quickstart.config import QuickstartConfig
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup
@@ -93,15 +93,24 @@ class Pretrain(Command):
     """Default: 1.2e-3 from random weights, 7e-4 from `initial`."""
     questions: int | None = None
     """Number of a scene's five questions that name something to use at each step. Default: 3."""
+    stem: Literal["imagenet", "random"] = "imagenet"
+    """small: the convolutions' first weights. imagenet: those of MobileNetV2 (needs the extra stem)."""
+    image_size: int = 96
+    """small: height and width of the pictures that it reads, pixels; a multiple of 16."""
     seed: int = 0
     """Seed of the initial weights and of the order of the scenes."""
+    resume: bool = False
+    """Continue the run in OUT from its last saved step; begin it if there is none yet."""
 
     def run(self) -> None:
         from vla.data.dataset_meta import require_grounding_set
 
         if self.only_pointer and self.initial is None:
             raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
-        refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=None)
+        check_numbers(self, minutes=(0.01, 1e6), steps=(1, 10**9), image_size=(32, 1024), seed=(0, 2**31))
+        if self.image_size % 16:
+            raise ValueError(f"--image-size must be a multiple of 16, got {self.image_size}")
+        refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=self.resume)
         for folder in self.data:
             require_grounding_set(folder)
         from vla.runtime.console import progress, table

@@ -88,6 +88,14 @@ def pretrain(
         raise ValueError(f"a scene has {POINT_QUESTIONS} questions that name something, not {asked}")
     if config.batch_scenes % config.num_processes:
         raise ValueError(f"batch_scenes {config.batch_scenes} must be a multiple of {config.num_processes} processes")
+    share = config.batch_scenes // config.num_processes
+    for folder in folders:
+        learnt = len(np.load(folder / "images.npy", mmap_mode="r")) - config.holdout
+        if learnt < share:
+            raise ValueError(
+                f"{folder} has {max(0, learnt)} scenes to learn from, beside {config.holdout} held out, and a step "
+                f"draws up to {share}: make more of them (vla ground-data --scenes)"
+            )
     with locked(out), tempfile.TemporaryDirectory() as folder:
         begun = refuse_used(out / SPEC_FILE, out, "a backbone", resume=resume)
         if begun and not (out / _STATE).exists():
