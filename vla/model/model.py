@@ -147,14 +147,15 @@ class VLA(nn.Module):
             inp = inp.without_padding()
         return self.encode_as_is(inp)
 
-    def encode_as_is(self, inp: ModelInput) -> Features:
+    def encode_as_is(self, inp: ModelInput, dtype: torch.dtype | None = None) -> Features:
         """`encode` of a batch on the device, padding included: nothing here depends on the values, so that a CUDA graph
-        can hold it."""
+        can hold it. `dtype`: instead of the backbone's own."""
         gradients = torch.is_grad_enabled() and self.backbone_learns
-        low = self.backbone_dtype != torch.float32
+        dtype = dtype or self.backbone_dtype
+        low = dtype != torch.float32
         with (
             torch.set_grad_enabled(gradients),
-            torch.autocast(self.device.type, dtype=self.backbone_dtype if low else torch.bfloat16, enabled=low),
+            torch.autocast(self.device.type, dtype=dtype if low else torch.bfloat16, enabled=low),
         ):
             mask = inp.token_mask_BT if self.config.language else torch.zeros_like(inp.token_mask_BT)
             features = self.backbone(inp.images_BVHWC, inp.token_ids_BT, mask)

@@ -16,6 +16,7 @@ from vla.model.flow_head import FlowHead, prefix_weights
 from vla.model.model import VLA, evaluating
 from vla.processing.batch import ModelInput, trimmed_text
 from vla.processing.processor import Processor
+from vla.runtime.devices import bfloat16_is_fast
 
 _INSTRUCTIONS = 256
 """Batches of instructions whose tokens are kept on the device."""
@@ -114,7 +115,14 @@ class VLAPolicy:
 
     def _decide(self, images_BVHWC: Tensor, ids_BT: Tensor, mask_BT: Tensor, proprio_BP: Tensor) -> Tensor:
         inp = ModelInput(images_BVHWC, ids_BT, mask_BT, proprio_BP)
-        return self.vla.act(self.vla.encode_as_is(inp), proprio_BP)
+        return self.vla.act(self.vla.encode_as_is(inp, self._dtype()), proprio_BP)
+
+    def _dtype(self) -> torch.dtype:
+        """Precision in which the backbone acts: its own, or float32 on a processor that multiplies bfloat16 no faster,
+        unless the weights were cast for good."""
+        weights = next(self.vla.backbone.parameters()).dtype
+        slow = weights == torch.float32 and not bfloat16_is_fast(self.vla.device)
+        return torch.float32 if slow else self.vla.backbone_dtype
 
     def _tokens(self, instructions: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         if instructions not in self._text:

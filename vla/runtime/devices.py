@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 import sys
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vla.core.config import nearest
+
+if TYPE_CHECKING:
+    import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _ALIASES = {"gpu": "cuda", "nvidia": "cuda", "none": "cpu"}
@@ -51,6 +57,24 @@ def choose_device(name: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """True if the device is expected to multiply matrices in bfloat16 faster than in float32.
+
+    An x86 processor does with AMX alone: without it bfloat16 reached 90 to 110 GFLOP/s on a Xeon where float32 reached
+    150 to 200 (docs/research-log.md).
+    """
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return _has_amx()
+
+
+@cache
+def _has_amx() -> bool:
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _has_driver() -> bool:

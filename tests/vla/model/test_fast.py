@@ -64,6 +64,20 @@ def test_only_live_environments_are_decided_and_as_if_all_were(dtype):
     assert shapes == [(4, shapes[0][1]), (2, shapes[0][1])]
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_policy_acts_in_float32_where_bfloat16_is_no_faster(monkeypatch, fast):
+    monkeypatch.setattr("vla.model.policy.bfloat16_is_fast", lambda device: fast)
+    vla, obs = tiny(backbone_dtype="bfloat16"), toy_observation(2, size=84)
+    own = vla.predict(vla.processor.prepare(obs)) / SPEC.high  # training and RL: as the configuration says
+    vla.backbone_dtype = torch.float32
+    exact = vla.predict(vla.processor.prepare(obs)) / SPEC.high
+    vla.backbone_dtype = torch.bfloat16
+    assert np.abs(own - exact).max() > 1e-5
+    np.testing.assert_allclose(VLAPolicy(vla).act(obs) / SPEC.high, own if fast else exact, rtol=0, atol=1e-5)
+    cast = VLAPolicy(vla, dtype="bfloat16")
+    assert cast._dtype() == torch.bfloat16
+
+
 def test_the_text_cache_is_bounded(monkeypatch):
     monkeypatch.setattr("vla.model.policy._INSTRUCTIONS", 2)
     policy, obs = VLAPolicy(tiny()), toy_observation(1, size=84)
