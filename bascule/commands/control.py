@@ -46,8 +46,9 @@ class Control(Command):
     """Seed of the simulated scene."""
     endless: bool = False
     """Simulated robot: play one scene after the other, until the time is over."""
-    hz: float = 50.0
-    """Rate in Hz at which the robot is commanded. The policy's actions are interpolated to it."""
+    hz: float | None = None
+    """Rate in Hz at which the robot is commanded; the policy's actions are interpolated to it. Default: 50, and a robot
+    class of your own says it in its action_spec."""
     duration_s: float = 20.0
     """Longest duration of the run in seconds; it also ends when the task is done."""
     policy_hz: float | None = None
@@ -169,7 +170,8 @@ class Control(Command):
             image_size=(8, 4096), follow_fraction=(0.001, 1e6), follow_s=(0.001, 1e6),
         )  # fmt: skip
         check_file("--json", self.json)
-        ticks_per_step(self.hz, self.policy_hz)
+        if self.robot is None or ":" not in self.robot:
+            ticks_per_step(self.hz or 50.0, self.policy_hz)
         if self.in_flight > 1 and "://" not in self.policy:
             raise ValueError(
                 f"--in-flight {self.in_flight} is of connections to a server (ws://...): a policy on this machine "
@@ -184,7 +186,11 @@ class Control(Command):
                     raise ValueError(f"--{name.replace('_', '-')} is of a LeRobot robot: name its type with --robot")
         elif self.endless:
             raise ValueError(f"--endless is of the simulated robot, not of --robot {self.robot}: leave it out")
-        elif ":" not in self.robot and not (self.task or "").strip():
+        elif ":" in self.robot:
+            for name, said in (("task", "instruction"), ("limits", "action_spec"), ("switches", "action_spec")):
+                if getattr(self, name):
+                    raise ValueError(f"--{name} is not for a robot class of your own: {self.robot} says it by {said}")
+        elif not (self.task or "").strip():
             raise ValueError(f"--robot {self.robot} needs --task: say in words what the robot is to do")
 
     def _guards(self) -> GuardConfig:
@@ -238,7 +244,7 @@ class Control(Command):
         if self.robot is not None and ":" in self.robot:
             from policies.control.watched_robot import own_robot
 
-            return own_robot(self.robot, self.robot_args)
+            return own_robot(self.robot, self.robot_args, hz=self.hz)
         if arm is not None:
             from policies.control.config import limits_by_name
             from policies.control.robots import LeRobotRobot
@@ -253,7 +259,7 @@ class Control(Command):
             return LeRobotRobot(
                 arm,
                 instruction=self.task or "",
-                control_hz=self.hz,
+                control_hz=self.hz or 50.0,
                 limits=limits,
                 switches=self.switches,
                 cameras=policy.spec.cameras,
@@ -269,7 +275,7 @@ class Control(Command):
         with worker_environment():
             return LiveWorld(
                 partial(one_world, self.suite, self.image_size),
-                control_hz=self.hz,
+                control_hz=self.hz or 50.0,
                 seed=self.seed,
                 task=self.task,
                 proprio_names=names,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,12 +110,16 @@ def evaluate(
     `swap_instruction` tells the policy to handle another object than the one that counts: a policy that listens fails.
     Which environment plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
     episodes' frames, one per decision. A policy whose components lie in another order is reordered by name; ValueError
-    for one that does not fit the environment (`vla.core.compatibility`).
+    for one that does not fit the environment (`vla.core.compatibility`), and for a `suite` that is not the
+    environments' own.
     """
     policy = fitted(policy, env, say=_log.warning)
     seeds = [int(s) for s in seeds]
     if not seeds:
         raise ValueError("evaluate needs at least one seed")
+    played = getattr(getattr(env, "suite", None), "name", "")
+    if suite and played and Path(suite).stem != played:
+        raise ValueError(f"these environments are of the suite {played}, not {suite}")
     width = min(env.num_envs, len(seeds))
     playing = np.full(env.num_envs, -1)
     playing[:width] = np.arange(width)

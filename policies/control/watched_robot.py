@@ -43,8 +43,9 @@ def check_robot(robot: Any) -> None:
     check_bounds(spec)
 
 
-def own_robot(name: str, arguments: Mapping[str, str]) -> Any:
-    """The robot that MODULE:CLASS `name` makes. ValueError naming it for whatever its module or its class raises."""
+def own_robot(name: str, arguments: Mapping[str, str], hz: float | None = None) -> Any:
+    """The robot that MODULE:CLASS `name` makes. ValueError naming it for whatever its module or its class raises, and
+    for a rate `hz` that is asked for and not its own."""
     try:
         robot = find(name, {}, "robot")(**arguments)
     except Exception as error:
@@ -53,6 +54,8 @@ def own_robot(name: str, arguments: Mapping[str, str]) -> Any:
             raise
         raise ValueError(f"--robot {name} cannot be made: {type(error).__name__}: {text}") from error
     check_robot(robot)
+    if hz not in (None, rate := robot.action_spec.control_hz):
+        raise ValueError(f"--hz {hz:g}: {name} runs at {rate:g} Hz, as its action_spec says")
     return robot
 
 

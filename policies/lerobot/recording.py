@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +14,9 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from policies.control.flight_log import frames_file, read
 from policies.control.guards import GUARDS, Reaction
 
+_log = logging.getLogger(__name__)
+_SAME_RATE = 0.05
+"""Share by which the ticks' rate may differ from the declared one."""
 TIMING = ("now_s", "late_s", "work_s", "observation_age_s", "action_age_s")
 
 
@@ -18,7 +24,8 @@ def to_dataset(log: Path, out: Path) -> Path:
     """Write `log` (and its frames) to the new folder `out`: observation, action sent, action wanted, guards, timing.
 
     The action of a tick that sent or wanted nothing is 0, the age of what never was -1: a dataset's statistics bear
-    nothing that is not finite. ValueError for a log without pictures, or a folder that is there.
+    nothing that is not finite. The dataset's rate is that at which the ticks came; a warning tells where that is not
+    the declared one. ValueError for a log without pictures, or a folder that is there.
     """
     if out.exists():
         raise ValueError(f"{out} is already there: choose another folder")
@@ -49,8 +56,9 @@ def to_dataset(log: Path, out: Path) -> Path:
         features[f"observation.images.{name}"] = {
             "dtype": "image", "shape": shape, "names": ["height", "width", "channels"],
         }  # fmt: skip
-    fps = round(spec["control_hz"])
-    dataset = LeRobotDataset.create(f"local/{out.name}", fps, root=out, features=features, use_videos=False)
+    fps = _rate([tick["inputs"]["now_s"] for tick in ticks], spec["control_hz"], log)
+    with _quietly():
+        dataset = LeRobotDataset.create(f"local/{out.name}", fps, root=out, features=features, use_videos=False)
     task = ""
     for line in lines:
         task = line.get("task", task)
@@ -75,6 +83,28 @@ def to_dataset(log: Path, out: Path) -> Path:
     dataset.save_episode()
     dataset.finalize()
     return out
+
+
+def _rate(times_s: list[float], declared_hz: float, log: Path) -> int:
+    """Frames per second of ticks at these times: not the declared rate where the ticks missed their deadlines."""
+    steps = np.diff(times_s)
+    real = 1.0 / float(np.median(steps)) if len(steps) and np.median(steps) > 0 else declared_hz
+    if abs(real - declared_hz) <= _SAME_RATE * declared_hz:
+        return round(declared_hz)
+    told = "%s: the ticks came at %.1f Hz, not at the %g Hz declared; the dataset has the rate at which they came"
+    _log.warning(told, log, real, declared_hz)
+    return max(1, round(real))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without LeRobot's warnings: where FFmpeg is missing it prints all of its attempts, and no video is written."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _finite(values: Any) -> np.ndarray:

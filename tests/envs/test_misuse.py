@@ -12,6 +12,7 @@ from envs.perturb.perturbation import MIXES, parse, randomisation
 from envs.registry import load_suite
 from envs.sim.base_worlds import check_seeds
 from envs.sim.render_options import RenderOptions
+from vla.core.types import Observation
 
 STAY = np.zeros((2, 1, 4), np.float32)
 
@@ -27,6 +28,11 @@ def test_whole_numbers_of_every_kind_are_seeds():
     check_seeds([0, 1], np.arange(2))
     with pytest.raises(ValueError, match="a seed must be at least 0, got -1"):
         check_seeds([0], [-1])
+
+
+def test_one_text_in_place_of_a_list_is_refused():
+    with pytest.raises(ValueError, match=r"Observation.instruction is a list of B texts: write \['pick it up'\]"):
+        Observation({}, np.zeros((1, 8), np.float32), "pick it up")
 
 
 def test_worlds_in_workers():

@@ -84,6 +84,11 @@ class Observation:
     """(B,) False where no action will be executed, because the episode is over; None: all are live. A policy need not
     decide there."""
 
+    def __post_init__(self) -> None:
+        """ValueError for a single text in place of a list: it would be read letter by letter."""
+        if isinstance(self.instruction, str):
+            raise ValueError(f"Observation.instruction is a list of B texts: write [{self.instruction!r}]")
+
     @property
     def batch_size(self) -> int:
         """Number of environments, B."""

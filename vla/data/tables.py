@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 PRIVILEGED_FILE = "privileged.parquet"
 """In `meta/` of what `vla demos` records: the simulator's state by frame."""
 _BOOKKEEPING = ("index", "episode_index", "frame_index", "timestamp", "task_index")
+_POINTER = b"version https://git-lfs"
 _PAUSE = 2.5
 """Steps of a recording longer than this many usual ones get a note."""
 _WRONG_RATE = 0.05
@@ -27,10 +28,18 @@ def read_parquet(path: Path, root: Path, columns: Sequence[str] | None = None) -
         check_columns(file.schema_arrow.names, path, root, columns or ())
         return file.read(None if columns is None else list(columns)).replace_schema_metadata(None)
     except (pa.ArrowInvalid, OSError) as problem:
+        refuse_pointer(path)
         raise ValueError(
             f"{root} is unfinished: {path.relative_to(root)} has no readable footer, as when a recording is killed "
             f"before finalize() ({type(problem).__name__})"
         ) from None
+
+
+def refuse_pointer(path: Path) -> None:
+    """ValueError for a file that git-lfs has left as a pointer to the real one."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull` there")
 
 
 def check_columns(names: Sequence[str], path: Path, root: Path, columns: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vla.data.tables import parquet_files, read_parquet, row_place
+from vla.data.tables import parquet_files, read_parquet, refuse_pointer, row_place
 
 _LATE = 0.1
 """Share of a period by which an episode's last frame must precede the next episode's first."""
@@ -100,6 +100,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except FFmpegError as problem:
+        refuse_pointer(path)
         raise ValueError(
             f"{path} cannot be read as a video: it is damaged or cut short ({type(problem).__name__})"
         ) from None

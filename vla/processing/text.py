@@ -65,7 +65,31 @@ def tokens_of(instruction: Any, tokenizer: Any, *, rule: TextRule, limit: int) -
         words = [word for word in dict.fromkeys(text.split()) if unknown in _ids(tokenizer, word)]
         named = ", ".join(f"'{word}'" for word in words) or "some of its symbols"
         _log.warning("the policy's vocabulary lacks %s, in the instruction %s", named, shortened(instruction))
+    _warn_of_spelled(text, tokens, tokenizer, instruction)
     return tokens
+
+
+def _warn_of_spelled(text: str, tokens: tuple[int, ...], tokenizer: Any, instruction: str) -> None:
+    """Log the words that the tokenizer only spells: it has no token for them, so no training has shown what they mean.
+
+    Each word once in a process.
+    """
+    words = [word for word in dict.fromkeys(text.split()) if word not in _spelled_before]
+    if len(tokens) <= len(text.split()) or not words:
+        return
+    spelled = [word for word in words if _is_spelled(word, len(_ids(tokenizer, word)))]
+    _spelled_before.update(spelled)
+    if spelled:
+        named = ", ".join(f"'{word}'" for word in spelled[:_PAIRS_NAMED])
+        more = " ..." if len(spelled) > _PAIRS_NAMED else ""
+        told = "the backbone has no word for %s%s: it means nothing unless training used it (in the instruction %s)"
+        _log.warning(told, named, more, shortened(instruction))
+
+
+def _is_spelled(word: str, pieces: int) -> bool:
+    """True for a word of letters, or of a symbol, in pieces of less than two characters on average. Numbers are
+    spelled by many tokenizers."""
+    return pieces >= 3 and 2 * pieces > len(word) and not any(c.isdigit() for c in word)
 
 
 def room_for_text(instructions: Iterable[Any], tokenizer: Any, *, rule: TextRule, least: int) -> int:
@@ -111,6 +135,8 @@ def shortened(instruction: str) -> str:
 
 _log = logging.getLogger(__name__)
 _PAIRS_NAMED = 5
+_spelled_before: set[str] = set()
+"""Words that were told in this process."""
 
 
 def _too_long(instruction: str, size: str, limit: int) -> str:

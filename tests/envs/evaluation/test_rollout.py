@@ -42,6 +42,11 @@ def test_more_seeds_than_worlds_are_all_counted(env: MujocoVecEnv) -> None:
     assert alone.episodes == 1
 
 
+def test_a_report_names_no_other_suite_than_was_played(env: MujocoVecEnv) -> None:
+    with pytest.raises(ValueError, match="these environments are of the suite tabletop-pick, not tabletop-place"):
+        evaluate(TabletopExpert(3), env, [5_000_000], suite="tabletop-place")
+
+
 def test_who_does_not_look_fails(env: MujocoVecEnv) -> None:
     seeds = range(5_000_000, 5_000_006)
     assert evaluate(ZeroPolicy(env.action_spec), env, seeds).successes == 0

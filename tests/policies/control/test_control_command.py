@@ -82,6 +82,14 @@ def as_dataset(log, folder, actions):
     np.testing.assert_array_equal(data.images["wrist"][[0, -1]], raw[[shown[0], shown[-1]], 1])
     assert set(data.instruction) == {next(line["task"] for line in lines if "task" in line)}
     assert main(["control", str(log), "--to-dataset", str(folder)]) == 2, "never over another one"
+    assert json.loads((folder / "meta" / "info.json").read_text())["fps"] == 50
+    slow = log.with_name("slow.jsonl")  # the same ticks, at two fifths of the declared rate
+    frames_file(slow).write_bytes(frames_file(log).read_bytes())
+    for number, tick in enumerate(ticks):
+        tick["inputs"]["now_s"] = number / 20
+    slow.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["control", str(slow), "--to-dataset", str(folder.with_name("slow"))]) == 0
+    assert json.loads((folder.with_name("slow") / "meta" / "info.json").read_text())["fps"] == 20
 
 
 def test_a_server_drives_it_and_an_estop_ends_it(checkpoint, tmp_path):

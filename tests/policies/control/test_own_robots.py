@@ -31,7 +31,7 @@ def drive(robot, clock):
 @pytest.mark.parametrize(
     ("method", "answer", "words"),
     [
-        ("instruction", "go", r"instruction must be a list of one text, \[\"pick up ...\"\], got 'go'"),
+        ("instruction", "go", r"Observation.instruction is a list of B texts: write \['go'\]"),
         ("instruction", [], r"instruction must be a list of one text, .* got \[\]"),
         ("instruction", [b"go"], "instruction must be a list of one text"),
         ("rest", (0.0, 0.0), rf"rest\(\) must return 3 numbers {COMPONENTS}, it returned 2$"),
@@ -169,5 +169,20 @@ def test_an_estop_file_of_before_is_named_and_nothing_is_connected(server, tmp_p
 )
 def test_a_limit_is_given_once(server, capsys, args, words):
     assert main(["control", server, "--robot", "own_robots:Right", "--hz", "50", *args]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line, line
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--task", "pick up the blue cube"), "--task is not for a robot class of your own: own_robots:Right says it"),
+        (("--limits", "dx:-0.1:0.1"), "--limits is not for a robot class of your own"),
+        (("--switches", "gripper"), "--switches is not for a robot class of your own"),
+        (("--hz", "10"), "--hz 10: own_robots:Right runs at 50 Hz, as its action_spec says"),
+    ],
+)
+def test_flags_that_an_own_robot_cannot_heed_are_refused(server, capsys, args, words):
+    assert main(["control", server, "--robot", "own_robots:Right", *args]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line, line

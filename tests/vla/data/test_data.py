@@ -188,6 +188,9 @@ def test_unfinished_datasets_are_recognised(broken, tmp_path):
     path.write_bytes(whole[:-8])
     with pytest.raises(ValueError, match=r"unfinished: data/chunk-000/file-001\.parquet has no readable footer"):
         load_dataset(broken)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    with pytest.raises(ValueError, match=r"file-001\.parquet is a pointer of git-lfs.*run `git lfs pull`"):
+        load_dataset(broken)
     path.unlink()
     with pytest.raises(ValueError, match="promises 22 frames, data/ holds 15"):
         load_dataset(broken)
