@@ -39,6 +39,9 @@ LIGHT = (
     "rl smoke --init policy --suite nosuch",
     "rl smoke --init policy --demos nosuch",
     "export nosuch --out x",
+    "export policy --out policy",
+    "train --dataset set --cameras nope",
+    "convert policy --backbone nope",
     "control nosuch",
     "demos nosuch",
     "demos tabletop-pick --episodes 0",
@@ -74,6 +77,10 @@ print(json.dumps(found))
 def test_lists_and_errors_import_nothing_heavy(tmp_path):
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "config.json").write_text(json.dumps({"model": {"chunk_size": 8}, "checkpoint": 1}))
+    (tmp_path / "set" / "meta").mkdir(parents=True)
+    picture = {"dtype": "image", "shape": [84, 84, 3], "names": ["height", "width", "channels"]}
+    info = {"codebase_version": "v3.0", "fps": 20, "total_frames": 1, "features": {"observation.images.front": picture}}
+    (tmp_path / "set" / "meta" / "info.json").write_text(json.dumps(info))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(LIGHT)],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,

@@ -37,6 +37,9 @@ class Convert(Command):
         """Convert the published checkpoint and save it to `out`. ValueError without the source folder."""
         if not self.source.is_dir():
             raise ValueError(f"there is no folder {self.source}")
+        from vla.model.config import check_backbone
+
+        check_backbone(self.backbone)
         refuse_used(self.out / CONFIG, self.out, "a policy", resume=None)
         from vla.model.convert_vla_adapter import convert
         from vla.runtime.console import say

@@ -36,8 +36,10 @@ class Export(Command):
         """Export the checkpoint and print the largest error of its normalised actions."""
         check_numbers(self, n_action_steps=(1, 10_000), observations=(1, 100_000))
         from bascule.catalogue import trained
+        from policies.export.exported_policy import refuse_others
 
         folder = trained(self.policy)
+        refuse_others(folder, self.out)
         from policies.export.exporter import export
         from policies.load import chosen_embodiment
         from vla.runtime.console import stdout

@@ -216,7 +216,7 @@ class Train(Command):
     """Torch's device, such as cpu or cuda:0. auto: the first GPU if there is one, else the CPU."""
 
     def run(self) -> int | None:
-        from vla.data.dataset_meta import read_info
+        from vla.data.dataset_meta import camera_keys, read_info
         from vla.model.config import check_backbone
         from vla.training.recipes import RECIPES
 
@@ -227,7 +227,7 @@ class Train(Command):
             check_backbone(self.backbone)
         resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
         for dataset in self.dataset:
-            read_info(dataset)
+            camera_keys(read_info(dataset)["features"], config.cameras)
         from vla.data.lerobot_dataset import load_datasets
         from vla.model.model import VLA
         from vla.runtime.console import progress, say

@@ -20,12 +20,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.core.checkpoint import STATS, checkpoint_files, read_config
+from vla.core.checkpoint import CONFIG, STATS, checkpoint_files, read_config
 from vla.core.config import decode
 from vla.core.types import ActionChunk, Observation, Prefix
 from vla.processing.batch import ModelInput
 from vla.processing.preprocess import Preprocessor, ProcessorConfig
 from vla.processing.stats import Stats
+from vla.runtime.locks import refuse_foreign
 from vla.runtime.machine import half_of_the_cores
 
 Format = Literal["onnx", "torch", "aoti"]
@@ -123,6 +124,15 @@ class ExportedPolicy:
 def is_exported(config: dict[str, Any]) -> bool:
     """True if `config`, a folder's config.json, belongs to an exported policy."""
     return "export" in config
+
+
+def refuse_others(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """ValueError if an export of `checkpoint` to `out` would overwrite it, or anything that is not an export."""
+    if Path(checkpoint).resolve() == Path(out).resolve():
+        raise ValueError(f"{os.fspath(out)} is the checkpoint itself: choose another --out")
+    refuse_foreign(out)
+    if (Path(out) / CONFIG).exists() and not is_exported(read_config(out)):
+        raise ValueError(f"{os.fspath(out)} is a checkpoint: choose another --out")
 
 
 def feed(inp: ModelInput[NDArray]) -> dict[str, NDArray[Any]]:

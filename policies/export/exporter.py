@@ -34,19 +34,18 @@ from policies.export.exported_policy import (
     Parity,
     Precision,
     aoti_graph,
-    is_exported,
     onnx_graph,
     quietly,
+    refuse_others,
     torch_graph,
 )
-from vla.core.checkpoint import CONFIG, MODEL, checkpoint_files, read_config, save_files
+from vla.core.checkpoint import MODEL, checkpoint_files, read_config, save_files
 from vla.core.config import encode
 from vla.core.types import Observation
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.batch import ModelInput
 from vla.processing.preprocess import Preprocessor
-from vla.runtime.locks import refuse_foreign
 
 MAX_ERROR = 1e-4
 """Largest error allowed in the normalised actions of a float32 export."""
@@ -95,9 +94,7 @@ def export(
     tokenizer_files = checkpoint_files(checkpoint, TOKENIZER)
     if not tokenizer_files:
         raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
-    if _same_folder(checkpoint, out):
-        raise ValueError(f"{os.fspath(out)} is the checkpoint itself: choose another --out")
-    _refuse_others(Path(out))
+    refuse_others(checkpoint, out)
     vla = VLA.load(checkpoint, member=member)
     steps = VLAPolicy(vla, n_action_steps=n_action_steps).spec.n_action_steps
     vla.backbone_dtype = torch.float32
@@ -241,14 +238,3 @@ def trace(vla: VLA) -> ExportedProgram:
     except Exception as problem:  # the tracer has many errors, each pages long
         reason = " ".join(str(problem).split())[:1000]
         raise ValueError(f"this backbone cannot be exported ({type(problem).__name__}): {reason}") from problem
-
-
-def _refuse_others(out: Path) -> None:
-    """Raise ValueError if `out` holds anything that is not an export of Bascule."""
-    refuse_foreign(out)
-    if (out / CONFIG).exists() and not is_exported(read_config(out)):
-        raise ValueError(f"{out} is a checkpoint: choose another --out")
-
-
-def _same_folder(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
-    return Path(first).resolve() == Path(second).resolve()
