@@ -156,7 +156,7 @@ class Control(Command):
         self._tell(report, scenes)
         if unlogged is not None:
             raise unlogged
-        return 0 if report.ended in ("done", "time") and "disconnect" not in report.reasons else 1
+        return 0 if report.good else 1
 
     def _check(self) -> None:
         """Checks that need no policy. ValueError naming the flag."""

@@ -72,6 +72,14 @@ class ControlReport:
     reasons: dict[str, str] = field(default_factory=dict)
     """Guard -> the message when it tripped last, for guards that give a reason; "disconnect" ->
     why the robot could not be disconnected cleanly; "controller" -> an error of the loop itself."""
+    held_by: tuple[str, ...] = ()
+    """Guards that held the robot at the last tick: with "time", the run ended before they stopped it."""
+
+    @property
+    def good(self) -> bool:
+        """True if the run came to its end and neither the robot nor the policy was failing then."""
+        failing = {"robot_error", "policy_error", "dead_server", "nonfinite_action"} & set(self.held_by)
+        return self.ended in ("done", "time") and not failing and "disconnect" not in self.reasons
 
 
 def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:

@@ -56,6 +56,7 @@ class ControlLoop:
         self._reasons: dict[str, str] = {}
         self._server_failed = False
         self._playing = True  # the last tick played the plan
+        self._held_by: tuple[str, ...] = ()
         self._send_failed = False
         self._sent: tuple[float, ...] | None = None  # what went to the robot where it was not what had been decided
         self._latencies: list[float] = []
@@ -190,6 +191,7 @@ class ControlLoop:
             delays=dict(sorted(self._delays.items())),
             error=self._error,
             reasons=dict(self._reasons),
+            held_by=self._held_by,
         )
         if self.log is not None:
             self.log.event(report=asdict(report))
@@ -208,6 +210,7 @@ class ControlLoop:
             self._reason("not_following", self.governor.not_following())
         self._send(decision, self.governor.before)
         self._playing = decision.reaction == "run"
+        self._held_by = () if self._playing else tuple(decision.guards)
         if self._playing:
             self.plan.advance()
         return decision, inputs

@@ -186,3 +186,23 @@ def test_flags_that_an_own_robot_cannot_heed_are_refused(server, capsys, args, w
     assert main(["control", server, "--robot", "own_robots:Right", *args]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line, line
+
+
+def test_a_run_that_ends_while_the_robot_fails_is_no_good_one():
+    """The time is over before the guard gives up: the report says what held the robot."""
+    clock = Clock()
+    robot = Right(clock=clock)
+    well, begun = robot.observe, clock()
+
+    def observe():
+        if clock() > begun + 1.0:
+            raise RuntimeError("encoder 2 is silent")
+        return well()
+
+    robot.observe = observe
+    settings = ControlConfig(duration_s=2.0, asynchronous=False, guards=GuardConfig(give_up_s=5.0))
+    report = control(robot, Says(STILL), settings, clock=clock, sleep=clock.sleep)
+    assert report.ended == "time" and "robot_error" in report.held_by and not report.good, report
+    assert "encoder 2 is silent" in report.reasons["robot_error"]
+    whole = control(Right(clock=clock), Says(STILL), settings, clock=clock, sleep=clock.sleep)
+    assert whole.ended == "time" and whole.held_by == () and whole.good
