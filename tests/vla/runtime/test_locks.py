@@ -190,7 +190,7 @@ def test_a_folder_in_a_parent_that_is_not_ours_is_locked_inside(tmp_path, monkey
         (("train", "--dataset", "d"), "config.json", "already holds a checkpoint: resume it (--resume)"),
         (("rl", "tabletop-pick", "--init", "p"), "last/config.json", "already holds a run: resume it (--resume)"),
         (("quickstart",), "quickstart.json", "already holds a quickstart: resume it (--resume)"),
-        (("pretrain",), "bascule.json", "already holds a backbone: choose another folder (--out)"),
+        (("pretrain",), "bascule.json", "already holds a backbone: resume it (--resume), or choose another folder"),
         (
             ("convert", ".", "--backbone", "tiny"),
             "config.json",
