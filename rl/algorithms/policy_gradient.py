@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -221,12 +222,12 @@ class PolicyLearner:
         self.num_updates = state["num_updates"]
 
 
-class EpisodeLearner(PolicyLearner):
+class EpisodeLearner(PolicyLearner, ABC):
     """Learns from whole episodes: `judge` chooses those to learn from, `update` learns from them."""
 
+    @abstractmethod
     def judge(self, returns_GN: Tensor) -> tuple[Tensor, Tensor]:
         """Return (kept (groups,), advantages (groups, N)) for the returns of N episodes of every group."""
-        raise NotImplementedError
 
     def update(self, buffer: EpisodeBuffer) -> dict[str, float]:
         """Take one update on the kept episodes. Without any, in any process, the policy stays and `skipped` is 1."""

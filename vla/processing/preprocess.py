@@ -27,7 +27,7 @@ _FAR = 20.0
 _FEW_PIXELS = 8
 """A picture with fewer than one pixel for so many that the policy reads, along a side, is unlikely to be meant."""
 _LONG = 4
-"""As is one whose long side is more than this many times the short one."""
+"""A picture whose long side is more than this many times its short side is told as well."""
 _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
 
 

@@ -77,7 +77,7 @@ print(json.dumps([transformers.utils.is_torch_available(), transformers.utils.is
 
 
 def run(program: str) -> str:
-    """What `program` prints in a process of its own."""
+    """Run `program` in a process of its own and return its standard output."""
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=300,
