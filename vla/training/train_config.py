@@ -1,4 +1,4 @@
-"""Imitation runs: configuration, learning rate at every step, result. Imports no torch."""
+"""Imitation and pre-training runs: configuration, learning rate at every step, result. Imports no torch."""
 
 from __future__ import annotations
 
