@@ -118,7 +118,8 @@ def test_what_the_policy_says_is_wrong_is_told(checkpoint, capsys):
     assert "stopped" in out and "policy_error" in out and "missing key 'images/top'" in out
 
 
-def test_mistakes_are_one_line(checkpoint, tmp_path, capsys):
+def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a quickstart's runs/ in the current folder would be named in the messages
     assert main(["control", str(checkpoint), "--workspace", "grip_z=1"]) == 2
     assert main(["control", str(tmp_path), "--replay"]) == 2
     for words, message in (
