@@ -83,6 +83,8 @@ class Backbone(nn.Module):
             self.add_sharp()
         self.naming = (0, num_queries // 2)
         """The queries that pre-training taught to point at the named object and the named place."""
+        self.grounding_threshold: float | None = None
+        """The `confidence` below which nothing named is in sight; None where pre-training has not calibrated it."""
         self.point_dim = 3 * num_views if pointing else 0
         axis = (torch.arange(self.side) + 0.5) / self.side * 2 - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -256,6 +258,11 @@ class Backbone(nn.Module):
             coords_NE=self.coords_N3,
         )
 
+    def confidence(self, points_BQE: Tensor) -> Tensor:
+        """How surely the named object is in sight (B,), 0 to 1: its visibility in the view that shows it best. The points
+        are `Features.points_BQE`."""
+        return points_BQE[:, self.naming[0]].unflatten(-1, (self.num_views, 3))[..., 2].amax(-1)
+
     def _framed(self, patches_BND: Tensor, embed: nn.Module) -> tuple[Tensor, list[Tensor]]:
         """Everything in front of the instruction (B, S, D), and what comes between it and the queries."""
         layout, b = self.layout, patches_BND.shape[0]
@@ -314,6 +321,8 @@ class Backbone(nn.Module):
             spec |= {"pointing": False, "told": self.told is not None}
         if self.sharp is not None:
             spec["sharp"] = True
+        if self.grounding_threshold is not None:
+            spec["grounding"] = {"threshold": self.grounding_threshold}
         attention = self.vlm.config._attn_implementation
         if attention != ATTENTION.get(self.family_name, "sdpa"):
             spec["attention"] = attention

@@ -27,6 +27,7 @@ from vla.backbones.families import (
 from vla.backbones.light_import import light_import
 from vla.backbones.tiny import use_linear_patches
 from vla.core.config import decode
+from vla.core.grounding import threshold_in
 
 with light_import():
     from transformers import PreTrainedTokenizerFast
@@ -90,7 +91,7 @@ def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> 
     with no_init_weights():  # slow for a large model, and all of it would be overwritten
         vlm = make(config, attn_implementation=attention).float()
     vlm.tie_weights()
-    return Backbone(
+    backbone = Backbone(
         use_linear_patches(vlm) if family == "embedded" else vlm,
         _load_tokenizer(tokenizer, fast=family in ("embedded", "bascule_small")),
         num_queries=spec["num_queries"],
@@ -102,6 +103,8 @@ def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> 
         told=spec.get("told"),
         sharp=spec.get("sharp", False),
     )
+    backbone.grounding_threshold = threshold_in(spec)
+    return backbone
 
 
 def _auto_classes() -> Any:

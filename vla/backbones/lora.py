@@ -6,6 +6,8 @@ policy: that is what `VLA.load` gives to everyone but the trainer.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -65,6 +67,8 @@ def add_lora(backbone: nn.Module, config: LoRAConfig) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ValueError("LoRA needs the package 'peft': install bascule[train]") from None
+    if importlib.util.find_spec("torch.distributed.tensor") is not None:
+        importlib.import_module("torch.distributed.tensor")  # peft takes it for imported, and torch does so late
     inject_adapter_in_model(
         LoraConfig(
             r=config.rank,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vla.core.grounding import confidence_of
 from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, PolicySpec, Prefix
 
 _SAME_RATE = 0.05
@@ -140,6 +141,7 @@ class Reordered:
         if state is not None:
             obs = replace(obs, proprio=np.ascontiguousarray(obs.proprio[:, list(state)]))
         chunk = self.policy.act(obs)
+        self.confidence = confidence_of(self.policy)
         return chunk if action is None else np.ascontiguousarray(chunk[..., list(action)])
 
 

@@ -164,6 +164,9 @@ class PolicySpec:
     proprio_names: tuple[str, ...] | None = None
     takes_prefix: bool = False
     """True if `act` can continue from the actions that are still to be executed (real-time chunking)."""
+    grounding_threshold: float | None = None
+    """Below it, the policy's `confidence` says that nothing its instruction names is in sight (`vla.core.grounding`).
+    None: it tells no confidence."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 class Graph:
     """A function of tensors on the GPU, recorded once for their shapes: inputs are copied to where it read them."""
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
         # Warm-up on another stream: lazy initialisation (cuBLAS, cuDNN, constants) must not be recorded.
         aside = torch.cuda.Stream()
@@ -24,8 +25,8 @@ class Graph:
         with torch.cuda.graph(self._graph):
             self._output = function(*self._inputs)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """The output is overwritten by the next call."""
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The output, a tensor or a tuple of them, is overwritten by the next call."""
         for place, value in zip(self._inputs, inputs, strict=True):
             place.copy_(value, non_blocking=True)
         self._graph.replay()

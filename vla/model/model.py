@@ -57,6 +57,13 @@ class VLA(nn.Module):
         self.members: dict[str, Processor] = {}
         """A policy for several robots: each one's processor, by name. `processor` is the one in use."""
         self.refiner = self._new_refiner(config.refiner_width) if config.refiner_width else None
+        self.grounding_threshold: float | None = None
+        """The `confidence` below which nothing that the instruction names is in sight. None: not known for this
+        backbone, or no longer true of one that learns."""
+        if self.backbone_learns:  # what was calibrated is not what will be asked
+            backbone.grounding_threshold = None
+        if config.language:
+            self.grounding_threshold = getattr(backbone, "grounding_threshold", None)
         if config.freeze_backbone:
             backbone.requires_grad_(False)
         if config.lora is not None:
@@ -160,6 +167,10 @@ class VLA(nn.Module):
             mask = inp.token_mask_BT if self.config.language else torch.zeros_like(inp.token_mask_BT)
             features = self.backbone(inp.images_BVHWC, inp.token_ids_BT, mask)
         return features.float()
+
+    def confidence(self, features: Features) -> Tensor | None:
+        """How surely the named object is in sight (B,); None without a threshold to hold it against."""
+        return None if self.grounding_threshold is None else self.backbone.confidence(features.points_BQE)
 
     def latent(self, features: Features, proprio_BP: Tensor) -> Tensor:
         """Action latent (B, C, D), float32, of normalised proprio. What heads read."""

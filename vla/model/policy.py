@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from vla.backbones.features import Features
 from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 from vla.model.cuda_graph import Graph
 from vla.model.flow_head import FlowHead, prefix_weights
@@ -51,6 +54,9 @@ class VLAPolicy:
         self._text: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         self._graphs: dict[tuple[torch.Size, ...], Graph] = {}
         self._kept_for: tuple[object, ...] = ()
+        self.confidence: NDArray[np.float32] | None = None
+        """How surely each environment's last decision saw what its instruction names (B,), NaN where it decided
+        nothing. None where the spec tells no `grounding_threshold`."""
 
     @staticmethod
     def load(folder: str | os.PathLike[str], *, n_action_steps: int | None = None) -> VLAPolicy:
@@ -61,7 +67,8 @@ class VLAPolicy:
     def spec(self) -> PolicySpec:
         """With a flow head it takes a prefix."""
         vla = self.vla
-        return vla.processor.policy_spec(vla.chunk_size, self._steps, takes_prefix=isinstance(vla.head, FlowHead))
+        spec = vla.processor.policy_spec(vla.chunk_size, self._steps, takes_prefix=isinstance(vla.head, FlowHead))
+        return replace(spec, grounding_threshold=vla.grounding_threshold)
 
     @property
     def processor(self) -> Processor:
@@ -83,15 +90,29 @@ class VLAPolicy:
             self._kept_for = parts
         with evaluating(vla):
             if prefix is not None:  # the guidance of a flow head takes gradients
-                return continue_chunk(vla, self._input(obs), prefix)
+                inp = self._input(obs)
+                with torch.no_grad():
+                    features = vla.encode(inp)
+                    self._tell(vla.confidence(features))
+                return continue_chunk(vla, inp, prefix, features)
             with torch.inference_mode():
                 inp, live = self._input(obs), obs.live
                 if live is None or live.all() or vla.device.type != "cpu":
-                    return vla.to_actions(self._normalised(inp))
+                    action, confidence = self._normalised(inp)
+                    self._tell(confidence)
+                    return vla.to_actions(action)
                 chunk = np.zeros((obs.batch_size, vla.chunk_size, len(vla.action_spec.names)), np.float32)
+                told = None if vla.grounding_threshold is None else np.full(obs.batch_size, np.nan, np.float32)
                 if live.any():  # with a text as long as before: another length rounds otherwise
-                    chunk[live] = vla.to_actions(self._normalised(inp.select(torch.from_numpy(live))))
+                    action, confidence = self._normalised(inp.select(torch.from_numpy(live)))
+                    chunk[live] = vla.to_actions(action)
+                    if told is not None and confidence is not None:
+                        told[live] = confidence.numpy()
+                self.confidence = told
                 return chunk
+
+    def _tell(self, confidence: Tensor | None) -> None:
+        self.confidence = None if confidence is None else confidence.cpu().numpy()
 
     def _input(self, obs: Observation) -> ModelInput:
         """On the device, its text as long as the longest instruction."""
@@ -101,8 +122,8 @@ class VLAPolicy:
         proprio = processor.normalise_proprio(obs.proprio, batch_size=obs.batch_size)
         return ModelInput(images.to(device, non_blocking=True), ids, mask, proprio.to(device, non_blocking=True))
 
-    def _normalised(self, inp: ModelInput) -> Tensor:
-        """Actions (B, C, A) as the model gives them."""
+    def _normalised(self, inp: ModelInput) -> tuple[Tensor, Tensor | None]:
+        """Actions (B, C, A) as the model gives them, and confidences (B,) where it tells them."""
         inputs = inp.arrays
         if inp.proprio_BP.device.type != "cuda":
             return self._decide(*inputs)
@@ -113,9 +134,12 @@ class VLAPolicy:
             self._graphs[shape] = Graph(self._decide, inputs)
         return self._graphs[shape](*inputs)
 
-    def _decide(self, images_BVHWC: Tensor, ids_BT: Tensor, mask_BT: Tensor, proprio_BP: Tensor) -> Tensor:
+    def _decide(
+        self, images_BVHWC: Tensor, ids_BT: Tensor, mask_BT: Tensor, proprio_BP: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         inp = ModelInput(images_BVHWC, ids_BT, mask_BT, proprio_BP)
-        return self.vla.act(self.vla.encode_as_is(inp, self._dtype()), proprio_BP)
+        features = self.vla.encode_as_is(inp, self._dtype())
+        return self.vla.act(features, proprio_BP), self.vla.confidence(features)
 
     def _dtype(self) -> torch.dtype:
         """Precision in which the backbone acts: its own, or float32 on a processor that multiplies bfloat16 no faster,
@@ -133,8 +157,9 @@ class VLAPolicy:
         return self._text[instructions]
 
 
-def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix) -> ActionChunk:
-    """Real-time chunking: the chunk (B, C, A) in environment units that goes on from `prefix`.
+def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix, features: Features | None = None) -> ActionChunk:
+    """Real-time chunking: the chunk (B, C, A) in environment units that goes on from `prefix`. `features`: what the
+    backbone makes of `inp`, where that is known already.
 
     Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies". A flow head is guided to
     agree with the actions that will have been executed (`vla.model.flow_head.FlowHead`). No other head can take them
@@ -145,11 +170,13 @@ def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix) -> ActionChunk:
     shared = min(vla.chunk_size, prefix.actions.shape[1])
     old[:, :shared] = prefix.actions[:, :shared]
     weight = prefix_weights(prefix.delay, prefix.left, vla.chunk_size)
-    if not isinstance(vla.head, FlowHead):
-        return (1 - weight[..., None]) * vla.predict(inp) + weight[..., None] * old
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(vla):
         proprio = inp.proprio_BP.to(vla.device)
-        latents = vla.condition(vla.encode(inp), proprio)
+        features = vla.encode(inp) if features is None else features
+        if not isinstance(vla.head, FlowHead):
+            fresh = vla.to_actions(vla.act(features, proprio))
+            return (1 - weight[..., None]) * fresh + weight[..., None] * old
+        latents = vla.condition(features, proprio)
         target = torch.from_numpy(vla.processor.normalise_action(old)).to(vla.device)
         action = vla.head(latents.latent_BCD, prefix=(target, torch.from_numpy(weight).to(vla.device)))
         if vla.refiner is not None:
