@@ -98,7 +98,8 @@ class GroundData(Command):
     """Height and width of the pictures, pixels."""
     randomise: tuple[str, ...] = ()
     """Domain randomisation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its patterns, colours, light
-    directions and camera orbits are none of the tests'. Cameras do not shake: labels are where the picture was."""
+    directions and camera orbits are none of the tests'. Cameras do not shake: labels are where the picture was.
+    robosuite's scenes know camera, light, texture, noise and compression; the other axes of a mix leave them alone."""
 
     def run(self) -> None:
         """Render the scenes and write the dataset to `out`."""

@@ -149,6 +149,11 @@ class AdapterWorlds(BaseWorlds):
             for view in self.turned_views:
                 self._turn(i, view)
 
+    def renew_textures(self, i: int, textures: Sequence[int]) -> None:
+        """Draw from what world `i`'s model holds now of these textures."""
+        looks, model, _ = self._scene(i)
+        self._renderer.upload(looks, model, textures)
+
     def _turn(self, i: int, view: int) -> None:
         """Show a view turned by 180 degrees about its axis, and say so in its calibration."""
         self.images[i, view] = self.images[i, view, ::-1, ::-1].copy()
@@ -233,6 +238,13 @@ class TunedRenderer:
             if depth_VHW is not None and buffer is not None:
                 near, far = (plane * model.stat.extent for plane in (model.vis.map.znear, model.vis.map.zfar))
                 depth_VHW[view] = near * far / (near + buffer[::-1].astype(np.float64) * (far - near))
+
+    def upload(self, looks: str, model: mujoco.MjModel, textures: Sequence[int]) -> None:
+        """Send textures of a model again, which may have another size now. Nothing before its first picture."""
+        if looks in self._drawers:
+            self._context.make_current()
+            for texture in textures:
+                mujoco.mjr_uploadTexture(model, self._drawers[looks][0], texture)
 
     def close(self) -> None:
         """Free the GL context. Safe to call twice."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Any
+
 import numpy as np
 
+from envs.adapters.adapter_worlds import AdapterWorlds
 from envs.adapters.robosuite_suites import RobosuiteSuite
 from envs.demos.episode import NOISE_CORRELATION
 from envs.experts.registry import make_expert
 from envs.grounding.scene_sampler import Question, SceneSampler
 from envs.make import worlds_class
+from envs.perturb.borrowed_models import BorrowedLooks
+from envs.perturb.perturbation import Perturbation
+from envs.perturb.sensors import observed
 from envs.sim.render_options import RenderOptions
 from vla.core.types import ActionChunk, ActionSpec
 
@@ -38,18 +45,21 @@ class NoisyExpert:
         return np.clip(chunk, self._low, self._high).astype(np.float32)
 
 
-class RobosuiteSampler(SceneSampler):
-    """Scenes of one robosuite task: moments of episodes, several of each, since its control steps are dear."""
+class PlayedSampler(SceneSampler):
+    """Moments of an expert's episodes, several of each, since control steps of other simulators are dear."""
 
-    centre_m = (0.0, 0.0, 0.8)
+    surfaces: tuple[str, ...]
+    """Bodies that are table, floor and walls: randomised, they have other colours and patterns."""
     _NEW_EPISODE = 0.15
     _STEPS = 9
 
-    def __init__(self, suite: RobosuiteSuite, image_size: int = 84) -> None:
-        self.suite = suite
-        self.worlds = worlds_class(suite)(suite, 1, render=RenderOptions(image_size, calibration=True))
+    def __init__(self, suite: Any, image_size: int = 84, perturb: Perturbation | None = None) -> None:
+        """`perturb`: randomises every scene's look, by the scene's generator."""
+        self.suite, self.perturb = suite, perturb if perturb is not None and perturb.any() else None
+        self.worlds: AdapterWorlds = worlds_class(suite)(suite, 1, render=RenderOptions(image_size, calibration=True))
         self.expert = make_expert(suite.name, 1)
         self._hand: NoisyExpert | None = None
+        self._looks: dict[str, BorrowedLooks] = {}
 
     def restart(self) -> None:
         """See `SceneSampler.restart`."""
@@ -58,25 +68,50 @@ class RobosuiteSampler(SceneSampler):
     def scene(self, rng: np.random.Generator) -> list[Question]:
         """See `SceneSampler.scene`."""
         w = self.worlds
+        w.render_images = False
         if self._hand is None or w.over[0] or rng.random() < self._NEW_EPISODE:
-            w.render_images = False
             w.reset(seeds=[int(rng.integers(w.suite.eval_seed0))])
             self.expert.reset()
             self._hand = NoisyExpert(rng, w.action_spec)
-        w.render_images = False
         for _ in range(rng.integers(1, self._STEPS)):
             if not w.over[0]:
                 w.step_chunk(self._hand(self.expert.act(w.observation())))
         w.render_images = True
-        w._render([0])
+        self._look(rng)
         return self._questions(rng)
+
+    def _look(self, rng: np.random.Generator) -> None:
+        """Take the pictures, randomised if they are to be; `rng`'s own draws stay as they are for plain ones."""
+        w = self.worlds
+        if self.perturb is None:
+            w._render([0])
+            return
+        seed = int(rng.spawn(1)[0].integers(1 << 31))
+        name, model, _ = w._scene(0)
+        if name not in self._looks:
+            self._looks[name] = BorrowedLooks(model, self.surfaces, self.centre_m[2])
+        w.renew_textures(0, self._looks[name].wear(self.perturb, seed))
+        w._render([0])
+        w.images[0] = observed(self.perturb, w.images[0], seed, 0)
+
+    @abstractmethod
+    def _questions(self, rng: np.random.Generator) -> list[Question]:
+        """Four instructions, where the thing is, whether it is held, what is, and what there is."""
+
+
+class RobosuiteSampler(PlayedSampler):
+    """Scenes of one robosuite task."""
+
+    suite: RobosuiteSuite
+    centre_m = (0.0, 0.0, 0.8)
+    surfaces = ("world", "table", "bin1", "bin2")
 
     def grip(self) -> np.ndarray:
         """See `SceneSampler.grip`."""
         return self.worlds.proprio()[0, :3].astype(np.float64)
 
     def _questions(self, rng: np.random.Generator) -> list[Question]:
-        """Four instructions, where the thing is, whether it is held, what is, and what there is."""
+        """See `PlayedSampler._questions`."""
         suite, things = self.suite, self.suite.things
         at, to = suite.named(self.worlds.privileged()[0].astype(np.float64))
         told = [suite.train[k] for k in rng.integers(len(suite.train), size=4)]

@@ -27,6 +27,7 @@ from envs.grounding.expert_scenes import RobosuiteSampler
 from envs.grounding.goal_scenes import GoalSampler
 from envs.grounding.scene_sampler import PosingSampler, Question, SceneSampler
 from envs.make import worlds_class
+from envs.perturb.borrowed_models import borrowed_problem
 from envs.perturb.perturbation import Perturbation
 from envs.registry import load_suite
 from envs.seeds import Stream
@@ -233,17 +234,17 @@ def _scene_sampler(suite: str, image_size: int, perturb: Perturbation | None) ->
         return _PickPlaceSampler(_SUITE, image_size, perturb)
     spec = load_suite(suite)
     if isinstance(spec, RobosuiteSuite):
-        return RobosuiteSampler(spec, image_size)
+        return RobosuiteSampler(spec, image_size, perturb)
     return GoalSampler(spec, image_size, perturb)
 
 
 def _check_suite(name: str, perturb: Perturbation | None) -> None:
     """ValueError unless there is a suite `name` that can be asked about: of tasks that are goals, or of robosuite."""
     suite = load_suite(name)
-    if perturb is not None:
-        worlds_class(suite, perturb)
     if isinstance(suite, RobosuiteSuite):
         worlds_class(suite)  # says what is missing
+        if perturb is not None and (problem := borrowed_problem(perturb, name)):
+            raise ValueError(problem)
     elif not isinstance(suite, Suite) or not SCENES[suite.scene].fixtures:
         raise ValueError(f"suite {name!r} has no goals to ask about; leave it out (pick and place are the default set)")
 
@@ -263,9 +264,11 @@ def generate(
 
     `suites`: of these suites in turn, which have goals (`envs.grounding.goal_scenes`) or are robosuite's
     (`envs.grounding.expert_scenes`); a name given twice has twice the share. None: shapes and plates. `perturb`
-    randomises looks, sensors and layouts of the tabletop's; the pictures are `image_size` pixels square. ValueError for
-    any other suite, and for a shaking camera: its pictures are not where the labels are.
+    randomises looks and sensors, and the layouts of the tabletop's; the pictures are `image_size` pixels square.
+    ValueError for any other suite, and for a shaking camera: its pictures are not where the labels are.
     """
+    if perturb is not None and (problem := perturb.problem()):
+        raise ValueError(problem)
     if perturb is not None and perturb.on("motion"):
         raise ValueError("the axis motion moves pictures away from their labels: set motion=0")
     for name in suites:

@@ -66,9 +66,9 @@ def model_fields(
     train = perturbation.draws == "train"
     rng = lambda axis, *more: axis_rng(seed, axis, *more)  # noqa: E731
     if perturbation.on("camera"):
-        found |= _cameras(model, perturbation.severity("camera", seed), rng("camera"), train=train)
+        found |= cameras(model, perturbation.severity("camera", seed), rng("camera"), train=train)
     if perturbation.on("light"):
-        found |= _lights(model, perturbation.severity("light", seed), rng("light"), train=train)
+        found |= lights(model, perturbation.severity("light", seed), rng("light"), train=train)
     if perturbation.on("shadows"):
         directions = found.get("light_dir", model.light_dir)
         found |= _shadows(directions, perturbation.severity("shadows", seed), rng("shadows"))
@@ -107,7 +107,10 @@ def camera_draw(rng: np.random.Generator, *, train: bool) -> tuple[NDArray[np.fl
     return share, axis
 
 
-def _cameras(model: mujoco.MjModel, s: float, rng: np.random.Generator, *, train: bool) -> dict[str, NDArray]:
+def cameras(
+    model: mujoco.MjModel, s: float, rng: np.random.Generator, *, train: bool, table_z_m: float = 0.0
+) -> dict[str, NDArray]:
+    """The cameras' fields at severity `s`; the table that they look at is `table_z_m` high."""
     pos, quat, fovy = model.cam_pos.copy(), model.cam_quat.copy(), model.cam_fovy.copy()
     for camera in range(model.ncam):
         # Drawn alike for every camera, so that one camera's kind does not change another's numbers.
@@ -120,7 +123,7 @@ def _cameras(model: mujoco.MjModel, s: float, rng: np.random.Generator, *, train
         rotation = matrix.reshape(3, 3)
         if model.cam_bodyid[camera] == 0:  # fixed in the world: around the point of the table that it looks at
             ahead = -rotation[:, 2]
-            pivot = pos[camera] - ahead * pos[camera, 2] / min(ahead[2], -0.1)
+            pivot = pos[camera] - ahead * (pos[camera, 2] - table_z_m) / min(ahead[2], -0.1)
             turn = _turn(np.array([0.0, 0.0, 1.0]), a * _ORBIT_RAD) @ _turn(rotation[:, 0], b * _TILT_RAD)
             pos[camera] = pivot + (1.0 + c * _DISTANCE) * turn @ (pos[camera] - pivot)
         else:
@@ -143,7 +146,8 @@ def light_draw(rng: np.random.Generator, *, train: bool) -> tuple[float, float]:
     return azimuth, rng.uniform(1.02, _BEYOND) if rng.uniform() < 0.4 else rng.uniform(0.0, _QUIET)
 
 
-def _lights(model: mujoco.MjModel, s: float, rng: np.random.Generator, *, train: bool) -> dict[str, NDArray]:
+def lights(model: mujoco.MjModel, s: float, rng: np.random.Generator, *, train: bool) -> dict[str, NDArray]:
+    """The lights' fields at severity `s`."""
     direction, diffuse = model.light_dir.copy(), model.light_diffuse.copy()
     for light in range(model.nlight):
         azimuth, share = light_draw(rng, train=train)
@@ -179,7 +183,7 @@ def _surfaces(
     pattern, chance = PATTERNS[rng.integers(len(PATTERNS))], rng.uniform()
     if chance < s:
         material[table] = _material(model, pattern)
-    _shift_hues(model, rgba, s, rng)
+    shift_hues(things(model), rgba, s, rng)
     return {"geom_rgba": rgba, "geom_matid": material}
 
 
@@ -189,14 +193,20 @@ def _trained_surfaces(
     """Table and floor each keep their colour or have another, and have a pattern of training or none."""
     rgba, material = geom_rgba.copy(), model.geom_matid.copy()
     for geom in np.flatnonzero(model.geom_bodyid == 0):
-        colour, pattern = surface_colour(rng, train=True), TRAINING[rng.integers(len(TRAINING))]
-        coloured, patterned = rng.uniform(size=2) < s * np.array([0.8, 0.6])
-        if coloured:
+        colour, pattern = surface_draw(s, rng)
+        if colour is not None:
             rgba[geom, :3] = colour
-        if patterned:
+        if pattern is not None:
             material[geom] = _material(model, pattern)
-    _shift_hues(model, rgba, s, rng)
+    shift_hues(things(model), rgba, s, rng)
     return {"geom_rgba": rgba, "geom_matid": material}
+
+
+def surface_draw(s: float, rng: np.random.Generator) -> tuple[NDArray[np.float64] | None, str | None]:
+    """RGB (3,) and pattern that a surface has in training at severity `s`; None where it keeps its own."""
+    colour, pattern = surface_colour(rng, train=True), TRAINING[rng.integers(len(TRAINING))]
+    coloured, patterned = rng.uniform(size=2) < s * np.array([0.8, 0.6])
+    return colour if coloured else None, pattern if patterned else None
 
 
 def surface_colour(rng: np.random.Generator, *, train: bool) -> NDArray[np.float64]:
@@ -230,9 +240,9 @@ def _material(model: mujoco.MjModel, name: str) -> int:
     return mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_MATERIAL, f"pattern_{name}")
 
 
-def _shift_hues(model: mujoco.MjModel, rgba: NDArray[np.float32], s: float, rng: np.random.Generator) -> None:
-    """Change hue and brightness of all things on the table alike, within the names of their colours; in place."""
+def shift_hues(geoms: NDArray[np.int64], rgba: NDArray[np.float32], s: float, rng: np.random.Generator) -> None:
+    """Change hue and brightness of `geoms` alike, within the names of their colours; `rgba` (ngeom, 4) in place."""
     hue, value = s * _HUE * rng.uniform(-1, 1), 1.0 + s * _VALUE * rng.uniform(-1, 0.5)
-    for geom in things(model) if s > 0 else ():
+    for geom in geoms if s > 0 else ():
         h, saturation, v = colorsys.rgb_to_hsv(*rgba[geom, :3].tolist())
         rgba[geom, :3] = colorsys.hsv_to_rgb((h + hue) % 1.0, saturation, min(1.0, v * value))
