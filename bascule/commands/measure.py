@@ -179,11 +179,12 @@ class Bench(Command):
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run an experiment over several arms and seeds: ablation, latency, rl, robustness."""
+    """Run an experiment over several arms and seeds: ablation, latency, rl, robustness, words."""
 
     name: Positional[str]
     """ablation: variants of bridge attention; latency: delayed answers of the policy; rl: variants of online RL;
-    robustness: perturbed environments."""
+    robustness: perturbed environments; words: sentences that no training text has, and such that name nothing in
+    sight."""
     out: Path = Path("runs/experiment")
     """Folder for the finished runs; repeating the command continues there."""
     json: Path | None = None
@@ -191,11 +192,11 @@ class Experiment(Command):
     arms: tuple[str, ...] | None = None
     """The variants to compare. Default: the experiment's own."""
     policy: tuple[Path, ...] | None = None
-    """latency, robustness: checkpoints to evaluate."""
+    """latency, robustness, words: checkpoints to evaluate."""
     conditions: tuple[str, ...] | None = None
     """latency: the delays; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
     suite: str | None = None
-    """latency, robustness: the suite to evaluate in."""
+    """latency, robustness, words: the suite to evaluate in."""
     seeds: tuple[int, ...] | None = None
     """ablation, rl: seeds of the training runs; each has demonstrations of its own."""
     seed0: int | None = None
@@ -237,7 +238,7 @@ class Experiment(Command):
         result |= provenance()
         more = result.pop("columns")
         rows = [
-            (arm, format_rate(counts), *(counts.get(name, "") for name in more))
+            (arm, format_rate(counts), *(_cell(counts, name) for name in more))
             for arm, counts in result["arms"].items()
         ]
         title = f"{self.name}, seeds {', '.join(map(str, result['seeds']))}"
@@ -262,9 +263,20 @@ class Experiment(Command):
         if self.suite is not None:
             load_suite(self.suite)
         for policy in self.policy or ():
-            if self.name != "robustness" or str(policy) not in AGENTS:
-                checkpoint(policy, AGENTS if self.name == "robustness" else ())
+            agents = AGENTS if self.name in ("robustness", "words") else ()
+            if str(policy) not in agents:
+                checkpoint(policy, agents)
 
     def kept(self) -> str:
         """Finished runs are kept after Ctrl-C."""
         return f"finished runs stay in {self.out}; the same command continues"
+
+
+def _cell(counts: dict[str, Any], column: str) -> Any:
+    """A column of an arm: a count that has an interval as a rate, everything else as it is."""
+    from vla.runtime.console import format_rate
+
+    interval = counts.get(f"{column}_wilson95")
+    if interval is None:
+        return counts.get(column, "")
+    return format_rate({"successes": counts[column], "episodes": counts["episodes"], "wilson95": interval})

@@ -9,11 +9,13 @@ from bascule.experiments.ablation import AblationConfig, ablation
 from bascule.experiments.latency import LatencyConfig, latency
 from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness import RobustnessConfig, robustness
+from bascule.experiments.words import WordsConfig, words
 
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "ablation": (AblationConfig, ablation),
     "latency": (LatencyConfig, latency),
     "rl": (RLConfig, rl),
     "robustness": (RobustnessConfig, robustness),
+    "words": (WordsConfig, words),
 }
 """By name: its configuration, and what runs it."""

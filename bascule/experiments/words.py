@@ -1,0 +1,153 @@
+"""`vla experiment words`: success of trained policies when people say it otherwise, and what they do when nothing that
+is said is in sight.
+
+May import every package. Every policy hears the same sentences in the same scenes, and every cell is kept in OUT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept
+from bascule.experiments.spoken import NOTHING, TARGET, Heard, Listener, SpokenEnv
+from bascule.experiments.unseen import FILE, Scene, Unseen, load_unseen
+from vla.core.statistics import wilson95
+
+if TYPE_CHECKING:
+    from envs.tabletop.episodes import Episode
+
+PLAIN, UNSEEN, ABSENT = "plain", "unseen", "nothing in sight, left alone"
+"""Parts: the suite's own phrasings; the sentences about the target; those about nothing in the scene."""
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """Sentences that no training text has."""
+
+    policy: tuple[Path, ...] = ()
+    """Checkpoints, or expert, zero, random, blind."""
+    suite: str = "tabletop-pick"
+    episodes: int = 400
+    """Of the sentences about the target, each of them in equally many."""
+    num_envs: int = 48
+    workers: int = 2
+    sentences: Path = FILE
+
+
+def words(config: WordsConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
+    """k/n with its interval, wrong objects and holds of every policy and part, in all and by group of sentences, and by
+    sentence under "sentences". Where nothing named is in sight, k counts the episodes in which nothing was lifted.
+
+    ValueError without a policy, for a suite of other tasks than picking, and for a number of episodes that the
+    sentences do not divide."""
+    if not config.policy:
+        raise ValueError("vla experiment words needs a policy: --policy CHECKPOINT (or expert, zero, random)")
+    parts = _said(config, load_unseen(config.sentences))
+    started, arms, sentences = time.monotonic(), {}, {}
+    cells = [(str(policy), part) for policy in config.policy for part in parts]
+    for policy, part in in_turn(cells, lambda cell: f"{Path(cell[0]).name}, {cell[1]}", on_progress):
+        said = "\n".join(one.instruction for one in parts[part])
+        asked = {"suite": config.suite, "policy": policy, "said": hashlib.sha256(said.encode()).hexdigest()[:16]}
+        file = out / f"{Path(policy).name}-{part.replace(', ', '-').replace(' ', '-')}.json"
+        row = kept(file, asked, partial(_played, config, policy, parts[part]))
+        heard = [Heard(**one) for one in row["played"]]
+        prefix = f"{Path(policy).name}: " if len(config.policy) > 1 else ""
+        arms |= {prefix + arm: counts for arm, counts in rows_of(part, heard).items()}
+        if part != PLAIN:
+            sentences |= {prefix + sentence: counts for sentence, counts in _by("sentence", part, heard).items()}
+    holds = ["held"] if any("held" in row for row in arms.values()) else []
+    return {
+        "experiment": "words",
+        "seeds": [0],
+        "arms": arms,
+        "sentences": sentences,
+        "columns": ["wrong_object", *holds],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _said(config: WordsConfig, unseen: Unseen) -> dict[str, list[Heard]]:
+    """Every part's episodes, yet to be played. Scene k of all parts is the same."""
+    from envs.registry import load_suite
+    from envs.tabletop.episodes import sample_episode
+    from envs.tabletop.scene import SCENES
+    from envs.tabletop.suites import Suite
+
+    suite = load_suite(config.suite)
+    if not isinstance(suite, Suite) or suite.tasks != ("pick",):
+        raise ValueError(f"the unseen sentences ask to pick things up: --suite tabletop-pick, not {config.suite}")
+    total = sum(map(len, unseen.present.values()))
+    if config.episodes % total:
+        raise ValueError(f"--episodes must be a multiple of {total}, the number of sentences, got {config.episodes}")
+    scene = SCENES[suite.scene]
+    draw = partial(sample_episode, suite, scene)
+    plain = [draw(suite.eval_seed0 + k) for k in range(config.episodes)]
+    parts = {PLAIN: [Heard(one.seed, PLAIN, one.template, one.instruction) for one in plain]}
+    for part, groups in ((UNSEEN, unseen.present), (ABSENT, unseen.absent)):
+        pairs = [(group, sentence) for group, texts in groups.items() for sentence in texts]
+        parts[part] = []
+        for k in range(len(pairs) * (config.episodes // total)):
+            repeat, place = divmod(k, len(pairs))
+            group, sentence = pairs[place]
+            episode = draw(suite.eval_seed0 + k)
+            # the place is added so that a group's sentences do not all draw the same synonym
+            said = unseen.fill(sentence, _scene(episode, scene.objects), repeat + place)
+            parts[part].append(Heard(episode.seed, group, sentence, said))
+    return parts
+
+
+def _scene(episode: Episode, kinds: Sequence[str]) -> Scene:
+    return Scene(episode.colors, tuple(kinds[slot] for slot in episode.slots), episode.slots.index(episode.target))
+
+
+def _played(config: WordsConfig, policy: str, heard: Sequence[Heard]) -> Row:
+    """The episodes of one part, played."""
+    from bascule.agents import resolve_policy
+    from envs.evaluation.evaluate import evaluate
+
+    heard = [replace(one) for one in heard]
+    # no spare environments, which would play the first episode once more
+    few = replace(config, episodes=len(heard), num_envs=min(config.num_envs, len(heard)))
+    with evaluation_scenes(few) as (env, seeds):
+        spoken = SpokenEnv(env, heard)
+        agent = Listener(resolve_policy(policy, env, config.suite), spoken)
+        evaluate(agent, spoken, seeds, name=policy, suite=config.suite)
+    return {"played": [asdict(one) for one in heard]}
+
+
+def rows_of(part: str, heard: Sequence[Heard]) -> dict[str, Row]:
+    """The arms of one part, in all and by group; of a policy with a confidence also for a robot that holds."""
+    arms = {part: _counts(part, heard)}
+    if any(one.held is not None for one in heard):
+        arms[f"{part}, holding"] = _counts(part, [replace(one, lifted=NOTHING) if one.held else one for one in heard])
+    if part != PLAIN:
+        arms |= {f"{part}: {group}": row for group, row in _by("group", part, heard).items()}
+    return arms
+
+
+def _by(field: str, part: str, heard: Sequence[Heard]) -> dict[str, Row]:
+    groups: dict[str, list[Heard]] = {}
+    for one in heard:
+        groups.setdefault(getattr(one, field), []).append(one)
+    return {name: _counts(part, ones) for name, ones in groups.items()}
+
+
+def _counts(part: str, heard: Sequence[Heard]) -> Row:
+    """k of n episodes in which what was due was lifted (the target; of an absent thing, nothing), those in which
+    another object was, and those that the policy's confidence would have held."""
+    from envs.evaluation.evaluate import Count
+
+    due, n = NOTHING if part == ABSENT else TARGET, len(heard)
+    row = Count(sum(one.lifted == due for one in heard), n).to_dict()
+    held = [one.held for one in heard if one.held is not None]
+    marks = {"wrong_object": sum(one.lifted not in (due, NOTHING) for one in heard)}
+    marks |= {"held": sum(held)} if held else {}
+    for name, k in marks.items():
+        row |= {name: k, f"{name}_rate": k / n, f"{name}_wilson95": list(wilson95(k, n))}
+    return row

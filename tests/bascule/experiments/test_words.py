@@ -1,0 +1,187 @@
+"""`vla experiment words`, with a policy that listens to plain colours only and lifts the object of the colour it hears."""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from bascule import agents
+from bascule.experiments.words import WordsConfig, words
+from bascule.main import main
+from bascule.report.runs import rows_of
+from envs.backends.cpu_worlds import TabletopWorlds
+from envs.experts.registry import make_expert
+from envs.registry import load_suite
+from envs.tabletop.episode_source import EpisodeSource
+from envs.tabletop.goals import Goal, GoalKind
+from envs.tabletop.scene import COLORS
+from vla.core.types import PolicySpec
+
+SUITE = load_suite("tabletop-pick")
+SENTENCES = """
+common = ["the"]
+[color_synonyms]
+red = ["crimson"]
+green = ["jade"]
+blue = ["cobalt"]
+yellow = ["canary"]
+purple = ["violet"]
+[thing_synonyms]
+cube = ["die"]
+can = ["tin"]
+brick = ["slab"]
+[color_typos]
+red = ["redd"]
+green = ["gren"]
+blue = ["bleu"]
+yellow = ["yelow"]
+purple = ["purpel"]
+[thing_typos]
+cube = ["cueb"]
+can = ["cann"]
+brick = ["brik"]
+[present]
+heard = ["the {color} {thing} please", "{color}"]
+misheard = ["not the {other_color} one but its neighbour"]
+unheard = ["the {color_synonym} {thing_synonym}"]
+[absent]
+there_is_another = ["the {other_color} {thing}"]
+there_is_none = ["the {absent_color} {thing}", "how are you?"]
+"""
+PRESENT, ABSENT = 4, 3
+
+
+class Lifting(EpisodeSource):
+    """The suite's episodes, in which the object of a colour is to be lifted."""
+
+    color = ""
+
+    def sample(self, seed, task=None):
+        episode = super().sample(seed, task)
+        slot = episode.slots[episode.colors.index(self.color)]
+        return replace(episode, target=slot, goals=(Goal(GoalKind.LIFT, slot),))
+
+
+def actions_for(seed, color):
+    """(T, A) actions of the scripted expert that lift the object of this colour in the scene of `seed`."""
+    worlds = TabletopWorlds(SUITE, 1, source=Lifting)
+    worlds.source.color = color
+    worlds.render_images = False
+    worlds.reset(seeds=[seed])
+    expert, actions = make_expert("tabletop-pick", 1), []
+    while not worlds.over[0]:
+        chunk = expert.act(worlds.observation())
+        actions.append(chunk[0, 0])
+        worlds.step_chunk(chunk)
+    return np.stack([*actions, actions[-1]])
+
+
+@dataclass(frozen=True)
+class Calibrated(PolicySpec):
+    grounding_threshold: float | None = 0.5
+
+
+class Listening:
+    """One environment's policy: lifts the object whose colour it hears, and does nothing if there is none."""
+
+    def __init__(self, spec, confident=True):
+        self.spec = Calibrated(spec, 1) if confident else PolicySpec(spec, 1)
+        self.confident, self.confidence = confident, None
+        self.seed, self.step = SUITE.eval_seed0 - 1, 0
+
+    def reset(self, env_ids=None):
+        self.seed, self.step, self.actions = self.seed + 1, 0, None
+
+    def act(self, obs, *, prefix=None):
+        if self.actions is None:
+            episode = EpisodeSource(SUITE).sample(self.seed)
+            color = next((name for name in obs.instruction[0].split() if name in COLORS), None)
+            known = color in episode.colors
+            self.actions = actions_for(self.seed, color) if known else np.zeros((1, self.spec.action_spec.dim))
+            self.sure = 0.9 if known else 0.1
+        if self.confident:  # once the arm is there, nothing is in sight any more: the first picture counts
+            self.confidence = np.float32([self.sure if self.step == 0 else 0.0])
+        action = self.actions[min(self.step, len(self.actions) - 1)]
+        self.step += 1
+        return action[None, None].astype(np.float32)
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    file = tmp_path / "sentences.toml"
+    file.write_text(SENTENCES)
+    return file
+
+
+def played(monkeypatch, out, sentences, confident):
+    monkeypatch.setattr(agents, "resolve_policy", lambda name, env, suite: Listening(env.action_spec, confident))
+    config = WordsConfig((out / "policy",), episodes=PRESENT, num_envs=1, workers=1, sentences=sentences)
+    return words(config, out)
+
+
+def test_right_wrong_and_no_objects_are_told_apart(monkeypatch, tmp_path, sentences):
+    result = played(monkeypatch, tmp_path, sentences, confident=False)
+    found = {name: (row["successes"], row["wrong_object"], row["episodes"]) for name, row in result["arms"].items()}
+    assert found == {
+        "plain": (4, 0, 4),
+        "unseen": (2, 1, 4),
+        "unseen: heard": (2, 0, 2),
+        "unseen: misheard": (0, 1, 1),
+        "unseen: unheard": (0, 0, 1),
+        "nothing in sight, left alone": (2, 1, 3),
+        "nothing in sight, left alone: there_is_another": (0, 1, 1),
+        "nothing in sight, left alone: there_is_none": (2, 0, 2),
+    }
+    assert result["columns"] == ["wrong_object"]
+    unseen = result["arms"]["unseen"]
+    assert unseen["wrong_object_rate"] == 0.25 and unseen["wrong_object_wilson95"] == pytest.approx(
+        [0.0456, 0.6994], abs=1e-4
+    )
+    assert result["sentences"]["{color}"]["successes"] == 1 and len(result["sentences"]) == PRESENT + ABSENT
+
+
+def test_a_confidence_holds_what_is_not_in_sight(monkeypatch, tmp_path, sentences):
+    result = played(monkeypatch, tmp_path, sentences, confident=True)
+    arms = result["arms"]
+    assert {name: arms[name]["held"] for name in ("plain", "unseen", "nothing in sight, left alone")} == {
+        "plain": 0, "unseen": 1, "nothing in sight, left alone": 2,
+    }  # fmt: skip
+    assert arms["unseen, holding"]["successes"] == 2 and arms["unseen: unheard"]["held_rate"] == 1.0
+    assert result["columns"] == ["wrong_object", "held"]
+
+
+def test_episodes_are_kept_and_other_sentences_are_other_results(monkeypatch, tmp_path, sentences):
+    first = played(monkeypatch, tmp_path, sentences, confident=False)
+    file = tmp_path / "policy-unseen.json"
+    kept = json.loads(file.read_text())
+    kept["played"][3]["lifted"] = "target"
+    file.write_text(json.dumps(kept))
+    again = played(monkeypatch, tmp_path, sentences, confident=False)
+    assert again["arms"]["unseen"]["successes"] == first["arms"]["unseen"]["successes"] + 1
+    sentences.write_text(SENTENCES.replace("please", "thanks"))
+    with pytest.raises(ValueError, match="another --out"):
+        played(monkeypatch, tmp_path, sentences, confident=False)
+
+
+def test_a_result_becomes_a_claim(monkeypatch, tmp_path, sentences):
+    result = played(monkeypatch, tmp_path, sentences, confident=True)
+    counts, figures = rows_of(tmp_path / "result.json", result)
+    assert ("unseen", 2, 4) in [(row.arm, row.k, row.n) for row in counts]
+    assert ("wrong object rate", 0.25, "unseen") in [(row.name, row.value, row.arm) for row in figures]
+
+
+def test_mistakes_are_one_line(tmp_path, capsys, sentences):
+    sentences.write_text(SENTENCES.replace('"{color}"', '"the {color} {thing} please"'))
+    with pytest.raises(ValueError, match="sentences.toml: 'the .color. .thing. please' is there twice"):
+        words(WordsConfig((tmp_path,), sentences=sentences), tmp_path)
+    for wrong, message in (
+        ([], "--policy"),
+        (["--policy", "expert", "--episodes", "100"], "multiple of 80"),
+        (["--policy", "expert", "--suite", "tabletop-ten"], "--suite tabletop-pick"),
+        (["--policy", "expert", "--arms", "plain"], "no --arms"),
+        (["--policy", "exprt"], "exprt"),
+    ):
+        assert main(["experiment", "words", *wrong, "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
