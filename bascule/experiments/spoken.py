@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vla.core.grounding import confidence_of
 from vla.core.types import ActionChunk, Observation, Policy, Prefix, StepResult, VecEnv
 
 TARGET, OTHER, NOTHING = "target", "other", "nothing"
@@ -93,10 +95,9 @@ class Listener:
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """See `vla.core.types.Policy.act`."""
         chunk = self.policy.act(obs) if prefix is None else self.policy.act(obs, prefix=prefix)
-        confidence = getattr(self.policy, "confidence", None)
-        threshold = getattr(self.spec, "grounding_threshold", None)
+        confidence, threshold = confidence_of(self.policy), self.spec.grounding_threshold
         if confidence is not None and threshold is not None:
             for heard, sure in zip(self.env.playing, confidence.tolist(), strict=True):
-                if heard is not None and heard.held is None:
+                if heard is not None and heard.held is None and not math.isnan(sure):
                     heard.held = sure < threshold
         return chunk

@@ -1,7 +1,10 @@
-"""`vla experiment words`, with a policy that listens to plain colours only and lifts the object of the colour it hears."""
+"""`vla experiment words`, with a policy that knows the plain colours and lifts the object of the one it hears."""
 
 import json
-from dataclasses import dataclass, replace
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +53,7 @@ there_is_another = ["the {other_color} {thing}"]
 there_is_none = ["the {absent_color} {thing}", "how are you?"]
 """
 PRESENT, ABSENT = 4, 3
+CHUNK = 8
 
 
 class Lifting(EpisodeSource):
@@ -63,11 +67,18 @@ class Lifting(EpisodeSource):
         return replace(episode, target=slot, goals=(Goal(GoalKind.LIFT, slot),))
 
 
+@cache
+def lifting_worlds():
+    worlds = TabletopWorlds(SUITE, 1, source=Lifting)
+    worlds.render_images = False
+    return worlds
+
+
+@cache
 def actions_for(seed, color):
     """(T, A) actions of the scripted expert that lift the object of this colour in the scene of `seed`."""
-    worlds = TabletopWorlds(SUITE, 1, source=Lifting)
+    worlds = lifting_worlds()
     worlds.source.color = color
-    worlds.render_images = False
     worlds.reset(seeds=[seed])
     expert, actions = make_expert("tabletop-pick", 1), []
     while not worlds.over[0]:
@@ -77,16 +88,11 @@ def actions_for(seed, color):
     return np.stack([*actions, actions[-1]])
 
 
-@dataclass(frozen=True)
-class Calibrated(PolicySpec):
-    grounding_threshold: float | None = 0.5
-
-
 class Listening:
     """One environment's policy: lifts the object whose colour it hears, and does nothing if there is none."""
 
     def __init__(self, spec, confident=True):
-        self.spec = Calibrated(spec, 1) if confident else PolicySpec(spec, 1)
+        self.spec = PolicySpec(spec, CHUNK, grounding_threshold=0.5 if confident else None)
         self.confident, self.confidence = confident, None
         self.seed, self.step = SUITE.eval_seed0 - 1, 0
 
@@ -102,9 +108,9 @@ class Listening:
             self.sure = 0.9 if known else 0.1
         if self.confident:  # once the arm is there, nothing is in sight any more: the first picture counts
             self.confidence = np.float32([self.sure if self.step == 0 else 0.0])
-        action = self.actions[min(self.step, len(self.actions) - 1)]
-        self.step += 1
-        return action[None, None].astype(np.float32)
+        rows = np.minimum(np.arange(self.step, self.step + CHUNK), len(self.actions) - 1)
+        self.step += CHUNK
+        return self.actions[None, rows].astype(np.float32)
 
 
 @pytest.fixture
@@ -114,14 +120,26 @@ def sentences(tmp_path):
     return file
 
 
-def played(monkeypatch, out, sentences, confident):
-    monkeypatch.setattr(agents, "resolve_policy", lambda name, env, suite: Listening(env.action_spec, confident))
-    config = WordsConfig((out / "policy",), episodes=PRESENT, num_envs=1, workers=1, sentences=sentences)
-    return words(config, out)
+def played(out, sentences, confident):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents, "resolve_policy", lambda name, env, suite: Listening(env.action_spec, confident))
+        config = WordsConfig((Path("policy"),), episodes=PRESENT, num_envs=1, workers=1, sentences=sentences)
+        return words(config, out)
 
 
-def test_right_wrong_and_no_objects_are_told_apart(monkeypatch, tmp_path, sentences):
-    result = played(monkeypatch, tmp_path, sentences, confident=False)
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of a policy without a confidence and of one with it: the folder and the result."""
+    found = {}
+    for confident in (False, True):
+        out = tmp_path_factory.mktemp("words")
+        (out / "sentences.toml").write_text(SENTENCES)
+        found[confident] = out, played(out, out / "sentences.toml", confident)
+    return found
+
+
+def test_right_wrong_and_no_objects_are_told_apart(results):
+    _, result = results[False]
     found = {name: (row["successes"], row["wrong_object"], row["episodes"]) for name, row in result["arms"].items()}
     assert found == {
         "plain": (4, 0, 4),
@@ -141,8 +159,8 @@ def test_right_wrong_and_no_objects_are_told_apart(monkeypatch, tmp_path, senten
     assert result["sentences"]["{color}"]["successes"] == 1 and len(result["sentences"]) == PRESENT + ABSENT
 
 
-def test_a_confidence_holds_what_is_not_in_sight(monkeypatch, tmp_path, sentences):
-    result = played(monkeypatch, tmp_path, sentences, confident=True)
+def test_a_confidence_holds_what_is_not_in_sight(results):
+    _, result = results[True]
     arms = result["arms"]
     assert {name: arms[name]["held"] for name in ("plain", "unseen", "nothing in sight, left alone")} == {
         "plain": 0, "unseen": 1, "nothing in sight, left alone": 2,
@@ -151,22 +169,23 @@ def test_a_confidence_holds_what_is_not_in_sight(monkeypatch, tmp_path, sentence
     assert result["columns"] == ["wrong_object", "held"]
 
 
-def test_episodes_are_kept_and_other_sentences_are_other_results(monkeypatch, tmp_path, sentences):
-    first = played(monkeypatch, tmp_path, sentences, confident=False)
-    file = tmp_path / "policy-unseen.json"
+def test_episodes_are_kept_and_other_sentences_are_other_results(results, tmp_path):
+    folder, first = results[False]
+    out = Path(shutil.copytree(folder, tmp_path / "out"))
+    file, sentences = out / "policy-unseen.json", out / "sentences.toml"
     kept = json.loads(file.read_text())
     kept["played"][3]["lifted"] = "target"
     file.write_text(json.dumps(kept))
-    again = played(monkeypatch, tmp_path, sentences, confident=False)
+    again = played(out, sentences, confident=False)
     assert again["arms"]["unseen"]["successes"] == first["arms"]["unseen"]["successes"] + 1
     sentences.write_text(SENTENCES.replace("please", "thanks"))
     with pytest.raises(ValueError, match="another --out"):
-        played(monkeypatch, tmp_path, sentences, confident=False)
+        played(out, sentences, confident=False)
 
 
-def test_a_result_becomes_a_claim(monkeypatch, tmp_path, sentences):
-    result = played(monkeypatch, tmp_path, sentences, confident=True)
-    counts, figures = rows_of(tmp_path / "result.json", result)
+def test_a_result_becomes_a_claim(results):
+    folder, result = results[True]
+    counts, figures = rows_of(folder / "result.json", result)
     assert ("unseen", 2, 4) in [(row.arm, row.k, row.n) for row in counts]
     assert ("wrong object rate", 0.25, "unseen") in [(row.name, row.value, row.arm) for row in figures]
 
