@@ -18,7 +18,7 @@ MAX_FILES = 12
 """Most files of a folder, its `__init__.py` not counted."""
 
 ORDER = {
-    "vla": ("core", "runtime", "processing", "backbones", "model", "data", "training"),
+    "vla": ("core", "runtime", "processing", "language", "backbones", "model", "data", "training"),
     "envs": (
         "seeds", "tabletop", "perturb", "sim", "adapters", "registry", "backends", "make", "experts", "demos",
         "grounding", "evaluation", "gym_env",
@@ -36,7 +36,7 @@ ORDER = {
 its files: in functions and for type checkers, too. A part that is not named here fails the test."""
 BELOW = {
     "vla": (),
-    "envs": ("vla.core", "vla.runtime"),
+    "envs": ("vla.core", "vla.runtime", "vla.language"),
     "policies": ("vla",),
     "rl": ("vla", "envs"),
     "bascule": ("vla", "envs", "policies", "rl"),

@@ -92,7 +92,7 @@ class Pretrain(Command):
     lr: float | None = None
     """Default: 1.2e-3 from random weights, 7e-4 from `initial`."""
     questions: int | None = None
-    """Number of a scene's five questions that name something to use at each step. Default: 3."""
+    """Number of a scene's five questions that name something to use at each step. Default: 3; small: all."""
     stem: Literal["imagenet", "random"] = "imagenet"
     """small: the convolutions' first weights. imagenet: those of MobileNetV2 (needs the extra stem)."""
     image_size: int = 96
@@ -113,8 +113,12 @@ class Pretrain(Command):
         refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=self.resume)
         for folder in self.data:
             require_grounding_set(folder)
+        import torch
+
         from vla.runtime.console import progress, table
         from vla.runtime.console import stdout as results
+        from vla.runtime.devices import bfloat16_is_fast
+        from vla.training.grounding_set import POINT_QUESTIONS
         from vla.training.pretrain import PretrainConfig, pretrain
 
         config = PretrainConfig(only_pointer=self.only_pointer)
@@ -125,7 +129,12 @@ class Pretrain(Command):
             points_per_scene=self.questions,
         )  # fmt: skip
         config = replace(config, **changes)
-        initial = self._new_small() if self.kind == "small" and self.initial is None else self.initial
+        initial = self.initial
+        if self.kind == "small":
+            questions = self.questions or POINT_QUESTIONS
+            half = bfloat16_is_fast(torch.device("cpu"))
+            config = replace(config, half=half, paraphrase=True, points_per_scene=questions)
+            initial = initial or self._new_small()
         with progress("pre-training", self.steps, unit="steps") as update:
             figures = pretrain(
                 config,

@@ -104,20 +104,25 @@ def scene_loss(
     rows = np.sort(rows)
     index = torch.from_numpy(rows)
     draw = lambda count: rng.permuted(np.tile(np.arange(count), (len(rows), 1)), axis=1)  # noqa: E731
-    pick_p = torch.from_numpy(draw(POINT_QUESTIONS)[:, :kp])
-    pick_a = torch.from_numpy(draw(data.answers.shape[1])[:, :ka])
-    prompts = data.prompts[index[:, None], pick_p]
-    answers, labels = data.answers[index[:, None], pick_a], data.labels[index[:, None], pick_a]
+    asked, answered = draw(POINT_QUESTIONS)[:, :kp], draw(data.answers.shape[1])[:, :ka]
+    pick_p, pick_a = torch.from_numpy(asked), torch.from_numpy(answered)
+    points = data.points[index[:, None], pick_p]
+    if config.paraphrase:
+        prompts, answers, labels, nothing = data.spoken(rows, asked, answered, rng, config.absent)
+        points = without_what_is_named(points, nothing)
+    else:
+        prompts = data.prompts[index[:, None], pick_p]
+        answers, labels = data.answers[index[:, None], pick_a], data.labels[index[:, None], pick_a]
     device = backbone.queries.device
     prompts, answers, labels = prompts.to(device), answers.to(device), labels.to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.half):
         pixels = backbone.normalise(torch.from_numpy(data.images[rows]).to(device))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not config.only_pointer):
             seen = backbone.look(pixels)
             hidden, n = pack(backbone, seen.tokens, prompts, answers)
         tp = prompts.shape[2]
         patches, queries = state_hidden(hidden[-1], n, kp, tp, q)
-        points = data.points[index[:, None], pick_p].flatten(0, 1).to(device)
+        points = points.flatten(0, 1).to(device)
         grip = data.grip[index].repeat_interleave(kp, 0).to(device)
         loss, info = pointing_loss(
             backbone, reader, seen.fine, patches, queries, points, grip, config.heatmap_weight, config.reader_weight
@@ -130,8 +135,38 @@ def scene_loss(
     return total, {
         "loss": total.item(),
         "answer_loss": answer_loss.item(),
-        "miss_mm": info["miss_mm"].median().item(),
+        "miss_mm": info["miss_mm"].nanmedian().item(),
     }
+
+
+def without_what_is_named(points: Tensor, nothing: Tensor) -> Tensor:
+    """Labels (..., 2, E) of questions of which those in `nothing` (...) name what no view sees and no place has."""
+    gone = torch.full_like(points[..., :1, :], torch.nan).repeat_interleave(2, -2)
+    gone[..., 0, 3:] = 0.0
+    return torch.where(nothing[..., None, None], gone, points)
+
+
+@torch.no_grad()
+def grounding_confidence(
+    backbone: Backbone, data: GroundingSet, rows: np.ndarray, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """How surely the backbone sees what instructions name, in other words than the sets': of things that are there, and
+    of things that are not. The largest visibility over the views."""
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    backbone.eval()
+    for part in np.array_split(rows, max(1, len(rows) // 64)):
+        asked = np.tile(np.arange(POINT_QUESTIONS - 1), (len(part), 1))  # the instructions
+        seen = backbone.look(backbone.normalise(torch.from_numpy(data.images[np.sort(part)])))
+        for absent in (0.0, 1.0):
+            prompts, answers, _, _ = data.spoken(np.sort(part), asked, asked[:, :1] * 0, rng, absent)
+            hidden, n = pack(backbone, seen.tokens, prompts, answers)
+            patches, queries = state_hidden(hidden[-1], n, *prompts.shape[1:], backbone.num_queries)
+            points, coarse = backbone.point(patches, queries)
+            if backbone.sharp is not None:
+                points, _ = backbone.sharpen(seen.fine, queries, points, coarse)
+            found[int(absent)].append(points[:, backbone.naming[0], :, 2].sigmoid().amax(-1))
+    backbone.train()
+    return torch.cat(found[0]), torch.cat(found[1])
 
 
 @torch.no_grad()

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vla.backbones.tiny import train_tokenizer
 from vla.data.dataset_meta import require_grounding_set
+from vla.language.paraphrase import about_nothing, paraphrase
+from vla.processing.text import plain_text
 
 POINT_QUESTIONS = 5
 """The first five questions of a scene name things to point at; the rest have answers (envs/grounding/generate.py)."""
@@ -31,7 +34,7 @@ class GroundingSet:
         self.images = _Pictures([np.load(one / "images.npy", mmap_mode="r") for one in folders])
         self.points = torch.from_numpy(np.concatenate([np.load(one / "points.npy") for one in folders]))
         self.grip = torch.from_numpy(np.concatenate([np.load(one / "grip.npy") for one in folders]))
-        questions = read_questions(folders)
+        questions = self.questions = read_questions(folders)
         self.tokenizer = tokenizer or train_tokenizer(words_of(questions) * 50)
         unique = sorted({text for scene in questions for pair in scene for text in pair})
         tokens = dict(zip(unique, self.tokenizer(unique, add_special_tokens=False)["input_ids"], strict=True))
@@ -51,18 +54,69 @@ class GroundingSet:
                 if q < POINT_QUESTIONS:
                     self.prompts[s, q, : len(ids)] = torch.tensor(ids)
                     continue
-                full = ids + tokens[answer] + [end]
-                self.answers[s, q - POINT_QUESTIONS, : len(full)] = torch.tensor(full)
-                self.labels[s, q - POINT_QUESTIONS, len(ids) - 1 : len(full) - 1] = torch.tensor(full[len(ids) :])
+                row = s, q - POINT_QUESTIONS
+                _fill(self.answers[row], self.labels[row], ids, tokens[answer], end)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a question that is in no set."""
+        return self.tokenizer(plain_text(text, "signs"), add_special_tokens=False)["input_ids"]
+
+    def things(self, scene: int) -> list[str]:
+        """Names of the things that the scene's description tells."""
+        return self.questions[scene][-1][1].split(" and ")
+
+    def spoken(
+        self, scenes: np.ndarray, asked: np.ndarray, answered: np.ndarray, rng: np.random.Generator, absent: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Questions of scenes (B,) in other words. `asked` (B, Kp) are numbers of those that point, `answered` (B, Ka)
+        of those with answers; a share `absent` of the former is about nothing that is there.
+
+        Returns prompts (B, Kp, Tp), answers (B, Ka, Ta), their labels, and which prompts are about nothing (B, Kp).
+        """
+        nothing = rng.random(asked.shape) < absent
+        prompts: list[list[int]] = []
+        full: list[tuple[list[int], list[int]]] = []
+        for s, points, answers, missing in zip(scenes, asked, answered, nothing, strict=True):
+            told, things = self.questions[s], self.things(s)
+            for k, gone in zip(points, missing, strict=True):
+                text = told[k][0]
+                text = about_nothing(text, rng, things=things) if gone else text
+                prompts.append(self.tokens(paraphrase(text, rng, others=[] if gone else _other_colors(text, things))))
+            for k in answers:
+                prompt, answer = told[POINT_QUESTIONS + k]
+                full.append((self.tokens(paraphrase(prompt, rng)), self.tokens(answer)))
+        asked_tokens = torch.zeros(*asked.shape, max(map(len, prompts)), dtype=torch.int64)
+        for row, ids in zip(asked_tokens.flatten(0, 1), prompts, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        longest = max(len(prompt) + len(answer) + 1 for prompt, answer in full)
+        answer_tokens = torch.zeros(*answered.shape, longest, dtype=torch.int64)
+        labels = torch.full_like(answer_tokens, IGNORED)
+        for row, label, (prompt, answer) in zip(answer_tokens.flatten(0, 1), labels.flatten(0, 1), full, strict=True):
+            _fill(row, label, prompt, answer, self.tokenizer.eos_token_id)
+        return asked_tokens, answer_tokens, labels, torch.from_numpy(nothing)
 
     def split(self, holdout: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per folder, the rows to learn from and its last `holdout` rows."""
         bounds = self.images.bounds
         rows = [np.arange(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
         return [(one[: len(one) - holdout], one[len(one) - holdout :]) for one in rows]
+
+
+def _fill(row: Tensor, label: Tensor, prompt: list[int], answer: list[int], end: int) -> None:
+    """A question, its answer and the end into one row of tokens, and into that of next-token targets."""
+    full = [*prompt, *answer, end]
+    row[: len(full)] = torch.tensor(full)
+    label[len(prompt) - 1 : len(full) - 1] = torch.tensor(full[len(prompt) :])
+
+
+def _other_colors(text: str, things: Sequence[str]) -> list[str]:
+    """Colours of all things but the one that `text` names. None if not exactly one is named by colour and kind."""
+    colors = [name.split()[1] for name in things if len(name.split()) > 2]
+    named = [color for color in colors if color in text.split()]
+    return [color for color in colors if color != named[0]] if len(named) == 1 and len(colors) > 1 else []
 
 
 class _Pictures:

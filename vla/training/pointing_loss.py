@@ -31,7 +31,7 @@ def _look_loss(
     """Loss of the naming queries at one pointer: attention near the point, error of its coordinate, and visibility."""
     total = pointed_B2VC.new_zeros((), dtype=torch.float32)
     for k in range(2):
-        named = ~points[:, k, 0].isnan()
+        named = ~points[:, k, 5].isnan()  # seen by the first view or not; a thing that is not there is seen by none
         if not named.any():
             continue
         uv = points[named, k, 3:].unflatten(1, (-1, 3))
@@ -55,7 +55,8 @@ def pointing_loss(
     reader_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of B questions. `fine` of the scenes they are about (`Backbone.look`), each asked equally often; `hidden`
-    (B, >=N, D) final states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where nothing is named; query 0
+    (B, >=N, D) final states, `queries` (B, Q, D), `points` (B, 2, 3 + 3V) labels, NaN where nothing is named (its
+    first three where something is that is not there); query 0
     points at the object, query Q/2 at the place, the others are free."""
     naming = list(backbone.naming)
     pointed, logits = backbone.point(hidden, queries)

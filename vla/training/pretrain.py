@@ -213,7 +213,7 @@ def _run(
             if log is None:
                 continue
             row |= {"step": step, "seconds": round(time.monotonic() - start, 1), "fraction": fraction}
-            if step % 500 == 0:
+            if step % config.measure_every == 0:
                 row |= figures_now()
             if step % config.save_every == 0:
                 save()

@@ -43,8 +43,16 @@ class PretrainConfig:
     """Scenes of each set that are kept to measure with."""
     save_every: int = 100
     """Steps between checkpoints."""
+    measure_every: int = 1000
+    """Steps between measurements on the scenes that are kept."""
     weights: tuple[float, ...] = ()
     """How often each of several grounding sets is drawn; none: by their sizes."""
+    paraphrase: bool = False
+    """Say every question in other words each time it is drawn (`vla.language.paraphrase`)."""
+    half: bool = True
+    """Compute in bfloat16, which is slower than float32 on processors without instructions for it."""
+    absent: float = 0.15
+    """With `paraphrase`: share of the questions that name something which is not there."""
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,20 @@ def test_every_part_of_it_learns(small):
     assert logits.shape == (2, 32, len(small.tokenizer))
     (out.points_BQE.sum() + out.queries_BLQD.square().sum() + logits.logsumexp(-1).sum()).backward()
     silent = [name for name, p in small.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert silent == []
+    assert silent == ["vlm.model.language_model.embed_tokens.weight"], (
+        "the words stay where the language model has them"
+    )
+
+
+def test_words_are_heard_with_noise_while_it_learns_and_only_then(small):
+    ids = torch.tensor([[3, 4]])
+    words = small.vlm.get_input_embeddings()
+    small.train()
+    assert not torch.equal(words(ids), words(ids))
+    with torch.no_grad():
+        assert torch.equal(words(ids), words(ids)), "a frozen backbone"
+    small.eval()
+    assert torch.equal(words(ids), words(ids))
 
 
 def test_words_start_where_the_language_model_has_them():

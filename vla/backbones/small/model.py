@@ -18,6 +18,8 @@ from vla.backbones.small.stem import CHANNELS, STRIDES, Stem, Taps
 
 MODEL_TYPE = "bascule_small"
 PATCH_PX = STRIDES[-1]
+_WORD_NOISE = 0.3
+"""Standard deviation, where that of the table's numbers is 1."""
 _TOKEN_CHANNELS = sum(c * (PATCH_PX // stride) ** 2 for c, stride in zip(CHANNELS, STRIDES, strict=True))
 
 
@@ -56,19 +58,22 @@ def small_config(vocab_size: int, *, image_size: int = 96, word_width: int = 96)
 class WordTable(nn.Module):
     """Token ids -> vectors in the decoder's space: a row of a narrow table, widened by one matrix for all.
 
-    The table may come from a large language model; so little is learnt for all words together that a word which
-    pre-training never used still lies where that model had it.
+    The table comes from a large language model and is not learnt, so that a word which pre-training never used lies
+    where that model had it: beside words that it did use. While training, words are heard with noise, for the same end.
     """
 
     def __init__(self, rows: int, width: int, out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, width))
+        self.weight = nn.Parameter(torch.randn(rows, width), requires_grad=False)
         self.widen = nn.Linear(width, out)
         self.num_embeddings = rows
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (...) -> vectors (..., D)."""
-        return self.widen(F.embedding(ids, self.weight))
+        rows = F.embedding(ids, self.weight)
+        if self.training and torch.is_grad_enabled():
+            rows = rows + _WORD_NOISE * torch.randn_like(rows)
+        return self.widen(rows)
 
 
 class _WordHead(nn.Module):

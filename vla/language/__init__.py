@@ -1,0 +1,1 @@
+"""How people say things: paraphrases of instructions, for training only."""

@@ -1,0 +1,212 @@
+"""Paraphrases of instructions, for whatever learns from what people say: the same meaning in other words.
+
+`paraphrase` takes a plain instruction apart into what is to be done, with what, and where, and says it anew: another
+verb, another order, other words for colours and things, a polite frame, a slip of the pen. A sentence that it cannot
+take apart gets a frame and a slip at most, so that it may be given tasks of any dataset.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla.language.words import (
+    ABSENT_THINGS,
+    AFTER,
+    BEFORE,
+    CHAT,
+    CLOSE,
+    COLORS,
+    DROP_VERBS,
+    JOINS,
+    KEPT_FOR_TESTS,
+    OPEN,
+    PICK,
+    PLACE_VERBS,
+    PLACES,
+    PRESS,
+    PUSH_VERBS,
+    SIZES,
+    STACK_VERBS,
+    TAKE_VERBS,
+    THINGS,
+)
+
+PLAIN = 0.3
+"""Share of the sentences that stay as they were."""
+_SYNONYM, _FRAME, _AFTER, _TYPO = 0.25, 0.4, 0.2, 0.12
+_TRIES = 6
+
+_COLOR, _THING = "|".join(COLORS), "|".join(sorted(THINGS, key=len, reverse=True))
+_NAMED = re.compile(rf"\b(?:the |a |an )?(?:(?P<c>{_COLOR}) )?(?P<k>{_THING})\b(?: that is (?P<d>{_COLOR})\b)?")
+_PLACE = r"(?P<f>(?:the|a|an) (?:[\w-]+ ){0,2}[\w-]+(?: that is \w+)?)"
+_WHERE = r"(?P<w>on top of|onto|on|into|in|to|over)"
+_MOVE = r"(?:put|place|move|drop|set|fit)"
+_CLAUSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (name, re.compile(form + "$"))
+    for name, form in (
+        ("stack", rf"(?:pick up|take|lift|grab) (?P<o>.+) and (?:stack|set) it {_WHERE} {_PLACE}"),
+        ("place", rf"(?:pick up|take|lift|grab) (?P<o>.+) and {_MOVE} it {_WHERE} {_PLACE}"),
+        ("slide", rf"move (?P<o>.+) {_WHERE} {_PLACE} without lifting it"),
+        ("slide", rf"(?:push|slide) (?P<o>.+) {_WHERE} {_PLACE}"),
+        ("slide", rf"{_WHERE} {_PLACE} (?:push|slide) (?P<o>.+)"),
+        ("stack", rf"stack (?P<o>.+) {_WHERE} {_PLACE}"),
+        ("stack", rf"(?P<w>on top of) {_PLACE} (?:put|set|stack) (?P<o>.+)"),
+        ("stack", rf"(?:put|set) (?P<o>.+) (?P<w>on top of) {_PLACE}"),
+        ("place", rf"{_MOVE} (?P<o>.+) {_WHERE} {_PLACE}"),
+        ("place", rf"{_WHERE} {_PLACE} {_MOVE} (?P<o>.+)"),
+        ("open", r"(?:open|pull out|slide out) (?P<f>.+)"),
+        ("open", r"(?:pull|slide) (?P<f>.+) open"),
+        ("close", r"(?:close|shut) (?P<f>.+)"),
+        ("close", r"(?:push|slide) (?P<f>.+) shut"),
+        ("press", r"(?:press down on|press|push down|push) (?P<f>.+)"),
+        ("pick", r"(?:pick up|lift|grab|take|raise) (?P<o>.+?)(?: from the table)?"),
+    )
+)
+
+
+def paraphrase(text: str, rng: np.random.Generator, *, others: Sequence[str] = ()) -> str:
+    """The instruction `text`, or a question about things, in other words drawn from `rng`; as it is in `PLAIN` of the
+    draws.
+
+    `others`: colours of everything else in sight, if known; then a thing may be called by its colour alone.
+    """
+    if rng.random() < PLAIN:
+        return text
+    for _ in range(_TRIES):
+        said = _said(text, rng, others)
+        if not KEPT_FOR_TESTS.search(said):
+            return said
+    return text
+
+
+def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str]) -> str:
+    """An instruction like `text` about something that is not there. `things`: names of all that is, "the red cube".
+
+    Mostly another colour or another thing of the same words; at times one that is in none of our scenes, or small talk.
+    """
+    if (draw := rng.random()) < 0.1:
+        return _drawn(CHAT, rng)
+    match = _NAMED.search(text)
+    if match is None:
+        return _drawn(PICK, rng).format(o="the " + _drawn(ABSENT_THINGS, rng))
+    there = {_alike(name) for name in things}
+    new = "the " + _drawn(ABSENT_THINGS, rng)
+    if draw < 0.75:
+        for _ in range(_TRIES):
+            color = _drawn(("red", "green", "blue", "yellow", "purple"), rng)
+            named = f"the {color} {_drawn((match['k'], *_TOLD), rng)}"
+            if _alike(named) not in there:
+                new = named
+                break
+    elif draw < 0.85:
+        new = f"the {_drawn(tuple(COLORS), rng)} {_drawn(ABSENT_THINGS, rng)}"
+    return text[: match.start()] + new + text[match.end() :]
+
+
+_TOLD = ("cube", "can", "brick", "ball", "bottle", "mug", "arch", "pyramid", "domino")
+_SAME = {"block": "cube", "cylinder": "can", "bar": "brick", "sphere": "ball", "flask": "bottle", "cup": "mug",
+         "bridge": "arch", "steps": "pyramid", "tile": "domino"}  # fmt: skip
+
+
+def _alike(name: str) -> tuple[str, str]:
+    """Colour and kind that a name means."""
+    words = name.removeprefix("the ").split()
+    return (words[0] if len(words) > 1 else ""), _SAME.get(words[-1], words[-1])
+
+
+def _said(text: str, rng: np.random.Generator, others: Sequence[str]) -> str:
+    asked = text.startswith(("where ", "is ", "what ", "describe "))
+    if asked:
+        return _reworded(text, rng, others)
+    parts = re.split(r"(?:,? and)? then ", text.removeprefix("please ").removeprefix("first "))
+    said = _drawn(JOINS, rng).join(_clause(part, rng, others) for part in parts)
+    if len(parts) > 1 and rng.random() < 0.3:
+        said = "first " + said
+    before = _drawn(BEFORE, rng) if rng.random() < _FRAME else ""
+    after = _drawn(AFTER, rng) if rng.random() < _AFTER else ""
+    said = before + said + after
+    return _slipped(said, rng) if rng.random() < _TYPO else said
+
+
+def _clause(text: str, rng: np.random.Generator, others: Sequence[str]) -> str:
+    """One thing to do, said anew."""
+    for name, form in _CLAUSES:
+        match = form.match(text)
+        if match is None or (name == "pick" and " and " in match["o"]):
+            continue
+        found = match.groupdict()
+        thing, place = (_reworded(found.get(key) or "", rng, others if key == "o" else ()) for key in "of")
+        if name == "pick":
+            return _drawn(PICK, rng).format(o=thing)
+        if name in ("open", "close", "press"):
+            return _drawn({"open": OPEN, "close": CLOSE, "press": PRESS}[name], rng).format(f=place)
+        where = _drawn(PLACES[found["w"]], rng)
+        if name == "slide":
+            return _moved(thing, where, place, PUSH_VERBS, rng, whole=False)
+        verbs = STACK_VERBS if name == "stack" else DROP_VERBS if found["w"] in ("in", "into") else PLACE_VERBS
+        return _moved(thing, where, place, verbs, rng, whole=True)
+    return _reworded(text, rng, ())
+
+
+def _moved(thing: str, where: str, place: str, verbs: Sequence[str], rng: np.random.Generator, *, whole: bool) -> str:
+    """A thing is brought to a place: in one of several orders."""
+    verb, order = _drawn(verbs, rng), rng.random()
+    if order < 0.45:
+        return f"{verb} {thing} {where} {place}"
+    if order < 0.7:
+        return f"{where} {place} {verb} {thing}"
+    if order < 0.85 and whole:
+        return f"{_drawn(TAKE_VERBS, rng)} {thing} and {verb} it {where} {place}"
+    if order < 0.92:
+        return f"{thing} should go {where} {place}" if whole else f"{verb} {thing} until it is {where} {place}"
+    return f"{thing}: {verb} it {where} {place}"
+
+
+def _reworded(text: str, rng: np.random.Generator, others: Sequence[str]) -> str:
+    """Things under other names."""
+    return _NAMED.sub(lambda match: _named(match, rng, others), text)
+
+
+def _named(match: re.Match[str], rng: np.random.Generator, others: Sequence[str]) -> str:
+    color, thing = match["c"] or match["d"] or "", match["k"]
+    alone = bool(color) and len(others) > 0 and color not in others
+    if color and rng.random() < _SYNONYM:
+        color = _drawn(COLORS[color], rng)
+    if rng.random() < _SYNONYM:
+        thing = _drawn(THINGS[thing], rng)
+    article = _drawn(("the ", "the ", "the ", "the ", "a ", "", "my "), rng)
+    if not match.group().startswith(("the ", "a ", "an ")):
+        article = ""
+    size = _drawn(SIZES, rng) + " " if rng.random() < 0.06 else ""
+    if not color:
+        return f"{article}{size}{thing}"
+    form = rng.random()
+    if alone and form < 0.12:
+        return f"{article}{color} {_drawn(('one', 'thing', 'object'), rng)}"
+    if form < 0.22:
+        return f"{article}{size}{thing} {_drawn(('which is', 'in', 'of colour', 'with the colour'), rng)} {color}"
+    return f"{article}{size}{color} {thing}"
+
+
+def _slipped(text: str, rng: np.random.Generator) -> str:
+    """One letter is missing, doubled, or in its neighbour's place; of a word of four letters or more."""
+    words = text.split(" ")
+    long = [k for k, word in enumerate(words) if len(word) >= 4 and word.isalpha()]
+    if not long:
+        return text
+    k = long[rng.integers(len(long))]
+    word, at = words[k], int(rng.integers(len(words[k]) - 1))
+    slips = (
+        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        word[: at + 1] + word[at + 2 :],
+        word[: at + 1] + word[at:],
+    )
+    words[k] = slips[rng.integers(len(slips))]
+    return " ".join(words)
+
+
+def _drawn(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[rng.integers(len(options))]
