@@ -259,8 +259,8 @@ class Backbone(nn.Module):
         )
 
     def confidence(self, points_BQE: Tensor) -> Tensor:
-        """How surely the named object is in sight (B,), 0 to 1: its visibility in the view that shows it best. The points
-        are `Features.points_BQE`."""
+        """How surely the named object is in sight (B,), 0 to 1: its visibility in the view that shows it best, of the
+        points in `Features.points_BQE`."""
         return points_BQE[:, self.naming[0]].unflatten(-1, (self.num_views, 3))[..., 2].amax(-1)
 
     def _framed(self, patches_BND: Tensor, embed: nn.Module) -> tuple[Tensor, list[Tensor]]:

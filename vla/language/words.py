@@ -1,4 +1,4 @@
-"""Vocabulary of the paraphrases that training hears. Words and forms that tests use are none of them (tests hold that)."""
+"""Vocabulary of the paraphrases that training hears: no words and no forms that tests use (tests hold that)."""
 
 from __future__ import annotations
 

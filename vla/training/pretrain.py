@@ -23,8 +23,9 @@ from vla.backbones.backbone import SPEC_FILE, Backbone
 from vla.backbones.tiny import build_tiny, learn_words
 from vla.core.config import write_atomic
 from vla.core.disk import writing
+from vla.core.grounding import calibrate
 from vla.runtime.locks import locked, refuse_used
-from vla.training.grounding_loss import evaluate, scene_loss
+from vla.training.grounding_loss import evaluate, grounding_confidence, scene_loss
 from vla.training.grounding_set import POINT_QUESTIONS, GroundingSet, read_questions, words_of
 from vla.training.pointing_loss import Reader
 from vla.training.train_config import PretrainConfig
@@ -115,6 +116,18 @@ def pretrain(
             for process in others:
                 process.join(timeout=20)
                 process.kill()
+
+
+def _calibrate(backbone: Backbone, data: GroundingSet, rows: np.ndarray, seed: int) -> dict[str, float]:
+    """Give the backbone the confidence below which it sees nothing of what is named, from held-out scenes."""
+    present, absent = grounding_confidence(backbone, data, rows, np.random.default_rng([seed, len(rows)]))
+    threshold = calibrate(present.numpy(), absent.numpy())
+    backbone.grounding_threshold = threshold
+    return {
+        "grounding_threshold": threshold,
+        "absent_noticed": (absent < threshold).float().mean().item(),
+        "present_missed": (present < threshold).float().mean().item(),
+    }
 
 
 def _run(
@@ -226,6 +239,8 @@ def _run(
         if log is None:
             return {}
         figures = figures_now() | {"steps": step, "seconds": time.monotonic() - start}
+        if config.paraphrase:
+            figures |= _calibrate(backbone, data, np.concatenate([held_out for _, held_out in sets]), config.seed)
         log.write(json.dumps(figures) + "\n")
         if fold := getattr(backbone.vlm, "fold", None):
             fold()
