@@ -23,6 +23,8 @@ from vla.backbones.features import Features
 from vla.backbones.pointer import Pointer, SharpPointer
 
 SPEC_FILE, WEIGHTS_FILE = "bascule.json", "model.safetensors"
+SCALE = ".scale"
+"""What follows the name of a tensor of whole numbers in that of its scales."""
 ATTENTION = {"embedded": "bascule_lean", "bascule_small": "bascule_lean"}
 """How a family's attention is computed unless its specification says otherwise; "sdpa" for all others."""
 _HALF = (0.5, 0.5, 0.5)
@@ -337,7 +339,8 @@ class Backbone(nn.Module):
         tied = self.vlm.lm_head.weight is self.vlm.get_input_embeddings().weight
         dropped = "vlm.lm_head.weight" if tied else None
         tensors = {k: v.half().contiguous() for k, v in self.state_dict().items() if k != dropped}
-        save_tensors(folder / WEIGHTS_FILE, tensors, {})
+        pack = getattr(self.vlm, "pack", dict)
+        save_tensors(folder / WEIGHTS_FILE, pack(tensors), {})
         save_json(folder / SPEC_FILE, self.to_spec())
         self.tokenizer.save_pretrained(folder)
 

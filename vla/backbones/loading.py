@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from vla.backbones.backbone import ATTENTION, SPEC_FILE, WEIGHTS_FILE, Backbone
+from vla.backbones.backbone import ATTENTION, SCALE, SPEC_FILE, WEIGHTS_FILE, Backbone
 from vla.backbones.families import (
     ImageSpec,
     Layout,
@@ -53,7 +53,9 @@ def load_ours(folder: Path, given: Mapping[str, Any] = {}, num_layers: int | Non
     if extra := given.keys() - {"num_queries", "num_views"}:
         raise ValueError(f"{folder} is trained already: leave {sorted(extra)[0]} out")
     backbone = build(spec, folder)
-    tensors = {name: t.float() for name, t in load_file(folder / WEIGHTS_FILE).items()}
+    packed = {name: t.float() for name, t in load_file(folder / WEIGHTS_FILE).items()}
+    scales = {name for name in packed if name.endswith(SCALE) and name.removesuffix(SCALE) in packed}
+    tensors = {name: t * packed.get(name + SCALE, 1) for name, t in packed.items() if name not in scales}
     missing, unexpected = backbone.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if not name.endswith("lm_head.weight")]
     if missing or unexpected:

@@ -111,6 +111,18 @@ def test_it_is_saved_and_loaded_like_any_backbone(small, tmp_path):
     assert loaded.tokenizer("räum auf")["input_ids"] == small.tokenizer("räum auf")["input_ids"]
 
 
+def test_its_words_are_saved_in_eight_bits_and_stay_when_saved_again(small, tmp_path):
+    small.save(tmp_path / "once")
+    stored = load_file(tmp_path / "once" / "model.safetensors")["vlm.model.language_model.embed_tokens.weight"]
+    assert stored.dtype == torch.int8
+    once = load_backbone(str(tmp_path / "once"))
+    before, after = (b.vlm.get_input_embeddings().weight for b in (small, once))
+    assert 0 < (before - after).abs().max() <= before.abs().max() / 254 + 1e-3
+    once.save(tmp_path / "twice")
+    twice = load_backbone(str(tmp_path / "twice")).vlm.get_input_embeddings().weight
+    assert torch.allclose(after, twice, atol=1e-6)
+
+
 def test_a_folded_one_is_saved_and_loaded_too(small, tmp_path):
     before = seen(small).points_BQE
     small.vlm.fold()

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig
 
+from vla.backbones.backbone import SCALE
 from vla.backbones.small.stem import CHANNELS, STRIDES, Stem, Taps
 
 MODEL_TYPE = "bascule_small"
 PATCH_PX = STRIDES[-1]
+_WORDS = "vlm.model.language_model.embed_tokens.weight"
+"""Name of the word table among a backbone's tensors."""
 _WORD_NOISE = 0.3
 """Standard deviation, where that of the table's numbers is 1."""
 _TOKEN_CHANNELS = sum(c * (PATCH_PX // stride) ** 2 for c, stride in zip(CHANNELS, STRIDES, strict=True))
@@ -142,6 +145,13 @@ class SmallVLM(nn.Module):
         """Multiply the stem's batch normalisation into its convolutions: pre-training is over."""
         self.model.vision_tower.fold()
         self.config.folded = True
+
+    @staticmethod
+    def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors to write: the word table, most of them, as whole numbers of eight bits and a scale for each row."""
+        rows = tensors[_WORDS].float()
+        scale = (rows.abs().amax(1, keepdim=True) / 127).clamp(min=1e-8)
+        return {**tensors, _WORDS: (rows / scale).round().to(torch.int8), _WORDS + SCALE: scale}
 
     def tie_weights(self) -> None:
         """Head and table share their rows already."""
