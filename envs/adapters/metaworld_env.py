@@ -39,6 +39,9 @@ PRIVILEGED_DIM = 40
 ACTION_SPEC = ActionSpec(names=("dx", "dy", "dz", "gripper"), low=(-1.0,) * 4, high=(1.0,) * 4, control_hz=80.0)
 """Displacements of the commanded hand position, 1 being 1 cm; gripper force, +1 closes."""
 
+_FINGERS = {"leftclaw": "left", "leftpad": "left", "rightclaw": "right", "rightpad": "right"}
+"""Bodies of the gripper, by side."""
+
 
 def make_environment(task: str, **arguments: Any) -> Any:
     """Meta-World's environment of a task, which draws objects and goal at every reset; `arguments` go to its class."""
@@ -120,6 +123,22 @@ class MetaworldWorlds(AdapterWorlds):
 
     def _scene(self, i: int) -> tuple[str, mujoco.MjModel, mujoco.MjData]:
         return self.episodes[i].task, self._envs[i].model, self._envs[i].data
+
+    def grip(self, i: int) -> NDArray[np.float64]:
+        """(3,) point between the fingers of environment `i`, world frame, m."""
+        return np.array(self._envs[i].tcp_center)
+
+    def gripping(self, i: int) -> bool:
+        """True while both fingers of environment `i` touch one movable thing."""
+        model, data = self._envs[i].model, self._envs[i].data
+        touched: dict[str, set[int]] = {"left": set(), "right": set()}
+        for pair in model.geom_bodyid[data.contact.geom]:
+            for finger, other in (pair, pair[::-1]):
+                side = _FINGERS.get(model.body(finger).name)
+                if side is not None and model.body_weldid[other] != 0:
+                    touched[side].add(int(model.body_rootid[other]))
+        robot = int(model.body_rootid[model.body("hand").id])
+        return bool((touched["left"] & touched["right"]) - {robot})
 
     def close(self) -> None:
         """Free the graphics context and Meta-World's environments."""

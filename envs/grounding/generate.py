@@ -21,10 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from envs.adapters.metaworld_suites import MetaworldSuite
 from envs.adapters.robosuite_suites import RobosuiteSuite
 from envs.backends.worker import worker_environment
 from envs.grounding.expert_scenes import RobosuiteSampler
 from envs.grounding.goal_scenes import GoalSampler
+from envs.grounding.metaworld_scenes import MetaworldSampler
 from envs.grounding.scene_sampler import PosingSampler, Question, SceneSampler
 from envs.make import worlds_class
 from envs.perturb.borrowed_models import borrowed_problem
@@ -229,19 +231,21 @@ def _make(arguments: tuple[_Request, int, int, str]) -> int:
 
 @functools.cache
 def _scene_sampler(suite: str, image_size: int, perturb: Perturbation | None) -> SceneSampler:
-    """This process's sampler of a suite with goals, of one of robosuite, or, "", of shapes and plates."""
+    """This process's sampler of a suite with goals, of another simulator's, or, "", of shapes and plates."""
     if not suite:
         return _PickPlaceSampler(_SUITE, image_size, perturb)
     spec = load_suite(suite)
     if isinstance(spec, RobosuiteSuite):
         return RobosuiteSampler(spec, image_size, perturb)
+    if isinstance(spec, MetaworldSuite):
+        return MetaworldSampler(spec, image_size, perturb)
     return GoalSampler(spec, image_size, perturb)
 
 
 def _check_suite(name: str, perturb: Perturbation | None) -> None:
-    """ValueError unless there is a suite `name` that can be asked about: of tasks that are goals, or of robosuite."""
+    """ValueError unless suite `name` can be asked about: its tasks are goals, or another simulator's."""
     suite = load_suite(name)
-    if isinstance(suite, RobosuiteSuite):
+    if isinstance(suite, RobosuiteSuite | MetaworldSuite):
         worlds_class(suite)  # says what is missing
         if perturb is not None and (problem := borrowed_problem(perturb, name)):
             raise ValueError(problem)
@@ -262,7 +266,7 @@ def generate(
 ) -> Path:
     """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete).
 
-    `suites`: of these suites in turn, which have goals (`envs.grounding.goal_scenes`) or are robosuite's
+    `suites`: of these suites in turn, which have goals (`envs.grounding.goal_scenes`) or are another simulator's
     (`envs.grounding.expert_scenes`); a name given twice has twice the share. None: shapes and plates. `perturb`
     randomises looks and sensors, and the layouts of the tabletop's; the pictures are `image_size` pixels square.
     ValueError for any other suite, and for a shaking camera: its pictures are not where the labels are.
