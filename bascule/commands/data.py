@@ -88,8 +88,8 @@ class GroundData(Command):
     scenes: int = 20_000
     """Number of scenes."""
     suites: tuple[str, ...] = ()
-    """Suites to render, in turn: suites with goals, or robosuite's. A name given twice has twice the share. Default:
-    shapes and plates."""
+    """Suites to render, in turn: suites with goals, robosuite's or Meta-World's. A name given twice has twice the share.
+    Default: shapes and plates."""
     seed: int = 0
     """Seed of the scenes and of the questions."""
     workers: int = 2
@@ -99,7 +99,8 @@ class GroundData(Command):
     randomise: tuple[str, ...] = ()
     """Domain randomisation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its patterns, colours, light
     directions and camera orbits are none of the tests'. Cameras do not shake: labels are where the picture was.
-    robosuite's scenes know camera, light, texture, noise and compression; the other axes of a mix leave them alone."""
+    robosuite's and Meta-World's scenes know camera, light, texture, noise and compression; the other axes of a mix
+    leave them alone."""
 
     def run(self) -> None:
         """Render the scenes and write the dataset to `out`."""

@@ -30,6 +30,7 @@ _DEFAULT_RGBA = (0.5, 0.5, 0.5, 1.0)
 _PICTURE = mujoco.mjtTextureRole.mjTEXROLE_RGB
 _OWN_PX = 256
 """Largest width of a surface's own picture while the model is randomised."""
+_SKY_PX = 16
 
 
 def borrowed_problem(perturbation: Perturbation, suite: str) -> str | None:
@@ -57,11 +58,12 @@ class BorrowedLooks:
             material = int(model.geom_matid[geom])
             self._surfaces.setdefault(material if material >= 0 else -1 - int(geom), []).append(int(geom))
         textures = {int(model.mat_texid[material, _PICTURE]) for material in self._surfaces if material >= 0} - {-1}
-        self._pictures = {texture: self._picture(texture).copy() for texture in sorted(textures)}
-        """The model's own pictures (H, W, channels) of the surfaces."""
+        self._sky = [int(texture) for texture in np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)]
+        self._pictures = {texture: self._picture(texture).copy() for texture in sorted({*textures, *self._sky})}
+        """The model's own pictures (H, W, channels) of the surfaces and of the sky."""
         self._small = {texture: _reduced(pixels) for texture, pixels in self._pictures.items()}
         self._shown: dict[int, str] = {}
-        """The patterns that textures have now, "" for their own pictures made small."""
+        """The patterns that textures have now: "" for their own pictures made small, "#rrggbb" for a colour."""
 
     def restore(self) -> list[int]:
         """Put back all that was the model's own; returns the textures to send to the renderer again."""
@@ -108,7 +110,8 @@ class BorrowedLooks:
             getattr(model, name)[:] = values
 
     def _paint(self, s: float, rng: np.random.Generator) -> list[int]:
-        """Colours and patterns for the surfaces, hues for what lies on them; returns the textures that changed."""
+        """Colours and patterns for the surfaces, a colour for the sky, hues for what moves; returns the textures that
+        changed."""
         model, patterns = self._model, dict.fromkeys(self._pictures, "")
         for material, geoms in self._surfaces.items():
             colour, pattern = surface_draw(s, rng)
@@ -119,6 +122,9 @@ class BorrowedLooks:
             elif colour is not None:
                 model.geom_matid[geoms] = -1
                 model.geom_rgba[geoms, :3] = colour
+        for texture in self._sky:
+            if (colour := surface_draw(s, rng)[0]) is not None:
+                patterns[texture] = "#" + bytes(int(255 * part) for part in colour).hex()
         movable = things(model)
         coloured = (model.geom_rgba != _DEFAULT_RGBA).any(1) | (model.geom_matid < 0)
         of_material = movable[~coloured[movable]]
@@ -148,7 +154,12 @@ class BorrowedLooks:
         self._picture(texture)[..., : pixels.shape[2]] = pixels
 
 
-_pattern = cache(surface_pixels)
+@cache
+def _pattern(name: str) -> NDArray[np.uint8]:
+    """The picture of a pattern of training, or of a colour "#rrggbb"."""
+    if name.startswith("#"):
+        return np.tile(np.frombuffer(bytes.fromhex(name[1:]), np.uint8), (_SKY_PX, _SKY_PX, 1))
+    return surface_pixels(name)
 
 
 def _reduced(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
