@@ -19,7 +19,7 @@ _Source = Literal["first", "second", "goal"]
 
 @dataclass(frozen=True)
 class Named:
-    """What a task's instructions name: the thing to which the hand goes first, and the place where it takes it."""
+    """The thing to which the hand goes first in a task, and the place where it takes it, as instructions name them."""
 
     thing: str
     place: str = ""

@@ -51,18 +51,21 @@ def test_labels_stay_on_the_puck_under_every_camera_and_no_scene_changes() -> No
 
 @needs_metaworld
 def test_what_is_held_is_between_closed_fingers() -> None:
-    held, free = [], []
+    held, free, lifted = [], [], []
     with sampler("pick-place") as one:
         for k in range(30):
             questions = one.scene(np.random.default_rng([2, k]))
             assert len(questions) == QUESTIONS_PER_SCENE
             assert {q.prompt for q in questions[:4]} <= set(phrasings_of("pick-place")["train"])
-            gap = float(np.linalg.norm(questions[0].object - one.grip()))
             assert (questions[5].answer, questions[6].answer) in (("yes", "the puck"), ("no", "nothing"))
-            (held if questions[5].answer == "yes" else free).append((gap, one.worlds.proprio()[0, 3]))
+            yes, gap = questions[5].answer == "yes", float(np.linalg.norm(questions[0].object - one.grip()))
+            (held if yes else free).append((gap, one.worlds.proprio()[0, 3]))
+            if questions[0].object[2] > 0.06:
+                lifted.append(yes)
     assert len(held) > 3 and len(free) > 3
     assert max(gap for gap, _ in held) < 0.04 and max(opening for _, opening in held) < 0.9
-    assert np.median([gap for gap, _ in free]) > 0.04
+    assert max(gap for gap, _ in free) > 0.06 and max(opening for _, opening in free) > 0.9
+    assert len(lifted) > 1 and np.mean(lifted) > 0.7
 
 
 @needs_metaworld
