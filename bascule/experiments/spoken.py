@@ -28,6 +28,8 @@ class Heard:
     held: bool | None = None
     """True if the policy's confidence said, at its first decision, that nothing named is in sight: a robot that holds
     then stands still, and goes on seeing the same. None for a policy without a confidence."""
+    refused: bool = False
+    """True if the policy cannot read the instruction, which is longer than it has room for: nothing moved."""
 
 
 class SpokenEnv(VecEnv):
@@ -57,10 +59,12 @@ class SpokenEnv(VecEnv):
     def reset(
         self, *, seeds: Sequence[int], tasks: Sequence[str] | None = None, env_ids: Sequence[int] | None = None
     ) -> Observation:
-        """Start the episodes of these seeds. KeyError for a seed about which nothing is said."""
-        for world, seed in zip(range(self.num_envs) if env_ids is None else env_ids, seeds, strict=True):
-            self.playing[world] = self.heard[int(seed)]
-            self._instruction[world] = self.heard[int(seed)].instruction
+        """Start the episodes of these seeds; of a seed that is there twice, the first counts (the others are spare
+        environments). KeyError for a seed about which nothing is said."""
+        for k, world in enumerate(range(self.num_envs) if env_ids is None else env_ids):
+            heard = self.heard[int(seeds[k])]
+            self.playing[world] = None if seeds[k] in seeds[:k] else heard
+            self._instruction[world] = heard.instruction
         return self._told(self.env.reset(seeds=seeds, tasks=tasks, env_ids=env_ids))
 
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
@@ -101,3 +105,27 @@ class Listener:
                 if heard is not None and heard.held is None and not math.isnan(sure):
                     heard.held = sure < threshold
         return chunk
+
+
+def unreadable(policy: Policy, env: VecEnv, seed: int, instructions: Sequence[str]) -> set[str]:
+    """The instructions that the policy refuses with a ValueError, tried in the scene of `seed`. ValueError, the
+    policy's own, where it refuses them all."""
+    obs = env.reset(seeds=[seed] * env.num_envs)
+    policy.reset(None)
+
+    def problem(texts: Sequence[str]) -> ValueError | None:
+        try:
+            policy.act(replace(obs, instruction=[texts[k % len(texts)] for k in range(env.num_envs)]))
+        except ValueError as error:
+            return error
+        return None
+
+    texts = list(dict.fromkeys(instructions))
+    refused: dict[str, ValueError] = {}
+    for at in range(0, len(texts), env.num_envs):
+        batch = texts[at : at + env.num_envs]
+        if problem(batch) is not None:
+            refused |= {text: error for text in batch if (error := problem([text])) is not None}
+    if len(refused) == len(texts):
+        raise refused[texts[0]]
+    return set(refused)

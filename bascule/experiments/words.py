@@ -7,6 +7,7 @@ May import every package. Every policy hears the same sentences in the same scen
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept
-from bascule.experiments.spoken import NOTHING, TARGET, Heard, Listener, SpokenEnv
+from bascule.experiments.spoken import NOTHING, TARGET, Heard, Listener, SpokenEnv, unreadable
 from bascule.experiments.unseen import FILE, Scene, Unseen, load_unseen
+from vla.core.compatibility import fitted
 from vla.core.statistics import wilson95
 
 if TYPE_CHECKING:
     from envs.tabletop.episodes import Episode
 
+_log = logging.getLogger(__name__)
 PLAIN, UNSEEN, ABSENT = "plain", "unseen", "nothing in sight, left alone"
 """Parts: the suite's own phrasings; the sentences about the target; those about nothing in the scene."""
 
@@ -61,13 +64,13 @@ def words(config: WordsConfig, out: Path, on_progress: Report | None = None) -> 
         arms |= {prefix + arm: counts for arm, counts in rows_of(part, heard).items()}
         if part != PLAIN:
             sentences |= {prefix + sentence: counts for sentence, counts in _by("sentence", part, heard).items()}
-    holds = ["held"] if any("held" in row for row in arms.values()) else []
+    more = [name for name in ("held", "refused") if any(name in row for row in arms.values())]
     return {
         "experiment": "words",
         "seeds": [0],
         "arms": arms,
         "sentences": sentences,
-        "columns": ["wrong_object", *holds],
+        "columns": ["wrong_object", *more],
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -112,12 +115,15 @@ def _played(config: WordsConfig, policy: str, heard: Sequence[Heard]) -> Row:
     from envs.evaluation.evaluate import evaluate
 
     heard = [replace(one) for one in heard]
-    # no spare environments, which would play the first episode once more
     few = replace(config, episodes=len(heard), num_envs=min(config.num_envs, len(heard)))
     with evaluation_scenes(few) as (env, seeds):
-        spoken = SpokenEnv(env, heard)
-        agent = Listener(resolve_policy(policy, env, config.suite), spoken)
-        evaluate(agent, spoken, seeds, name=policy, suite=config.suite)
+        agent = fitted(resolve_policy(policy, env, config.suite), env, say=_log.warning)
+        refused = unreadable(agent, env, seeds[0], [one.instruction for one in heard])
+        for one in heard:
+            one.refused = one.instruction in refused
+        read = [one for one in heard if not one.refused]
+        spoken = SpokenEnv(env, read)
+        evaluate(Listener(agent, spoken), spoken, [one.seed for one in read], name=policy, suite=config.suite)
     return {"played": [asdict(one) for one in heard]}
 
 
@@ -140,7 +146,7 @@ def _by(field: str, part: str, heard: Sequence[Heard]) -> dict[str, Row]:
 
 def _counts(part: str, heard: Sequence[Heard]) -> Row:
     """k of n episodes in which what was due was lifted (the target; of an absent thing, nothing), those in which
-    another object was, and those that the policy's confidence would have held."""
+    another object was, and those that the policy's confidence would have held or that it could not read."""
     from envs.evaluation.evaluate import Count
 
     due, n = NOTHING if part == ABSENT else TARGET, len(heard)
@@ -148,6 +154,7 @@ def _counts(part: str, heard: Sequence[Heard]) -> Row:
     held = [one.held for one in heard if one.held is not None]
     marks = {"wrong_object": sum(one.lifted not in (due, NOTHING) for one in heard)}
     marks |= {"held": sum(held)} if held else {}
+    marks |= {"refused": refused} if (refused := sum(one.refused for one in heard)) else {}
     for name, k in marks.items():
         row |= {name: k, f"{name}_rate": k / n, f"{name}_wilson95": list(wilson95(k, n))}
     return row

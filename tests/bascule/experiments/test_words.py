@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bascule import agents
+from bascule.experiments.spoken import Heard, SpokenEnv
 from bascule.experiments.words import WordsConfig, words
 from bascule.main import main
 from bascule.report.runs import rows_of
@@ -48,28 +49,37 @@ brick = ["brik"]
 heard = ["the {color} {thing} please", "{color}"]
 misheard = ["not the {other_color} one but its neighbour"]
 unheard = ["the {color_synonym} {thing_synonym}"]
+unread = ["too long a sentence about the {color} {thing}"]
 [absent]
 there_is_another = ["the {other_color} {thing}"]
 there_is_none = ["the {absent_color} {thing}", "how are you?"]
 """
-PRESENT, ABSENT = 4, 3
+TOO_LONG = """[present]
+unread = ["too long {color}", "too long {thing}", "too long by far", "too long", "much too long"]
+[absent]
+unread = ["too long for you"]
+"""
+PRESENT, ABSENT = 5, 3
 CHUNK = 8
 
 
 class Lifting(EpisodeSource):
     """The suite's episodes, in which the object of a colour is to be lifted."""
 
-    color = ""
+    color = None
+    """None: the suite's own object."""
 
     def sample(self, seed, task=None):
         episode = super().sample(seed, task)
+        if self.color is None:
+            return episode
         slot = episode.slots[episode.colors.index(self.color)]
         return replace(episode, target=slot, goals=(Goal(GoalKind.LIFT, slot),))
 
 
 @cache
-def lifting_worlds():
-    worlds = TabletopWorlds(SUITE, 1, source=Lifting)
+def lifting_worlds(count=1):
+    worlds = TabletopWorlds(SUITE, count, source=Lifting)
     worlds.render_images = False
     return worlds
 
@@ -94,12 +104,14 @@ class Listening:
     def __init__(self, spec, confident=True):
         self.spec = PolicySpec(spec, CHUNK, grounding_threshold=0.5 if confident else None)
         self.confident, self.confidence = confident, None
-        self.seed, self.step = SUITE.eval_seed0 - 1, 0
 
     def reset(self, env_ids=None):
-        self.seed, self.step, self.actions = self.seed + 1, 0, None
+        self.seed = SUITE.eval_seed0 if env_ids is None else self.seed + 1
+        self.step, self.actions = 0, None
 
     def act(self, obs, *, prefix=None):
+        if "too long" in obs.instruction[0]:
+            raise ValueError("the instruction has too many words")
         if self.actions is None:
             episode = EpisodeSource(SUITE).sample(self.seed)
             color = next((name for name in obs.instruction[0].split() if name in COLORS), None)
@@ -142,19 +154,22 @@ def test_right_wrong_and_no_objects_are_told_apart(results):
     _, result = results[False]
     found = {name: (row["successes"], row["wrong_object"], row["episodes"]) for name, row in result["arms"].items()}
     assert found == {
-        "plain": (4, 0, 4),
-        "unseen": (2, 1, 4),
+        "plain": (5, 0, 5),
+        "unseen": (2, 1, 5),
         "unseen: heard": (2, 0, 2),
         "unseen: misheard": (0, 1, 1),
         "unseen: unheard": (0, 0, 1),
+        "unseen: unread": (0, 0, 1),
         "nothing in sight, left alone": (2, 1, 3),
         "nothing in sight, left alone: there_is_another": (0, 1, 1),
         "nothing in sight, left alone: there_is_none": (2, 0, 2),
     }
-    assert result["columns"] == ["wrong_object"]
+    assert result["columns"] == ["wrong_object", "refused"]
     unseen = result["arms"]["unseen"]
-    assert unseen["wrong_object_rate"] == 0.25 and unseen["wrong_object_wilson95"] == pytest.approx(
-        [0.0456, 0.6994], abs=1e-4
+    assert (
+        unseen["refused"] == 1
+        and unseen["wrong_object_rate"] == 0.2
+        and unseen["wrong_object_wilson95"] == pytest.approx([0.0362, 0.6245], abs=1e-4)
     )
     assert result["sentences"]["{color}"]["successes"] == 1 and len(result["sentences"]) == PRESENT + ABSENT
 
@@ -166,7 +181,7 @@ def test_a_confidence_holds_what_is_not_in_sight(results):
         "plain": 0, "unseen": 1, "nothing in sight, left alone": 2,
     }  # fmt: skip
     assert arms["unseen, holding"]["successes"] == 2 and arms["unseen: unheard"]["held_rate"] == 1.0
-    assert result["columns"] == ["wrong_object", "held"]
+    assert result["columns"] == ["wrong_object", "held", "refused"]
 
 
 def test_episodes_are_kept_and_other_sentences_are_other_results(results, tmp_path):
@@ -186,8 +201,23 @@ def test_episodes_are_kept_and_other_sentences_are_other_results(results, tmp_pa
 def test_a_result_becomes_a_claim(results):
     folder, result = results[True]
     counts, figures = rows_of(folder / "result.json", result)
-    assert ("unseen", 2, 4) in [(row.arm, row.k, row.n) for row in counts]
-    assert ("wrong object rate", 0.25, "unseen") in [(row.name, row.value, row.arm) for row in figures]
+    assert ("unseen", 2, 5) in [(row.arm, row.k, row.n) for row in counts]
+    assert ("wrong object rate", 0.2, "unseen") in [(row.name, row.value, row.arm) for row in figures]
+
+
+def test_a_policy_that_can_read_nothing_says_why(tmp_path, sentences):
+    sentences.write_text(SENTENCES.split("[present]")[0] + TOO_LONG)
+    with pytest.raises(ValueError, match="too many words"):
+        played(tmp_path, sentences, confident=False)
+
+
+def test_spare_environments_leave_no_mark():
+    seed = SUITE.eval_seed0
+    spoken = SpokenEnv(lifting_worlds(2), [Heard(seed, "", "", "a"), Heard(seed + 1, "", "", "b")])
+    assert spoken.reset(seeds=[seed, seed]).instruction == ["a", "a"]
+    assert [one and one.seed for one in spoken.playing] == [seed, None]
+    assert spoken.reset(seeds=[seed + 1], env_ids=[1]).instruction == ["a", "b"]
+    assert [one and one.seed for one in spoken.playing] == [seed, seed + 1]
 
 
 def test_mistakes_are_one_line(tmp_path, capsys, sentences):
