@@ -37,7 +37,7 @@ class WordsConfig:
     """Checkpoints, or expert, zero, random, blind."""
     suite: str = "tabletop-pick"
     episodes: int = 400
-    """Of the sentences about the target, each of them in equally many."""
+    """Episodes with a sentence about the target, each sentence in equally many."""
     num_envs: int = 48
     workers: int = 2
     sentences: Path = FILE
