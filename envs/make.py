@@ -12,7 +12,7 @@ from envs.registry import load_suite, timed
 from envs.sim.render_options import RenderOptions
 from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.language import Phrasings
-from envs.tabletop.suites import Suite
+from envs.tabletop.suites import AnySuite, Suite
 
 if TYPE_CHECKING:
     from envs.backends.cpu_vec_env import MujocoVecEnv
@@ -27,14 +27,25 @@ def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[
     """
     if perturb is not None and (problem := perturb.problem()):
         raise ValueError(problem)
-    perturbed = perturb is not None and perturb.any()
+    if problem := unperturbable(suite, perturb):
+        raise ValueError(problem)
     if isinstance(suite, Suite):
         from envs.backends.cpu_worlds import TabletopWorlds
 
+        perturbed = perturb is not None and perturb.any()
         return partial(TabletopWorlds, source=episode_source(perturb)) if perturbed else TabletopWorlds
-    if perturbed:
-        raise ValueError(f"suite {suite.name!r} has no perturbations: they are for the tabletop suites")
     return _adapter_worlds(suite)
+
+
+def unperturbable(suite: AnySuite, perturb: Perturbation | None, backend: str = "cpu") -> str | None:
+    """Why the suite's environments on `backend` cannot differ as `perturb` says, in a sentence; None where they can."""
+    if perturb is None or not perturb.any():
+        return None
+    if not isinstance(suite, Suite):
+        return f"suite {suite.name!r} has no perturbations: they are for the tabletop suites"
+    if backend == "warp" and perturb.on("shadows"):
+        return "MuJoCo Warp draws no shadows: leave the axis shadows out, or take --backend cpu"
+    return None
 
 
 def episode_source(perturb: Perturbation | None) -> Callable[..., EpisodeSource]:
@@ -107,6 +118,8 @@ def make_warp_vec(
     spec = load_suite(suite)
     if not isinstance(spec, Suite):
         raise ValueError(f"suite {suite!r} runs on the CPU backend only: its physics is another package's")
+    if problem := unperturbable(spec, perturb, "warp"):
+        raise ValueError(problem)
     room = {name: value for name, value in (("nconmax", nconmax), ("njmax", njmax)) if value is not None}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return WarpVecEnv(

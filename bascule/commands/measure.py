@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_file, check_numbers, given
+from bascule.commands.base import Command, check_file, check_numbers, from_flags, given
 from vla.core.config import lookup
 
 if TYPE_CHECKING:
@@ -48,6 +48,30 @@ class Eval(Command):
     """cpu: MuJoCo in worker processes. warp: MuJoCo Warp, all environments on one device."""
     device: str | None = None
     """warp: the device. Default: the first GPU, else Warp's CPU device."""
+    robustness: bool = False
+    """Evaluate along every axis of --perturb and at every severity in turn, on the same scenes, and write OUT with the
+    table and pictures of the worst failures: report.html and report.json."""
+    axes: tuple[str, ...] = ()
+    """robustness: the axes. Default: all."""
+    severities: tuple[float, ...] | None = None
+    """robustness: from 0 to 1. Default: 0.5 and 1. Plain scenes are always played."""
+    out: Path | None = None
+    """robustness: folder of the report, and of the cells that are finished. Default: runs/robustness."""
+    resume: bool = False
+    """robustness: continue the report in OUT; begin it if there is none yet."""
+
+    def writes(self) -> tuple[Path, ...]:
+        """--json, and the folder of a robustness report."""
+        return (*([self._out()] if self.robustness else []), *([self.json] if self.json else []))
+
+    def kept(self) -> str:
+        """Finished cells of a robustness report are kept after Ctrl-C."""
+        if not self.robustness:
+            return super().kept()
+        return f"finished cells stay in {self._out()}; add --resume to continue"
+
+    def _out(self) -> Path:
+        return self.out or Path("runs") / "robustness"
 
     def run(self) -> None:
         """Evaluate the policy, print the table and write --json. ValueError for unknown names or numbers out of
@@ -58,7 +82,19 @@ class Eval(Command):
         suite = load_suite(self.suite)
         folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
         check_numbers(self, episodes=(1, 10_000_000), num_envs=(1, 100_000), workers=(1, 1024), seed0=(0, 2**53))
+        if folder is None and self.embodiment is not None:
+            raise ValueError(
+                f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"
+            )
         check_file("--json", self.json)
+        if self.robustness:
+            self._report_robustness(listens=folder is not None)
+            return
+        for flag, value in (("axes", self.axes), ("severities", self.severities), ("out", self.out)):
+            if value:
+                raise ValueError(f"--{flag} is for `vla eval --robustness`")
+        if self.resume:
+            raise ValueError("--resume is for `vla eval --robustness`: another evaluation is played anew")
         from envs import make_vec
         from envs.evaluation.evaluate import Count, evaluate
         from envs.perturb.perturbation import parse
@@ -72,10 +108,6 @@ class Eval(Command):
         keep_freed_memory()
         perturb = parse(self.perturb) if self.perturb else None
         loaded = None if folder is None else resolve_policy(self.policy, None, self.suite, self.embodiment)
-        if folder is None and self.embodiment is not None:
-            raise ValueError(
-                f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"
-            )
         seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
         worlds = min(self.num_envs, self.episodes)
         env = make_vec(
@@ -116,6 +148,41 @@ class Eval(Command):
         stdout().print(eval_table(result))
         if self.json is not None:
             save_json(self.json, result)
+
+    def _report_robustness(self, *, listens: bool) -> None:
+        """Play the cells that OUT lacks; print the table, write the report and --json. A policy that `listens` also
+        gets swapped instructions."""
+        from bascule.experiments.robustness.cells import Setting, chosen_axes
+        from bascule.experiments.robustness.report import CELLS, console_table, measure
+        from bascule.report.page import data_of, write_report
+        from vla.core.config import save_json
+        from vla.runtime.console import progress, say, stdout
+        from vla.runtime.locks import command_line, refuse_used
+        from vla.runtime.process import keep_freed_memory, use_idle_cores
+        from vla.runtime.provenance import provenance
+
+        if self.perturb:
+            raise ValueError("--perturb is one perturbation and --robustness plays all: give one of them, or --axes")
+        check_numbers(self, severities=(0, 1))
+        axes, out = chosen_axes(self.axes), self._out()
+        resuming = refuse_used(out / CELLS, out, "a robustness report", resume=self.resume)
+        if not resuming and (out / "report.json").exists():
+            raise ValueError(f"{out} holds another report: choose another folder (--out)")
+        use_idle_cores()
+        keep_freed_memory()
+        setting = from_flags(Setting, self)
+        with progress("robustness", unit="episodes") as update:
+            report = measure(
+                setting, axes, (0.5, 1.0) if self.severities is None else self.severities, out,
+                swapped=self.controls and listens,
+                on_progress=lambda done, total, words: update(done, words, total=total),
+            )  # fmt: skip
+        report |= {"command": command_line(), **provenance()}
+        page = write_report(report, out)
+        stdout().print(console_table(report))
+        say(f"table and worst failures: {page}")
+        if self.json is not None:
+            save_json(self.json, data_of(report))
 
 
 BENCHES = {
@@ -192,7 +259,10 @@ class Experiment(Command):
     arms: tuple[str, ...] | None = None
     """The variants to compare. Default: the experiment's own."""
     policy: tuple[Path, ...] | None = None
-    """latency, robustness, words: checkpoints to evaluate."""
+    """latency, robustness, words: checkpoints to evaluate. robustness: ARM=CHECKPOINT, once a training seed, for the
+    policies of one arm."""
+    axes: tuple[str, ...] | None = None
+    """robustness: axes of `vla eval --perturb`; by default all."""
     conditions: tuple[str, ...] | None = None
     """latency: the delays; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
     suite: str | None = None
@@ -262,9 +332,14 @@ class Experiment(Command):
 
         if self.suite is not None:
             load_suite(self.suite)
-        for policy in self.policy or ():
-            agents = AGENTS if self.name in ("robustness", "words") else ()
-            if str(policy) not in agents:
+        policies = list(map(str, self.policy or ()))
+        if self.name == "robustness":
+            from bascule.experiments.robustness.comparison import arms_of
+
+            policies = [policy for arm in arms_of(policies).values() for policy in arm]
+        agents = AGENTS if self.name in ("robustness", "words") else ()
+        for policy in policies:
+            if policy not in agents:
                 checkpoint(policy, agents)
 
     def kept(self) -> str:

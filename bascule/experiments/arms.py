@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,12 +25,14 @@ Report = Callable[[int, int, str], None]
 Row = dict[str, Any]
 
 
-def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row]) -> Row:
+def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row], *, newer: Collection[str] = ()) -> Row:
     """The row in `file`, if an earlier command got so far; otherwise that of `run`, which is written there with the
-    settings `asked`. ValueError where the file holds a row of other settings."""
+    settings `asked`. ValueError where the file holds a row of other settings. `newer`: settings that older rows do not
+    name, and are not refused for."""
     if file.is_file():
         row = load_json(file)
-        if row["asked"] != asked:
+        unnamed = {name: asked[name] for name in newer if name in asked}
+        if unnamed | row["asked"] != asked:
             raise ValueError(f"{file.parent} holds results of other settings ({row['asked']}): choose another --out")
         return row
     row = {**run(), "asked": dict(asked)}
@@ -73,7 +75,7 @@ def compare(
         "experiment": name,
         "seeds": list(seeds),
         "arms": {
-            arm: _over_seeds(found) | {column: figure(found) for column, figure in figures.items()}
+            arm: over_seeds(found) | {column: figure(found) for column, figure in figures.items()}
             for arm, found in rows.items()
         },
         "columns": ["per_seed", *figures],
@@ -81,7 +83,7 @@ def compare(
     }
 
 
-def _over_seeds(rows: list[Row]) -> Row:
+def over_seeds(rows: list[Row]) -> Row:
     """One arm's counts, in all and by seed."""
     from envs.evaluation.evaluate import Count
 

@@ -8,7 +8,7 @@ from typing import Any
 from bascule.experiments.ablation import AblationConfig, ablation
 from bascule.experiments.latency import LatencyConfig, latency
 from bascule.experiments.refinement import RLConfig, rl
-from bascule.experiments.robustness import RobustnessConfig, robustness
+from bascule.experiments.robustness.comparison import RobustnessConfig, robustness
 from bascule.experiments.words import WordsConfig, words
 
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {

@@ -1,11 +1,15 @@
-"""The quickstart's report: `report.json` for programs, and `report.html` for people, one file that needs no other.
+"""A run's report: `report.json` for programs, and `report.html` for people, one file that needs no other.
+
+It is the quickstart's or that of `vla eval --robustness`.
 
 `report` holds what DESIGN.md lists ("stages", "imitation", "rl", "controls", "latency_ms") and, added to it:
 "suite", "seed", "command", "commit", "machine" (strings or numbers);
 "curves": {"imitation_loss": {"step": [...], "loss": [...]},
            "rl_train": {"control_steps": [...], "success_rate": [...]},
            "rl_eval": {"control_steps": [...], "success_rate": [...], "wilson95": [[lo, hi], ...]}};
-"filmstrips": [{"caption", "frames" (F, H, W, 3) uint8, "success", "stage"?, "wrong_object"?}, ...] (no frames in JSON).
+"filmstrips": [{"caption", "frames" (F, H, W, 3) uint8, "success", "stage"?, "wrong_object"?}, ...] (no frames in JSON);
+"robustness": {"axes", "severities", "cells", "means", "failures": [{..., "png" (bytes, not in JSON)}, ...]} as
+`bascule.experiments.robustness.report` makes it, beside the evaluation in plain scenes at the top level.
 Every part may be missing; the page then leaves it out. A stage has a "state" ("done", "failed" or "not run") and a
 "reason" where it is not done; "complete" says whether all are.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +58,24 @@ _FILM_FPS = 5
 def write_report(report: Mapping[str, Any], out_dir: str | Path) -> Path:
     """Write `report.json` and `report.html` into `out_dir`, atomically; the path of the page."""
     out = Path(out_dir)
-    films = [{key: value for key, value in film.items() if key != "frames"} for film in report.get("filmstrips", ())]
-    save_json(out / "report.json", {**report, "filmstrips": films})
+    save_json(out / "report.json", data_of(report))
     page = out / "report.html"
     write_atomic(page, render(report).encode())
     return page
+
+
+def data_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without its pictures, as JSON holds it."""
+    found = dict(report)
+    if "robustness" in found:
+        found["robustness"] = {**found["robustness"], "failures": _without("png", found["robustness"]["failures"])}
+    else:
+        found["filmstrips"] = _without("frames", found.get("filmstrips", ()))
+    return found
+
+
+def _without(pictures: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != pictures} for row in rows]
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -72,9 +89,10 @@ def render(report: Mapping[str, Any]) -> str:
         after=after,
         suite=(after or before or {}).get("suite", report.get("suite", "")),
         verdict=_verdict(before, after),
+        robustness=_robustness(report),
         total_seconds=sum(seconds),
         longest_seconds=max(seconds, default=0) or 1.0,
-        bars=_bars(before, after, controls),
+        bars=_bars(before, after, controls) if before or after or "robustness" not in report else "",
         controls=controls,
         curves=_curves(report),
         films=[_film(film) for film in report.get("filmstrips", ()) if len(film.get("frames", ()))],
@@ -112,6 +130,34 @@ def _bars(before: Eval | None, after: Eval | None, controls: Mapping[str, Eval])
         if result
     ]
     return charts.bars(rows) if rows else ""
+
+
+def _robustness(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The table and the contact sheet of a robustness report: "ungraded" (cells that have no severity) and "rows" of
+    (axis, its cells by severity), "sheet" of (axis, its worst failures); and the "verdict"."""
+    found = report.get("robustness")
+    if found is None:
+        return None
+    cells = {(cell["axis"], cell["severity"]): cell for cell in found["cells"]}
+    lowest = min(
+        (mean for mean in found["means"] if mean["lowest"] is not None), key=lambda m: m["lowest_rate"], default=None
+    )
+    verdict = f"{_percent(report)} in plain scenes"
+    if lowest is not None:
+        worst = f"{100 * lowest['lowest_rate']:.1f}% at worst ({lowest['lowest']} at severity {lowest['severity']:g})"
+        verdict += f", {worst}"
+    failures: dict[str, list[dict[str, Any]]] = {}
+    for failure in found["failures"]:
+        source = "data:image/png;base64," + base64.b64encode(failure["png"]).decode()
+        failures.setdefault(failure["axis"], []).append({**failure, "source": source})
+    return {
+        "severities": found["severities"],
+        "rows": [(axis, [cells[axis, severity] for severity in found["severities"]]) for axis in found["axes"]],
+        "ungraded": [cell for cell in found["cells"] if not cell["severity"]],
+        "means": found["means"],
+        "sheet": failures,
+        "verdict": verdict,
+    }
 
 
 def _curves(report: Mapping[str, Any]) -> list[str]:

@@ -125,6 +125,10 @@ def _evaluation(arm: str, seed: int | None, data: Mapping[str, Any]) -> list[Cou
         rows = [Count(arm, part["successes"], part["episodes"], seed, task) for task, part in tasks.items()]
     else:
         rows = [Count(arm, data["successes"], data["episodes"], seed)]
+    for cell in data.get("robustness", {}).get("cells", ()):
+        if cell["severity"] and cell["episodes"]:
+            name = f"{arm}, severity {cell['severity']:g}"
+            rows.append(Count(name, cell["successes"], cell["episodes"], seed, cell["axis"]))
     return rows + _controls(data.get("controls", {}), f"{arm}, ", seed)
 
 

@@ -82,8 +82,6 @@ class WarpVecEnv(WordedEnv):
         self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
         self.task_names, self.plane = suite.tasks, suite.plane
         self.source = source(suite, phrasings=phrasings)
-        if self.source.shadows:
-            raise ValueError("MuJoCo Warp draws no shadows: leave the axis shadows out, or take --backend cpu")
         self.scene, self.control = self.source.scene, self.source.control
         self.model, self.index = self.source.build()
         self.action_spec, self.cameras = action_spec(self.scene.control_hz), self.index.cameras

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from envs.evaluation.baselines import Film
+from envs.evaluation.failures import Failures, Outcome
 from vla.core.compatibility import fitted
 from vla.core.statistics import wilson95
 from vla.core.types import Policy, VecEnv, executed
@@ -63,6 +64,8 @@ class EvalReport:
     diverged: int = 0
     """Episodes that ended because the simulation blew up; failures."""
     films: list[Film] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    """How each episode ended, in the order of the seeds. Not in `to_dict`."""
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -71,7 +74,7 @@ class EvalReport:
         return self.successes / max(1, self.episodes)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the films; the writer adds commit and machine
+        """JSON-ready, without films and outcomes; the writer adds commit and machine
         (`bascule.report.page.provenance`)."""
         return {
             "suite": self.suite,
@@ -103,15 +106,16 @@ def evaluate(
     swap_instruction: bool = False,
     deterministic: bool = True,
     num_films: int = 0,
+    failures: Failures | None = None,
     on_progress: Progress | None = None,
 ) -> EvalReport:
     """Play one episode per seed and count.
 
     `swap_instruction` tells the policy to handle another object than the one that counts: a policy that listens fails.
     Which environment plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
-    episodes' frames, one per decision. A policy whose components lie in another order is reordered by name; ValueError
-    for one that does not fit the environment (`vla.core.compatibility`), and for a `suite` that is not the
-    environments' own.
+    episodes' frames, one per decision, and `failures` is shown how every episode begins and ends. A policy whose
+    components lie in another order is reordered by name; ValueError for one that does not fit the environment
+    (`vla.core.compatibility`), and for a `suite` that is not the environments' own.
     """
     policy = fitted(policy, env, say=_log.warning)
     seeds = [int(s) for s in seeds]
@@ -141,6 +145,9 @@ def evaluate(
         for k, film in films.items():
             for world in np.flatnonzero(playing == k):
                 film.add(obs, world, told[world])
+        if failures is not None:
+            for world in np.flatnonzero((playing >= 0) & (steps[playing] == 0)):
+                failures.begin(int(playing[world]), obs, world, told[world])
         seen = replace(obs, instruction=told, live=playing >= 0)
         whole = policy.act(seen)
         chunk = executed(policy.spec, whole)
@@ -169,6 +176,8 @@ def evaluate(
             for k, film in films.items():
                 for world in ended[indices == k]:
                     film.finish(obs, world, bool(success[k]), bool(wrong[k]))
+            for world, k in zip(ended, indices, strict=True) if failures is not None else ():
+                failures.end(int(k), obs, world, _outcome(success[k], wrong[k], diverged[k]))
             finished += len(ended)
             fresh = [w for w in ended if following + list(ended).index(w) < len(seeds)]
             playing[ended] = -1
@@ -199,7 +208,12 @@ def evaluate(
         n_action_steps=n_action_steps,
         diverged=int(diverged.sum()),
         films=[films[k] for k in sorted(films)],
+        outcomes=[_outcome(*flags) for flags in zip(success, wrong, diverged, strict=True)],
     )
+
+
+def _outcome(success: bool, wrong: bool, diverged: bool) -> Outcome:
+    return "success" if success else "wrong object" if wrong else "diverged" if diverged else "out of time"
 
 
 def _labels(env: VecEnv, world: int) -> tuple[str, str]:

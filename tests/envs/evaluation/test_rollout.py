@@ -10,6 +10,7 @@ import pytest
 from envs.backends.cpu_vec_env import MujocoVecEnv
 from envs.evaluation.baselines import BlindReplay, ZeroPolicy, expert_actions
 from envs.evaluation.evaluate import evaluate, wilson95
+from envs.evaluation.failures import Failures
 from envs.experts.pick_place import TabletopExpert
 from envs.make import make_cpu_vec
 from envs.sim.render_options import RenderOptions
@@ -94,3 +95,21 @@ def test_the_policy_is_told_which_environments_still_play(env: MujocoVecEnv) -> 
 def test_no_seeds_is_an_error(env: MujocoVecEnv) -> None:
     with pytest.raises(ValueError, match="seed"):
         evaluate(ZeroPolicy(env.action_spec), env, np.array([], int))
+
+
+def test_the_worst_failures_are_kept_in_pictures(env: MujocoVecEnv) -> None:
+    seeds, zero = range(5_000_000, 5_000_007), ZeroPolicy(env.action_spec)
+    earliest, unexpected = Failures(2), Failures(2, np.isin(np.arange(7), (4, 6)))
+    for failures in (earliest, unexpected):
+        report = evaluate(zero, env, seeds, failures=failures)
+    assert report.outcomes == ["out of time"] * 7
+    assert [one.episode for one in earliest.kept] == [0, 1]
+    assert [one.episode for one in unexpected.kept] == [4, 6]
+    env.reset(seeds=[5_000_006] * 3)
+    obs, worst = env.observation(), unexpected.kept[1]
+    assert worst.instruction == obs.instruction[0] and worst.outcome == "out of time"
+    assert (worst.first == np.concatenate([image[0] for image in obs.images.values()], axis=1)).all()
+    assert worst.last.shape == worst.first.shape
+    none = Failures(2)
+    solved = evaluate(TabletopExpert(3), env, seeds, failures=none)
+    assert [outcome != "success" for outcome in solved.outcomes].count(True) == len(none.kept) == 7 - solved.successes

@@ -8,14 +8,14 @@ from PIL import Image
 
 from bascule.main import main
 
-ARMS = ["--arms", "layout", "instruction", "--conditions", "1"]
+CELLS = ["--axes", "layout", "instruction", "--conditions", "1"]
 SMALL = ["--episodes", "2", "--num-envs", "1"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("robustness")
-    arguments = ["experiment", "robustness", "--policy", "expert", *ARMS, *SMALL, "--out", str(out)]
+    arguments = ["experiment", "robustness", "--policy", "expert", *CELLS, *SMALL, "--out", str(out)]
     assert main([*arguments, "--json", str(out / "result.json")]) == 0
     return out, arguments
 
@@ -50,7 +50,7 @@ def test_cells_are_kept_and_guarded(finished, capsys):
     for wrong, message in (
         ([*arguments, "--episodes", "4"], "another --out"),
         (["experiment", "robustness"], "--policy"),
-        (["experiment", "robustness", "--policy", "expert", "--arms", "layuot"], "layout"),
+        (["experiment", "robustness", "--policy", "expert", "--axes", "layuot"], "layout"),
         (["experiment", "robustness", "--policy", "expert", "--conditions", "3"], "0..1"),
         (["eval", "expert", "--perturb", "camra=1"], "camera"),
         (["eval", "expert", "--perturb", "camera=x"], "SEVERITY"),
@@ -67,3 +67,17 @@ def test_an_evaluation_says_how_its_worlds_were_perturbed(tmp_path):
     result = json.loads(file.read_text())
     assert result["perturb"]["camera"] == 0.5 and result["perturb"]["robot"] == [0.0, 1.0]
     assert result["perturb"]["light"] == 0.0 and result["episodes"] == 2
+
+
+def test_arms_are_compared_over_their_seeds(tmp_path, capsys):
+    words = ["experiment", "robustness", "--axes", "layout", "--conditions", "1", *SMALL, "--out", str(tmp_path)]
+    policies = ["--policy", "good=expert", "good=zero", "bad=zero"]
+    assert main([*words, *policies, "--json", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["seeds"] == [0, 1]
+    assert list(result["arms"]) == ["good: plain", "good: layout 1", "bad: plain", "bad: layout 1"]
+    row = result["arms"]["good: layout 1"]
+    assert row["per_seed"] == {"0": [2, 2], "1": [0, 2]} and (row["successes"], row["episodes"]) == (2, 4)
+    capsys.readouterr()
+    assert main([*words, "--policy", "runs/a/best", "runs/b/best"]) == 2
+    assert "two policies are called 'best': give them names, ARM=runs/a/best ARM=runs/b/best" in capsys.readouterr().err
