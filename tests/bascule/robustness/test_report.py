@@ -1,18 +1,13 @@
 """`vla eval --robustness`: every cell on the same scenes, kept as it goes; a table, a page and the worst failures."""
 
 import json
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bascule.experiments.robustness.cells import PLAIN, SWAPPED, Cell, Setting, Table, plan
-from bascule.experiments.robustness.report import console_table
+from bascule.experiments.robustness.cells import PLAIN, Setting, Table
 from bascule.main import main
-from bascule.report.page import render
 from bascule.report.runs import rows_of
 from vla.core.types import ActionSpec
 from vla.model.config import BridgeConfig, VLAConfig
@@ -42,12 +37,6 @@ def finished(policy, tmp_path_factory):
     words = ["eval", str(policy), "--robustness", *CELLS, *SMALL, "--out", str(out)]
     assert main([*words, "--json", str(out.parent / "result.json")]) == 0
     return out, words
-
-
-def table_of(out):
-    """The report's cells, without their times."""
-    cells = json.loads((out / "report.json").read_text())["robustness"]["cells"]
-    return [{name: value for name, value in cell.items() if name != "seconds"} for cell in cells]
 
 
 def said(out, name):
@@ -84,26 +73,6 @@ def test_the_page_shows_the_table_and_the_worst_failures(finished):
         strip = np.asarray(image)
     first, last = strip[:, :168], strip[:, -168:]
     assert strip.shape == (84, 342, 3) and (first != last).any()
-
-
-def test_a_killed_run_goes_on_to_the_same_table(finished, policy, tmp_path):
-    out, words = finished
-    words = [*words[:-1], str(tmp_path / "again")]
-    cells = tmp_path / "again" / "robustness"
-    run = subprocess.Popen([sys.executable, "-m", "bascule", *words], stderr=subprocess.PIPE)
-    try:
-        while not (cells / "plain-0.json").exists():
-            assert run.poll() is None, run.stderr.read()
-            time.sleep(0.05)
-    finally:
-        run.kill()
-        run.communicate()
-    first = (cells / "plain-0.json").read_bytes()
-    assert not (tmp_path / "again" / "report.json").exists()
-    assert main(words) == 2, "without --resume"
-    assert main([*words, "--resume"]) == 0
-    assert table_of(tmp_path / "again") == table_of(out)
-    assert (cells / "plain-0.json").read_bytes() == first, "a finished cell is not played again"
 
 
 def test_mistakes_are_one_line(finished, policy, tmp_path, capsys):
@@ -149,29 +118,3 @@ def test_another_policy_in_the_same_folder_is_noticed(policy, finished, tmp_path
 
 def _without_weights(asked):
     return {name: value for name, value in asked.items() if name != "weights"}
-
-
-@pytest.mark.parametrize(
-    ("suite", "backend", "axis", "reason"),
-    [
-        ("tabletop-pick", "warp", "shadows", "MuJoCo Warp draws no shadows"),
-        ("robosuite-lift", "cpu", "texture", "suite 'robosuite-lift' has no perturbations"),
-    ],
-)
-def test_an_axis_that_cannot_be_played_says_so(suite, backend, axis, reason, tmp_path):
-    with Table(Setting("zero", suite, backend=backend), tmp_path) as table:
-        row = table.row(Cell(axis, 1.0))
-    assert row["episodes"] == 0 and reason in row["refused"] and not list(tmp_path.iterdir())
-    plain = {"axis": "plain", "severity": 0.0, "successes": 1, "episodes": 2, "wilson95": [0.1, 0.9]}
-    means = [{"severity": 1.0, "mean": None, "mean_of_eight": None, "lowest": None, "lowest_rate": None}]
-    found = {"axes": [axis], "severities": [1.0], "cells": [plain, row], "means": means, "failures": []}
-    report = plain | {"policy": "zero", "suite": suite, "seeds": [0, 1], "robustness": found}
-    (cell,) = [cell for cell in console_table(report).columns[1].cells if "not measured" in str(cell)]
-    assert reason in str(cell) and f"not measured: {reason}".replace("'", "&#39;") in render(report)
-
-
-def test_the_plain_cell_is_played_once():
-    cells = plan(("light", "noise"), (1.0, 0.0, 0.5, 1.0), swapped=True)
-    graded = [Cell(axis, severity) for axis in ("light", "noise") for severity in (0.5, 1.0)]
-    assert cells == [PLAIN, SWAPPED, *graded]
-    assert plan(("light",), (0.5,), swapped=False) == [PLAIN, Cell("light", 0.5)]
