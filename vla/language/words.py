@@ -127,7 +127,7 @@ BEFORE = (
     "gently ", "slowly ", "quickly ", "just ", "simply ", "alright, ", "well, ", "so, ", "hello, ", "first of all, ",
     "listen, ", "the goal is to ", "be so kind as to ", "please try to ", "remember to ", "your job: ",
 )  # fmt: skip
-"""What people say in front of an instruction."""
+"""Words that people say in front of an instruction."""
 AFTER = (
     " please", ", please", " for me", ", thank you", " if you can", " carefully", " gently", " slowly", " quickly",
     " with the gripper", " when you are ready", ", would you", " if possible", ", nothing else", " and be careful",
@@ -149,7 +149,7 @@ CHAT = (
     "it is raining outside", "we talk about football", "he went home early", "the meeting starts at noon",
     "do nothing", "stay where you are", "wait a moment", "how interesting", "two and two is four",
 )  # fmt: skip
-"""What asks for nothing on the table."""
+"""Sentences that ask for nothing on the table."""
 JOINS = ((" then "), (", then "), (" and then "), (", and then "), ("; afterwards "), (", afterwards "), (", next "))
 
 KEPT_FOR_TESTS = re.compile(
