@@ -72,7 +72,7 @@ def test_labels_stay_on_the_cube_under_every_camera_and_no_scene_changes() -> No
     with lift(None) as plain, lift(LOOKS) as turned:
         gaps, moved = compare(plain, turned, "cube_g0_vis", 12)
     assert np.isfinite(gaps).sum() > 8 and np.nanmedian(gaps) < 3
-    assert (np.median(moved, axis=1) > [0.05, 0.01]).all()  # the hand's camera turns by less
+    assert (np.median(moved, axis=1) > [0.02, 0.01]).all()  # the hand's camera turns by less
 
 
 @needs_robosuite
@@ -80,7 +80,7 @@ def test_pictures_depend_on_the_seed_alone_and_differ_from_plain_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("envs.grounding.generate._SCENES_PER_TASK", 4)
-    suites = ("robosuite-lift", "robosuite-can")
+    suites = ("robosuite-lift",)
     sets = [
         generate(8, tmp_path / str(k), suites=suites, seed=3, num_workers=workers, image_size=96, perturb=perturb)
         for k, (workers, perturb) in enumerate([(1, STRONG), (2, STRONG), (1, None)])

@@ -46,7 +46,7 @@ def test_labels_stay_on_the_puck_under_every_camera_and_no_scene_changes() -> No
     with sampler("push") as plain, sampler("push", LOOKS) as turned:
         gaps, moved = compare(plain, turned, "objGeom", 10)
     assert (np.isfinite(gaps).sum(1) > 2).all() and (np.nanmedian(gaps, axis=1) < 3).all()
-    assert (np.median(moved, axis=1) > [0.05, 0.01]).all()  # the hand's camera turns by less
+    assert (np.median(moved, axis=1) > [0.02, 0.01]).all()  # the hand's camera turns by less
 
 
 @needs_metaworld
