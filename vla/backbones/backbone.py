@@ -24,7 +24,7 @@ from vla.backbones.pointer import Pointer, SharpPointer
 
 SPEC_FILE, WEIGHTS_FILE = "bascule.json", "model.safetensors"
 SCALE = ".scale"
-"""What follows the name of a tensor of whole numbers in that of its scales."""
+"""Ending of the name of the scales that belong to a tensor of whole numbers."""
 ATTENTION = {"embedded": "bascule_lean", "bascule_small": "bascule_lean"}
 """How a family's attention is computed unless its specification says otherwise; "sdpa" for all others."""
 _HALF = (0.5, 0.5, 0.5)
