@@ -113,9 +113,10 @@ def unreadable(policy: Policy, env: VecEnv, seed: int, instructions: Sequence[st
     obs = env.reset(seeds=[seed] * env.num_envs)
     policy.reset(None)
 
-    def problem(texts: Sequence[str]) -> ValueError | None:
+    def problem(texts: Sequence[str], count: int = env.num_envs) -> ValueError | None:
+        told = replace(obs, instruction=[texts[k % len(texts)] for k in range(env.num_envs)])
         try:
-            policy.act(replace(obs, instruction=[texts[k % len(texts)] for k in range(env.num_envs)]))
+            policy.act(told if count == env.num_envs else told.select(range(count)))
         except ValueError as error:
             return error
         return None
@@ -124,8 +125,11 @@ def unreadable(policy: Policy, env: VecEnv, seed: int, instructions: Sequence[st
     refused: dict[str, ValueError] = {}
     for at in range(0, len(texts), env.num_envs):
         batch = texts[at : at + env.num_envs]
-        if problem(batch) is not None:
-            refused |= {text: error for text in batch if (error := problem([text])) is not None}
+        if problem(batch) is None:
+            continue
+        for text in batch:  # asked alone, which is faster, and where that fails as often as there are environments
+            if problem([text], 1) is not None and (error := problem([text])) is not None:
+                refused[text] = error
     if len(refused) == len(texts):
         raise refused[texts[0]]
     return set(refused)
