@@ -28,11 +28,11 @@ def test_a_killed_run_goes_on_to_the_same_table(tmp_path):
     finally:
         run.kill()
         run.communicate()
-    first = (cells / "plain-0.json").read_bytes()
+    written = (cells / "plain-0.json").stat().st_mtime_ns
     assert not (tmp_path / "killed" / "report.json").exists()
     assert main(words) == 2, "without --resume"
     assert main([*words, "--resume"]) == 0
-    assert (cells / "plain-0.json").read_bytes() == first, "a finished cell is not played again"
+    assert (cells / "plain-0.json").stat().st_mtime_ns == written, "a finished cell is not played again"
     assert main([*WORDS, *SMALL, "--out", str(tmp_path / "whole")]) == 0
     whole = table_of(tmp_path / "whole")
     assert table_of(tmp_path / "killed") == whole
