@@ -121,6 +121,9 @@ def evaluate(
     seeds = [int(s) for s in seeds]
     if not seeds:
         raise ValueError("evaluate needs at least one seed")
+    if len(set(seeds)) < len(seeds):  # the interval takes every episode as one scene more
+        twice = next(seed for k, seed in enumerate(seeds) if seed in seeds[:k])
+        raise ValueError(f"seed {twice} is given more than once: the same scene would count as several episodes")
     played = getattr(getattr(env, "suite", None), "name", "")
     if suite and played and Path(suite).stem != played:
         raise ValueError(f"these environments are of the suite {played}, not {suite}")

@@ -56,10 +56,11 @@ def control(
     unknown = (math.nan,) * len(robot.kinds)
     Governor(config.guards, robot.action_spec, robot.kinds, rest=unknown, proprio_names=robot.proprio_names)  # refuses
     watched = WatchedRobot(robot, clock)
-    try:
-        report = _drive(watched, robot, (policy, *others), config, log, pressed, clock, sleep)
-    finally:
-        problem = watched.disconnect()
+    with watched.told_when_stuck(config.guards.give_up_s):
+        try:
+            report = _drive(watched, robot, (policy, *others), config, log, pressed, clock, sleep)
+        finally:
+            problem = watched.disconnect()
     if problem is not None:
         report = replace(report, error=problem, reasons={**report.reasons, "disconnect": problem})
     return report

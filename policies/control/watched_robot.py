@@ -7,8 +7,12 @@ before), is trouble: the latest good observation stays, and grows old.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,8 @@ from policies.control.guards import check_bounds
 from policies.control.robots import Robot
 from vla.core.config import find
 from vla.core.types import ActionSpec, Observation
+
+_log = logging.getLogger(__name__)
 
 CLOCK_SLACK_S = 0.05
 """An observation may be this far ahead of the loop's clock: two clocks of one machine differ by less."""
@@ -40,6 +46,8 @@ def check_robot(robot: Any) -> None:
         raise ValueError(f"robot {kind} has no method {lacking[0]}(): {remedy}")
     if not hasattr(type(robot), "done") and not hasattr(robot, "done"):  # the type first: a property may raise
         raise ValueError(f"robot {kind} needs done, False for a robot that never ends a run by itself: {remedy}")
+    if callable(getattr(type(robot), "done", None)):  # a method is true, which would end the run at its first tick
+        raise ValueError(f"robot {kind} has a method done: it must be a property or an attribute, True or False: {remedy}")
     check_bounds(spec)
 
 
@@ -70,6 +78,39 @@ class WatchedRobot:
         self.trouble: str | None = None
         """The reason why the last call failed; None where it did not."""
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._calling: tuple[str, float] | None = None
+
+    @contextmanager
+    def told_when_stuck(self, after_s: float) -> Iterator[None]:
+        """Log one line for a call of the robot that takes longer than `after_s`: the loop that waits for it cannot."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            told = None
+            while not ended.wait(0.1):
+                calling = self._calling
+                if calling not in (None, told) and time.monotonic() - calling[1] > after_s:
+                    told = calling
+                    _log.error(
+                        "the robot's %s() has not returned for %g s: nothing is sent to it meanwhile; Ctrl-C ends the run",
+                        calling[0], after_s,
+                    )  # fmt: skip
+
+        thread = threading.Thread(target=watch, name="stuck-robot", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    @contextmanager
+    def _call(self, method: str) -> Iterator[None]:
+        self._calling = (method, time.monotonic())
+        try:
+            yield
+        finally:
+            self._calling = None
 
     def connect(self) -> bool:
         """Connect to the robot. Returns True on success; otherwise `trouble` holds the reason."""
@@ -92,7 +133,8 @@ class WatchedRobot:
     def observe(self) -> bool:
         """Read an observation into `latest`. True if it is valid. A clean call ends earlier trouble, but not a loss."""
         try:
-            shown = self._robot.observe()
+            with self._call("observe"):
+                shown = self._robot.observe()
             if not isinstance(shown, tuple | list) or len(shown) != 2:
                 raise ValueError(
                     "the robot's observe() must return an Observation and the time.monotonic() at which it was taken, "
@@ -109,7 +151,9 @@ class WatchedRobot:
     def rest(self) -> tuple[float, ...] | None:
         """The action (A,) that leaves the robot as it is; None if the robot cannot report it now."""
         try:
-            rest = self._numbers("rest", self._robot.rest())
+            with self._call("rest"):
+                rest = self._robot.rest()
+            rest = self._numbers("rest", rest)
             for name, kind, value in zip(self._robot.action_spec.names, self._robot.kinds, rest, strict=True):
                 if not math.isfinite(value) and kind != "switch":
                     raise ValueError(f"'{name}' is measured as {value}")
@@ -121,7 +165,8 @@ class WatchedRobot:
     def send(self, action: tuple[float, ...], before: tuple[float, ...]) -> tuple[float, ...] | None:
         """Send an action (A,). Returns what reached the robot if that differs: `before` after a failure; else None."""
         try:
-            sent = self._robot.send(np.array(action, np.float32))
+            with self._call("send"):
+                sent = self._robot.send(np.array(action, np.float32))
             return None if sent is None else self._numbers("send", sent)
         except Exception as error:
             self._fail(error)
@@ -130,16 +175,21 @@ class WatchedRobot:
     def done(self) -> bool | None:
         """True when the episode is over; None if the robot cannot say so now."""
         try:
-            return bool(self._robot.done)
+            done = self._robot.done
         except Exception as error:
             self._fail(error)
             self.trouble = f"the robot's done raises {self.trouble}"
             return None
+        if not isinstance(done, bool | np.bool_):  # a text or a function is true, whatever it means
+            self._fail(ValueError(f"the robot's done must be True or False, it is {_named(done)}"))
+            return None
+        return bool(done)
 
     def disconnect(self) -> str | None:
         """Disconnect the robot. Returns the error message if that failed."""
         try:
-            self._robot.disconnect()
+            with self._call("disconnect"):
+                self._robot.disconnect()
         except Exception as error:
             return f"the robot could not be let go, its disconnect() failed: switch its power off ({_words(error)})"
         return None

@@ -28,6 +28,7 @@ from vla.data.tables import (
     instructions,
     privileged,
     read_table,
+    rounding_notes,
     row_place,
     timing_notes,
     vectors,
@@ -224,6 +225,7 @@ def load_dataset(
         if on_progress is not None:
             on_progress(done, total)
 
+    names = {key: component_names(features, key) for key in (ACTION, PROPRIO)}
     images: dict[str, NDArray[np.uint8] | LazyFrames] = {}
     for camera, key in keys.items() if lazy else ():
         images[camera] = _on_disk(root, info, table, order, key, image_size)
@@ -240,10 +242,15 @@ def load_dataset(
         instruction=instructions(root, table),
         episode_index=table.column("episode_index").to_numpy(),
         fps=float(info["fps"]),
-        action_names=component_names(features, ACTION),
-        proprio_names=component_names(features, PROPRIO),
+        action_names=names[ACTION],
+        proprio_names=names[PROPRIO],
         privileged=privileged(root, table),
-        notes=(*naming_notes(features, (ACTION, PROPRIO)), *timing_notes(table, info), *foreign_notes(root)),
+        notes=(
+            *naming_notes(features, (ACTION, PROPRIO)),
+            *rounding_notes(table, names),
+            *timing_notes(table, info),
+            *foreign_notes(root),
+        ),
     )
 
 

@@ -17,6 +17,8 @@ _BOOKKEEPING = ("index", "episode_index", "frame_index", "timestamp", "task_inde
 _POINTER = b"version https://git-lfs"
 _PAUSE = 2.5
 """Steps of a recording longer than this many usual ones get a note."""
+_LOST_SHARE = 0.01
+"""Share of a component's spread that rounding to 32 bits may take away without a note."""
 _WRONG_RATE = 0.05
 """Share by which the recorded rate may differ from the declared one without a note."""
 
@@ -140,13 +142,14 @@ def timing_notes(table: pa.Table, info: Mapping[str, Any]) -> list[str]:
             f"the timestamp of {row_place(table, back[0])} ({stamps[back[0]]:g} s) is not after that of the frame "
             f"before it ({stamps[back[0] - 1]:g} s): is this the order of recording? ({len(back)} in all)"
         )
-    if len(pauses := rows[steps > _PAUSE * max(float(np.median(steps)), 0.0)]) and not len(back):
+    step = float(np.median(steps)) if len(steps) else 0.0  # 0: no episode has two frames
+    if len(pauses := rows[steps > _PAUSE * max(step, 0.0)]) and not len(back):
         pause = stamps[pauses[0]] - stamps[pauses[0] - 1]
         notes.append(
             f"{pause:.3g} s pass before {row_place(table, pauses[0])}, and actions across such a pause count as "
             f"consecutive: remove these frames or split the episode ({len(pauses)} in all)"
         )
-    if len(steps) and (step := float(np.median(steps))) > 0 and abs(step * info["fps"] - 1) > _WRONG_RATE:
+    if step > 0 and abs(step * info["fps"] - 1) > _WRONG_RATE:
         notes.append(
             f"by its timestamps it was recorded at {1 / step:.3g} Hz, meta/info.json declares {info['fps']:g} Hz: the "
             "policy will act at the declared rate"
@@ -211,6 +214,28 @@ def vectors(table: pa.Table, features: Mapping[str, Any], key: str) -> NDArray[n
             f"feature '{key}' holds {values[row, component]} at {row_place(table, row)} (component {component})"
         )
     return values
+
+
+def rounding_notes(table: pa.Table, names: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each component of the features `names` whose motion the policy's 32-bit numbers cannot tell.
+
+    Such is a value far from zero that changes little: of 2,147,483,648.58 they keep 2,147,483,648.
+    """
+    notes = []
+    for key, components in names.items():
+        column = table.column(key).combine_chunks()
+        column = column.flatten() if _is_list(column.type) else column
+        if not (pa.types.is_float64(column.type) or pa.types.is_integer(column.type)):
+            continue  # as it was recorded
+        values = column.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1)
+        spread = values.max(0) - values.min(0)
+        lost = np.abs(values - values.astype(np.float32)).max(0)
+        notes += [
+            f"feature '{key}' component '{components[i]}' changes by {spread[i]:.3g} around {values[0, i]:.6g}, which 32-bit "
+            f"numbers tell only to {lost[i]:.2g}: subtract a constant from it before training, and on the robot"
+            for i in np.flatnonzero(lost > _LOST_SHARE * spread)
+        ]
+    return notes
 
 
 def privileged(root: Path, table: pa.Table) -> NDArray[np.float32] | None:

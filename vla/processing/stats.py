@@ -18,6 +18,9 @@ _NARROW = 0.05
 """A quantile range below this share of the extremes' is replaced by them, which bounds targets to +-2 / 0.05."""
 
 
+_SHORT = 20
+"""Frames below which a recording is too short to say which of its values are rare."""
+
 LEAST_RANGE = 0.01
 """Least half width of a component's recorded range, for one that hardly moved: raw units, or a share of its value."""
 
@@ -94,10 +97,12 @@ def widened(
 def rare_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> list[str]:
     """For each component scaled by its extremes because it rarely leaves its resting value: one clause that names it.
 
-    Switches (only -1 and 1) and constants are none of these.
+    Switches (only -1 and 1) and constants are none of these. One frame of a recording shorter than a hundred counts as
+    rare too: there the quantiles that scale lie between it and the next, here they lie within.
     """
     values = np.asarray(values_FX, dtype=np.float64)
-    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    within = ("higher", "lower") if len(values) >= _SHORT else ("linear", "linear")
+    q01, q99 = (np.quantile(values, q, axis=0, method=m) for q, m in zip((0.01, 0.99), within, strict=True))
     low, high = values.min(0), values.max(0)
     rare = (q99 - q01 < _NARROW * (high - low)) & (high - low >= _NEGLIGIBLE) & ~np.isin(values, (-1.0, 1.0)).all(0)
     return [

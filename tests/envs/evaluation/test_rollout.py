@@ -113,3 +113,8 @@ def test_the_worst_failures_are_kept_in_pictures(env: MujocoVecEnv) -> None:
     none = Failures(2)
     solved = evaluate(TabletopExpert(3), env, seeds, failures=none)
     assert [outcome != "success" for outcome in solved.outcomes].count(True) == len(none.kept) == 7 - solved.successes
+
+
+def test_a_seed_given_twice_is_no_second_scene(env: MujocoVecEnv) -> None:
+    with pytest.raises(ValueError, match="seed 7 is given more than once"):
+        evaluate(ZeroPolicy(env.action_spec), env, [5, 7, 8, 7])

@@ -1,6 +1,7 @@
 """A user's own robot that does something wrong: one line that names the method, and a robot that is stopped."""
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,47 @@ def test_a_done_that_raises_stops_it():
     report = drive(Broken(clock=clock), clock)
     assert report.ended == "stopped"
     assert report.reasons == {"robot_error": "the robot's done raises RuntimeError: no counter"}
+
+
+@pytest.mark.parametrize("done", ["no", None, lambda: False, np.zeros(2)])
+def test_a_done_that_is_neither_true_nor_false_stops_it(done):
+    """A text or a function counts as true in Python: the run would end at its first tick and report success."""
+    clock = Clock()
+    robot = Right(clock=clock)
+    robot.done = done
+    report = drive(robot, clock)
+    assert report.ended == "stopped" and not robot.connected
+    assert "done must be True or False, it is " in report.reasons["robot_error"]
+
+
+def test_a_done_that_is_a_method_is_told_before_the_robot_is_connected():
+    class Asked(Right):
+        def done(self):
+            return False
+
+    with pytest.raises(ValueError, match="robot Asked has a method done: it must be a property"):
+        check_robot(Asked())
+
+
+@pytest.mark.parametrize("method", ["observe", "send", "rest", "disconnect"])
+def test_a_call_that_does_not_return_is_told_while_it_lasts(method, caplog):
+    """The loop waits for it and can say nothing: without a word the command would seem to work."""
+    clock = Clock()
+    robot = Right(clock=clock)
+    answer, told = getattr(robot, method), []
+
+    def stuck(*given):
+        until = time.monotonic() + 20
+        while robot.looks > 0 and not told and time.monotonic() < until:
+            told.extend(record.getMessage() for record in caplog.records)
+            time.sleep(0.02)
+        return answer(*given)
+
+    setattr(robot, method, stuck)
+    report = drive(robot, clock)
+    line = f"the robot's {method}() has not returned for 0.4 s: nothing is sent to it meanwhile; Ctrl-C ends the run"
+    assert told == [line]
+    assert report.ended == "time" and not robot.connected
 
 
 def test_what_send_reports_of_the_right_length_is_taken():

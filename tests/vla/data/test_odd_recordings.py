@@ -31,6 +31,19 @@ def test_ordinary_recordings_warn_of_nothing(tmp_path):
     assert load_dataset(write_dataset(tmp_path)).warnings() == []
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_a_motion_lost_in_32_bits_is_told(tmp_path, kind):
+    """An absolute encoder, or seconds since 1970: all frames become the same number."""
+    state = (1000 * np.random.default_rng(0).normal(size=(11, 2))).astype(kind)
+    state[:, 1] += 2**40
+    (warning,) = load_dataset(write_dataset(tmp_path, state=state)).warnings()
+    assert "component 'observation.state_1' changes by" in warning and "subtract a constant" in warning
+
+
+def test_episodes_of_one_frame_are_read_without_a_word_from_numpy(tmp_path, recwarn):
+    assert load_dataset(write_dataset(tmp_path, (1, 1, 1))).warnings() == [] and not recwarn.list
+
+
 # --- names ---
 
 
