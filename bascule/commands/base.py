@@ -71,7 +71,10 @@ def check_file(flag: str, path: Path | None) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise ValueError unless `path`, a file or folder that need not exist yet, can be created."""
+    """Raise ValueError unless `path`, a file or folder that need not exist yet, can be created, outside of datasets."""
+    from vla.runtime.locks import refuse_inside_dataset
+
+    refuse_inside_dataset(path)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise ValueError(f"{path} cannot be written: {folder} is a file, not a folder")

@@ -110,6 +110,8 @@ class Control(Command):
     """Write the report to this file too."""
 
     def run(self) -> int | None:
+        if self.replay and self.to_dataset is not None:
+            raise ValueError("--replay and --to-dataset read the log for different ends: give one of them")
         if (self.replay or self.to_dataset is not None) and Path(self.policy).is_dir():
             option = "--replay" if self.replay else "--to-dataset"
             raise ValueError(f"{self.policy} is a folder: {option} takes the log of a run (vla control --log FILE)")
@@ -325,9 +327,8 @@ class Control(Command):
 
         pairs = replay(Path(self.policy))
         differ = [i for i, (logged, again) in enumerate(pairs) if logged != again]
-        print(f"{len(pairs)} ticks, {len(pairs) - len(differ)} decided as logged")
-        if differ:
-            print(f"first difference: tick {differ[0] + 1}")
+        first = f"\nfirst difference: tick {differ[0] + 1}" if differ else ""
+        print(f"{len(pairs)} ticks, {len(pairs) - len(differ)} decided as logged{first}")
         return _tell_incomplete(Path(self.policy)) or (1 if differ else 0)
 
     def kept(self) -> str:

@@ -192,10 +192,10 @@ def replay(path: Path) -> list[tuple[Decision, Decision]]:
     """(logged, decided again) of every tick: the guards run anew on the logged inputs. Equal unless they changed."""
     header, lines = read(path)
     governor = Governor(
-        decode(GuardConfig, header["guards"]),
-        decode(ActionSpec, header["action_spec"]),
+        decode(GuardConfig, _number(header["guards"])),
+        decode(ActionSpec, _number(header["action_spec"])),
         tuple(header["kinds"]),
-        rest=tuple(header["rest"]),
+        rest=_number(header["rest"]),
         proprio_names=tuple(header["proprio_names"]),
     )
     pairs = []
@@ -208,16 +208,25 @@ def replay(path: Path) -> list[tuple[Decision, Decision]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with Path(path).open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                continue
+            try:
+                found = json.loads(line)
+            except ValueError:
+                found = None
+            if not isinstance(found, dict):
+                raise ValueError(f"{path} is no log of `vla control --log`, or is damaged: line {number} is no JSON object")
+            yield found
 
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 def _number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _number(item) for name, item in value.items()}
     if isinstance(value, list):
         return tuple(_number(item) for item in value)
     return float(value) if isinstance(value, str) and value in _NOT_FINITE else value

@@ -54,6 +54,9 @@ class ModelInput[ArrayT]:
 
 
 def trimmed_text[ArrayT](ids_BT: ArrayT, mask_BT: ArrayT) -> tuple[ArrayT, ArrayT]:
-    """Token ids and mask as long as the longest instruction, one token at least. Padding is at the end."""
+    """Token ids and mask as long as the longest instruction, one token at least. Padding is at the end. ValueError for
+    no instruction at all."""
+    if len(mask_BT) == 0:
+        raise ValueError("the observation is of no environment (B = 0): there is nothing to decide")
     length = max(1, int(mask_BT.sum(1).max()))
     return ids_BT[:, :length], mask_BT[:, :length]

@@ -72,6 +72,7 @@ def refuse_used(marker: Path, out: str | os.PathLike[str], what: str, *, resume:
     that a script may always pass it. Without it, ValueError for a folder that holds a run; and either way for one that
     holds a dataset. `resume` is None where a run cannot be continued.
     """
+    refuse_inside_dataset(out)
     used = marker.exists()
     if used and not resume:
         mend = "" if resume is None else "resume it (--resume), or "
@@ -83,11 +84,21 @@ def refuse_used(marker: Path, out: str | os.PathLike[str], what: str, *, resume:
 
 def refuse_foreign(out: str | os.PathLike[str]) -> None:
     """ValueError where results would be mixed with a dataset, or need a folder where a file is."""
+    refuse_inside_dataset(out)
     place = Path(out)
     if place.exists() and not place.is_dir():
         raise ValueError(f"{os.fspath(out)} is a file, not a folder: choose another --out")
     if any((place / name).exists() for name in ("meta/info.json", "recording/request.json")):
         raise ValueError(f"{os.fspath(out)} is a dataset of demonstrations: choose another folder (--out)")
+
+
+def refuse_inside_dataset(path: str | os.PathLike[str]) -> None:
+    """ValueError for a file or folder among a dataset's own: a policy's stats.json would replace the recording's."""
+    place = Path(path).resolve()
+    for root in place.parents:
+        part = place.relative_to(root).parts[0]
+        if part in ("data", "images", "meta", "videos") and (root / "meta/info.json").is_file():
+            raise ValueError(f"{os.fspath(path)} is a part of the dataset {root}: write it to another place")
 
 
 def command_line() -> str:

@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from bascule.main import main
 from policies.control.flight_log import BlackBox, LogIncomplete, incomplete, replay
 from tests.policies.control.toy_robot import STEADY, drive
 
@@ -41,3 +42,19 @@ def test_a_log_that_a_crash_cut_is_incomplete_and_one_of_before_is_not(tmp_path)
     assert incomplete(path) is None
     path.write_text("".join(old)[:-5])
     assert "its last line is cut" in incomplete(path)
+
+
+@pytest.mark.parametrize("content", [b'{\n  "fps": 20\n}\n', b"\xff\xfe\x00\x01\n", b"[1, 2]\n"])
+@pytest.mark.parametrize("reading", [["--replay"], ["--to-dataset", "made"]])
+def test_what_is_no_log_is_named(tmp_path, capsys, monkeypatch, content, reading):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "info.json").write_bytes(content)
+    assert main(["control", "info.json", *reading]) == 2
+    line = "vla: error: info.json is no log of `vla control --log`, or is damaged: line 1 is no JSON object\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_log_is_replayed_or_turned_into_a_dataset_but_not_both(tmp_path, capsys):
+    """The second would be left out, and exit code 0 says that every decision is as logged."""
+    assert main(["control", str(tmp_path / "log.jsonl"), "--replay", "--to-dataset", str(tmp_path / "made")]) == 2
+    assert "--replay and --to-dataset" in capsys.readouterr().err

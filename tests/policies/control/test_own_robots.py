@@ -9,6 +9,7 @@ import pytest
 
 from bascule.main import main
 from policies.control.controller import ControlConfig, control
+from policies.control.flight_log import BlackBox, replay
 from policies.control.guards import GuardConfig, check_bounds
 from policies.control.watched_robot import check_robot
 from policies.serving.policy_slot import PolicySlot
@@ -108,6 +109,23 @@ def test_a_call_that_does_not_return_is_told_while_it_lasts(method, caplog):
     line = f"the robot's {method}() has not returned for 0.4 s: nothing is sent to it meanwhile; Ctrl-C ends the run"
     assert told == [line]
     assert report.ended == "time" and not robot.connected
+
+
+def test_the_log_of_a_robot_without_bounds_or_a_known_switch_replays(tmp_path):
+    """Infinity and NaN are words in its file."""
+
+    class Free(Right):
+        low, high = (-np.inf,) * 3, (np.inf,) * 3
+
+        def rest(self):
+            return 0.0, 0.0, np.nan
+
+    clock = Clock()
+    settings = ControlConfig(duration_s=0.5, asynchronous=False, guards=GuardConfig(velocity={"dx": np.inf}))
+    with BlackBox(tmp_path / "log.jsonl") as box:
+        control(Free(clock=clock), Says(STILL), settings, log=box, clock=clock, sleep=clock.sleep)
+    pairs = replay(tmp_path / "log.jsonl")
+    assert len(pairs) == 25 and all(logged == again for logged, again in pairs)
 
 
 def test_what_send_reports_of_the_right_length_is_taken():

@@ -9,6 +9,7 @@ import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, WORDS, ToyTokenizer, toy_observation, toy_stats
 from vla.core.types import Observation
+from vla.processing.batch import trimmed_text
 from vla.processing.preprocess import resize
 from vla.processing.processor import Processor, ProcessorConfig, Stats, plain_text
 
@@ -222,3 +223,9 @@ def test_pictures_of_an_unlikely_shape_are_told_once(height, width, words, caplo
         processor.images(Observation(images, np.zeros((1, processor.config.proprio_dim), np.float32), ["go"]))
     assert len(caplog.messages) == (len(cameras) if words else 0)
     assert all(f"shows {width}x{height} pixels" in line and words in line for line in caplog.messages)
+
+
+def test_an_observation_of_nobody_is_told():
+    tokens, mask = np.zeros((0, 5), np.int64), np.zeros((0, 5), bool)
+    with pytest.raises(ValueError, match=r"of no environment \(B = 0\)"):
+        trimmed_text(tokens, mask)

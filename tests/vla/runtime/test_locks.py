@@ -161,6 +161,35 @@ def test_results_are_not_mixed_with_a_dataset_and_need_a_folder(tmp_path, capsys
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["meta"]
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "place"),
+    [
+        (["train", "--dataset", "."], "--out", "meta"),  # a policy has a stats.json too
+        (["train", "--dataset", ".", "--resume"], "--out", "data/policy"),
+        (["eval", "zero", "--episodes", "1"], "--json", "meta/info.json"),
+        (["control", "policy"], "--log", "videos/front/run.jsonl"),
+    ],
+)
+def test_nothing_is_written_among_a_dataset_s_own_files(tmp_path, capsys, monkeypatch, command, flag, place):
+    """A policy written into meta/ would replace the recording's statistics without a word."""
+    (tmp_path / "meta").mkdir()
+    for name in ("info.json", "stats.json"):
+        (tmp_path / "meta" / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*command, flag, place]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"vla: error: {place} is a part of the dataset {tmp_path}: write it to another place"
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "meta", "meta/info.json", "meta/stats.json",
+    ]  # fmt: skip
+
+
+def test_a_folder_beside_a_dataset_s_own_is_free(tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
+    assert refuse_used(tmp_path / "policy" / "config.json", tmp_path / "policy", "a run", resume=None) is False
+
+
 @pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs a folder in which nobody may make files")
 def test_a_place_without_room_for_the_lock_is_named_as_it_was_given():
     with pytest.raises(ValueError, match=r"^/proc/x\.jsonl cannot be written: .* in /proc$"), locked("/proc/x.jsonl"):
