@@ -217,7 +217,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 found = None
             if not isinstance(found, dict):
-                raise ValueError(f"{path} is no log of `vla control --log`, or is damaged: line {number} is no JSON object")
+                raise ValueError(
+                    f"{path} is no log of `vla control --log`, or is damaged: line {number} is no JSON object"
+                )
             yield found
 
 

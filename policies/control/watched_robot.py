@@ -47,7 +47,7 @@ def check_robot(robot: Any) -> None:
     if not hasattr(type(robot), "done") and not hasattr(robot, "done"):  # the type first: a property may raise
         raise ValueError(f"robot {kind} needs done, False for a robot that never ends a run by itself: {remedy}")
     if callable(getattr(type(robot), "done", None)):  # a method is true, which would end the run at its first tick
-        raise ValueError(f"robot {kind} has a method done: it must be a property or an attribute, True or False: {remedy}")
+        raise ValueError(f"robot {kind} has a method done: it must be a property, or an attribute, of a bool: {remedy}")
     check_bounds(spec)
 
 
@@ -91,10 +91,8 @@ class WatchedRobot:
                 calling = self._calling
                 if calling not in (None, told) and time.monotonic() - calling[1] > after_s:
                     told = calling
-                    _log.error(
-                        "the robot's %s() has not returned for %g s: nothing is sent to it meanwhile; Ctrl-C ends the run",
-                        calling[0], after_s,
-                    )  # fmt: skip
+                    line = "the robot's %s() has not returned for %g s: nothing is sent to it; Ctrl-C ends the run"
+                    _log.error(line, calling[0], after_s)
 
         thread = threading.Thread(target=watch, name="stuck-robot", daemon=True)
         thread.start()

@@ -231,8 +231,8 @@ def rounding_notes(table: pa.Table, names: Mapping[str, Sequence[str]]) -> list[
         spread = values.max(0) - values.min(0)
         lost = np.abs(values - values.astype(np.float32)).max(0)
         notes += [
-            f"feature '{key}' component '{components[i]}' changes by {spread[i]:.3g} around {values[0, i]:.6g}, which 32-bit "
-            f"numbers tell only to {lost[i]:.2g}: subtract a constant from it before training, and on the robot"
+            f"feature '{key}' component '{components[i]}' changes by {spread[i]:.3g} around {values[0, i]:.6g}, which "
+            f"32-bit numbers tell only to {lost[i]:.2g}: subtract a constant from it before training, and on the robot"
             for i in np.flatnonzero(lost > _LOST_SHARE * spread)
         ]
     return notes
