@@ -21,8 +21,9 @@ def trained(path: str | Path) -> Path:
 
 
 def is_lerobot(folder: Path) -> bool:
-    """True if a folder holds a bascule policy in LeRobot's format. ValueError when it holds no config.json."""
-    return load_json(Path(folder) / "config.json").get("type") == "bascule"
+    """True if a folder holds a bascule policy in LeRobot's format."""
+    config = Path(folder) / "config.json"
+    return config.is_file() and load_json(config).get("type") == "bascule"
 
 
 def list_suites() -> Listing:

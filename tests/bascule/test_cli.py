@@ -156,6 +156,17 @@ def test_checkpoint_names_the_nearest_folder(tmp_path, monkeypatch):
         checkpoint("runs/frist/policy")
 
 
+@pytest.mark.parametrize(
+    ("command", "rest"), [("lerobot", ["out"]), ("eval", []), ("serve", []), ("control", []), ("export", ["--out", "out"])]
+)
+def test_a_dataset_in_place_of_a_policy_is_told_what_makes_one(command, rest, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_json(tmp_path / "demos" / "meta" / "info.json", {})
+    assert cli.main([command, "demos", *rest]) == 2
+    line = "vla: error: demos is a data set, not a checkpoint: `vla train --dataset demos` makes a policy of it\n"
+    assert capsys.readouterr().err == line
+
+
 def test_ctrl_c_says_what_was_kept(capsys):
     def interrupted():
         raise KeyboardInterrupt
