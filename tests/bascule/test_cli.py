@@ -157,7 +157,8 @@ def test_checkpoint_names_the_nearest_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "rest"), [("lerobot", ["out"]), ("eval", []), ("serve", []), ("control", []), ("export", ["--out", "out"])]
+    ("command", "rest"),
+    [("lerobot", ["out"]), ("eval", []), ("serve", []), ("control", []), ("export", ["--out", "out"])],
 )
 def test_a_dataset_in_place_of_a_policy_is_told_what_makes_one(command, rest, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
