@@ -100,6 +100,10 @@ class Control(Command):
     --follow-s: its torque may be off. Grippers are left out."""
     follow_s: float = 1.0
     """Seconds for which a position may stand still under such commands."""
+    hold_ungrounded: bool = False
+    """Hold the robot (guard not_grounded) until the policy first sees what the instruction names, and look again at the
+    rate of its decisions. Once seen, the instruction is carried out: what is in the gripper may be out of sight. Only
+    for policies whose backbone was calibrated for it, see docs/deploy.md."""
     server_timeout_s: float = 1.0
     """A server that takes longer than this to answer, in seconds, counts as dead."""
     image_size: int = 84
@@ -155,7 +159,7 @@ class Control(Command):
         scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
         if self.json is not None:
             save_json(self.json, {"report": report, "success": getattr(robot, "success", None), **scenes})
-        self._tell(report, scenes)
+        print(report.summary(scenes))
         if unlogged is not None:
             raise unlogged
         return 0 if report.good else 1
@@ -203,12 +207,14 @@ class Control(Command):
 
     def _config(self, guards: GuardConfig, policy: Any) -> ControlConfig:
         from policies.control.controller import ControlConfig
+        from vla.core.grounding import threshold_of
 
         spec = policy.spec.action_spec
         # a stock openpi server does not say at which rate its actions were meant
         hz = self.policy_hz or (None if spec is None else spec.control_hz or None)
         steps = self.n_action_steps or policy.spec.n_action_steps
-        return from_flags(ControlConfig, self, policy_hz=hz, n_action_steps=steps, guards=guards)
+        below = threshold_of(policy) if self.hold_ungrounded else None
+        return from_flags(ControlConfig, self, policy_hz=hz, n_action_steps=steps, guards=guards, hold_below=below)
 
     def _policy(self) -> Any:
         if "://" in self.policy:
@@ -283,23 +289,6 @@ class Control(Command):
                 proprio_names=names,
                 endless=self.endless,
             )
-
-    def _tell(self, report: Any, scenes: dict[str, int]) -> None:
-        tripped = ", ".join(f"{name} {count}" for name, count in report.guards.items()) or "none"
-        done = f", {scenes['successes']} of {scenes['scenes']} scenes succeeded" if scenes else ""
-        print(
-            f"{report.ended} after {report.ticks} ticks ({report.seconds:.1f} s), {report.overruns} deadlines missed"
-            f" ({100 * report.overruns / max(report.ticks, 1):.3f}%){done}"
-        )
-        late, work, answers = report.late_ms, report.work_ms, report.latency_ms
-        from policies.serving.wire import one_line
-
-        for guard, reason in report.reasons.items():
-            print(f"{guard}: {one_line(reason)}")
-        print(
-            f"ticks late p99 {late['p99']:.2f} ms, max {late['max']:.2f}; work p99 {work['p99']:.2f} ms; guards: "
-            f"{tripped}; {report.answers} answers, p50 {answers['p50']:.1f} ms, p99 {answers['p99']:.1f} ms"
-        )
 
     def _rehearse(self, policy: Any, robot: Any, config: Any) -> None:
         """Say what a run would do with a robot that is not connected."""

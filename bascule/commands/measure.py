@@ -37,6 +37,9 @@ class Eval(Command):
     """heldout: instructions phrased as in no demonstration; novel: objects in colours that no demonstration handles."""
     controls: bool = True
     """Also evaluate with swapped instructions, which name another object than the one counted and should fail."""
+    hold_ungrounded: bool = False
+    """Hold the robot still until the policy first sees in an episode what the instruction names, and count how often
+    that was. Only for policies whose backbone was calibrated for it, see docs/evaluate.md."""
     num_envs: int = 48
     """Environments that play at the same time."""
     workers: int = 2
@@ -87,6 +90,8 @@ class Eval(Command):
                 f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"
             )
         check_file("--json", self.json)
+        if self.robustness and self.hold_ungrounded:
+            raise ValueError("--hold-ungrounded is not for `vla eval --robustness`, which counts what a policy does")
         if self.robustness:
             self._report_robustness(listens=folder is not None)
             return
@@ -100,6 +105,7 @@ class Eval(Command):
         from envs.perturb.perturbation import parse
         from vla.core.compatibility import fitted
         from vla.core.config import save_json
+        from vla.core.grounding import threshold_of
         from vla.runtime.console import eval_table, progress, say, stdout
         from vla.runtime.process import keep_freed_memory, use_idle_cores
         from vla.runtime.provenance import provenance
@@ -108,6 +114,10 @@ class Eval(Command):
         keep_freed_memory()
         perturb = parse(self.perturb) if self.perturb else None
         loaded = None if folder is None else resolve_policy(self.policy, None, self.suite, self.embodiment)
+        if self.hold_ungrounded:  # refused before any environment is made
+            if loaded is None:
+                raise ValueError(f"--hold-ungrounded is for checkpoints; '{self.policy}' looks at nothing")
+            threshold_of(loaded)
         seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
         worlds = min(self.num_envs, self.episodes)
         env = make_vec(
@@ -133,6 +143,7 @@ class Eval(Command):
                         suite=self.suite,
                         backend=self.backend,
                         swap_instruction=swap,
+                        hold_ungrounded=self.hold_ungrounded,
                         on_progress=lambda done, total, won: update(done, f"{won} succeeded"),
                     )
 

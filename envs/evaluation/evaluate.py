@@ -13,8 +13,9 @@ import numpy as np
 from envs.evaluation.baselines import Film
 from envs.evaluation.failures import Failures, Outcome
 from vla.core.compatibility import fitted
+from vla.core.grounding import FirstSight, confidence_of, threshold_of
 from vla.core.statistics import wilson95
-from vla.core.types import Policy, VecEnv, executed
+from vla.core.types import Observation, Policy, VecEnv, executed
 
 _log = logging.getLogger(__name__)
 _MAX_REPLAYS = 2
@@ -63,6 +64,9 @@ class EvalReport:
     n_action_steps: int
     diverged: int = 0
     """Episodes that ended because the simulation blew up; failures."""
+    held: dict[str, int] | None = None
+    """With `hold_ungrounded`: "episodes" in which the policy was held at least once, and of all its "decisions" how
+    many were "held_decisions"."""
     films: list[Film] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     """How each episode ended, in the order of the seeds. Not in `to_dict`."""
@@ -91,6 +95,7 @@ class EvalReport:
             "horizon": self.horizon,
             "chunk_size": self.chunk_size,
             "n_action_steps": self.n_action_steps,
+            **({} if self.held is None else {"held": self.held}),
             "controls": self.controls,
         }
 
@@ -105,6 +110,7 @@ def evaluate(
     backend: str = "cpu",
     swap_instruction: bool = False,
     deterministic: bool = True,
+    hold_ungrounded: bool = False,
     num_films: int = 0,
     failures: Failures | None = None,
     on_progress: Progress | None = None,
@@ -112,6 +118,8 @@ def evaluate(
     """Play one episode per seed and count.
 
     `swap_instruction` tells the policy to handle another object than the one that counts: a policy that listens fails.
+    `hold_ungrounded`: the robot stands still, its gripper as it is, until the policy first sees in the episode what its
+    instruction names (`vla.core.grounding.FirstSight`); ValueError for a policy that does not tell.
     Which environment plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
     episodes' frames, one per decision, and `failures` is shown how every episode begins and ends. A policy whose
     components lie in another order is reordered by name; ValueError for one that does not fit the environment
@@ -133,7 +141,15 @@ def evaluate(
     following = width
     # Spare worlds play the first seed too, uncounted: the environment wants every world to have an episode.
     env.reset(seeds=[seeds[max(0, k)] for k in playing])
-    policy.reset(None)
+    sight = FirstSight(threshold_of(policy)) if hold_ungrounded else None
+
+    def forget(worlds: list[int] | None) -> None:
+        """New episodes begin in these environments."""
+        policy.reset(worlds)
+        if sight is not None:
+            sight.reset(worlds)
+
+    forget(None)
     obs = env.observation()
     films = {k: Film(obs.instruction[k]) for k in range(min(num_films, width))}
     success = np.zeros(len(seeds), bool)
@@ -143,6 +159,7 @@ def evaluate(
     for world in range(width):
         labels[world] = _labels(env, world)
     finished, chunk_size, n_action_steps = 0, 0, 0
+    held_once, held_decisions, decisions = np.zeros(len(seeds), bool), 0, 0
     while finished < len(seeds):
         told = env.alternative_instructions() if swap_instruction else obs.instruction
         for k, film in films.items():
@@ -155,6 +172,11 @@ def evaluate(
         whole = policy.act(seen)
         chunk = executed(policy.spec, whole)
         chunk_size, n_action_steps = whole.shape[1], chunk.shape[1]
+        if sight is not None:
+            held = sight.holds(confidence_of(policy), told) & seen.live
+            chunk = np.where(held[:, None, None], _still(env, obs)[:, None], chunk)
+            held_once[playing[held]] = True
+            held_decisions, decisions = held_decisions + int(held.sum()), decisions + int(seen.live.sum())
         result = env.step_chunk(chunk)
         live = playing >= 0
         steps[playing[live]] += result.n_steps[live]
@@ -169,7 +191,8 @@ def evaluate(
             for k in set(playing[again].tolist()) & set(films):
                 films[k].frames.clear()
             obs = env.reset(seeds=[seeds[playing[w]] for w in again], env_ids=again.tolist())
-            policy.reset(again.tolist())
+            held_once[playing[again]] = False
+            forget(again.tolist())
         if over.any():
             ended = np.flatnonzero(over)
             indices = playing[ended]
@@ -189,7 +212,7 @@ def evaluate(
                 following += 1
             if fresh:
                 obs = env.reset(seeds=[seeds[playing[w]] for w in fresh], env_ids=fresh)
-                policy.reset(fresh)
+                forget(fresh)
                 for world in fresh:
                     labels[playing[world]] = _labels(env, world)
             if on_progress:
@@ -210,6 +233,13 @@ def evaluate(
         chunk_size=chunk_size,
         n_action_steps=n_action_steps,
         diverged=int(diverged.sum()),
+        held=None
+        if sight is None
+        else {
+            "episodes": int(held_once.sum()),
+            "held_decisions": held_decisions,
+            "decisions": decisions,
+        },
         films=[films[k] for k in sorted(films)],
         outcomes=[_outcome(*flags) for flags in zip(success, wrong, diverged, strict=True)],
     )
@@ -217,6 +247,15 @@ def evaluate(
 
 def _outcome(success: bool, wrong: bool, diverged: bool) -> Outcome:
     return "success" if success else "wrong object" if wrong else "diverged" if diverged else "out of time"
+
+
+def _still(env: VecEnv, obs: Observation) -> np.ndarray:
+    """(B, A) the action that leaves every robot as it is: no displacement, the gripper as commanded before."""
+    action = np.zeros((env.num_envs, env.action_spec.dim), np.float32)
+    if "gripper" in env.action_spec.names and "gripper_command" in env.proprio_names:
+        place = env.proprio_names.index("gripper_command")
+        action[:, env.action_spec.names.index("gripper")] = obs.proprio[:, place]
+    return action
 
 
 def _labels(env: VecEnv, world: int) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from policies.control.guards import GuardConfig
+from policies.serving.wire import one_line
 from vla.core.types import ActionChunk, ActionSpec
 
 
@@ -43,6 +44,10 @@ class ControlConfig:
     """The robot is stopped and disconnected as soon as this file exists."""
     server_timeout_s: float = 1.0
     """Seconds after which an unanswered request counts as a dead server."""
+    hold_below: float | None = None
+    """Hold (guard not_grounded) while the policy's confidence that it sees what the instruction names is below this,
+    until it was reached once for the instruction. None: never. A policy's own threshold is
+    `vla.core.grounding.threshold_of`."""
     guards: GuardConfig = field(default_factory=GuardConfig)
 
 
@@ -80,6 +85,23 @@ class ControlReport:
         """True if the run came to its end and neither the robot nor the policy was failing then."""
         failing = {"robot_error", "policy_error", "dead_server", "nonfinite_action"} & set(self.held_by)
         return self.ended in ("done", "time") and not failing and "disconnect" not in self.reasons
+
+    def summary(self, scenes: Mapping[str, int]) -> str:
+        """The report in lines of text. `scenes`: those that a simulated robot played, and its successes; may be
+        empty."""
+        done = f", {scenes['successes']} of {scenes['scenes']} scenes succeeded" if scenes else ""
+        first = (
+            f"{self.ended} after {self.ticks} ticks ({self.seconds:.1f} s), {self.overruns} deadlines missed"
+            f" ({100 * self.overruns / max(self.ticks, 1):.3f}%){done}"
+        )
+        tripped = ", ".join(f"{name} {count}" for name, count in self.guards.items()) or "none"
+        last = (
+            f"ticks late p99 {self.late_ms['p99']:.2f} ms, max {self.late_ms['max']:.2f}; work p99 "
+            f"{self.work_ms['p99']:.2f} ms; guards: {tripped}; {self.answers} answers, p50 "
+            f"{self.latency_ms['p50']:.1f} ms, p99 {self.latency_ms['p99']:.1f} ms"
+        )
+        reasons = [f"{guard}: {one_line(reason)}" for guard, reason in self.reasons.items()]
+        return "\n".join([first, *reasons, last])
 
 
 def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:

@@ -20,6 +20,7 @@ from policies.control.loop import ControlLoop
 from policies.control.playback import Inference
 from policies.control.robots import Robot
 from policies.control.watched_robot import WatchedRobot, check_robot
+from vla.core.grounding import threshold_of
 from vla.core.types import Policy
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def control(
         raise ValueError(f"duration_s must be positive, got {config.duration_s}")
     if config.join == "rtc" and not policy.spec.takes_prefix:
         raise ValueError("rtc needs a flow head that can be told what is still to be played: choose the join blend")
+    if config.hold_below is not None:
+        threshold_of(policy)  # refuses a policy that tells no confidence
     if config.in_flight != 1 + len(others) or (others and (config.join == "rtc" or not config.asynchronous)):
         raise ValueError(
             "in_flight counts the connections to one policy: give as many, only asynchronous, and not with join rtc, "

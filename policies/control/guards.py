@@ -11,6 +11,7 @@
     policy_error         slow stop
     robot_error          hold; slow stop when it lasts
     not_following        hold; slow stop when it lasts
+    not_grounded         hold
     outside_limits       recover; hold and slow stop where no speed for that is known
     workspace            slow stop
     estop                disconnect
@@ -26,6 +27,10 @@ A position does not follow when its commands have gone away from where it stands
 for `follow_s` in which it did not move towards them at all: a robot without torque accepts every command. A robot that
 lags or cuts commands short moves, and one that was stopped by something is not sent further. Grippers are left out:
 they stand against what they hold.
+
+`not_grounded` trips only where a run asked for it (`ControlConfig.hold_below`): the policy does not see what its
+instruction names. Nothing is broken then, so that this hold lasts until the policy does see it, or the run's time is
+over.
 
 A position limit never makes a robot move: no reaction sends a position further from the last one than the velocity
 limit allows. `Governor` is a function of its inputs and past inputs alone (no clock, no randomness), so a log of the
@@ -51,7 +56,7 @@ Reaction = Literal["run", "hold", "slow stop", "stopped", "disconnect", "recover
 GUARDS = (
     "action_limit", "velocity_limit", "acceleration_limit", "stale_observation", "stale_action", "dead_server",
     "nonfinite_action", "policy_error", "workspace", "estop", "robot_lost", "robot_error", "outside_limits",
-    "not_following",
+    "not_following", "not_grounded",
 )  # fmt: skip
 KINDS: tuple[Kind, ...] = ("position", "displacement", "switch", "velocity")
 _HOLDS_THINGS = re.compile("gripper|finger|hand|jaw|claw", re.IGNORECASE)
@@ -103,6 +108,8 @@ class Inputs:
     one's action."""
     sent: tuple[float, ...] | None = None
     """The action that really went to the robot at the last tick, where it differs from the decided one."""
+    ungrounded: bool = False
+    """The policy does not see what its instruction names, and is to be held for it."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +258,7 @@ class Governor:
             if self._outside().any():
                 return self._recover()
             return self._limited(np.array(inputs.wanted, dtype=np.float64))
-        if self._held_since is None:
+        if self._held_since is None or cause == "not_grounded":  # nothing is failing: no time to give up counts
             self._held_since = inputs.now_s
         if inputs.now_s - self._held_since > self.config.give_up_s:
             self._begin_stop()
@@ -284,6 +291,8 @@ class Governor:
             return "stale_observation"
         if any(follower.lost for follower in self._followers):
             return "not_following"
+        if inputs.ungrounded and not inputs.server_failed:
+            return "not_grounded"
         if inputs.wanted is None:
             return "dead_server" if inputs.server_failed else "stale_action"
         if not inputs.action_age_s <= self.config.max_action_age_s:

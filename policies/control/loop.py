@@ -17,7 +17,9 @@ from policies.control.guards import Decision, Governor, Inputs
 from policies.control.playback import Answer, Asking, Inference, Plan
 from policies.control.robots import Robot
 from policies.control.watched_robot import WatchedRobot
+from vla.core.grounding import FirstSight
 from vla.core.types import Observation, Policy
+from vla.processing.text import shortened
 
 
 class ControlLoop:
@@ -55,6 +57,8 @@ class ControlLoop:
         self._error: str | None = None
         self._reasons: dict[str, str] = {}
         self._server_failed = False
+        self._sight = None if config.hold_below is None else FirstSight(config.hold_below)
+        self._ungrounded = False
         self._playing = True  # the last tick played the plan
         self._held_by: tuple[str, ...] = ()
         self._send_failed = False
@@ -266,10 +270,11 @@ class ControlLoop:
             self._server_failed = False
             self._latencies.append(answer.seconds)
             self.chunk_size = len(answer.chunk)
-            late = self.plan.install(answer.chunk, asked_at_step=answer.asked_at_step, seen_s=answer.seen_s)
+            if not self._hold_for(answer):
+                late = self.plan.install(answer.chunk, asked_at_step=answer.asked_at_step, seen_s=answer.seen_s)
+                self._delays[late] += 1
             # Held ticks count here as if they had been played: a robot that ran dry must learn to ask earlier.
             self.delay.add(math.ceil((self.ticks - asked_at_tick) / self._ticks_per_step))
-            self._delays[late] += 1
             return
         if isinstance(error, OSError):  # ConnectionError, TimeoutError: the server is gone, maybe not for good
             self._server_failed = True
@@ -279,6 +284,22 @@ class ControlLoop:
             self._reason(self._fault, error)
             if self.log is not None:
                 self.log.event(error=self._error)
+
+    def _hold_for(self, answer: Answer) -> bool:
+        """True if the answer is not to be played, because the policy does not see what its instruction names."""
+        told = None if answer.confidence is None else np.array([answer.confidence])
+        ungrounded = self._sight is not None and bool(self._sight.holds(told, [answer.instruction])[0])
+        if ungrounded:
+            self.plan.clear()  # what is left of it is for another instruction
+            reason = (
+                f"nothing in sight is what {shortened(answer.instruction)} names: confidence {answer.confidence:.3f}, "
+                f"threshold {self.config.hold_below:.3f}"
+            )
+            self._reasons["not_grounded"] = reason
+            if self.log is not None and not self._ungrounded:
+                self.log.event(not_grounded=reason)
+        self._ungrounded = ungrounded
+        return ungrounded
 
     def _time_to_ask(self) -> bool:
         """Early enough that the robot does not run dry before the answer comes; several questions evenly apart."""
@@ -290,6 +311,8 @@ class ControlLoop:
         if not self._playing and now - self.plan.seen_s > self.config.guards.max_action_age_s / 2:
             self.plan.clear()  # it has grown old while the robot held: it would not be played, and nothing be asked
         played, late = self.config.n_action_steps or (self.chunk_size + 1) // 2, self.delay.steps
+        if self._ungrounded and self.ticks - self._last_asked_at_tick < played * self._ticks_per_step:
+            return False  # look again as often as if it moved
         if self.plan.remaining > max(self.chunk_size - played, late if self.config.asynchronous else 0):
             return False
         apart = late * self._ticks_per_step / self.config.in_flight
@@ -312,6 +335,7 @@ class ControlLoop:
             fault=self._fault,
             robot_error=robot_error,
             sent=self._sent,
+            ungrounded=self._ungrounded,
         )
 
 

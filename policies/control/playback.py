@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from policies.chunking.merge import Blend, Join
 from policies.control.guards import Kind
+from vla.core.grounding import confidence_of
 from vla.core.late_chunks import catch_up
 from vla.core.types import ActionChunk, Observation, Policy, Prefix
 
@@ -136,6 +137,9 @@ class Answer:
     asked_at_step: int
     seen_s: float
     seconds: float
+    confidence: float | None = None
+    """How surely the policy saw what the instruction names; None where it does not tell."""
+    instruction: str = ""
 
 
 class Asking(Protocol):
@@ -239,10 +243,12 @@ class Inference:
                 self._answers[number] = answer
 
     def _run(self, policy: Policy, obs: Observation, step: int, seen_s: float, prefix: Prefix | None) -> Answer:
-        start = self._clock()
+        start, confidence = self._clock(), None
         try:
             chunks = policy.act(obs) if prefix is None else policy.act(obs, prefix=prefix)
             chunk, error = np.asarray(chunks)[0], None
+            if (told := confidence_of(policy)) is not None:
+                confidence = float(told[0])
         except Exception as problem:  # whatever it is, the robot must come to rest in good order
             chunk, error = None, problem
-        return Answer(chunk, error, step, seen_s, self._clock() - start)
+        return Answer(chunk, error, step, seen_s, self._clock() - start, confidence, obs.instruction[0])

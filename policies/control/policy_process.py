@@ -15,6 +15,10 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.core.grounding import confidence_of
 from vla.core.subprocesses import spawn
 from vla.core.types import ActionChunk, Observation, Policy, PolicySpec, Prefix
 
@@ -30,6 +34,8 @@ class PolicyProcess:
 
         ValueError with what `make` said if that was one, ConnectionError if the child died of something else.
         """
+        self.confidence: NDArray[np.float32] | None = None
+        """As the policy in the child tells it after `act` (`vla.core.grounding`)."""
         self._pipe, theirs = Pipe()
         self._process = spawn(_serve, (theirs, make), name="policy")
         theirs.close()
@@ -51,7 +57,8 @@ class PolicyProcess:
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """The action chunks (B, C, A) of the policy in the child. ConnectionError when its process is gone."""
-        return self._call("act", obs, **({} if prefix is None else {"prefix": prefix}))
+        chunk, self.confidence = self._call("act", obs, **({} if prefix is None else {"prefix": prefix}))
+        return chunk
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         try:
@@ -91,7 +98,8 @@ def _serve(pipe: Connection, make: Callable[[], Policy]) -> None:
         while True:
             method, arguments, named = pipe.recv()
             try:
-                answer = True, getattr(policy, method)(*arguments, **named)
+                value = getattr(policy, method)(*arguments, **named)
+                answer = True, (value, confidence_of(policy)) if method == "act" else value
             except Exception as error:
                 answer = False, error
             pipe.send(answer)

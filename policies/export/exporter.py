@@ -12,6 +12,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.batch import ModelInput
 from vla.processing.preprocess import Preprocessor
+from vla.processing.text import read
 
 MAX_ERROR = 1e-4
 """Largest error allowed in the normalised actions of a float32 export."""
@@ -101,7 +103,8 @@ def export(
     # Its own, not that of transformers: what will be used later is what is checked now.
     pad = int(getattr(vla.backbone.tokenizer, "pad_token_id", None) or 0)
     tokenizer = FileTokenizer(tokenizer_files[TOKENIZER], pad_token_id=pad)
-    processor = Preprocessor(vla.processor.config, vla.processor.stats, tokenizer)
+    reads = replace(vla.processor.config, max_text_tokens=vla.processor.text_limit)  # no backbone will say it there
+    processor = Preprocessor(reads, vla.processor.stats, tokenizer)
     samples = list(random_observations(processor, observations, seed=seed))
     expected = [_normalised(vla, obs) for obs in samples]
     if precision == "bfloat16":
@@ -151,12 +154,9 @@ def random_observations(processor: Preprocessor, count: int, *, seed: int) -> It
 def _instruction(processor: Preprocessor, words: Sequence[str], rng: np.random.Generator) -> str:
     """An instruction of up to 9 random words, shortened until it fits the policy's token limit."""
     text = [str(word) for word in rng.choice(words, rng.integers(1, 10))]
-    while len(text) > 1:
-        try:
-            processor.token_arrays([" ".join(text)])
-            break
-        except ValueError:  # too long for this policy
-            text = text[:-1]
+    rule, limit = processor.config.text_rule, processor.text_limit
+    while len(text) > 1 and read(" ".join(text), processor.tokenizer, rule=rule, limit=limit).cut_after is not None:
+        text = text[:-1]
     return " ".join(text)
 
 
@@ -219,8 +219,8 @@ def trace(vla: VLA) -> ExportedProgram:
     """The decision as a graph of tensor operations, for any batch and any length of the instruction."""
     vla.eval().requires_grad_(False)
     config = vla.processor.config
-    batch, text = Dim("batch", min=1, max=_MAX_BATCH), Dim("text", min=1, max=config.max_text_tokens)
-    length = min(7, config.max_text_tokens)
+    batch, text = Dim("batch", min=1, max=_MAX_BATCH), Dim("text", min=1, max=vla.processor.text_limit)
+    length = min(7, vla.processor.text_limit)
     views, size = len(config.cameras), config.image_size
     example = (
         torch.zeros(2, views, size, size, 3, dtype=torch.uint8),

@@ -250,7 +250,8 @@ def _fit_text(vla: VLA, meta: Any) -> None:
     tasks = [] if table is None else [str(task) for task in table.index]
     config = vla.processor.config
     tokenizer = vla.backbone.tokenizer
-    room = room_for_text(tasks, tokenizer, rule=config.text_rule, least=config.max_text_tokens)
+    least, most = config.max_text_tokens, vla.processor.text_limit
+    room = room_for_text(tasks, tokenizer, rule=config.text_rule, least=least, most=most)
     if room > config.max_text_tokens:
         vla.processor = Processor(replace(config, max_text_tokens=room), vla.processor.stats, tokenizer)
     warn_of_lookalikes(tasks, vla.processor.tokens)

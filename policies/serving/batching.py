@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vla.core.grounding import confidence_of
 from vla.core.types import Observation, Policy, PolicySpec
 
 
@@ -32,6 +33,8 @@ class Answer:
     infer_ms: float
     """Inference time of the whole batch in ms."""
     batch_size: int
+    confidence: float | None = None
+    """How surely the policy sees what the instruction names (`vla.core.grounding`); None where it does not tell."""
 
 
 @dataclass(eq=False)
@@ -129,7 +132,7 @@ def _answer(group: Sequence[_Request]) -> list[Answer | Exception]:
     """One answer or error for each request of one kind."""
     try:
         start = time.perf_counter()
-        chunk = _act(group[0].served, [request.obs for request in group])
+        chunk, confidence = _act(group[0].served, [request.obs for request in group])
         took_ms = (time.perf_counter() - start) * 1e3
     except Exception as error:
         if len(group) == 1:
@@ -137,21 +140,25 @@ def _answer(group: Sequence[_Request]) -> list[Answer | Exception]:
         # One bad request must not fail the others: run each alone to find it.
         return [answer for request in group for answer in _answer([request])]
     answers: list[Answer | Exception] = []
-    for actions in chunk:
+    for actions, sure in zip(chunk, confidence, strict=True):
         if np.isfinite(actions).all():
-            answers.append(Answer(actions, took_ms, len(group)))
+            answers.append(Answer(actions, took_ms, len(group), sure))
         else:
             answers.append(RuntimeError("its actions hold NaN or infinity; nothing was sent"))
     return answers
 
 
-def _act(served: HasPolicy, observations: Sequence[Observation]) -> NDArray[np.float32]:
+def _act(
+    served: HasPolicy, observations: Sequence[Observation]
+) -> tuple[NDArray[np.float32], list[float] | list[None]]:
+    """Actions (B, C, A) and B confidences."""
     obs = observations[0] if len(observations) == 1 else _join(observations)
     chunk = np.asarray(served.policy.act(obs), dtype=np.float32)
     batch, width = len(observations), served.spec.action_spec.dim
     if chunk.ndim != 3 or chunk.shape[0] != batch or chunk.shape[1] == 0 or chunk.shape[2] != width:
         raise RuntimeError(f"expected actions of shape ({batch}, C, {width}), got {chunk.shape}")
-    return chunk
+    confidence = confidence_of(served.policy)
+    return chunk, [None] * batch if confidence is None else confidence.tolist()
 
 
 def _join(observations: Sequence[Observation]) -> Observation:

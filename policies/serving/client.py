@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 _BACKOFF_S = (0.05, 1.0)
 """First and longest pause between two attempts to connect; each pause is twice the one before."""
+
+
+_MOST_WARNINGS = 100
+_log = logging.getLogger(__name__)
 
 
 class PolicyClient:
@@ -68,7 +73,11 @@ class PolicyClient:
         self.metadata: dict[str, Any] = {}
         """The server's metadata: for our server `action_spec`, `cameras`, `observation_keys` and more."""
         self.whole_chunks = whole_chunks
+        self.confidence: np.ndarray | None = None
+        """How surely the policy saw, in the last `act`, what each instruction names (B,); None where the server does
+        not tell."""
         self._tls = tls
+        self._warned: list[Any] = []
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key is not None else {}
         self._connection: ClientConnection | None = None
         self._resources = contextlib.ExitStack()
@@ -89,6 +98,7 @@ class PolicyClient:
             tuple(cameras) if _are_names(cameras) else None,
             _count(told.get("proprio_dim")),
             tuple(names) if _are_names(names) else None,
+            grounding_threshold=_fraction(told.get("grounding"), "threshold"),
         )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +110,7 @@ class PolicyClient:
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Action chunks (B, C, A) for B observations. The protocol has no batches, so this takes B round trips."""
-        chunks = []
+        chunks, sure = [], []
         for i in range(obs.batch_size):
             images = {camera: image[i] for camera, image in obs.images.items()}
             # Only servers that speak of chunk sizes know the key; others (openpi's) send whole chunks anyway.
@@ -110,7 +120,17 @@ class PolicyClient:
             if problem := _no_actions(actions, answer):
                 raise RuntimeError(f"policy server at {self.uri}: {problem}")
             chunks.append(actions.astype(np.float32, copy=False))
+            sure.append(_fraction(answer.get("grounding"), "confidence"))
+            self._warn(answer.get("warnings"))
+        self.confidence = None if None in sure else np.array(sure, np.float32)
         return np.stack(chunks)
+
+    def _warn(self, warnings: Any) -> None:
+        """Log what the server says about an instruction, each line once."""
+        for line in warnings if isinstance(warnings, list) else []:
+            if line not in self._warned and len(self._warned) < _MOST_WARNINGS:
+                self._warned.append(line)
+                _log.warning("policy server at %s: %s", self.uri, wire.one_line(line))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Does nothing: openpi's protocol has no such message, and served policies are stateless."""
@@ -234,6 +254,11 @@ def _action_spec(told: Mapping[str, Any]) -> ActionSpec:
 
 def _count(told: Any) -> int | None:
     return told if isinstance(told, int) and told > 0 else None
+
+
+def _fraction(told: Any, name: str) -> float | None:
+    value = told.get(name) if isinstance(told, dict) else None
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
 
 
 def _are_names(told: Any) -> bool:

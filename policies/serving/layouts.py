@@ -14,7 +14,6 @@ from vla.core.config import decode, unknown
 from vla.core.types import Observation
 from vla.processing.pictures import to_uint8_picture
 
-MAX_PROMPT_CHARS = 2000
 MAX_IMAGE_SIDE = 4096
 
 
@@ -158,8 +157,6 @@ class ObservationReader:
         key, value = _find(message, self._prompt_keys)
         if not isinstance(value, str):
             raise ValueError(f"{key}: expected a string, got {type(value).__name__}")
-        if len(value) > MAX_PROMPT_CHARS:
-            raise ValueError(f"{key}: {len(value)} characters, at most {MAX_PROMPT_CHARS} allowed")
         return value
 
 

@@ -17,6 +17,7 @@ from policies.serving import wire
 from policies.serving.layouts import Layout, ObservationReader
 from vla.core.checkpoint import CONFIG
 from vla.core.types import Policy, PolicySpec
+from vla.processing.preprocess import Preprocessor
 
 Loader = Callable[[Path], Policy]
 """Folder -> its policy (`policies.load.load_policy`)."""
@@ -54,7 +55,7 @@ class PolicySlot:
         self.reader = ObservationReader(spec.cameras or (), proprio_dim=spec.proprio_dim, layout=layout)
         self.metadata = {
             **(metadata or {}),
-            **_steps(self.spec),
+            **_declared(self.spec),
             "control_hz": action.control_hz,
             "action_spec": {
                 "names": list(action.names),
@@ -79,6 +80,18 @@ class PolicySlot:
         if not isinstance(whole, bool):
             raise ValueError(f"{WHOLE_CHUNK}: expected true or false, got {type(whole).__name__}")
         return actions_CA if whole else actions_CA[: self.spec.n_action_steps]
+
+    def told(self, confidence: float | None, prompt: str) -> dict[str, Any]:
+        """The part of an answer about the prompt: how surely the policy sees what it names, and warnings of what is not
+        read or means nothing. What is not known is left out. No arrays: openpi's clients take those for actions."""
+        told: dict[str, Any] = {}
+        threshold = self.spec.grounding_threshold
+        if confidence is not None and threshold is not None:
+            told["grounding"] = {"confidence": confidence, "threshold": threshold, "below": confidence < threshold}
+        reads = getattr(self.policy, "processor", None)  # what is not a checkpoint reads prompts in its own way
+        if isinstance(reads, Preprocessor) and (lines := reads.remarks(prompt)):
+            told["warnings"] = list(lines)
+        return told
 
     @staticmethod
     def of_folder(
@@ -117,12 +130,20 @@ class PolicySlot:
         if steps is not None and chunk_size is not None:
             steps = min(steps, chunk_size)
         self.policy, self.spec, self._stamp = policy, replace(policy.spec, n_action_steps=steps), stamp
-        self.metadata = {**self.metadata, **_steps(self.spec)}
+        kept = {
+            name: value for name, value in self.metadata.items() if name != "grounding"
+        }  # it may tell none any more
+        self.metadata = kept | _declared(self.spec)
 
 
-def _steps(spec: PolicySpec) -> dict[str, int]:
-    """The chunk sizes for the metadata; unknown ones are left out."""
-    known = {"chunk_size": spec.chunk_size, "n_action_steps": spec.n_action_steps}
+def _declared(spec: PolicySpec) -> dict[str, Any]:
+    """The chunk sizes and the grounding threshold for the metadata; unknown ones are left out."""
+    threshold = spec.grounding_threshold
+    known = {
+        "chunk_size": spec.chunk_size,
+        "n_action_steps": spec.n_action_steps,
+        "grounding": None if threshold is None else {"threshold": threshold},
+    }
     return {name: value for name, value in known.items() if value is not None}
 
 

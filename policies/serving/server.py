@@ -3,7 +3,9 @@ unchanged.
 
 On connect the server sends one binary frame, the metadata map. After that every binary frame is an observation and gets
 one answer: a binary frame {"actions": (C, A) float32 in environment units, "policy_timing", "server_timing"}, or a text
-frame, which is a one-line error. Unlike openpi's server, a bad observation does not cost the connection. C is the
+frame, which is a one-line error. A policy that tells how surely it sees what the prompt names adds "grounding":
+{"confidence", "threshold", "below"} (`vla.core.grounding`); a prompt that is cut, or has words without a meaning, gets
+"warnings", a line each. Unlike openpi's server, a bad observation does not cost the connection. C is the
 `n_action_steps` of the metadata; who sends "whole_chunk": true, as a controller on a slow link, gets `chunk_size`.
 `GET /healthz` answers 200 and `GET /metrics` Prometheus on the same port.
 """
@@ -295,7 +297,8 @@ class PolicyServer:
             message = wire.unpack(frame)
             name = self._chosen(message, name)
             served = self._served[name]
-            answer = await self._batcher.act(served, served.reader.read(message))
+            obs = served.reader.read(message)
+            answer = await self._batcher.act(served, obs)
             self.metrics.observe("inference_seconds", answer.infer_ms / 1e3)
             self.metrics.observe("batch_size", answer.batch_size)
             # Clients like openpi's ActionChunkBroker index every array by the control step: times must be plain floats.
@@ -303,7 +306,8 @@ class PolicyServer:
             if previous_total_ms is not None:
                 server_timing["prev_total_ms"] = previous_total_ms
             timing = {"policy_timing": {"infer_ms": answer.infer_ms}, "server_timing": server_timing}
-            reply = wire.pack({"actions": served.sent(answer.actions, message), **timing})
+            told = served.told(answer.confidence, obs.instruction[0])
+            reply = wire.pack({"actions": served.sent(answer.actions, message), **timing, **told})
             outcome = "ok"
         except ValueError as error:
             reply, outcome = wire.one_line(error), "refused"

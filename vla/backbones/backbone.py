@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vla.backbones.families import ImageSpec, Layout, Patches, decoder_of, family_named, prefix_positions, visible
 from vla.backbones.features import Features
 from vla.backbones.pointer import Pointer, SharpPointer
+from vla.processing.text import MOST_TOKENS
 
 SPEC_FILE, WEIGHTS_FILE = "bascule.json", "model.safetensors"
 SCALE = ".scale"
@@ -109,6 +110,13 @@ class Backbone(nn.Module):
     def num_patches(self) -> int:
         """Image tokens N of all views together."""
         return self.coords_N3.shape[0]
+
+    @property
+    def text_limit(self) -> int:
+        """Tokens of an instruction that there are positions for: the decoder's, less those of patches and queries."""
+        positions = getattr(self.vlm.config.get_text_config(), "max_position_embeddings", None) or MOST_TOKENS
+        taken = self._next_position + len(self.layout.after) + self.num_queries
+        return max(1, min(MOST_TOKENS, positions - taken))
 
     def embed_images(self, images_BVHWC: Tensor) -> Tensor:
         """uint8 (B, V, H, W, 3) of any size -> patch embeddings (B, N, D) in the decoder's space."""

@@ -25,6 +25,7 @@ class NoDecoder(nn.Module):
             raise ValueError("a model without decoder needs a backbone that can embed images alone: use 'tiny'")
         self.inner = backbone
         self.num_layers, self.point_dim = 1, 0
+        self.text_limit = getattr(backbone, "text_limit", 0)
         self.width, self.num_queries, self.tokenizer = backbone.width, backbone.num_queries, backbone.tokenizer
 
     def forward(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Features:

@@ -33,8 +33,6 @@ def calibrate(present: ArrayLike, absent: ArrayLike) -> float:
     low, high = (_sorted(values, name) for values, name in ((absent, "absent"), (present, "present")))
     most = float(high[int(FALSE_HOLDS * len(high))])  # at most that many lie strictly below it
     held = float(low[len(low) - 1 - int(FALSE_HOLDS * len(low))])
-    if held >= most:
-        return most
     limits = np.clip([held, most], 1e-6, 1 - 1e-6)
     middle = float(np.log(limits / (1 - limits)).mean())
     return min(most, 1 / (1 + float(np.exp(-middle))))
@@ -52,6 +50,17 @@ def _sorted(values: ArrayLike, name: str) -> NDArray[np.float64]:
 def confidence_of(policy: Policy) -> NDArray[np.float32] | None:
     """(B,) confidences of the policy's last decision, NaN where it decided nothing. None for a policy that has none."""
     return getattr(policy, "confidence", None)
+
+
+def threshold_of(policy: Policy) -> float:
+    """The threshold of a policy that is to be held by its confidence. ValueError for one that tells none."""
+    threshold = policy.spec.grounding_threshold
+    if threshold is None:
+        raise ValueError(
+            "this policy does not tell how surely it sees what its instruction names: leave out --hold-ungrounded, or "
+            "train a policy on a backbone whose bascule.json has a grounding threshold (and leave that one frozen)"
+        )
+    return threshold
 
 
 class FirstSight:

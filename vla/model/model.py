@@ -47,8 +47,8 @@ class VLA(nn.Module):
         if not config.decoder:
             backbone = NoDecoder(backbone)
         self.config = config
-        self.processor = processor
         self.backbone = backbone
+        self.processor = processor
         self.backbone_dtype: torch.dtype = getattr(torch, config.backbone_dtype)
         self.bridge = _make_bridge(config, backbone, processor)
         if self.bridge.layers_needed < backbone.num_layers and hasattr(backbone, "stop_after"):
@@ -114,6 +114,16 @@ class VLA(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return VLA(config, backbone, processor)
+
+    @property
+    def processor(self) -> Processor:
+        """Between observations and the model; it reads instructions as long as the backbone does."""
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor: Processor) -> None:
+        processor.text_limit = max(processor.text_limit, getattr(self.backbone, "text_limit", 0))
+        self._processor = processor
 
     @property
     def device(self) -> torch.device:

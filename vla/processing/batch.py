@@ -14,7 +14,7 @@ class ModelInput[ArrayT]:
     images_BVHWC: ArrayT
     """uint8 RGB."""
     token_ids_BT: ArrayT
-    """int64, padded to max_text_tokens or to the longest instruction."""
+    """int64, padded to max_text_tokens or to the longest instruction, if that is more."""
     token_mask_BT: ArrayT
     """bool, True = real token."""
     proprio_BP: ArrayT

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vla.core.types import ActionSpec, Observation, PolicySpec
 from vla.processing.batch import ModelInput
 from vla.processing.stats import LEAST_RANGE, Stats
-from vla.processing.text import TextRule, tokens_of
+from vla.processing.text import TextRule, read, remarks, tokens_of
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ _FEW_PIXELS = 8
 _LONG = 4
 """A picture whose long side is more than this many times its short side is told as well."""
 _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
+_KEPT_CHARACTERS = 2000  # longer ones are read anew each time
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ProcessorConfig:
     image_size: int = 84
     """Pixels, square; other sizes are resized."""
     max_text_tokens: int = 24
+    """Token ids are padded to this length. Longer instructions are read too, as far as the backbone reads them
+    (`Preprocessor.text_limit`)."""
     text_rule: TextRule = "words"
     """How an instruction is read; policies made before this option read words."""
     action_low: tuple[float, ...] | None = None
@@ -98,6 +101,10 @@ class Preprocessor:
         self._told: set[int] = set()  # state components that were far away
         self._shown: set[str] = set()  # cameras whose pictures had an unlikely shape
         self._tokens: dict[str, tuple[int, ...]] = {}
+        self._remarks: dict[str, tuple[str, ...]] = {}
+        self.text_limit = config.max_text_tokens
+        """Tokens of an instruction that are read; what follows is cut, with a warning. A policy sets it to what its
+        backbone reads."""
 
     @property
     def proprio_width(self) -> int:
@@ -143,27 +150,41 @@ class Preprocessor:
         )
 
     def token_arrays(self, instructions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Ids (B, T) and mask (B, T). A string seen before is not tokenised again."""
-        length = self.config.max_text_tokens
+        """Ids (B, T) and mask (B, T), T being `max_text_tokens`, or the longest instruction's length if that is more.
+        A string seen before is not tokenised again."""
+        rows = [self.tokens(instruction) for instruction in instructions]
+        length = max([self.config.max_text_tokens, *map(len, rows)])
         pad = getattr(self.tokenizer, "pad_token_id", None) or 0
         ids = np.full((len(instructions), length), pad, dtype=np.int64)
         mask = np.zeros((len(instructions), length), dtype=np.bool_)
-        for row, instruction in enumerate(instructions):
-            tokens = self.tokens(instruction)
+        for row, tokens in enumerate(rows):
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True
         return ids, mask
 
     def tokens(self, instruction: str) -> tuple[int, ...]:
-        """An instruction's token ids, at most `max_text_tokens`. ValueError as `vla.processing.text.tokens_of` says."""
+        """An instruction's token ids, at most `text_limit`. ValueError as `vla.processing.text.tokens_of` says."""
         tokens = self._tokens.get(instruction) if isinstance(instruction, str) else None
         if tokens is None:
             config = self.config
-            tokens = tokens_of(instruction, self.tokenizer, rule=config.text_rule, limit=config.max_text_tokens)
+            tokens = tokens_of(instruction, self.tokenizer, rule=config.text_rule, limit=self.text_limit)
             if len(self._tokens) >= _TOKEN_CACHE:
                 self._tokens.clear()
-            self._tokens[instruction] = tokens
+            if len(instruction) <= _KEPT_CHARACTERS:
+                self._tokens[instruction] = tokens
         return tokens
+
+    def remarks(self, instruction: str) -> tuple[str, ...]:
+        """What a person should be told about an instruction, a line each: it is cut, or has words without a meaning."""
+        found = self._remarks.get(instruction)
+        if found is None:
+            reading = read(instruction, self.tokenizer, rule=self.config.text_rule, limit=self.text_limit)
+            found = remarks(instruction, reading)
+            if len(self._remarks) >= _TOKEN_CACHE:
+                self._remarks.clear()
+            if len(instruction) <= _KEPT_CHARACTERS:
+                self._remarks[instruction] = found
+        return found
 
     def scale_proprio(self, proprio_BP: NDArray[np.floating], *, batch_size: int | None = None) -> NDArray[np.float32]:
         """Robot state (B, P) in raw units -> [-1, 1] between the quantiles, limited to +-5.

@@ -10,17 +10,19 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 TextRule = Literal["words", "signs"]
 """words: letters and digits only, as all policies read before there was a choice. signs: what means something, too."""
 
 MOST_TOKENS = 512
-"""Longest instruction that training makes room for: attention takes memory with the square of it."""
+"""Longest instruction that any policy reads: attention takes memory with the square of it."""
 
 _CHARACTERS_PER_TOKEN = 64
-"""More than any word has: a text longer than this times the limit is refused before it is tokenised and kept."""
+"""More than any word has: a text is cut at this times the limit before it is tokenised."""
 _SHOWN = 60
+_SYMBOLS = "some of its symbols"
 
 _BETWEEN_DIGITS = ".,:/*"
 """Part of the number when a digit stands on both sides: 1.5, 1,000, 12:30, 1/2, 2*3."""
@@ -46,44 +48,98 @@ def plain_text(instruction: str, rule: TextRule = "words") -> str:
 
 
 def tokens_of(instruction: Any, tokenizer: Any, *, rule: TextRule, limit: int) -> tuple[int, ...]:
-    """Token ids of an instruction, at most `limit` of them. Logs a warning for words the tokenizer has no token for.
+    """Token ids of an instruction, at most `limit` of them. Logs what `read` remarks: each text that is cut, and each
+    word that is only spelled, once in a process.
 
-    ValueError for what is no text, says nothing, or is longer: it is never cut, half an instruction is another one.
+    ValueError for what is no text or says nothing.
     """
+    found = read(instruction, tokenizer, rule=rule, limit=limit)
+    if found.cut_after is not None:
+        warn_of_cut([instruction], limit)
+    if found.unknown:
+        _log.warning("%s", _lacks(found.unknown, instruction))
+    if fresh := [word for word in found.spelled if word not in _told_before]:
+        _remember(*fresh)
+        _log.warning("%s", _spells(fresh, instruction))
+    return found.tokens
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An instruction as a policy reads it."""
+
+    tokens: tuple[int, ...]
+    cut_after: int | None
+    """The number of tokens that are read, where there are more; None for an instruction that is read to its end."""
+    unknown: tuple[str, ...]
+    """The words for which a tokenizer without bytes has only its token for unknown ones."""
+    spelled: tuple[str, ...]
+    """The words that the tokenizer only spells: no training has shown what they mean, unless it used them."""
+
+
+def read(instruction: Any, tokenizer: Any, *, rule: TextRule, limit: int) -> Reading:
+    """The first `limit` tokens of an instruction, and what a person should be told about it. ValueError for what is no
+    text or says nothing."""
     if not isinstance(instruction, str):
         raise ValueError(f"an instruction must be text, got {type(instruction).__name__}")
-    if len(instruction) > limit * _CHARACTERS_PER_TOKEN:
-        raise ValueError(_too_long(instruction, f"{len(instruction):,} characters", limit))
-    text = plain_text(instruction, rule)
+    most = limit * _CHARACTERS_PER_TOKEN
+    text = plain_text(instruction[:most], rule)
     if not text:
         raise ValueError(f"an instruction must say something, got {shortened(instruction)}: no word, number or symbol")
     tokens = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if len(tokens) > limit:
-        raise ValueError(_too_long(instruction, f"{len(tokens):,} tokens", limit))
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown in tokens:
-        words = [word for word in dict.fromkeys(text.split()) if unknown in _ids(tokenizer, word)]
-        named = ", ".join(f"'{word}'" for word in words) or "some of its symbols"
-        _log.warning("the policy's vocabulary lacks %s, in the instruction %s", named, shortened(instruction))
-    _warn_of_spelled(text, tokens, tokenizer, instruction)
-    return tokens
+    cut = len(tokens) > limit or bool(instruction[most:].strip())
+    words = list(dict.fromkeys(text.split()))
+    unknown, spelled, nothing = [], [], getattr(tokenizer, "unk_token_id", None)
+    if nothing is not None and nothing in tokens:
+        unknown = [word for word in words if nothing in _ids(tokenizer, word)] or [_SYMBOLS]
+    if len(tokens) > len(text.split()):
+        spelled = [word for word in words if _is_spelled(word, len(_ids(tokenizer, word)))]
+    return Reading(tokens[:limit], limit if cut else None, tuple(unknown), tuple(spelled))
 
 
-def _warn_of_spelled(text: str, tokens: tuple[int, ...], tokenizer: Any, instruction: str) -> None:
-    """Log the words that the tokenizer only spells: it has no token for them, so no training has shown what they mean.
+def remarks(instruction: str, found: Reading) -> tuple[str, ...]:
+    """One line for each thing about an instruction that a person should be told: cut, or words without a meaning."""
+    lines = []
+    if found.cut_after is not None:
+        lines.append(_cut([instruction], found.cut_after))
+    if found.unknown:
+        lines.append(_lacks(found.unknown, instruction))
+    if found.spelled:
+        lines.append(_spells(found.spelled, instruction))
+    return tuple(lines)
 
-    Each word once in a process.
-    """
-    words = [word for word in dict.fromkeys(text.split()) if word not in _spelled_before]
-    if len(tokens) <= len(text.split()) or not words:
-        return
-    spelled = [word for word in words if _is_spelled(word, len(_ids(tokenizer, word)))]
-    _spelled_before.update(spelled)
-    if spelled:
-        named = ", ".join(f"'{word}'" for word in spelled[:_PAIRS_NAMED])
-        more = " ..." if len(spelled) > _PAIRS_NAMED else ""
-        told = "the backbone has no word for %s%s: it means nothing unless training used it (in the instruction %s)"
-        _log.warning(told, named, more, shortened(instruction))
+
+def warn_of_cut(instructions: Sequence[str], limit: int) -> None:
+    """Log in one line which instructions have more than `limit` tokens, of which the first are read; each once in a
+    process."""
+    if fresh := [text for text in instructions if text not in _told_before]:
+        _remember(*fresh)
+        _log.warning("%s", _cut(fresh, limit))
+
+
+def _remember(*texts: str) -> None:
+    """A server may be sent any number of texts."""
+    if len(_told_before) > _MOST_TOLD:
+        _told_before.clear()
+    _told_before.update(texts)
+
+
+def _cut(instructions: Sequence[str], limit: int) -> str:
+    named = ", ".join(shortened(text) for text in instructions[:_PAIRS_NAMED])
+    more = f" and {len(instructions) - _PAIRS_NAMED} more" if len(instructions) > _PAIRS_NAMED else ""
+    which = "the instruction" if len(instructions) == 1 else "the instructions"
+    return f"{which} {named}{more} cut after {limit} tokens, all that the policy reads: say it in fewer words"
+
+
+def _lacks(words: Sequence[str], instruction: str) -> str:
+    named = ", ".join(word if word == _SYMBOLS else f"'{word}'" for word in words)
+    return f"the policy's vocabulary lacks {named}, in the instruction {shortened(instruction)}"
+
+
+def _spells(words: Sequence[str], instruction: str) -> str:
+    named = ", ".join(f"'{word}'" for word in words[:_PAIRS_NAMED]) + (" ..." if len(words) > _PAIRS_NAMED else "")
+    means = "it means nothing unless training used it"
+    return f"the backbone has no word for {named}: {means} (in the instruction {shortened(instruction)})"
 
 
 def _is_spelled(word: str, pieces: int) -> bool:
@@ -92,14 +148,21 @@ def _is_spelled(word: str, pieces: int) -> bool:
     return pieces >= 3 and 2 * pieces > len(word) and not any(c.isdigit() for c in word)
 
 
-def room_for_text(instructions: Iterable[Any], tokenizer: Any, *, rule: TextRule, least: int) -> int:
+def room_for_text(
+    instructions: Iterable[Any], tokenizer: Any, *, rule: TextRule, least: int, most: int = MOST_TOKENS
+) -> int:
     """Tokens that a policy for these instructions must read: the longest one's, or `least` if that is more.
 
-    ValueError for an instruction of more than `MOST_TOKENS` tokens (or than `least`, if that is more).
+    Instructions are cut at `most` tokens (or at `least`, if that is more), and one warning says which.
     """
-    limit = max(least, MOST_TOKENS)
-    distinct = dict.fromkeys(instructions)
-    return max([least, *(len(tokens_of(text, tokenizer, rule=rule, limit=limit)) for text in distinct)])
+    limit, room, cut = max(least, most), least, []
+    for text in dict.fromkeys(instructions):
+        found = read(text, tokenizer, rule=rule, limit=limit)
+        room = max(room, len(found.tokens))
+        if found.cut_after is not None:
+            cut.append(text)
+    warn_of_cut(cut, limit)
+    return room
 
 
 def read_alike(instructions: Iterable[str], tokens: Callable[[str], Sequence[int]]) -> list[str]:
@@ -135,14 +198,9 @@ def shortened(instruction: str) -> str:
 
 _log = logging.getLogger(__name__)
 _PAIRS_NAMED = 5
-_spelled_before: set[str] = set()
-"""Words that were told in this process."""
-
-
-def _too_long(instruction: str, size: str, limit: int) -> str:
-    larger = "" if limit >= MOST_TOKENS else ", or train with a larger max_text_tokens"
-    reads = f"this policy reads at most {limit} tokens"
-    return f"the instruction {shortened(instruction)} has {size}, {reads}: shorten it{larger}"
+_MOST_TOLD = 4096
+_told_before: set[str] = set()
+"""Words and instructions of which this process has been told."""
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -168,6 +168,9 @@ def eval_table(report: Mapping[str, Any]) -> Table:
         rows += [(f"{group[4:]} {name!r}", format_rate(part)) for name, part in report.get(group, {}).items()]
     rows += [(f"group {name}", f"{100 * rate:.1f}%") for name, rate in report.get("group_rates", {}).items()]
     rows += [(f"control {name}", format_rate(part)) for name, part in report.get("controls", {}).items()]
+    if (held := report.get("held")) is not None:
+        rows.append(("held, nothing named in sight", f"{held['episodes']} of {report['episodes']} episodes, "
+                     f"{held['held_decisions']} of {held['decisions']} decisions"))  # fmt: skip
     return table(f"{report['policy']} on {report['suite']}", ("what", "success, Wilson 95%"), rows)
 
 

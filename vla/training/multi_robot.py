@@ -15,7 +15,7 @@ from vla.core.types import ActionSpec
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
 from vla.processing.processor import Processor, ProcessorConfig
-from vla.processing.text import room_for_text
+from vla.processing.text import MOST_TOKENS, room_for_text
 from vla.training.train_config import TrainConfig
 
 ONLY = "only"
@@ -133,9 +133,10 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
 
 
 def _room_for_text(cfg: TrainConfig, backbone: nn.Module, parts: Sequence[DemoSet]) -> int:
-    """Tokens of the longest instruction, if that is more than the recipe has room for."""
+    """Tokens of the longest instruction, if that is more than the recipe has room for, as far as the backbone reads."""
     texts = [text for part in parts for text in part.instruction]
-    return room_for_text(texts, backbone.tokenizer, rule="signs", least=cfg.max_text_tokens)
+    most = getattr(backbone, "text_limit", MOST_TOKENS)
+    return room_for_text(texts, backbone.tokenizer, rule="signs", least=cfg.max_text_tokens, most=most)
 
 
 def _for_views(cfg: TrainConfig, backbone: nn.Module | None, views: int) -> nn.Module:

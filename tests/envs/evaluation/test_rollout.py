@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from envs.evaluation.failures import Failures
 from envs.experts.pick_place import TabletopExpert
 from envs.make import make_cpu_vec
 from envs.sim.render_options import RenderOptions
-from vla.core.types import ActionChunk, Observation
+from vla.core.types import ActionChunk, Observation, Prefix, StepResult
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,50 @@ def test_the_worst_failures_are_kept_in_pictures(env: MujocoVecEnv) -> None:
 def test_a_seed_given_twice_is_no_second_scene(env: MujocoVecEnv) -> None:
     with pytest.raises(ValueError, match="seed 7 is given more than once"):
         evaluate(ZeroPolicy(env.action_spec), env, [5, 7, 8, 7])
+
+
+class Unsure(TabletopExpert):
+    """The expert, which sees what it is told to take from the third decision of an episode on, and then no more; in
+    every third environment never."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs)
+        self.spec = replace(self.spec, grounding_threshold=0.5)
+        self.decisions = np.zeros(num_envs, int)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        super().reset(env_ids)
+        self.decisions[slice(None) if env_ids is None else list(env_ids)] = 0
+
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        self.decisions += 1
+        self.confidence = np.where((self.decisions == 3) & (np.arange(len(self.decisions)) < 2), 0.9, 0.1)
+        return super().act(obs)
+
+
+def test_a_policy_is_held_until_it_first_sees_its_object(env: MujocoVecEnv) -> None:
+    seeds = range(5_000_000, 5_000_003)
+    first = []
+    step = env.step_chunk
+
+    def watched(chunk: ActionChunk) -> StepResult:
+        result = step(chunk)
+        first.append((np.array(chunk[:, 0]), result.obs.proprio.copy()))
+        return result
+
+    env.step_chunk = watched  # type: ignore[method-assign]
+    try:
+        report = evaluate(Unsure(3), env, seeds, hold_ungrounded=True)
+    finally:
+        del env.step_chunk
+    assert report.successes == 2 and not report.wrong_object, "two go on once they have seen it; the third never begins"
+    assert report.held is not None and report.held["episodes"] == 3
+    assert report.held["held_decisions"] == 2 + 2 + sum(1 for _ in first), "the third is held in every decision"
+    still, moving = first[1][0], first[2][0]
+    np.testing.assert_array_equal(still, [[0, 0, 0, 1]] * 3)
+    assert (moving[:2, :3] != 0).any(1).all() and (moving[2] == [0, 0, 0, 1]).all()
+    start, end = first[0][1][2], first[-1][1][2]
+    np.testing.assert_allclose(start[:3], end[:3], atol=5e-3)
+    assert report.to_dict()["held"] == report.held and "held" not in evaluate(Unsure(3), env, seeds).to_dict()
+    with pytest.raises(ValueError, match="does not tell how surely it sees"):
+        evaluate(TabletopExpert(3), env, seeds, hold_ungrounded=True)

@@ -32,6 +32,19 @@ class Steady:
         return np.full((1, 8, 2), 0.25 if prefix is None else 0.25 + prefix.delay[0], np.float32)
 
 
+class Sure:
+    """As sure of what it sees as `confidence` says."""
+
+    spec = PolicySpec(SPEC, grounding_threshold=0.5)
+
+    def __init__(self, confidence):
+        self._told = confidence
+
+    def act(self, obs):
+        self.confidence = np.full(1, self._told, np.float32)
+        return np.zeros((1, 8, 2), np.float32)
+
+
 class Plain:
     """One that cannot be told what is still to be played."""
 

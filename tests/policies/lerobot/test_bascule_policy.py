@@ -148,8 +148,10 @@ def test_a_task_longer_than_the_default_makes_room_as_vla_train_does(run, long_t
         assert torch.equal(back.predict_action_chunk(batch), policy.eval().predict_action_chunk(batch))
 
     meta.tasks.index = ["word " * 2500, *meta.tasks.index[1:]]
-    with pytest.raises(ValueError, match="tokens, this policy reads at most 512 tokens: shorten it"):
-        make_policy(BasculeConfig(device="cpu", push_to_hub=False), ds_meta=meta)
+    policy = make_policy(BasculeConfig(device="cpu", push_to_hub=False), ds_meta=meta)
+    limit = policy.vla.backbone.text_limit
+    assert policy.vla.processor.config.max_text_tokens == limit == 406
+    assert "the instruction 'word word" in caplog.text and "cut after 406 tokens" in caplog.text
     meta.tasks.index = ["red/blue", "red blue", *meta.tasks.index[2:]]
     make_policy(BasculeConfig(device="cpu", push_to_hub=False), ds_meta=meta)
     assert "'red blue' and 'red/blue' apart" in caplog.text

@@ -24,6 +24,7 @@ from policies.serving.network import tls_context
 from policies.serving.policy_slot import PolicySlot, by_name
 from policies.serving.server import Limits, PolicyServer, serve_in_thread
 from tests.policies.serving.test_server import SPEC, get, wait_for
+from tests.vla.processing.test_processor import make
 from vla.core.compatibility import require_same
 from vla.core.types import ActionSpec, Observation, PolicySpec
 
@@ -354,3 +355,26 @@ def test_the_key_policy_is_heeded_where_only_one_is_served(tmp_path) -> None:
         for wrong in ("b", 3, ["arm"], None):
             with pytest.raises(RuntimeError, match="policy: expected one of arm, got"):
                 client.infer(OBSERVATION | {"policy": wrong})
+
+
+class Reads(Constant):
+    """With a processor that reads six words, as a checkpoint's policy has one."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.processor = make()
+
+
+def test_the_answer_says_what_of_a_prompt_is_not_read(caplog: pytest.LogCaptureFixture) -> None:
+    with serve_in_thread(PolicyServer(Reads(), port=0)) as server, PolicyClient(server.uri) as client:
+        assert "warnings" not in client.infer(OBSERVATION | {"prompt": "pick up the red cube"})
+        for _ in range(2):
+            answer = client.infer(OBSERVATION | {"prompt": "pick up the red cube " * 250})
+            assert answer["actions"].shape == (2, 3) and len(answer["warnings"]) == 1
+            assert "cut after 6 tokens, all that the policy reads" in answer["warnings"][0]
+        obs = Observation({"front": np.zeros((1, 4, 4, 3), np.uint8)}, np.zeros((1, 2), np.float32), ["cube " * 7])
+        caplog.clear()
+        for _ in range(2):
+            client.act(obs)
+        told = [message for message in caplog.messages if "cut after" in message]
+        assert len(told) == 1 and told[0].startswith(f"policy server at {server.uri}: the instruction 'cube cube")

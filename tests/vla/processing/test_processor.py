@@ -170,13 +170,27 @@ def images(**change):
         ({"proprio": np.zeros((2, 5), np.float32)}, r"\(3, 5\), the observation has \(2, 5\)"),
         ({"proprio": np.array([[0] * 5, [0, 0, np.nan, 0, 0], [0] * 5])}, "NaN or infinity: world 1, component 2"),
         ({"instruction": ["pick up", " ?! ", "pick"]}, "must say something, got ' [?]! '"),
-        ({"instruction": ["pick up the red cube the red"] * 3}, "has 7 tokens, this policy reads at most 6"),
         ({"instruction": [None] * 3}, "must be text, got NoneType"),
     ],
 )
 def test_bad_observations_are_explained(change, message):
     with pytest.raises(ValueError, match=message):
         make().prepare(broken(**change))
+
+
+def test_an_instruction_is_read_as_far_as_the_backbone_reads(caplog):
+    long, short = "pick up the red cube the red", "pick up"
+    one = make()
+    ids, mask = one.tokenise([short, long])
+    assert ids.shape == (2, 6) and mask.sum(1).tolist() == [2, 6] and len(caplog.messages) == 1
+    one.text_limit = 350
+    two = make()
+    two.text_limit = 350
+    ids, mask = two.tokenise([short, long])
+    assert ids.shape == (2, 7) and mask.sum(1).tolist() == [2, 7] and ids[1].tolist() == [2, 3, 4, 5, 8, 4, 5]
+    ids, mask = two.tokenise([short])
+    assert ids.shape == (1, 6), "short ones are padded as they always were"
+    assert len(caplog.messages) == 1 and "cut after 6 tokens" in caplog.text
 
 
 @pytest.mark.parametrize(
