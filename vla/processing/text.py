@@ -144,8 +144,9 @@ def _spells(words: Sequence[str], instruction: str) -> str:
 
 def _is_spelled(word: str, pieces: int) -> bool:
     """True for a word of letters, or of a symbol, in pieces of less than two characters on average. Numbers are
-    spelled by many tokenizers."""
-    return pieces >= 3 and 2 * pieces > len(word) and not any(c.isdigit() for c in word)
+    spelled by many tokenizers, and short words in two."""
+    symbol = not (word.isascii() or word[0].isalnum())  # an emoji, whose pieces are bytes
+    return pieces >= (2 if symbol else 3) and 2 * pieces > len(word) and not any(c.isdigit() for c in word)
 
 
 def room_for_text(

@@ -6,9 +6,12 @@ import re
 import unicodedata
 
 import pytest
+from tokenizers import Tokenizer
 
 from envs.perturb.rewording import reword
+from policies.export.exported_policy import FileTokenizer
 from tests.vla.toy_backbone import WORDS, ToyTokenizer
+from vla.backbones.loading import SHIPPED
 from vla.backbones.tiny import train_tokenizer
 from vla.processing.text import (
     MOST_TOKENS,
@@ -213,6 +216,20 @@ def test_words_that_the_backbone_only_spells_are_told_once(monkeypatch, caplog, 
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (told is not None)
     assert told is None or f"has no word for {told}: it means nothing unless training used it" in said[0]
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_every_shipped_tokenizer_spells_whatever_is_said(name):
+    data = (SHIPPED[name] / "tokenizer.json").read_bytes()
+    tokenizer, whole = FileTokenizer(data), Tokenizer.from_str(data.decode())
+    for point in [*range(0x20, 0x250), *range(0x250, 0x110000, 11)]:
+        text = plain_text(chr(point), "signs")
+        if unicodedata.category(chr(point)) in ("Cn", "Co", "Cs") or not text:
+            continue
+        assert whole.decode(tokenizer(text)["input_ids"]).strip() == text, hex(point)
+    for said in ("🟥", "拿起红色方块", "возьми красный куб", "ارفع المكعّب"):
+        lines = remarks(said, read(said, tokenizer, rule="signs", limit=100))
+        assert len(lines) == 1 and "has no word for" in lines[0], "an answer, whatever the script"
 
 
 @pytest.mark.parametrize(
