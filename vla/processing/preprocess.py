@@ -175,7 +175,7 @@ class Preprocessor:
         return tokens
 
     def remarks(self, instruction: str) -> tuple[str, ...]:
-        """What a person should be told about an instruction, a line each: it is cut, or has words without a meaning."""
+        """Lines that a person should be told about an instruction: it is cut, or has words without a meaning."""
         found = self._remarks.get(instruction)
         if found is None:
             reading = read(instruction, self.tokenizer, rule=self.config.text_rule, limit=self.text_limit)
