@@ -202,8 +202,9 @@ def evaluate(
             for k, film in films.items():
                 for world in ended[indices == k]:
                     film.finish(obs, world, bool(success[k]), bool(wrong[k]))
-            for world, k in zip(ended, indices, strict=True) if failures is not None else ():
-                failures.end(int(k), obs, world, _outcome(success[k], wrong[k], diverged[k]))
+            if failures is not None:
+                for world, k in zip(ended, indices.tolist(), strict=True):
+                    failures.end(k, obs, world, _outcome(bool(success[k]), bool(wrong[k]), bool(diverged[k])))
             finished += len(ended)
             fresh = [w for w in ended if following + list(ended).index(w) < len(seeds)]
             playing[ended] = -1
@@ -241,7 +242,7 @@ def evaluate(
             "decisions": decisions,
         },
         films=[films[k] for k in sorted(films)],
-        outcomes=[_outcome(*flags) for flags in zip(success, wrong, diverged, strict=True)],
+        outcomes=[_outcome(*map(bool, flags)) for flags in zip(success, wrong, diverged, strict=True)],
     )
 
 

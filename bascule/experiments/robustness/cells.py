@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -56,9 +56,9 @@ class Cell:
 
     def perturbation(self) -> Perturbation | None:
         """How its scenes differ from plain ones; None where they do not."""
-        from envs.perturb.perturbation import Perturbation
+        from envs.perturb.perturbation import parse
 
-        return Perturbation(**{self.axis: self.severity}) if self.severity else None
+        return parse([f"{self.axis}={self.severity!r}"]) if self.severity else None
 
 
 PLAIN, SWAPPED = Cell(), Cell("swapped instruction")
@@ -95,11 +95,11 @@ class Setting:
     episodes: int = 300
     seed0: int | None = None
     """The first scene's seed. None: the suite's first evaluation seed."""
-    phrasings: str = "train"
+    phrasings: Literal["train", "heldout", "novel"] = "train"
     embodiment: str | None = None
     num_envs: int = 48
     workers: int = 2
-    backend: str = "cpu"
+    backend: Literal["cpu", "warp"] = "cpu"
     device: str | None = None
 
     @property
@@ -221,9 +221,9 @@ class Table:
         from vla.runtime.console import say
 
         setting, perturb = self.setting, cell.perturbation()
-        new = self._loaded is None and setting.policy not in AGENTS
-        if new:
-            self._loaded = resolve_policy(setting.policy, None, setting.suite, setting.embodiment)
+        new = None
+        if self._loaded is None and setting.policy not in AGENTS:
+            new = self._loaded = resolve_policy(setting.policy, None, setting.suite, setting.embodiment)
         if self._env is None or self._drawn != perturb:
             self._close()
             self._env = make_vec(
@@ -231,8 +231,8 @@ class Table:
                 phrasings=setting.phrasings, backend=setting.backend, device=setting.device, perturb=perturb,
             )  # fmt: skip
             self._drawn = perturb
-        if new:
-            self._loaded = fitted(self._loaded, self._env, say=say)
+        if new is not None:
+            self._loaded = fitted(new, self._env, say=say)
         return self._env
 
     def _close(self) -> None:
