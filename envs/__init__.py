@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from envs.sim.render_options import RenderOptions
+from envs.sim.render_options import IMAGE_SIZE, RenderOptions
 from vla.core.waiting import limit_spinning
 from vla.runtime.rendering_backend import choose
 
@@ -25,7 +25,7 @@ def make_vec(
     num_workers: int = 2,
     backend: Literal["cpu", "warp"] = "cpu",
     device: str | None = None,
-    image_size: int = 84,
+    image_size: int = IMAGE_SIZE,
     phrasings: Phrasings = "train",
     depth: bool = False,
     calibration: bool = False,
@@ -37,8 +37,9 @@ def make_vec(
 ) -> VecEnv:
     """`num_envs` environments of a suite (see `vla list suites`), stepped together.
 
-    `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions before) fill
-    the optional fields of `vla.core.types.Observation`. `perturb`: how episodes differ from unperturbed ones.
+    `image_size`: height and width of the images in pixels; `envs.sim.render_options.pictures_for(policy)` is what a
+    policy reads. `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions
+    before) fill the optional fields of `vla.core.types.Observation`. `perturb`: how episodes differ from plain ones.
     `horizon`: control steps of an episode, instead of the suite's own (to learn in; figures are told of the suite's).
     `backend="warp"` runs all worlds on one `device` (the first GPU, else Warp's CPU device) instead of in
     `num_workers` processes, with room for `nconmax` contacts and `njmax` constraint rows per world. ValueError with

@@ -24,7 +24,7 @@ from envs.make import worlds_class
 from envs.perturb.perturbation import Perturbation
 from envs.registry import all_suite_names, load_suite
 from envs.seeds import TRAIN_SEED_LIMIT
-from envs.sim.render_options import RenderOptions
+from envs.sim.render_options import IMAGE_SIZE, RenderOptions
 from envs.tabletop.language import Phrasings
 from vla.core.types import ActionSpec, Observation
 from vla.runtime.rendering_backend import check
@@ -69,7 +69,7 @@ class SuiteEnv(gymnasium.Env):
         self,
         suite: str,
         *,
-        image_size: int = 84,
+        image_size: int = IMAGE_SIZE,
         phrasings: Phrasings = "train",
         perturb: Perturbation | None = None,
         render_mode: str | None = None,
@@ -146,7 +146,7 @@ class SuiteVectorEnv(VectorEnv):
         num_envs: int = 1,
         *,
         num_workers: int = 2,
-        image_size: int = 84,
+        image_size: int = IMAGE_SIZE,
         phrasings: Phrasings = "train",
         perturb: Perturbation | None = None,
         render_mode: str | None = None,

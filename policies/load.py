@@ -20,6 +20,14 @@ def chosen_embodiment(folder: str | os.PathLike[str], wanted: str | None = None)
     return choose_embodiment(tuple(config.get("members") or ()), wanted, os.fspath(folder))
 
 
+def picture_size(folder: str | os.PathLike[str], embodiment: str | None = None) -> int | None:
+    """Side in pixels of the pictures that the policy in a folder asks for; None where it does not say. Reads no
+    weights."""
+    config = read_config(folder)
+    one = config if embodiment is None else config["members"][embodiment]
+    return one.get("processor", {}).get("picture_size")
+
+
 def load_policy(folder: str | os.PathLike[str], embodiment: str | None = None) -> Policy:
     """The policy in a folder. ValueError naming what is wrong with the folder.
 

@@ -106,8 +106,8 @@ class Control(Command):
     for policies whose backbone was calibrated for it, see docs/deploy.md."""
     server_timeout_s: float = 1.0
     """A server that takes longer than this to answer, in seconds, counts as dead."""
-    image_size: int = 84
-    """Height and width of the simulated robot's images in pixels."""
+    image_size: int | None = None
+    """Height and width of the simulated robot's images in pixels. Default: as the policy reads them."""
     api_key: str | None = None
     """The server's key. Default: $BASCULE_API_KEY."""
     json: Path | None = None
@@ -277,12 +277,13 @@ class Control(Command):
         from envs.backends.worker import worker_environment
         from envs.make import worlds_class
         from envs.registry import load_suite
+        from envs.sim.render_options import pictures_for
         from policies.control.realtime_sim import LiveWorld
 
         names = worlds_class(load_suite(self.suite)).proprio_names
         with worker_environment():
             return LiveWorld(
-                partial(one_world, self.suite, self.image_size),
+                partial(one_world, self.suite, self.image_size or pictures_for(policy)),
                 control_hz=self.hz or 50.0,
                 seed=self.seed,
                 task=self.task,

@@ -9,6 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_numbers, chosen_perturbation
+from envs.sim.render_options import IMAGE_SIZE
 from vla.core.config import lookup
 
 
@@ -28,11 +29,14 @@ class Demos(Command):
     """Noise added to the expert's actions, so that demonstrations include recoveries."""
     workers: int = 2
     """Processes that simulate."""
+    image_size: int = IMAGE_SIZE
+    """Height and width of the pictures in pixels. As the backbone reads them is best: small 96, the others 84."""
     tasks: tuple[str, ...] = ()
     """Tasks to record, in turn; a name given twice has twice the share. Default: all, drawn by the seeds."""
     randomise: tuple[str, ...] = ()
-    """Domain randomisation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its patterns, colours, light
-    directions and camera orbits are none of the tests' (--perturb)."""
+    """Domain randomisation: light, medium, strong or robust, and AXIS=FROM:TO to change a mix; plain=SHARE leaves that
+    share of the episodes as they are. Its patterns, colours, light directions, camera orbits and words are none of the
+    tests' (--perturb)."""
     perturb: tuple[str, ...] = ()
     """Perturbations as in `vla eval`, AXIS=FROM:TO each: for tests rather than for training."""
 
@@ -43,7 +47,9 @@ class Demos(Command):
         """Record the demonstrations. ValueError for an unknown suite or task, or a number out of range."""
         from envs.registry import load_suite
 
-        check_numbers(self, episodes=(1, 10_000_000), seed=(0, 2**53), noise=(0, 100), workers=(1, 1024))
+        check_numbers(
+            self, episodes=(1, 10_000_000), seed=(0, 2**53), noise=(0, 100), workers=(1, 1024), image_size=(16, 4096)
+        )
         suite = load_suite(self.suite)
         for task in self.tasks:
             lookup(task, dict.fromkeys(suite.tasks), f"task of {suite.name}")
@@ -59,6 +65,7 @@ class Demos(Command):
                 seed0=self.seed,
                 num_workers=self.workers,
                 noise=self.noise,
+                image_size=self.image_size,
                 perturb=perturb,
                 tasks=self.tasks,
                 on_progress=lambda state: update(state.kept, _note(state)),
@@ -94,7 +101,7 @@ class GroundData(Command):
     """Seed of the scenes and of the questions."""
     workers: int = 2
     """Processes that render."""
-    image_size: int = 84
+    image_size: int = IMAGE_SIZE
     """Height and width of the pictures, pixels."""
     randomise: tuple[str, ...] = ()
     """Domain randomisation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its patterns, colours, light
@@ -107,7 +114,7 @@ class GroundData(Command):
         check_numbers(self, scenes=(1, 100_000_000), seed=(0, 2**53), workers=(1, 1024), image_size=(16, 4096))
         perturb = chosen_perturbation((), self.randomise)
         if perturb is not None:
-            perturb = replace(perturb, motion=0.0)
+            perturb = replace(perturb, motion=0.0, instruction=0.0)  # training itself paraphrases the questions
         from envs.grounding.generate import generate
         from envs.registry import load_suite
         from vla.runtime.console import progress

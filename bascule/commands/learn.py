@@ -30,15 +30,20 @@ class Quickstart(Command):
     """Continue the run in OUT with its first stage that is not done; start it if there is none yet."""
     suite: str | None = None
     """The suite to learn and to be measured in. Default: tabletop-pick."""
+    recipe: str | None = None
+    """tabletop; or tabletop-robust: the backbone small, randomised demonstrations and RL, measured in perturbed
+    environments, too (14 minutes). Default: tabletop."""
+    backbone: str | None = None
+    """Another backbone than the recipe's: a name or a folder."""
     seed: int | None = None
     """Seed of demonstrations, weights and RL. Default: 0."""
     demos: int | None = None
     """Number of demonstrations. Default: 20, scarce on purpose: with 60 imitation alone reaches 92% and leaves RL
     little to do."""
     imitation_steps: int | None = None
-    """Gradient steps of imitation. Default: 700."""
+    """Gradient steps of imitation. Default: 700; tabletop-robust: 800."""
     rl_seconds: float | None = None
-    """Budget of online RL in seconds. Default: 240; with --smoke as long as its updates take."""
+    """Budget of online RL in seconds. Default: 240; tabletop-robust: 480; with --smoke as long as its updates take."""
     rl_updates: int | None = None
     """Most updates of online RL. Default: 400."""
     eval_episodes: int | None = None
@@ -196,7 +201,7 @@ class Train(Command):
     """The cameras to use, in order. Default: all of the dataset."""
     image_size: int | None = None
     """Read every picture at this square size in pixels: for cameras that changed their resolution, and to save memory.
-    The policy reads its recipe's size either way."""
+    The policy reads its backbone's size either way."""
     weights: tuple[float, ...] | None = None
     """How often each of several datasets is drawn."""
     chunk_size: int | None = None
@@ -295,8 +300,6 @@ class Train(Command):
             checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
             compile="inductor" if self.compile else None, num_threads=self.num_threads,
         )  # fmt: skip
-        if self.backbone is not None:
-            changes["image_size"] = None  # the recipe's is that of its own backbone
         return replace(config, model=model, **changes)
 
     def kept(self) -> str:

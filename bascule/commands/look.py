@@ -125,17 +125,19 @@ class View(Command):
         Every second control step is a frame.
         """
         from envs import make_vec
+        from envs.sim.render_options import pictures_for
         from vla.runtime.console import progress
         from vla.runtime.scene_pictures import Animation
 
         more = {"phrasings": self.phrasings, "perturb": chosen_perturbation(self.perturb, self.randomise)}
-        env = make_vec(self.suite, self.scenes, num_workers=self.workers, **more)
+        loaded = None if self.policy in AGENTS else resolve_policy(self.policy, None, self.suite)
+        env = make_vec(self.suite, self.scenes, num_workers=self.workers, image_size=pictures_for(loaded), **more)
         try:
             camera = make_vec(self.suite, self.scenes, num_workers=self.workers, image_size=self.image_size, **more)
             try:
                 seeds = range(self.seed, self.seed + self.scenes)
                 drawn = {"seeds": seeds, "tasks": [tasks[k % len(tasks)] for k in range(self.scenes)]}
-                policy = resolve_policy(self.policy, env, self.suite)
+                policy = resolve_policy(self.policy, env, self.suite) if loaded is None else loaded
                 obs, shown = env.reset(**drawn), camera.reset(**drawn)
                 animation = Animation(obs.instruction)
                 over, won = np.zeros(self.scenes, bool), np.zeros(self.scenes, bool)

@@ -103,6 +103,7 @@ class Eval(Command):
         from envs import make_vec
         from envs.evaluation.evaluate import Count, evaluate
         from envs.perturb.perturbation import parse
+        from envs.sim.render_options import pictures_for
         from vla.core.compatibility import fitted
         from vla.core.config import save_json
         from vla.core.grounding import threshold_of
@@ -127,6 +128,7 @@ class Eval(Command):
             phrasings=self.phrasings,
             backend=self.backend,
             device=self.device,
+            image_size=pictures_for(loaded),
             perturb=perturb,
         )
         seeds = range(seed0, seed0 + self.episodes)

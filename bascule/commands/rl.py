@@ -62,8 +62,9 @@ class RL(Command):
     track: tuple[str, ...] = ()
     """Trackers to log to in addition to OUT/metrics.jsonl: tensorboard, wandb, trackio."""
     randomise: tuple[str, ...] = ()
-    """Domain randomisation for training and validation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its
-    patterns, colours, light directions and camera orbits are none of the tests' (--perturb)."""
+    """Domain randomisation for training and validation: light, medium, strong or robust, and AXIS=FROM:TO to change a
+    mix; plain=SHARE leaves that share of the episodes as they are. Its patterns, colours, light directions, camera
+    orbits and words are none of the tests' (--perturb). Default: the recipe's."""
     perturb: tuple[str, ...] = ()
     """Perturbations as in `vla eval`, AXIS=FROM:TO each: for tests rather than for training."""
     late_steps: int = 0
@@ -83,7 +84,7 @@ class RL(Command):
         refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         init = trained(self.init)
         self._check()
-        from policies.load import chosen_embodiment
+        from policies.load import chosen_embodiment, picture_size
         from vla.runtime.distributed import launch, launched
 
         member = chosen_embodiment(init, self.embodiment)
@@ -103,8 +104,9 @@ class RL(Command):
         team = assemble(shard=False)
         if team.size == 1:
             use_idle_cores()
-        perturb = chosen_perturbation(self.perturb, self.randomise)
-        env = self._worlds(config.suite, config.num_envs // team.size, perturb, config.horizon)
+        perturb = chosen_perturbation(self.perturb, self.randomise or (() if self.perturb else config.randomise))
+        pixels = picture_size(init, member)
+        env = self._worlds(config.suite, config.num_envs // team.size, pixels, perturb, config.horizon)
         if self.late_steps:
             env = self._late(env, config, init)
         demos = None
@@ -142,7 +144,7 @@ class RL(Command):
         if team.rank == 0:
             say(f"best policy (update {result.best_update} of {result.updates}) in {self.out / 'best'}")
             if self.retain:
-                self._report_retention(init, member)
+                self._report_retention(init, member, pixels)
 
     def _check(self) -> None:
         """Raise ValueError for invalid arguments before any work."""
@@ -178,14 +180,20 @@ class RL(Command):
         )  # fmt: skip
 
     def _worlds(
-        self, suite: str, num_envs: int, perturb: Perturbation | None = None, horizon: int | None = None
+        self,
+        suite: str,
+        num_envs: int,
+        pixels: int | None,
+        perturb: Perturbation | None = None,
+        horizon: int | None = None,
     ) -> Any:
         from envs import make_vec
+        from envs.sim.render_options import IMAGE_SIZE
 
         device = None if self.backend == "cpu" else choose_device(self.device)
         return make_vec(
             suite, num_envs, num_workers=self.workers, backend=self.backend, device=device, perturb=perturb,
-            horizon=horizon,
+            horizon=horizon, image_size=pixels or IMAGE_SIZE,
         )  # fmt: skip
 
     def _late(self, env: Any, config: Any, init: Path) -> Any:
@@ -203,7 +211,7 @@ class RL(Command):
             )
         return DelayedVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
 
-    def _report_retention(self, init: Path, member: str | None) -> None:
+    def _report_retention(self, init: Path, member: str | None, pixels: int | None) -> None:
         from envs.evaluation.evaluate import evaluate
         from envs.registry import load_suite
         from envs.seeds import RETENTION_SEED0
@@ -214,7 +222,7 @@ class RL(Command):
         from vla.runtime.console import format_rate, stdout, table
 
         def play(policy: Policy, suite: str) -> Any:
-            env = self._worlds(suite, min(48, self.retain_episodes))
+            env = self._worlds(suite, min(48, self.retain_episodes), pixels)
             try:
                 first = RETENTION_SEED0
                 count = self.retain_episodes * len(load_suite(suite).tasks)

@@ -51,8 +51,9 @@ def _imitate_and_evaluate(config: AblationConfig, out: Path, arm: str, seed: int
     began = time.monotonic()
     model = imitate(config, seed, out, out / f"{arm}-{seed}", variant(arm))
     seconds = time.monotonic() - began
-    with evaluation_scenes(config) as (env, seeds):
-        report = evaluate(VLAPolicy(model.eval()), env, seeds, suite=config.suite)
+    policy = VLAPolicy(model.eval())
+    with evaluation_scenes(config, policy) as (env, seeds):
+        report = evaluate(policy, env, seeds, suite=config.suite)
     return {
         "successes": report.successes,
         "episodes": report.episodes,

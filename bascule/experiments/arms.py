@@ -14,7 +14,7 @@ from vla.core.config import load_json, save_json
 
 if TYPE_CHECKING:
     from envs.perturb.perturbation import Perturbation
-    from vla.core.types import VecEnv
+    from vla.core.types import Policy, VecEnv
     from vla.model.config import VLAConfig
     from vla.model.model import VLA
 
@@ -106,14 +106,22 @@ class EvaluationConfig(Protocol):
 
 @contextmanager
 def evaluation_scenes(
-    config: EvaluationConfig, *, seed0: int | None = None, perturb: Perturbation | None = None
+    config: EvaluationConfig,
+    policy: Policy | None = None,
+    *,
+    seed0: int | None = None,
+    perturb: Perturbation | None = None,
 ) -> Iterator[tuple[VecEnv, range]]:
-    """The environments and the seeds of the suite's evaluation scenes, or of those from `seed0` on."""
+    """The environments, drawn as `policy` reads them, and the seeds of the suite's evaluation scenes, or of those from
+    `seed0` on."""
     from envs import make_vec
     from envs.registry import load_suite
+    from envs.sim.render_options import pictures_for
 
     first = load_suite(config.suite).eval_seed0 if seed0 is None else seed0
-    env = make_vec(config.suite, config.num_envs, num_workers=config.workers, perturb=perturb)
+    env = make_vec(
+        config.suite, config.num_envs, num_workers=config.workers, perturb=perturb, image_size=pictures_for(policy)
+    )
     try:
         yield env, range(first, first + config.episodes)
     finally:
@@ -135,17 +143,22 @@ def imitate(config: ImitationConfig, seed: int, out: Path, folder: Path, variant
     exactly where it was. KeyboardInterrupt when it is stopped again."""
     from envs.demos.record import record
     from envs.seeds import DEMO_BLOCK
+    from envs.sim.render_options import IMAGE_SIZE
+    from vla.backbones.hub import load as load_backbone
     from vla.data.lerobot_dataset import load_dataset
     from vla.training.recipes import RECIPES
     from vla.training.train import build_vla, train
 
-    demos = load_dataset(
-        record(config.suite, config.demos, out / f"demos-{seed}", seed0=DEMO_BLOCK * seed, num_workers=config.workers)
-    )
     recipe = RECIPES["tabletop"]()
     model = replace(recipe.model, backbone=config.backbone)
     recipe = replace(recipe, steps=config.steps, seed=seed, model=variant(model) if variant else model)
-    model = build_vla(recipe, demos)
+    backbone = load_backbone(recipe.model.backbone)
+    dataset = record(
+        config.suite, config.demos, out / f"demos-{seed}", seed0=DEMO_BLOCK * seed, num_workers=config.workers,
+        image_size=getattr(backbone, "image_size", IMAGE_SIZE),
+    )  # fmt: skip
+    demos = load_dataset(dataset)
+    model = build_vla(recipe, demos, backbone=backbone)
     if train(recipe, model, demos, folder, resume=(folder / "config.json").exists()).interrupted:
         raise KeyboardInterrupt
     return model

@@ -110,8 +110,8 @@ def _measured(config: LatencyConfig, folder: Path, arm: str, condition: str) -> 
     from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
 
-    with evaluation_scenes(config, seed0=config.seed0) as (env, seeds):
-        policy = VLAPolicy(VLA.load(folder, member=chosen_embodiment(folder)))
+    policy = VLAPolicy(VLA.load(folder, member=chosen_embodiment(folder)))
+    with evaluation_scenes(config, policy, seed0=config.seed0) as (env, seeds):
         require_same(policy, env)
         if arm == "rtc" and not policy.spec.takes_prefix:
             raise ValueError(f"{folder.name} has no flow head, so it cannot be led: leave rtc out of --arms")

@@ -113,11 +113,12 @@ def _sampled(rows: list[Row]) -> list[int] | None:
 
 def _run(config: RLConfig, out: Path, arm: str, seed: int) -> Row:
     from envs.evaluation.evaluate import evaluate
+    from vla.model.policy import VLAPolicy
 
     folder = out / f"imitation-policy-{seed}"  # trained once, shared by the seed's arms
-    imitate(config, seed, out, folder)
+    before = VLAPolicy(imitate(config, seed, out, folder))
     began = time.monotonic()
-    with evaluation_scenes(config) as (env, seeds):
+    with evaluation_scenes(config, before) as (env, seeds):
         learn = {"imitation": _nothing, "residual-sac": _residual}.get(arm, _refined)
         policies, figures = learn(config, arm, seed, folder, out / f"{arm}-{seed}", env)
         seconds = time.monotonic() - began
@@ -181,14 +182,17 @@ def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env
 
 def _residual(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
     from envs import make_vec
+    from envs.sim.render_options import pictures_for
     from rl.external.residual_sac import ResidualConfig, ResidualPolicy, learn_residual, save_residual
     from rl.recipes import tabletop_pick
     from vla.model.model import VLA
+    from vla.model.policy import VLAPolicy
 
     vla = VLA.load(folder)
     how = ResidualConfig(n_action_steps=tabletop_pick().n_action_steps, demo_episodes=config.num_envs)
     # its environments must not be disturbed by validation in between
-    referee = make_vec(config.suite, config.num_envs, num_workers=config.workers)
+    pixels = pictures_for(VLAPolicy(vla))
+    referee = make_vec(config.suite, config.num_envs, num_workers=config.workers, image_size=pixels)
     try:
         validate, seen = _validation(config, referee), []
 

@@ -111,13 +111,14 @@ def _scene(episode: Episode, kinds: Sequence[str]) -> Scene:
 
 def _played(config: WordsConfig, policy: str, heard: Sequence[Heard]) -> Row:
     """The episodes of one part, played."""
-    from bascule.agents import resolve_policy
+    from bascule.agents import AGENTS, resolve_policy
     from envs.evaluation.evaluate import evaluate
 
     heard = [replace(one) for one in heard]
     few = replace(config, episodes=len(heard), num_envs=min(config.num_envs, len(heard)))
-    with evaluation_scenes(few) as (env, seeds):
-        agent = fitted(resolve_policy(policy, env, config.suite), env, say=_log.warning)
+    loaded = None if policy in AGENTS else resolve_policy(policy, None, config.suite)
+    with evaluation_scenes(few, loaded) as (env, seeds):
+        agent = fitted(loaded or resolve_policy(policy, env, config.suite), env, say=_log.warning)
         refused = unreadable(agent, env, seeds[0], [one.instruction for one in heard])
         for one in heard:
             one.refused = one.instruction in refused

@@ -19,6 +19,10 @@ class QuickstartConfig:
 
     out: str = "runs/quickstart"
     suite: str = "tabletop-pick"
+    recipe: str = "tabletop"
+    """Name of a recipe of `bascule.quickstart.recipes`."""
+    backbone: str | None = None
+    """Another backbone than the recipe's."""
     seed: int = 0
     demos: int = 20
     """Number of demonstrations. Few on purpose: with 60, imitation alone reaches 92% (BENCHMARKS.md)."""

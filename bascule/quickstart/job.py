@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from bascule.quickstart.config import QuickstartConfig, check, smoke_config
+from bascule.quickstart.perturbed import judge_perturbed
+from bascule.quickstart.recipes import RECIPES, imitation, training_perturbation, with_budgets
 from bascule.quickstart.refine import read_log, refine
 from bascule.quickstart.stages import (
     Outcome,
@@ -67,6 +69,7 @@ def quickstart(
 def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str, Any] | None) -> _Run:
     """The run in `out` to continue, or a new one."""
     asked = dict(given if given is not None else vars(config))
+    config = with_budgets(config)
     if config.smoke:
         config = replace(smoke_config(config), **(given or {}))
     check(config)
@@ -84,9 +87,12 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
         return _Run(replace(begun, **changed), stored["command"])
     if left := [name for name in ("report.json", "imitation", "rl") if (out / name).exists()]:
         raise ValueError(f"{out} holds a quickstart that cannot be resumed ({left[0]}): choose another --out")
+    from envs.make import worlds_class
     from envs.registry import load_suite
 
-    load_suite(config.suite)
+    suite = load_suite(config.suite)
+    if (perturb := training_perturbation(config)) is not None:
+        worlds_class(suite, perturb)  # says so if it knows none
     run = _Run(config, "vla quickstart " + " ".join(sys.argv[2:]))
     save_json(out / _RUN, {"config": encode(config), "command": run.command})
     return run
@@ -94,7 +100,7 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
 
 def _run(run: _Run, out: Path) -> dict[str, Any]:
     config, where = run.config, provenance()
-    worlds = _Worlds(config)
+    worlds = _Worlds(config, out)
 
     def report(outcomes: list[Outcome]) -> dict[str, Any]:
         written = {
@@ -132,13 +138,17 @@ def _run(run: _Run, out: Path) -> dict[str, Any]:
 
 def _stages(config: QuickstartConfig, out: Path, worlds: _Worlds) -> list[Stage]:
     """The job's table of contents."""
+    cells = RECIPES[config.recipe].cells
+    few = _evaluation_seeds(config)[: min(48, config.control_episodes)]
+    perturbed = Stage("evaluate perturbed", lambda: judge_perturbed(config, out, cells, few), needs=("online RL",))
     return [
         Stage("backbone", lambda: _check_backbone(config, out)),
         Stage("demonstrations", lambda: _demonstrate(config, out)),
         Stage("imitation", lambda: _imitate(config, out), needs=("demonstrations",)),
         Stage("evaluate imitation", lambda: _judge_imitation(config, out, worlds), needs=("imitation",)),
-        Stage("online RL", lambda: refine(config, out, worlds.trained), needs=("demonstrations", "imitation")),
+        Stage("online RL", lambda: refine(config, out, worlds.varied), needs=("demonstrations", "imitation")),
         Stage("evaluate RL", lambda: _judge_rl(config, out, worlds), needs=("online RL",)),
+        *([perturbed] if cells else []),
         Stage("serve", lambda: _serve(config, out), needs=("online RL",)),
     ]
 
@@ -169,10 +179,10 @@ def _settle(config: QuickstartConfig, threads: int) -> None:
 
 
 class _Worlds:
-    """The simulated environments, built when a stage first uses them."""
+    """The simulated environments, built when a stage first uses them, and drawn as the imitation policy reads them."""
 
-    def __init__(self, config: QuickstartConfig) -> None:
-        self._config, self._built, self.used = config, {}, False
+    def __init__(self, config: QuickstartConfig, out: Path) -> None:
+        self._config, self._out, self._built, self.used = config, out, {}, False
 
     @property
     def trained(self) -> Any:
@@ -184,15 +194,22 @@ class _Worlds:
         """Environments with held-out instructions."""
         return self._build("heldout")
 
-    def _build(self, phrasings: str) -> Any:
+    @property
+    def varied(self) -> Any:
+        """The environments that RL learns in: randomised, if the recipe says so."""
+        return self._build("train", training_perturbation(self._config))
+
+    def _build(self, phrasings: str, perturb: Any = None) -> Any:
         from envs import make_vec
 
         self.used = True
-        if phrasings not in self._built:
-            self._built[phrasings] = make_vec(
-                self._config.suite, 48, num_workers=self._config.workers, phrasings=phrasings
-            )
-        return self._built[phrasings]
+        key = phrasings, perturb
+        if key not in self._built:
+            self._built[key] = make_vec(
+                self._config.suite, 48, num_workers=self._config.workers, phrasings=phrasings, perturb=perturb,
+                image_size=_pictures(self._out / "imitation"),
+            )  # fmt: skip
+        return self._built[key]
 
     def close(self) -> None:
         """End their processes; they are rebuilt on the next use."""
@@ -214,6 +231,14 @@ def _print(report: dict[str, Any], page: Path) -> None:
     terminal.print(f"{served}report: {page}")
 
 
+def _pictures(policy: Path) -> int:
+    """Side in pixels of the pictures to draw for the policy in a folder."""
+    from envs.sim.render_options import IMAGE_SIZE
+    from policies.load import picture_size
+
+    return picture_size(policy) or IMAGE_SIZE
+
+
 def _evaluation_seeds(config: QuickstartConfig) -> list[int]:
     from envs.registry import load_suite
 
@@ -233,12 +258,14 @@ def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
     from vla.backbones.hub import load as load_backbone
     from vla.training.grounding_loss import inspect
     from vla.training.grounding_set import GroundingSet
-    from vla.training.recipes import RECIPES
 
     folder = out / "grounding"
     shutil.rmtree(folder, ignore_errors=True)
-    generate(16 if config.smoke else 200, folder, seed=GROUNDING_SEED, num_workers=config.workers)
-    backbone = load_backbone(RECIPES["tabletop"]().model.backbone)
+    backbone = load_backbone(imitation(config).model.backbone)
+    generate(
+        16 if config.smoke else 200, folder, seed=GROUNDING_SEED, num_workers=config.workers,
+        image_size=backbone.image_size,
+    )  # fmt: skip
     figures = inspect(backbone, GroundingSet(folder, backbone.tokenizer))
     shutil.rmtree(folder)
     return Result({name: round(value, 3) for name, value in figures.items()})
@@ -247,10 +274,13 @@ def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
 def _demonstrate(config: QuickstartConfig, out: Path) -> Result:
     from envs.demos.record import record
     from envs.seeds import DEMO_BLOCK
+    from vla.backbones.hub import load as load_backbone
 
+    pixels = load_backbone(imitation(config).model.backbone).image_size
     with console.progress("demonstrations", config.demos) as update:
         record(
             config.suite, config.demos, out / "demos", seed0=config.seed * DEMO_BLOCK, num_workers=config.workers,
+            image_size=pixels, perturb=training_perturbation(config),
             on_progress=lambda p: update(p.kept, note=f"{p.tried - p.kept} failed"),
         )  # fmt: skip
     return Result({"episodes": config.demos})
@@ -260,11 +290,10 @@ def _imitate(config: QuickstartConfig, out: Path) -> Result:
     import torch
 
     from vla.data.lerobot_dataset import load_dataset
-    from vla.training.recipes import RECIPES
     from vla.training.train import build_vla, train
 
     threads = torch.get_num_threads()
-    recipe = replace(RECIPES["tabletop"](), steps=config.imitation_steps, seed=config.seed, num_threads=threads)
+    recipe = replace(imitation(config), steps=config.imitation_steps, seed=config.seed, num_threads=threads)
     demos, folder = load_dataset(out / "demos"), out / "imitation"
     model = build_vla(recipe, demos)
     with console.progress("imitation", recipe.steps) as update:
@@ -353,7 +382,7 @@ def _serve(config: QuickstartConfig, out: Path) -> Result:
     from policies.serving.client import PolicyClient
 
     seeds = _evaluation_seeds(config)[: config.served_episodes]
-    robot = make_vec(config.suite, 1, num_workers=1)
+    robot = make_vec(config.suite, 1, num_workers=1, image_size=_pictures(out / "rl" / "best"))
     try:
         with policy_server(out / "rl" / "best", out / "stages" / "serve.log") as uri, PolicyClient(uri) as client:
             report = evaluate(client, robot, seeds, name="served", suite=config.suite)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bascule.quickstart.recipes import RECIPES as QUICKSTART_RECIPES
 from bascule.quickstart.stages import Result
 from vla.core.config import load_json
 from vla.runtime import console
@@ -25,7 +26,7 @@ def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
     from vla.model.model import VLA
 
     recipe = replace(
-        suite_recipe(config.suite), suite=config.suite, seed=config.seed, num_envs=envs.num_envs,
+        _recipe(config), suite=config.suite, seed=config.seed, num_envs=envs.num_envs,
         max_seconds=config.rl_seconds, max_updates=config.rl_updates, train_seeds=RL_TRAIN_SEEDS,
     )  # fmt: skip
     if config.smoke:
@@ -75,6 +76,14 @@ def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
         },
     }
     return Result(facts, {"curves": curves, "teacher": teacher})
+
+
+def _recipe(config: QuickstartConfig) -> RunnerConfig:
+    """The RL recipe that the run's recipe names, or that of the suite."""
+    from rl.recipes import RECIPES
+
+    named = QUICKSTART_RECIPES[config.recipe].rl
+    return suite_recipe(config.suite) if named is None else RECIPES[named]()
 
 
 def suite_recipe(suite: str) -> RunnerConfig:

@@ -41,7 +41,8 @@ CONTROL_LABELS = {
     "random": "random actions",
 }
 """In the order of the page. Other controls follow under their own names."""
-SHOULD_SUCCEED = ("expert", "heldout_phrasing")
+SHOULD_SUCCEED = ("expert", "heldout_phrasing", "perturbed: ")
+"""Beginnings of the names of controls in which a good policy succeeds."""
 CONTROL_NOTES = {
     "heldout_phrasing": "instructions phrased as in no demonstration; should stay close to the policy",
     "swapped_instruction": "instruction names another object than the one counted; should fail",
@@ -123,7 +124,7 @@ def _bars(before: Eval | None, after: Eval | None, controls: Mapping[str, Eval])
     """The chart of all success rates; empty without any."""
     shown = [(POLICY_LABELS["imitation"], "before", before), (POLICY_LABELS["rl"], "after", after)]
     for name, result in controls.items():
-        shown.append((_control_label(name), "plain" if name in SHOULD_SUCCEED else "fail", result))
+        shown.append((_control_label(name), "plain" if name.startswith(SHOULD_SUCCEED) else "fail", result))
     rows = [
         charts.Bar(label, _rate(result), tuple(result["wilson95"]), _count(result), kind)
         for label, kind, result in shown

@@ -244,6 +244,7 @@ class MujocoVecEnv(WordedEnv):
             intrinsics=self._by_camera(self._rows("intrinsics")) if calibrated else None,
             extrinsics=self._by_camera(self._rows("extrinsics")) if calibrated else None,
             history=None if self._history is None else self._history.before(),
+            exact_proprio=self._rows("exact_proprio") if "exact_proprio" in self._state[0] else None,
         )
 
     def close(self) -> None:

@@ -198,11 +198,18 @@ class TabletopWorlds(BaseWorlds):
             if self.source.noisy:
                 self.images[i] = self.source.observed_images(self.images[i], self.episodes[i], int(self.elapsed[i]))
 
-    def proprio(self) -> np.ndarray:
-        """(n, P) float32, see PROPRIO_NAMES."""
+    def exact_proprio(self) -> np.ndarray | None:
+        """See `BaseWorlds.exact_proprio`."""
+        return self._measured() if self.source.noisy else None
+
+    def _measured(self) -> np.ndarray:
         state = self.state
         columns = (state.grip, self._command - state.grip, state.finger_opening[:, None], self._gripper[:, None])
-        rows = np.concatenate(columns, axis=1).astype(np.float32)
+        return np.concatenate(columns, axis=1).astype(np.float32)
+
+    def proprio(self) -> np.ndarray:
+        """(n, P) float32, see PROPRIO_NAMES."""
+        rows = self._measured()
         for i, episode in enumerate(self.episodes) if self.source.noisy else ():
             if episode is not None:
                 rows[i] = self.source.observed_proprio(rows[i], episode, int(self.elapsed[i]))

@@ -325,11 +325,14 @@ class WarpVecEnv(WordedEnv):
                 images[i] = self.source.observed_images(images[i], episode, step)
             self._cameras.rgb.copy_(torch.as_tensor(images))
 
-    def proprio(self) -> torch.Tensor:
-        """(B, P), see PROPRIO_NAMES."""
+    def _measured(self) -> torch.Tensor:
         state = self.state
         columns = (state.grip, self._command - state.grip, state.finger_opening[:, None], self._gripper[:, None])
-        rows = torch.cat(columns, 1)
+        return torch.cat(columns, 1)
+
+    def proprio(self) -> torch.Tensor:
+        """(B, P), see PROPRIO_NAMES."""
+        rows = self._measured()
         if not self.source.noisy:
             return rows
         noisy = rows.cpu().numpy()
@@ -368,6 +371,7 @@ class WarpVecEnv(WordedEnv):
             intrinsics=_numpy(self._by_camera(cameras.intrinsics())) if calibrated else None,
             extrinsics=_numpy(self._by_camera(cameras.extrinsics())) if calibrated else None,
             history=None if self._history is None else self._history.before(),
+            exact_proprio=self._measured().cpu().numpy() if self.source.noisy else None,
         )
 
     def _numpy_images(self) -> dict[str, np.ndarray]:

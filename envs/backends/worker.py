@@ -181,6 +181,8 @@ def _state(worlds: BaseWorlds, command: str) -> dict[str, Any]:
     Words change at a reset only. Images and depth are in shared memory already.
     """
     state: dict[str, Any] = {"proprio": worlds.proprio(), "privileged": worlds.privileged()}
+    if (exact := worlds.exact_proprio()) is not None:
+        state["exact_proprio"] = exact
     if command == "reset":
         state |= {name: worlds.words(name) for name in WORDS}
     if worlds.intrinsics is not None:

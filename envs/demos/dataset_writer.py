@@ -28,7 +28,7 @@ PNG_LEVEL = 3
 """zlib level: higher levels cost more time than the disk they save on small frames."""
 DATA_FILE_BYTES = 100_000_000
 _QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
-PRIVILEGED = "privileged"
+PRIVILEGED, EXACT_PROPRIO = "privileged", "exact_proprio"
 PRIVILEGED_FILE = "privileged.parquet"
 """In `meta/`, beside the dataset: as one of its features, appending or merging data would need a simulator."""
 _INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -61,6 +61,8 @@ class DemoEpisode:
     """(T, A)."""
     privileged: NDArray[np.float32] | None = None
     """(T, S) the simulator's state: for critics and teachers in simulation, never for a policy."""
+    exact_proprio: NDArray[np.float32] | None = None
+    """(T, P) proprio without the noise of sensors, for the same readers; None where they have none."""
 
 
 def image_key(camera: str) -> str:
@@ -85,6 +87,8 @@ def save_episode(path: Path, episode: DemoEpisode) -> None:
     vectors = {"observation.state": episode.proprio, "action": episode.action}
     if episode.privileged is not None and episode.privileged.shape[1]:
         vectors[PRIVILEGED] = episode.privileged
+        if episode.exact_proprio is not None:
+            vectors[EXACT_PROPRIO] = episode.exact_proprio
     for name, values in vectors.items():
         if not np.isfinite(values).all():
             frame = int(np.argwhere(~np.isfinite(values))[0, 0])
@@ -245,7 +249,8 @@ def build_dataset(files: list[Path], root: Path, facts: WorldFacts) -> list[int]
         data.append(table.select(list(features)).replace_schema_metadata(schema))
         values = index | {key: _numbers(table, key) for key in ("observation.state", "action")}
         if PRIVILEGED in table.column_names:
-            privileged.append(table.select(["index", PRIVILEGED]))
+            known = [name for name in (PRIVILEGED, EXACT_PROPRIO) if name in table.column_names]
+            privileged.append(table.select(["index", *known]))
         stats = {key: _vector_stats(values[key]) for key in numeric}
         for key in numeric:
             numeric[key].append(values[key])

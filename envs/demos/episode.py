@@ -41,6 +41,9 @@ class DemoWorld(Protocol):
     def privileged(self) -> NDArray[np.float32]:
         """(S,) the simulator's state of this instant, as critics read it; S = 0 where it is not available."""
 
+    def exact_proprio(self) -> NDArray[np.float32] | None:
+        """(P,) proprio without the noise of sensors; None where they have none."""
+
     def expert_action(self) -> NDArray[np.float32]:
         """(A,) what the scripted expert does now."""
 
@@ -68,7 +71,7 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     scale = noise * 0.5 * (high - low) * np.array([name != "gripper" for name in spec.names], np.float32)
     disturbance = rng.standard_normal(spec.dim)
     images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in world.cameras}
-    proprio, privileged, actions = [], [], []
+    proprio, privileged, exact, actions = [], [], [], []
     world.reset(seed)
     while not world.done and len(actions) < world.horizon:
         frame, state = world.observe()
@@ -77,6 +80,8 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
             images[camera].append(np.array(frame[camera]))  # a copy: renderers reuse their buffers
         proprio.append(np.array(state, np.float32))
         privileged.append(np.array(world.privileged(), np.float32))
+        if (values := world.exact_proprio()) is not None:
+            exact.append(np.array(values, np.float32))
         actions.append(action)
         world.step(np.clip(action + scale * disturbance, low, high).astype(np.float32))
         fresh = rng.standard_normal(spec.dim)
@@ -84,7 +89,10 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     if not world.success or not actions:
         return None
     stacked = {camera: np.stack(frames) for camera, frames in images.items()}
-    return DemoEpisode(seed, world.instruction, stacked, np.stack(proprio), np.stack(actions), np.stack(privileged))
+    return DemoEpisode(
+        seed, world.instruction, stacked, np.stack(proprio), np.stack(actions), np.stack(privileged),
+        np.stack(exact) if exact else None,
+    )  # fmt: skip
 
 
 class SuiteWorld:
@@ -128,6 +136,11 @@ class SuiteWorld:
         """See `DemoWorld.privileged`."""
         assert self._obs is not None and self._obs.privileged is not None, "reset first"
         return self._obs.privileged[0]
+
+    def exact_proprio(self) -> NDArray[np.float32] | None:
+        """See `DemoWorld.exact_proprio`."""
+        assert self._obs is not None, "reset first"
+        return None if self._obs.exact_proprio is None else self._obs.exact_proprio[0]
 
     def expert_action(self) -> NDArray[np.float32]:
         """See `DemoWorld.expert_action`."""

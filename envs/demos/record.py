@@ -25,6 +25,7 @@ from envs.backends.worker import worker_environment
 from envs.demos.dataset_writer import WorldFacts, build_dataset, is_whole, iter_files, save_episode
 from envs.demos.episode import DemoWorld, MakeWorld, run_episode, suite_world
 from envs.seeds import TRAIN_SEED_LIMIT
+from envs.sim.render_options import IMAGE_SIZE
 from vla.core.config import load_json, save_json, write_atomic
 from vla.core.disk import writing
 from vla.core.subprocesses import spawn
@@ -235,7 +236,7 @@ def record(
     seed0: int = 0,
     num_workers: int = 2,
     noise: float = 0.15,
-    image_size: int = 84,
+    image_size: int = IMAGE_SIZE,
     on_progress: Callable[[RecordingProgress], None] | None = None,
     make_world: MakeWorld | None = None,
     perturb: Perturbation | None = None,

@@ -16,7 +16,7 @@ from envs.make import worlds_class
 from envs.perturb.borrowed_models import BorrowedLooks
 from envs.perturb.perturbation import Perturbation
 from envs.perturb.sensors import observed
-from envs.sim.render_options import RenderOptions
+from envs.sim.render_options import IMAGE_SIZE, RenderOptions
 from vla.core.types import ActionChunk, ActionSpec
 
 _SHAKES = (0.0, 0.15, 0.4)
@@ -53,7 +53,7 @@ class PlayedSampler(SceneSampler):
     _NEW_EPISODE = 0.15
     _STEPS = 9
 
-    def __init__(self, suite: Any, image_size: int = 84, perturb: Perturbation | None = None) -> None:
+    def __init__(self, suite: Any, image_size: int = IMAGE_SIZE, perturb: Perturbation | None = None) -> None:
         """`perturb`: randomises every scene's look, by the scene's generator."""
         self.suite, self.perturb = suite, perturb if perturb is not None and perturb.any() else None
         self.worlds: AdapterWorlds = worlds_class(suite)(suite, 1, render=RenderOptions(image_size, calibration=True))

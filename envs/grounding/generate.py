@@ -33,6 +33,7 @@ from envs.perturb.borrowed_models import borrowed_problem
 from envs.perturb.perturbation import Perturbation
 from envs.registry import load_suite
 from envs.seeds import Stream
+from envs.sim.render_options import IMAGE_SIZE
 from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.tabletop.goals import Goal, GoalKind
 from envs.tabletop.language import KIND_WORDS, instruction, object_phrase, plate_phrase
@@ -260,7 +261,7 @@ def generate(
     suites: Sequence[str] = (),
     seed: int = 0,
     num_workers: int = 2,
-    image_size: int = 84,
+    image_size: int = IMAGE_SIZE,
     perturb: Perturbation | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:

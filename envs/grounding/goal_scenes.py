@@ -17,6 +17,7 @@ from envs.grounding.expert_scenes import NoisyExpert
 from envs.grounding.scene_sampler import PosingSampler, Question
 from envs.perturb.perturbation import Perturbation
 from envs.seeds import TRAIN_SEED_LIMIT
+from envs.sim.render_options import IMAGE_SIZE
 from envs.tabletop.episodes import Episode, goals_of, held_back_color, relations_of, sample_episode, tell
 from envs.tabletop.goals import Goal, GoalKind
 from envs.tabletop.language import KIND_WORDS, fixture_phrase, object_phrase
@@ -38,7 +39,7 @@ _LONGEST_PLAY = 60
 class GoalSampler(PosingSampler):
     """Scenes of one suite with goals."""
 
-    def __init__(self, suite: Suite, image_size: int = 84, perturb: Perturbation | None = None) -> None:
+    def __init__(self, suite: Suite, image_size: int = IMAGE_SIZE, perturb: Perturbation | None = None) -> None:
         super().__init__(suite, image_size, perturb)
         scene = self.worlds.scene
         self.fixtures = [kind for _, kind in fixture_names(scene)]

@@ -13,7 +13,7 @@ from envs.backends.cpu_worlds import TabletopWorlds
 from envs.make import episode_source
 from envs.perturb.perturbation import Perturbation
 from envs.sim.base_worlds import BaseWorlds
-from envs.sim.render_options import RenderOptions
+from envs.sim.render_options import IMAGE_SIZE, RenderOptions
 from envs.tabletop.control import joint_targets
 from envs.tabletop.suites import Suite
 
@@ -68,7 +68,7 @@ class PosingSampler(SceneSampler):
     worlds: TabletopWorlds
     centre_m = (0.53, 0.0, 0.0)
 
-    def __init__(self, suite: Suite, image_size: int = 84, perturb: Perturbation | None = None) -> None:
+    def __init__(self, suite: Suite, image_size: int = IMAGE_SIZE, perturb: Perturbation | None = None) -> None:
         """`perturb`: randomises every scene's look, by its episode's seed."""
         source, render = episode_source(perturb), RenderOptions(image_size, calibration=True)
         self.worlds = TabletopWorlds(suite, 1, source=source, render=render)

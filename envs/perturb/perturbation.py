@@ -26,6 +26,7 @@ from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.tabletop.initial_state import Start
 from envs.tabletop.scene import SceneIndex
 from vla.core.config import lookup, unknown
+from vla.language.paraphrase import paraphrase
 
 Severity = float | tuple[float, float]
 """0 (as trained) .. 1, or the range from which every episode draws its own."""
@@ -65,7 +66,10 @@ class Perturbation:
     compression: Severity = 0.0
     """Pictures went through JPEG, at quality 8 in the end."""
     draws: Literal["test", "train"] = "test"
-    """From which looks: `train` has patterns, colours, light directions and camera orbits that no test has."""
+    """From which looks: `train` has patterns, colours, light directions and camera orbits that no test has, and words
+    of `vla.language.paraphrase`, which are none of the tests' either."""
+    plain: float = 0.0
+    """Share of the episodes that no axis changes, so that training sees the plain environment, too."""
 
     def problem(self) -> str | None:
         """A sentence about an impossible severity, or None."""
@@ -75,6 +79,8 @@ class Perturbation:
                 return f"perturbation {axis} must go from its lower to its higher end: {axis}={high:g}:{low:g}"
             if not 0.0 <= low <= high <= 1.0:
                 return f"perturbation {axis} must lie in 0..1, got {getattr(self, axis)}"
+        if not 0.0 <= self.plain < 1.0:
+            return f"the share of plain episodes must be at least 0 and less than 1, got plain={self.plain:g}"
         if self.draws == "train" and (kept := next((axis for axis in _TEST_ONLY if self.on(axis)), None)):
             return f"the axis {kept} is for tests only: leave it out of the randomisation"
         return None
@@ -91,10 +97,15 @@ class Perturbation:
     def severity(self, axis: str, seed: int) -> float:
         """The severity of axis `axis` in the episode that `seed` means."""
         low, high = self.range_of(axis)
+        if self.plain > 0.0 and high > 0.0 and self._is_plain(seed):
+            return 0.0
         if low == high:
             return low
         rng = np.random.default_rng([seed, Stream.PERTURB_SEVERITY, AXES.index(axis)])
         return float(rng.uniform(low, high))
+
+    def _is_plain(self, seed: int) -> bool:
+        return bool(np.random.default_rng([seed, Stream.PERTURB_SEVERITY, _PLAIN_DRAW]).uniform() < self.plain)
 
     def any(self) -> bool:
         """True if any axis is active."""
@@ -104,25 +115,34 @@ class Perturbation:
         """The active axes as `parse` reads them, "camera=0.5 light=0:1"; training's draws are said in front."""
         ranges = [(axis, *self.range_of(axis)) for axis in AXES if self.on(axis)]
         named = [f"{axis}={low:g}" + (f":{high:g}" if high > low else "") for axis, low, high in ranges]
+        named += [f"{_PLAIN}={self.plain:g}"] if named and self.plain > 0.0 else []
         return " ".join(["randomise", *named] if named and self.draws == "train" else named)
 
 
-AXES: tuple[str, ...] = tuple(field.name for field in fields(Perturbation) if field.name != "draws")
-_TEST_ONLY = ("instruction", "materials", "shadows")
+_PLAIN = "plain"
+_PLAIN_DRAW = 1000
+"""Number of its random stream, beyond those of the axes."""
+AXES: tuple[str, ...] = tuple(field.name for field in fields(Perturbation) if field.name not in ("draws", _PLAIN))
+_TEST_ONLY = ("materials", "shadows")
 """Axes that training never randomises, so that they can be tested."""
 MIXES: dict[str, dict[str, Severity]] = {
     "light": {"camera": (0.0, 0.3), "light": (0.0, 0.5), "texture": (0.0, 0.5), "noise": (0.0, 0.3)},
     "medium": {
         "camera": (0.0, 0.7), "light": (0.0, 1.0), "texture": (0.0, 1.0), "distractors": (0.0, 0.6),
-        "robot": (0.0, 0.5), "layout": (0.0, 0.5), "noise": (0.0, 0.5),
+        "robot": (0.0, 0.5), "layout": (0.0, 0.5), "noise": (0.0, 0.5), "instruction": (0.0, 1.0),
     },
     "strong": {
         "camera": (0.0, 1.0), "light": (0.0, 1.0), "texture": (0.5, 1.0), "distractors": (0.0, 1.0),
         "robot": (0.0, 1.0), "layout": (0.0, 1.0), "noise": (0.0, 1.0), "motion": (0.0, 0.7),
-        "compression": (0.0, 0.7),
+        "compression": (0.0, 0.7), "instruction": (0.0, 1.0),
+    },
+    # Camera motion and compression are left out: together they cost a fifth of a control step's time.
+    "robust": {
+        "camera": (0.0, 1.0), "light": (0.0, 1.0), "texture": (0.0, 1.0), "distractors": (0.0, 1.0),
+        "robot": (0.0, 1.0), "layout": (0.0, 1.0), "noise": (0.0, 1.0), "instruction": (0.0, 1.0), "plain": 0.3,
     },
 }  # fmt: skip
-"""Named mixes for training."""
+"""Named mixes for training, each with the share of plain episodes if there are any."""
 
 
 def parse(words: Iterable[str]) -> Perturbation:
@@ -148,11 +168,14 @@ def parse(words: Iterable[str]) -> Perturbation:
 
 
 def randomisation(words: Iterable[str]) -> Perturbation:
-    """ "medium", or axes as `parse` reads them, or a mix and axes that replace the mix's: training's draws.
+    """ "medium", or axes as `parse` reads them, or a mix and axes that replace the mix's: training's draws. "plain=0.3"
+    besides leaves that share of the episodes as they are.
 
     ValueError with the nearest name.
     """
     words = list(words)
+    shares = [word for word in words if word.partition("=")[0] == _PLAIN]
+    words = [word for word in words if word not in shares]
     mixes, axes = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     if len(mixes) > 1:
         raise ValueError(f"'{mixes[0]}' and '{mixes[1]}' are both mixes of randomisation: give one of them")
@@ -161,10 +184,22 @@ def randomisation(words: Iterable[str]) -> Perturbation:
         severities |= lookup(mix, MIXES, "mix of randomisation")
     named = parse(axes)
     severities |= {word.partition("=")[0]: getattr(named, word.partition("=")[0]) for word in axes}
+    if shares:
+        severities[_PLAIN] = _share(shares)
     chosen = Perturbation(**severities, draws="train")
     if problem := chosen.problem():
         raise ValueError(problem)
     return chosen
+
+
+def _share(words: list[str]) -> float:
+    """The number in ["plain=0.3"]. ValueError for anything else."""
+    if len(words) > 1:
+        raise ValueError(f"the share of {_PLAIN} episodes is given twice: give one of them")
+    try:
+        return float(words[0].partition("=")[2])
+    except ValueError:
+        raise ValueError(f"{words[0]!r} must be {_PLAIN}=SHARE, from 0 to 1") from None
 
 
 def axis_rng(seed: int, axis: str, *more: int) -> np.random.Generator:
@@ -177,7 +212,15 @@ def perturb_episode(perturbation: Perturbation, episode: Episode) -> Episode:
     """The episode with its layout stretched and its instruction reworded."""
     if (s := perturbation.severity("layout", episode.seed)) > 0:
         episode = _stretched(episode, s)
-    if (s := perturbation.severity("instruction", episode.seed)) > 0:
+    s = perturbation.severity("instruction", episode.seed)
+    if s > 0 and perturbation.draws == "train":
+        said, named = (
+            paraphrase(text, axis_rng(episode.seed, "instruction"))
+            for text in (episode.instruction, episode.swapped_instruction)
+        )
+        if axis_rng(episode.seed, "instruction", 1).uniform() < s:
+            episode = replace(episode, instruction=said, swapped_instruction=named)
+    elif s > 0:
         words = [AXES.index("instruction"), Stream.PERTURB, episode.seed]
         episode = replace(
             episode,

@@ -152,6 +152,10 @@ class BaseWorlds(WordedEnv):
     def proprio(self) -> NDArray[np.float32]:
         """(n, P), see `proprio_names`."""
 
+    def exact_proprio(self) -> NDArray[np.float32] | None:
+        """(n, P) proprio without the noise of sensors; None where they have none."""
+        return None
+
     @abstractmethod
     def privileged(self) -> NDArray[np.float32]:
         """(n, S) simulator state for critics and scripted experts."""
@@ -170,6 +174,7 @@ class BaseWorlds(WordedEnv):
             depth=by_camera(self.depth),
             intrinsics=by_camera(self.intrinsics),
             extrinsics=by_camera(self.extrinsics),
+            exact_proprio=self.exact_proprio(),
         )
 
     def _ids(self, seeds: Sequence[int], env_ids: Sequence[int] | None) -> list[int]:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vla.core.types import Policy
+
+IMAGE_SIZE = 84
+"""Height and width of images in pixels, where nothing says what a policy reads."""
 MAX_IMAGE_SIZE = 8192
 """Height and width in pixels beyond which graphics drivers have no frame buffers."""
 
@@ -15,7 +19,7 @@ class RenderOptions:
     """Size of the images and the optional fields of `vla.core.types.Observation`. ValueError for
     numbers that no environment can render."""
 
-    image_size: int = 84
+    image_size: int = IMAGE_SIZE
     """Height and width of every image, pixels."""
     depth: bool = False
     """Render depth, in metres."""
@@ -30,3 +34,8 @@ class RenderOptions:
             raise ValueError(f"image_size must be a whole number of pixels from 1 to {MAX_IMAGE_SIZE:,}, got {size!r}")
         if self.history < 0:
             raise ValueError(f"history must be at least 0 frames, got {self.history}")
+
+
+def pictures_for(policy: Policy | None) -> int:
+    """Height and width in pixels of the images to draw for a policy, so that none is enlarged: the size it asks for."""
+    return (None if policy is None else policy.spec.picture_size) or IMAGE_SIZE

@@ -33,7 +33,8 @@ class BasculeConfig(PreTrainedConfig):
     backbone_dtype: str = "float32"
     bridge_width: int = 160
     gate_init: float = 1.0
-    image_size: int = 84
+    image_size: int | None = None
+    """Pixels of a view as it is sent to the backbone, square. None: what the backbone reads."""
     max_text_tokens: int = 24
     """Room for an instruction; more when the dataset's tasks are longer."""
     seed: int = 0

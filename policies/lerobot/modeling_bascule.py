@@ -230,6 +230,7 @@ def _fresh(config: BasculeConfig, stats: Mapping[str, Mapping[str, Any]], meta: 
         action_spec=ActionSpec(tuple(names), action.min, action.max, float(getattr(meta, "fps", 0))),
         cameras=[key.removeprefix(f"{OBS_IMAGES}.") for key in config.image_features],
         image_size=config.image_size,
+        picture_size=max(min(feature.shape[1:]) for feature in config.image_features.values()),
         max_text_tokens=config.max_text_tokens,
         seed=config.seed,
     )

@@ -99,6 +99,7 @@ class PolicyClient:
             _count(told.get("proprio_dim")),
             tuple(names) if _are_names(names) else None,
             grounding_threshold=_fraction(told.get("grounding"), "threshold"),
+            picture_size=_count(told.get("picture_size")),
         )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class PolicySlot:
     ) -> None:
         """`policy.spec` says its actions and cameras, and the width that `state` must have (None leaves that check to
         the policy). `metadata`: sent to clients on connecting, in addition to `action_spec`, `cameras`, `proprio_dim`,
-        `proprio_names` and `observation_keys`.
+        `proprio_names`, `picture_size` and `observation_keys`.
 
         `n_action_steps`: how many of a chunk's actions are sent to clients that do not ask for whole chunks; None: as
         the spec says. Stock openpi clients cannot request whole chunks, and some execute every action they receive, so
@@ -66,6 +66,7 @@ class PolicySlot:
             "cameras": list(spec.cameras or ()),
             **({} if spec.proprio_dim is None else {"proprio_dim": spec.proprio_dim}),
             **({} if spec.proprio_names is None else {"proprio_names": list(spec.proprio_names)}),
+            **({} if spec.picture_size is None else {"picture_size": spec.picture_size}),
             "observation_keys": self.reader.keys,
         }
         wire.pack(self.metadata)  # what cannot be sent is found out now

@@ -74,6 +74,8 @@ class RunnerConfig:
     """Distil a privileged teacher into the policy, too (PPO only). Needs demonstrations with the simulator's state."""
     curriculum: CurriculumConfig | None = None
     """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""
+    randomise: tuple[str, ...] = ()
+    """Domain randomisation of the environments, as `vla rl --randomise` takes it, which replaces it."""
     shaping: ShapingConfig | None = None
     """Add a learnt reward for progress (PPO only). None: the environment's reward alone."""
     trackers: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ class Critic(nn.Module):
 
 
 def privileged_state(obs: Observation) -> Tensor:
-    """Return (B, S) float32: the simulator's state, then proprioception.
+    """Return (B, S) float32: the simulator's state, then proprioception without the noise of sensors.
 
     ValueError when the environment offers no simulator state.
     """
@@ -45,7 +45,8 @@ def privileged_state(obs: Observation) -> Tensor:
             "the critic and the teacher read Observation.privileged, which this environment does not give: choose one "
             "that does, or a method without a critic (GRPO, filtered imitation)"
         )
-    return torch.from_numpy(np.concatenate((obs.privileged, obs.proprio), axis=1, dtype=np.float32))
+    proprio = obs.proprio if obs.exact_proprio is None else obs.exact_proprio
+    return torch.from_numpy(np.concatenate((obs.privileged, proprio), axis=1, dtype=np.float32))
 
 
 def critic_state(obs: Observation, elapsed_fraction: NDArray[np.float32]) -> Tensor:

@@ -91,7 +91,8 @@ def fit_teacher(
             "`vla demos`"
         )
     view, pairs = _view(demos, config, plane)
-    state = torch.from_numpy(np.concatenate([demos.privileged, demos.proprio], 1, dtype=np.float32)) @ view
+    proprio = demos.proprio if demos.exact_proprio is None else demos.exact_proprio
+    state = torch.from_numpy(np.concatenate([demos.privileged, proprio], 1, dtype=np.float32)) @ view
     action, mask = demos.chunks(chunk_size)
     if config.turns > 1:
         state, action = turned(state, action, pairs, demos.action_names, config.turns)

@@ -51,12 +51,13 @@ def side_of(thing: Any) -> PolicySpec:
         return None
 
     spec = getattr(thing, "action_spec", None)
-    cameras, names, dim = map(asked, ("cameras", "proprio_names", "proprio_dim"))
+    cameras, names, dim, size = map(asked, ("cameras", "proprio_names", "proprio_dim", "picture_size"))
     return PolicySpec(
         action_spec=spec if isinstance(spec, ActionSpec) else None,
         proprio_dim=dim if isinstance(dim, int) else None,
         proprio_names=None if names is None else tuple(names),
         cameras=None if cameras is None else tuple(camera for camera in cameras if camera),
+        picture_size=size if isinstance(size, int) else None,
     )
 
 

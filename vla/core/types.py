@@ -61,7 +61,8 @@ class PlanarSymmetry:
 
 @dataclass
 class Observation:
-    """Observation of B environments (or one robot, B = 1). Policies may read everything but `privileged`."""
+    """Observation of B environments (or one robot, B = 1). Policies may read everything but `privileged` and
+    `exact_proprio`."""
 
     images: dict[str, NDArray[np.uint8]]
     """Camera name -> (B, H, W, 3) RGB, in the order the environment lists its cameras."""
@@ -83,6 +84,9 @@ class Observation:
     live: NDArray[np.bool_] | None = None
     """(B,) False where no action will be executed, because the episode is over; None: all are live. A policy need not
     decide there."""
+    exact_proprio: NDArray[np.float32] | None = None
+    """(B, P) `proprio` as it is in the simulator, where sensors are noisy: for who reads `privileged`. None: the same
+    as `proprio`."""
 
     def __post_init__(self) -> None:
         """ValueError for a single text in place of a list: it would be read letter by letter."""
@@ -111,6 +115,7 @@ class Observation:
             extrinsics=pick(self.extrinsics),
             history=pick(self.history),
             live=None if self.live is None else self.live[ids],
+            exact_proprio=None if self.exact_proprio is None else self.exact_proprio[ids],
         )
 
 
@@ -167,6 +172,8 @@ class PolicySpec:
     grounding_threshold: float | None = None
     """Below it, the policy's `confidence` says that nothing its instruction names is in sight (`vla.core.grounding`).
     None: it tells no confidence."""
+    picture_size: int | None = None
+    """Side in pixels of the pictures that a simulator should draw for it. None: any."""
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from vla.data.tables import (
     data_files,
     foreign_notes,
     instructions,
-    privileged,
     read_table,
     rounding_notes,
     row_place,
+    simulator_state,
     timing_notes,
     vectors,
 )
@@ -64,6 +64,8 @@ class DemoSet:
     proprio_names: tuple[str, ...]
     privileged: NDArray[np.float32] | None = None
     """(F, S) the simulator's state, where the demonstrations were made in one (`vla demos`): for teachers."""
+    exact_proprio: NDArray[np.float32] | None = None
+    """(F, P) `proprio` without the noise of sensors, for teachers; None where there was none."""
     notes: tuple[str, ...] = ()
     """One line for each oddity of the dataset's tables that does not prevent reading it."""
 
@@ -146,6 +148,7 @@ class DemoSet:
             instruction=[self.instruction[i] for i in rows],
             episode_index=self.episode_index[rows],
             privileged=None if self.privileged is None else self.privileged[rows],
+            exact_proprio=None if self.exact_proprio is None else self.exact_proprio[rows],
         )
 
     def chunks(
@@ -244,7 +247,8 @@ def load_dataset(
         fps=float(info["fps"]),
         action_names=names[ACTION],
         proprio_names=names[PROPRIO],
-        privileged=privileged(root, table),
+        privileged=simulator_state(root, table, "privileged"),
+        exact_proprio=simulator_state(root, table, "exact_proprio"),
         notes=(
             *naming_notes(features, (ACTION, PROPRIO)),
             *rounding_notes(table, names),

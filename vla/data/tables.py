@@ -238,13 +238,16 @@ def rounding_notes(table: pa.Table, names: Mapping[str, Sequence[str]]) -> list[
     return notes
 
 
-def privileged(root: Path, table: pa.Table) -> NDArray[np.float32] | None:
-    """(F, S) the simulator's state; None unless it is there for every frame (others may have been appended)."""
+def simulator_state(root: Path, table: pa.Table, name: str) -> NDArray[np.float32] | None:
+    """(F, S) the column "privileged" or "exact_proprio" of what the simulator knew; None unless it is there for every
+    frame (others may have been appended)."""
     path = root / "meta" / PRIVILEGED_FILE
     if not path.is_file():
         return None
     found = read_parquet(path, root)
-    column = found.column("privileged").combine_chunks()
+    if name not in found.column_names:
+        return None
+    column = found.column(name).combine_chunks()
     values = column.flatten().to_numpy().reshape(len(found), -1)
     wanted = table.column("index").to_numpy()
     order = np.argsort(found.column("index").to_numpy())

@@ -26,6 +26,7 @@ from vla.model.config import FaithfulConfig, VLAConfig, model_problem
 from vla.model.heads import HEADS
 from vla.model.released_bridge import FaithfulBridge
 from vla.model.residual_head import Latents, Refiner
+from vla.processing.preprocess import IMAGE_SIZE
 from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class VLA(nn.Module):
         action_spec: ActionSpec,
         cameras: Sequence[str],
         image_size: int | None = None,
+        picture_size: int | None = None,
         max_text_tokens: int = 24,
         proprio_names: Sequence[str] | None = None,
         backbone: Backbone | nn.Module | None = None,
@@ -86,7 +88,8 @@ class VLA(nn.Module):
     ) -> VLA:
         """An untrained policy for one robot: bridge and head from `seed`, backbone as `config.backbone` says.
 
-        `stats` fixes the proprio width, the backbone (its `image_size`, else 84) the image size unless one is given;
+        `stats` fixes the proprio width, the backbone (its `image_size`, else 84) the image size unless one is given,
+        and `picture_size` that of the training pictures, if they were smaller than that;
         `backbone` is used instead of loading one; `released_scaling` is the processor's. ValueError for what does not
         fit.
         """
@@ -97,11 +100,12 @@ class VLA(nn.Module):
         views = getattr(backbone, "num_views", len(cameras))
         if views != len(cameras):
             raise ValueError(f"the backbone reads {views} camera views, got {len(cameras)}: {', '.join(cameras)}")
+        size = image_size or getattr(backbone, "image_size", IMAGE_SIZE)
         processor_config = ProcessorConfig(
             cameras=tuple(cameras),
             proprio_dim=stats.proprio.dim,
             action_names=action_spec.names,
-            image_size=image_size or getattr(backbone, "image_size", 84),
+            image_size=size,
             max_text_tokens=max_text_tokens,
             text_rule="signs",
             action_low=action_spec.low,
@@ -109,6 +113,7 @@ class VLA(nn.Module):
             control_hz=action_spec.control_hz,
             released_scaling=released_scaling,
             proprio_names=None if proprio_names is None else tuple(proprio_names),
+            picture_size=min(size, picture_size or size),
         )
         processor = Processor(processor_config, stats, backbone.tokenizer)
         with torch.random.fork_rng(devices=[]):

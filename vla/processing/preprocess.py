@@ -28,6 +28,8 @@ _FEW_PIXELS = 8
 """A picture with fewer than one pixel for so many that the policy reads, along a side, is unlikely to be meant."""
 _LONG = 4
 """A picture whose long side is more than this many times its short side is told as well."""
+IMAGE_SIZE = 84
+"""Side in pixels of the pictures for a backbone that does not say what it reads."""
 _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
 _KEPT_CHARACTERS = 2000  # longer ones are read anew each time
 
@@ -40,7 +42,7 @@ class ProcessorConfig:
     """In the order in which the model sees their views. "" is a view that this robot lacks: black."""
     proprio_dim: int
     action_names: tuple[str, ...]
-    image_size: int = 84
+    image_size: int = IMAGE_SIZE
     """Pixels, square; other sizes are resized."""
     max_text_tokens: int = 24
     """Token ids are padded to this length. Longer instructions are read too, as far as the backbone reads them
@@ -61,6 +63,9 @@ class ProcessorConfig:
     """State and action are scaled as the released VLA-Adapter code does (`VectorStats.released_affine`)."""
     proprio_names: tuple[str, ...] | None = None
     """One name per component of the state; None in checkpoints made before they were kept."""
+    picture_size: int | None = None
+    """Side of the pictures it was trained on, but no more than `image_size`: a simulator draws pictures of this size
+    for it, so that they are as sharp as in training. None in checkpoints made before it was kept."""
 
 
 class Preprocessor:
@@ -138,7 +143,7 @@ class Preprocessor:
         cameras = tuple(camera for camera in config.cameras if camera)
         return PolicySpec(
             self.action_spec, chunk_size, n_action_steps, cameras, config.proprio_dim, config.proprio_names or None,
-            takes_prefix,
+            takes_prefix, picture_size=config.picture_size,
         )  # fmt: skip
 
     def arrays(self, obs: Observation) -> ModelInput[NDArray]:

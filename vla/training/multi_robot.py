@@ -14,6 +14,7 @@ from torch import nn
 from vla.core.types import ActionSpec
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
+from vla.processing.preprocess import IMAGE_SIZE
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.processing.text import MOST_TOKENS, room_for_text
 from vla.training.train_config import TrainConfig
@@ -49,6 +50,7 @@ def build_vla(
         action_spec=action_spec or demos.action_spec,
         cameras=cameras,
         image_size=cfg.image_size,
+        picture_size=_sharpest(demos),
         max_text_tokens=_room_for_text(cfg, backbone, [demos]),
         proprio_names=demos.proprio_names,
         backbone=backbone,
@@ -105,12 +107,13 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
     action_slots, action_width = align_names([part.action_names for part in parts])
     state_slots, state_width = align_names([part.proprio_names for part in parts])
     backbone = _for_views(cfg, backbone, len(cameras[0]))
+    size = cfg.image_size or getattr(backbone, "image_size", IMAGE_SIZE)
     configs = [
         ProcessorConfig(
             cameras=cameras[i],
             proprio_dim=part.proprio.shape[1],
             action_names=part.action_names,
-            image_size=cfg.image_size or backbone.image_size,
+            image_size=size,
             max_text_tokens=_room_for_text(cfg, backbone, parts),
             text_rule="signs",
             control_hz=part.fps,
@@ -119,6 +122,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
             action_slots=action_slots[i],
             action_width=action_width,
             proprio_names=part.proprio_names,
+            picture_size=min(size, _sharpest(part)),
         )
         for i, part in enumerate(parts)
     ]
@@ -130,6 +134,11 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
         vla = VLA(cfg.model, backbone, processors[0])
     vla.members = dict(zip(demos, processors, strict=True))
     return vla
+
+
+def _sharpest(demos: DemoSet) -> int:
+    """Side of the largest square that fits into the pictures of the best camera, pixels."""
+    return max((min(frames.shape[1:3]) for frames in demos.images.values()), default=IMAGE_SIZE)
 
 
 def _room_for_text(cfg: TrainConfig, backbone: nn.Module, parts: Sequence[DemoSet]) -> int:

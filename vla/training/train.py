@@ -240,6 +240,8 @@ class _Run:
         if state is None:
             raise ValueError(f"{out} holds a finished policy without its training state: it cannot be resumed")
         before, now = fill_defaults(encode(TrainConfig()), state["config"]), encode(self.cfg)
+        for config in (before, now):  # left to the backbone, it is what the policy reads
+            config["image_size"] = config["image_size"] or self.vla.processor.config.image_size
         for name in now:
             if name not in MAY_CHANGE and before[name] != now[name]:
                 raise ValueError(

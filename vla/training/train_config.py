@@ -80,8 +80,8 @@ class TrainConfig:
     model: VLAConfig = field(default_factory=VLAConfig)
     cameras: tuple[str, ...] | None = None
     """Which cameras the policy sees, in order; None: all of the dataset."""
-    image_size: int | None = 84
-    """Pixels of a view as it is stored and sent to the backbone, square; None: what the backbone reads."""
+    image_size: int | None = None
+    """Pixels of a view as it is sent to the backbone, square; None: what the backbone reads."""
     max_text_tokens: int = 24
     """Room for an instruction; more when the dataset's are longer."""
 

@@ -58,6 +58,9 @@ class ToyWorld:
     def privileged(self):
         return np.array([self.seed, self.count], np.float32)
 
+    def exact_proprio(self):
+        return None
+
     def expert_action(self):
         return wish(self.seed, self.count)
 

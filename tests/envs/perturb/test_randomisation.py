@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,10 +14,11 @@ from envs.backends.cpu_worlds import TabletopWorlds
 from envs.perturb.appearance import camera_draw, light_draw, surface_colour, surfaces_of
 from envs.perturb.episode_source import PerturbedEpisodeSource
 from envs.perturb.patterns import MATERIALS, PATTERNS, TRAINING, pattern_pixels, surface_pixels
-from envs.perturb.perturbation import MIXES, Perturbation, randomisation
+from envs.perturb.perturbation import AXES, MIXES, Perturbation, parse, randomisation
 from envs.perturb.sensors import observed
 from envs.registry import load_suite
 from envs.sim.render_options import RenderOptions
+from envs.tabletop.episode_source import EpisodeSource
 
 EVERYTHING = Perturbation(**dict.fromkeys(("camera", "light", "texture", "materials"), 1.0))
 TRAINED = Perturbation(**dict.fromkeys(("camera", "light", "texture"), (0.0, 1.0)), draws="train")
@@ -142,7 +144,7 @@ def test_motion_shifts_and_blurs_and_compression_keeps_the_scene():
 
 
 def test_mixes_and_axes_by_name():
-    assert set(MIXES) == {"light", "medium", "strong"}
+    assert set(MIXES) == {"light", "medium", "strong", "robust"}
     for mix in MIXES:
         assert randomisation([mix]).problem() is None and randomisation([mix]).draws == "train"
     ours = randomisation(["medium", "camera=0:0.2", "motion=0.5"])
@@ -150,6 +152,45 @@ def test_mixes_and_axes_by_name():
     assert ours.words().startswith("randomise camera=0:0.2") and Perturbation(camera=1.0).words() == "camera=1"
     with pytest.raises(ValueError, match="medium"):
         randomisation(["medum"])
-    for axis in ("materials", "instruction", "shadows"):
+    for axis in ("materials", "shadows"):
         with pytest.raises(ValueError, match=f"{axis} is for tests only"):
             randomisation([f"{axis}=1"])
+
+
+def test_a_share_of_the_episodes_is_plain_on_every_axis():
+    ours = randomisation(["robust", "plain=0.25"])
+    every = {seed: {ours.severity(axis, seed) for axis in AXES if ours.on(axis)} for seed in range(400)}
+    plain = [seed for seed, severities in every.items() if severities == {0.0}]
+    assert 70 < len(plain) < 130
+    assert all(min(severities) > 0.0 for seed, severities in every.items() if seed not in plain)
+    without = randomisation(["robust", "plain=0"])
+    assert ours.severity("light", plain[0]) == 0.0 < without.severity("light", plain[0])
+    other = next(seed for seed in every if seed not in plain)
+    assert ours.severity("light", other) == without.severity("light", other)  # the share moves no other draw
+    assert randomisation(["robust"]).plain == 0.3 and ours.words().endswith("plain=0.25")
+    assert without.words() == randomisation(without.words().split()[1:] + ["plain=0"]).words()
+    for words, told in (("plain=1", "less than 1, got plain=1"), ("plain=much", "must be plain=SHARE, from 0 to 1")):
+        with pytest.raises(ValueError, match=told):
+            randomisation(["robust", words])
+    with pytest.raises(ValueError, match="given twice"):
+        randomisation(["robust", "plain=0.1", "plain=0.2"])
+    with pytest.raises(ValueError, match="perturbation"):
+        parse(["plain=0.3"])
+
+
+def test_training_says_it_in_words_of_its_own():
+    """An episode's words are a function of its seed; both instructions change alike, the test's words stay unheard."""
+    suite = load_suite("tabletop-pick")
+    plain = EpisodeSource(suite, phrasings="train")
+    ours = PerturbedEpisodeSource(suite, perturb=randomisation(["instruction=1"]), phrasings="train")
+    pairs = [(plain.sample(seed), ours.sample(seed)) for seed in range(60)]
+    said = [(before.instruction, after.instruction) for before, after in pairs]
+    assert said == [(before.instruction, ours.sample(before.seed).instruction) for before, _ in pairs]
+    changed = [before for before, after in pairs if before.instruction != after.instruction]
+    assert 25 < len(changed) < 55  # three of ten paraphrases leave a sentence as it was
+    assert all(before.goals == after.goals and before.poses == after.poses for before, after in pairs)
+    seldom = PerturbedEpisodeSource(suite, perturb=randomisation(["instruction=0.3"]), phrasings="train")
+    fewer = [seed for seed, (before, _) in enumerate(pairs) if seldom.sample(seed).instruction != before.instruction]
+    assert 0 < len(fewer) < len(changed) and set(fewer) <= {before.seed for before in changed}
+    tested = re.compile(r"\b(?:fetch|heave|hoist|seize|shove|nudge|ok|today)\b")
+    assert not any(tested.search(after) for _, after in said)

@@ -1,0 +1,23 @@
+"""An untrained policy on the backbone `small`, reading 64 pixels and spelling its words."""
+
+from pathlib import Path
+
+from tests.vla.backbones.test_small import spelling
+from tests.vla.toy_backbone import CAMERAS, SPEC, toy_stats
+from vla.backbones.small.create import build_small
+from vla.backbones.small.model import small_config
+from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.model import VLA
+
+
+def small_policy(folder: Path) -> Path:
+    """Its checkpoint, written to `folder`."""
+    tokenizer = spelling()
+    config = small_config(len(tokenizer), image_size=64, word_width=16)
+    vla = VLA.build(
+        VLAConfig(backbone="small", bridge=BridgeConfig(width=32, gate_init=0.5), chunk_size=8, n_action_steps=4),
+        stats=toy_stats(), action_spec=SPEC, cameras=CAMERAS, max_text_tokens=64,
+        backbone=build_small(config, tokenizer, num_queries=8, seed=0).eval(),
+    )  # fmt: skip
+    vla.save(folder)
+    return folder
