@@ -76,11 +76,15 @@ def test_another_instruction_is_looked_for_anew():
 
     clock = Clock()
     robot = Told(clock)
-    policy = Sees(lambda n: 0.9 if told[0] == "the cup" else 0.1)
+    fresh = [0.2, 0.02, 1.0]
+    policy = Sees(lambda n: 0.9 if told[0] == "the cup" or n > 12 else 0.1)
+    policy.chunk = lambda n: STEADY if told[0] == "the cup" else [fresh] * 8
     config = ControlConfig(duration_s=1.0, asynchronous=False, hold_below=0.5, n_action_steps=4)
     report = control(robot, policy, config, clock=clock, sleep=clock.sleep)
     moved = np.array(robot.sent)[:, 1] != 0
-    assert moved[:28].all() and not moved[33:].any(), "what is left of the old plan is not played"
+    assert moved[:28].all() and not moved[33:40].any() and moved[-1]
+    begins = 33 + int(np.flatnonzero(moved[33:])[0])
+    np.testing.assert_array_equal(robot.sent[begins], np.array(fresh, np.float32), "nothing of the old plan is left")
     assert "'the bowl'" in report.reasons["not_grounded"]
 
 

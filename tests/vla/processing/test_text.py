@@ -218,6 +218,13 @@ def test_words_that_the_backbone_only_spells_are_told_once(monkeypatch, caplog, 
     assert told is None or f"has no word for {told}: it means nothing unless training used it" in said[0]
 
 
+def test_a_symbol_in_two_pieces_is_spelled_and_a_short_word_is_not():
+    def pairs(text, add_special_tokens):  # two tokens a word, as SmolLM2 has for many emoji
+        return {"input_ids": [number for word in text.split() for number in (len(word), 0)]}
+
+    assert read("go 🟥 12 °", pairs, rule="signs", limit=100).spelled == ("🟥", "°")
+
+
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_every_shipped_tokenizer_spells_whatever_is_said(name):
     data = (SHIPPED[name] / "tokenizer.json").read_bytes()
