@@ -103,7 +103,9 @@ def _taken(start: Start, episode: Episode, model: mujoco.MjModel, index: SceneIn
     """(m, 3) circles (x, y, radius) of the table that must stay free: things, drawers open and closed, handles and the
     hand that pulls them, the way of what is pushed."""
     data = mujoco.MjData(model)
-    standing = np.array([g for g in things(model) if not _is_distractor(model, g)], dtype=np.int64)
+    standing = things(model)
+    distractors = [model.body(f"distractor{k}").id for k in range(MAX_DISTRACTORS)]
+    standing = standing[~np.isin(model.geom_bodyid[standing], distractors)]
     circles = []
     for opened in (0.0, 1.0):
         data.qpos[:], data.mocap_pos[:], data.mocap_quat[:] = start.qpos, start.mocap_pos, start.mocap_quat
@@ -121,7 +123,3 @@ def _taken(start: Start, episode: Episode, model: mujoco.MjModel, index: SceneIn
             way = [here + t * (there - here) for t in np.linspace(-0.6, 1.2, 10)]
             circles.append(np.array([[*point, _PATH_GAP_M] for point in way]))
     return np.concatenate(circles)
-
-
-def _is_distractor(model: mujoco.MjModel, geom: int) -> bool:
-    return model.body(model.geom_bodyid[geom]).name.startswith("distractor")
