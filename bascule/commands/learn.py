@@ -212,6 +212,9 @@ class Train(Command):
     """Number of parts in which a batch is computed, to save memory."""
     augment: bool = False
     """Random crops and colours; a frozen backbone then runs at every step."""
+    randomise: Literal["light", "medium", "strong"] | None = None
+    """As --augment, in a named strength, and with blur and random textures laid over: for recorded pictures, which no
+    simulator can draw anew."""
     language: Path | None = None
     """Folder of `vla ground-data`: a backbone that learns is trained on its questions too, to keep its words."""
     checkpointing: bool = False
@@ -282,9 +285,11 @@ class Train(Command):
     def _config(self, config: TrainConfig) -> TrainConfig:
         """The recipe with this command's changes."""
         from vla.backbones.lora import LoRAConfig
-        from vla.processing.config import AugmentConfig
+        from vla.processing.config import AUGMENTATIONS, AugmentConfig
         from vla.training.train_config import LanguageConfig
 
+        if self.augment and self.randomise is not None:
+            raise ValueError("--augment and --randomise both say how pictures change: give one of them")
         shape = given(
             backbone=self.backbone, head=self.head, chunk_size=self.chunk_size, n_action_steps=self.n_action_steps,
         )  # fmt: skip
@@ -295,7 +300,7 @@ class Train(Command):
         changes = given(
             steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, cameras=self.cameras,
             weights=self.weights, accumulate=self.accumulate, trackers=self.track or None,
-            augment=AugmentConfig() if self.augment else None,
+            augment=AugmentConfig() if self.augment else AUGMENTATIONS.get(self.randomise or ""),
             language=None if self.language is None else LanguageConfig(data=str(self.language)),
             checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
             compile="inductor" if self.compile else None, num_threads=self.num_threads,

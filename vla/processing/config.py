@@ -1,4 +1,4 @@
-"""How pictures are changed at random while a policy learns: `AugmentConfig`. Imports no torch."""
+"""How pictures are changed at random while a policy learns: `AugmentConfig`, and named ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,24 @@ class AugmentConfig:
     saturation: float = 0.2
     hue: float = 0.05
     """Fraction of the colour circle. Instructions that name colours bear little of it."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur, as a fraction of the picture's larger side."""
+    overlay: float = 0.0
+    """Largest opacity of a random texture that is laid over the picture."""
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""
         if not 0 < self.crop <= 1:
             return f"augment.crop must be in (0, 1], got {self.crop}"
-        for name in ("brightness", "contrast", "saturation", "hue"):
+        for name in ("brightness", "contrast", "saturation", "hue", "blur", "overlay"):
             if not 0 <= getattr(self, name) <= 1:
                 return f"augment.{name} must be in [0, 1], got {getattr(self, name)}"
         return None
+
+
+AUGMENTATIONS: dict[str, AugmentConfig] = {
+    "light": AugmentConfig(crop=0.95, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02, blur=0.005),
+    "medium": AugmentConfig(blur=0.01, overlay=0.3),
+    "strong": AugmentConfig(0.85, 0.35, 0.35, 0.35, blur=0.015, overlay=0.6),
+}
+"""What `vla train --randomise` does to recorded pictures, which no simulator can draw anew."""

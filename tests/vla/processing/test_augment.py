@@ -26,22 +26,22 @@ def test_no_strength_is_no_change():
     assert torch.equal(augment(images, draw_augmentation(3, 2, 7), NOTHING), images)
 
 
-@pytest.mark.parametrize("name", ["crop", "brightness", "contrast", "saturation", "hue"])
+@pytest.mark.parametrize("name", ["crop", "brightness", "contrast", "saturation", "hue", "blur", "overlay"])
 def test_each_strength_changes_each_picture_in_its_own_way(name):
     images = pictures()
-    strength = 0.7 if name == "crop" else 0.3
-    changed = augment(images, draw_augmentation(3, 2, 0), replace(NOTHING, **{name: strength}))
+    strength = {"crop": 0.7, "blur": 0.05}.get(name, 0.3)
+    changed = augment(images, draw_augmentation(3, 2, 3), replace(NOTHING, **{name: strength}))
     assert changed.shape == images.shape and changed.dtype == torch.uint8
     # the same picture six times over comes out in six ways
     same = images[:1, :1].expand(3, 2, -1, -1, -1)
-    ways = augment(same, draw_augmentation(3, 2, 0), replace(NOTHING, **{name: strength})).flatten(0, 1)
+    ways = augment(same, draw_augmentation(3, 2, 3), replace(NOTHING, **{name: strength})).flatten(0, 1)
     assert len({way.numpy().tobytes() for way in ways}) == 6
     assert not any(torch.equal(way, images[0, 0]) for way in ways)
 
 
 def test_each_does_what_its_name_says():
     images = pictures().float()
-    high = torch.ones(3, 2, 7)
+    high = torch.ones(3, 2, 25)
     bright = augment(images.byte(), high, replace(NOTHING, brightness=0.1)).float()
     torch.testing.assert_close(bright, images + 25.5, atol=0.51, rtol=0)
     flat = augment(images.byte(), -high, replace(NOTHING, contrast=1.0)).float()
@@ -58,6 +58,32 @@ def test_each_does_what_its_name_says():
     whole = high.clone()
     whole[..., 0] = -1  # and the whole picture is among the zooms
     assert torch.equal(augment(images.byte(), whole, replace(NOTHING, crop=0.5)), images.byte())
+
+
+def test_a_blur_keeps_the_light_and_takes_the_edges():
+    images, strongest = pictures(), torch.ones(3, 2, 25)
+    blurred = augment(images, strongest, replace(NOTHING, blur=0.1)).float()
+    assert (blurred.mean((2, 3)) - images.float().mean((2, 3))).abs().max() < 8
+    edges = lambda x: (x[:, :, :, 1:] - x[:, :, :, :-1]).abs().mean()  # noqa: E731
+    assert edges(blurred) < 0.4 * edges(images.float())
+    none = strongest.clone()
+    none[..., 8] = -1
+    assert torch.equal(augment(images, none, replace(NOTHING, blur=0.1)), images)
+
+
+def test_a_texture_lies_over_the_picture_as_opaque_as_drawn():
+    images, draws = pictures(), draw_augmentation(3, 2, 0)
+    draws[..., 7] = 1.0
+    hidden = augment(images, draws, replace(NOTHING, overlay=1.0))
+    assert torch.equal(hidden, augment(255 - images, draws, replace(NOTHING, overlay=1.0))), "one sees texture alone"
+    assert hidden.float().std((2, 3)).mean() > 5 and len({t.numpy().tobytes() for t in hidden.flatten(0, 1)}) == 6
+    half = augment(images, draws, replace(NOTHING, overlay=0.5)).float()
+    torch.testing.assert_close(half, (images.float() + hidden.float()) / 2, atol=1.5, rtol=0)
+
+
+def test_the_first_draws_are_what_they_were_before_there_were_more():
+    old = torch.rand(3, 2, 7, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    assert torch.equal(draw_augmentation(3, 2, 5)[..., :7], old)
 
 
 def test_draws_follow_from_seed_and_step_and_split_like_the_batch():
