@@ -37,7 +37,11 @@ with light_import():
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
-SHIPPED: dict[str, Path] = {"tiny": ASSETS / "tiny-vlm", "tiny-goals": ASSETS / "tiny-goals-vlm"}
+SHIPPED: dict[str, Path] = {
+    "tiny": ASSETS / "tiny-vlm",
+    "tiny-goals": ASSETS / "tiny-goals-vlm",
+    "small": ASSETS / "small-vlm",
+}
 """Backbones that ship with the package."""
 
 

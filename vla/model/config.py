@@ -15,7 +15,7 @@ from vla.processing.stats import Stats
 HEAD_NAMES = ("l1", "linear", "flow", "bins", "frequencies")
 """Names in `vla.model.heads.HEADS`, repeated here because importing that module imports torch."""
 BACKBONE_NAMES = (
-    "tiny", "tiny-goals", "smollm2-135m", "smolvlm2-256m", "smolvlm2-500m", "qwen2.5-vl-3b", "qwen3-vl-2b",
+    "tiny", "tiny-goals", "small", "smollm2-135m", "smolvlm2-256m", "smolvlm2-500m", "qwen2.5-vl-3b", "qwen3-vl-2b",
     "paligemma2-3b", "gemma3-4b", "internvl3-1b",
 )  # fmt: skip
 """Short names of backbones (`vla.backbones.hub`)."""
