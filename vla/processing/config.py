@@ -37,4 +37,4 @@ AUGMENTATIONS: dict[str, AugmentConfig] = {
     "medium": AugmentConfig(blur=0.01, overlay=0.3),
     "strong": AugmentConfig(0.85, 0.35, 0.35, 0.35, blur=0.015, overlay=0.6),
 }
-"""What `vla train --randomise` does to recorded pictures, which no simulator can draw anew."""
+"""Changes of recorded pictures, which no simulator can draw anew, by their names for `vla train --randomise`."""

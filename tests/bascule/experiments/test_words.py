@@ -17,12 +17,14 @@ from bascule.report.runs import rows_of
 from envs.backends.cpu_worlds import TabletopWorlds
 from envs.experts.registry import make_expert
 from envs.registry import load_suite
+from envs.tabletop.control import action_spec
 from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.goals import Goal, GoalKind
 from envs.tabletop.scene import COLORS
 from vla.core.types import PolicySpec
 
 SUITE = load_suite("tabletop-pick")
+SPEC = action_spec(20.0)
 SENTENCES = """
 common = ["the"]
 [color_synonyms]
@@ -134,7 +136,7 @@ def sentences(tmp_path):
 
 def played(out, sentences, confident):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agents, "resolve_policy", lambda name, env, suite: Listening(env.action_spec, confident))
+        patch.setattr(agents, "resolve_policy", lambda name, env, suite: Listening(SPEC, confident))
         config = WordsConfig((Path("policy"),), episodes=PRESENT, num_envs=1, workers=1, sentences=sentences)
         return words(config, out)
 
