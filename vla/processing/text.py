@@ -59,8 +59,12 @@ def tokens_of(instruction: Any, tokenizer: Any, *, rule: TextRule, limit: int) -
     if found.unknown:
         _log.warning("%s", _lacks(found.unknown, instruction))
     if fresh := [word for word in found.spelled if word not in _told_before]:
+        before = len(_told_before)
         _remember(*fresh)
-        _log.warning("%s", _spells(fresh, instruction))
+        if before < _MOST_WARNED:
+            _log.warning("%s", _spells(fresh, instruction))
+            if len(_told_before) >= _MOST_WARNED:  # training that paraphrases makes slips of the pen without end
+                _log.warning("more words that the backbone only spells are not told")
     return found.tokens
 
 
@@ -200,6 +204,7 @@ def shortened(instruction: str) -> str:
 _log = logging.getLogger(__name__)
 _PAIRS_NAMED = 5
 _MOST_TOLD = 4096
+_MOST_WARNED = 12
 _told_before: set[str] = set()
 """Words and instructions of which this process has been told."""
 

@@ -218,6 +218,17 @@ def test_words_that_the_backbone_only_spells_are_told_once(monkeypatch, caplog, 
     assert told is None or f"has no word for {told}: it means nothing unless training used it" in said[0]
 
 
+def test_words_that_are_spelled_are_told_until_they_are_many(monkeypatch, caplog):
+    from vla.backbones.hub import load
+
+    monkeypatch.setattr("vla.processing.text._told_before", set())
+    tokenizer = load("tiny-goals").tokenizer
+    for k in range(40):
+        tokens_of("lift the " + "qz" * (k + 2), tokenizer, rule="signs", limit=100)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 13 and "more words" in said[-1]
+
+
 def test_a_symbol_in_two_pieces_is_spelled_and_a_short_word_is_not():
     def pairs(text, add_special_tokens):  # two tokens a word, as SmolLM2 has for many emoji
         return {"input_ids": [number for word in text.split() for number in (len(word), 0)]}
