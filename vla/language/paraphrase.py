@@ -92,12 +92,16 @@ def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str])
     match = _NAMED.search(text)
     if match is None:
         return _drawn(PICK, rng).format(o="the " + _drawn(ABSENT_THINGS, rng))
-    there = {_alike(name) for name in things}
+    there = sorted({_alike(name) for name in things})
     new = "the " + _drawn(ABSENT_THINGS, rng)
     if draw < 0.75:
+        # Half the time both words are in sight, on two things: nothing else is as easily taken for one of them.
+        mixed = rng.random() < 0.5
+        colors = [color for color, _ in there if color] if mixed else []
+        kinds = [kind for _, kind in there] if mixed else []
         for _ in range(_TRIES):
-            color = _drawn(("red", "green", "blue", "yellow", "purple"), rng)
-            named = f"the {color} {_drawn((match['k'], *_TOLD), rng)}"
+            color = _drawn(colors or ("red", "green", "blue", "yellow", "purple"), rng)
+            named = f"the {color} {_drawn(kinds or (match['k'], *_TOLD), rng)}"
             if _alike(named) not in there:
                 new = named
                 break

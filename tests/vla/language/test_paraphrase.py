@@ -105,3 +105,5 @@ def test_about_nothing_names_nothing_that_is_there():
     assert not any(re.search(r"red (cube|block)|blue (can|cylinder)", text) for text in said)
     assert any("green" in text for text in said) and any("blue cube" in text or "blue block" in text for text in said)
     assert len(set(said)) > 60
+    mixed = [text for text in said if re.search(r"red can|blue cube", text)]
+    assert len(mixed) > 80, "both words are in sight, on two things"
