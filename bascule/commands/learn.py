@@ -213,8 +213,8 @@ class Train(Command):
     augment: bool = False
     """Random crops and colours; a frozen backbone then runs at every step."""
     randomise: Literal["light", "medium", "strong"] | None = None
-    """As --augment, in a named strength, and with blur and random textures laid over: for recorded pictures, which no
-    simulator can draw anew."""
+    """Change recorded pictures at random in a named strength: crops and colours like --augment, blur, and random
+    textures laid over. No simulator can draw such pictures anew."""
     language: Path | None = None
     """Folder of `vla ground-data`: a backbone that learns is trained on its questions too, to keep its words."""
     checkpointing: bool = False

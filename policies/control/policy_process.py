@@ -35,7 +35,7 @@ class PolicyProcess:
         ValueError with what `make` said if that was one, ConnectionError if the child died of something else.
         """
         self.confidence: NDArray[np.float32] | None = None
-        """As the policy in the child tells it after `act` (`vla.core.grounding`)."""
+        """The grounding confidence (B,), 0 to 1, that the child's policy had in its last `act`; None if it has none."""
         self._pipe, theirs = Pipe()
         self._process = spawn(_serve, (theirs, make), name="policy")
         theirs.close()

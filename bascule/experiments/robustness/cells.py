@@ -46,12 +46,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As it is called in a table: "texture 0.5"."""
+        """The cell's name in a table: "texture 0.5"."""
         return f"{self.axis} {self.severity:g}" if self.severity else self.axis
 
     @property
     def stem(self) -> str:
-        """As its files are called: "texture-0.5"."""
+        """The name of the cell's files without their endings: "texture-0.5"."""
         return f"{self.axis.replace(' ', '-')}-{self.severity:g}"
 
     def perturbation(self) -> Perturbation | None:

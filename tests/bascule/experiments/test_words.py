@@ -143,7 +143,7 @@ def played(out, sentences, confident):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Of a policy without a confidence and of one with it: the folder and the result."""
+    """The output folder and the result of `words`, by whether the policy has a confidence."""
     found = {}
     for confident in (False, True):
         out = tmp_path_factory.mktemp("words")

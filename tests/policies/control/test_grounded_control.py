@@ -24,7 +24,7 @@ TELLS = PolicySpec(SPEC, 8, 4, ("front",), 2, grounding_threshold=0.5)
 
 
 class Sees(Says):
-    """As `Says`; `sure(n)` is its confidence in its n-th answer."""
+    """A policy that answers like `Says`, with the grounding confidence `sure(n)`, 0 to 1, in its n-th answer."""
 
     def __init__(self, sure, chunk=STEADY, spec=TELLS):
         super().__init__(chunk, spec)

@@ -33,7 +33,7 @@ class Steady:
 
 
 class Sure:
-    """As sure of what it sees as `confidence` says."""
+    """A policy whose grounding confidence, 0 to 1, is always `confidence`."""
 
     spec = PolicySpec(SPEC, grounding_threshold=0.5)
 
