@@ -28,8 +28,6 @@ class Heard:
     held: bool | None = None
     """True if the policy's confidence said, at its first decision, that nothing named is in sight: a robot that holds
     then stands still, and goes on seeing the same. None for a policy without a confidence."""
-    refused: bool = False
-    """True if the policy cannot read the instruction, which is longer than it has room for: nothing moved."""
 
 
 class SpokenEnv(VecEnv):
@@ -105,31 +103,3 @@ class Listener:
                 if heard is not None and heard.held is None and not math.isnan(sure):
                     heard.held = sure < threshold
         return chunk
-
-
-def unreadable(policy: Policy, env: VecEnv, seed: int, instructions: Sequence[str]) -> set[str]:
-    """The instructions that the policy refuses with a ValueError, tried in the scene of `seed`. ValueError, the
-    policy's own, where it refuses them all."""
-    obs = env.reset(seeds=[seed] * env.num_envs)
-    policy.reset(None)
-
-    def problem(texts: Sequence[str], count: int = env.num_envs) -> ValueError | None:
-        told = replace(obs, instruction=[texts[k % len(texts)] for k in range(env.num_envs)])
-        try:
-            policy.act(told if count == env.num_envs else told.select(range(count)))
-        except ValueError as error:
-            return error
-        return None
-
-    texts = list(dict.fromkeys(instructions))
-    refused: dict[str, ValueError] = {}
-    for at in range(0, len(texts), env.num_envs):
-        batch = texts[at : at + env.num_envs]
-        if problem(batch) is None:
-            continue
-        for text in batch:  # asked alone, which is faster, and where that fails as often as there are environments
-            if problem([text], 1) is not None and (error := problem([text])) is not None:
-                refused[text] = error
-    if len(refused) == len(texts):
-        raise refused[texts[0]]
-    return set(refused)

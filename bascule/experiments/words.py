@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept
-from bascule.experiments.spoken import NOTHING, TARGET, Heard, Listener, SpokenEnv, unreadable
+from bascule.experiments.spoken import NOTHING, TARGET, Heard, Listener, SpokenEnv
 from bascule.experiments.unseen import FILE, Scene, Unseen, load_unseen
 from vla.core.compatibility import fitted
 from vla.core.statistics import wilson95
@@ -64,7 +64,7 @@ def words(config: WordsConfig, out: Path, on_progress: Report | None = None) -> 
         arms |= {prefix + arm: counts for arm, counts in rows_of(part, heard).items()}
         if part != PLAIN:
             sentences |= {prefix + sentence: counts for sentence, counts in _by("sentence", part, heard).items()}
-    more = [name for name in ("held", "refused") if any(name in row for row in arms.values())]
+    more = ["held"] if any("held" in row for row in arms.values()) else []
     return {
         "experiment": "words",
         "seeds": [0],
@@ -119,12 +119,8 @@ def _played(config: WordsConfig, policy: str, heard: Sequence[Heard]) -> Row:
     loaded = None if policy in AGENTS else resolve_policy(policy, None, config.suite)
     with evaluation_scenes(few, loaded) as (env, seeds):
         agent = fitted(loaded or resolve_policy(policy, env, config.suite), env, say=_log.warning)
-        refused = unreadable(agent, env, seeds[0], [one.instruction for one in heard])
-        for one in heard:
-            one.refused = one.instruction in refused
-        read = [one for one in heard if not one.refused]
-        spoken = SpokenEnv(env, read)
-        evaluate(Listener(agent, spoken), spoken, [one.seed for one in read], name=policy, suite=config.suite)
+        spoken = SpokenEnv(env, heard)
+        evaluate(Listener(agent, spoken), spoken, seeds, name=policy, suite=config.suite)
     return {"played": [asdict(one) for one in heard]}
 
 
@@ -147,7 +143,7 @@ def _by(field: str, part: str, heard: Sequence[Heard]) -> dict[str, Row]:
 
 def _counts(part: str, heard: Sequence[Heard]) -> Row:
     """k of n episodes in which what was due was lifted (the target; of an absent thing, nothing), those in which
-    another object was, and those that the policy's confidence would have held or that it could not read."""
+    another object was, and those that the policy's confidence would have held."""
     from envs.evaluation.evaluate import Count
 
     due, n = NOTHING if part == ABSENT else TARGET, len(heard)
@@ -155,7 +151,6 @@ def _counts(part: str, heard: Sequence[Heard]) -> Row:
     held = [one.held for one in heard if one.held is not None]
     marks = {"wrong_object": sum(one.lifted not in (due, NOTHING) for one in heard)}
     marks |= {"held": sum(held)} if held else {}
-    marks |= {"refused": refused} if (refused := sum(one.refused for one in heard)) else {}
     for name, k in marks.items():
         row |= {name: k, f"{name}_rate": k / n, f"{name}_wilson95": list(wilson95(k, n))}
     return row

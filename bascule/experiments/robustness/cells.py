@@ -178,13 +178,7 @@ class Table:
         began = time.monotonic()
         solved = None if cell == PLAIN else _solved(self.row(PLAIN))
         failures = Failures(0 if cell == SWAPPED else MAX_FAILURES, solved)  # to fail is right where words are swapped
-        try:
-            report = self._evaluated(cell, failures, on_episode)
-        except ValueError as error:
-            if cell.axis != "instruction":
-                raise
-            # A policy never reads half a sentence; one with little room for text may be unable to read these.
-            return self._refused(cell, str(error))
+        report = self._evaluated(cell, failures, on_episode)
         film = report.films[0]
         write_atomic(self.file(cell, ".png"), picture(film.frames[0], film.caption))
         found = []

@@ -51,15 +51,10 @@ brick = ["brik"]
 heard = ["the {color} {thing} please", "{color}"]
 misheard = ["not the {other_color} one but its neighbour"]
 unheard = ["the {color_synonym} {thing_synonym}"]
-unread = ["too long a sentence about the {color} {thing}"]
+silent = ["the {thing}"]
 [absent]
 there_is_another = ["the {other_color} {thing}"]
 there_is_none = ["the {absent_color} {thing}", "how are you?"]
-"""
-TOO_LONG = """[present]
-unread = ["too long {color}", "too long {thing}", "too long by far", "too long", "much too long"]
-[absent]
-unread = ["too long for you"]
 """
 PRESENT, ABSENT = 5, 3
 CHUNK = 8
@@ -112,8 +107,6 @@ class Listening:
         self.step, self.actions = 0, None
 
     def act(self, obs, *, prefix=None):
-        if "too long" in obs.instruction[0]:
-            raise ValueError("the instruction has too many words")
         if self.actions is None:
             episode = EpisodeSource(SUITE).sample(self.seed)
             color = next((name for name in obs.instruction[0].split() if name in COLORS), None)
@@ -161,18 +154,15 @@ def test_right_wrong_and_no_objects_are_told_apart(results):
         "unseen: heard": (2, 0, 2),
         "unseen: misheard": (0, 1, 1),
         "unseen: unheard": (0, 0, 1),
-        "unseen: unread": (0, 0, 1),
+        "unseen: silent": (0, 0, 1),
         "nothing in sight, left alone": (2, 1, 3),
         "nothing in sight, left alone: there_is_another": (0, 1, 1),
         "nothing in sight, left alone: there_is_none": (2, 0, 2),
     }
-    assert result["columns"] == ["wrong_object", "refused"]
+    assert result["columns"] == ["wrong_object"]
     unseen = result["arms"]["unseen"]
-    assert (
-        unseen["refused"] == 1
-        and unseen["wrong_object_rate"] == 0.2
-        and unseen["wrong_object_wilson95"] == pytest.approx([0.0362, 0.6245], abs=1e-4)
-    )
+    assert unseen["wrong_object_rate"] == 0.2
+    assert unseen["wrong_object_wilson95"] == pytest.approx([0.0362, 0.6245], abs=1e-4)
     assert result["sentences"]["{color}"]["successes"] == 1 and len(result["sentences"]) == PRESENT + ABSENT
 
 
@@ -180,10 +170,10 @@ def test_a_confidence_holds_what_is_not_in_sight(results):
     _, result = results[True]
     arms = result["arms"]
     assert {name: arms[name]["held"] for name in ("plain", "unseen", "nothing in sight, left alone")} == {
-        "plain": 0, "unseen": 1, "nothing in sight, left alone": 2,
+        "plain": 0, "unseen": 2, "nothing in sight, left alone": 2,
     }  # fmt: skip
     assert arms["unseen, holding"]["successes"] == 2 and arms["unseen: unheard"]["held_rate"] == 1.0
-    assert result["columns"] == ["wrong_object", "held", "refused"]
+    assert result["columns"] == ["wrong_object", "held"]
 
 
 def test_episodes_are_kept_and_other_sentences_are_other_results(results, tmp_path):
@@ -205,12 +195,6 @@ def test_a_result_becomes_a_claim(results):
     counts, figures = rows_of(folder / "result.json", result)
     assert ("unseen", 2, 5) in [(row.arm, row.k, row.n) for row in counts]
     assert ("wrong object rate", 0.2, "unseen") in [(row.name, row.value, row.arm) for row in figures]
-
-
-def test_a_policy_that_can_read_nothing_says_why(tmp_path, sentences):
-    sentences.write_text(SENTENCES.split("[present]")[0] + TOO_LONG)
-    with pytest.raises(ValueError, match="too many words"):
-        played(tmp_path, sentences, confident=False)
 
 
 def test_spare_environments_leave_no_mark():
