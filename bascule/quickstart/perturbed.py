@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,27 +18,20 @@ PREFIX = "perturbed: "
 
 
 def judge_perturbed(config: QuickstartConfig, out: Path, cells: Sequence[str], seeds: Sequence[int]) -> Result:
-    """Success in the scenes of `seeds` under each of the perturbations `cells` ("texture=0.5"), as controls."""
-    from envs import make_vec
-    from envs.evaluation.evaluate import Count, evaluate
-    from envs.perturb.perturbation import parse
-    from envs.sim.render_options import pictures_for
-    from vla.model.model import VLA
-    from vla.model.policy import VLAPolicy
+    """Success in the scenes of consecutive `seeds` under each of the perturbations `cells` ("texture=0.5"), as
+    controls: cells of the robustness table, whose pictures stay in `out`/robustness."""
+    from bascule.experiments.robustness.cells import Cell, Setting, Table
 
-    policy = VLAPolicy(VLA.load(out / "rl" / "best"))
+    folder = out / "robustness"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier policy in this place
+    policy = str(out / "rl" / "best")
+    setting = Setting(policy, config.suite, episodes=len(seeds), seed0=seeds[0], workers=config.workers)
     found: dict[str, dict[str, Any]] = {}
-    with console.progress("perturbed environments", len(cells)) as update:
-        for number, cell in enumerate(cells):
-            envs = make_vec(
-                config.suite, min(48, len(seeds)), num_workers=config.workers, image_size=pictures_for(policy),
-                perturb=parse([cell]),
-            )  # fmt: skip
-            try:
-                report = evaluate(policy, envs, seeds, suite=config.suite)
-            finally:
-                envs.close()
-            counts = Count(report.successes, report.episodes).to_dict()
-            found[PREFIX + cell] = counts | {"wrong_object": report.wrong_object}
-            update(number + 1, note=f"{cell}: {console.format_rate(counts)}")
+    with console.progress("perturbed environments", len(cells)) as update, Table(setting, folder) as table:
+        for number, cell in enumerate(cells, start=1):
+            axis, _, severity = cell.partition("=")
+            row = table.row(Cell(axis, float(severity)))
+            counts = {name: row[name] for name in ("successes", "episodes", "success_rate", "wilson95")}
+            found[PREFIX + cell] = counts | {"wrong_object": row["wrong_object"]}
+            update(number, note=f"{cell}: {console.format_rate(counts)}")
     return Result({}, {"controls": found})

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
+import shutil
+
 import pytest
 
-import envs
 from bascule import main as cli
 from bascule.quickstart import job, perturbed
 from bascule.quickstart.config import QuickstartConfig
 from bascule.quickstart.recipes import RECIPES, imitation, training_perturbation, with_budgets
 from bascule.quickstart.refine import _recipe
-from envs.perturb.perturbation import parse
+from envs.registry import load_suite
 from rl.recipes import RECIPES as RL_RECIPES
-from tests.vla.toy_backbone import toy_vla
+from tests.bascule.robustness.test_report import policy  # noqa: F401 (a fixture)
 
 
 def test_a_recipe_sets_what_the_user_did_not():
@@ -54,35 +55,14 @@ def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path, capsys, wor
     assert told in capsys.readouterr().err and not (tmp_path / "out" / "quickstart.json").exists()
 
 
-class _Worlds:
-    """Environments in which the policy succeeds in as many scenes as there are letters in the axis's name."""
-
-    def __init__(self, perturb):
-        self.perturb = perturb
-
-    def close(self):
-        pass
-
-
-def test_perturbed_cells_become_controls(tmp_path, monkeypatch):
-    from envs.evaluation import evaluate
-
-    class Report:
-        def __init__(self, successes, episodes):
-            self.successes, self.episodes, self.wrong_object = successes, episodes, 1
-
-    made = []
-    monkeypatch.setattr(envs, "make_vec", lambda suite, n, **how: made.append((n, how)) or _Worlds(how["perturb"]))
-    monkeypatch.setattr(
-        evaluate, "evaluate",
-        lambda policy, env, seeds, suite: Report(len(env.perturb.words().partition("=")[0]), len(seeds)),
-    )  # fmt: skip
-    monkeypatch.setattr("vla.model.model.VLA.load", lambda folder: toy_vla())
-    found = perturbed.judge_perturbed(QuickstartConfig(), tmp_path, ("light=0.5", "texture=0.5"), range(10))
-    controls = found.parts["controls"]
-    assert {name: row["successes"] for name, row in controls.items()} == {
-        "perturbed: light=0.5": 5, "perturbed: texture=0.5": 7
-    }  # fmt: skip
-    assert [how["perturb"] for _, how in made] == [parse(["light=0.5"]), parse(["texture=0.5"])]
-    assert all(n == 10 and how["image_size"] == 16 for n, how in made)
-    assert np.isclose(controls["perturbed: light=0.5"]["success_rate"], 0.5)
+def test_perturbed_cells_become_controls(policy, tmp_path):  # noqa: F811
+    shutil.copytree(policy, tmp_path / "rl" / "best")
+    config = QuickstartConfig(workers=1)
+    first = load_suite(config.suite).eval_seed0
+    for _ in range(2):  # a stage that is run again measures again
+        found = perturbed.judge_perturbed(config, tmp_path, ("light=0.5", "texture=1"), range(first, first + 2))
+        controls = found.parts["controls"]
+        assert list(controls) == ["perturbed: light=0.5", "perturbed: texture=1"]
+        assert all(row["episodes"] == 2 and row["successes"] == 0 for row in controls.values())
+    row = json.loads((tmp_path / "robustness" / "texture-1.json").read_text())
+    assert (row["axis"], row["severity"], len(row["outcomes"])) == ("texture", 1.0, 2)

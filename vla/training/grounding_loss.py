@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vla.backbones.backbone import Backbone
+from vla.backbones.families import Patches
 from vla.training.grounding_set import IGNORED, POINT_QUESTIONS, GroundingSet
 from vla.training.pointing_loss import Reader, pointing_loss, state_hidden
 from vla.training.train_config import PretrainConfig
@@ -146,12 +147,24 @@ def without_what_is_named(points: Tensor, nothing: Tensor) -> Tensor:
     return torch.where(nothing[..., None, None], gone, points)
 
 
+def _answered(backbone: Backbone, seen: Patches, prompts: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the backbone itself points, without a reader (B * Kp, Q, V, 3), and the states of the answers (B, Ka, Ta,
+    D); prompts (B, Kp, Tp) and answers (B, Ka, Ta) are tokens."""
+    hidden, n = pack(backbone, seen.tokens, prompts, answers)
+    kp, tp = prompts.shape[1:]
+    patches, queries = state_hidden(hidden[-1], n, kp, tp, backbone.num_queries)
+    points, coarse = backbone.point(patches, queries)
+    if backbone.sharp is not None:
+        points, _ = backbone.sharpen(seen.fine, queries, points, coarse)
+    return points, hidden[-1][:, n + kp * (tp + backbone.num_queries) :].unflatten(1, answers.shape[1:])
+
+
 @torch.no_grad()
 def grounding_confidence(
     backbone: Backbone, data: GroundingSet, rows: np.ndarray, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """How surely the backbone sees what instructions name, in other words than the sets': of things that are there, and
-    of things that are not. The largest visibility over the views."""
+    """Confidences (n,), 0 to 1, that what an instruction names is in sight, for things that are there and for things
+    that are not, both in paraphrases. Each is the largest visibility over the views (`Backbone.confidence`)."""
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     backbone.eval()
     for part in np.array_split(rows, max(1, len(rows) // 64)):
@@ -159,11 +172,7 @@ def grounding_confidence(
         seen = backbone.look(backbone.normalise(torch.from_numpy(data.images[np.sort(part)])))
         for absent in (0.0, 1.0):
             prompts, answers, _, _ = data.spoken(np.sort(part), asked, asked[:, :1] * 0, rng, absent)
-            hidden, n = pack(backbone, seen.tokens, prompts, answers)
-            patches, queries = state_hidden(hidden[-1], n, *prompts.shape[1:], backbone.num_queries)
-            points, coarse = backbone.point(patches, queries)
-            if backbone.sharp is not None:
-                points, _ = backbone.sharpen(seen.fine, queries, points, coarse)
+            points, _ = _answered(backbone, seen, prompts, answers)
             found[int(absent)].append(points[:, backbone.naming[0], :, 2].sigmoid().amax(-1))
     backbone.train()
     return torch.cat(found[0]), torch.cat(found[1])
@@ -173,26 +182,18 @@ def grounding_confidence(
 def inspect(backbone: Backbone, data: GroundingSet) -> dict[str, float]:
     """Evaluate a finished backbone on a grounding set, without the pre-training reader.
 
-    Distance (median, and what nine in ten keep within) between where it points and the named object, in pixels of the
-    front camera's 84, and the share of yes/no questions answered right.
+    Distance (median, and what nine in ten keep within) between where it points and the named object, in pixels of
+    the front camera's picture as the backbone reads it, and the share of yes/no questions answered right.
     """
     backbone.eval()
     distances, right = [], []
     for part in np.array_split(np.arange(len(data)), max(1, len(data) // 64)):
         index = torch.from_numpy(part)
-        prompts, answers = data.prompts[index], data.answers[index]
-        seen = backbone.look(backbone.normalise(torch.from_numpy(data.images[part])))
-        hidden, n = pack(backbone, seen.tokens, prompts, answers)
-        kp, q = prompts.shape[1], backbone.num_queries
-        tp = prompts.shape[2]
-        patches, queries = state_hidden(hidden[-1], n, kp, tp, q)
-        points, coarse = backbone.point(patches, queries)
-        if backbone.sharp is not None:
-            points, _ = backbone.sharpen(seen.fine, queries, points, coarse)
-        truth = data.points[index][:, :kp, 0, 3:6].flatten(0, 1)
+        looked = backbone.look(backbone.normalise(torch.from_numpy(data.images[part])))
+        points, tail = _answered(backbone, looked, data.prompts[index], data.answers[index])
+        truth = data.points[index][:, :POINT_QUESTIONS, 0, 3:6].flatten(0, 1)
         seen = truth[:, 2] > 0.5
         distances.append((points[:, 0, 0, :2] - truth[:, :2]).norm(dim=1)[seen] * backbone.image_size / 2)
-        tail = hidden[-1][:, n + kp * (tp + q) :].unflatten(1, answers.shape[1:])
         guess, labels = backbone.vlm.lm_head(tail[:, 0]).argmax(-1), data.labels[index][:, 0]
         right.append(((guess == labels) | (labels == IGNORED)).all(-1).float())
     distance = torch.cat(distances)
