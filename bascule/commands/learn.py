@@ -32,7 +32,7 @@ class Quickstart(Command):
     """The suite to learn and to be measured in. Default: tabletop-pick."""
     recipe: str | None = None
     """tabletop; or tabletop-robust: the backbone small, randomised demonstrations and RL, measured in perturbed
-    environments, too (14 minutes). Default: tabletop."""
+    environments, too (15 minutes). Default: tabletop."""
     backbone: str | None = None
     """Another backbone than the recipe's: a name or a folder."""
     seed: int | None = None
