@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from envs.sim.render_options import IMAGE_SIZE, RenderOptions
+from envs.sim.render_options import RenderOptions
+from vla.core.types import IMAGE_SIZE
 from vla.core.waiting import limit_spinning
 from vla.runtime.rendering_backend import choose
 

@@ -24,9 +24,9 @@ from envs.make import worlds_class
 from envs.perturb.perturbation import Perturbation
 from envs.registry import all_suite_names, load_suite
 from envs.seeds import TRAIN_SEED_LIMIT
-from envs.sim.render_options import IMAGE_SIZE, RenderOptions
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.language import Phrasings
-from vla.core.types import ActionSpec, Observation
+from vla.core.types import IMAGE_SIZE, ActionSpec, Observation
 from vla.runtime.rendering_backend import check
 
 _MAX_INSTRUCTION = 256

@@ -9,8 +9,8 @@ from typing import Any
 from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_numbers, chosen_perturbation
-from envs.sim.render_options import IMAGE_SIZE
 from vla.core.config import lookup
+from vla.core.types import IMAGE_SIZE
 
 
 @dataclass(frozen=True)

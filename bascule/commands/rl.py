@@ -188,7 +188,7 @@ class RL(Command):
         horizon: int | None = None,
     ) -> Any:
         from envs import make_vec
-        from envs.sim.render_options import IMAGE_SIZE
+        from vla.core.types import IMAGE_SIZE
 
         device = None if self.backend == "cpu" else choose_device(self.device)
         return make_vec(

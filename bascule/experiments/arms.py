@@ -143,8 +143,8 @@ def imitate(config: ImitationConfig, seed: int, out: Path, folder: Path, variant
     exactly where it was. KeyboardInterrupt when it is stopped again."""
     from envs.demos.record import record
     from envs.seeds import DEMO_BLOCK
-    from envs.sim.render_options import IMAGE_SIZE
     from vla.backbones.hub import load as load_backbone
+    from vla.core.types import IMAGE_SIZE
     from vla.data.lerobot_dataset import load_dataset
     from vla.training.recipes import RECIPES
     from vla.training.train import build_vla, train

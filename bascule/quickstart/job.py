@@ -233,8 +233,8 @@ def _print(report: dict[str, Any], page: Path) -> None:
 
 def _pictures(policy: Path) -> int:
     """Side in pixels of the pictures to draw for the policy in a folder."""
-    from envs.sim.render_options import IMAGE_SIZE
     from policies.load import picture_size
+    from vla.core.types import IMAGE_SIZE
 
     return picture_size(policy) or IMAGE_SIZE
 

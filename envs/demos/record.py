@@ -25,10 +25,10 @@ from envs.backends.worker import worker_environment
 from envs.demos.dataset_writer import WorldFacts, build_dataset, is_whole, iter_files, save_episode
 from envs.demos.episode import DemoWorld, MakeWorld, run_episode, suite_world
 from envs.seeds import TRAIN_SEED_LIMIT
-from envs.sim.render_options import IMAGE_SIZE
 from vla.core.config import load_json, save_json, write_atomic
 from vla.core.disk import writing
 from vla.core.subprocesses import spawn
+from vla.core.types import IMAGE_SIZE
 from vla.runtime.locks import locked
 from vla.runtime.rendering_backend import problem as rendering_problem
 

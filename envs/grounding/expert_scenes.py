@@ -16,8 +16,8 @@ from envs.make import worlds_class
 from envs.perturb.borrowed_models import BorrowedLooks
 from envs.perturb.perturbation import Perturbation
 from envs.perturb.sensors import observed
-from envs.sim.render_options import IMAGE_SIZE, RenderOptions
-from vla.core.types import ActionChunk, ActionSpec
+from envs.sim.render_options import RenderOptions
+from vla.core.types import IMAGE_SIZE, ActionChunk, ActionSpec
 
 _SHAKES = (0.0, 0.15, 0.4)
 """Standard deviations of the noise on the motions, in units of the largest motion."""

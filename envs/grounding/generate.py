@@ -33,7 +33,6 @@ from envs.perturb.borrowed_models import borrowed_problem
 from envs.perturb.perturbation import Perturbation
 from envs.registry import load_suite
 from envs.seeds import Stream
-from envs.sim.render_options import IMAGE_SIZE
 from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.tabletop.goals import Goal, GoalKind
 from envs.tabletop.language import KIND_WORDS, instruction, object_phrase, plate_phrase
@@ -41,6 +40,7 @@ from envs.tabletop.scene import COLORS, REST_HEIGHT_M, SCENES
 from envs.tabletop.shapes import PLATE_RADIUS_M, PLATE_THICKNESS_M
 from envs.tabletop.suites import Suite
 from vla.core.disk import remove, reserve, temporary, writing
+from vla.core.types import IMAGE_SIZE
 from vla.runtime.locks import locked
 from vla.runtime.rendering_backend import check
 

@@ -17,7 +17,6 @@ from envs.grounding.expert_scenes import NoisyExpert
 from envs.grounding.scene_sampler import PosingSampler, Question
 from envs.perturb.perturbation import Perturbation
 from envs.seeds import TRAIN_SEED_LIMIT
-from envs.sim.render_options import IMAGE_SIZE
 from envs.tabletop.episodes import Episode, goals_of, held_back_color, relations_of, sample_episode, tell
 from envs.tabletop.goals import Goal, GoalKind
 from envs.tabletop.language import KIND_WORDS, fixture_phrase, object_phrase
@@ -26,6 +25,7 @@ from envs.tabletop.scene import FINGER_OPEN_M, REST_HEIGHT_M, fixture_names, joi
 from envs.tabletop.shapes import KINDS, LOW_KINDS
 from envs.tabletop.suites import Suite
 from envs.tabletop.tasks import Step, swapped
+from vla.core.types import IMAGE_SIZE
 
 _BELOW_TOP_M = 0.027
 """Distance from a tall object's top to where it is held, m (`envs.experts.goals`)."""

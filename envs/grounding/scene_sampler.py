@@ -13,9 +13,10 @@ from envs.backends.cpu_worlds import TabletopWorlds
 from envs.make import episode_source
 from envs.perturb.perturbation import Perturbation
 from envs.sim.base_worlds import BaseWorlds
-from envs.sim.render_options import IMAGE_SIZE, RenderOptions
+from envs.sim.render_options import RenderOptions
 from envs.tabletop.control import joint_targets
 from envs.tabletop.suites import Suite
+from vla.core.types import IMAGE_SIZE
 
 
 @dataclass(frozen=True)

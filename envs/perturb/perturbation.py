@@ -214,11 +214,11 @@ def perturb_episode(perturbation: Perturbation, episode: Episode) -> Episode:
         episode = _stretched(episode, s)
     s = perturbation.severity("instruction", episode.seed)
     if s > 0 and perturbation.draws == "train":
-        said, named = (
-            paraphrase(text, axis_rng(episode.seed, "instruction"))
-            for text in (episode.instruction, episode.swapped_instruction)
-        )
         if axis_rng(episode.seed, "instruction", 1).uniform() < s:
+            said, named = (
+                paraphrase(text, axis_rng(episode.seed, "instruction"))
+                for text in (episode.instruction, episode.swapped_instruction)
+            )
             episode = replace(episode, instruction=said, swapped_instruction=named)
     elif s > 0:
         words = [AXES.index("instruction"), Stream.PERTURB, episode.seed]

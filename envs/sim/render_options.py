@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla.core.types import Policy
+from vla.core.types import IMAGE_SIZE, Policy
 
-IMAGE_SIZE = 84
-"""Height and width of images in pixels, where nothing says what a policy reads."""
 MAX_IMAGE_SIZE = 8192
 """Height and width in pixels beyond which graphics drivers have no frame buffers."""
 

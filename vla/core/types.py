@@ -59,6 +59,10 @@ class PlanarSymmetry:
     """True if a scene rotated about the vertical is a valid scene; not with fixtures or angles in the state."""
 
 
+IMAGE_SIZE = 84
+"""Height and width in pixels of pictures where nothing says what a policy or its backbone reads."""
+
+
 @dataclass
 class Observation:
     """Observation of B environments (or one robot, B = 1). Policies may read everything but `privileged` and

@@ -20,13 +20,12 @@ from vla.backbones.lora import add_lora, merge_lora
 from vla.backbones.vision_only import NoDecoder
 from vla.core.checkpoint import load_checkpoint, save_checkpoint
 from vla.core.config import decode, encode, find, lookup
-from vla.core.types import ActionSpec
+from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.model.bridge import Bridge
 from vla.model.config import FaithfulConfig, VLAConfig, model_problem
 from vla.model.heads import HEADS
 from vla.model.released_bridge import FaithfulBridge
 from vla.model.residual_head import Latents, Refiner
-from vla.processing.preprocess import IMAGE_SIZE
 from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
 
 if TYPE_CHECKING:

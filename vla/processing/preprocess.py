@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.core.types import ActionSpec, Observation, PolicySpec
+from vla.core.types import IMAGE_SIZE, ActionSpec, Observation, PolicySpec
 from vla.processing.batch import ModelInput
 from vla.processing.stats import LEAST_RANGE, Stats
 from vla.processing.text import TextRule, read, remarks, tokens_of
@@ -28,8 +28,6 @@ _FEW_PIXELS = 8
 """A picture with fewer than one pixel for so many that the policy reads, along a side, is unlikely to be meant."""
 _LONG = 4
 """A picture whose long side is more than this many times its short side is told as well."""
-IMAGE_SIZE = 84
-"""Side in pixels of the pictures for a backbone that does not say what it reads."""
 _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
 _KEPT_CHARACTERS = 2000  # longer ones are read anew each time
 

@@ -142,7 +142,7 @@ def scene_loss(
 
 def without_what_is_named(points: Tensor, nothing: Tensor) -> Tensor:
     """Labels (..., 2, E) of questions of which those in `nothing` (...) name what no view sees and no place has."""
-    gone = torch.full_like(points[..., :1, :], torch.nan).repeat_interleave(2, -2)
+    gone = torch.full_like(points, torch.nan)
     gone[..., 0, 3:] = 0.0
     return torch.where(nothing[..., None, None], gone, points)
 

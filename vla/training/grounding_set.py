@@ -113,7 +113,7 @@ def _fill(row: Tensor, label: Tensor, prompt: list[int], answer: list[int], end:
 
 
 def _other_colors(text: str, things: Sequence[str]) -> list[str]:
-    """Colours of all things but the one that `text` names. None if not exactly one is named by colour and kind."""
+    """Colours of all things but the one that `text` names; empty unless it names exactly one colour in sight."""
     colors = [name.split()[1] for name in things if len(name.split()) > 2]
     named = [color for color in colors if color in text.split()]
     return [color for color in colors if color != named[0]] if len(named) == 1 and len(colors) > 1 else []

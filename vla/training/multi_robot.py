@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from vla.core.types import ActionSpec
+from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
-from vla.processing.preprocess import IMAGE_SIZE
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.processing.text import MOST_TOKENS, room_for_text
 from vla.training.train_config import TrainConfig
