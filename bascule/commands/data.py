@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,11 @@ class GroundData(Command):
     def run(self) -> None:
         """Render the scenes and write the dataset to `out`."""
         check_numbers(self, scenes=(1, 100_000_000), seed=(0, 2**53), workers=(1, 1024), image_size=(16, 4096))
-        perturb = chosen_perturbation((), self.randomise)
-        if perturb is not None:
-            perturb = replace(perturb, motion=0.0, instruction=0.0)  # training itself paraphrases the questions
-        from envs.grounding.generate import generate
+        from envs.grounding.generate import generate, labelled_randomisation
         from envs.registry import load_suite
         from vla.runtime.console import progress
 
+        perturb = labelled_randomisation(self.randomise)
         for suite in self.suites:
             load_suite(suite)
         with progress("scenes", self.scenes) as update:

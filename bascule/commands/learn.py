@@ -17,6 +17,7 @@ from vla.runtime.devices import choose_device
 from vla.runtime.locks import refuse_used
 
 if TYPE_CHECKING:
+    from envs.grounding.mixture import Plan
     from vla.training.train_config import TrainConfig
 
 
@@ -75,19 +76,29 @@ class Quickstart(Command):
 
 @dataclass(frozen=True)
 class Pretrain(Command):
-    """Pre-train an embedded vision-language backbone on what `vla ground-data` made."""
+    """Pre-train an embedded vision-language backbone on rendered scenes, with questions and answers about them."""
 
     kind: Positional[Literal["tiny", "small"]] = "tiny"
     """small: convolutions at several scales, and the words of SmolLM2 (needs the extra smollm). tiny: as shipped so
     far."""
-    data: tuple[Path, ...] = (Path("runs/ground-data"),)
-    """Folders of `vla ground-data`; the last 256 scenes of each are for evaluation only."""
+    data: tuple[Path, ...] = ()
+    """Folders of `vla ground-data`; the last 256 scenes of each are for evaluation only. Default: runs/ground-data;
+    small: it first makes its own in OUT/data, 72,000 scenes of the tabletop, robosuite and Meta-World, most of them
+    randomised (4 GB, about an hour on two cores), each with a share of its own."""
     weights: tuple[float, ...] = ()
-    """How often each of several folders is drawn. Default: by their sizes."""
+    """How often each of several folders of --data is drawn. Default: by their sizes."""
+    scenes: int | None = None
+    """Number of scenes that small makes in all. Default: 72,000. Every set keeps its share of them, and has at least
+    288, of which 256 are for evaluation only."""
+    without: tuple[Literal["robosuite", "metaworld"], ...] = ()
+    """Simulators whose scenes small leaves out, so that they need not be installed."""
+    workers: int = 2
+    """Processes that render these scenes."""
     out: Path = Path("runs/backbone")
     """The folder for the backbone."""
-    minutes: float = 45.0
-    """Wall-clock budget; the learning rate decays to its end."""
+    minutes: float | None = None
+    """Wall-clock budget of the training, without the rendering; the learning rate decays to its end. Default: 45;
+    small: 110, three hours with its scenes."""
     steps: int | None = None
     """Stop after this number of steps, if that is sooner."""
     initial: str | None = None
@@ -101,55 +112,108 @@ class Pretrain(Command):
     stem: Literal["imagenet", "random"] = "imagenet"
     """small: the convolutions' first weights. imagenet: those of MobileNetV2 (needs the extra stem)."""
     image_size: int = 96
-    """small: height and width of the pictures that it reads, pixels; a multiple of 16."""
+    """small: height and width of the pictures that it reads, and makes, pixels; a multiple of 16."""
     seed: int = 0
-    """Seed of the initial weights and of the order of the scenes."""
+    """Seed of the initial weights and of the order of the scenes; small's scenes are always the same."""
     resume: bool = False
-    """Continue the run in OUT from its last saved step; begin it if there is none yet."""
+    """Continue the run in OUT with its first set of scenes that is missing, and from its last saved step; begin it if
+    there is none yet."""
 
     def run(self) -> None:
-        from vla.data.dataset_meta import require_grounding_set
-
-        if self.only_pointer and self.initial is None:
-            raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
-        check_numbers(self, minutes=(0.01, 1e6), steps=(1, 10**9), image_size=(32, 1024), seed=(0, 2**31))
-        if self.image_size % 16:
-            raise ValueError(f"--image-size must be a multiple of 16, got {self.image_size}")
-        refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=self.resume)
-        for folder in self.data:
-            require_grounding_set(folder)
+        data = self._checked_data()
         import torch
 
         from vla.runtime.console import progress, table
         from vla.runtime.console import stdout as results
         from vla.runtime.devices import bfloat16_is_fast
         from vla.training.grounding_set import POINT_QUESTIONS
-        from vla.training.pretrain import PretrainConfig, pretrain
+        from vla.training.pretrain import PretrainConfig, pretrain, refuse_finished
 
+        check_numbers(self, questions=(1, POINT_QUESTIONS))
+        refuse_finished(self.out, resume=self.resume)
         config = PretrainConfig(only_pointer=self.only_pointer)
         if self.initial is not None and not self.only_pointer:  # the reader starts anew, the backbone does not
             config = replace(config, lr=7e-4, reader_weight=0.3)
+        if self.kind == "small":
+            half = bfloat16_is_fast(torch.device("cpu"))
+            config = replace(config, half=half, paraphrase=True, points_per_scene=POINT_QUESTIONS, minutes=110.0)
         changes = given(
             minutes=self.minutes, max_steps=self.steps, seed=self.seed, weights=self.weights, lr=self.lr,
             points_per_scene=self.questions,
         )  # fmt: skip
         config = replace(config, **changes)
+        plan = None
+        if not data:
+            from envs.grounding.mixture import planned
+
+            each = config.holdout + config.batch_scenes
+            plan = planned(self.out / "data", self._pixels(), self.scenes, without=self.without, at_least=each)
         initial = self.initial
         if self.kind == "small":
-            questions = self.questions or POINT_QUESTIONS
-            half = bfloat16_is_fast(torch.device("cpu"))
-            config = replace(config, half=half, paraphrase=True, points_per_scene=questions)
             initial = initial or self._new_small()
+        if plan is not None:  # after all that can be refused, and after the words, which need another extra
+            self._make_scenes(plan)
+            data = plan.folders
+            config = replace(config, weights=tuple(part.share for part in plan.parts))
         with progress("pre-training", self.steps, unit="steps") as update:
             figures = pretrain(
                 config,
-                self.data,
+                data,
                 self.out,
                 on_step=lambda row: update(row.get("step", 0), f"loss {row['loss']:.3f}"),
                 initial=initial,
                 resume=self.resume,
             )
         results().print(table("held-out scenes", ("figure", "value"), list(figures.items())))
+
+    def _checked_data(self) -> tuple[Path, ...]:
+        """The folders to learn from, none where they are to be made. ValueError for flags that cannot be."""
+        from vla.data.dataset_meta import require_grounding_set
+
+        if self.only_pointer and self.initial is None:
+            raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
+        check_numbers(
+            self, minutes=(0.01, 1e6), steps=(1, 10**9), image_size=(32, 1024), seed=(0, 2**31),
+            scenes=(1, 100_000_000), workers=(1, 1024), lr=(0, 100),
+        )  # fmt: skip
+        if self.image_size % 16:
+            raise ValueError(f"--image-size must be a multiple of 16, got {self.image_size}")
+        refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=self.resume)
+        if self.kind == "small" and not self.data:
+            if self.weights:
+                raise ValueError("--weights are for the folders of --data: the scenes that small makes have their own")
+            refuse_used(self.out / "data", self.out, "the scenes of a run", resume=self.resume)
+            return ()
+        if self.scenes is not None or self.without:
+            raise ValueError("--scenes and --without are for the scenes that small makes itself, without --data")
+        data = self.data or (Path("runs/ground-data"),)
+        for folder in data:
+            require_grounding_set(folder)
+        return data
+
+    def _pixels(self) -> int:
+        """Height and width of the pictures that the backbone to be trained reads."""
+        if self.initial is None:
+            return self.image_size
+        from vla.backbones.hub import load
+
+        return load(self.initial).image_size
+
+    def _make_scenes(self, plan: Plan) -> None:
+        """Render the sets that OUT/data lacks, one after the other."""
+        from vla.core.disk import free_bytes, size_words
+        from vla.runtime.console import progress, say
+
+        if plan.missing:
+            total, needed, free = sum(part.scenes for part in plan.missing), plan.nbytes(), free_bytes(plan.folder)
+            say(
+                f"{total:,} scenes of {plan.image_size} pixels are made in {plan.folder}; they need "
+                f"{size_words(needed)} of {size_words(free)} free"
+            )
+        for number, part in enumerate(plan.missing, 1):
+            with progress(f"{part.name} ({number} of {len(plan.missing)})", part.scenes, unit="scenes") as update:
+                made = plan.make(part, self.workers, on_progress=lambda done, _, update=update: update(done))
+            say(f"{part.scenes:,} scenes in {made}")
 
     def _new_small(self) -> Path:
         """The untrained backbone to start from, made unless the run has it."""
@@ -167,7 +231,7 @@ class Pretrain(Command):
         return folder
 
     def kept(self) -> str:
-        return f"the last checkpoint stays in {self.out}; add --resume to continue"
+        return f"finished sets of scenes and the last checkpoint stay in {self.out}; add --resume to continue"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import json
 import multiprocessing as mp
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from envs.grounding.metaworld_scenes import MetaworldSampler
 from envs.grounding.scene_sampler import PosingSampler, Question, SceneSampler
 from envs.make import worlds_class
 from envs.perturb.borrowed_models import borrowed_problem
-from envs.perturb.perturbation import Perturbation
+from envs.perturb.perturbation import Perturbation, randomisation
 from envs.registry import load_suite
 from envs.seeds import Stream
 from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
@@ -252,6 +252,14 @@ def _check_suite(name: str, perturb: Perturbation | None) -> None:
             raise ValueError(problem)
     elif not isinstance(suite, Suite) or not SCENES[suite.scene].fixtures:
         raise ValueError(f"suite {name!r} has no goals to ask about; leave it out (pick and place are the default set)")
+
+
+def labelled_randomisation(words: Iterable[str]) -> Perturbation | None:
+    """The randomisation that `words` name (`envs.perturb.perturbation.randomisation`), without camera shake, since
+    labels are where the picture was, and without other words, since training itself paraphrases the questions. None for
+    no words."""
+    words = tuple(words)
+    return replace(randomisation(words), motion=0.0, instruction=0.0) if words else None
 
 
 def generate(

@@ -41,13 +41,18 @@ def writing(path: str | os.PathLike[str], what: str = "", value: object = None) 
 
 def full(path: str | os.PathLike[str], what: str = "", nbytes: int = 0) -> DiskFull:
     """The error to raise where `path` could not be written."""
-    free = shutil.disk_usage(_existing(Path(path))).free
-    needs = f", {what} needs {_size(nbytes)}" if what and nbytes else ""
+    free = free_bytes(path)
+    needs = f", {what} needs {size_words(nbytes)}" if what and nbytes else ""
     # Space there is, but not for us: a quota, or a limit on the size of files.
     limit = " (a quota or the limit on the size of a file may be less)" if free > max(nbytes, _LITTLE) else ""
-    found = DiskFull(f"no space left on the device holding {os.fspath(path)}: {_size(free)} free{needs}{limit}")
+    found = DiskFull(f"no space left on the device holding {os.fspath(path)}: {size_words(free)} free{needs}{limit}")
     found.errno = errno.ENOSPC
     return found
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Room on the device that holds `path`, or will hold it."""
+    return shutil.disk_usage(_existing(Path(path))).free
 
 
 def is_full(error: BaseException) -> bool:
@@ -120,7 +125,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _size(nbytes: int) -> str:
+def size_words(nbytes: int) -> str:
+    """A number of bytes as one reads it, such as 4.1 GB."""
     units: tuple[tuple[int, str], ...] = ((10**9, "GB"), (10**6, "MB"))
     for unit, name in units:
         if nbytes >= unit:

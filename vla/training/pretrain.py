@@ -98,9 +98,7 @@ def pretrain(
                 f"draws up to {share}: make more of them (vla ground-data --scenes)"
             )
     with locked(out), tempfile.TemporaryDirectory() as folder:
-        begun = refuse_used(out / SPEC_FILE, out, "a backbone", resume=resume)
-        if begun and not (out / _STATE).exists():
-            raise ValueError(f"{out} holds a finished backbone: choose another folder (--out)")
+        refuse_finished(out, resume=resume)
         out.mkdir(parents=True, exist_ok=True)
         store = str(Path(folder) / "store")
         context = mp.get_context("spawn")
@@ -116,6 +114,12 @@ def pretrain(
             for process in others:
                 process.join(timeout=20)
                 process.kill()
+
+
+def refuse_finished(out: Path, *, resume: bool) -> None:
+    """ValueError for a folder that holds a run and no `resume`, or a finished run."""
+    if refuse_used(out / SPEC_FILE, out, "a backbone", resume=resume) and not (out / _STATE).exists():
+        raise ValueError(f"{out} holds a finished backbone: choose another folder (--out)")
 
 
 def _calibrate(backbone: Backbone, data: GroundingSet, rows: np.ndarray, seed: int) -> dict[str, float]:
