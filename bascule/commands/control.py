@@ -167,15 +167,16 @@ class Control(Command):
     def _check(self) -> None:
         """Checks that need no policy. ValueError naming the flag."""
         from envs.registry import load_suite
-        from policies.control.controller import ticks_per_step
+        from policies.control.config import check_estop_file, ticks_per_step
 
         check_numbers(
             self, seed=(0, 2**53), hz=(0.1, 100_000), duration_s=(0.01, 1e9), policy_hz=(0.01, 100_000),
             n_action_steps=(1, 10_000), blend_steps=(0, 10_000), in_flight=(1, 64), max_observation_age_s=(0.001, 1e6),
             max_action_age_s=(0.001, 1e6), give_up_s=(0, 1e6), stop_s=(0, 1e6), server_timeout_s=(0.001, 1e6),
-            image_size=(8, 4096), follow_fraction=(0.001, 1e6), follow_s=(0.001, 1e6),
+            image_size=(8, 4096), follow_fraction=(0.001, 1), follow_s=(0.001, 1e6),
         )  # fmt: skip
         check_file("--json", self.json)
+        check_estop_file(self.estop_file)
         if self.robot is None or ":" not in self.robot:
             ticks_per_step(self.hz or 50.0, self.policy_hz)
         if self.in_flight > 1 and "://" not in self.policy:

@@ -76,7 +76,8 @@ class ControlReport:
     """The last error of the policy, its server or the robot that tripped a guard."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Guard -> the message when it tripped last, for guards that give a reason; "disconnect" ->
-    why the robot could not be disconnected cleanly; "controller" -> an error of the loop itself."""
+    why the robot could not be disconnected cleanly; "controller" -> an error of the loop itself; "camera" -> the
+    cameras that showed one picture while the robot moved."""
     held_by: tuple[str, ...] = ()
     """Guards that held the robot at the last tick: with "time", the run ended before they stopped it."""
 
@@ -135,6 +136,16 @@ def is_pressed(pressed: Callable[[], bool], file: Path | None) -> bool:
         return pressed() or (file is not None and file.exists())
     except OSError:
         return True
+
+
+def check_estop_file(file: Path | None) -> None:
+    """ValueError for a file that nobody can make, because there is no such folder: a stop that never comes."""
+    try:
+        missing = file is not None and not file.absolute().parent.is_dir()
+    except OSError:  # not to be looked for, which is a stop of its own
+        return
+    if missing:
+        raise ValueError(f"--estop-file {file}: there is no folder {file.parent}, so nobody could stop the robot by it")
 
 
 def check_chunk(chunk: ActionChunk | None, spec: ActionSpec) -> None:

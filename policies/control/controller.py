@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from policies.control.config import ControlConfig, ControlReport, is_pressed, ticks_per_step
+from policies.control.config import ControlConfig, ControlReport, check_estop_file, is_pressed, ticks_per_step
 from policies.control.flight_log import BlackBox
 from policies.control.guards import Governor
 from policies.control.loop import ControlLoop
@@ -47,6 +47,7 @@ def control(
     ticks_per_step(robot.action_spec.control_hz, config.policy_hz)
     if not (math.isfinite(config.duration_s) and config.duration_s > 0):
         raise ValueError(f"duration_s must be positive, got {config.duration_s}")
+    check_estop_file(config.estop_file)
     if config.join == "rtc" and not policy.spec.takes_prefix:
         raise ValueError("rtc needs a flow head that can be told what is still to be played: choose the join blend")
     if config.hold_below is not None:

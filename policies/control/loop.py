@@ -182,6 +182,8 @@ class ControlLoop:
 
     def report(self) -> ControlReport:
         p50, p99 = _quantiles_ms(self._latencies)[:2]
+        if self.watched.frozen:
+            self._reasons["camera"] = self.watched.frozen
         report = ControlReport(
             ticks=self.ticks,
             overruns=self.overruns,
@@ -210,6 +212,12 @@ class ControlLoop:
         self._guards.update(decision.guards)
         if "workspace" in decision.guards:
             self._reason("workspace", self.governor.beyond(inputs.proprio))
+        if "stale_observation" in decision.guards and good:
+            # Not an error of a call, so that `error` stays: the robot answers, with what it saw before.
+            self._reasons["stale_observation"] = (
+                f"the robot's observe() answers with what was seen {inputs.observation_age_s:.1f} s ago: does its "
+                "camera go on, and is the time it gives the time.monotonic() of its pictures?"
+            )
         if "not_following" in decision.guards:
             self._reason("not_following", self.governor.not_following())
         self._send(decision, self.governor.before)

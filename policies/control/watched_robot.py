@@ -2,7 +2,7 @@
 
 A robot that says it is gone (OSError, but no TimeoutError) is lost. Everything else that is raised, and every
 observation that cannot be used (a joint or a camera is missing, a joint is NaN, a picture has another size than
-before), is trouble: the latest good observation stays, and grows old.
+before), is trouble: the latest good observation stays, and grows old. A driver that calls sys.exit is trouble, too.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policies.control.guards import check_bounds
 from policies.control.robots import Robot
@@ -26,6 +28,11 @@ _log = logging.getLogger(__name__)
 
 CLOCK_SLACK_S = 0.05
 """An observation may be this far ahead of the loop's clock: two clocks of one machine differ by less."""
+FROZEN_S = 2.0
+"""A camera that shows the very same picture for this long, while the state moves, is frozen or covered."""
+_RAISED = (Exception, SystemExit)
+_MOVED = 0.05
+"""Fraction of a state component's value, and at least a tenth of that in its own unit: more than an encoder's noise."""
 
 
 def check_robot(robot: Any) -> None:
@@ -56,7 +63,7 @@ def own_robot(name: str, arguments: Mapping[str, str], hz: float | None = None) 
     for a rate `hz` that is asked for and not its own."""
     try:
         robot = find(name, {}, "robot")(**arguments)
-    except Exception as error:
+    except _RAISED as error:
         text = " ".join(str(error).split())
         if isinstance(error, ValueError) and text.startswith("robot '"):  # not found: it names it already
             raise
@@ -77,7 +84,10 @@ class WatchedRobot:
         self.lost = False
         self.trouble: str | None = None
         """The reason why the last call failed; None where it did not."""
+        self.frozen = ""
+        """The cameras that have stood still while the robot moved, in words; "" for none."""
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._seen: dict[str, _Seen] = {}
         self._calling: tuple[str, float] | None = None
 
     @contextmanager
@@ -114,7 +124,7 @@ class WatchedRobot:
         """Connect to the robot. Returns True on success; otherwise `trouble` holds the reason."""
         try:
             self._robot.connect()
-        except Exception as error:
+        except _RAISED as error:
             self.lost, self.trouble = True, _words(error)
             return False
         return True
@@ -125,7 +135,7 @@ class WatchedRobot:
         try:
             if begin is not None:
                 begin()
-        except Exception as error:
+        except _RAISED as error:
             self._fail(error)
 
     def observe(self) -> bool:
@@ -140,11 +150,29 @@ class WatchedRobot:
                 )
             obs, seen_s = shown
             self._check(obs, seen_s)
-        except Exception as error:
+        except _RAISED as error:
             self._fail(error)
             return False
+        self._look_for_frozen(obs, float(seen_s))
         self.latest, self.trouble = (obs, float(seen_s)), None
         return True
+
+    def _look_for_frozen(self, obs: Observation, seen_s: float) -> None:
+        """Log one line for every camera that shows the same picture, bit for bit, while the state moves. A real one's
+        noise, and a rendered one's motion, change some pixel."""
+        state = np.array(obs.proprio[0], np.float64)
+        for camera, image in obs.images.items():
+            seen = self._seen.get(camera)
+            if seen is None or not _alike(seen.picture, np.asarray(image)):
+                self._seen[camera] = _Seen(np.array(image), seen_s, state)  # a copy: drivers reuse their buffers
+            elif not seen.told and seen_s - seen.since_s >= FROZEN_S and _moved(seen.state, state):
+                seen.told = True
+                line = (
+                    f"camera '{camera}' has shown the very same picture for {seen_s - seen.since_s:.1f} s in which the "
+                    "robot moved: is it frozen or covered?"
+                )
+                self.frozen = f"{self.frozen}; {line}" if self.frozen else line
+                _log.warning("%s", line)
 
     def rest(self) -> tuple[float, ...] | None:
         """The action (A,) that leaves the robot as it is; None if the robot cannot report it now."""
@@ -155,7 +183,7 @@ class WatchedRobot:
             for name, kind, value in zip(self._robot.action_spec.names, self._robot.kinds, rest, strict=True):
                 if not math.isfinite(value) and kind != "switch":
                     raise ValueError(f"'{name}' is measured as {value}")
-        except Exception as error:
+        except _RAISED as error:
             self._fail(error)
             return None
         return rest
@@ -166,7 +194,7 @@ class WatchedRobot:
             with self._call("send"):
                 sent = self._robot.send(np.array(action, np.float32))
             return None if sent is None else self._numbers("send", sent)
-        except Exception as error:
+        except _RAISED as error:
             self._fail(error)
             return before
 
@@ -174,7 +202,7 @@ class WatchedRobot:
         """True when the episode is over; None if the robot cannot say so now."""
         try:
             done = self._robot.done
-        except Exception as error:
+        except _RAISED as error:
             self._fail(error)
             self.trouble = f"the robot's done raises {self.trouble}"
             return None
@@ -188,7 +216,7 @@ class WatchedRobot:
         try:
             with self._call("disconnect"):
                 self._robot.disconnect()
-        except Exception as error:
+        except _RAISED as error:
             return f"the robot could not be let go, its disconnect() failed: switch its power off ({_words(error)})"
         return None
 
@@ -206,7 +234,7 @@ class WatchedRobot:
             )
         return numbers
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self.lost = self.lost or (isinstance(error, OSError) and not isinstance(error, TimeoutError))
         self.trouble = _words(error)
 
@@ -220,6 +248,8 @@ class WatchedRobot:
             raise ValueError(
                 f"the robot's observe() must return a time.monotonic() second, it returned {_named(seen_s)}"
             )
+        if not math.isfinite(seen_s):
+            raise ValueError(f"the robot's observe() must return a time.monotonic() second, it returned {seen_s}")
         if seen_s > self._clock() + CLOCK_SLACK_S:
             ahead = seen_s - self._clock()
             raise ValueError(f"the robot's clock is {ahead:.2f} s ahead of the controller's: ages cannot be measured")
@@ -248,6 +278,28 @@ class WatchedRobot:
             raise ValueError(f"camera '{min(missing)}' is missing from the observation")
 
 
+@dataclass
+class _Seen:
+    """A camera's picture, and the state when it was first shown."""
+
+    picture: NDArray[Any]
+    since_s: float
+    state: NDArray[np.float64]
+    told: bool = False
+
+
+def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """True for equal pictures; a few pixels tell most others apart."""
+    few = (slice(None), slice(None, None, 16), slice(None, None, 16))
+    return one.shape == other.shape and np.array_equal(one[few], other[few]) and np.array_equal(one, other)
+
+
+def _moved(before: NDArray[np.float64], now: NDArray[np.float64]) -> bool:
+    if before.shape != now.shape:
+        return False
+    return bool((np.abs(now - before) > _MOVED * np.maximum(np.maximum(np.abs(before), np.abs(now)), 0.1)).any())
+
+
 def _named(value: object) -> str:
     """A returned value for a message: None, True, a list."""
     return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"
@@ -257,7 +309,7 @@ def _dtype(value: object) -> str:
     return str(getattr(value, "dtype", type(value).__name__))
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     """One line, never empty."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -13,6 +13,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from policies.control.flight_log import frames_file, read
 from policies.control.guards import GUARDS, Reaction
+from vla.core.disk import remove, temporary, writing
 
 _log = logging.getLogger(__name__)
 _SAME_RATE = 0.05
@@ -24,11 +25,23 @@ def to_dataset(log: Path, out: Path) -> Path:
     """Write `log` (and its frames) to the new folder `out`: observation, action sent, action wanted, guards, timing.
 
     The action of a tick that sent or wanted nothing is 0, the age of what never was -1: a dataset's statistics bear
-    nothing that is not finite. The dataset's rate is that at which the ticks came; a warning tells where that is not
-    the declared one. ValueError for a log without pictures, or a folder that is there.
+    nothing that is not finite. The folder is there only when it is whole. The dataset's rate is that at which
+    the ticks came; a warning tells where that is not the declared one. ValueError for a log without pictures, or a
+    folder that is there.
     """
     if out.exists():
         raise ValueError(f"{out} is already there: choose another folder")
+    part = temporary(out)
+    try:
+        with writing(out):
+            _write(log, part, out.name)
+            part.rename(out)
+    finally:
+        remove(part)
+    return out
+
+
+def _write(log: Path, out: Path, name: str) -> None:
     header, lines = read(log)
     ticks = [line for line in lines if "inputs" in line]
     facts = [line for line in lines if "cameras" in line]
@@ -58,7 +71,7 @@ def to_dataset(log: Path, out: Path) -> Path:
         }  # fmt: skip
     fps = _rate([tick["inputs"]["now_s"] for tick in ticks], spec["control_hz"], log)
     with _quietly():
-        dataset = LeRobotDataset.create(f"local/{out.name}", fps, root=out, features=features, use_videos=False)
+        dataset = LeRobotDataset.create(f"local/{name}", fps, root=out, features=features, use_videos=False)
     task = ""
     for line in lines:
         task = line.get("task", task)
@@ -82,7 +95,6 @@ def to_dataset(log: Path, out: Path) -> Path:
         dataset.add_frame({**frame, "task": task})
     dataset.save_episode()
     dataset.finalize()
-    return out
 
 
 def _rate(times_s: list[float], declared_hz: float, log: Path) -> int:

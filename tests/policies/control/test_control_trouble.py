@@ -1,5 +1,7 @@
 """The control loop when robot, clock or policy do what they should not: it holds, says why, and goes on when it can."""
 
+from pathlib import PosixPath
+
 import numpy as np
 import pytest
 
@@ -104,11 +106,11 @@ def test_a_time_that_is_none_is_no_fresh_view(seen_s):
 
 
 def test_an_estop_file_that_cannot_be_looked_for_is_an_estop():
-    class Hidden:
-        def exists(self):
+    class Hidden(PosixPath):
+        def exists(self, *, follow_symlinks=True):
             raise PermissionError("no way in")
 
-    robot, report = drive(STEADY, estop_file=Hidden())
+    robot, report = drive(STEADY, estop_file=Hidden("stop"))
     assert report.ended == "disconnect" and report.guards == {"estop": 1} and robot.sent == []
 
 

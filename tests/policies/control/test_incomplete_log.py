@@ -58,3 +58,17 @@ def test_a_log_is_replayed_or_turned_into_a_dataset_but_not_both(tmp_path, capsy
     """The second would be left out, and exit code 0 says that every decision is as logged."""
     assert main(["control", str(tmp_path / "log.jsonl"), "--replay", "--to-dataset", str(tmp_path / "made")]) == 2
     assert "--replay and --to-dataset" in capsys.readouterr().err
+
+
+def test_a_dataset_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path, capsys):
+    log, out, before = tmp_path / "log.jsonl", tmp_path / "made", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with BlackBox(log) as box:
+        drive(STEADY, log=box)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        assert main(["control", str(log), "--to-dataset", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"vla: error: no space left on the device holding {out}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "log.jsonl.frames"]
+    assert main(["control", str(log), "--to-dataset", str(out)]) == 0 and (out / "meta" / "info.json").is_file()

@@ -15,7 +15,7 @@ from policies.control.watched_robot import check_robot
 from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.policies.control.toy_robot import Clock, Says
-from vla.core.types import ActionSpec, PolicySpec
+from vla.core.types import ActionSpec, Observation, PolicySpec
 
 # `--robot MODULE:CLASS` finds it as a user's own module.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -266,3 +266,116 @@ def test_a_run_that_ends_while_the_robot_fails_is_no_good_one():
     assert "encoder 2 is silent" in report.reasons["robot_error"]
     whole = control(Right(clock=clock), Says(STILL), settings, clock=clock, sleep=clock.sleep)
     assert whole.ended == "time" and whole.held_by == () and whole.good
+
+
+class Reaches(Right):
+    """Its hand moves 1 cm a tick for 3 s; `shows` makes the picture of a look."""
+
+    def __init__(self, shows, **settings):
+        super().__init__(**settings)
+        self.shows = shows
+
+    def observe(self):
+        self.looks += 1
+        image = self.shows(self.looks)
+        state = np.array([[0.01 * self.looks, 0.0]], np.float32)
+        return Observation({"front": image}, state, ["go"]), self.clock()
+
+
+def watch(robot, clock, seconds=3.0):
+    settings = ControlConfig(duration_s=seconds, asynchronous=False)
+    return control(robot, Says(STILL), settings, clock=clock, sleep=clock.sleep)
+
+
+def test_a_camera_that_stands_still_while_the_robot_moves_is_named_once(caplog):
+    def frozen(look):  # one pixel of noise for a second, then the same picture from another buffer
+        image = np.full((1, 40, 40, 3), 7, np.uint8)
+        image[0, 33, 21, 1] = min(look, 50)
+        return image
+
+    report = watch(Reaches(frozen, clock=(clock := Clock())), clock, seconds=6.0)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "camera 'front' has shown the very same picture for 2.0 s in which the robot moved" in line
+    assert report.reasons == {"camera": line} and report.ended == "time" and report.good
+    assert line in report.summary({})
+
+
+def test_a_picture_drawn_into_one_buffer_is_not_frozen(caplog):
+    buffer = np.zeros((1, 40, 40, 3), np.uint8)
+
+    def drawn(look):
+        buffer[0, 33, 21, 1] = look % 251
+        return buffer
+
+    assert watch(Reaches(drawn, clock=(clock := Clock())), clock).reasons == {} and not caplog.records
+
+
+def test_a_robot_that_stands_may_see_the_same(caplog):
+    assert watch(Right(clock=(clock := Clock())), clock).reasons == {} and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("seen_s", "guard", "words"),
+    [
+        (np.nan, "robot_error", r"observe\(\) must return a time.monotonic\(\) second, it returned nan"),
+        (
+            1.0,
+            "stale_observation",
+            r"answers with what was seen \d+\.\d s ago: .* time.monotonic\(\) of its pictures\?",
+        ),
+    ],
+)
+def test_a_time_that_does_not_go_on_is_named(seen_s, guard, words):
+    import re
+
+    clock = Clock()
+    robot = Right(clock=clock)
+    well = robot.observe
+    robot.observe = lambda: (well()[0], seen_s)
+    report = drive(robot, clock)
+    assert report.ended == "stopped" and list(report.reasons) == [guard]
+    assert re.search(words, report.reasons[guard]), report.reasons
+
+
+@pytest.mark.parametrize("method", ["connect", "observe", "rest", "send", "disconnect"])
+def test_a_driver_that_exits_is_let_go_and_reported(method):
+    clock = Clock()
+    robot = Right(clock=clock)
+
+    def leave(*given):
+        raise SystemExit(3)
+
+    setattr(robot, method, leave)
+    report = drive(robot, clock)
+    assert "SystemExit: 3" in " ".join(report.reasons.values()) and not report.good
+    assert method == "disconnect" or not robot.connected
+
+
+def test_a_driver_that_exits_when_it_is_made(server, capsys):
+    assert main(["control", server, "--robot", "own_robots:Exits", "--hz", "50", "--duration-s", "0.2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--robot own_robots:Exits cannot be made: SystemExit: no arm is plugged in" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--follow-fraction", "5"), "--follow-fraction must be at most 1, got 5"),
+        (
+            ("--estop-file", "nowhere/stop"),
+            "--estop-file nowhere/stop: there is no folder nowhere, so nobody could stop",
+        ),
+    ],
+)
+def test_a_guard_that_could_never_trip_is_refused(server, capsys, args, words):
+    assert main(["control", server, "--robot", "own_robots:Right", "--hz", "50", *args]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line, line
+
+
+def test_a_stop_file_without_its_folder_is_refused_before_it_is_connected(tmp_path):
+    robot = Right()
+    robot.connect = lambda: pytest.fail("connected")
+    settings = ControlConfig(duration_s=1.0, estop_file=tmp_path / "none" / "stop")
+    with pytest.raises(ValueError, match="there is no folder .*none, so nobody could stop the robot by it"):
+        control(robot, Says(STILL), settings)
