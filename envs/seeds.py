@@ -30,6 +30,19 @@ SCENE_RANGES: Mapping[str, range] = {
 }
 """Disjoint; a scene serves one purpose."""
 
+
+def chosen_by(seeds: range) -> str:
+    """The line to say where scenes that are played for a result have another purpose; "" for evaluation scenes."""
+    for purpose, scenes in SCENE_RANGES.items():
+        shared = range(max(seeds.start, scenes.start), min(seeds.stop, scenes.stop))
+        if purpose != "evaluation" and len(shared):
+            return (
+                f"warning: scenes {shared[0]:,} to {shared[-1]:,} are for {purpose}: a policy may have learnt from "
+                f"them or been chosen by them; those for evaluation begin at {FIRST_EVALUATION_SEED:,}"
+            )
+    return ""
+
+
 GROUNDING_SEED = 900_000
 """Seed of the quickstart's grounding set. Its scenes are drawn from `Stream.GROUNDING`, not from scene seeds."""
 

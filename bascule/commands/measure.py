@@ -103,6 +103,7 @@ class Eval(Command):
         from envs import make_vec
         from envs.evaluation.evaluate import Count, evaluate
         from envs.perturb.perturbation import parse
+        from envs.seeds import chosen_by
         from envs.sim.render_options import pictures_for
         from vla.core.compatibility import fitted
         from vla.core.config import save_json
@@ -132,6 +133,8 @@ class Eval(Command):
             perturb=perturb,
         )
         seeds = range(seed0, seed0 + self.episodes)
+        if folder is not None and (warning := chosen_by(seeds)):
+            say(warning)
         try:
             policy = resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
 

@@ -89,10 +89,13 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
         raise ValueError(f"{out} holds a quickstart that cannot be resumed ({left[0]}): choose another --out")
     from envs.make import worlds_class
     from envs.registry import load_suite
+    from vla.backbones.hub import load as load_backbone
 
     suite = load_suite(config.suite)
     if (perturb := training_perturbation(config)) is not None:
         worlds_class(suite, perturb)  # says so if it knows none
+    if config.backbone is not None:
+        load_backbone(config.backbone)  # says so if there is none
     run = _Run(config, "vla quickstart " + " ".join(sys.argv[2:]))
     save_json(out / _RUN, {"config": encode(config), "command": run.command})
     return run
@@ -144,13 +147,14 @@ def _stages(config: QuickstartConfig, out: Path, worlds: _Worlds) -> list[Stage]
     return [
         Stage("backbone", lambda: _check_backbone(config, out)),
         Stage("demonstrations", lambda: _demonstrate(config, out)),
-        Stage("imitation", lambda: _imitate(config, out), needs=("demonstrations",)),
+        Stage("imitation", lambda: _imitate(config, out), needs=("demonstrations",), makes=out / "imitation"),
         Stage("evaluate imitation", lambda: _judge_imitation(config, out, worlds), needs=("imitation",)),
-        Stage("online RL", lambda: refine(config, out, worlds.varied), needs=("demonstrations", "imitation")),
+        Stage("online RL", lambda: refine(config, out, worlds.varied), needs=("demonstrations", "imitation"),
+              makes=out / "rl" / "best"),
         Stage("evaluate RL", lambda: _judge_rl(config, out, worlds), needs=("online RL",)),
         *([perturbed] if cells else []),
         Stage("serve", lambda: _serve(config, out), needs=("online RL",)),
-    ]
+    ]  # fmt: skip
 
 
 def _threads(stage: str, out: Path) -> int:

@@ -48,6 +48,8 @@ class Stage:
     name: str
     work: Callable[[], Result]
     needs: tuple[str, ...] = ()
+    makes: Path | None = None
+    """The folder that it leaves, where that is a result of the job."""
 
 
 @dataclass
@@ -80,10 +82,11 @@ def run_stages(
 
     A stage that raises has failed: the others go on, except those that need it. `on_end(outcomes of all stages)` is
     called whenever one ends, and writes the report; `before(name)` at every beginning, `on_failure()` where one fails.
-    KeyboardInterrupt ends the job and leaves its stage as not run.
+    KeyboardInterrupt ends the job and leaves its stage as not run. ValueError where what a stage made is gone.
     """
     outcomes = [read_outcome(out, stage.name) for stage in stages]
     by_name = {outcome.name: outcome for outcome in outcomes}
+    _check_made(stages, by_name)
     for number, stage in enumerate(stages):
         outcome = by_name[stage.name]
         if outcome.state == "done":
@@ -109,6 +112,16 @@ def run_stages(
         write_outcome(out, outcome)
         on_end(outcomes)
     return outcomes
+
+
+def _check_made(stages: Sequence[Stage], by_name: Mapping[str, Outcome]) -> None:
+    """ValueError for a finished stage whose result is gone: what came after it was made from that one."""
+    for stage in stages:
+        if by_name[stage.name].state == "done" and stage.makes is not None and not stage.makes.exists():
+            raise ValueError(
+                f"{stage.makes} is gone, which the finished stage '{stage.name}' made and the report is about: put it "
+                "back, or choose another --out"
+            )
 
 
 def read_outcome(out: Path, name: str) -> Outcome:

@@ -103,7 +103,13 @@ class PolicyClient:
         )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """One observation (unbatched) -> the server's answer, its "actions" being (C, A) in environment units."""
+        """One observation (unbatched) -> the server's answer, its "actions" being (C, A) in environment units.
+        ValueError for what is no dict."""
+        if not isinstance(observation, Mapping):
+            raise ValueError(
+                f"infer takes one observation as a dict of images, state and prompt, got {type(observation).__name__}; "
+                "act takes an Observation"
+            )
         frame = wire.pack(dict(observation))
         with self._lock:
             reply = self._exchange(frame)

@@ -35,7 +35,14 @@ def test_eval_counts_what_was_held(tmp_path, capsys):
     report = json.loads(out.read_text())
     held = report["held"]
     assert held["episodes"] == 2 and held["held_decisions"] == held["decisions"] == 2 * -(-report["horizon"] // 8)
-    assert "held, nothing named in sight" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "held, nothing named in sight" in told.out and "warning: scenes" not in told.err
+
+
+def test_eval_says_that_scenes_are_not_for_evaluation(tmp_path, capsys):
+    words = ["--episodes", "1", "--workers", "1", "--no-controls", "--seed0", "17"]
+    assert main(["eval", saved(tmp_path / "policy", None), *words]) == 0
+    assert "warning: scenes 17 to 17 are for training: a policy may have learnt from them" in capsys.readouterr().err
 
 
 def test_control_holds_and_says_why(tmp_path, capsys):

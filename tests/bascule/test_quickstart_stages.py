@@ -291,3 +291,28 @@ def wait_for(condition, limit_s=60):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_result_that_is_gone_is_named_and_nothing_is_played_again(tmp_path):
+    made, ran = tmp_path / "policy", []
+
+    def work():
+        ran.append(1)
+        made.mkdir()
+        return Result()
+
+    stages = [Stage("learn", work, makes=made), Stage("judge", lambda: Result(), needs=("learn",))]
+    for _ in range(2):
+        run_stages(stages, tmp_path, on_end=lambda outcomes: None)
+    made.rmdir()
+    with pytest.raises(ValueError, match=f"{made} is gone, which the finished stage 'learn' made .* another --out"):
+        run_stages(stages, tmp_path, on_end=lambda outcomes: None)
+    assert ran == [1]
+
+
+def test_a_backbone_that_is_none_is_one_line_and_leaves_no_run(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["quickstart", "--smoke", "--backbone", "tiny-goal", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vla: error: unknown backbone 'tiny-goal'; did you mean 'tiny-goals'?")
+    assert not (out / "quickstart.json").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 from vla.backbones.backbone import SPEC_FILE, Backbone
 from vla.backbones.loading import SHIPPED, build, first_layers, load_hugging_face, load_ours, wrap
-from vla.core.config import find, lookup
+from vla.core.config import find, load_json, lookup
 
 REMOTE: dict[str, str] = {
     "smolvlm2-256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
@@ -82,6 +82,9 @@ def load(
             f"{folder} holds no backbone (neither {SPEC_FILE} nor config.json); make one with `vla pretrain`, or give "
             "the folder of a Hugging Face model"
         )
+    if folder is not None and "model_type" not in (kept := load_json(folder / "config.json")):
+        found = "is a policy, not a backbone" if "checkpoint" in kept else "holds no backbone, but another config.json"
+        raise ValueError(f"{folder} {found}: give a backbone's name, or the folder of one")
     return load_hugging_face(REMOTE.get(spec, spec) if folder is None else str(folder), num_layers, seed, **given)
 
 

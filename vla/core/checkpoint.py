@@ -164,6 +164,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a checkpoint, with its "checkpoint" entry. ValueError when the folder is no checkpoint of ours."""
     path = Path(folder) / CONFIG
     if not path.is_file():
+        if os.path.isfile(folder):
+            raise ValueError(f"{os.fspath(folder)} is a file; a checkpoint is the folder with {CONFIG} in it")
         raise ValueError(f"{os.fspath(folder)} is not a checkpoint: it has no {CONFIG}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -108,13 +108,18 @@ class DemoSet:
         ]
 
     def _standing_still(self) -> list[str]:
-        """One line for actions, and for each camera, that are the same in every frame. Of the pictures a few are looked
-        at, for they may lie on disk."""
+        """One line for actions, for the state, and for each camera, that are the same in every frame. Of the pictures
+        a few are looked at, for they may lie on disk."""
         if self.num_frames < 2:
             return []
         lines = []
         if (self.action == self.action[0]).all():
             lines.append(f"feature '{ACTION}' is the same in all {self.num_frames} frames: there is nothing to imitate")
+        elif (self.proprio == self.proprio[0]).all():
+            lines.append(
+                f"feature '{PROPRIO}' is the same in all {self.num_frames} frames, in which actions differ: a policy "
+                "learns nothing of where the robot is; was the state recorded?"
+            )
         looked = np.unique(np.linspace(0, self.num_frames - 1, _LOOKED_AT).astype(np.int64))
         for camera, image in self.images.items():
             seen = image[looked]

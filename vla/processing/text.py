@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +23,12 @@ MOST_TOKENS = 512
 
 _CHARACTERS_PER_TOKEN = 64
 """More than any word has: a text is cut at this times the limit before it is tokenised."""
+_RUN_TOGETHER = 6
+"""No word that a tokenizer knows has so many pieces."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character: what is left of bytes that are no UTF-8, or of a text cut in the middle of an emoji."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""A terminal's colours, copied with the words."""
 _SHOWN = 60
 _SYMBOLS = "some of its symbols"
 
@@ -39,7 +47,8 @@ def plain_text(instruction: str, rule: TextRule = "words") -> str:
     """
     if rule == "words":
         return " ".join(re.sub(r"[^\w\s]|_", " ", instruction.lower()).split())
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", instruction).lower())
+    instruction = unicodedata.normalize("NFC", _COLOURS.sub(" ", instruction))
+    text = unicodedata.normalize("NFC", instruction.lower())
     text = "".join(c for c in text if not _invisible(c))
     kept: list[str] = []
     for place, c in enumerate(text):
@@ -54,6 +63,8 @@ def tokens_of(instruction: Any, tokenizer: Any, *, rule: TextRule, limit: int) -
     ValueError for what is no text or says nothing.
     """
     found = read(instruction, tokenizer, rule=rule, limit=limit)
+    if _unheard.get():
+        return found.tokens
     if found.cut_after is not None:
         warn_of_cut([instruction], limit)
     if found.unknown:
@@ -66,6 +77,16 @@ def tokens_of(instruction: Any, tokenizer: Any, *, rule: TextRule, limit: int) -
             if len(_told_before) >= _MOST_WARNED:  # training that paraphrases makes slips of the pen without end
                 _log.warning("more words that the backbone only spells are not told")
     return found.tokens
+
+
+@contextmanager
+def made_up() -> Iterator[None]:
+    """Inside, `tokens_of` remarks nothing: these instructions are nobody's words."""
+    before = _unheard.set(True)
+    try:
+        yield
+    finally:
+        _unheard.reset(before)
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,11 @@ def read(instruction: Any, tokenizer: Any, *, rule: TextRule, limit: int) -> Rea
     text = plain_text(instruction[:most], rule)
     if not text:
         raise ValueError(f"an instruction must say something, got {shortened(instruction)}: no word, number or symbol")
+    if (broken := _SURROGATE.search(instruction)) is not None:
+        raise ValueError(
+            f"an instruction must be text, {shortened(instruction)} has a broken character ({broken[0]!r}): it was not "
+            "read as UTF-8"
+        )
     tokens = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     cut = len(tokens) > limit or bool(instruction[most:].strip())
     words = list(dict.fromkeys(text.split()))
@@ -147,10 +173,12 @@ def _spells(words: Sequence[str], instruction: str) -> str:
 
 
 def _is_spelled(word: str, pieces: int) -> bool:
-    """True for a word of letters, or of a symbol, in pieces of less than two characters on average. Numbers are
-    spelled by many tokenizers, and short words in two."""
+    """True for a word of letters, or of a symbol, in pieces of less than two characters on average, or in so many that
+    several words must have run together. Numbers are spelled by many tokenizers, and short words in two."""
+    if any(c.isdigit() for c in word):
+        return False
     symbol = not (word.isascii() or word[0].isalnum())  # an emoji, whose pieces are bytes
-    return pieces >= (2 if symbol else 3) and 2 * pieces > len(word) and not any(c.isdigit() for c in word)
+    return pieces >= _RUN_TOGETHER or (pieces >= (2 if symbol else 3) and 2 * pieces > len(word))
 
 
 def room_for_text(
@@ -205,6 +233,7 @@ _log = logging.getLogger(__name__)
 _PAIRS_NAMED = 5
 _MOST_TOLD = 4096
 _MOST_WARNED = 12
+_unheard: ContextVar[bool] = ContextVar("unheard", default=False)
 _told_before: set[str] = set()
 """Words and instructions of which this process has been told."""
 

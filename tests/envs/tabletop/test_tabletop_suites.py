@@ -16,7 +16,7 @@ from envs.evaluation.reset_checks import check_resets
 from envs.experts.goals import GoalExpert
 from envs.experts.registry import make_expert
 from envs.registry import all_suite_names, load_suite
-from envs.seeds import FIRST_EVALUATION_SEED, RL_TRAIN_SEEDS, SCENE_RANGES
+from envs.seeds import FIRST_EVALUATION_SEED, RL_TRAIN_SEEDS, SCENE_RANGES, chosen_by
 from envs.tabletop import goals as rules
 from envs.tabletop.episodes import Episode, sample_episode
 from envs.tabletop.goals import Goal, GoalKind
@@ -311,3 +311,10 @@ def test_scenes_that_must_not_be_shared_have_disjoint_seeds() -> None:
         assert load_suite(name).eval_seed0 in SCENE_RANGES["evaluation"]
     lerobot = (Path(__file__).parents[3] / "policies/lerobot/config_tabletop.py").read_text()
     assert f"first_seed: int = {FIRST_EVALUATION_SEED:_}\n" in lerobot  # it may not import envs
+
+
+def test_scenes_with_another_purpose_than_evaluation_are_named():
+    assert "scenes 0 to 9 are for training: a policy may have learnt" in chosen_by(range(10))
+    assert "scenes 3,000,000 to 3,000,004 are for validation" in chosen_by(range(2_999_990, 3_000_005))
+    assert "scenes 4,999,999 to 4,999,999 are for retention" in chosen_by(range(4_999_999, 5_000_001))
+    assert chosen_by(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 300)) == ""

@@ -94,6 +94,12 @@ def model(checkpoint) -> VLAPolicy:
     return policy
 
 
+def test_the_random_words_of_the_comparison_are_not_remarked_on(checkpoint, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("vla.processing.text._told_before", set())
+    export(checkpoint, tmp_path / "out", format="torch", observations=8)
+    assert not [record for record in caplog.records if "has no word" in record.getMessage()]
+
+
 def test_an_onnx_policy_acts_as_the_model_for_any_batch(model, onnx_folder):
     policy = ExportedPolicy.load(onnx_folder, threads=1)
     assert policy.spec == model.spec and policy.spec.n_action_steps == 3

@@ -222,3 +222,12 @@ def test_smollm_still_knows_its_capitals(tmp_path):
     again = load_backbone(str(tmp_path / "bb"))  # without the package: the folder is enough
     assert again.num_layers == 3 and again.tokenizer("red cube")["input_ids"] == tokenizer("red cube")["input_ids"]
     torch.testing.assert_close(again(images, *text).queries_BLQD, few.queries_BLQD, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"), [({"checkpoint": {}}, "is a policy, not a backbone"), ({}, "holds no backbone, but another")]
+)
+def test_a_folder_of_something_else_is_named(tmp_path, config, words):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{tmp_path} {words}.*: give a backbone's name, or the folder of one$"):
+        load_backbone(str(tmp_path))

@@ -326,6 +326,8 @@ def test_actions_and_cameras_that_never_change_are_told(tmp_path, lazy):
         assert note.startswith(f"camera 'front' shows {words} in all of 11 frames looked at")
     (note,) = load_dataset(write_dataset(tmp_path / "still", action=np.ones((11, 3), np.float32))).warnings()
     assert note == "feature 'action' is the same in all 11 frames: there is nothing to imitate"
+    (note,) = load_dataset(write_dataset(tmp_path / "blind", state=np.ones((11, 4), np.float32))).warnings()
+    assert note.startswith("feature 'observation.state' is the same in all 11 frames, in which actions differ")
 
 
 def test_several_folders_are_read_at_one_size(tmp_path):

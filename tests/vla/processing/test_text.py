@@ -267,3 +267,23 @@ def test_what_a_person_should_know_about_an_instruction(instruction, told):
     for _ in range(2):  # whoever was told before: every client is
         lines = remarks(instruction, read(instruction, tokenizer, rule="signs", limit=100))
         assert len(lines) == len(told) and all(part in line for part, line in zip(told, lines, strict=True)), lines
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_words_run_together_are_told(name):
+    tokenizer = FileTokenizer((SHIPPED[name] / "tokenizer.json").read_bytes())
+    for said in ("pickUpTheRedCubeAndPutItDown", "liftthegreenballoffthetable"):
+        assert read(said, tokenizer, rule="signs", limit=100).spelled == (said.lower(),)
+    assert read("2 to the left, please", tokenizer, rule="signs", limit=100).spelled == ()
+
+
+def test_the_colours_of_a_terminal_say_nothing(tokenizer):
+    assert plain_text("\x1b[1;31mpick up the red cube\x1b[0m", "signs") == "pick up the red cube"
+
+
+def test_a_broken_character_is_refused(tokenizer):
+    for rule in ("signs", "words"):
+        with pytest.raises(
+            ValueError, match=r"'pick up the r\\udce9d cube' has a broken character .* not read as UTF-8"
+        ):
+            tokens_of("pick up the r\udce9d cube", tokenizer, rule=rule, limit=100)
