@@ -396,9 +396,3 @@ def test_addresses_that_cannot_be(scheme, port, error, message):
     with serving() as server, pytest.raises(error, match=message) as caught:
         PolicyClient(f"{scheme}://127.0.0.1:{port or server.port}", timeout_s=5)
     assert "\n" not in str(caught.value)
-
-
-def test_infer_of_something_else_than_a_dict_names_what_it_takes():
-    with serving() as server, PolicyClient(server.uri, timeout_s=5) as client:
-        with pytest.raises(ValueError, match="dict of images, state and prompt, got list; act takes an Observation"):
-            client.infer([1])

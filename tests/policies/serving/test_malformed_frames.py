@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from policies.serving import wire
+from policies.serving.client import PolicyClient
 from tests.policies.serving.test_server import FIRST_ACTION, ask, assert_alive, observation, serving, talking
 
 KEYS = ("images/front", "images/wrist", "state", "prompt")
@@ -108,3 +109,9 @@ def test_pictures_of_0_to_1_are_scaled():
     with serving() as server, talking(server) as ws:
         images = {"front": np.full((8, 6, 3), 10 / 255, np.float32), "wrist": np.full((5, 5, 3), 20, np.int64)}
         assert ask(ws, observation(images=images))["actions"][0, 0] == pytest.approx(FIRST_ACTION)
+
+
+def test_infer_of_something_else_than_a_dict_names_what_it_takes():
+    with serving() as server, PolicyClient(server.uri, timeout_s=5) as client:
+        with pytest.raises(ValueError, match="dict of images, state and prompt, got list; act takes an Observation"):
+            client.infer([1])

@@ -172,3 +172,12 @@ def test_a_damaged_config_is_named_with_the_remedy(tmp_path):
     (tmp_path / "config.json").write_text("{\n")
     with pytest.raises(ValueError, match=r"config\.json is damaged \(.*\): copy the checkpoint again or load another"):
         read_config(tmp_path)
+
+
+def test_a_file_of_a_checkpoint_is_not_the_checkpoint(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"config\.json is a file; a checkpoint is the folder with config\.json in it$"
+    ):
+        read_config(file)
