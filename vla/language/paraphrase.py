@@ -12,13 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vla.language.names import ABSENT_THINGS, CHAT, COLORED, COLORS, THINGS
 from vla.language.words import (
-    ABSENT_THINGS,
     AFTER,
     BEFORE,
-    CHAT,
     CLOSE,
-    COLORS,
     DROP_VERBS,
     JOINS,
     KEPT_FOR_TESTS,
@@ -31,12 +29,11 @@ from vla.language.words import (
     SIZES,
     STACK_VERBS,
     TAKE_VERBS,
-    THINGS,
 )
 
 PLAIN = 0.3
 """Share of the sentences that stay as they were."""
-_SYNONYM, _FRAME, _AFTER, _TYPO = 0.25, 0.4, 0.2, 0.12
+_SYNONYM, _FRAME, _AFTER, _TYPO = 0.4, 0.4, 0.2, 0.12
 _TRIES = 6
 
 _COLOR, _THING = "|".join(COLORS), "|".join(sorted(THINGS, key=len, reverse=True))
@@ -91,10 +88,10 @@ def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str])
         return _drawn(CHAT, rng)
     match = _NAMED.search(text)
     if match is None:
-        return _drawn(PICK, rng).format(o="the " + _drawn(ABSENT_THINGS, rng))
+        return _drawn(PICK, rng).format(o="the " + _absent(text, things, rng))
     there = sorted({_alike(name) for name in things})
-    new = "the " + _drawn(ABSENT_THINGS, rng)
-    if draw < 0.75:
+    new = "the " + _absent(text, things, rng)
+    if draw < 0.65:
         # Half the time both words are in sight, on two things: nothing else is as easily taken for one of them.
         mixed = rng.random() < 0.5
         colors = [color for color, _ in there if color] if mixed else []
@@ -105,9 +102,19 @@ def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str])
             if _alike(named) not in there:
                 new = named
                 break
-    elif draw < 0.85:
-        new = f"the {_drawn(tuple(COLORS), rng)} {_drawn(ABSENT_THINGS, rng)}"
+    elif draw < 0.88:
+        # A colour that is in sight, mostly: the thing alone tells that it is not meant.
+        colors = [color for color, _ in there if color] if rng.random() < 0.7 else []
+        new = f"the {_other_color(_drawn(colors or tuple(COLORS), rng), rng)} {_absent(text, things, rng)}"
     return text[: match.start()] + new + text[match.end() :]
+
+
+def _absent(text: str, things: Sequence[str], rng: np.random.Generator) -> str:
+    """A thing that neither the scene nor the instruction has."""
+    there = set(" ".join([text, *things]).split())
+    while there & set((name := _drawn(ABSENT_THINGS, rng)).split()):
+        pass
+    return name
 
 
 _TOLD = ("cube", "can", "brick", "ball", "bottle", "mug", "arch", "pyramid", "domino")
@@ -177,8 +184,7 @@ def _reworded(text: str, rng: np.random.Generator, others: Sequence[str]) -> str
 def _named(match: re.Match[str], rng: np.random.Generator, others: Sequence[str]) -> str:
     color, thing = match["c"] or match["d"] or "", match["k"]
     alone = bool(color) and len(others) > 0 and color not in others
-    if color and rng.random() < _SYNONYM:
-        color = _drawn(COLORS[color], rng)
+    color = _other_color(color, rng)
     if rng.random() < _SYNONYM:
         thing = _drawn(THINGS[thing], rng)
     article = _drawn(("the ", "the ", "the ", "the ", "a ", "", "my "), rng)
@@ -193,6 +199,15 @@ def _named(match: re.Match[str], rng: np.random.Generator, others: Sequence[str]
     if form < 0.22:
         return f"{article}{size}{thing} {_drawn(('which is', 'in', 'of colour', 'with the colour'), rng)} {color}"
     return f"{article}{size}{color} {thing}"
+
+
+def _other_color(color: str, rng: np.random.Generator) -> str:
+    """A colour's name, or in `_SYNONYM` of the draws another one for it: a word of its own, or what looks like that."""
+    if not color or rng.random() >= _SYNONYM:
+        return color
+    if color not in COLORED or rng.random() < 0.6:
+        return _drawn(COLORS[color], rng)
+    return f"{_drawn(COLORED[color], rng)} {_drawn((color, 'coloured', 'colored'), rng)}"
 
 
 def _slipped(text: str, rng: np.random.Generator) -> str:

@@ -4,72 +4,8 @@ from __future__ import annotations
 
 import re
 
-COLORS: dict[str, tuple[str, ...]] = {
-    "red": ("carmine", "rosy red", "blood red", "red coloured", "brick red", "fire red", "rust red", "tomato red"),
-    "green": (
-        "lime",
-        "grass green",
-        "leaf green",
-        "green coloured",
-        "mint",
-        "forest green",
-        "olive green",
-        "pea green",
-    ),
-    "blue": ("azure", "sky blue", "ocean blue", "blue coloured", "royal blue", "ink blue", "indigo blue", "denim blue"),
-    "yellow": ("amber", "sunny yellow", "yellow coloured", "gold", "mustard", "honey yellow", "butter yellow", "straw"),
-    "purple": (
-        "lilac",
-        "mauve",
-        "purple coloured",
-        "deep purple",
-        "orchid",
-        "fuchsia",
-        "heather purple",
-        "wine purple",
-    ),
-    "black": ("jet black", "ebony", "dark"),
-    "white": ("snow white", "ivory", "pale"),
-    "orange": ("tangerine", "orange coloured"),
-    "brown": ("chestnut", "chocolate brown"),
-    "pink": ("rose", "rosy"),
-    "gray": ("grey", "silver"),
-}
-"""Other words for a colour."""
-THINGS: dict[str, tuple[str, ...]] = {
-    "cube": ("block", "cuboid", "building block", "toy block", "box shaped block"),
-    "block": ("cube", "cuboid", "building block", "toy block"),
-    "can": ("cylinder", "soda can", "drink can", "beverage can", "round can"),
-    "cylinder": ("can", "soda can", "round can"),
-    "brick": ("bar", "long brick", "plank", "long block"),
-    "bar": ("brick", "plank", "long bar"),
-    "ball": ("sphere", "orb", "globe", "round ball"),
-    "sphere": ("ball", "orb", "globe"),
-    "bottle": ("flask", "vial", "carafe"),
-    "flask": ("bottle", "vial", "carafe"),
-    "mug": ("cup", "teacup", "coffee mug", "coffee cup"),
-    "cup": ("mug", "teacup", "coffee cup"),
-    "arch": ("bridge", "archway", "portal"),
-    "bridge": ("arch", "archway", "portal"),
-    "pyramid": ("steps", "stepped pyramid", "stair"),
-    "steps": ("pyramid", "stepped pyramid", "stair"),
-    "domino": ("tile", "domino tile", "flat tile"),
-    "tile": ("domino", "domino tile", "flat tile"),
-    "plate": ("saucer", "platter", "disc", "round plate"),
-    "bowl": ("dish", "basin", "round bowl"),
-    "dish": ("bowl", "basin"),
-    "box": ("tray", "crate", "open box"),
-    "tray": ("box", "crate"),
-    "bin": ("tray", "crate", "box"),
-    "zone": ("spot", "area", "patch", "marked area"),
-    "spot": ("zone", "area", "patch"),
-    "drawer": ("desk drawer", "compartment"),
-    "button": ("switch", "push button"),
-    "switch": ("button", "push button"),
-    "door": ("gate",),
-    "handle": ("doorknob", "lever"),
-}
-"""Other words for a thing."""
+from vla.language.names import ABSENT_THINGS, CHAT, COLORED, COLORS, THINGS
+
 SIZES = ("small", "little", "tiny")
 
 PICK = (
@@ -133,23 +69,6 @@ AFTER = (
     " with the gripper", " when you are ready", ", would you", " if possible", ", nothing else", " and be careful",
     " without touching anything else", " right away", " at once", ", my friend", " for us", ", robot",
 )  # fmt: skip
-ABSENT_THINGS = (
-    "spoon", "fork", "knife", "towel", "phone", "key", "pen", "book", "shoe", "hat", "apple", "toy car", "chair",
-    "lamp", "wrench", "keyboard", "sponge", "pear", "carrot", "bread", "watch",
-    "camera", "pillow", "bucket", "brush", "rope", "candle", "guitar", "dog", "cat", "horse",
-    "tree", "flower", "car", "bus", "ticket", "letter", "envelope", "ring", "coin", "battery", "remote control",
-    "notebook", "ruler", "eraser", "glove", "jacket", "sandwich", "cookie", "egg", "cheese", "tomato",
-    "doll", "puzzle", "chess piece", "ladder", "mirror", "clock", "comb", "soap", "lighter",
-)  # fmt: skip
-"""Things that stand in none of the scenes."""
-CHAT = (
-    "what a nice day", "tell me a joke", "who are you", "sing a song", "what time is it", "do you like music",
-    "i am hungry", "where do you come from", "the weather is bad", "how old are you", "read me a story",
-    "we are leaving soon", "call my mother", "i do not know", "never mind", "what is your name", "count to ten",
-    "it is raining outside", "we talk about football", "he went home early", "the meeting starts at noon",
-    "do nothing", "stay where you are", "wait a moment", "how interesting", "two and two is four",
-)  # fmt: skip
-"""Sentences that ask for nothing on the table."""
 JOINS = ((" then "), (", then "), (" and then "), (", and then "), ("; afterwards "), (", afterwards "), (", next "))
 
 KEPT_FOR_TESTS = re.compile(
@@ -161,6 +80,7 @@ KEPT_FOR_TESTS = re.compile(
 """Forms in which the suites' held-out phrasings say things."""
 
 _LISTS = (PICK, PLACE_VERBS, DROP_VERBS, PUSH_VERBS, STACK_VERBS, TAKE_VERBS, OPEN, CLOSE, PRESS, SIZES, BEFORE, AFTER,
-          ABSENT_THINGS, CHAT, JOINS, *COLORS.values(), *THINGS.values(), *PLACES.values(), COLORS, THINGS)  # fmt: skip
+          ABSENT_THINGS, CHAT, JOINS, *COLORS.values(), *COLORED.values(), *THINGS.values(), *PLACES.values(), COLORS,
+          THINGS)  # fmt: skip
 VOCABULARY = frozenset(word for texts in _LISTS for text in texts for word in re.findall(r"[a-z']+", text))
 """Every word that a paraphrase may bring in, typos aside."""
