@@ -24,10 +24,11 @@ def _names(text: str) -> tuple[str, ...]:
 COLORS: dict[str, tuple[str, ...]] = _lists(
     """
     red: carmine, rosy red, blood red, red coloured, brick red, fire red, rust red, tomato red, maroon, burgundy,
-        vermilion, cardinal, cerise, garnet, rouge, ruddy, claret, cinnabar, oxblood, russet, madder, alizarin, dark red, pale red, deep red
-    green: lime, grass green, leaf green, green coloured, mint, forest green, olive green, pea green, moss, viridian,
-        celadon, chartreuse, verdant, malachite, olive, sage, pistachio, avocado, peridot, verdigris, dark green, pale
-        green, deep green
+        vermilion, cardinal, cerise, garnet, rouge, ruddy, claret, cinnabar, oxblood, russet, madder, alizarin, dark
+        red, pale red, deep red
+    green: lime, grass green, leaf green, green coloured, mint, forest green, olive green, pea green, moss,
+        viridian, celadon, chartreuse, verdant, malachite, olive, sage, pistachio, avocado, peridot, verdigris, dark
+        green, pale green, deep green
     blue: azure, sky blue, ocean blue, blue coloured, royal blue, ink blue, indigo blue, denim blue, cerulean,
         turquoise, teal, cyan, aqua, cornflower, lapis, zaffre, aquamarine, prussian blue, dark blue, pale blue, deep
         blue, baby blue
@@ -53,10 +54,10 @@ COLORED: dict[str, tuple[str, ...]] = _lists(
     green: grass, leaf, forest, pine, fern, lime, mint, cucumber, seaweed, clover, basil, cactus, broccoli, spinach,
         pea, ivy, kiwi, lettuce, pickle, swamp, jungle, frog, parrot, asparagus, meadow, lizard, crocodile, cabbage,
         holly, caterpillar, lawn, hedge, parsley, christmas tree, zucchini, celery
-    blue: sky, ocean, sea, ink, denim, ice, glacier, peacock, blueberry, lagoon, jeans, water, river, lake, bluebird,
-        bluebell, whale, dolphin, forget me not, police, uniform, cornflower, wave, smurf, shark
-    yellow: sun, banana, corn, butter, honey, mustard, straw, custard, cheese, chick, duckling, mango, turmeric, taxi,
-        lemonade, egg yolk, sand, bee, school bus, wheat, dandelion, sulphur, mayonnaise, pollen, omelette
+    blue: sky, ocean, sea, ink, denim, ice, glacier, peacock, blueberry, lagoon, jeans, water, river, lake,
+        bluebird, bluebell, whale, dolphin, forget me not, police, uniform, cornflower, wave, smurf, shark
+    yellow: sun, banana, corn, butter, honey, mustard, straw, custard, cheese, chick, duckling, mango, turmeric,
+        taxi, lemonade, egg yolk, sand, bee, school bus, wheat, dandelion, sulphur, mayonnaise, pollen, omelette
     purple: lilac, orchid, heather, iris, thistle, hyacinth, beetroot, blackberry, boysenberry, raisin, crocus, fig,
         pansy, red cabbage, clematis, prune, onion, bishop, turnip, elderberry, petunia
     black: coal, tar, night, ink, pitch, soot, crow, liquorice
@@ -82,12 +83,12 @@ THINGS: dict[str, tuple[str, ...]] = _lists(
         dot, rubber ball
     bottle: flask, vial, carafe, phial, jug, decanter, water bottle, wine bottle, thermos, flagon, canteen, pitcher,
         ampoule, glass bottle, milk bottle, beer bottle, perfume bottle, cruet, plastic bottle, jug of water
-    mug: cup, teacup, coffee mug, coffee cup, tankard, beaker, goblet, tumbler, stein, tea mug, drinking cup, chalice,
-        cup with a handle, drinking vessel, beer mug, cocoa mug, drinking mug
+    mug: cup, teacup, coffee mug, coffee cup, tankard, beaker, goblet, tumbler, stein, tea mug, drinking cup,
+        chalice, cup with a handle, drinking vessel, beer mug, cocoa mug, drinking mug
     arch: bridge, archway, portal, gateway, vault, tunnel, viaduct, arcade, horseshoe, curved block, arched block,
         small bridge, arched thing, gate, doorway, thing with a hole, span, passage
-    pyramid: steps, stepped pyramid, stair, stairs, staircase, ziggurat, stairway, flight of steps, triangle, pointed
-        block, triangular thing, cone, stepped tower, temple, tower with steps, pyramid block, mound
+    pyramid: steps, stepped pyramid, stair, stairs, staircase, ziggurat, stairway, flight of steps, triangle,
+        pointed block, triangular thing, cone, stepped tower, temple, tower with steps, pyramid block, mound
     domino: tile, domino tile, flat tile, tablet, chip, wafer, slate, thin tile, domino piece, playing piece, thin
         block, flat piece, flake, counter, panel, thin plate, biscuit, small board, floor tile
     plate: saucer, platter, disc, round plate, dinner plate, charger, serving plate, paper plate, salver
