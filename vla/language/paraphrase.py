@@ -123,9 +123,9 @@ _SAME = {"block": "cube", "cylinder": "can", "bar": "brick", "sphere": "ball", "
 
 
 def _alike(name: str) -> tuple[str, str]:
-    """Colour and kind that a name means."""
+    """Colour, if it is named with one, and kind that a name means."""
     words = name.removeprefix("the ").split()
-    return (words[0] if len(words) > 1 else ""), _SAME.get(words[-1], words[-1])
+    return (words[0] if words[0] in COLORS else ""), _SAME.get(words[-1], words[-1])
 
 
 def _said(text: str, rng: np.random.Generator, others: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from vla.backbones.hub import load as load_backbone
 from vla.backbones.small.create import build_small
 from vla.backbones.small.model import small_config
 from vla.backbones.small.stem import CHANNELS, FINE_CHANNELS, STRIDES, Stem
-from vla.backbones.small.word_vectors import whole_words, word_vectors
+from vla.backbones.small.vocabulary import more_words, whole_words
+from vla.backbones.small.word_vectors import word_vectors
 from vla.backbones.smollm import weights_file
 from vla.training.pretrain import pretrain
 from vla.training.train_config import PretrainConfig
@@ -163,11 +164,12 @@ def test_words_start_where_the_language_model_has_them():
         weights_file()
     except ValueError:
         pytest.skip("needs the extra smollm")
-    names = ("red", "scarlet", "blue", "navy", "grab", "take", "fetch", "plate", "bowl", "drawer")
+    names = ("red", "vermilion", "blue", "navy", "grab", "take", "fetch", "plate", "bowl", "drawer")
     table, tokenizer = word_vectors(12, only=names)
     assert table.shape == (len(tokenizer), 12) and tokenizer.pad_token_id == 0 and tokenizer.eos_token_id == 2
     token = {word: k for k, word in whole_words(tokenizer).items() if word in names}
-    assert set(token) == set(names) and len(whole_words(tokenizer)) > 15_000
+    assert set(token) == set(names) and len(whole_words(tokenizer)) > 25_000
+    assert "vermilion" in more_words() and len(tokenizer("two vermilion mugs")["input_ids"]) == 3
     rows = torch.nn.functional.normalize(table[torch.tensor([token[name] for name in names]), 4:], dim=1)
     kinds = torch.tensor([0] * 4 + [1] * 3 + [2] * 3)
     alike = rows @ rows.T
@@ -176,6 +178,16 @@ def test_words_start_where_the_language_model_has_them():
     first, second = tokenizer("grab grab")["input_ids"]
     assert first == second, "the first word is spelled like any other"
     assert np.isclose(table[:, :4].square().mean(), 1.0, atol=0.05)
+
+
+def test_the_shipped_words_spell_every_text_and_know_those_of_the_list():
+    tokenizer = load_backbone("small").tokenizer
+    for text in ("pick up teh größe 好 🙂 12.5 cm", "PICK UP", "x<y", "aquamarine/teal", "\u00e9\u0301"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]).removeprefix(" ") == text
+    found = set(whole_words(tokenizer).values())
+    assert set(more_words()) <= found
+    spelled = [len(ids) for ids in tokenizer(sorted(found))["input_ids"]]
+    assert max(spelled) == 1
 
 
 def test_a_pretraining_that_was_stopped_goes_on_to_the_same(small, tmp_path):

@@ -105,5 +105,7 @@ def test_about_nothing_names_nothing_that_is_there():
     assert not any(re.search(r"red (cube|block)|blue (can|cylinder)", text) for text in said)
     assert any("green" in text for text in said) and any("blue cube" in text or "blue block" in text for text in said)
     assert len(set(said)) > 60
+    others = [about_nothing("push the coffee mug", rng, things=["the coffee mug", "the red ball"]) for _ in range(200)]
+    assert not any("coffee mug" in text for text in others)
     mixed = [text for text in said if re.search(r"red can|blue cube", text)]
     assert len(mixed) > 80, "both words are in sight, on two things"
