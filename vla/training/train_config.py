@@ -51,7 +51,7 @@ class PretrainConfig:
     """Say every question in other words each time it is drawn (`vla.language.paraphrase`)."""
     half: bool = True
     """Compute in bfloat16, which is slower than float32 on processors without instructions for it."""
-    absent: float = 0.15
+    absent: float = 0.25
     """With `paraphrase`: share of the questions that name something which is not there."""
 
 
