@@ -1,7 +1,7 @@
 """Tokenizer of the backbone `small`: SmolLM2's, without what no instruction has, and with more whole words.
 
 Instructions are read in lower case (`vla.processing.text`), so tokens with capitals, of program code and of layout go.
-In come words of the physical world that SmolLM2 spells in pieces (`words.txt`; their source is in the weights' NOTICE.md):
+In come words of the physical world that SmolLM2 spells in pieces (`words.txt`; source: the weights' NOTICE.md):
 things, stuffs, shapes, colours and other qualities, and what hands do. A word of one token has one vector for its
 meaning.
 """
