@@ -1,14 +1,25 @@
-"""`vla bench policy`: what one decision costs in an evaluation, in the policy and in the environment."""
+"""`vla bench policy`: what one decision costs in an evaluation, in the policy and in the environment. `vla bench
+backbones`: what it costs on either embedded backbone."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
 
-from bascule.bench.measuring import Row, row, tiny_policy
-from vla.core.types import ActionChunk, Observation, Policy, Prefix
+from bascule.bench.measuring import Row, row, tiny_policy, untrained_policy
+from vla.core.types import ActionChunk, Observation, Policy, Prefix, VecEnv
+
+if TYPE_CHECKING:
+    from vla.model.policy import VLAPolicy
 
 SUITE, ENVIRONMENTS, EPISODES = "tabletop-pick", 16, 32
+LEARNERS, UPDATES, TURNS = 48, 2, 3
+"""Environments and PPO updates of a turn with one of the backbones, and turns."""
 
 
 class Metered:
@@ -60,3 +71,62 @@ def bench() -> list[Row]:
         row("policy, one decision", per_decision * metered.cpu_s, "ms of CPU", config=config),
         row("environment, one decision", per_decision * environment_s, "ms of CPU", config=config),
     ]
+
+
+RECIPES = {"tiny-goals": "tabletop", "small": "tabletop-robust"}
+"""Imitation recipe of each backbone, whose policy is measured. The first is the baseline."""
+
+
+def backbones() -> list[Row]:
+    """`vla bench backbones`: what the backbone `small` costs beside `tiny-goals`. Decisions/s of `evaluate` and control
+    steps/s of PPO's updates, in turns; medians. Ten minutes."""
+    from envs import make_vec
+    from vla.training.recipes import RECIPES as IMITATION
+
+    policies = {name: untrained_policy(IMITATION[recipe]().model) for name, recipe in RECIPES.items()}
+    decisions: dict[str, list[float]] = {name: [] for name in policies}
+    steps: dict[str, list[float]] = {name: [] for name in policies}
+    for turn in range(TURNS + 1):
+        for name, policy in policies.items():
+            size = policy.vla.backbone.image_size
+            env = make_vec(SUITE, LEARNERS, num_workers=2, image_size=size)
+            try:
+                measured = _decisions_per_s(policy, env), _steps_per_s(policy, env)
+            finally:
+                env.close()
+            if turn > 0:  # the first turn warms up
+                decisions[name].append(measured[0])
+                steps[name].append(measured[1])
+    baseline, config = next(iter(RECIPES)), f"{SUITE}, {LEARNERS} environments, median of {TURNS} turns"
+    rows = []
+    for what, rates, unit in (
+        ("decisions in an evaluation", decisions, "decisions/s"),
+        ("RL, collecting and learning", steps, "control steps/s"),
+    ):
+        base = median(rates[baseline])
+        for name, values in rates.items():
+            beside = {} if name == baseline else {"baseline": baseline, "base": base}
+            rows.append(row(f"{what}, {name}", median(values), unit, config, **beside))
+    return rows
+
+
+def _decisions_per_s(policy: VLAPolicy, env: VecEnv) -> float:
+    from envs.evaluation.evaluate import evaluate
+
+    metered, began = Metered(policy), time.perf_counter()
+    evaluate(metered, env, range(2 * LEARNERS), suite=SUITE)
+    return metered.decisions / (time.perf_counter() - began)
+
+
+def _steps_per_s(policy: VLAPolicy, env: VecEnv) -> float:
+    from rl.recipes import tabletop_pick
+    from rl.runner import Runner
+
+    found: list[float] = []
+    config = replace(
+        tabletop_pick(), suite=SUITE, num_envs=LEARNERS, max_updates=UPDATES, max_seconds=None,
+        calibrate_scales=(1.0,), calibrate_episodes=LEARNERS,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as out:
+        Runner(policy.vla, env, config, Path(out), on_update=lambda r: found.append(r["env_steps_per_s"])).run()
+    return median(found)

@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from vla.core.types import Observation
+    from vla.model.config import VLAConfig
     from vla.model.policy import VLAPolicy
 
 Row = dict[str, Any]
@@ -49,17 +50,21 @@ def timed_in_turns(calls: Mapping[str, Callable[[], Any]], turns: int, *, warm_u
 
 def tiny_policy() -> VLAPolicy:
     """A policy of the default size with random weights, for timing only."""
-    from envs.tabletop.control import action_spec
     from vla.model.config import VLAConfig
+
+    return untrained_policy(VLAConfig())
+
+
+def untrained_policy(config: VLAConfig) -> VLAPolicy:
+    """A policy for the tabletop whose action head has random weights, for timing only."""
+    from envs.tabletop.control import action_spec
     from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
     from vla.processing.processor import Stats
 
     rng = np.random.default_rng(0)
     stats = Stats.from_arrays(rng.normal(size=(64, 8)), rng.uniform(-1, 1, (64, 4)))
-    return VLAPolicy(
-        VLA.build(VLAConfig(), stats=stats, action_spec=action_spec(20.0), cameras=("front", "wrist")).eval()
-    )
+    return VLAPolicy(VLA.build(config, stats=stats, action_spec=action_spec(20.0), cameras=("front", "wrist")).eval())
 
 
 def random_observation(batch: int) -> Observation:

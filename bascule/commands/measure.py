@@ -208,16 +208,17 @@ BENCHES = {
     "policy": "evaluation",
     "gpu": "model_gpu",
     "startup": "startup",
+    "backbones": "evaluation:backbones",
 }
-"""Module of `bascule.bench` of every benchmark; its function `bench` returns the rows."""
+"""Module of `bascule.bench` of every benchmark; its function `bench`, or the one named, returns the rows."""
 
 
 @dataclass(frozen=True)
 class Bench(Command):
-    """Measure speed: sim, serve, model, policy, gpu or startup."""
+    """Measure speed: sim, serve, model, policy, backbones, gpu or startup."""
 
     name: Positional[str]
-    """sim, serve, model, policy, gpu or startup."""
+    """sim, serve, model, policy, backbones, gpu or startup."""
     json: Path | None = None
     """Write the result to this file too."""
     backend: Literal["cpu", "warp"] = "cpu"
@@ -241,7 +242,8 @@ class Bench(Command):
         from vla.runtime.console import bench_table, stdout
         from vla.runtime.provenance import provenance
 
-        bench = import_module(f"bascule.bench.{lookup(self.name, BENCHES, 'bench')}").bench
+        module, _, function = lookup(self.name, BENCHES, "bench").partition(":")
+        bench = getattr(import_module(f"bascule.bench.{module}"), function or "bench")
         asked = given(device=self.device, worlds=self.worlds, suite=self.suite)
         load = given(clients=self.clients, seconds=self.seconds)
         if load and (self.name != "serve" or self.clients is None):
