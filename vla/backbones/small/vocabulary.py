@@ -9,6 +9,7 @@ meaning.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -51,9 +52,9 @@ def lower_case(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedTokenizerF
 
 
 def whole_words(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
-    """Token ids that are a word of lower-case letters, with the word."""
+    """Token ids that are a word of the letters a to z, with the word."""
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return {k: n[1:] for k, n in enumerate(names) if n.startswith(_START) and n[1:].isalpha() and n[1:].islower()}
+    return {k: n[1:] for k, n in enumerate(names) if n.startswith(_START) and re.fullmatch("[a-z]+", n[1:])}
 
 
 _DECODER = decoders.ByteLevel()
