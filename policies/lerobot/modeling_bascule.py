@@ -231,6 +231,7 @@ def _fresh(config: BasculeConfig, stats: Mapping[str, Mapping[str, Any]], meta: 
         cameras=[key.removeprefix(f"{OBS_IMAGES}.") for key in config.image_features],
         image_size=config.image_size,
         picture_size=max(min(feature.shape[1:]) for feature in config.image_features.values()),
+        aspects=[feature.shape[2] / feature.shape[1] for feature in config.image_features.values()],  # (C, H, W)
         max_text_tokens=config.max_text_tokens,
         seed=config.seed,
     )

@@ -135,6 +135,13 @@ def _shape(features: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def aspect(features: Mapping[str, Any], key: str) -> float:
+    """Width by height of a camera's pictures, as meta/info.json declares them, whichever side its channels are on."""
+    shape = _shape(features, key)
+    height, width = shape[1:3] if shape[0] in (1, 3, 4) else shape[:2]
+    return width / height
+
+
 def _flat(names: Any, group: str) -> Iterator[tuple[str, str]]:
     """(group, name) of every name in any of the shapes that datasets have."""
     if isinstance(names, dict):

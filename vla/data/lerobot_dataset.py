@@ -8,9 +8,9 @@ videos front to back. The layout is LeRobot's v3.0; the tests write with the sto
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vla.core.types import ActionSpec, Observation
-from vla.data.dataset_meta import camera_keys, check_width, component_names, naming_notes, read_info
+from vla.data.dataset_meta import aspect, camera_keys, check_width, component_names, naming_notes, read_info
 from vla.data.decoding import decode_images, decode_videos
 from vla.data.tables import (
     data_files,
@@ -68,6 +68,8 @@ class DemoSet:
     """(F, P) `proprio` without the noise of sensors, for teachers; None where there was none."""
     notes: tuple[str, ...] = ()
     """One line for each oddity of the dataset's tables that does not prevent reading it."""
+    aspects: Mapping[str, float] = field(default_factory=dict)
+    """Camera -> width by height of its recorded pictures; empty where they are read at another size."""
 
     @property
     def num_frames(self) -> int:
@@ -260,6 +262,7 @@ def load_dataset(
             *timing_notes(table, info),
             *foreign_notes(root),
         ),
+        aspects={} if image_size else {camera: aspect(features, key) for camera, key in keys.items()},
     )
 
 

@@ -79,6 +79,7 @@ class VLA(nn.Module):
         cameras: Sequence[str],
         image_size: int | None = None,
         picture_size: int | None = None,
+        aspects: Sequence[float] | None = None,
         max_text_tokens: int = 24,
         proprio_names: Sequence[str] | None = None,
         backbone: Backbone | nn.Module | None = None,
@@ -88,7 +89,8 @@ class VLA(nn.Module):
         """An untrained policy for one robot: bridge and head from `seed`, backbone as `config.backbone` says.
 
         `stats` fixes the proprio width, the backbone (its `image_size`, else 84) the image size unless one is given,
-        and `picture_size` that of the training pictures, if they were smaller than that;
+        and `picture_size` that of the training pictures, if they were smaller than that; `aspects` are
+        their widths by their heights, one per camera;
         `backbone` is used instead of loading one; `released_scaling` is the processor's. ValueError for what does not
         fit.
         """
@@ -113,6 +115,7 @@ class VLA(nn.Module):
             released_scaling=released_scaling,
             proprio_names=None if proprio_names is None else tuple(proprio_names),
             picture_size=min(size, picture_size or size),
+            aspects=None if aspects is None else tuple(aspects),
         )
         processor = Processor(processor_config, stats, backbone.tokenizer)
         with torch.random.fork_rng(devices=[]):

@@ -28,6 +28,8 @@ _FEW_PIXELS = 8
 """A picture with fewer than one pixel for so many that the policy reads, along a side, is unlikely to be meant."""
 _LONG = 4
 """A picture whose long side is more than this many times its short side is told as well."""
+_SQUEEZED = 1.2
+"""And one that is so many times wider or higher than those of training: 640 x 480 and 640 x 360 differ 1.33 times."""
 _TOKEN_CACHE = 4096  # distinct instructions; a server may be sent any number of them
 _KEPT_CHARACTERS = 2000  # longer ones are read anew each time
 
@@ -64,6 +66,9 @@ class ProcessorConfig:
     picture_size: int | None = None
     """Side of the pictures it was trained on, but no more than `image_size`: a simulator draws pictures of this size
     for it, so that they are as sharp as in training. None in checkpoints made before it was kept."""
+    aspects: tuple[float, ...] | None = None
+    """Width by height of each camera's pictures in training, 0 where that is not known: other ones come out squeezed
+    otherwise. None in checkpoints made before they were kept."""
 
 
 class Preprocessor:
@@ -266,15 +271,24 @@ class Preprocessor:
         return np.stack(views, axis=1)
 
     def _tell_shape(self, camera: str, height: int, width: int) -> None:
-        """Log, once for each camera, a picture that says next to nothing once it is the square the policy reads."""
+        """Log, once for each camera, a picture that says next to nothing once it is the square the policy reads, or
+        is squeezed into it otherwise than the pictures of training."""
+        if camera in self._shown or height == width == self.config.image_size:  # clients may send what is read
+            return
         few = min(height, width) * _FEW_PIXELS < self.config.image_size
-        if camera in self._shown or not (few or max(height, width) > _LONG * min(height, width)):
+        trained = dict(zip(self.config.cameras, self.config.aspects or (), strict=False)).get(camera)
+        squeezed = max(height, width) / min(height, width)
+        if trained:
+            squeezed = max(width / height / trained, trained * height / width)
+        if not (few or squeezed > (_SQUEEZED if trained else _LONG)):
             return
         self._shown.add(camera)
         size = self.config.image_size
         _log.warning(
             "camera '%s' shows %dx%d pixels, the policy reads them as %dx%d: %s; send them as in its demonstrations",
-            camera, width, height, size, size, "next to nothing can be seen" if few else "they are squeezed",
+            camera, width, height, size, size, 
+            "next to nothing can be seen" if few else
+            "they are squeezed, otherwise than those of training" if trained else "they are squeezed",
         )  # fmt: skip
 
     def _check_action(self, action: Any, width: int) -> None:

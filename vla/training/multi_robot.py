@@ -50,6 +50,7 @@ def build_vla(
         cameras=cameras,
         image_size=cfg.image_size,
         picture_size=_sharpest(demos),
+        aspects=_aspects(demos, cameras),
         max_text_tokens=_room_for_text(cfg, backbone, [demos]),
         proprio_names=demos.proprio_names,
         backbone=backbone,
@@ -122,6 +123,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
             action_width=action_width,
             proprio_names=part.proprio_names,
             picture_size=min(size, _sharpest(part)),
+            aspects=_aspects(part, cameras[i]),
         )
         for i, part in enumerate(parts)
     ]
@@ -138,6 +140,11 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
 def _sharpest(demos: DemoSet) -> int:
     """Side of the largest square that fits into the pictures of the best camera, pixels."""
     return max((min(frames.shape[1:3]) for frames in demos.images.values()), default=IMAGE_SIZE)
+
+
+def _aspects(demos: DemoSet, cameras: Sequence[str]) -> tuple[float, ...]:
+    """Width by height of each camera's recorded pictures; 0 where that is not known."""
+    return tuple(round(demos.aspects.get(camera, 0.0), 3) for camera in cameras)
 
 
 def _room_for_text(cfg: TrainConfig, backbone: nn.Module, parts: Sequence[DemoSet]) -> int:

@@ -349,3 +349,14 @@ def test_files_of_a_copy_from_a_mac_are_ignored_and_named(tmp_path, lazy, kind):
     np.testing.assert_array_equal(copied.images["front"][np.arange(11)], plain.images["front"][np.arange(11)])
     (note,) = copied.warnings()
     assert note.startswith("data/chunk-000/._file-000.parquet and 1 more: left behind by a copy from a Mac, ignored")
+
+
+def test_the_aspect_of_the_recorded_pictures_is_known_unless_they_are_read_at_another_size(tmp_path, lazy):
+    wide = png(np.zeros((20, 30, 3), np.uint8))
+
+    def shaped(features):
+        features["observation.images.front"]["shape"] = [20, 30, 3]
+
+    root = write_dataset(tmp_path, cell=lambda row: {"bytes": wide, "path": None}, features=shaped)
+    assert load_dataset(root, lazy=lazy).aspects == {"front": 1.5}
+    assert load_dataset(root, lazy=lazy, image_size=16).aspects == {}

@@ -13,7 +13,7 @@ from envs.sim.render_options import pictures_for
 from policies.load import picture_size
 from policies.serving.policy_slot import PolicySlot
 from tests.vla.small_policy import small_policy
-from tests.vla.toy_backbone import CAMERAS, SPEC, toy_backbone, toy_stats
+from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_backbone, toy_stats
 from tests.vla.training.test_train import CONFIG, demos
 from vla.core.compatibility import side_of
 from vla.model.config import BridgeConfig, VLAConfig
@@ -93,3 +93,10 @@ def test_a_checkpoint_from_before_gets_84_pixels(checkpoint):
     vla.save(checkpoint)
     assert picture_size(checkpoint) is None
     assert pictures_for(VLAPolicy.load(checkpoint)) == pictures_for(None) == 84
+
+
+def test_the_aspect_of_the_training_pictures_is_kept_with_the_checkpoint(tmp_path):
+    known = replace(demos(), aspects={CAMERAS[0]: 4 / 3})
+    build_vla(CONFIG, known, backbone=toy_backbone(), action_spec=SPEC).save(tmp_path / "policy")
+    again = VLA.load(tmp_path / "policy", load_backbone=load_toy).processor.config
+    assert again.aspects == (1.333, 0.0) and again.cameras == CAMERAS

@@ -239,6 +239,24 @@ def test_pictures_of_an_unlikely_shape_are_told_once(height, width, words, caplo
     assert all(f"shows {width}x{height} pixels" in line and words in line for line in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("trained", "height", "width", "told"),
+    [(1.0, 84, 168, True), (1.0, 480, 640, True), (4 / 3, 480, 640, False), (4 / 3, 360, 640, True),
+     (4 / 3, 300, 300, True), (4 / 3, None, None, False), (0.0, 480, 640, False), (6.0, 100, 600, False)],
+)  # fmt: skip
+def test_pictures_of_another_aspect_than_in_training_are_told(trained, height, width, told, caplog):
+    """They are squeezed into the square otherwise, so that everything is wider or narrower than it was."""
+    processor = make()
+    cameras = [camera for camera in processor.config.cameras if camera]
+    processor.config = replace(processor.config, aspects=(trained,) * len(processor.config.cameras))
+    size = processor.config.image_size
+    images = {camera: np.zeros((1, height or size, width or size, 3), np.uint8) for camera in cameras}
+    for _ in range(2):
+        processor.images(Observation(images, np.zeros((1, processor.config.proprio_dim), np.float32), ["go"]))
+    assert len(caplog.messages) == (len(cameras) if told else 0)
+    assert all("they are squeezed, otherwise than those of training" in line for line in caplog.messages)
+
+
 def test_an_observation_of_nobody_is_told():
     tokens, mask = np.zeros((0, 5), np.int64), np.zeros((0, 5), bool)
     with pytest.raises(ValueError, match=r"of no environment \(B = 0\)"):
