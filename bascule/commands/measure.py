@@ -92,6 +92,8 @@ class Eval(Command):
         check_file("--json", self.json)
         if self.robustness and self.hold_ungrounded:
             raise ValueError("--hold-ungrounded is not for `vla eval --robustness`, which counts what a policy does")
+        if folder is not None:
+            _tell_seeds(suite.eval_seed0 if self.seed0 is None else self.seed0, self.episodes)
         if self.robustness:
             self._report_robustness(listens=folder is not None)
             return
@@ -103,7 +105,6 @@ class Eval(Command):
         from envs import make_vec
         from envs.evaluation.evaluate import Count, evaluate
         from envs.perturb.perturbation import parse
-        from envs.seeds import chosen_by
         from envs.sim.render_options import pictures_for
         from vla.core.compatibility import fitted
         from vla.core.config import save_json
@@ -133,8 +134,6 @@ class Eval(Command):
             perturb=perturb,
         )
         seeds = range(seed0, seed0 + self.episodes)
-        if folder is not None and (warning := chosen_by(seeds)):
-            say(warning)
         try:
             policy = resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
 
@@ -317,6 +316,8 @@ class Experiment(Command):
         check_file("--json", self.json)
         config = self._config(make)
         self._check_names()
+        if self.seed0 is not None:
+            _tell_seeds(self.seed0, getattr(config, "episodes", 1))
         from vla.core.config import save_json
         from vla.runtime.console import format_rate, progress, stdout, table
         from vla.runtime.provenance import provenance
@@ -373,3 +374,12 @@ def _cell(counts: dict[str, Any], column: str) -> Any:
     if interval is None:
         return counts.get(column, "")
     return format_rate({"successes": counts[column], "episodes": counts["episodes"], "wilson95": interval})
+
+
+def _tell_seeds(seed0: int, episodes: int) -> None:
+    """Say that these scenes are not for evaluation, if they are not."""
+    from envs.seeds import chosen_by
+    from vla.runtime.console import say
+
+    if warning := chosen_by(range(seed0, seed0 + episodes)):
+        say(warning)
