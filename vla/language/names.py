@@ -158,3 +158,27 @@ CHAT = _names(
     """
 )
 """Sentences that ask for nothing on the table."""
+NEUTRAL_THINGS = _names(
+    """
+    one, thing, object, piece, article, gadget, gizmo, toy, element, unit, widget, contraption, specimen, artifact,
+    trinket, knickknack, doodad, bit, example, product, prop, part, sample, treasure, bauble, body, form, shape,
+    solid, figure, target, goal, whatsit, thingy, device, utensil, oddment, material, structure, novelty, curio,
+    creation, invention, possession, souvenir, entity, matter, substance, gear, equipment, merchandise, belonging,
+    component, accessory, member, model, kind of thing, sort of object
+    """
+)
+"""Words for a thing that tell nothing of its kind."""
+NEUTRAL_LOOKS = _names(
+    """
+    shiny, glossy, matte, smooth, rough, hard, solid, heavy, old, new, nice, pretty, lovely, beautiful, ugly, clean,
+    dirty, wooden, plastic, wet, dry, expensive, cheap, broken, favourite, lonely, funny, simple, strange, famous,
+    important, interesting, beloved, precious, dusty, sturdy, fragile, sleek, cute, awesome, charming, ordinary,
+    curious, certain, aforementioned, mentioned, requested, desired, correct, chosen, lone, single, very, handsome,
+    adorable, sticky, slippery, hollow, cold, warm, quiet, ancient, modern, weird, fancy, plain, colourful,
+    decorated, rugged, delicate, antique, genuine, perfect, excellent, wonderful, terrible, boring, sweet, clever,
+    innocent, lucky, magic, royal, secret, useful, useless, valuable, worthless, good, great, fine, real, fake,
+    strong, weak, elegant, cozy, odd, peculiar, remarkable, splendid, superb, typical, usual, visible, obvious,
+    remaining, particular, specific, given
+    """
+)
+"""Qualities that tell nothing of a thing's colour or kind."""

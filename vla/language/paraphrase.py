@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vla.language.names import ABSENT_THINGS, CHAT, COLORED, COLORS, THINGS
+from vla.language.names import ABSENT_THINGS, CHAT, COLORED, COLORS, NEUTRAL_LOOKS, NEUTRAL_THINGS, THINGS
 from vla.language.words import (
     AFTER,
     BEFORE,
@@ -34,6 +34,8 @@ from vla.language.words import (
 PLAIN = 0.3
 """Share of the sentences that stay as they were."""
 _SYNONYM, _FRAME, _AFTER, _TYPO = 0.4, 0.4, 0.2, 0.12
+_ONE_WORD = 0.12
+"""Share in which a thing is told by its kind alone; by its colour alone half as often again."""
 _TRIES = 6
 
 _COLOR, _THING = "|".join(COLORS), "|".join(sorted(THINGS, key=len, reverse=True))
@@ -68,7 +70,8 @@ def paraphrase(text: str, rng: np.random.Generator, *, others: Sequence[str] = (
     """The instruction `text`, or a question about things, in other words drawn from `rng`; as it is in `PLAIN` of the
     draws.
 
-    `others`: colours of everything else in sight, if known; then a thing may be called by its colour alone.
+    `others`: names of everything else in sight, if known, "the blue can"; then a thing may be called by its colour or
+    its kind alone.
     """
     if rng.random() < PLAIN:
         return text
@@ -102,9 +105,9 @@ def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str])
             if _alike(named) not in there:
                 new = named
                 break
-    elif draw < 0.88:
-        # A colour that is in sight, mostly: the thing alone tells that it is not meant.
-        colors = [color for color, _ in there if color] if rng.random() < 0.7 else []
+    elif draw < 0.82:
+        # A colour that is in sight, half of the time: the thing alone tells that it is not meant.
+        colors = [color for color, _ in there if color] if rng.random() < 0.5 else []
         new = f"the {_other_color(_drawn(colors or tuple(COLORS), rng), rng)} {_absent(text, things, rng)}"
     return text[: match.start()] + new + text[match.end() :]
 
@@ -183,22 +186,27 @@ def _reworded(text: str, rng: np.random.Generator, others: Sequence[str]) -> str
 
 def _named(match: re.Match[str], rng: np.random.Generator, others: Sequence[str]) -> str:
     color, thing = match["c"] or match["d"] or "", match["k"]
-    alone = bool(color) and len(others) > 0 and color not in others
-    color = _other_color(color, rng)
-    if rng.random() < _SYNONYM:
-        thing = _drawn(THINGS[thing], rng)
+    around = [_alike(name) for name in others]
+    only_color = bool(around and color) and color not in {other for other, _ in around}
+    only_kind = bool(around) and _SAME.get(thing, thing) not in {kind for _, kind in around}
     article = _drawn(("the ", "the ", "the ", "the ", "a ", "", "my "), rng)
     if not match.group().startswith(("the ", "a ", "an ")):
         article = ""
-    size = _drawn(SIZES, rng) + " " if rng.random() < 0.06 else ""
+    told = rng.random()
+    if only_kind and told < _ONE_WORD:
+        color = ""
+    elif only_color and told > 1 - 1.5 * _ONE_WORD:
+        thing = _drawn(NEUTRAL_THINGS, rng)
+    color = _other_color(color, rng)
+    if thing in THINGS and rng.random() < _SYNONYM:
+        thing = _drawn(THINGS[thing], rng)
+    look = rng.random()
+    look = _drawn(SIZES if look < 0.05 else NEUTRAL_LOOKS, rng) + " " if look < 0.15 else ""
     if not color:
-        return f"{article}{size}{thing}"
-    form = rng.random()
-    if alone and form < 0.12:
-        return f"{article}{color} {_drawn(('one', 'thing', 'object'), rng)}"
-    if form < 0.22:
-        return f"{article}{size}{thing} {_drawn(('which is', 'in', 'of colour', 'with the colour'), rng)} {color}"
-    return f"{article}{size}{color} {thing}"
+        return f"{article}{look}{thing}"
+    if rng.random() < 0.12:
+        return f"{article}{look}{thing} {_drawn(('which is', 'in', 'of colour', 'with the colour'), rng)} {color}"
+    return f"{article}{look}{color} {thing}"
 
 
 def _other_color(color: str, rng: np.random.Generator) -> str:

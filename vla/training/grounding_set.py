@@ -84,7 +84,7 @@ class GroundingSet:
             for k, gone in zip(points, missing, strict=True):
                 text = told[k][0]
                 text = about_nothing(text, rng, things=things) if gone else text
-                prompts.append(self.tokens(paraphrase(text, rng, others=[] if gone else _other_colors(text, things))))
+                prompts.append(self.tokens(paraphrase(text, rng, others=[] if gone else _others(text, things))))
             for k in answers:
                 prompt, answer = told[POINT_QUESTIONS + k]
                 full.append((self.tokens(paraphrase(prompt, rng)), self.tokens(answer)))
@@ -112,11 +112,10 @@ def _fill(row: Tensor, label: Tensor, prompt: list[int], answer: list[int], end:
     label[len(prompt) - 1 : len(full) - 1] = torch.tensor(full[len(prompt) :])
 
 
-def _other_colors(text: str, things: Sequence[str]) -> list[str]:
-    """Colours of all things but the one that `text` names; empty unless it names exactly one colour in sight."""
-    colors = [name.split()[1] for name in things if len(name.split()) > 2]
-    named = [color for color in colors if color in text.split()]
-    return [color for color in colors if color != named[0]] if len(named) == 1 and len(colors) > 1 else []
+def _others(text: str, things: Sequence[str]) -> list[str]:
+    """Names of all things but the one that `text` names; empty unless it names exactly one of them by its colour."""
+    named = [name for name in things if len(name.split()) > 2 and name.split()[1] in text.split()]
+    return [name for name in things if name != named[0]] if len(named) == 1 else []
 
 
 class _Pictures:

@@ -11,7 +11,8 @@ import pytest
 from envs.perturb import rewording
 from envs.tabletop.language import GOAL_TEMPLATES, KIND_WORDS, TEMPLATES
 from vla.language.paraphrase import PLAIN, about_nothing, paraphrase
-from vla.language.words import COLORS, KEPT_FOR_TESTS, THINGS, VOCABULARY
+from vla.language.names import COLORED, COLORS, THINGS
+from vla.language.words import KEPT_FOR_TESTS, VOCABULARY
 
 SENTENCES = (
     "pick up the red cube",
@@ -60,10 +61,26 @@ def test_what_goes_where_is_never_swapped():
             assert re.search(r"\b(ball|sphere|orb|globe)\b", said) is None or "bowl" not in at_the_place[:4], said
 
 
-def test_a_thing_is_called_by_its_color_alone_only_where_no_other_has_it():
-    assert not any(re.search(r"(red|coloured) (one|thing|object)", s) for s in drawn("pick up the red cube", 600))
-    assert not any(re.search(r"red (one|thing|object)", s) for s in drawn("pick up the red cube", 600, others=["red"]))
-    assert any(re.search(r"red (one|thing|object)", s) for s in drawn("pick up the red cube", 600, others=["blue"]))
+def says_red(text: str) -> bool:
+    """With "red", another name for it, or one of these with a slip of the pen."""
+    names = {"red", *(word for name in (*COLORS["red"], *COLORED["red"]) for word in name.split())}
+    return any(difflib.get_close_matches(word, names, cutoff=0.7) for word in re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize("others", [(), ("the red can", "the blue cube")])
+def test_color_and_kind_are_both_told_where_they_are_needed(others):
+    said = drawn("pick up the red cube", 600, others=others)
+    assert all(map(says_red, said))
+    assert not any(re.search(r"\b(thing|object|item|gadget)\b", text) for text in said if "cubical" not in text)
+
+
+def test_one_of_them_is_enough_where_nothing_else_has_it():
+    said = drawn("pick up the red cube", 600, others=["the red can"])
+    assert 20 < sum(not says_red(text) for text in said) < 150
+    assert not any(re.search(r"\b(gadget|gizmo|widget|item)\b", text) for text in said)
+    said = drawn("pick up the red cube", 600, others=["the blue cube"])
+    assert all(map(says_red, said))
+    assert any(re.search(r"\b(gadget|gizmo|widget|item)\b", text) for text in said)
 
 
 def test_a_task_of_another_dataset_keeps_its_words():

@@ -21,8 +21,10 @@ MODEL_TYPE = "bascule_small"
 PATCH_PX = STRIDES[-1]
 _WORDS = "vlm.model.language_model.embed_tokens.weight"
 """Name of the word table among a backbone's tensors."""
-_WORD_NOISE = 0.3
-"""Standard deviation, where that of the table's numbers is 1."""
+_WORD_NOISE, _NOISE_SPREAD = 0.4, 0.8
+"""Standard deviation of the noise on a word, where that of the table's numbers is 1: its median, and the spread of its
+logarithm. One word in eight is more than its own length away from where the table has it, as a word that training never
+used is from those that mean the same; it is to be guessed, and the other words weigh more."""
 _TOKEN_CHANNELS = sum(c * (PATCH_PX // stride) ** 2 for c, stride in zip(CHANNELS, STRIDES, strict=True))
 
 
@@ -75,7 +77,8 @@ class WordTable(nn.Module):
         """Ids (...) -> vectors (..., D)."""
         rows = F.embedding(ids, self.weight)
         if self.training and torch.is_grad_enabled():
-            rows = rows + _WORD_NOISE * torch.randn_like(rows)
+            scale = _WORD_NOISE * (_NOISE_SPREAD * torch.randn_like(rows[..., :1])).exp()
+            rows = rows + scale * torch.randn_like(rows)
         return self.widen(rows)
 
 
