@@ -10,8 +10,8 @@ import pytest
 
 from envs.perturb import rewording
 from envs.tabletop.language import GOAL_TEMPLATES, KIND_WORDS, TEMPLATES
-from vla.language.paraphrase import PLAIN, about_nothing, paraphrase
 from vla.language.names import COLORED, COLORS, THINGS
+from vla.language.paraphrase import PLAIN, about_nothing, paraphrase
 from vla.language.words import KEPT_FOR_TESTS, VOCABULARY
 
 SENTENCES = (
