@@ -34,8 +34,8 @@ from vla.language.words import (
 PLAIN = 0.3
 """Share of the sentences that stay as they were."""
 _SYNONYM, _FRAME, _AFTER, _TYPO = 0.4, 0.4, 0.2, 0.12
-_ONE_WORD = 0.12
-"""Share in which a thing is told by its kind alone; by its colour alone half as often again."""
+_ONE_WORD = 0.2
+"""Share in which a thing is told by its kind alone, and the same by its colour alone, where that is enough."""
 _TRIES = 6
 
 _COLOR, _THING = "|".join(COLORS), "|".join(sorted(THINGS, key=len, reverse=True))
@@ -95,8 +95,8 @@ def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str])
     there = sorted({_alike(name) for name in things})
     new = "the " + _absent(text, things, rng)
     if draw < 0.65:
-        # Half the time both words are in sight, on two things: nothing else is as easily taken for one of them.
-        mixed = rng.random() < 0.5
+        # Mostly both words are in sight, on two things: who heeds only one of the words takes one of these.
+        mixed = rng.random() < 0.7
         colors = [color for color, _ in there if color] if mixed else []
         kinds = [kind for _, kind in there] if mixed else []
         for _ in range(_TRIES):
@@ -195,7 +195,7 @@ def _named(match: re.Match[str], rng: np.random.Generator, others: Sequence[str]
     told = rng.random()
     if only_kind and told < _ONE_WORD:
         color = ""
-    elif only_color and told > 1 - 1.5 * _ONE_WORD:
+    elif only_color and told > 1 - _ONE_WORD:
         thing = _drawn(NEUTRAL_THINGS, rng)
     color = _other_color(color, rng)
     if thing in THINGS and rng.random() < _SYNONYM:
