@@ -28,7 +28,7 @@ def test_a_recipe_sets_what_the_user_did_not():
     assert imitation(other).max_text_tokens > imitation(plain).max_text_tokens
 
 
-def test_demonstrations_and_rl_are_randomised_alike():
+def test_demonstrations_and_rl_are_randomised_alike(tmp_path):
     robust, plain = QuickstartConfig(recipe="tabletop-robust"), QuickstartConfig()
     perturb = training_perturbation(robust)
     assert perturb.draws == "train" and perturb.plain == 0.3 and perturb.on("instruction") and perturb.on("light")
@@ -38,9 +38,9 @@ def test_demonstrations_and_rl_are_randomised_alike():
     )
     assert training_perturbation(plain) is None and _recipe(plain).randomise == ()
     assert RL_RECIPES["tabletop-robust"]().guide is not None
-    names = [stage.name for stage in job._stages(robust, None, None)]
+    names = [stage.name for stage in job._stages(robust, tmp_path, None)]
     assert names[-2:] == ["evaluate perturbed", "serve"]
-    assert "evaluate perturbed" not in [stage.name for stage in job._stages(plain, None, None)]
+    assert "evaluate perturbed" not in [stage.name for stage in job._stages(plain, tmp_path, None)]
 
 
 @pytest.mark.parametrize(
