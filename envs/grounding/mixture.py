@@ -50,7 +50,7 @@ MIXTURE: tuple[Part, ...] = (
         extra="metaworld",
     ),
 )  # fmt: skip
-"""The sets that taught the backbone `small` that ships."""
+"""The sets that taught the backbone `small` that ships, drawn as in the first of its two stages (research-log.md)."""
 
 _VIEWS, _LABEL_BYTES = 2, 1000
 """Pictures of a scene, and the size of its points and its words (964 bytes on average)."""
