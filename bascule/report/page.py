@@ -41,7 +41,9 @@ CONTROL_LABELS = {
     "random": "random actions",
 }
 """In the order of the page. Other controls follow under their own names."""
-SHOULD_SUCCEED = ("expert", "heldout_phrasing", "perturbed: ")
+_PERTURBED = "perturbed: "
+"""Beginning of the names of controls in perturbed scenes, "perturbed: texture=0.5"."""
+SHOULD_SUCCEED = ("expert", "heldout_phrasing", _PERTURBED)
 """Beginnings of the names of controls in which a good policy succeeds."""
 CONTROL_NOTES = {
     "heldout_phrasing": "instructions phrased as in no demonstration; should stay close to the policy",
@@ -94,7 +96,7 @@ def render(report: Mapping[str, Any]) -> str:
         total_seconds=sum(seconds),
         longest_seconds=max(seconds, default=0) or 1.0,
         bars=_bars(before, after, controls) if before or after or "robustness" not in report else "",
-        controls=controls,
+        control_notes=_control_notes(controls),
         curves=_curves(report),
         films=[_film(film) for film in report.get("filmstrips", ()) if len(film.get("frames", ()))],
         latency=_latency(report.get("latency_ms") or {}),
@@ -236,7 +238,18 @@ def _interval(result: Eval) -> str:
 
 
 def _control_label(name: str) -> str:
+    if name.startswith(_PERTURBED):  # the chart has no room for more
+        return name.removeprefix(_PERTURBED).replace("=", " ")
     return CONTROL_LABELS.get(name, _words(name))
+
+
+def _control_notes(controls: Iterable[str]) -> list[tuple[str, str]]:
+    """(label, what it shows) of the controls that have a note; one for all perturbed scenes."""
+    found = [(_control_label(name), CONTROL_NOTES[name]) for name in controls if name in CONTROL_NOTES]
+    if perturbed := [_control_label(name) for name in controls if name.startswith(_PERTURBED)]:
+        note = "scenes changed along this axis, from 0, not at all, to 1; should stay close to the policy"
+        found.append((", ".join(perturbed), note))
+    return found
 
 
 def _words(name: object) -> str:
@@ -276,8 +289,8 @@ _PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 _PAGES.filters |= {
-    "percent": _percent, "count": _count, "interval": _interval, "control_label": _control_label, "words": _words,
+    "percent": _percent, "count": _count, "interval": _interval, "words": _words,
     "value": _value, "duration": _duration, "facts": _facts, "practice": _practice,
 }  # fmt: skip
 _PAGES.tests["finished"] = _finished
-_PAGES.globals |= {"control_notes": CONTROL_NOTES, "policy_labels": POLICY_LABELS}
+_PAGES.globals |= {"policy_labels": POLICY_LABELS}

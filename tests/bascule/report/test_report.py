@@ -101,6 +101,15 @@ def test_the_page_is_whole_and_needs_no_other_file(tmp_path):
         assert expected in text
 
 
+def test_perturbed_scenes_are_named_by_their_axis_and_explained_once(tmp_path):
+    report = full_report()
+    report["controls"] |= {f"perturbed: {cell}": result(47, 48, (0.89, 1.0)) for cell in ("texture=0.5", "light=0.5")}
+    text = Page(write_report(report, tmp_path).read_text()).text
+    assert "texture 0.5" in text and "light 0.5" in text and "texture 0.5, light 0.5" in text
+    assert sum("scenes changed along this axis" in part for part in text) == 1
+    assert not any("perturbed: " in part for part in text)
+
+
 def test_json_keeps_the_names_programs_read_and_no_pictures(tmp_path):
     report = full_report()
     report["imitation"]["success_rate"] = np.float32(0.5)
