@@ -276,8 +276,8 @@ class Experiment(Command):
     arms: tuple[str, ...] | None = None
     """The variants to compare. Default: the experiment's own."""
     policy: tuple[Path, ...] | None = None
-    """latency, robustness, words: checkpoints to evaluate. robustness: ARM=CHECKPOINT, once a training seed, for the
-    policies of one arm."""
+    """latency, robustness, words: checkpoints to evaluate. robustness, words: ARM=CHECKPOINT, once a training seed, for
+    the policies of one arm."""
     axes: tuple[str, ...] | None = None
     """robustness: axes of `vla eval --perturb`; by default all."""
     conditions: tuple[str, ...] | None = None
@@ -352,8 +352,8 @@ class Experiment(Command):
         if self.suite is not None:
             load_suite(self.suite)
         policies = list(map(str, self.policy or ()))
-        if self.name == "robustness":
-            from bascule.experiments.robustness.comparison import arms_of
+        if self.name in ("robustness", "words"):
+            from bascule.experiments.arms import arms_of
 
             policies = [policy for arm in arms_of(policies).values() for policy in arm]
         agents = AGENTS if self.name in ("robustness", "words") else ()

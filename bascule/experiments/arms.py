@@ -40,6 +40,21 @@ def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row], *, newer:
     return row
 
 
+def arms_of(policies: Sequence[str | Path]) -> dict[str, list[str]]:
+    """{arm: the policies of its training seeds}. ValueError where two policies without a name are called alike."""
+    arms: dict[str, list[str]] = {}
+    for text in map(str, policies):
+        name, given, policy = text.partition("=")
+        if not given:
+            name, policy = Path(text).name, text
+            if name in arms:
+                raise ValueError(f"two policies are called '{name}': give them names, ARM={arms[name][0]} ARM={text}")
+        if not (name and policy):
+            raise ValueError(f"--policy {text} must be a checkpoint, or ARM=CHECKPOINT")
+        arms.setdefault(name, []).append(policy)
+    return arms
+
+
 def in_turn[Run](runs: Sequence[Run], words: Callable[[Run], str], on_progress: Report | None) -> Iterator[Run]:
     """The runs one by one, each reported with its `words` before it begins, and the last when it is done."""
     report = on_progress or (lambda done, total, what: None)

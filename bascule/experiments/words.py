@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept
+from bascule.experiments.arms import Report, Row, arms_of, evaluation_scenes, in_turn, kept, over_seeds
 from bascule.experiments.spoken import NOTHING, TARGET, Heard, Listener, SpokenEnv
 from bascule.experiments.unseen import FILE, Scene, Unseen, load_unseen
 from vla.core.compatibility import fitted
@@ -34,7 +34,8 @@ class WordsConfig:
     """Sentences that no training text has."""
 
     policy: tuple[Path, ...] = ()
-    """Checkpoints, or expert, zero, random, blind."""
+    """Checkpoints, or expert, zero, random, blind. ARM=CHECKPOINT gives an arm's name: several of one name are its
+    training seeds, in this order."""
     suite: str = "tabletop-pick"
     episodes: int = 400
     """Episodes with a sentence about the target, each sentence in equally many."""
@@ -51,26 +52,30 @@ def words(config: WordsConfig, out: Path, on_progress: Report | None = None) -> 
     sentences do not divide."""
     if not config.policy:
         raise ValueError("vla experiment words needs a policy: --policy CHECKPOINT (or expert, zero, random)")
-    parts = _said(config, load_unseen(config.sentences))
-    started, arms, sentences = time.monotonic(), {}, {}
-    cells = [(str(policy), part) for policy in config.policy for part in parts]
-    for policy, part in in_turn(cells, lambda cell: f"{Path(cell[0]).name}, {cell[1]}", on_progress):
+    parts, policies = _said(config, load_unseen(config.sentences)), arms_of(config.policy)
+    started, arms, sentences = time.monotonic(), dict[str, list[Row]](), dict[str, list[Row]]()
+    cells = [(arm, seed, part) for arm, ones in policies.items() for seed in range(len(ones)) for part in parts]
+    for arm, seed, part in in_turn(cells, lambda cell: f"{cell[0]}, seed {cell[1]}, {cell[2]}", on_progress):
+        policy = policies[arm][seed]
         said = "\n".join(one.instruction for one in parts[part])
         asked = {"suite": config.suite, "policy": policy, "said": hashlib.sha256(said.encode()).hexdigest()[:16]}
-        file = out / f"{Path(policy).name}-{part.replace(', ', '-').replace(' ', '-')}.json"
+        file = out / f"{arm}-{f'{seed}-' if seed else ''}{part.replace(', ', '-').replace(' ', '-')}.json"
         row = kept(file, asked, partial(_played, config, policy, parts[part]))
         heard = [Heard(**one) for one in row["played"]]
-        prefix = f"{Path(policy).name}: " if len(config.policy) > 1 else ""
-        arms |= {prefix + arm: counts for arm, counts in rows_of(part, heard).items()}
-        if part != PLAIN:
-            sentences |= {prefix + sentence: counts for sentence, counts in _by("sentence", part, heard).items()}
-    more = ["held"] if any("held" in row for row in arms.values()) else []
+        prefix = f"{arm}: " if len(policies) > 1 else ""
+        for name, counts in rows_of(part, heard).items():
+            arms.setdefault(prefix + name, []).append(counts | {"seed": seed})
+        for name, counts in {} if part == PLAIN else _by("sentence", part, heard).items():
+            sentences.setdefault(prefix + name, []).append(counts | {"seed": seed})
+    seeds = max(map(len, policies.values()))
+    per_seed = ["per_seed"] if seeds > 1 else []
+    held = ["held"] if any("held" in row for rows in arms.values() for row in rows) else []
     return {
         "experiment": "words",
-        "seeds": [0],
-        "arms": arms,
-        "sentences": sentences,
-        "columns": ["wrong_object", *more],
+        "seeds": list(range(seeds)),
+        "arms": {name: _pooled(rows) for name, rows in arms.items()},
+        "sentences": {name: _pooled(rows) for name, rows in sentences.items()},
+        "columns": [*per_seed, "wrong_object", *held],
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -150,7 +155,21 @@ def _counts(part: str, heard: Sequence[Heard]) -> Row:
     row = Count(sum(one.lifted == due for one in heard), n).to_dict()
     held = [one.held for one in heard if one.held is not None]
     marks = {"wrong_object": sum(one.lifted not in (due, NOTHING) for one in heard)}
-    marks |= {"held": sum(held)} if held else {}
+    return row | _marked(marks | ({"held": sum(held)} if held else {}), n)
+
+
+def _pooled(rows: list[Row]) -> Row:
+    """An arm's counts over its training seeds."""
+    total = over_seeds(rows)
+    if len(rows) == 1:
+        del total["per_seed"]
+    marks = {name: sum(row[name] for row in rows) for name in ("wrong_object", "held") if name in rows[0]}
+    return total | _marked(marks, total["episodes"])
+
+
+def _marked(marks: Mapping[str, int], n: int) -> Row:
+    """Counts of other things that happened in n episodes, each with its rate and interval."""
+    row: Row = {}
     for name, k in marks.items():
         row |= {name: k, f"{name}_rate": k / n, f"{name}_wilson95": list(wilson95(k, n))}
     return row

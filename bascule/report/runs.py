@@ -156,16 +156,19 @@ def _experiment(result: Mapping[str, Any]) -> Rows:
     counts: list[Count] = []
     figures: list[Figure] = []
     for arm, row in result["arms"].items():
-        seeds = row.get("per_seed")
+        seeds, case, must_fail = row.get("per_seed"), None, arm.replace(" ", "_") in MUST_FAIL
+        if row.get("severity"):  # a cell of a robustness table
+            case = row["axis"]
+            arm = arm.removesuffix(f"{case} {row['severity']:g}") + f"severity {row['severity']:g}"
         if seeds:
-            counts += [Count(arm, k, n, int(seed), control=arm in MUST_FAIL) for seed, (k, n) in seeds.items()]
+            counts += [Count(arm, k, n, int(seed), case, must_fail) for seed, (k, n) in seeds.items()]
         elif row["episodes"]:
-            counts.append(Count(arm, row["successes"], row["episodes"], control=arm in MUST_FAIL))
+            counts.append(Count(arm, row["successes"], row["episodes"], None, case, must_fail))
         if row.get("sampled"):
             counts.append(Count(f"{arm}, sampled", *row["sampled"]))
-        for name, value in row.items():
+        for name, value in row.items() if case is None else ():
             name = name.replace("_", " ")
-            if name in ("successes", "episodes", "success rate", "severity", "sampled"):
+            if name in ("successes", "episodes", "sampled", "severity", "kept") or name.endswith(" rate"):
                 continue
             if isinstance(value, int | float) and not isinstance(value, bool):
                 figures.append(Figure(name, _digits(value), "", arm))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from bascule.agents import AGENTS
-from bascule.experiments.arms import Report, Row, in_turn, over_seeds
+from bascule.experiments.arms import Report, Row, arms_of, in_turn, over_seeds
 from bascule.experiments.robustness.cells import PLAIN, SWAPPED, Cell, Setting, Table, chosen_axes, plan
 from vla.core.config import write_atomic
 
@@ -47,21 +47,6 @@ class RobustnessConfig:
     episodes: int = 100
     num_envs: int = 48
     workers: int = 2
-
-
-def arms_of(policies: Sequence[str | Path]) -> dict[str, list[str]]:
-    """{arm: the policies of its training seeds}. ValueError where two policies without a name are called alike."""
-    arms: dict[str, list[str]] = {}
-    for text in map(str, policies):
-        name, given, policy = text.partition("=")
-        if not given:
-            name, policy = Path(text).name, text
-            if name in arms:
-                raise ValueError(f"two policies are called '{name}': give them names, ARM={arms[name][0]} ARM={text}")
-        if not (name and policy):
-            raise ValueError(f"--policy {text} must be a checkpoint, or ARM=CHECKPOINT")
-        arms.setdefault(name, []).append(policy)
-    return arms
 
 
 def robustness(config: RobustnessConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

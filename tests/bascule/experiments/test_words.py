@@ -194,7 +194,30 @@ def test_a_result_becomes_a_claim(results):
     folder, result = results[True]
     counts, figures = rows_of(folder / "result.json", result)
     assert ("unseen", 2, 5) in [(row.arm, row.k, row.n) for row in counts]
-    assert ("wrong object rate", 0.2, "unseen") in [(row.name, row.value, row.arm) for row in figures]
+    assert ("wrong object", 1, "unseen") in [(row.name, row.value, row.arm) for row in figures]
+    assert not [row.name for row in figures if "rate" in row.name]  # a rate is computed when a claim is shown
+
+
+def test_policies_of_one_name_are_training_seeds(results, tmp_path):
+    folder, first = results[True]
+    for file in folder.glob("policy-*.json"):  # two seeds, already played: the second lifts the target once more
+        row = json.loads(file.read_text())
+        row["asked"]["policy"] = "first"
+        (tmp_path / file.name).write_text(json.dumps(row))
+        row["asked"]["policy"] = "second"
+        if file.name == "policy-unseen.json":
+            row["played"][3]["lifted"] = "target"
+        (tmp_path / file.name.replace("policy-", "policy-1-")).write_text(json.dumps(row))
+    config = WordsConfig(
+        (Path("policy=first"), Path("policy=second")), episodes=PRESENT, sentences=folder / "sentences.toml"
+    )
+    both = words(config, tmp_path)
+    unseen = both["arms"]["unseen"]
+    assert both["seeds"] == [0, 1] and both["columns"][0] == "per_seed"
+    assert unseen["per_seed"] == {"0": [2, 5], "1": [3, 5]} and unseen["episodes"] == 10
+    assert unseen["held"] == 2 * first["arms"]["unseen"]["held"]
+    counts, _ = rows_of(tmp_path / "result.json", both)
+    assert [(row.k, row.n, row.seed) for row in counts if row.arm == "unseen"] == [(2, 5, 0), (3, 5, 1)]
 
 
 def test_spare_environments_leave_no_mark():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from bascule.main import main
+from bascule.report.runs import rows_of
 
 CELLS = ["--axes", "layout", "instruction", "--conditions", "1"]
 SMALL = ["--episodes", "2", "--num-envs", "1"]
@@ -78,6 +79,12 @@ def test_arms_are_compared_over_their_seeds(tmp_path, capsys):
     assert list(result["arms"]) == ["good: plain", "good: layout 1", "bad: plain", "bad: layout 1"]
     row = result["arms"]["good: layout 1"]
     assert row["per_seed"] == {"0": [2, 2], "1": [0, 2]} and (row["successes"], row["episodes"]) == (2, 4)
+    counts, _ = rows_of(tmp_path / "result.json", result)
+    claimed = [(one.arm, one.case, one.k, one.seed) for one in counts if one.arm.startswith("good")]
+    assert claimed == [
+        ("good: plain", None, 2, 0), ("good: plain", None, 0, 1),
+        ("good: severity 1", "layout", 2, 0), ("good: severity 1", "layout", 0, 1),
+    ]  # fmt: skip
     capsys.readouterr()
     assert main([*words, "--policy", "runs/a/best", "runs/b/best"]) == 2
     assert "two policies are called 'best': give them names, ARM=runs/a/best ARM=runs/b/best" in capsys.readouterr().err
