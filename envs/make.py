@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from envs.adapters.adapter_worlds import require
+from envs.adapters.libero_suites import LiberoSuite, interpreter
 from envs.adapters.metaworld_suites import MetaworldSuite
 from envs.registry import load_suite, timed
 from envs.sim.render_options import RenderOptions
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[..., Any]:
     """The class (or factory) of a suite's environments in one process: ours for a suite file, an adapter's for its own.
 
-    ValueError naming the extra that an adapter needs and does not find, or saying that it knows no perturbations.
+    LIBERO's live in a process of their own, the others in the caller's. ValueError naming the extra that an adapter
+    needs and does not find, or saying that it knows no perturbations.
     """
     if perturb is not None and (problem := perturb.problem()):
         raise ValueError(problem)
@@ -64,6 +66,11 @@ def _adapter_worlds(suite: Any) -> Callable[..., Any]:
         from envs.adapters.metaworld_env import MetaworldWorlds
 
         return MetaworldWorlds
+    if isinstance(suite, LiberoSuite):
+        interpreter()
+        from envs.backends.remote_worlds import RemoteLibero
+
+        return RemoteLibero
     require("robosuite")
     from envs.adapters.robosuite_env import RobosuiteWorlds
 
@@ -84,13 +91,19 @@ def make_cpu_vec(
     from envs.backends.cpu_vec_env import MujocoVecEnv
 
     spec = timed(load_suite(suite), horizon)
+    worlds, python = worlds_class(spec, perturb), None
+    if isinstance(spec, LiberoSuite):
+        from envs.adapters.libero_env import LiberoWorlds
+
+        worlds, python = LiberoWorlds, interpreter()
     return MujocoVecEnv(
         spec,
-        worlds_class(spec, perturb),
+        worlds,
         num_envs,
         num_workers=num_workers,
         phrasings=phrasings,
         render=render,
+        python=python,
     )
 
 

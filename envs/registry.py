@@ -13,14 +13,15 @@ from vla.core.paths import SIM_CONFIGS
 
 def adapter_suites() -> Mapping[str, AnySuite]:
     """Every adapter's suites by name, whether its extra is installed or not."""
+    from envs.adapters.libero_suites import libero_suites
     from envs.adapters.metaworld_suites import metaworld_suites
     from envs.adapters.robosuite_suites import SUITES
 
-    return {**SUITES, **metaworld_suites()}
+    return {**SUITES, **metaworld_suites(), **libero_suites()}
 
 
 def all_suite_names() -> tuple[str, ...]:
-    """The suite files' names, then those of the adapters (robosuite, Meta-World), their extras installed or not."""
+    """The suite files' names, then those of the adapters (robosuite, Meta-World, LIBERO), installed or not."""
     return (*suite_names(), *adapter_suites())
 
 

@@ -41,7 +41,7 @@ class Eval(Command):
     """Hold the robot still until the policy first sees in an episode what the instruction names, and count how often
     that was. Only for policies whose backbone was calibrated for it, see docs/evaluate.md."""
     num_envs: int = 48
-    """Environments that play at the same time."""
+    """Environments that play at the same time; of LIBERO at most 8, which take some hundred megabytes each."""
     workers: int = 2
     """Processes that simulate."""
     perturb: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ class Eval(Command):
                 raise ValueError(f"--hold-ungrounded is for checkpoints; '{self.policy}' looks at nothing")
             threshold_of(loaded)
         seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
-        worlds = min(self.num_envs, self.episodes)
+        worlds = min(self.num_envs, self.episodes, getattr(suite, "max_envs", self.num_envs))
         env = make_vec(
             self.suite,
             worlds,

@@ -8,7 +8,8 @@ what costs most of a frame in software and shows a policy nothing: shadows, mirr
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -38,6 +39,17 @@ def require(package: str) -> None:
         raise ValueError(f"this suite needs {package}: `./run setup {package}`")
 
 
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """robosuite draws from numpy's global generator: seed it, and give it back as it was."""
+    saved = np.random.get_state()
+    np.random.seed(np.random.SeedSequence([seed, 61]).generate_state(4))
+    try:
+        yield
+    finally:
+        np.random.set_state(saved)
+
+
 @dataclass(frozen=True)
 class AdapterEpisode:
     """The part of an episode that the adapted environment does not draw itself."""
@@ -53,7 +65,7 @@ class AdapterWorlds(BaseWorlds):
     """`num_worlds` adapted environments in this process."""
 
     turned_views: tuple[int, ...] = ()
-    """Views of cameras that hang upside down."""
+    """Views that are not shown as they are drawn, see `_turn`."""
 
     def __init__(
         self,
@@ -67,8 +79,10 @@ class AdapterWorlds(BaseWorlds):
         phrasings: Phrasings,
         render: RenderOptions,
         frames_out: Frames | None,
+        full_quality: bool = False,
     ) -> None:
-        """`cameras`: our name -> the adapted model's; `show` chooses what of the model is rendered."""
+        """`cameras`: our name -> the adapted model's; `show` chooses what of the model is rendered; `full_quality`
+        draws with shadows, mirrors and multisampling as the model asks."""
         if phrasings == "novel":
             raise holds_nothing_back(suite.name)
         super().__init__(
@@ -79,7 +93,7 @@ class AdapterWorlds(BaseWorlds):
         self._low, self._high = np.asarray(action_spec.low), np.asarray(action_spec.high)
         self._proprio = np.zeros((num_worlds, self.proprio_dim), np.float32)
         self._privileged = np.zeros((num_worlds, privileged_dim), np.float32)
-        self._renderer = TunedRenderer(self.image_size, show)
+        self._renderer = TunedRenderer(self.image_size, show, full_quality=full_quality)
 
     # ------------------------------------------------------------------ for adapters to implement
     @abstractmethod
@@ -178,8 +192,10 @@ class AdapterWorlds(BaseWorlds):
 class TunedRenderer:
     """Square RGB images of several models through one GL context. Create it in the process that uses it."""
 
-    def __init__(self, image_size: int, show: Callable[[mujoco.MjvOption], None]) -> None:
-        self._size = image_size
+    def __init__(
+        self, image_size: int, show: Callable[[mujoco.MjvOption], None], *, full_quality: bool = False
+    ) -> None:
+        self._size, self._full = image_size, full_quality
         self._option = mujoco.MjvOption()
         show(self._option)
         self._option.geomgroup[_NOT_DRAWN] = 0
@@ -213,11 +229,12 @@ class TunedRenderer:
         if looks not in self._drawers:
             quality, screen = model.vis.quality, model.vis.global_
             # Before the upload: this is where the 4096-pixel shadow map and four samples per pixel are allocated.
-            quality.offsamples = quality.shadowsize = 0
+            if not self._full:
+                quality.offsamples = quality.shadowsize = 0
             screen.offwidth = screen.offheight = self._size
             drawer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50), mujoco.MjvScene(model, maxgeom=5000)
             drawer[0].readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # reversed: far away is where floats are dense
-            for flag in _OFF_FLAGS:
+            for flag in () if self._full else _OFF_FLAGS:
                 drawer[1].flags[flag] = 0
             self._drawers[looks] = drawer
         context, scene = self._drawers[looks]

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.adapters.adapter_worlds import AdapterEpisode, AdapterWorlds, require
+from envs.adapters.adapter_worlds import AdapterEpisode, AdapterWorlds, numpy_seed, require
 from envs.adapters.robosuite_fast_step import ControlMaths, LeanStep
 from envs.adapters.robosuite_suites import RobosuiteSuite
 from envs.seeds import Stream
@@ -54,17 +53,6 @@ def import_robosuite() -> Any:
     return robosuite
 
 
-@contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    """robosuite draws from numpy's global generator: seed it, and give it back as it was."""
-    saved = np.random.get_state()
-    np.random.seed(np.random.SeedSequence([seed, 61]).generate_state(4))
-    try:
-        yield
-    finally:
-        np.random.set_state(saved)
-
-
 def _show_what_robosuite_draws(option: mujoco.MjvOption) -> None:
     option.geomgroup[:] = 0
     option.geomgroup[1] = 1  # robosuite draws group 1 and collides with group 0
@@ -92,7 +80,7 @@ class RobosuiteWorlds(AdapterWorlds):
         )  # fmt: skip
         self._envs = []
         for _ in range(num_worlds):
-            with _numpy_seed(0):  # sizes are drawn when the model is built: the same in every world
+            with numpy_seed(0):  # sizes are drawn when the model is built: the same in every world
                 self._envs.append(
                     robosuite.make(
                         suite.environment, robots="Panda", has_renderer=False, has_offscreen_renderer=False,
@@ -108,7 +96,7 @@ class RobosuiteWorlds(AdapterWorlds):
         self._fingers = [env.robots[0]._ref_gripper_joint_pos_indexes["right"] for env in self._envs]
 
     def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
-        with _numpy_seed(seed):
+        with numpy_seed(seed):
             self._envs[i].reset()
         words = self.suite.train if self.phrasings == "train" else self.suite.heldout
         text = words[np.random.default_rng([seed, Stream.WORDS]).integers(len(words))]

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,10 @@ class MujocoVecEnv(WordedEnv):
         render: RenderOptions = RenderOptions(),  # noqa: B008 - frozen
         phrasings: Phrasings = "train",
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        python: Path | None = None,
     ) -> None:
         """`worlds(suite, n, phrasings=, render=, frames_out=)` makes n environments in one process: see
-        `envs.make.worlds_class`."""
+        `envs.make.worlds_class`. `python`: the interpreter of another environment, for worlds that need one."""
         if num_envs < 1 or num_workers < 1:
             raise ValueError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
         num_workers = min(num_workers, num_envs)
@@ -59,7 +61,7 @@ class MujocoVecEnv(WordedEnv):
         self._images, self._depth = frames.arrays(self._memory, 0, num_envs)
         bounds = np.linspace(0, num_envs, num_workers + 1).astype(int).tolist()
         self._workers = [
-            Worker(make, lo, hi, self._memory.name, frames, timeout_s=answer_timeout_s)
+            Worker(make, lo, hi, self._memory.name, frames, timeout_s=answer_timeout_s, python=python)
             for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
         ]
         self._deaths = [0] * num_workers
@@ -74,7 +76,7 @@ class MujocoVecEnv(WordedEnv):
             raise
         self.action_spec, self.cameras = facts.action_spec, facts.cameras
         self.proprio_dim, self.privileged_dim = facts.proprio_dim, facts.privileged_dim
-        self.proprio_names = facts.proprio_names
+        self.proprio_names, self.mujoco_version = facts.proprio_names, facts.mujoco
         shapes: dict[str, tuple[int, ...]] = {"proprio": (self.proprio_dim,), "privileged": (self.privileged_dim,)}
         if render.calibration:
             shapes |= {"intrinsics": (views, 3, 3), "extrinsics": (views, 4, 4)}

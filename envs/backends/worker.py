@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from envs.backends.other_python import spawn_in
 from envs.sim.base_worlds import WORDS, BaseWorlds, ChunkOutcome, Frames
 from vla.core.subprocesses import spawn
 from vla.core.types import ActionSpec
@@ -93,6 +95,8 @@ class Facts:
     proprio_dim: int
     privileged_dim: int
     proprio_names: tuple[str, ...]
+    mujoco: str
+    """Version of the MuJoCo that simulates."""
 
 
 class Worker:
@@ -107,11 +111,13 @@ class Worker:
         frames: SharedFrames,
         *,
         timeout_s: float,
+        python: Path | None = None,
     ) -> None:
-        """`make(num_worlds=..., frames_out=...)` builds the environments lo..hi, in the new process."""
+        """`make(num_worlds=..., frames_out=...)` builds the environments lo..hi, in the new process; `python`: the
+        interpreter of another environment to run it in."""
         self.lo, self.hi = lo, hi
         self._arguments = (make, lo, hi, memory, frames)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._python = timeout_s, python
         self._pipe: Connection | None = None
         self._has_worked = False
         self.process: Any = None
@@ -120,7 +126,10 @@ class Worker:
         """Spawn the process; returns before it has built its environments."""
         self._pipe, theirs = Pipe()
         with worker_environment():
-            self.process = spawn(_serve, (theirs, *self._arguments))
+            if self._python is None:
+                self.process = spawn(_serve, (theirs, *self._arguments))
+            else:
+                self.process = spawn_in(self._python, _serve, theirs, self._arguments)
         theirs.close()
 
     def ready(self) -> Facts:
@@ -190,6 +199,13 @@ def _state(worlds: BaseWorlds, command: str) -> dict[str, Any]:
     return state
 
 
+def mujoco_version() -> str:
+    """Version of this process's MuJoCo."""
+    import mujoco
+
+    return str(mujoco.__version__)
+
+
 def _answer(worlds: BaseWorlds, command: str, argument: Any) -> ChunkOutcome | None:
     if command == "reset":
         worlds.start_episodes(*argument)
@@ -225,7 +241,8 @@ def _serve(
             pipe.send(("error", error))
             return
         dims = worlds.proprio_dim, worlds.privileged_dim
-        pipe.send(("ok", Facts(worlds.action_spec, worlds.cameras, *dims, tuple(worlds.proprio_names))))
+        names = tuple(worlds.proprio_names)
+        pipe.send(("ok", Facts(worlds.action_spec, worlds.cameras, *dims, names, mujoco_version())))
         while True:
             command, argument = pipe.recv()
             if command == "close":

@@ -64,6 +64,10 @@ class EvalReport:
     n_action_steps: int
     diverged: int = 0
     """Episodes that ended because the simulation blew up; failures."""
+    mujoco: str = ""
+    """Version of the MuJoCo that simulated; "" where the environments do not say."""
+    initial_states: str = ""
+    """Where the scenes come from, of a suite that says so; "" is: drawn from the seeds."""
     held: dict[str, int] | None = None
     """With `hold_ungrounded`: "episodes" in which the policy was held at least once, and of all its "decisions" how
     many were "held_decisions"."""
@@ -95,6 +99,7 @@ class EvalReport:
             "horizon": self.horizon,
             "chunk_size": self.chunk_size,
             "n_action_steps": self.n_action_steps,
+            **{name: value for name in ("mujoco", "initial_states") if (value := getattr(self, name))},
             **({} if self.held is None else {"held": self.held}),
             "controls": self.controls,
         }
@@ -132,9 +137,12 @@ def evaluate(
     if len(set(seeds)) < len(seeds):  # the interval takes every episode as one scene more
         twice = next(seed for k, seed in enumerate(seeds) if seed in seeds[:k])
         raise ValueError(f"seed {twice} is given more than once: the same scene would count as several episodes")
-    played = getattr(getattr(env, "suite", None), "name", "")
+    scenes = getattr(env, "suite", None)
+    played = getattr(scenes, "name", "")
     if suite and played and Path(suite).stem != played:
         raise ValueError(f"these environments are of the suite {played}, not {suite}")
+    if hasattr(scenes, "lacks") and (problem := next(filter(None, map(scenes.lacks, seeds)), None)):
+        raise ValueError(problem)  # now, not when the others have been played
     width = min(env.num_envs, len(seeds))
     playing = np.full(env.num_envs, -1)
     playing[:width] = np.arange(width)
@@ -234,6 +242,8 @@ def evaluate(
         chunk_size=chunk_size,
         n_action_steps=n_action_steps,
         diverged=int(diverged.sum()),
+        mujoco=getattr(env, "mujoco_version", ""),
+        initial_states=scenes.initial_states(seeds) if hasattr(scenes, "initial_states") else "",
         held=None
         if sight is None
         else {

@@ -9,7 +9,7 @@ from vla.core.types import Policy
 
 
 def make_expert(suite: str, num_envs: int) -> Policy:
-    """The scripted expert of a suite, tabletop or adapter."""
+    """The scripted expert of a suite, tabletop or adapter. ValueError where there is none."""
     if suite.startswith("robosuite-"):
         from envs.experts.robosuite import RobosuiteExpert
 
@@ -18,6 +18,8 @@ def make_expert(suite: str, num_envs: int) -> Policy:
         from envs.experts.metaworld import MetaworldExpert
 
         return MetaworldExpert()
+    if suite.startswith("libero-"):
+        raise ValueError(f"suite {suite!r} has no scripted expert")
     if SCENES[load_suite(suite).scene].fixtures:
         from envs.experts.goals import GoalExpert
 

@@ -130,7 +130,11 @@ def _use(backend: str) -> None:
     if sys.platform != "linux":
         return
     import mujoco
-    from mujoco.rendering.classic import gl_context
+
+    try:
+        from mujoco.rendering.classic import gl_context
+    except ModuleNotFoundError:  # an older MuJoCo, such as LIBERO's
+        from mujoco import gl_context
 
     module = f"mujoco.{backend}"
     if getattr(getattr(gl_context, "GLContext", None), "__module__", "") != module:

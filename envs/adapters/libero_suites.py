@@ -1,0 +1,127 @@
+"""LIBERO's task suites: tasks, instructions, horizons, evaluation scenes, and where LIBERO is installed.
+
+Imports no LIBERO: that lives in an environment of its own (`./run setup libero`), for it needs robosuite 1.4.0.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from envs.seeds import FIRST_EVALUATION_SEED
+from vla.core.paths import ROOT, SIM_CONFIGS
+from vla.core.types import PlanarSymmetry
+
+CAMERAS = {"front": "agentview", "wrist": "robot0_eye_in_hand"}
+STATES_PER_TASK = 50
+"""Initial states that LIBERO publishes for each task."""
+MAX_ENVS = 8
+"""Environments that an evaluation plays at a time: each takes some hundred megabytes."""
+_TENS = ("spatial", "object", "goal", "10")
+"""The suites of ten tasks, which LIBERO-PRO varies."""
+_VARIANTS = {
+    "lan": "other words for the same task",
+    "object": "the objects in other colours and sizes",
+    "swap": "objects in each other's places",
+    "task": "another task in the same scene",
+}
+"""LIBERO-PRO's variants."""
+_PYTHON = "BASCULE_LIBERO_PYTHON"
+_FOLDER = ROOT / ".venv-libero"
+_STAMP = ".bascule-ready"
+
+
+@dataclass(frozen=True)
+class LiberoSuite:
+    """One published suite. Seeds from `eval_seed0` on are LIBERO's published initial states, see `scene_of`."""
+
+    name: str
+    description: str
+    tasks: tuple[str, ...]
+    horizon: int
+    eval_seed0: int = FIRST_EVALUATION_SEED
+    num_views: int = 2
+    plane: PlanarSymmetry | None = None
+    max_envs: int = MAX_ENVS
+
+    @property
+    def published(self) -> str:
+        """The suite's name in LIBERO."""
+        return self.name.replace("-", "_")
+
+    def variant(self, kind: str) -> str | None:
+        """LIBERO's name of LIBERO-PRO's variant of this suite; None where there is none, as of a variant itself."""
+        return f"{self.published}_{kind}" if self.name.removeprefix("libero-") in _TENS else None
+
+    @property
+    def states(self) -> int:
+        """Number of published initial states, of all tasks together."""
+        return STATES_PER_TASK * len(self.tasks)
+
+    def scene_of(self, seed: int) -> tuple[str, int | None]:
+        """(task, published initial state or None for a fresh placement) of a seed.
+
+        Seed s plays task s mod n. From `eval_seed0` on, s = eval_seed0 + n * k + t is published state k of task t.
+        ValueError beyond the last.
+        """
+        if seed < self.eval_seed0:
+            return self.tasks[seed % len(self.tasks)], None
+        state, task = divmod(seed - self.eval_seed0, len(self.tasks))
+        if problem := self.lacks(seed):
+            raise ValueError(problem)
+        return self.tasks[task], state
+
+    def initial_states(self, seeds: Sequence[int]) -> str:
+        """Where the scenes of some seeds come from, for reports."""
+        published = [seed >= self.eval_seed0 for seed in seeds]
+        if not any(published):
+            return "fresh placements"
+        return f"published ({STATES_PER_TASK} a task)" if all(published) else "published and fresh placements"
+
+    def lacks(self, seed: int) -> str | None:
+        """Why there is no scene of a seed, in a sentence; None where there is one."""
+        if seed < self.eval_seed0 + self.states:
+            return None
+        return (
+            f"{self.name} has {self.states} published initial states ({STATES_PER_TASK} a task): seeds "
+            f"{self.eval_seed0:,} to {self.eval_seed0 + self.states - 1:,}, not {seed:,}"
+        )
+
+    def summary(self, per_task: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """See `envs.tabletop.suites.AnySuite.summary`."""
+        return {}
+
+
+def instruction_of(task: str) -> str:
+    """LIBERO's sentence of a task: its name without the scene."""
+    return re.sub(r"^[A-Z_]*SCENE\d+_", "", task).replace("_", " ")
+
+
+@cache
+def libero_suites() -> dict[str, LiberoSuite]:
+    """Every suite by name; needs no LIBERO."""
+    suites = []
+    for name, facts in tomllib.loads((SIM_CONFIGS / "libero.toml").read_text()).items():
+        tasks, horizon = tuple(facts["tasks"]), facts["horizon"]
+        suites.append(LiberoSuite(f"libero-{name}", f"LIBERO: {facts['description']}", tasks, horizon))
+        if name in _TENS:
+            for variant, words in _VARIANTS.items():
+                suites.append(LiberoSuite(f"libero-{name}-{variant}", f"LIBERO-PRO: {words}", tasks, horizon))
+    return {suite.name: suite for suite in suites}
+
+
+def interpreter() -> Path:
+    """The Python that has LIBERO. ValueError naming the command that installs it."""
+    if told := os.environ.get(_PYTHON):
+        python = Path(told)
+        if not (python.is_file() and os.access(python, os.X_OK)):
+            raise ValueError(f"{_PYTHON}={told} is no Python interpreter; unset it and run `./run setup libero`")
+        return python
+    if not (_FOLDER / _STAMP).is_file():
+        raise ValueError("this suite needs LIBERO, in an environment of its own: `./run setup libero`")
+    return _FOLDER / "bin" / "python"

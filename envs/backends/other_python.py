@@ -1,0 +1,88 @@
+"""A worker process that runs in another Python environment: a simulator whose packages do not go with ours.
+
+That environment has numpy and its own MuJoCo, and finds our packages behind its own: it must be Python 3.12 or later
+and needs nothing else of ours. What is sent is what a spawned worker is sent, by the same pipe.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from vla.core.paths import ROOT
+
+_ENTRY = "import sys; sys.path.append(sys.argv[1]); from envs.backends.other_python import main; main(int(sys.argv[2]))"
+_OURS = ("builtins", "vla", "envs", "numpy")
+"""Packages that both sides have: errors of these may cross the pipe."""
+
+
+class OtherProcess:
+    """The methods of `multiprocessing.Process` that a worker's parent uses, of a program."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process, self.pid = process, process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        """Exit code; the negated signal where it was killed; None while it runs."""
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        """True while it runs."""
+        return self._process.poll() is None
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, or the time is over."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()
+
+
+def spawn_in(python: Path, target: Callable[..., None], pipe: Connection, args: tuple[Any, ...]) -> OtherProcess:
+    """A process of the interpreter `python` that runs `target(pipe, *args)`, both pickled. It prints nothing on stdout:
+    simulators greet."""
+    command = [str(python), "-I", "-c", _ENTRY, str(ROOT), str(pipe.fileno())]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=(pipe.fileno(),), bufsize=0
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin as stdin:  # it has died: `Worker.receive` finds that out
+        stdin.write(pickle.dumps((target, args)))
+    return OtherProcess(process)
+
+
+def main(fd: int) -> None:
+    """The process's beginning: read the target from stdin and run it with the pipe `fd`."""
+    # The shared memory is the parent's: a tracker of this process would remove it when this process ends.
+    resource_tracker.register = lambda name, rtype: None  # type: ignore[assignment]
+    pipe = Connection(fd)
+    try:
+        target, args = pickle.load(sys.stdin.buffer)
+    except ImportError as error:
+        pipe.send(("error", ValueError(f"the environment of {sys.executable} lacks {error.name}: install it again")))
+        return
+    target(_Shared(pipe), *args)
+
+
+class _Shared:
+    """A pipe to a process that lacks some of our packages: their errors are told in words."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self.recv = pipe, pipe.recv
+
+    def send(self, message: tuple[str, Any]) -> None:
+        """Send (status, value)."""
+        status, value = message
+        if status == "error" and type(value).__module__.partition(".")[0] not in _OURS:
+            value = RuntimeError(f"{type(value).__name__}: {value}")
+        self._pipe.send((status, value))
