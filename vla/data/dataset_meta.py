@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.core.config import load_json, nearest
+from vla.data.findings import Finding
 
 IMAGE_PREFIX = "observation.images."
 _NUMBERS = ("float", "int", "uint", "bool")
@@ -104,8 +105,8 @@ def component_names(features: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return names if len(names) == width and all(map(str.strip, names)) else tuple(f"{key}_{i}" for i in range(width))
 
 
-def naming_notes(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """One line for each of these features whose names cannot be those of its components, or name one twice."""
+def naming_findings(features: Mapping[str, Any], keys: Sequence[str]) -> list[Finding]:
+    """A finding for each of these features whose names cannot be those of its components, or name one twice."""
     notes = []
     for key in keys:
         names, given, width = _names(features, key), features[key].get("names"), features[key]["shape"][0]
@@ -117,7 +118,7 @@ def naming_notes(features: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
             notes.append(f"feature '{key}' has components without a name in meta/info.json: its names are not used")
         elif len(set(names)) < len(names):
             notes.append(f"feature '{key}' names a component twice: {', '.join(names)}")
-    return notes
+    return [Finding("component_names", "warning", note) for note in notes]
 
 
 def _names(features: Mapping[str, Any], key: str) -> tuple[str, ...]:

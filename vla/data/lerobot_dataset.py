@@ -20,17 +20,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vla.core.types import ActionSpec, Observation
-from vla.data.dataset_meta import aspect, camera_keys, check_width, component_names, naming_notes, read_info
+from vla.data.dataset_meta import aspect, camera_keys, check_width, component_names, naming_findings, read_info
 from vla.data.decoding import decode_images, decode_videos
+from vla.data.findings import Finding, rare_findings, still_camera, still_vectors
 from vla.data.tables import (
     data_files,
-    foreign_notes,
+    foreign_findings,
     instructions,
     read_table,
-    rounding_notes,
+    rounding_findings,
     row_place,
     simulator_state,
-    timing_notes,
+    timing_findings,
     vectors,
 )
 from vla.runtime.machine import free_memory
@@ -66,8 +67,8 @@ class DemoSet:
     """(F, S) the simulator's state, where the demonstrations were made in one (`vla demos`): for teachers."""
     exact_proprio: NDArray[np.float32] | None = None
     """(F, P) `proprio` without the noise of sensors, for teachers; None where there was none."""
-    notes: tuple[str, ...] = ()
-    """One line for each oddity of the dataset's tables that does not prevent reading it."""
+    noticed: tuple[Finding, ...] = ()
+    """A finding for each oddity of the dataset's tables that does not prevent reading it."""
     aspects: Mapping[str, float] = field(default_factory=dict)
     """Camera -> width by height of its recorded pictures; empty where they are read at another size."""
 
@@ -100,38 +101,23 @@ class DemoSet:
 
     def warnings(self) -> list[str]:
         """One line for each thing in the recording that may not be what was meant; empty for ordinary data."""
-        from vla.processing.stats import rare_components
-
         parts = ((ACTION, self.action, self.action_names), (PROPRIO, self.proprio, self.proprio_names))
-        return [*self.notes, *self._standing_still()] + [
-            f"{feature} component {clause}: it is scaled by its extremes; if those are recording errors, remove them"
-            for feature, values, names in parts
-            for clause in rare_components(values, names)
-        ]
+        rare = [finding for part in parts for finding in rare_findings(*part)]
+        return [finding.text for finding in (*self.noticed, *self._standing_still(), *rare)]
 
-    def _standing_still(self) -> list[str]:
-        """One line for actions, for the state, and for each camera, that are the same in every frame. Of the pictures
-        a few are looked at, for they may lie on disk."""
+    def _standing_still(self) -> list[Finding]:
+        """Findings for actions, for the state, and for each camera, that are the same in every frame. Of the pictures a
+        few are looked at, for they may lie on disk."""
         if self.num_frames < 2:
             return []
-        lines = []
-        if (self.action == self.action[0]).all():
-            lines.append(f"feature '{ACTION}' is the same in all {self.num_frames} frames: there is nothing to imitate")
-        elif (self.proprio == self.proprio[0]).all():
-            lines.append(
-                f"feature '{PROPRIO}' is the same in all {self.num_frames} frames, in which actions differ: a policy "
-                "learns nothing of where the robot is; was the state recorded?"
-            )
+        still = [bool((values == values[0]).all()) for values in (self.action, self.proprio)]
+        found = still_vectors(self.num_frames, *still)
         looked = np.unique(np.linspace(0, self.num_frames - 1, _LOOKED_AT).astype(np.int64))
         for camera, image in self.images.items():
             seen = image[looked]
             if (seen == seen[0]).all():
-                kind = "one colour" if (seen[0] == seen[0, 0, 0]).all() else "the same picture"
-                lines.append(
-                    f"camera '{camera}' shows {kind} in all of {len(looked)} frames looked at: a covered or frozen "
-                    "camera? Leave it out (vla train --cameras) or record it again"
-                )
-        return lines
+                found.append(still_camera(camera, len(looked), bool((seen[0] == seen[0, 0, 0]).all())))
+        return found
 
     def observation(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> Observation:
         """The observation of a policy at these frames; a slice gives views, an index copies."""
@@ -256,11 +242,11 @@ def load_dataset(
         proprio_names=names[PROPRIO],
         privileged=simulator_state(root, table, "privileged"),
         exact_proprio=simulator_state(root, table, "exact_proprio"),
-        notes=(
-            *naming_notes(features, (ACTION, PROPRIO)),
-            *rounding_notes(table, names),
-            *timing_notes(table, info),
-            *foreign_notes(root),
+        noticed=(
+            *naming_findings(features, (ACTION, PROPRIO)),
+            *rounding_findings(table, features, names),
+            *timing_findings(table, info),
+            *foreign_findings(root),
         ),
         aspects={} if image_size else {camera: aspect(features, key) for camera, key in keys.items()},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from vla.data.findings import Finding, Severity
 
 PRIVILEGED_FILE = "privileged.parquet"
 """In `meta/` of what `vla demos` records: the simulator's state by frame."""
@@ -124,37 +127,45 @@ def _check_order(root: Path, table: pa.Table) -> None:
         raise ValueError(f"{root}: the frames of episode {numbers[counts > 1][0]} are not together in data/")
 
 
-def timing_notes(table: pa.Table, info: Mapping[str, Any]) -> list[str]:
-    """One line each where frames are missing inside episodes, time stands still, runs backwards or jumps, or the
+def timing_findings(table: pa.Table, info: Mapping[str, Any]) -> list[Finding]:
+    """A finding each where frames are missing inside episodes, time stands still, runs backwards or jumps, or the
     recorded rate is not the declared one."""
     episode, frame, stamps = (table.column(name).to_numpy() for name in ("episode_index", "frame_index", "timestamp"))
     same = np.diff(episode) == 0
-    notes = []
+    found = []
+
+    def add(code: str, severity: Severity, rows: NDArray[np.int64], text: str) -> None:
+        found.append(Finding(code, severity, text, tuple(np.unique(episode[rows]).tolist())))
+
     if len(gaps := np.flatnonzero(same & (np.diff(frame) > 1))):
-        notes.append(
+        text = (
             f"{row_place(table, gaps[0] + 1)} follows frame {frame[gaps[0]]}: the frames between are missing, and "
             f"actions across such a gap count as consecutive ({len(gaps)} in all)"
         )
+        add("frames_missing", "warning", gaps, text)
     rows = np.flatnonzero(same) + 1
     steps = np.diff(stamps.astype(np.float64))[same] / np.diff(frame)[same]
     if len(back := rows[steps <= 0]):
-        notes.append(
+        text = (
             f"the timestamp of {row_place(table, back[0])} ({stamps[back[0]]:g} s) is not after that of the frame "
             f"before it ({stamps[back[0] - 1]:g} s): is this the order of recording? ({len(back)} in all)"
         )
+        add("time_backwards", "error", back, text)
     step = float(np.median(steps)) if len(steps) else 0.0  # 0: no episode has two frames
     if len(pauses := rows[steps > _PAUSE * max(step, 0.0)]) and not len(back):
         pause = stamps[pauses[0]] - stamps[pauses[0] - 1]
-        notes.append(
+        text = (
             f"{pause:.3g} s pass before {row_place(table, pauses[0])}, and actions across such a pause count as "
             f"consecutive: remove these frames or split the episode ({len(pauses)} in all)"
         )
+        add("pause", "warning", pauses, text)
     if step > 0 and abs(step * info["fps"] - 1) > _WRONG_RATE:
-        notes.append(
+        text = (
             f"by its timestamps it was recorded at {1 / step:.3g} Hz, meta/info.json declares {info['fps']:g} Hz: the "
             "policy will act at the declared rate"
         )
-    return notes
+        add("rate", "warning", np.empty(0, np.int64), text)
+    return found
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -167,13 +178,14 @@ def parquet_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("*/*.parquet")) if not path.name.startswith("._")]
 
 
-def foreign_notes(root: Path) -> list[str]:
-    """One line about files that `parquet_files` leaves out."""
+def foreign_findings(root: Path) -> list[Finding]:
+    """A finding about files that `parquet_files` leaves out."""
     found = sorted(path for place in ("data", "meta/episodes") for path in (root / place).glob("*/._*"))
     if not found:
         return []
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return [f"{found[0].relative_to(root)}{more}: left behind by a copy from a Mac, ignored; they may be deleted"]
+    text = f"{found[0].relative_to(root)}{more}: left behind by a copy from a Mac, ignored; they may be deleted"
+    return [Finding("foreign_files", "note", text)]
 
 
 def data_files(root: Path, info: Mapping[str, Any]) -> list[Path]:
@@ -188,6 +200,16 @@ def data_files(root: Path, info: Mapping[str, Any]) -> list[Path]:
 
 def vectors(table: pa.Table, features: Mapping[str, Any], key: str) -> NDArray[np.float32]:
     """(F, D) of a numeric feature. ValueError for a wrong width, a NaN or an infinity, naming the place."""
+    with np.errstate(over="ignore"):  # what does not fit is told below
+        values = numbers(table, features, key).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(not_finite(table, key, values))
+    return values
+
+
+def numbers(table: pa.Table, features: Mapping[str, Any], key: str) -> NDArray[Any]:
+    """(F, D) of a numeric feature as it was recorded, also NaN and infinities. ValueError for a wrong width or a frame
+    without a value, naming the place."""
     column, width = table.column(key).combine_chunks(), features[key]["shape"][0]
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
@@ -204,38 +226,67 @@ def vectors(table: pa.Table, features: Mapping[str, Any], key: str) -> NDArray[n
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"feature '{key}' must be a vector of numbers, data/ holds {kind}")
-    with np.errstate(over="ignore"):  # what does not fit is told below
-        values = column.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(table), -1)
+    values = column.to_numpy(zero_copy_only=False).reshape(len(table), -1)
     if values.shape[1] != width:
         raise ValueError(f"feature '{key}' should have {width} components but has {values.shape[1]}")
-    if not np.isfinite(values).all():
-        row, component = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(
-            f"feature '{key}' holds {values[row, component]} at {row_place(table, row)} (component {component})"
-        )
     return values
 
 
-def rounding_notes(table: pa.Table, names: Mapping[str, Sequence[str]]) -> list[str]:
-    """One line for each component of the features `names` whose motion the policy's 32-bit numbers cannot tell.
+def not_finite(table: pa.Table, key: str, values: NDArray[Any]) -> str:
+    """The first NaN or infinity of a feature and its place, in words."""
+    row, component = np.argwhere(~np.isfinite(values))[0]
+    return f"feature '{key}' holds {values[row, component]} at {row_place(table, row)} (component {component})"
 
-    Such is a value far from zero that changes little: of 2,147,483,648.58 they keep 2,147,483,648.
-    """
-    notes = []
+
+def rounding_findings(
+    table: pa.Table, features: Mapping[str, Any], names: Mapping[str, Sequence[str]]
+) -> list[Finding]:
+    """A finding for each component of the features `names` whose motion the policy's 32-bit numbers cannot tell."""
+    found = []
     for key, components in names.items():
-        column = table.column(key).combine_chunks()
-        column = column.flatten() if _is_list(column.type) else column
-        if not (pa.types.is_float64(column.type) or pa.types.is_integer(column.type)):
-            continue  # as it was recorded
-        values = column.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1)
-        spread = values.max(0) - values.min(0)
-        lost = np.abs(values - values.astype(np.float32)).max(0)
-        notes += [
-            f"feature '{key}' component '{components[i]}' changes by {spread[i]:.3g} around {values[0, i]:.6g}, which "
-            f"32-bit numbers tell only to {lost[i]:.2g}: subtract a constant from it before training, and on the robot"
-            for i in np.flatnonzero(lost > _LOST_SHARE * spread)
-        ]
-    return notes
+        kind = table.column(key).type
+        kind = kind.value_type if _is_list(kind) else kind
+        if pa.types.is_float64(kind) or pa.types.is_integer(kind):  # others are as they were recorded
+            found += lost_motion(key, components, Rounding.of(numbers(table, features, key)))
+    return found
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Extremes of components as recorded, (D,) float64, and what rounding to 32 bits takes from a value at most."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    lost: NDArray[np.float64]
+
+    @staticmethod
+    def of(values: NDArray[Any]) -> Rounding:
+        """That of finite values (F, D)."""
+        values = values.astype(np.float64)
+        with np.errstate(over="ignore"):
+            return Rounding(values.min(0), values.max(0), np.abs(values - values.astype(np.float32)).max(0))
+
+    def joined(self, other: Rounding) -> Rounding:
+        """That of both recordings."""
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return Rounding(low, high, np.maximum(self.lost, other.lost))
+
+
+def lost_motion(key: str, components: Sequence[str], rounding: Rounding) -> list[Finding]:
+    """A finding for each component of feature `key` that lies far from zero and changes little: of 2,147,483,648.58
+    32 bits keep 2,147,483,648."""
+    spread, lost = rounding.high - rounding.low, rounding.lost
+    return [
+        Finding(
+            "motion_lost",
+            "error",
+            f"feature '{key}' component '{components[i]}' changes by {spread[i]:.3g} around {rounding.low[i]:.6g}, "
+            f"which 32-bit numbers tell only to {lost[i]:.2g}: subtract a constant from it before training, and on the "
+            "robot",
+            components=(f"{key} {components[i]}",),
+        )
+        for i in np.flatnonzero(np.isfinite(lost) & (lost > _LOST_SHARE * spread))
+    ]
 
 
 def simulator_state(root: Path, table: pa.Table, name: str) -> NDArray[np.float32] | None:
@@ -256,26 +307,43 @@ def simulator_state(root: Path, table: pa.Table, name: str) -> NDArray[np.float3
     return values[order[at]] if (numbers[at] == wanted).all() else None
 
 
-def instructions(root: Path, table: pa.Table) -> list[str]:
-    """The task string of every frame."""
+def tasks(root: Path) -> list[tuple[int, object]]:
+    """(task_index, task string) of each row of meta/tasks.parquet. ValueError where there is no such table."""
     path = root / "meta" / "tasks.parquet"
     if not path.is_file():
         raise ValueError(f"{root} has no task strings: meta/tasks.parquet is missing")
-    tasks = read_parquet(path, root)
-    texts = next((name for name in ("task", "__index_level_0__") if name in tasks.column_names), None)
-    if texts is None or "task_index" not in tasks.column_names:
+    table = read_parquet(path, root)
+    texts = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
+    if texts is None or "task_index" not in table.column_names:
         raise ValueError(
-            f"{root} has no task strings: meta/tasks.parquet has the columns {', '.join(tasks.column_names)}"
+            f"{root} has no task strings: meta/tasks.parquet has the columns {', '.join(table.column_names)}"
         )
+    return list(zip(table.column("task_index").to_pylist(), table.column(texts).to_pylist(), strict=True))
+
+
+def instructions(root: Path, table: pa.Table) -> list[str]:
+    """The task string of every frame."""
     known: dict[int, object] = {}
-    for index, text in zip(tasks.column("task_index").to_pylist(), tasks.column(texts).to_pylist(), strict=True):
+    for index, text in tasks(root):
         if known.setdefault(index, text) != text:
-            raise ValueError(
-                f"{root}: meta/tasks.parquet has two task strings for task_index {index}, {known[index]!r} and "
-                f"{text!r}: number them apart"
-            )
+            raise ValueError(f"{root}: {two_texts(index, known[index], text)}")
     used = table.column("task_index").to_pylist()
     for index in set(used):
-        if not (isinstance(known.get(index), str) and known[index].strip()):
-            raise ValueError(f"{root} has no task string for task_index {index}: every frame needs an instruction")
+        if not says_something(known.get(index)):
+            raise ValueError(f"{root} has {no_text(index)}")
     return [known[index] for index in used]  # type: ignore[misc]
+
+
+def says_something(text: object) -> bool:
+    """True for a task string that is not blank."""
+    return isinstance(text, str) and bool(text.strip())
+
+
+def two_texts(index: int, one: object, other: object) -> str:
+    """The words for a task_index that stands for two tasks."""
+    return f"meta/tasks.parquet has two task strings for task_index {index}, {one!r} and {other!r}: number them apart"
+
+
+def no_text(index: int) -> str:
+    """The words for a task_index whose frames have no instruction."""
+    return f"no task string for task_index {index}: every frame needs an instruction"

@@ -94,19 +94,21 @@ def widened(
     return np.where(noise, low, q01), np.where(noise, high, q99)
 
 
-def rare_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> list[str]:
-    """For each component scaled by its extremes because it rarely leaves its resting value: one clause that names it.
+def rare_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, one clause that names it) of each component scaled by its extremes because it rarely leaves its resting
+    value.
 
     Switches (only -1 and 1) and constants are none of these. One frame of a recording shorter than a hundred counts as
     rare too: there the quantiles that scale lie between it and the next, here they lie within.
     """
     values = np.asarray(values_FX, dtype=np.float64)
-    within = ("higher", "lower") if len(values) >= _SHORT else ("linear", "linear")
-    q01, q99 = (np.quantile(values, q, axis=0, method=m) for q, m in zip((0.01, 0.99), within, strict=True))
+    methods = ("higher", "lower") if len(values) >= _SHORT else ("linear", "linear")
+    q01, q99 = (np.quantile(values, q, axis=0, method=m) for q, m in zip((0.01, 0.99), methods, strict=True))
     low, high = values.min(0), values.max(0)
     rare = (q99 - q01 < _NARROW * (high - low)) & (high - low >= _NEGLIGIBLE) & ~np.isin(values, (-1.0, 1.0)).all(0)
+    within = [f"{q01[i]:.3g}..{q99[i]:.3g} in 98% of the frames" for i in range(len(names))]
     return [
-        f"'{names[i]}' reaches {low[i]:.3g}..{high[i]:.3g} but stays in {q01[i]:.3g}..{q99[i]:.3g} in 98% of the frames"
+        (names[i], f"'{names[i]}' reaches {low[i]:.3g}..{high[i]:.3g} but stays in {within[i]}")
         for i in np.flatnonzero(rare)
     ]
 

@@ -1,0 +1,87 @@
+"""Findings about a recording: what is wrong with it, where, and what to do. `vla train` warns of them and `vla check`
+lists them, in the same words, which are made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.processing.stats import rare_components
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""Gravest first. error: do not train on it so; warning: look at it before; note: good to know."""
+_NAMED = 8
+"""Most episodes that one sentence names."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about a recording, in one sentence with its figure and its remedy."""
+
+    code: str
+    """A name for programs, such as "camera_black"; listed in docs/train.md."""
+    severity: Severity
+    text: str
+    episodes: tuple[int, ...] = ()
+    """Numbers of the episodes concerned; empty for the whole recording."""
+    components: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+
+
+def listed(episodes: Iterable[int]) -> str:
+    """Episodes for a sentence: "episode 3", "episodes 3, 5 and 12", or the first of many and how many more."""
+    numbers = list(episodes)
+    if len(numbers) == 1:
+        return f"episode {numbers[0]}"
+    if len(numbers) <= _NAMED:
+        return f"episodes {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+    return f"episodes {', '.join(map(str, numbers[:_NAMED]))} and {len(numbers) - _NAMED} more"
+
+
+def numbered(count: int, thing: str) -> str:
+    """ "1 warning", "2 warnings"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def still_vectors(frames: int, action: bool, state: bool) -> list[Finding]:
+    """Findings for actions, or else a state, that are the same in all of `frames` frames."""
+    if frames < 2:
+        return []
+    if action:
+        text = f"feature 'action' is the same in all {frames} frames: there is nothing to imitate"
+        return [Finding("action_still", "error", text)]
+    if state:
+        text = (
+            f"feature 'observation.state' is the same in all {frames} frames, in which actions differ: a policy learns "
+            "nothing of where the robot is; was the state recorded?"
+        )
+        return [Finding("state_still", "warning", text)]
+    return []
+
+
+def still_camera(camera: str, looked: int, one_colour: bool) -> Finding:
+    """The finding for a camera that shows the same in all of the frames looked at."""
+    kind = "one colour" if one_colour else "the same picture"
+    text = (
+        f"camera '{camera}' shows {kind} in all of {looked} frames looked at: a covered or frozen camera? Leave it out "
+        "(vla train --cameras) or record it again"
+    )
+    return Finding("camera_still", "warning", text, cameras=(camera,))
+
+
+def rare_findings(feature: str, values_FX: NDArray[np.floating], names: Sequence[str]) -> list[Finding]:
+    """A finding for each component that rarely leaves its resting value, so that extremes scale it."""
+    return [
+        Finding(
+            "rarely_moves",
+            "warning",
+            f"{feature} component {clause}: it is scaled by its extremes; if those are recording errors, remove them",
+            components=(f"{feature} {name}",),
+        )
+        for name, clause in rare_components(values_FX, names)
+    ]
