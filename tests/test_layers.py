@@ -18,7 +18,7 @@ MAX_FILES = 12
 """Most files of a folder, its `__init__.py` not counted."""
 
 ORDER = {
-    "vla": ("core", "runtime", "processing", "language", "backbones", "model", "data", "training"),
+    "vla": ("core", "runtime", "processing", "language", "backbones", "model", "data", "checking", "training"),
     "envs": (
         "seeds", "tabletop", "perturb", "sim", "adapters", "registry", "backends", "make", "experts", "demos",
         "grounding", "evaluation", "gym_env",

@@ -1,4 +1,4 @@
-"""Commands that generate data: demonstrations, and question-answer pairs about rendered scenes."""
+"""Commands that make data and judge it: demonstrations, a verdict on a recording, questions about rendered scenes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_numbers, chosen_perturbation
+from bascule.commands.base import Command, check_file, check_numbers, chosen_perturbation
 from vla.core.config import lookup
 from vla.core.types import IMAGE_SIZE
+
+_MOST_SHOWN = 24
+"""Episodes with findings that the page of a check shows."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,76 @@ class Demos(Command):
 def _note(state: Any) -> str:
     replaced = f", {state.replaced} workers died and were replaced" if state.replaced else ""
     return f"{state.tried - state.kept} discarded{replaced}"
+
+
+@dataclass(frozen=True)
+class Check(Command):
+    """Say whether a LeRobotDataset is fit to train on: findings, a verdict, and a page to look at."""
+
+    dataset: Positional[Path]
+    """The dataset's folder, a LeRobotDataset v3 with state, action and cameras."""
+    json: Path | None = None
+    """Write the verdict, the findings and each episode's figures to this file."""
+    page: Path | None = None
+    """Write a page to this file: findings, pictures, and state and actions over time."""
+    backbone: str = "tiny"
+    """The backbone, or the folder of a policy, whose words the task strings are compared with."""
+    pictures: int = 12
+    """Pictures of each camera that are looked at in every episode; 0 for none."""
+    shown: int = 6
+    """How many of the first episodes the page shows, beside those with findings."""
+
+    def run(self) -> int:
+        """Check and print. Exit code 1 if there are errors or warnings, 0 if there are none. ValueError for a folder
+        that is no dataset."""
+        check_numbers(self, pictures=(0, 10_000), shown=(0, 1000))
+        for flag, path in (("--json", self.json), ("--page", self.page)):
+            check_file(flag, path)
+        if self.page is not None and self.page.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"--page {self.page} must end in .html: a page for a browser is what it becomes")
+        from vla.model.config import check_backbone
+
+        check_backbone(self.backbone)
+        from rich.text import Text
+
+        from vla.checking.check import check_dataset
+        from vla.core.config import save_json
+        from vla.runtime.console import progress, say, stdout
+
+        with progress("checking", 1, unit="episodes") as update:
+
+            def show(done: int, total: int) -> None:
+                update(done, total=total)
+
+            report = check_dataset(self.dataset, backbone=self.backbone, pictures=self.pictures, on_progress=show)
+        out = stdout()
+        styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
+        for finding in report.findings:
+            line = Text(f"{finding.severity:<8} {finding.code}: ", style=styles[finding.severity])
+            out.print(line.append(" ".join(finding.text.split()), style="default"), soft_wrap=True)
+        out.print(Text(f"{self.dataset}: {report.size()}"), soft_wrap=True)
+        out.print(Text(f"{self.dataset}: {report.verdict}", style="bold"), soft_wrap=True)
+        if self.json is not None:
+            save_json(self.json, report.data())
+        if self.page is not None:
+            self._write_page(report)
+            say(f"page in {self.page}")
+        return int(not report.clean)
+
+    def _write_page(self, report: Any) -> None:
+        from bascule.report.recording_page import write_recording_page
+        from vla.checking.samples import chosen, shown
+        from vla.runtime.console import progress
+        from vla.runtime.provenance import provenance
+
+        numbers = chosen(report, self.shown, _MOST_SHOWN + self.shown)
+        with progress("page", len(numbers), unit="episodes") as update:
+            episodes = shown(report, numbers, update)
+        write_recording_page(report, episodes, self.page, {"command": f"vla check {self.dataset}", **provenance()})
+
+    def writes(self) -> tuple[Path, ...]:
+        """--json and --page."""
+        return tuple(path for path in (self.json, self.page) if path is not None)
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def recordings(folders: Sequence[Path]) -> list[Check]:
             found.append(Check("dataset", False, str(problem), "`vla train` cannot read this folder as it is"))
             continue
         found.append(Check("dataset", True, demos.summary(str(folder))[0]))
-        advice = "check the recording before training on it; `vla train` warns too, and continues"
+        advice = f"`vla check {folder}` shows more; `vla train` warns too, and continues"
         found += [Check("dataset", False, f"{folder}: {line}", advice, needed=False) for line in demos.warnings()]
     return found
 

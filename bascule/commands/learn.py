@@ -325,9 +325,12 @@ class Train(Command):
             budget = estimate(config, model, demos, processes=processes)
             for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
                 say(line)
-            for name, part in demos.items():
-                for warning in part.warnings():
+            for dataset, (name, part) in zip(self.dataset, demos.items(), strict=True):
+                warnings = part.warnings()
+                for warning in warnings:
                     say(f"warning: {name}: {warning}")
+                if warnings:
+                    say(f"{name}: `vla check {dataset}` shows more")
             if problem := budget.problem():
                 say(f"warning: {problem}")
         quiet = rank > 0 or not console().is_terminal

@@ -115,6 +115,83 @@ def lines(
     return _svg(width, height, y_label, parts)
 
 
+@dataclass(frozen=True)
+class Trace:
+    """One line of a small chart over time."""
+
+    label: str
+    values: Sequence[float]
+    kind: str = "before"
+
+
+def traces(
+    lines: Sequence[Trace],
+    seconds: Sequence[float],
+    bounds: tuple[float, float],
+    idle: Sequence[tuple[float, float]] = (),
+    points: int = 160,
+) -> str:
+    """A small chart of lines over time, all within `bounds`; `idle`: (from, to) in seconds, shaded. What lies beyond
+    the bounds is drawn at their edge, as a mark; of long episodes every so many frames."""
+    width, height, left, right, top, bottom = 260, 98, 4, 4, 18, 20
+    low, high = bounds
+    wide = (high - low) or 1.0
+    last = max(seconds[-1], 1e-9)
+
+    def sx(value: float) -> float:
+        return left + (width - left - right) * value / last
+
+    def sy(value: float) -> float:
+        return height - bottom - (height - top - bottom) * min(max((value - low) / wide, 0.0), 1.0)
+
+    parts = [
+        f'<rect class="idle" x="{sx(start):.1f}" y="{top}" width="{max(sx(end) - sx(start), 1):.1f}" '
+        f'height="{height - top - bottom}"/>'
+        for start, end in idle
+    ]
+    parts += [_line("grid", left, sy(edge), width - right, sy(edge)) for edge in (low, high)]
+    for one in lines:
+        every = max(1, math.ceil(len(one.values) / points))
+        known = [(x, y) for x, y in zip(seconds[::every], one.values[::every], strict=True) if math.isfinite(y)]
+        path = "L".join(f"{sx(x):.1f} {sy(y):.1f}" for x, y in known)
+        parts.append(f'<path class="line {one.kind}" d="M{path}"/>' if known else "")
+        beyond = [(x, y) for x, y in zip(seconds, one.values, strict=True) if not low <= y <= high][:20]
+        parts += [
+            f'<circle class="fail" cx="{sx(x):.1f}" cy="{sy(y) if math.isfinite(y) else top:.1f}" r="3"/>'
+            for x, y in beyond
+        ]
+    names = "".join(
+        f'<tspan class="{one.kind}" dx="4">\u25a0</tspan><tspan dx="3">{escape(one.label)}</tspan>' for one in lines
+    )
+    parts.append(f'<text class="tick" x="0" y="12">{names}</text>')
+    parts.append(_text("tick", width - right, height - 6, f"{low:.3g} to {high:.3g}", "end"))
+    return _svg(width, height, ", ".join(one.label for one in lines), parts)
+
+
+def columns(values: Sequence[float], flagged: Sequence[bool], y_label: str) -> str:
+    """One thin column for each value, those flagged in the colour of failures."""
+    width, height, left, bottom, top = 1000, 130, 44, 20, 10
+    most = max(values, default=1) or 1
+    ticks = _ticks(0, most)
+    step = (width - left) / max(len(values), 1)
+
+    def sy(value: float) -> float:
+        return height - bottom - (height - top - bottom) * value / ticks[-1]
+
+    parts = []
+    for tick in ticks[:: max(1, len(ticks) // 3)]:
+        parts.append(_line("grid", left, sy(tick), width, sy(tick)))
+        parts.append(_text("tick", left - 8, sy(tick) + 4, _short(tick), "end"))
+    for at, (value, flag) in enumerate(zip(values, flagged, strict=True)):
+        kind = "fail" if flag else "before"
+        parts.append(
+            f'<rect class="{kind}" x="{left + at * step + 0.1 * step:.2f}" y="{sy(value):.1f}" '
+            f'width="{min(0.8 * step, 18):.2f}" height="{max(height - bottom - sy(value), 1):.1f}"/>'
+        )
+    parts.append(_text("tick", left, height - 4, y_label))
+    return _svg(width, height, y_label, parts)
+
+
 def _legend(series: Sequence[Series], right: float) -> str:
     """A coloured square and a name per line, ending at the right edge."""
     entries = "".join(

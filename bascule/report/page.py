@@ -86,7 +86,8 @@ def render(report: Mapping[str, Any]) -> str:
     before, after = report.get("imitation"), report.get("rl")
     controls = _controls(report)
     seconds = [stage["seconds"] for stage in report.get("stages", ())]
-    return _PAGES.get_template("report.html.j2").render(
+    return fill(
+        "report.html.j2",
         report=report,
         before=before,
         after=after,
@@ -102,6 +103,11 @@ def render(report: Mapping[str, Any]) -> str:
         latency=_latency(report.get("latency_ms") or {}),
         breakdown={"task": _breakdown("per_task", report), "phrasing": _breakdown("per_phrasing", report)},
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """The HTML of a template in this folder; texts are escaped."""
+    return _PAGES.get_template(template).render(**values)
 
 
 def _verdict(before: Eval | None, after: Eval | None) -> str:
@@ -188,10 +194,10 @@ def _film(film: Mapping[str, Any]) -> dict[str, Any]:
     frames = np.asarray(film["frames"], dtype=np.uint8)
     shown = np.linspace(0, len(frames) - 1, min(_STILLS, len(frames))).round().astype(int)
     policy = POLICY_LABELS.get(film.get("stage", ""), film.get("stage"))
-    return {**film, "policy": policy, "moving": _webp(frames), "stills": [_webp(frames[i : i + 1]) for i in shown]}
+    return {**film, "policy": policy, "moving": webp(frames), "stills": [webp(frames[i : i + 1]) for i in shown]}
 
 
-def _webp(frames: NDArray[np.uint8]) -> str:
+def webp(frames: NDArray[np.uint8]) -> str:
     """(F, H, W, 3) -> a data URI; an endless animation when F > 1, with a pause on its last frame."""
     from PIL import Image
 

@@ -224,7 +224,7 @@ def load_dataset(
     names = {key: component_names(features, key) for key in (ACTION, PROPRIO)}
     images: dict[str, NDArray[np.uint8] | LazyFrames] = {}
     for camera, key in keys.items() if lazy else ():
-        images[camera] = _on_disk(root, info, table, order, key, image_size)
+        images[camera] = on_disk(root, info, table, order, key, image_size)
     with ThreadPoolExecutor(num_threads) as pool:
         for camera, key in () if lazy else keys.items():
             if features[key]["dtype"] == "image":
@@ -297,9 +297,10 @@ def _rows_of(image: NDArray[np.uint8] | LazyFrames, rows: NDArray[np.int64]) -> 
     return image[rows] if isinstance(image, np.ndarray) else image.subset(rows)
 
 
-def _on_disk(
+def on_disk(
     root: Path, info: dict[str, Any], table: pa.Table, order: NDArray[np.int64], key: str, size: int | None
 ) -> LazyFrames:
+    """One camera's frames of the rows of `table`, which lie at `order` in the files, decoded on request."""
     from vla.data.lazy_frames import LazyFrames, ParquetImages, Videos
 
     rows = np.arange(len(table))

@@ -1,0 +1,208 @@
+"""Pictures of a recording: dark, bright, frozen, alike or exchanged cameras. Of every episode a few are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.checking.motion import EpisodeFacts
+from vla.checking.recording import Recording
+from vla.data.findings import Finding, listed, still_camera
+from vla.data.lerobot_dataset import on_disk
+
+if TYPE_CHECKING:
+    from vla.data.lazy_frames import LazyFrames
+
+_GRID = 16
+"""Rows and columns of means by which pictures are compared: fine enough for an arm, too coarse for a codec's noise."""
+_SAME = 2.0
+"""Grey levels (of 255) within which two grids count as the same picture."""
+_BLACK, _WHITE, _PLAIN = 10.0, 245.0, 2.0
+_DARK, _CLIPPED = 35.0, 0.4
+"""Mean grey level below which, and share of white or black pixels from which, exposure is told."""
+_APART = 10.0
+"""Grey levels by which two cameras must differ before they can be told apart."""
+_FEWEST = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one camera showed in an episode, at the frames looked at."""
+
+    grids: NDArray[np.float32]
+    """(n, rows, columns, 3) means of the blocks of each picture."""
+    mean: NDArray[np.float64]
+    """(n,) grey level of each picture."""
+    spread: NDArray[np.float64]
+    """(n,) its standard deviation."""
+    white: NDArray[np.float64]
+    """(n,) share of its pixels at 250 or above."""
+    black: NDArray[np.float64]
+    """(n,) share of its pixels at 5 or below."""
+
+    def stands(self) -> NDArray[np.bool_]:
+        """(n - 1,) True where a picture is the one before it."""
+        return (np.abs(np.diff(self.grids, axis=0)) < _SAME).all((1, 2, 3))
+
+
+def camera_findings(
+    recording: Recording, episodes: Sequence[EpisodeFacts], on_episode: Callable[[int], None]
+) -> list[Finding]:
+    """All findings about cameras. `on_episode(n)`: n episodes of all cameras have been looked at."""
+    found: list[Finding] = []
+    readers: dict[str, LazyFrames] = {}
+    for camera, key in recording.cameras.items():
+        try:
+            readers[camera] = on_disk(recording.root, recording.info, recording.table, recording.order, key, None)
+        except (ValueError, OSError) as problem:
+            found.append(Finding("pictures_unreadable", "error", str(problem), cameras=(camera,)))
+    places = {int(number): place for place, number in enumerate(recording.episodes)}
+    seen: dict[str, dict[int, Seen]] = {camera: {} for camera in readers}
+    faults: dict[str, list[tuple[int, str]]] = {}
+    for done, episode in enumerate(episodes, 1):
+        rows = recording.rows(places[episode.number]).start + episode.looked
+        for camera, frames in readers.items():
+            try:
+                seen[camera][episode.number] = look(frames[rows])
+            except (ValueError, OSError) as problem:
+                faults.setdefault(camera, []).append((episode.number, str(problem)))
+        on_episode(done)
+    for camera, list_of in faults.items():
+        more = f" (and in {len(list_of) - 1} more episodes)" if len(list_of) > 1 else ""
+        numbers = tuple(number for number, _ in list_of)
+        found.append(Finding("pictures_unreadable", "error", list_of[0][1] + more, numbers, cameras=(camera,)))
+    facts = {episode.number: episode for episode in episodes}
+    for camera, shown in seen.items():
+        found += _still(camera, shown) or [*_exposed(camera, shown), *_frozen(camera, shown, facts)]
+    names = list(seen)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            found += _alike(one, other, seen) or _exchanged(one, other, seen)
+    return found
+
+
+def look(pictures: NDArray[np.uint8]) -> Seen:
+    """Figures of pictures (n, H, W, 3)."""
+    count, height, width, _ = pictures.shape
+    grey = pictures.mean(-1, dtype=np.float32)
+    rows, columns = (np.linspace(0, size, min(_GRID, size) + 1).astype(int)[:-1] for size in (height, width))
+    sums = np.add.reduceat(np.add.reduceat(pictures.astype(np.float32), rows, axis=1), columns, axis=2)
+    areas = np.diff(np.append(rows, height))[:, None] * np.diff(np.append(columns, width))[None]
+    flat = grey.reshape(count, -1)
+    return Seen(
+        grids=sums / areas[None, :, :, None].astype(np.float32),
+        mean=flat.mean(1),
+        spread=flat.std(1),
+        white=(flat >= 250).mean(1),
+        black=(flat <= 5).mean(1),
+    )
+
+
+def _still(camera: str, shown: dict[int, Seen]) -> list[Finding]:
+    """The finding for a camera that shows the same in the whole recording."""
+    parts = list(shown.values())
+    looked = sum(len(part.mean) for part in parts)
+    if looked < 2 or any((np.abs(part.grids - parts[0].grids[0]) >= _SAME).any() for part in parts):
+        return []
+    return [still_camera(camera, looked, bool(parts[0].spread[0] < _PLAIN))]
+
+
+def _exposed(camera: str, shown: dict[int, Seen]) -> list[Finding]:
+    """Episodes with black, white or one-coloured pictures, and those too dark or too bright."""
+    kinds: dict[str, list[int]] = {}
+    for number, part in shown.items():
+        plain = part.spread < _PLAIN
+        for code, those in (
+            ("camera_black", plain & (part.mean < _BLACK)),
+            ("camera_white", plain & (part.mean > _WHITE)),
+            ("camera_plain", plain & (part.mean >= _BLACK) & (part.mean <= _WHITE)),
+        ):
+            if those.any():
+                kinds.setdefault(code, []).append(number)
+        if not plain.any():
+            if part.mean.mean() < _DARK or part.black.mean() > _CLIPPED:
+                kinds.setdefault("camera_dark", []).append(number)
+            if part.white.mean() > _CLIPPED:
+                kinds.setdefault("camera_bright", []).append(number)
+    words = {
+        "camera_black": "is black",
+        "camera_white": "is white",
+        "camera_plain": "shows one colour",
+        "camera_dark": "is underexposed: mostly black",
+        "camera_bright": "is overexposed: mostly white",
+    }
+    found = []
+    for code, numbers in kinds.items():
+        which = "all episodes" if len(numbers) == len(shown) else listed(numbers)
+        exposure = code in ("camera_dark", "camera_bright")
+        remedy = (
+            "mend its exposure and record again" if exposure else "leave these episodes out, or the camera (--cameras)"
+        )
+        level = np.mean([shown[number].mean.mean() for number in numbers])
+        text = f"camera '{camera}' {words[code]} in {which} (mean grey level {level:.0f} of 255): {remedy}"
+        found.append(Finding(code, "warning", text, tuple(numbers), cameras=(camera,)))
+    return found
+
+
+def _frozen(camera: str, shown: dict[int, Seen], facts: dict[int, EpisodeFacts]) -> list[Finding]:
+    """Episodes in which the picture stands for half of the time or more while the robot moves."""
+    frozen = []
+    for number, part in shown.items():
+        stands, moved = part.stands(), facts[number].moved
+        run = longest = moving = 0
+        for still, moves in zip(stands, moved, strict=True):
+            run, moving = (run + 1, moving + bool(moves)) if still else (0, 0)
+            longest = max(longest, run if moving >= 2 or moving == run else 0)
+        if len(stands) >= 2 and longest >= max(2, len(stands) / 2) and not (part.spread < _PLAIN).all():
+            frozen.append(number)
+    if not frozen:
+        return []
+    text = (
+        f"camera '{camera}' shows the same picture for half of {listed(frozen)} or longer while the robot moves: it "
+        "froze; leave these episodes out"
+    )
+    return [Finding("camera_frozen", "warning", text, tuple(frozen), cameras=(camera,))]
+
+
+def _alike(one: str, other: str, seen: dict[str, dict[int, Seen]]) -> list[Finding]:
+    """Two cameras that show the same."""
+    both = [n for n in seen[one] if n in seen[other] and seen[one][n].grids.shape == seen[other][n].grids.shape]
+    same = [n for n in both if (np.abs(seen[one][n].grids - seen[other][n].grids) < _SAME).all()]
+    same = [n for n in same if (seen[one][n].spread > _PLAIN).any()]
+    if not same:
+        return []
+    which = "all episodes" if len(same) == len(both) else listed(same)
+    text = (
+        f"cameras '{one}' and '{other}' show the same pictures in {which}: one camera recorded twice? Leave one out "
+        "(vla train --cameras) or record again"
+    )
+    return [Finding("cameras_identical", "warning", text, tuple(same), cameras=(one, other))]
+
+
+def _exchanged(one: str, other: str, seen: dict[str, dict[int, Seen]]) -> list[Finding]:
+    """Episodes in which each of two cameras looks like the other one elsewhere."""
+    both = [n for n in seen[one] if n in seen[other] and seen[one][n].grids.shape[1:] == seen[other][n].grids.shape[1:]]
+    if len(both) < _FEWEST:
+        return []
+    views = {name: np.stack([seen[name][n].grids.mean(0) for n in both]) for name in (one, other)}
+    usual = {name: np.median(view, axis=0) for name, view in views.items()}
+
+    def apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.abs(a - b).mean((-3, -2, -1))
+
+    if apart(usual[one], usual[other]) < _APART:
+        return []
+    own = apart(views[one], usual[one]) + apart(views[other], usual[other])
+    crossed = apart(views[one], usual[other]) + apart(views[other], usual[one])
+    swapped = [n for n, yes in zip(both, crossed < 0.6 * own, strict=True) if yes]
+    if not swapped:
+        return []
+    text = (
+        f"cameras '{one}' and '{other}' are exchanged in {listed(swapped)}, by what they show in the other "
+        f"{len(both) - len(swapped)}: rename them there, or leave these episodes out"
+    )
+    return [Finding("cameras_swapped", "error", text, tuple(swapped), cameras=(one, other))]

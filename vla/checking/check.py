@@ -1,0 +1,229 @@
+"""`check_dataset`: reads a recording once for its scales, once for its episodes and once for its pictures, and says
+what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vla.checking.cameras import camera_findings
+from vla.checking.commands import command_findings, find_pairs, gripper_pairs
+from vla.checking.components import component_findings
+from vla.checking.episodes import episode_findings
+from vla.checking.motion import EpisodeFacts, Pair, facts_of
+from vla.checking.recording import FEATURES, Recording, open_recording
+from vla.checking.scales import Following, Sample, Scale
+from vla.checking.texts import episode_tasks, text_findings
+from vla.checking.timing import bookkeeping_findings
+from vla.data.dataset_meta import naming_findings
+from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings
+from vla.data.tables import Rounding, foreign_findings, lost_motion, not_finite, timing_findings
+from vla.runtime.console import one_line
+
+PICTURES = 12
+"""Pictures of each camera that are looked at in every episode."""
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The verdict on a recording, and what it rests on."""
+
+    recording: Recording
+    findings: tuple[Finding, ...]
+    episodes: tuple[EpisodeFacts, ...]
+    """Those whose vectors could be read."""
+    tasks: dict[int, str]
+    scales: dict[str, Scale]
+    pairs: tuple[Pair, ...]
+
+    def count(self, severity: str) -> int:
+        """Findings of this severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def clean(self) -> bool:
+        """True without errors and warnings."""
+        return not (self.count("error") or self.count("warning"))
+
+    @property
+    def verdict(self) -> str:
+        """One line for a person."""
+        told = ", ".join(numbered(self.count(kind), kind) for kind in SEVERITIES if self.count(kind))
+        if self.count("error"):
+            return f"do not train on it as it is: {told}"
+        if self.count("warning"):
+            return f"look at it before training: {told}"
+        return f"ready to train on: no fault found ({told})" if told else "ready to train on: no fault found"
+
+    def size(self) -> str:
+        """How much there is, for a person."""
+        recording = self.recording
+        seconds = recording.frames / recording.fps
+        tasks = len({text for text in self.tasks.values()})
+        return (
+            f"{numbered(len(recording.episodes), 'episode')}, {recording.frames} frames at {recording.fps:g} Hz "
+            f"({seconds / 60:.1f} minutes), {numbered(tasks, 'task string')}, cameras {', '.join(recording.cameras)}"
+        )
+
+    def data(self) -> dict[str, Any]:
+        """The report as JSON holds it."""
+        recording = self.recording
+        idle = sum(episode.idle[2] for episode in self.episodes)
+        return {
+            "dataset": str(recording.root),
+            "clean": self.clean,
+            "verdict": self.verdict,
+            "episodes": len(recording.episodes),
+            "frames": recording.frames,
+            "fps": recording.fps,
+            "cameras": list(recording.cameras),
+            "idle_share": idle / max(sum(episode.length for episode in self.episodes), 1),
+            "findings": [asdict(finding) for finding in self.findings],
+            "per_episode": [
+                {
+                    "episode": episode.number,
+                    "frames": episode.length,
+                    "task": self.tasks.get(episode.number, ""),
+                    "idle_start": episode.idle[0],
+                    "idle_end": episode.idle[1],
+                    "idle": episode.idle[2],
+                    "jerk": None if np.isnan(episode.jerk) else episode.jerk,
+                }
+                for episode in self.episodes
+            ],
+        }
+
+
+def check_dataset(
+    root: Path,
+    *,
+    backbone: str = "tiny",
+    pictures: int = PICTURES,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Check a LeRobotDataset v3 folder. ValueError where it is none, or cannot be read at all.
+
+    `backbone`: whose words task strings are compared with; `pictures`: how many of each camera and episode are looked
+    at, 0 for none; `on_progress(episodes read, to read)`, of all three passes together.
+    """
+    recording = open_recording(root)
+    count = len(recording.episodes)
+    passes = 3 if pictures else 2
+
+    def told(which: int) -> Callable[[int], None]:
+        return lambda done: on_progress(which * count + done, passes * count) if on_progress else None
+
+    found = [
+        *timing_findings(recording.table, recording.info),
+        *bookkeeping_findings(recording),
+        *naming_findings(recording.info["features"], FEATURES),
+        *foreign_findings(root),
+        *text_findings(recording, backbone),
+    ]
+    survey = _Survey(recording)
+    for place, values in _readable(recording, survey.faults):
+        survey.add(place, values)
+        told(0)(place + 1)
+    found += survey.findings()
+    facts: list[EpisodeFacts] = []
+    scales: dict[str, Scale] = {}
+    pairs: list[Pair] = []
+    tasks = episode_tasks(recording)
+    if survey.places:
+        scales = survey.scales()
+        pairs = find_pairs(survey.following, scales, recording.names)
+        grippers = gripper_pairs(scales, recording.names)
+        options: dict[str, Any] = {"fps": recording.fps, "pictures": pictures}
+        for place, values in _readable(recording, {}):
+            facts.append(facts_of(int(recording.episodes[place]), values, scales, pairs, grippers, **options))
+            told(1)(place + 1)
+        found += command_findings(pairs, survey.following, facts, scales, recording.names, recording.fps)
+        found += component_findings(facts, scales, recording.names)
+        found += episode_findings(facts, tasks, recording.names, recording.fps)
+    if pictures:
+        found += camera_findings(recording, facts, told(2))
+    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return Report(recording, tuple(found), tuple(facts), tasks, scales, tuple(pairs))
+
+
+def _readable(
+    recording: Recording, faults: dict[tuple[str, str], list[tuple[int, str]]]
+) -> Iterator[tuple[int, dict[str, NDArray[np.float64]]]]:
+    """(place, feature -> (T, D)) of every episode whose vectors are finite in 32 bits. The others are entered in
+    `faults`: (code, feature) -> (episode, words)."""
+    for place, table in recording.vectors():
+        values: dict[str, NDArray[np.float64]] = {}
+        for key in FEATURES:
+            number = int(recording.episodes[place])
+            try:
+                values[key] = recording.values(table, key)
+            except ValueError as problem:
+                faults.setdefault(("values_missing", key), []).append((number, one_line(problem)))
+                continue
+            if problem := _unfit(table, key, values[key]):
+                faults.setdefault((problem[0], key), []).append((number, problem[1]))
+                del values[key]
+        if len(values) == len(FEATURES):
+            yield place, values
+
+
+def _unfit(table: pa.Table, key: str, values: NDArray[np.float64]) -> tuple[str, str] | None:
+    """(code, words) for a value that is no number, or none that 32 bits hold."""
+    if not np.isfinite(values).all():
+        return "not_finite", f"{not_finite(table, key, values)}: mend it or delete the episode"
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        row, component = np.argwhere(~np.isfinite(narrow))[0]
+        words = f"{not_finite(table, key, narrow)} in the 32-bit numbers that a policy reads, recorded was "
+        return "too_large", f"{words}{values[row, component]:.4g}: a recording error, or another unit is needed"
+    return None
+
+
+class _Survey:
+    """First pass: what must be known of all episodes before any can be judged."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self.following = Following()
+        self.places: list[int] = []
+        self.faults: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        self._samples = {key: Sample() for key in FEATURES}
+        self._steps = {key: Sample() for key in FEATURES}
+        self._rounding: dict[str, Rounding] = {}
+
+    def add(self, place: int, values: dict[str, NDArray[np.float64]]) -> None:
+        """Add an episode."""
+        self.places.append(place)
+        for key, part in values.items():
+            self._samples[key].add(part)
+            self._steps[key].add(np.abs(np.diff(part, axis=0)))
+            rounding = Rounding.of(part)
+            self._rounding[key] = self._rounding[key].joined(rounding) if key in self._rounding else rounding
+        action, state = (values[key] for key in reversed(FEATURES))
+        if len(state) > 3:
+            self.following.add(action, state)
+
+    def scales(self) -> dict[str, Scale]:
+        """The scale of each feature."""
+        names = self._recording.names
+        return {key: Scale.of(self._samples[key].rows(), self._steps[key].rows(), names[key]) for key in FEATURES}
+
+    def findings(self) -> list[Finding]:
+        """Findings about single values and about ranges."""
+        found = []
+        for (code, key), those in self.faults.items():
+            numbers = tuple(number for number, _ in those)
+            more = f" (and in {listed(numbers[1:])})" if len(numbers) > 1 else ""
+            found.append(Finding(code, "error", those[0][1] + more, numbers, (key,)))
+        for key in FEATURES if self.places else ():
+            names = self._recording.names[key]
+            found += lost_motion(key, names, self._rounding[key])
+            found += rare_findings(key, self._samples[key].rows(), names)
+        return found
