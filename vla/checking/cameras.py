@@ -31,7 +31,7 @@ _FEWEST = 3
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one camera showed in an episode, at the frames looked at."""
+    """Figures of what one camera showed in an episode, at the frames looked at."""
 
     grids: NDArray[np.float32]
     """(n, rows, columns, 3) means of the blocks of each picture."""

@@ -57,7 +57,7 @@ class EpisodeFacts:
     number: int
     length: int
     digest: bytes
-    """Of state and actions."""
+    """Hash of state and actions."""
     idle: tuple[int, int, int]
     """Idle frames at the start, at the end, and in all."""
     jerk: float

@@ -23,7 +23,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What is known of a dataset before its vectors and pictures are read."""
+    """The facts about a dataset that are known before its vectors and pictures are read."""
 
     root: Path
     info: dict[str, Any]

@@ -17,7 +17,7 @@ from vla.data.tables import no_text, says_something, tasks, two_texts
 from vla.processing.text import plain_text, read, shortened
 
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]|\x1b\\[|[\u00c2\u00c3][\u0080-\u00bf]")
-"""What is left of a character that was read in a wrong encoding; control characters; a terminal's colours."""
+"""Remains of a character that was read in a wrong encoding; control characters; a terminal's colours."""
 _LIMIT = 512
 _NAMED = 6
 
