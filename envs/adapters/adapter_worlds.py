@@ -245,7 +245,8 @@ class TunedRenderer:
         for view, camera in enumerate(cameras):
             self._camera.fixedcamid = camera
             shown = model.geom_group.copy()
-            model.geom_group[~self._culling[id(model)].in_sight(data, camera)] = _NOT_DRAWN
+            if not self._full:  # what is out of sight may be seen in a mirror
+                model.geom_group[~self._culling[id(model)].in_sight(data, camera)] = _NOT_DRAWN
             mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
             model.geom_group[:] = shown
             mujoco.mjr_render(self._area, scene, context)

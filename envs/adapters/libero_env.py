@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.adapters.adapter_worlds import AdapterEpisode, AdapterWorlds, numpy_seed
-from envs.adapters.libero_suites import CAMERAS, LiberoSuite, instruction_of
+from envs.adapters.libero_geometry import Grasp, boxes, extent, plan_grasp
+from envs.adapters.libero_suites import (
+    CAMERAS,
+    GOAL_DIM,
+    GOAL_KINDS,
+    GOALS,
+    PRIVILEGED_DIM,
+    LiberoSuite,
+    instruction_of,
+)
 from envs.seeds import Stream
 from envs.sim.base_worlds import Frames
 from envs.sim.render_options import RenderOptions
@@ -36,10 +45,6 @@ ACTION_SPEC = ActionSpec(
 """OSC_POSE deltas, 1 being 5 cm and 0.5 rad; gripper: -1 opens and +1 closes."""
 SETTLE_STEPS = 10
 _IDLE = np.array([0.0] * 6 + [-1.0])
-_GOALS = 3
-"""Most predicates of a task's goal that the privileged state has room for."""
-PRIVILEGED_DIM = 1 + 9 * _GOALS
-"""Task's index; then for each predicate the thing (3), its place (3), thing - grip site (3), world frame, m."""
 _PLACEMENTS = 100
 
 
@@ -107,6 +112,8 @@ class LiberoWorlds(AdapterWorlds):
         self._libero = _Libero()
         self._published = self._libero.suite(suite.published)
         self._envs: list[Any] = [None] * num_worlds
+        self._plans: list[list[tuple[Grasp, float] | None]] = [[] for _ in range(num_worlds)]
+        """Of each goal of a world that is a thing's place: how to take hold of the thing, top of the place above it."""
         self._sentences = self._all_sentences()
 
     def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
@@ -126,6 +133,7 @@ class LiberoWorlds(AdapterWorlds):
             env._post_process()
         for _ in range(SETTLE_STEPS):
             env.step(_IDLE)
+        self._plans[i] = self._plan(env.env)
         text, rivals = self._sentences[number], [words for words in self._sentences if words != self._sentences[number]]
         rival = rivals[np.random.default_rng([seed, Stream.WORDS]).integers(len(rivals))]
         return AdapterEpisode(seed, task, text, text, rival)
@@ -174,13 +182,31 @@ class LiberoWorlds(AdapterWorlds):
         w, x, y, z = data.get_body_xquat(robot.robot_model.eef_name)
         fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
         proprio = np.concatenate([grip, rotation_vector(np.array([x, y, z, w])), fingers])
-        state = np.zeros(PRIVILEGED_DIM)
-        state[0] = self.suite.tasks.index(self.episodes[i].task) if self.episodes[i] else 0
-        for k, (_, thing, *place) in enumerate(env.parsed_problem["goal_state"][:_GOALS]):
-            at = self._where(env, thing)
-            there = self._where(env, place[0]) if place else at
-            state[1 + 9 * k : 10 + 9 * k] = np.concatenate([at, there, at - grip])
-        return proprio, state
+        goals = np.zeros((GOALS, GOAL_DIM))
+        for k, (goal, plan) in enumerate(zip(env.parsed_problem["goal_state"], self._plans[i], strict=False)):
+            goals[k, :2] = GOAL_KINDS.get(goal[0], 3), env._eval_predicate(goal)
+            if plan is not None:
+                thing, place = self._where(env, goal[1]), self._where(env, goal[2])
+                grasp, top = plan
+                goals[k, 2:] = [
+                    *thing, *place, *(thing - grip), *grasp.offset, grasp.yaw, grasp.low[2], grasp.high[2], top,
+                ]  # fmt: skip
+        return proprio, np.array([self.suite.tasks.index(self.episodes[i].task), *goals.ravel()])
+
+    def _plan(self, env: Any) -> list[tuple[Grasp, float] | None]:
+        scene = boxes(env.sim.model._model, env.sim.data._data, set(env.obj_body_id.values()))
+        plans: list[tuple[Grasp, float] | None] = []
+        for kind, thing, *place in env.parsed_problem["goal_state"][:GOALS]:
+            if kind not in GOAL_KINDS:
+                plans.append(None)
+                continue
+            home = getattr(
+                env.object_states_dict[place[0]], "parent_name", place[0]
+            )  # a place may be a part of a thing
+            corners = extent(scene, env.obj_body_id.get(home, -1))
+            top = 0.0 if corners is None else corners[1][2] - self._where(env, place[0])[2]
+            plans.append((plan_grasp(scene, env.obj_body_id[thing], self._where(env, thing)), float(top)))
+        return plans
 
     @staticmethod
     def _where(env: Any, name: str) -> NDArray[np.float64]:

@@ -22,6 +22,16 @@ STATES_PER_TASK = 50
 """Initial states that LIBERO publishes for each task."""
 MAX_ENVS = 8
 """Environments that an evaluation plays at a time: each takes some hundred megabytes."""
+GOALS = 3
+"""Most predicates of a task's goal that the privileged state has room for."""
+GOAL_DIM = 18
+"""Its columns for one of them: kind (see `GOAL_KINDS`), 1 when it holds, the thing (3), its place (3), thing - grip
+site (3), grip site - thing in a good grasp (3), turn of the hand for it (rad), bottom and top of the thing above its
+position, top of the place above the place's. World frame, m; grasp and sizes are those of when the episode began."""
+GOAL_KINDS = {"on": 1, "in": 2}
+"""Kind 0 is no goal, 3 any other predicate (a drawer to open, a stove to turn on)."""
+PRIVILEGED_DIM = 1 + GOAL_DIM * GOALS
+"""Index of the task, then the goals."""
 _TENS = ("spatial", "object", "goal", "10")
 """The suites of ten tasks, which LIBERO-PRO varies."""
 _VARIANTS = {

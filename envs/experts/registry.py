@@ -19,7 +19,9 @@ def make_expert(suite: str, num_envs: int) -> Policy:
 
         return MetaworldExpert()
     if suite.startswith("libero-"):
-        raise ValueError(f"suite {suite!r} has no scripted expert")
+        from envs.experts.libero import LiberoExpert
+
+        return LiberoExpert(num_envs)
     if SCENES[load_suite(suite).scene].fixtures:
         from envs.experts.goals import GoalExpert
 
