@@ -51,9 +51,9 @@ FENCES = {
     "tyro": ("bascule/usage.py", "bascule/commands/"),
     "mujoco_warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),
     "warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),
-    "robosuite": ("envs/adapters/robosuite_env.py", "envs/adapters/libero_env.py"),
+    "robosuite": ("envs/adapters/robosuite_env.py", "envs/adapters/libero_package.py"),
     "metaworld": ("envs/adapters/metaworld_env.py",),
-    "libero": ("envs/adapters/libero_env.py",),
+    "libero": ("envs/adapters/libero_package.py",),
     "stable_baselines3": ("rl/external/sb3.py", "bascule/experiments/sb3_parity.py"),
 }  # fmt: skip
 TORCH_FREE = (

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -112,6 +113,10 @@ class AdapterWorlds(BaseWorlds):
     def _scene(self, i: int) -> tuple[str, mujoco.MjModel, mujoco.MjData]:
         """(a name that worlds of the same looks share, model, data) to draw world `i` from."""
 
+    def _painted(self, i: int) -> mujoco.MjModel:
+        """The model that world `i`'s textures are taken from: its own, or one of the same geoms and materials."""
+        return self._scene(i)[1]
+
     # ------------------------------------------------------------------ the contract
     def start_episodes(self, seeds: Sequence[int], tasks: Sequence[str] | None, env_ids: Sequence[int] | None) -> None:
         """See `BaseWorlds.start_episodes`."""
@@ -155,8 +160,9 @@ class AdapterWorlds(BaseWorlds):
             looks, model, data = self._scene(i)
             cameras = [model.camera(name).id for name in self._their_names]
             self._renderer.draw(
-                looks, model, data, cameras, self.images[i], None if self.depth is None else self.depth[i]
-            )
+                looks, model, data, cameras, self.images[i], None if self.depth is None else self.depth[i],
+                painted=partial(self._painted, i),
+            )  # fmt: skip
             if self.intrinsics is not None and self.extrinsics is not None:
                 self.intrinsics[i] = intrinsics(model, cameras, self.image_size)
                 self.extrinsics[i] = extrinsics(data, cameras)
@@ -189,6 +195,10 @@ class AdapterWorlds(BaseWorlds):
         self._renderer.close()
 
 
+_MAX_LOOKS, _MAX_FULL_LOOKS = 64, 12
+"""Sets of meshes and textures that are kept uploaded; LIBERO's, drawn in full quality, take 200 MB each."""
+
+
 class TunedRenderer:
     """Square RGB images of several models through one GL context. Create it in the process that uses it."""
 
@@ -216,10 +226,13 @@ class TunedRenderer:
         cameras: Sequence[int],
         out_VHWC: NDArray[np.uint8],
         depth_VHW: NDArray[np.float32] | None = None,
+        *,
+        painted: Callable[[], mujoco.MjModel] | None = None,
     ) -> None:
         """One image per camera, and metres along its axis if requested.
 
-        Models of the same `looks` share what is uploaded: the first one's meshes and textures.
+        Models of the same `looks` share what is uploaded: meshes and textures of the first one, or of the model that
+        `painted` returns.
         """
         if self._context is None:
             with drawing():
@@ -227,12 +240,15 @@ class TunedRenderer:
                 self._context.make_current()
         self._context.make_current()
         if looks not in self._drawers:
-            quality, screen = model.vis.quality, model.vis.global_
+            source = model if painted is None else painted()
+            quality, screen = source.vis.quality, source.vis.global_
             # Before the upload: this is where the 4096-pixel shadow map and four samples per pixel are allocated.
             if not self._full:
                 quality.offsamples = quality.shadowsize = 0
             screen.offwidth = screen.offheight = self._size
-            drawer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50), mujoco.MjvScene(model, maxgeom=5000)
+            drawer = mujoco.MjrContext(source, mujoco.mjtFontScale.mjFONTSCALE_50), mujoco.MjvScene(model, maxgeom=5000)
+            if len(self._drawers) >= (_MAX_FULL_LOOKS if self._full else _MAX_LOOKS):
+                self._drawers.pop(next(iter(self._drawers)))[0].free()
             drawer[0].readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # reversed: far away is where floats are dense
             for flag in () if self._full else _OFF_FLAGS:
                 drawer[1].flags[flag] = 0

@@ -1,19 +1,14 @@
 """LIBERO's tasks as environments: Panda, OSC_POSE deltas, published initial states, two cameras, its own pictures.
 
-The only file that imports libero, which it does in LIBERO's own environment: nothing here may need what that lacks.
-Physics, controller, placement and success are LIBERO's own. Set up as published evaluations are (openpi, LeRobot): ten
-idle steps before an episode begins, pictures as in the published datasets, proprio of hand position, axis-angle and
-both fingers. Resets are soft: a model is compiled once, and only its state (and where its fixtures stand) drawn anew.
+Runs in LIBERO's own environment: nothing here may need what that lacks. Physics, controller, placement and success are
+LIBERO's own. Set up as published evaluations are (openpi, LeRobot): ten idle steps before an episode begins, pictures
+as in the published datasets, proprio of hand position, axis-angle and both fingers. Resets are soft: a model is
+compiled once, and only its state (and where its fixtures stand) drawn anew.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
-from contextlib import redirect_stdout
-from io import StringIO
 from typing import Any
 
 import mujoco
@@ -22,6 +17,7 @@ from numpy.typing import NDArray
 
 from envs.adapters.adapter_worlds import AdapterEpisode, AdapterWorlds, numpy_seed
 from envs.adapters.libero_geometry import Grasp, boxes, extent, plan_grasp
+from envs.adapters.libero_package import Libero
 from envs.adapters.libero_suites import (
     CAMERAS,
     GOAL_DIM,
@@ -45,7 +41,8 @@ ACTION_SPEC = ActionSpec(
 """OSC_POSE deltas, 1 being 5 cm and 0.5 rad; gripper: -1 opens and +1 closes."""
 SETTLE_STEPS = 10
 _IDLE = np.array([0.0] * 6 + [-1.0])
-_PLACEMENTS = 100
+_IDLE_ENVS = 10
+"""Environments that are kept for a later episode."""
 
 
 def rotation_vector(quat_xyzw: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -57,38 +54,12 @@ def rotation_vector(quat_xyzw: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(quat_xyzw[:3]) * (2.0 * math.acos(w) / sine)
 
 
-class _Libero:
-    """The parts of the package, imported without its prints and warnings."""
-
-    def __init__(self) -> None:
-        logging.disable(logging.WARNING)
-        try:
-            with warnings.catch_warnings(), redirect_stdout(StringIO()):
-                warnings.simplefilter("ignore")
-                import robosuite
-                from libero.libero import benchmark, get_libero_path
-                from libero.libero.envs.bddl_utils import robosuite_parse_problem
-                from libero.libero.envs.env_wrapper import ControlEnv
-        finally:
-            logging.disable(logging.NOTSET)
-        self.path, self.make, self._suites = get_libero_path, ControlEnv, benchmark.get_benchmark_dict()
-        self.parse = robosuite_parse_problem
-        self.errors = robosuite.utils.errors.RandomizationError
-
-    def suite(self, name: str) -> Any:
-        with redirect_stdout(StringIO()):
-            return self._suites[name]()
-
-    def problem(self, task: Any) -> str:
-        return os.path.join(self.path("bddl_files"), task.problem_folder, task.bddl_file)
-
-
 def _show_what_robosuite_draws(option: mujoco.MjvOption) -> None:
     option.geomgroup[0] = 0  # it collides with group 0 and draws group 1
 
 
 class LiberoWorlds(AdapterWorlds):
-    """`num_worlds` LIBERO episodes in this process, each with a model of its own (some hundred megabytes)."""
+    """`num_worlds` LIBERO episodes in this process, each with a model of its own (130 MB)."""
 
     proprio_names = PROPRIO_NAMES
     turned_views = (0, 1)
@@ -109,9 +80,12 @@ class LiberoWorlds(AdapterWorlds):
             phrasings=phrasings, render=render, frames_out=frames_out, show=_show_what_robosuite_draws,
             full_quality=True,
         )  # fmt: skip
-        self._libero = _Libero()
-        self._published = self._libero.suite(suite.published)
+        self._libero = Libero(suite.published)
         self._envs: list[Any] = [None] * num_worlds
+        self._numbers = [-1] * num_worlds
+        """The task that each environment is of."""
+        self._idle: list[tuple[int, Any]] = []
+        """Environments (and their tasks) that no world needs now, the longest idle first."""
         self._plans: list[list[tuple[Grasp, float] | None]] = [[] for _ in range(num_worlds)]
         """Of each goal of a world that is a thing's place: how to take hold of the thing, top of the place above it."""
         self._sentences = self._all_sentences()
@@ -120,15 +94,12 @@ class LiberoWorlds(AdapterWorlds):
         drawn, state = self.suite.scene_of(seed)
         task = task or drawn
         number = self.suite.tasks.index(task)
-        if self._envs[i] is None or self.episodes[i].task != task:
-            if self._envs[i] is not None:
-                self._envs[i].close()
-            self._envs[i] = self._make(number)
-        env = self._envs[i]
+        env = self._envs[i] = self._environment(i, number)
+        self._numbers[i] = number
         with numpy_seed(seed):
-            self._place(env)
+            self._libero.place(env)
         if state is not None:
-            env.set_state(self._published.get_task_init_states(number)[state])
+            env.set_state(self._libero.published_state(number, state))
             env.sim.forward()
             env._post_process()
         for _ in range(SETTLE_STEPS):
@@ -138,39 +109,26 @@ class LiberoWorlds(AdapterWorlds):
         rival = rivals[np.random.default_rng([seed, Stream.WORDS]).integers(len(rivals))]
         return AdapterEpisode(seed, task, text, text, rival)
 
+    def _environment(self, i: int, number: int) -> Any:
+        """An environment of a task for world `i`: its present one, one that stands idle, or a new one."""
+        if self._envs[i] is not None:
+            if self._numbers[i] == number:
+                return self._envs[i]
+            self._idle.append((self._numbers[i], self._envs[i]))
+        for k, (of, _) in enumerate(self._idle):
+            if of == number:
+                return self._idle.pop(k)[1]
+        if len(self._idle) > _IDLE_ENVS:
+            self._idle.pop(0)[1].close()
+        return self._libero.make(number)
+
     def _all_sentences(self) -> list[str]:
         """The sentence of each task: of its name or, for LIBERO-PRO's other words and tasks, of its problem file."""
-        name = self.suite.variant("lan") if self.phrasings == "heldout" else self.suite.published
-        if not str(name).endswith(("_lan", "_task")):
+        suite = self.suite.variant("lan") if self.phrasings == "heldout" else self.suite.published
+        assert suite is not None
+        if not suite.endswith(("_lan", "_task")):
             return [instruction_of(task) for task in self.suite.tasks]
-        suite, parse = self._libero.suite(name), self._libero.parse
-        problems = [parse(self._libero.problem(suite.get_task(k))) for k in range(len(self.suite.tasks))]
-        words = [problem["language_instruction"] for problem in problems]
-        return [" ".join(text if isinstance(text, list) else [text]).lower() for text in words]
-
-    def _make(self, number: int) -> Any:
-        problem = self._libero.problem(self._published.get_task(number))
-        for attempt in range(_PLACEMENTS):
-            with numpy_seed(attempt), redirect_stdout(StringIO()):
-                try:
-                    return self._libero.make(
-                        problem, use_camera_obs=False, has_offscreen_renderer=False, ignore_done=True, hard_reset=False
-                    )
-                except self._libero.errors:
-                    continue
-        raise RuntimeError(f"LIBERO found no placement of {problem} in {_PLACEMENTS} attempts")
-
-    def _place(self, env: Any) -> None:
-        """Draw placements until one is free of overlaps, as LIBERO's wrapper does."""
-        for _ in range(_PLACEMENTS):
-            try:
-                env.env.reset()
-                gripper = env.env.robots[0].gripper
-                gripper.current_action = np.zeros(gripper.dof)  # as in a new model; a soft reset keeps the last
-                return
-            except self._libero.errors:
-                continue
-        raise RuntimeError(f"LIBERO found no placement of {env.env.bddl_file_name} in {_PLACEMENTS} attempts")
+        return [self._libero.sentence(number, suite) for number in range(len(self.suite.tasks))]
 
     def _step(self, i: int, action_A: NDArray[np.float64]) -> bool:
         return bool(self._envs[i].step(action_A)[2])
@@ -191,7 +149,7 @@ class LiberoWorlds(AdapterWorlds):
                 goals[k, 2:] = [
                     *thing, *place, *(thing - grip), *grasp.offset, grasp.yaw, grasp.low[2], grasp.high[2], top,
                 ]  # fmt: skip
-        return proprio, np.array([self.suite.tasks.index(self.episodes[i].task), *goals.ravel()])
+        return proprio, np.array([self._numbers[i], *goals.ravel()])
 
     def _plan(self, env: Any) -> list[tuple[Grasp, float] | None]:
         scene = boxes(env.sim.model._model, env.sim.data._data, set(env.obj_body_id.values()))
@@ -214,7 +172,10 @@ class LiberoWorlds(AdapterWorlds):
 
     def _scene(self, i: int) -> tuple[str, mujoco.MjModel, mujoco.MjData]:
         sim = self._envs[i].sim
-        return self.episodes[i].task, sim.model._model, sim.data._data
+        return str(self._numbers[i]), sim.model._model, sim.data._data
+
+    def _painted(self, i: int) -> mujoco.MjModel:
+        return self._libero.complete_model(self._numbers[i])
 
     def _turn(self, i: int, view: int) -> None:
         """Show a view as the published datasets do, mirrored: LIBERO's pictures have their rows from the bottom up, and
@@ -228,7 +189,7 @@ class LiberoWorlds(AdapterWorlds):
     def close(self) -> None:
         """Free the graphics context and LIBERO's environments."""
         super().close()
-        for env in self._envs:
+        for env in (*self._envs, *(env for _, env in self._idle)):
             if env is not None:
                 env.close()
-        self._envs = [None] * self.num_envs
+        self._envs, self._idle = [None] * self.num_envs, []

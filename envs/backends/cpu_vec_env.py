@@ -26,6 +26,8 @@ from vla.core.types import ActionChunk, Observation, StepResult
 
 ANSWER_TIMEOUT_S = 120.0
 """A worker that is silent for longer has hung: a chunk takes well under a second per environment."""
+OTHER_PYTHON_TIMEOUT_S = 900.0
+"""The same, where a reset may compile a model for every environment, on a busy machine some 20 s each."""
 _MAX_DEATHS_IN_A_ROW = 3
 """Deaths of one worker without a completed step between them after which the cause is not bad luck."""
 
@@ -44,7 +46,7 @@ class MujocoVecEnv(WordedEnv):
         num_workers: int,
         render: RenderOptions = RenderOptions(),  # noqa: B008 - frozen
         phrasings: Phrasings = "train",
-        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        answer_timeout_s: float | None = None,
         python: Path | None = None,
     ) -> None:
         """`worlds(suite, n, phrasings=, render=, frames_out=)` makes n environments in one process: see
@@ -55,6 +57,8 @@ class MujocoVecEnv(WordedEnv):
         self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
         self.task_names, self.plane = suite.tasks, suite.plane
         make = partial(worlds, suite, phrasings=phrasings, render=render)
+        if answer_timeout_s is None:
+            answer_timeout_s = ANSWER_TIMEOUT_S if python is None else OTHER_PYTHON_TIMEOUT_S
         views = suite.num_views
         frames = SharedFrames(num_envs, views, render.image_size, render.depth)
         self._memory: SharedMemory | None = SharedMemory(create=True, size=frames.num_bytes)

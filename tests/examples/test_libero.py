@@ -32,7 +32,7 @@ class StubLibero:
 
     def __init__(self) -> None:
         self.actions: list[list[float]] = []
-        self.at, self.goal, self.episodes, self.closed, self.seeded = 0.0, 0.0, 0, False, None
+        self.at, self.goal, self.episodes, self.closed, self.seeded, self.looks = 0.0, 0.0, 0, False, None, 0
 
     def seed(self, seed: int) -> None:
         self.seeded = seed
@@ -60,6 +60,10 @@ class StubLibero:
         self.at += 0.1 * action[0]
         done = abs(self.at - self.goal) < 0.05
         return self.observation(), float(done), done, {}
+
+    def look(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.looks += 1
+        return raw
 
     def close(self) -> None:
         self.closed = True
@@ -100,7 +104,8 @@ def test_a_suite_is_played_and_counted_over_a_real_server(libero) -> None:
     ]
     rules = libero.Rules(horizon=30, n_action_steps=4, image_size=8)
     with serve_in_thread(served(policy)) as server, PolicyClient(server.uri) as client:
-        report = libero.evaluate(tasks, client, rules, episodes_per_task=2)
+        so_far = []
+        report = libero.evaluate(tasks, client, rules, episodes_per_task=2, on_task=so_far.append)
         with pytest.raises(ValueError, match="nowhere has 2 initial states"):
             libero.evaluate(tasks[1:], client, rules, episodes_per_task=3)
     assert report["per_task"]["near"]["successes"] == 2 and report["per_task"]["nowhere"]["successes"] == 0
@@ -114,7 +119,11 @@ def test_a_suite_is_played_and_counted_over_a_real_server(libero) -> None:
     # Ten idle steps with open fingers, then decisions: 3 of 4 steps until the goal at 1.0, 8 of at most 4 until 30.
     assert near.actions[:10] == [[0.0] * 6 + [-1.0]] * 10 and near.actions[10] == [1.0] + [0.0] * 6
     assert len(near.actions) == (10 + 10) + (10 + 5) and len(nowhere.actions) == 2 * (10 + 30)
-    assert report["decisions"] == len(policy.seen) == 3 + 2 + 2 * 8
+    # One decision per sentence beforehand, from black pictures.
+    assert report["decisions"] == len(policy.seen) - 2 == 3 + 2 + 2 * 8
+    assert (near.looks, nowhere.looks) == (3 + 2, 2 * 8) and not policy.seen[0].images["front"].any()
+    assert [(r["tasks_left"], r["successes"], r["episodes"]) for r in so_far] == [(1, 2, 2), (0, 2, 4)]
+    assert report["initial_states"] == "published" and report["mujoco"]
     assert report["control_steps"] == 10 + 5 + 2 * 30
 
 
@@ -153,6 +162,31 @@ def test_a_policy_that_does_not_fit_is_refused(libero) -> None:
             libero.play(StubLibero(), 0.3, "go", client, libero.Rules(horizon=4))
     with pytest.raises(ValueError, match="wants 3: a, b, c"):
         libero.observation_keys({"cameras": ["a", "b", "c"]})
+
+
+def test_a_sentence_that_is_too_long_is_refused_before_the_first_episode(libero) -> None:
+    class ShortOfBreath(TowardTheGoal):
+        def act(self, obs: Observation) -> np.ndarray:
+            if len(obs.instruction[0]) > 10:
+                raise ValueError(f"the instruction {obs.instruction[0]!r} is too long")
+            return super().act(obs)
+
+    made = []
+    tasks = [libero.Task(name, text, [1.0], lambda: made.append(1)) for name, text in (("a", "go"), ("b", "go " * 9))]
+    with serve_in_thread(served(ShortOfBreath())) as server, PolicyClient(server.uri) as client:
+        with pytest.raises((ValueError, RuntimeError), match="too long"):
+            libero.evaluate(tasks, client, libero.Rules(horizon=4, image_size=8), episodes_per_task=1)
+    assert made == []
+
+
+def test_the_wrist_is_known_by_its_name(libero) -> None:
+    for cameras, scene in (
+        (("front", "wrist"), "front"),
+        (("wrist_image", "image"), "image"),
+        (("image", "image2"), "image"),
+    ):
+        keys = libero.observation_keys({"cameras": list(cameras)})
+        assert keys["scene"] == f"images/{scene}" and keys["wrist"] != keys["scene"]
 
 
 def test_wilson_is_the_one_of_the_evaluation(libero) -> None:

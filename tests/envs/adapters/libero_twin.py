@@ -24,13 +24,12 @@ def theirs(worlds, number, seed):
     """The package's environment as an evaluation script sets it up, at the published state of `seed`."""
     from libero.libero.envs.env_wrapper import ControlEnv
 
-    task = worlds._published.get_task(number)
-    problem = worlds._libero.problem(task)
+    problem = worlds._libero.problem(number)
     with numpy_seed(0):
         env = ControlEnv(problem, use_camera_obs=False, ignore_done=True)  # drawn when asked, not at every step
     with numpy_seed(seed):
         env.env.reset()
-    seen = env.set_init_state(worlds._published.get_task_init_states(number)[worlds.suite.scene_of(seed)[1]])
+    seen = env.set_init_state(worlds._libero.published_state(number, worlds.suite.scene_of(seed)[1]))
     for _ in range(SETTLE_STEPS):
         seen, _, _, _ = env.step(IDLE)
     return env, seen
