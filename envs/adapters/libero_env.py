@@ -87,7 +87,8 @@ class LiberoWorlds(AdapterWorlds):
         self._idle: list[tuple[int, Any]] = []
         """Environments (and their tasks) that no world needs now, the longest idle first."""
         self._plans: list[list[tuple[Grasp, float] | None]] = [[] for _ in range(num_worlds)]
-        """Of each goal of a world that is a thing's place: how to take hold of the thing, top of the place above it."""
+        """By world and goal: how to take hold of the thing, and the top of its place above the place's position; None
+        where the goal is no thing's place."""
         self._sentences = self._all_sentences()
 
     def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:

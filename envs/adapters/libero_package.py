@@ -40,7 +40,7 @@ def without_pictures(xml: str) -> str:
 
 
 class Libero:
-    """What is used of the package, imported without its prints and warnings."""
+    """The parts of the package that are used, imported without its prints and warnings."""
 
     def __init__(self, suite: str) -> None:
         """`suite`: LIBERO's name of it."""
