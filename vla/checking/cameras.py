@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vla.checking.motion import EpisodeFacts
 from vla.checking.recording import Recording
+from vla.data.decoding import check_image, mixed_sizes
 from vla.data.findings import Finding, listed, still_camera
 from vla.data.lerobot_dataset import on_disk
 
@@ -27,6 +28,8 @@ _DARK, _CLIPPED = 35.0, 0.4
 _APART = 10.0
 """Grey levels by which two cameras must differ before they can be told apart."""
 _FEWEST = 3
+_TOLD = 500
+"""Pictures between two reports of progress."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +53,15 @@ class Seen:
 
 
 def camera_findings(
-    recording: Recording, episodes: Sequence[EpisodeFacts], on_episode: Callable[[int], None]
+    recording: Recording,
+    episodes: Sequence[EpisodeFacts],
+    on_whole: Callable[[int], None],
+    on_episode: Callable[[int], None],
 ) -> list[Finding]:
-    """All findings about cameras. `on_episode(n)`: n episodes of all cameras have been looked at."""
-    found: list[Finding] = []
+    """All findings about cameras. `on_whole(n)`, `on_episode(n)`: headers of n episodes' pictures have been read, some
+    pictures of n episodes have been looked at."""
+    found = _whole(recording, on_whole)
+    damaged = {camera for finding in found for camera in finding.cameras}
     readers: dict[str, LazyFrames] = {}
     for camera, key in recording.cameras.items():
         try:
@@ -69,6 +77,8 @@ def camera_findings(
             try:
                 seen[camera][episode.number] = look(frames[rows])
             except (ValueError, OSError) as problem:
+                if camera in damaged:
+                    continue  # told already
                 faults.setdefault(camera, []).append((episode.number, str(problem)))
         on_episode(done)
     for camera, list_of in faults.items():
@@ -82,6 +92,39 @@ def camera_findings(
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
             found += _alike(one, other, seen) or _exchanged(one, other, seen)
+    return found
+
+
+def _whole(recording: Recording, on_episode: Callable[[int], None]) -> list[Finding]:
+    """Pictures that are missing, damaged, of more than eight bits or of another size: each one's header is read. Those
+    of videos are known by their frames' times only."""
+    found = []
+    encoded = {camera: key for camera, key in recording.cameras.items() if recording.encoded(key)}
+    episode, frame = (recording.table.column(name).to_numpy() for name in ("episode_index", "frame_index"))
+    for at, (camera, key) in enumerate(encoded.items()):
+        faults: dict[int, str] = {}
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for done, (row, cell) in enumerate(recording.pictures(key), 1):
+            number = int(episode[row])
+            try:
+                size = check_image(cell, recording.root, key, f"episode {number}, frame {frame[row]}")
+            except ValueError as problem:
+                faults.setdefault(number, str(problem))
+            else:
+                if not (those := sizes.setdefault(size, [])) or those[-1] != number:
+                    those.append(number)
+            if done % _TOLD == 0:
+                on_episode(round((at + done / recording.frames) / len(encoded) * len(recording.episodes)))
+        if faults:
+            numbers = tuple(faults)
+            more = f" (and in {listed(numbers[1:])})" if len(numbers) > 1 else ""
+            text = faults[numbers[0]] + more
+            found.append(Finding("pictures_unreadable", "error", text, numbers, cameras=(camera,)))
+        if len(sizes) > 1:
+            usual, other = sorted(sizes, key=lambda size: -len(sizes[size]))[:2]
+            numbers = tuple(dict.fromkeys(sizes[other]))
+            text = f"{mixed_sizes(key, usual, other)}; {other} are in {listed(numbers)}"
+            found.append(Finding("picture_sizes", "warning", text, numbers, cameras=(camera,)))
     return found
 
 

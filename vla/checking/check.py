@@ -114,7 +114,7 @@ def check_dataset(
     """
     recording = open_recording(root)
     count = len(recording.episodes)
-    passes = 3 if pictures else 2
+    passes = 2 + bool(pictures) * (1 + any(map(recording.encoded, recording.cameras.values())))
 
     def told(which: int) -> Callable[[int], None]:
         return lambda done: on_progress(which * count + done, passes * count) if on_progress else None
@@ -147,7 +147,7 @@ def check_dataset(
         found += component_findings(facts, scales, recording.names)
         found += episode_findings(facts, tasks, recording.names, recording.fps)
     if pictures:
-        found += camera_findings(recording, facts, told(2))
+        found += camera_findings(recording, facts, told(2), told(passes - 1))
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(recording, tuple(found), tuple(facts), tasks, scales, tuple(pairs))
 

@@ -17,8 +17,8 @@ from vla.data.lerobot_dataset import ACTION, PROPRIO
 from vla.data.tables import check_columns, data_files, numbers, read_parquet, read_table
 
 FEATURES = (PROPRIO, ACTION)
-_BATCH = 4096
-"""Rows read at once."""
+_BATCH, _PICTURES = 4096, 64
+"""Rows read at once, of vectors and of pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,10 @@ class Recording:
         """The rows of the episode at this place (not: of this number)."""
         return slice(int(self.starts[place]), int(self.starts[place + 1]))
 
+    def encoded(self, key: str) -> bool:
+        """True for a camera whose pictures lie in data/ one by one, not in videos."""
+        return self.info["features"][key]["dtype"] == "image"
+
     def vectors(self) -> Iterator[tuple[int, pa.Table]]:
         """(place of an episode, its table with bookkeeping, state and action), one episode after the other."""
         if (self.order == np.arange(self.frames)).all():
@@ -76,6 +80,18 @@ class Recording:
             for key in FEATURES:
                 table = table.append_column(key, part.column(key))
             yield place, table
+
+    def pictures(self, key: str) -> Iterator[tuple[int, Any]]:
+        """(row, cell) of every picture of an image feature, as it lies in the files: encoded, in a few at a time."""
+        row_at = np.argsort(self.order)  # of each place in the files
+        place = 0
+        for path in data_files(self.root, self.info):
+            file = pq.ParquetFile(path)
+            check_columns(file.schema_arrow.names, path, self.root, [key])
+            for batch in file.iter_batches(_PICTURES, columns=[key]):
+                for cell in batch.column(0):
+                    yield int(row_at[place]), cell.as_py()
+                    place += 1
 
     def values(self, table: pa.Table, key: str) -> NDArray[np.float64]:
         """(T, D) of a feature of an episode's table, also NaN and infinities. ValueError for what is no vector."""

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,6 +29,9 @@ _NO_PICTURE = (OSError, SyntaxError, zlib.error, struct.error, Image.Decompressi
 """Pillow's errors for damaged files."""
 
 
+_JPEG_END = b"\xff\xd9"
+
+
 def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
     """Convert to RGB and scale to `size` x `size` pixels (bilinear); None keeps the size. Returns (H, W, 3) uint8."""
     image = image.convert("RGB")
@@ -38,6 +42,27 @@ def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
 
 def decode_image(cell: Any, root: Path, key: str, size: int | None, where: str) -> NDArray[np.uint8]:
     """(H, W, 3) of one cell of an image feature: encoded bytes, or a file relative to the dataset."""
+    with _opened(cell, root, key, where) as image:
+        return resized(image, size)
+
+
+def check_image(cell: Any, root: Path, key: str, where: str) -> tuple[int, int]:
+    """(height, width) of one cell of an image feature, read without decoding it. ValueError as `decode_image` raises,
+    also for a PNG or JPEG that is cut short."""
+    with _opened(cell, root, key, where) as image:
+        width, height = image.size
+        if image.format == "JPEG":
+            image.fp.seek(-2, io.SEEK_END)
+            if image.fp.read(2) != _JPEG_END:
+                raise OSError("image file is truncated")
+        else:
+            image.verify()
+    return height, width
+
+
+@contextmanager
+def _opened(cell: Any, root: Path, key: str, where: str) -> Iterator[Image.Image]:
+    """A picture of eight bits, not decoded yet; errors of reading and decoding become one line."""
     encoded, path = _encoded(cell, key, where)
     if not (encoded or path):
         raise ValueError(
@@ -47,7 +72,7 @@ def decode_image(cell: Any, root: Path, key: str, size: int | None, where: str) 
     try:
         with Image.open(io.BytesIO(encoded) if encoded else root / str(path)) as image:
             check_eight_bits(image.mode, f"feature '{key}' holds a picture at {where}")
-            return resized(image, size)
+            yield image
     except _NO_PICTURE as problem:
         raise ValueError(f"feature '{key}' holds an unreadable image at {where}: {problem}") from None
 

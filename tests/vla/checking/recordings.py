@@ -24,6 +24,8 @@ class Arm:
         self.texts = ["pick up the red cube", "lift the blue ball"]
         self.names = NAMES
         self.info = {}
+        self.cells = {}
+        """(camera's feature, row) -> what stands there in place of the picture."""
         for episode in range(episodes):
             state, action = joints(rng, LENGTH + int(rng.integers(-8, 9)))
             self.state.append(state)
@@ -56,6 +58,9 @@ class Arm:
             features[key] = {"dtype": kind, "shape": [SIZE, SIZE, 3], "names": ["height", "width", "channels"]}
             if kind == "image":
                 columns[key] = [{"bytes": png(p), "path": None} for part in self.pictures for p in part[key]]
+                for (camera, row), encoded in self.cells.items():
+                    if camera == key:
+                        columns[key][row] = {"bytes": encoded, "path": None}
                 continue
             film(root / "videos" / key / "chunk-000" / "file-000.mp4", np.concatenate([p[key] for p in self.pictures]))
             for row, start in zip(rows, starts, strict=True):

@@ -5,6 +5,7 @@ import pytest
 
 from envs.demos.record import record
 from tests.vla.checking.recordings import FPS, FRONT, WRIST, Arm
+from tests.vla.data.odd_recordings import png
 from vla.checking.check import check_dataset
 
 FAULTS = {}
@@ -202,6 +203,34 @@ def two_cameras_exchanged(arm):
 def one_camera_recorded_twice(arm):
     for part in arm.pictures:
         part[WRIST] = part[FRONT]
+
+
+def row_of(arm, episode, frame):
+    return sum(len(part) for part in arm.state[:episode]) + frame
+
+
+@fault("pictures_unreadable", 2, cameras=("front",))
+def a_picture_cut_short(arm):
+    arm.cells[FRONT, row_of(arm, 2, 3)] = png(arm.pictures[2][FRONT][3])[:-60]
+
+
+@fault("pictures_unreadable", 1, 4, cameras=("wrist",))
+def pictures_that_are_missing(arm):
+    for episode in (1, 4):
+        arm.cells[WRIST, row_of(arm, episode, 7)] = None
+
+
+@fault("pictures_unreadable", 3, cameras=("front",))
+def a_picture_of_sixteen_bits(arm):
+    arm.cells[FRONT, row_of(arm, 3, 5)] = png(np.full((48, 48), 1500, np.uint16))
+
+
+@fault("picture_sizes", 5, cameras=("wrist",))
+def pictures_of_two_sizes(arm):
+    for frame in range(len(arm.state[5])):
+        arm.cells[WRIST, row_of(arm, 5, frame)] = png(
+            np.kron(arm.pictures[5][WRIST][frame], np.ones((2, 2, 1), np.uint8))
+        )
 
 
 @fault("task_spelling", *range(8))
