@@ -106,7 +106,7 @@ def _run_alone(command: Command, args: list[str]) -> int | None:
 def _check_named(args: list[str]) -> None:
     """ValueError for an output without a name, as of a variable that is not set: it would mean this very folder."""
     for flag, value in pairwise([part for arg in args for part in _parts(arg)]):
-        if flag in ("--out", "--json", "--log", "--to-dataset", "--page") and not value.strip():
+        if flag in ("--out", "--json", "--log", "--to-dataset", "--page", "--fix") and not value.strip():
             raise ValueError(f"{flag} is empty: name what is to be written; . is the present folder")
 
 

@@ -105,11 +105,19 @@ class Check(Command):
     """Pictures of each camera that are looked at in every episode; 0 for none."""
     shown: int = 6
     """How many of the first episodes the page shows, beside those with findings."""
+    fix: Path | None = None
+    """Write a copy to this new folder, without the idle time at the start and end of episodes. LeRobot's writer makes
+    it; videos are encoded anew."""
+    drop: tuple[int, ...] = ()
+    """--fix: the numbers of episodes to leave out."""
+    rename: tuple[str, ...] = ()
+    """--fix: cameras to rename, OLD=NEW each."""
 
     def run(self) -> int:
         """Check and print. Exit code 1 if there are errors or warnings, 0 if there are none. ValueError for a folder
         that is no dataset."""
         check_numbers(self, pictures=(0, 10_000), shown=(0, 1000))
+        rename = self._new_names()
         for flag, path in (("--json", self.json), ("--page", self.page)):
             check_file(flag, path)
         if self.page is not None and self.page.suffix.lower() not in (".html", ".htm"):
@@ -141,7 +149,32 @@ class Check(Command):
         if self.page is not None:
             self._write_page(report)
             say(f"page in {self.page}")
+        if self.fix is not None:
+            self._write_copy(report, self.fix, rename)
         return int(not report.clean)
+
+    def _new_names(self) -> dict[str, str]:
+        """--rename as a map. ValueError for what is no OLD=NEW, or has no --fix beside it."""
+        if self.fix is None and (self.drop or self.rename):
+            raise ValueError("--drop and --rename say how a copy differs: give --fix, the copy's new folder, too")
+        if self.fix is not None and self.fix.exists():
+            raise ValueError(f"--fix {self.fix} is already there: choose another folder")
+        pairs = dict(part.partition("=")[::2] for part in self.rename)
+        if odd := [part for part in self.rename if not all(side.strip() for side in part.partition("="))]:
+            raise ValueError(f"--rename {odd[0]} must be OLD=NEW, two names of cameras")
+        return pairs
+
+    def _write_copy(self, report: Any, out: Path, rename: dict[str, str]) -> None:
+        from vla.checking.fix import plan, write_copy
+        from vla.data.findings import numbered
+        from vla.runtime.console import progress, say
+
+        wanted = plan(report, self.drop, rename)
+        with progress("copy", wanted.frames, unit="frames") as update:
+            write_copy(report, wanted, out, update)
+        kept, left_out = numbered(len(wanted.kept), "episode"), numbered(wanted.dropped, "episode")
+        cut, renamed = numbered(wanted.cut, "idle frame"), numbered(len(rename), "camera")
+        say(f"{kept}, {wanted.frames} frames in {out}: {left_out} left out, {cut} cut off, {renamed} renamed")
 
     def _write_page(self, report: Any) -> None:
         from bascule.report.recording_page import write_recording_page
@@ -155,8 +188,8 @@ class Check(Command):
         write_recording_page(report, episodes, self.page, {"command": f"vla check {self.dataset}", **provenance()})
 
     def writes(self) -> tuple[Path, ...]:
-        """--json and --page."""
-        return tuple(path for path in (self.json, self.page) if path is not None)
+        """--json, --page and --fix."""
+        return tuple(path for path in (self.json, self.page, self.fix) if path is not None)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from policies.control.flight_log import frames_file, read
 from policies.control.guards import GUARDS, Reaction
 from vla.core.disk import remove, temporary, writing
+from vla.data.lerobot_writer import new_dataset
 
 _log = logging.getLogger(__name__)
 _SAME_RATE = 0.05
@@ -70,8 +68,7 @@ def _write(log: Path, out: Path, name: str) -> None:
             "dtype": "image", "shape": shape, "names": ["height", "width", "channels"],
         }  # fmt: skip
     fps = _rate([tick["inputs"]["now_s"] for tick in ticks], spec["control_hz"], log)
-    with _quietly():
-        dataset = LeRobotDataset.create(f"local/{name}", fps, root=out, features=features, use_videos=False)
+    dataset = new_dataset(out, name, fps, features)
     task = ""
     for line in lines:
         task = line.get("task", task)
@@ -106,17 +103,6 @@ def _rate(times_s: list[float], declared_hz: float, log: Path) -> int:
     told = "%s: the ticks came at %.1f Hz, not at the %g Hz declared; the dataset has the rate at which they came"
     _log.warning(told, log, real, declared_hz)
     return max(1, round(real))
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without LeRobot's warnings: where FFmpeg is missing it prints all of its attempts, and no video is written."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _finite(values: Any) -> np.ndarray:

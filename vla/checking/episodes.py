@@ -10,7 +10,7 @@ from vla.checking.motion import IDLE_SECONDS, EpisodeFacts, Wild
 from vla.data.findings import Finding, listed, numbered
 from vla.data.lerobot_dataset import ACTION
 
-_IDLE_END_SECONDS = 1.0
+IDLE_END_SECONDS = 1.0
 """Idle time at an episode's start or end that is told."""
 _IDLE_SHARE = 0.25
 """Share of all frames that may be idle without a warning."""
@@ -55,13 +55,13 @@ def _idle(episodes: Sequence[EpisodeFacts], fps: float) -> list[Finding]:
     if stuck:
         text = f"nothing moves in {listed(stuck)}, neither the state nor the actions: delete them"
         found.append(Finding("no_motion", "error", text, tuple(stuck)))
-    limit = _IDLE_END_SECONDS * fps
+    limit = IDLE_END_SECONDS * fps
     ends = [e for e in episodes if e.number not in stuck and max(e.idle[:2]) >= limit]
     if ends:
         start, end = (sum(e.idle[which] for e in ends) for which in (0, 1))
         text = (
             f"{listed(e.number for e in ends)} {'starts or ends' if len(ends) == 1 else 'start or end'} with at least "
-            f"{_IDLE_END_SECONDS:g} s without motion ({start} frames at the start, {end} at the end): cut them off, or "
+            f"{IDLE_END_SECONDS:g} s without motion ({start} frames at the start, {end} at the end): cut them off, or "
             "the policy learns to wait"
         )
         found.append(Finding("idle_ends", "warning", text, tuple(e.number for e in ends)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,12 @@ class Recording:
         """True for a camera whose pictures lie in data/ one by one, not in videos."""
         return self.info["features"][key]["dtype"] == "image"
 
-    def vectors(self) -> Iterator[tuple[int, pa.Table]]:
-        """(place of an episode, its table with bookkeeping, state and action), one episode after the other."""
+    def vectors(self, features: Sequence[str] = FEATURES) -> Iterator[tuple[int, pa.Table]]:
+        """(place of an episode, its table with bookkeeping and these features), one episode after the other."""
         if (self.order == np.arange(self.frames)).all():
-            batches = self._batches()
+            batches = self._batches(features)
         else:  # the files are not in recorded order, which no tool of LeRobot's makes: read at once
-            parts = [read_parquet(path, self.root, FEATURES) for path in data_files(self.root, self.info)]
+            parts = [read_parquet(path, self.root, features) for path in data_files(self.root, self.info)]
             batches = iter([pa.concat_tables(parts, promote_options="permissive").take(pa.array(self.order))])
         waiting, count = [], 0
         for place in range(len(self.episodes)):
@@ -77,7 +77,7 @@ class Recording:
             part, rest = whole.slice(0, length), whole.slice(length)
             waiting, count = [rest], count - length
             table = self.table.slice(rows.start, length)
-            for key in FEATURES:
+            for key in features:
                 table = table.append_column(key, part.column(key))
             yield place, table
 
@@ -97,11 +97,11 @@ class Recording:
         """(T, D) of a feature of an episode's table, also NaN and infinities. ValueError for what is no vector."""
         return numbers(table, self.info["features"], key).astype(np.float64)
 
-    def _batches(self) -> Iterator[pa.Table]:
+    def _batches(self, features: Sequence[str]) -> Iterator[pa.Table]:
         for path in data_files(self.root, self.info):
             file = pq.ParquetFile(path)
-            check_columns(file.schema_arrow.names, path, self.root, FEATURES)
-            for batch in file.iter_batches(_BATCH, columns=list(FEATURES)):
+            check_columns(file.schema_arrow.names, path, self.root, features)
+            for batch in file.iter_batches(_BATCH, columns=list(features)):
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 

@@ -1,0 +1,74 @@
+"""`vla check --fix` writes a copy that both readers take: idle ends cut, episodes left out, cameras renamed."""
+
+import numpy as np
+import pytest
+
+from bascule.main import main
+from envs.demos.record import record
+from tests.vla.checking.recordings import FPS, FRONT, Arm
+from tests.vla.checking.test_check import hold, told
+from vla.checking.check import check_dataset
+from vla.checking.fix import plan
+from vla.data.lerobot_dataset import load_dataset
+
+
+def test_a_cleaned_copy_passes_and_keeps_the_rest_as_it_was(tmp_path, capsys):
+    arm = Arm(episodes=5)
+    hold(arm, 1, 40, 30)
+    arm.state[3][12, 2] = np.nan
+    root = arm.write(tmp_path / "data")
+    out = tmp_path / "clean"
+    command = ["check", str(root), "--fix", str(out), "--drop", "3", "--rename", "front=cam_high"]
+    assert main(command) == 1
+    err = " ".join(capsys.readouterr().err.split())
+    kept = plan(check_dataset(root, pictures=0), [3], {}).kept[1]
+    first, last = (edge - len(arm.state[0]) for edge in (kept.start, kept.stop))
+    rest = round(0.25 * FPS)
+    assert 0 <= first - (40 - rest) <= 5 and 0 <= len(arm.state[1]) - 30 + rest - last <= 5, (
+        "a quarter of a second stays"
+    )
+    count = sum(len(arm.state[i]) for i in (0, 2, 4)) + last - first
+    assert err.startswith(f"4 episodes, {count} frames in {out}: 1 episode left out"), "and no bars"
+    report = check_dataset(out)
+    assert told(report) == [] and report.recording.cameras.keys() == {"cam_high", "wrist"}
+    data = load_dataset(out)
+    parts = [arm.state[0], arm.state[1][first:last], arm.state[2], arm.state[4]]
+    np.testing.assert_allclose(data.proprio, np.concatenate(parts), atol=1e-6)
+    np.testing.assert_array_equal(data.images["cam_high"][: len(arm.state[0])], arm.pictures[0][FRONT])
+    assert list(dict.fromkeys(data.instruction)) == arm.texts
+
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    stock = LeRobotDataset("local/clean", root=out)
+    assert stock.num_episodes == 4 and stock.num_frames == data.num_frames
+
+
+def test_what_the_simulator_knew_stays_beside_the_frames(tmp_path):
+    root = record("tabletop-pick", 3, tmp_path / "demos", num_workers=1)
+    assert main(["check", str(root), "--fix", str(tmp_path / "two"), "--drop", "1"]) == 0
+    before, after = load_dataset(root).subset([0, 2]), load_dataset(tmp_path / "two")
+    np.testing.assert_array_equal(after.privileged, before.privileged)
+    np.testing.assert_array_equal(after.action, before.action)
+    np.testing.assert_array_equal(after.images["wrist"], before.images["wrist"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--drop", "1"], "give --fix"),
+        (["--fix", "{root}"], "is already there"),
+        (["--fix", "out"], "there is nothing to mend"),
+        (["--fix", "out", "--drop", "9"], "there is no episode 9 to leave out, the dataset has 0 to 2"),
+        (["--fix", "out", "--drop", "0", "1", "2"], "nothing remains to be written"),
+        (["--fix", "out", "--rename", "frnt=a"], "did you mean 'front'?"),
+        (["--fix", "out", "--rename", "front"], "--rename front must be OLD=NEW"),
+        (["--fix", "out", "--rename", "front=wrist"], "two cameras would have one name"),
+        (["--fix", "{root}/videos/x"], "is a part of the dataset"),
+    ],
+)
+def test_misuse_is_one_line_and_nothing_is_written(tmp_path, arguments, words, capsys, monkeypatch):
+    root = Arm(episodes=3).write(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", str(root), "--pictures", "0", *(part.format(root=root) for part in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["data"]
