@@ -165,7 +165,7 @@ def _pictures(readers: Mapping[str, Any], rows: slice) -> Iterator[tuple[int, di
 
 
 def _copy_simulator_state(root: Path, out: Path, index: NDArray[np.int64], plan: Plan) -> None:
-    """What the simulator knew of the frames kept, beside the copy as it lies beside the recording."""
+    """Copy what the simulator knew of the frames kept: it lies beside the recording, not in it."""
     path = root / "meta" / PRIVILEGED_FILE
     if not path.is_file():
         return
