@@ -23,7 +23,7 @@ ORDER = {
         "seeds", "tabletop", "perturb", "sim", "adapters", "registry", "backends", "make", "experts", "demos",
         "grounding", "evaluation", "gym_env",
     ),
-    "policies": ("chunking", "export", "load", "serving", "control", "lerobot"),
+    "policies": ("chunking", "export", "load", "open_loop", "serving", "control", "lerobot"),
     "rl": (
         "streams", "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_checks",
         "run_checkpoint", "selection", "algorithm", "recipes", "retention", "runner", "external",

@@ -105,6 +105,14 @@ class Check(Command):
     """Pictures of each camera that are looked at in every episode; 0 for none."""
     shown: int = 6
     """How many of the first episodes the page shows, beside those with findings."""
+    policy: str | None = None
+    """A checkpoint folder: also tell how far its actions are from the recorded ones, for each component and phase."""
+    server: str | None = None
+    """The same for the policy of `vla serve` at ws://HOST:PORT."""
+    compared: int = 10
+    """--policy, --server: episodes to compare with, spread over the recording. Ones it was not trained on say most."""
+    embodiment: str | None = None
+    """--policy: which robot, of a policy for several."""
     fix: Path | None = None
     """Write a copy to this new folder, without the idle time at the start and end of episodes. LeRobot's writer makes
     it; videos are encoded anew."""
@@ -116,15 +124,20 @@ class Check(Command):
     def run(self) -> int:
         """Check and print. Exit code 1 if there are errors or warnings, 0 if there are none. ValueError for a folder
         that is no dataset."""
-        check_numbers(self, pictures=(0, 10_000), shown=(0, 1000))
+        check_numbers(self, pictures=(0, 10_000), shown=(0, 1000), compared=(1, 100_000))
         rename = self._new_names()
         for flag, path in (("--json", self.json), ("--page", self.page)):
             check_file(flag, path)
         if self.page is not None and self.page.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"--page {self.page} must end in .html: a page for a browser is what it becomes")
+        if self.policy is not None and self.server is not None:
+            raise ValueError("--policy and --server both name the policy: give one of them")
         from vla.model.config import check_backbone
 
         check_backbone(self.backbone)
+        policy = self._load_policy()
+        from dataclasses import replace
+
         from rich.text import Text
 
         from vla.checking.check import check_dataset
@@ -137,6 +150,9 @@ class Check(Command):
                 update(done, total=total)
 
             report = check_dataset(self.dataset, backbone=self.backbone, pictures=self.pictures, on_progress=show)
+        beside = None if policy is None else self._compare(report, policy)
+        if beside is not None:
+            report = replace(report, findings=(*report.findings, beside.finding()))
         out = stdout()
         styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
         for finding in report.findings:
@@ -145,13 +161,33 @@ class Check(Command):
         out.print(Text(f"{self.dataset}: {report.size()}"), soft_wrap=True)
         out.print(Text(f"{self.dataset}: {report.verdict}", style="bold"), soft_wrap=True)
         if self.json is not None:
-            save_json(self.json, report.data())
+            save_json(self.json, report.data() | ({} if beside is None else {"open_loop": beside.data()}))
         if self.page is not None:
-            self._write_page(report)
+            self._write_page(report, beside)
             say(f"page in {self.page}")
         if self.fix is not None:
             self._write_copy(report, self.fix, rename)
         return int(not report.clean)
+
+    def _load_policy(self) -> Any:
+        if self.server is not None:
+            from policies.serving.client import PolicyClient
+
+            return PolicyClient(self.server)
+        if self.policy is None:
+            return None
+        from policies.load import checkpoint, load_policy
+
+        return load_policy(checkpoint(self.policy), self.embodiment)
+
+    def _compare(self, report: Any, policy: Any) -> Any:
+        """What the policy would have done in some of the episodes."""
+        from policies.open_loop import open_loop, spread
+        from vla.runtime.console import progress, say
+
+        episodes = spread(report, self.compared)
+        with progress("policy", len(episodes), unit="episodes") as update:
+            return open_loop(policy, self.policy or self.server, report, episodes, say=say, on_episode=update)
 
     def _new_names(self) -> dict[str, str]:
         """--rename as a map. ValueError for what is no OLD=NEW, or has no --fix beside it."""
@@ -176,16 +212,19 @@ class Check(Command):
         cut, renamed = numbered(wanted.cut, "idle frame"), numbered(len(rename), "camera")
         say(f"{kept}, {wanted.frames} frames in {out}: {left_out} left out, {cut} cut off, {renamed} renamed")
 
-    def _write_page(self, report: Any) -> None:
+    def _write_page(self, report: Any, beside: Any) -> None:
         from bascule.report.recording_page import write_recording_page
         from vla.checking.samples import chosen, shown
         from vla.runtime.console import progress
         from vla.runtime.provenance import provenance
 
         numbers = chosen(report, self.shown, _MOST_SHOWN + self.shown)
+        if beside is not None:
+            numbers = sorted({*numbers, *list(beside.predicted)[: self.shown]})
         with progress("page", len(numbers), unit="episodes") as update:
             episodes = shown(report, numbers, update)
-        write_recording_page(report, episodes, self.page, {"command": f"vla check {self.dataset}", **provenance()})
+        about = {"command": f"vla check {self.dataset}", **provenance()}
+        write_recording_page(report, episodes, self.page, about, beside)
 
     def writes(self) -> tuple[Path, ...]:
         """--json, --page and --fix."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bascule.report import charts
 from bascule.report.page import fill, webp
+from policies.open_loop import PHASES, OpenLoop
 from vla.checking.check import Report
 from vla.checking.samples import Shown
 from vla.core.config import write_atomic
@@ -26,12 +27,15 @@ _GAP = 3
 _BADGES = {"error": "bad", "warning": "warn", "note": "plain"}
 
 
-def write_recording_page(report: Report, episodes: Sequence[Shown], path: Path, about: Mapping[str, Any]) -> None:
-    """Write the page to `path`, atomically. `about`: command, commit and machine for its foot."""
-    write_atomic(path, render(report, episodes, about).encode())
+def write_recording_page(
+    report: Report, episodes: Sequence[Shown], path: Path, about: Mapping[str, Any], beside: OpenLoop | None = None
+) -> None:
+    """Write the page to `path`, atomically. `about`: command, commit and machine for its foot; `beside`: what a policy
+    would have done."""
+    write_atomic(path, render(report, episodes, about, beside).encode())
 
 
-def render(report: Report, episodes: Sequence[Shown], about: Mapping[str, Any]) -> str:
+def render(report: Report, episodes: Sequence[Shown], about: Mapping[str, Any], beside: OpenLoop | None = None) -> str:
     """The page's HTML."""
     told = [finding for finding in report.findings if finding.severity != "note"]
     flagged = {number for finding in told for number in finding.episodes}
@@ -42,6 +46,7 @@ def render(report: Report, episodes: Sequence[Shown], about: Mapping[str, Any]) 
         report=report,
         about=about,
         badges=_BADGES,
+        phases=PHASES,
         verdict=report.verdict[:1].upper() + report.verdict[1:],
         figures=[
             ("episodes", f"{len(report.recording.episodes):,}"),
@@ -59,13 +64,24 @@ def render(report: Report, episodes: Sequence[Shown], about: Mapping[str, Any]) 
         )
         if facts
         else "",
-        films=[_film(report, episode, told) for episode in episodes],
+        films=[_film(report, episode, told, beside) for episode in episodes],
+        beside=beside,
+        errors=_errors(beside),
         rows=facts[:_MOST_ROWS],
         codes={number: [finding.code for finding in told if number in finding.episodes] for number in flagged},
     )
 
 
-def _film(report: Report, episode: Shown, told: Sequence[Any]) -> dict[str, Any]:
+def _errors(beside: OpenLoop | None) -> list[tuple[str, list[float]]]:
+    """(component, its error in percent of its range at each phase and on average), the largest first."""
+    if beside is None:
+        return []
+    table = 100 * np.vstack([beside.error, beside.error.mean(0)])
+    rows = [(name, table[:, i].tolist()) for i, name in enumerate(beside.names)]
+    return sorted(rows, key=lambda row: -row[1][-1])
+
+
+def _film(report: Report, episode: Shown, told: Sequence[Any], beside: OpenLoop | None) -> dict[str, Any]:
     """An episode as the template wants it: strips as data URIs and charts as SVG."""
     return {
         "number": episode.number,
@@ -74,7 +90,7 @@ def _film(report: Report, episode: Shown, told: Sequence[Any]) -> dict[str, Any]
         "seconds": len(episode.seconds) / report.recording.fps,
         "findings": [finding for finding in told if episode.number in finding.episodes],
         "strips": [(camera, webp(_strip(pictures)[None])) for camera, pictures in episode.strips.items()],
-        "charts": _charts(report, episode),
+        "charts": _charts(report, episode, None if beside is None else beside.predicted.get(episode.number)),
     }
 
 
@@ -85,8 +101,8 @@ def _strip(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate(parts[:-1], axis=1)
 
 
-def _charts(report: Report, episode: Shown) -> list[str]:
-    """A small chart for each component; an absolute action and the state that follows it share one."""
+def _charts(report: Report, episode: Shown, policy: NDArray[np.float32] | None) -> list[str]:
+    """A small chart for each component; an absolute action, the state that follows it and the policy's share one."""
     if len(episode.seconds) < 2 or not report.scales:
         return []
     seconds = episode.seconds.tolist()
@@ -97,8 +113,9 @@ def _charts(report: Report, episode: Shown) -> list[str]:
     for i, name in enumerate(names[ACTION]):
         lines = [(ACTION, i, f"action {name}", "after")]
         if i in partners:
-            lines.insert(0, (PROPRIO, partners[i], f"state {names[PROPRIO][partners[i]]}", "before"))
-        out.append(_chart(report, episode, lines, seconds, idle))
+            lines.append((PROPRIO, partners[i], "state", "before"))
+        extra = [] if policy is None else [charts.Trace("policy", policy[:, i].tolist(), "policy")]
+        out.append(_chart(report, episode, lines, seconds, idle, extra))
     for j, name in enumerate(names[PROPRIO]):
         if j not in partners.values():
             out.append(_chart(report, episode, [(PROPRIO, j, f"state {name}", "before")], seconds, idle))
@@ -111,6 +128,7 @@ def _chart(
     lines: Sequence[tuple[str, int, str, str]],
     seconds: Sequence[float],
     idle: Sequence[tuple[float, float]],
+    extra: Sequence[charts.Trace] = (),
 ) -> str:
     drawn, lows, highs = [], [], []
     for key, i, label, kind in lines:
@@ -121,7 +139,7 @@ def _chart(
         lows.append(max(scale.least[i], scale.low[i] - room))
         highs.append(min(scale.most[i], scale.high[i] + room))
         drawn.append(charts.Trace(label, episode.values[key][:, i].tolist(), kind))
-    return charts.traces(drawn, seconds, (float(min(lows)), float(max(highs))), idle) if drawn else ""
+    return charts.traces([*drawn, *extra], seconds, (float(min(lows)), float(max(highs))), idle) if drawn else ""
 
 
 def _spans(idle: NDArray[np.bool_], seconds: Sequence[float]) -> list[tuple[float, float]]:

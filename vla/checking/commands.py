@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vla.checking.motion import EpisodeFacts, Pair
 from vla.checking.scales import LAGS, Following, Scale
-from vla.data.findings import Finding, listed
+from vla.data.findings import Finding, listed, numbered
 from vla.data.lerobot_dataset import ACTION, PROPRIO
 
 _RELATED = 0.5
@@ -125,10 +125,11 @@ def _delay(pairs: list[Pair], following: Following) -> tuple[int | None, NDArray
 
 def _late(usual: int, fps: float) -> list[Finding]:
     if usual < 0:
+        early = numbered(-usual, "frame")
         text = (
-            f"actions tell of motion that is over: the state changes {-usual} frames before the action that fits it "
+            f"actions tell of motion that is over: the state changes {early} before the action that fits it "
             f"({-usual / fps:.2g} s); record the command that is sent after the observation, or move the actions "
-            f"{-usual} frames back"
+            f"{early} back"
         )
         return [Finding("actions_late", "error", text)]
     if usual > max(2, _LATE_SECONDS * fps):
@@ -234,9 +235,8 @@ def _grippers(episodes: Sequence[EpisodeFacts], scale: Scale, names: Sequence[st
         wide = usual[1] - usual[0]
         odd = {}
         for number, (low, high) in used.items():
-            ratio = (high - low) / wide
-            off = max(abs(low - usual[0]), abs(high - usual[1])) / wide
-            if ratio > 5 or ratio < 0.2 or (off > 0.3 and _two_valued(usual) and _two_valued((low, high))):
+            switched = _unit(low, high) and _unit(*usual) and max(abs(low - usual[0]), abs(high - usual[1])) > 0.3
+            if switched or high - low > 5 * wide or (_unit(low, high) and wide > 5):
                 odd[number] = (low, high)
         if odd:
             low, high = next(iter(odd.values()))
@@ -248,9 +248,10 @@ def _grippers(episodes: Sequence[EpisodeFacts], scale: Scale, names: Sequence[st
     return found
 
 
-def _two_valued(ends: Sequence[float]) -> bool:
-    """True for the ends of a switch: whole numbers."""
-    return all(abs(end - round(end)) < 1e-6 for end in ends)
+def _unit(low: float, high: float) -> bool:
+    """True for a range of 0 to 1 or -1 to 1, or nearly. A part of a wider one says nothing: not every task opens
+    wide."""
+    return abs(high - 1) < 0.05 and min(abs(low), abs(low + 1)) < 0.05
 
 
 def _units(

@@ -11,11 +11,13 @@ from vla.checking.scales import Scale
 from vla.data.findings import Finding, listed, still_vectors
 from vla.data.lerobot_dataset import ACTION, PROPRIO
 
-_SATURATED = {PROPRIO: 0.1, ACTION: 0.5}
+_SATURATED = {PROPRIO: 0.25, ACTION: 0.5}
 """Share of the frames at one extreme value from which a component counts as saturated. Relative actions are often at
 full speed, a state hardly ever."""
 _MENTIONED = 0.1
 """Share from which a saturated action is worth a note."""
+_MOVES = 0.2
+"""Share of its range by which an action must move an encoder that is alive."""
 _WHOLE = 20
 """Frames below which an episode says nothing about a component that does not move."""
 
@@ -60,17 +62,19 @@ def _constant(key: str, frames: int, scales: dict[str, Scale], names: dict[str, 
 def _dead_in_some(
     key: str, episodes: Sequence[EpisodeFacts], scales: dict[str, Scale], names: dict[str, tuple[str, ...]]
 ) -> list[Finding]:
-    """State components that stand still in a few episodes and move in all the others."""
+    """State components that stand still in a few episodes although the action of their name moves."""
     found = []
     for i, name in enumerate(names[key]) if key == PROPRIO else ():
-        if scales[key].constant[i] or scales[key].switch[i]:
+        if scales[key].constant[i] or scales[key].switch[i] or name not in names[ACTION]:
             continue
-        looked = [episode for episode in episodes if episode.length >= _WHOLE]
-        dead = [e.number for e in looked if e.extremes[key][0][i] == e.extremes[key][1][i] and e.idle[2] < e.length]
-        if dead and 3 * len(dead) < len(looked):
+        at = names[ACTION].index(name)
+        least = _MOVES * scales[ACTION].span[at]
+        looked = [e for e in episodes if e.length >= _WHOLE and np.subtract(*e.extremes[ACTION][::-1])[at] > least]
+        dead = [e.number for e in looked if e.extremes[key][0][i] == e.extremes[key][1][i]]
+        if dead and 2 * len(dead) < len(looked):
             text = (
-                f"state component '{name}' does not change in {listed(dead)} and does in the other "
-                f"{len(looked) - len(dead)}: a sensor that failed? Leave these episodes out"
+                f"state component '{name}' does not change in {listed(dead)} although the action of the same name "
+                f"moves, and does in the other {len(looked) - len(dead)}: did the sensor fail? Leave these episodes out"
             )
             found.append(Finding("component_dead", "warning", text, tuple(dead), (f"{key} {name}",)))
     return found

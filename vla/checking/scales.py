@@ -119,6 +119,7 @@ class Scale:
     gripper: NDArray[np.bool_]
     """True for what opens and closes, by its name."""
     median: NDArray[np.float64]
+    mean: NDArray[np.float64]
 
     @property
     def span(self) -> NDArray[np.float64]:
@@ -140,7 +141,7 @@ class Scale:
         step = np.quantile(steps, 0.95, axis=0) if len(steps) else np.zeros(rows.shape[1])
         switch = np.array([len(np.unique(column[:5000])) <= FEW_VALUES for column in rows.T], bool)
         gripper = np.array([is_gripper(name) for name in names], bool)
-        return Scale(low, high, rows.min(0), rows.max(0), step, switch, gripper, median)
+        return Scale(low, high, rows.min(0), rows.max(0), step, switch, gripper, median, rows.mean(0))
 
 
 def is_gripper(name: str) -> bool:

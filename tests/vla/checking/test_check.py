@@ -1,5 +1,8 @@
 """`vla check` finds each planted fault, names its episodes, and says nothing of clean recordings."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -316,6 +319,21 @@ def test_a_planted_fault_is_found_and_its_episodes_named(tmp_path, name):
     assert all("\n" not in finding.text for finding in found)
     if found[0].severity != "note":
         assert not report.clean and report.verdict.startswith(("do not train on it", "look at it before"))
+
+
+def test_the_guide_lists_every_code():
+    """docs/train.md is where a person looks up what a finding means."""
+    root = Path(__file__).resolve().parents[3]
+    files = [
+        *(root / "vla" / "data").glob("*.py"),
+        *(root / "vla" / "checking").glob("*.py"),
+        root / "policies/open_loop.py",
+    ]
+    codes = {code for file in files for code in re.findall(r'Finding\(\s*"(\w+)"', file.read_text())}
+    codes |= {code for _, code, *_ in FAULTS.values()}
+    assert len(codes) > 45, "the scan found nothing: it is broken"
+    listed = set(re.findall(r"`(\w+)`", (root / "docs" / "train.md").read_text()))
+    assert codes - listed == set()
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])

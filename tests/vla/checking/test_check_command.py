@@ -6,7 +6,7 @@ import re
 import pytest
 
 from bascule.main import main
-from tests.vla.checking.recordings import FRONT, Arm
+from tests.vla.checking.recordings import FRONT, NAMES, Arm
 from tests.vla.data.odd_recordings import train_arguments
 
 
@@ -43,7 +43,7 @@ def test_a_faulty_recording_ends_with_1_and_its_page_shows_the_episode(black, tm
     assert "Look at it before training: 1 warning" in html and "pick up &lt;the&gt; cube" in html
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", html) and "<script" not in html
     assert html.count("data:image/webp") == 4, "two cameras of two episodes"
-    assert html.count('aria-label="state joint_1, action joint_1"') == 2
+    assert html.count('aria-label="action joint_1, state"') == 2
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,8 @@ def test_a_faulty_recording_ends_with_1_and_its_page_shows_the_episode(black, tm
         (["{clean}", "--pictures", "-1"], "--pictures must be at least 0, got -1"),
         (["{clean}", "--backbone", "tny"], "did you mean 'tiny'"),
         (["{clean}", "--page="], "--page is empty"),
+        (["{clean}", "--policy", "no/policy"], "there is no checkpoint at 'no/policy'"),
+        (["{clean}", "--policy", "a", "--server", "b"], "give one of them"),
     ],
 )
 def test_misuse_is_one_line(clean, arguments, words, capsys, tmp_path, monkeypatch):
@@ -72,7 +74,16 @@ def test_training_warns_and_names_the_check(black, tmp_path, capsys):
     assert main(["check", str(root)]) == 1
     told = re.search(r"camera_still: (.+)", capsys.readouterr().out)[1]
     assert main(train_arguments(tmp_path / "out", root)) == 0
-    err = " ".join(capsys.readouterr().err.split())
+    shown = capsys.readouterr()
+    err = " ".join(shown.err.split())
     sentence = re.sub(r"all of \d+ frames", "all of N frames", told)
     assert sentence in re.sub(r"all of \d+ frames", "all of N frames", err), "in the same words"
     assert f"`vla check {root}` shows more" in err
+    # And the policy beside the recording: two steps have taught it nothing.
+    page, data = tmp_path / "page.html", tmp_path / "check.json"
+    command = ["check", str(root), "--policy", str(tmp_path / "out"), "--compared", "1"]
+    assert main([*command, "--page", str(page), "--json", str(data), "--shown", "2"]) == 1
+    assert re.search(r"policy_(lost|error): \S+ differs from the recorded actions by \S+% ", capsys.readouterr().out)
+    told = json.loads(data.read_text())["open_loop"]
+    assert told["episodes"] == [0] and told["per_phase"]["start"].keys() == set(NAMES)
+    assert page.read_text().count('aria-label="action joint_1, state, policy"') == 1
