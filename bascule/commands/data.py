@@ -181,7 +181,7 @@ class Check(Command):
         return load_policy(checkpoint(self.policy), self.embodiment)
 
     def _compare(self, report: Any, policy: Any) -> Any:
-        """What the policy would have done in some of the episodes."""
+        """Play the policy beside some of the episodes."""
         from policies.open_loop import open_loop, spread
         from vla.runtime.console import progress, say
 
