@@ -34,8 +34,9 @@ from vla.language.words import (
 PLAIN = 0.3
 """Share of the sentences that stay as they were."""
 _SYNONYM, _FRAME, _AFTER, _TYPO = 0.4, 0.4, 0.2, 0.12
-_ONE_WORD = 0.2
-"""Share in which a thing is told by its kind alone, and the same by its colour alone, where that is enough."""
+_KIND_ALONE, _COLOR_ALONE = 0.45, 0.1
+"""Share in which a thing is told by its kind alone, or by its colour alone, where that is enough. Shapes are harder to
+see than colours, and asked for in both words, a thing is found by its colour in most scenes."""
 _TRIES = 6
 
 _COLOR, _THING = "|".join(COLORS), "|".join(sorted(THINGS, key=len, reverse=True))
@@ -193,9 +194,9 @@ def _named(match: re.Match[str], rng: np.random.Generator, others: Sequence[str]
     if not match.group().startswith(("the ", "a ", "an ")):
         article = ""
     told = rng.random()
-    if only_kind and told < _ONE_WORD:
+    if only_kind and told < _KIND_ALONE:
         color = ""
-    elif only_color and told > 1 - _ONE_WORD:
+    elif only_color and told > 1 - _COLOR_ALONE:
         thing = _drawn(NEUTRAL_THINGS, rng)
     color = _other_color(color, rng)
     if thing in THINGS and rng.random() < _SYNONYM:
