@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla.core.types import Policy
 
-FALSE_HOLDS = 0.01
+FALSE_HOLDS = 0.02
 """Largest share of instructions whose object is in sight that may be held."""
+_MISSED = 0.01
+"""Share of instructions about nothing in sight that may go unnoticed where both kinds are told apart well."""
 _LEAST = 100
 """Questions of a kind from which a share of one percent can be told."""
 
@@ -32,7 +34,7 @@ def calibrate(present: ArrayLike, absent: ArrayLike) -> float:
     """
     low, high = (_sorted(values, name) for values, name in ((absent, "absent"), (present, "present")))
     most = float(high[int(FALSE_HOLDS * len(high))])  # at most that many lie strictly below it
-    held = float(low[len(low) - 1 - int(FALSE_HOLDS * len(low))])
+    held = float(low[len(low) - 1 - int(_MISSED * len(low))])
     limits = np.clip([held, most], 1e-6, 1 - 1e-6)
     middle = float(np.log(limits / (1 - limits)).mean())
     return min(most, 1 / (1 + float(np.exp(-middle))))

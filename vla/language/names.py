@@ -7,7 +7,7 @@ another one of the suites' as well.
 from __future__ import annotations
 
 
-def _lists(text: str) -> dict[str, tuple[str, ...]]:
+def lists(text: str) -> dict[str, tuple[str, ...]]:
     """Lines "name: one, another, ..."; a line that is indented further goes on."""
     found: dict[str, tuple[str, ...]] = {}
     for part in text.replace("\n        ", " ").strip().splitlines():
@@ -21,7 +21,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(" ".join(text.split()).split(", "))
 
 
-COLORS: dict[str, tuple[str, ...]] = _lists(
+COLORS: dict[str, tuple[str, ...]] = lists(
     """
     red: carmine, rosy red, blood red, red coloured, brick red, fire red, rust red, tomato red, maroon, burgundy,
         vermilion, cardinal, cerise, garnet, rouge, ruddy, claret, cinnabar, oxblood, russet, madder, alizarin, dark
@@ -46,7 +46,7 @@ COLORS: dict[str, tuple[str, ...]] = _lists(
     """
 )
 """Other words for a colour."""
-COLORED: dict[str, tuple[str, ...]] = _lists(
+COLORED: dict[str, tuple[str, ...]] = lists(
     """
     red: blood, brick, rust, strawberry, tomato, wine, cranberry, raspberry, poppy, lava, pomegranate, ketchup,
         watermelon, lobster, paprika, rose, fire, flame, ladybird, chili, stop sign, fire engine, beet, radish,
@@ -69,7 +69,7 @@ COLORED: dict[str, tuple[str, ...]] = _lists(
     """
 )
 """Things that have a colour: "blood red", "blood coloured"."""
-THINGS: dict[str, tuple[str, ...]] = _lists(
+THINGS: dict[str, tuple[str, ...]] = lists(
     """
     cube: block, cuboid, building block, toy block, box shaped block, hexahedron, cubical thing, wooden block, lump,
         chunk, alphabet block, sugar cube, ice cube

@@ -164,14 +164,15 @@ def grounding_confidence(
     backbone: Backbone, data: GroundingSet, rows: np.ndarray, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Confidences (n,), 0 to 1, that what an instruction names is in sight, for things that are there and for things
-    that are not, both in paraphrases. Each is the largest visibility over the views (`Backbone.confidence`)."""
+    that are not, both in paraphrases, some of the former in words that were not learnt from. Each is the largest
+    visibility over the views (`Backbone.confidence`)."""
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     backbone.eval()
     for part in np.array_split(rows, max(1, len(rows) // 64)):
         asked = np.tile(np.arange(POINT_QUESTIONS - 1), (len(part), 1))  # the instructions
         seen = backbone.look(backbone.normalise(torch.from_numpy(data.images[np.sort(part)])))
         for absent in (0.0, 1.0):
-            prompts, answers, _, _ = data.spoken(np.sort(part), asked, asked[:, :1] * 0, rng, absent)
+            prompts, answers, _, _ = data.spoken(np.sort(part), asked, asked[:, :1] * 0, rng, absent, new_words=True)
             points, _ = _answered(backbone, seen, prompts, answers)
             found[int(absent)].append(points[:, backbone.naming[0], :, 2].sigmoid().amax(-1))
     backbone.train()

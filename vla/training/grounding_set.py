@@ -13,6 +13,7 @@ from torch import Tensor
 from vla.backbones.tiny import train_tokenizer
 from vla.data.dataset_meta import require_grounding_set
 from vla.language.paraphrase import about_nothing, paraphrase
+from vla.language.reserved import with_new_words
 from vla.processing.text import plain_text
 
 POINT_QUESTIONS = 5
@@ -69,10 +70,18 @@ class GroundingSet:
         return self.questions[scene][-1][1].split(" and ")
 
     def spoken(
-        self, scenes: np.ndarray, asked: np.ndarray, answered: np.ndarray, rng: np.random.Generator, absent: float
+        self,
+        scenes: np.ndarray,
+        asked: np.ndarray,
+        answered: np.ndarray,
+        rng: np.random.Generator,
+        absent: float,
+        *,
+        new_words: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Questions of scenes (B,) in other words. `asked` (B, Kp) are numbers of those that point, `answered` (B, Ka)
         of those with answers; a share `absent` of the former is about nothing that is there.
+        `new_words`: some of the others have words that are not learnt from (`vla.language.reserved`).
 
         Returns prompts (B, Kp, Tp), answers (B, Ka, Ta), their labels, and which prompts are about nothing (B, Kp).
         """
@@ -83,8 +92,12 @@ class GroundingSet:
             told, things = self.questions[s], self.things(s)
             for k, gone in zip(points, missing, strict=True):
                 text = told[k][0]
-                text = about_nothing(text, rng, things=things) if gone else text
-                prompts.append(self.tokens(paraphrase(text, rng, others=[] if gone else _others(text, things))))
+                others = [] if gone else _others(text, things)
+                if gone:
+                    text = about_nothing(text, rng, things=things)
+                elif new_words:
+                    text = with_new_words(text, rng)
+                prompts.append(self.tokens(paraphrase(text, rng, others=others)))
             for k in answers:
                 prompt, answer = told[POINT_QUESTIONS + k]
                 full.append((self.tokens(paraphrase(prompt, rng)), self.tokens(answer)))

@@ -10,6 +10,7 @@ from envs.perturb import rewording
 from envs.tabletop import language
 from envs.tabletop.scene import COLORS, SCENES
 from vla.language.paraphrase import paraphrase
+from vla.language.reserved import RESERVED_COLORS, RESERVED_THINGS
 from vla.language.words import VOCABULARY
 
 SCENE = Scene(("red", "blue", "green"), ("cube", "can", "brick"), 1)
@@ -75,6 +76,10 @@ def test_the_training_grammar_has_none_of_these_words(held_out):
     overlap = sorted(held_out & words_of(list(VOCABULARY)))
     print("words to remove from vla/language/words.py:", " ".join(overlap) or "none")
     assert not overlap
+
+
+def test_a_threshold_is_set_on_none_of_these_words(held_out):
+    assert not held_out & words_of(texts([RESERVED_COLORS, RESERVED_THINGS]))
 
 
 def test_the_training_grammar_never_says_one_of_these_sentences(unseen, held_out):

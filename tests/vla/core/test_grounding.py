@@ -15,13 +15,13 @@ def test_a_threshold_lies_between_two_kinds_that_are_apart():
     assert calibrate(np.full(100, 0.5), np.full(100, 0.001)) == pytest.approx(odds / (1 + odds))
 
 
-def test_at_most_one_percent_of_what_is_there_is_held():
+def test_at_most_two_percent_of_what_is_there_are_held():
     rng = np.random.default_rng(0)
     for count in (100, 250, 1999):
         present, absent = rng.beta(6, 2, count), rng.beta(2, 3, count)  # they overlap
         threshold = calibrate(present, absent)
-        assert (present < threshold).mean() <= 0.01
-        assert (present <= threshold).mean() > 0.01, "as high as that allows"
+        assert (present < threshold).mean() <= 0.02
+        assert (present <= threshold).mean() > 0.02, "as high as that allows"
     assert calibrate(np.full(200, 0.7), np.full(200, 0.7)) == 0.7, "what cannot be told apart is not held"
 
 
