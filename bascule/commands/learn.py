@@ -309,6 +309,7 @@ class Train(Command):
         resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
         for dataset in self.dataset:
             camera_keys(read_info(dataset)["features"], config.cameras)
+        from vla.checking.check import training_warnings
         from vla.data.lerobot_dataset import load_datasets
         from vla.model.model import VLA
         from vla.runtime.console import progress, say
@@ -326,7 +327,7 @@ class Train(Command):
             for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
                 say(line)
             for dataset, (name, part) in zip(self.dataset, demos.items(), strict=True):
-                warnings = part.warnings()
+                warnings = training_warnings(dataset, part)
                 for warning in warnings:
                     say(f"warning: {name}: {warning}")
                 if warnings:

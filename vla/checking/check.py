@@ -23,9 +23,12 @@ from vla.checking.texts import episode_tasks, text_findings
 from vla.checking.timing import bookkeeping_findings
 from vla.data.dataset_meta import naming_findings
 from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings
+from vla.data.lerobot_dataset import DemoSet
 from vla.data.tables import Rounding, foreign_findings, lost_motion, not_finite, timing_findings
 from vla.runtime.console import one_line
 
+_QUICK = 1_000_000
+"""Frames up to which training looks at all state and actions twice more, some 10 microseconds each."""
 PICTURES = 12
 """Pictures of each camera that are looked at in every episode."""
 
@@ -150,6 +153,19 @@ def check_dataset(
         found += camera_findings(recording, facts, told(2), told(passes - 1))
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(recording, tuple(found), tuple(facts), tasks, scales, tuple(pairs))
+
+
+def training_warnings(root: str | Path, demos: DemoSet) -> list[str]:
+    """One line for each error and warning about a dataset that is about to be learnt: those of what was loaded, and
+    those of `check_dataset` without its pictures. A check that fails is such a line, too: it does not stop training."""
+    found = demos.warnings()
+    if demos.num_frames <= _QUICK:
+        try:
+            report = check_dataset(Path(root), pictures=0)
+        except (ValueError, OSError) as problem:
+            return [*found, f"what `vla check` looks at could not be read: {one_line(problem)}"]
+        found += [finding.text for finding in report.findings if finding.severity != "note"]
+    return list(dict.fromkeys(found))
 
 
 def _readable(

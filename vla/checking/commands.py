@@ -32,13 +32,17 @@ _DEGREES = (40.0, 80.0)
 """Ratios that are taken for degrees over radians, 57.3."""
 _OPPOSITE = 0.7
 """Correlation with the other episodes' course below minus which a gripper counts as upside down."""
+_CHANCE = 3.5
+"""Correlations below this over the root of the number of frames are chance."""
+_LEAST_FRAMES = 100
+"""Frames from which actions and state can be said to belong together."""
 _FEWEST = 3
 """Episodes from which one can be odd among others."""
 
 
 def find_pairs(following: Following, scales: dict[str, Scale], names: dict[str, tuple[str, ...]]) -> list[Pair]:
     """For each action component the state component that follows it, where one does."""
-    if not following.known:
+    if following.frames < _LEAST_FRAMES:
         return []
     kinds = {kind: following.correlation(kind) for kind in ("absolute", "relative")}
     # A state that moves against absolute targets is a controller's error shrinking; a gripper's sense is free.
@@ -148,7 +152,7 @@ def _shifted(usual: int, curve: NDArray[np.float64], episodes: Sequence[EpisodeF
     for episode in episodes if len(episodes) >= _FEWEST else ():
         own = np.abs(episode.follows).mean(1) if episode.follows.size else np.zeros(len(LAGS))
         best = int(own.argmax())
-        if abs(best - at) >= _SHIFTED and own[best] >= _RELATED and own[best] - own[at] >= _GAIN:
+        if abs(best - at) >= _SHIFTED and own[best] >= _clear(episode) and own[best] - own[at] >= _GAIN:
             odd[episode.number] = LAGS[best] + 1
     if not odd:
         return []
@@ -167,16 +171,26 @@ def _senses(
     found = []
     for at, pair in enumerate(pairs):
         if not opens[pair.action]:
-            own = {episode.number: episode.follows[LAGS.index(pair.lag), at] for episode in episodes}
+            own = {e.number: _certain(e, e.follows[LAGS.index(pair.lag), at]) for e in episodes}
             found += _against(pair.action, pair.state, own, "sign_differs", names)
     for at, (i, j) in enumerate(gripper_pairs(scales, names)):
-        own = {episode.number: episode.opens[at] for episode in episodes}
+        own = {episode.number: _certain(episode, episode.opens[at]) for episode in episodes}
         found += _against(i, j, own, "gripper_polarity", names)
     told = {i for i, _ in gripper_pairs(scales, names)}
     for i in np.flatnonzero(opens) if len(episodes) >= _FEWEST else ():
         if i not in told:
             found += _upside_down(names[ACTION][i], episodes, int(i))
     return found
+
+
+def _clear(episode: EpisodeFacts) -> float:
+    """The correlation from which this episode says something."""
+    return max(_RELATED, _CHANCE / np.sqrt(episode.length))
+
+
+def _certain(episode: EpisodeFacts, correlation: float) -> float:
+    """The correlation, or 0 where it may be chance."""
+    return correlation if abs(correlation) >= _clear(episode) else 0.0
 
 
 def gripper_pairs(scales: dict[str, Scale], names: dict[str, tuple[str, ...]]) -> list[tuple[int, int]]:

@@ -137,7 +137,8 @@ def _jerk(state: NDArray[np.float64], scale: Scale) -> float:
     used = ~(scale.constant | scale.switch)
     if len(state) < 4 or not used.any():
         return float("nan")
-    return float(np.abs(np.diff(state[:, used], 3, axis=0) / scale.span[used]).mean())
+    jolts = np.abs(np.diff(state[:, used], 3, axis=0) / scale.span[used]).mean(1)
+    return float(jolts[jolts <= np.quantile(jolts, 0.9)].mean())  # a single wild frame is told as such
 
 
 def _follows(action: NDArray[np.float64], state: NDArray[np.float64], pairs: list[Pair]) -> NDArray[np.float64]:

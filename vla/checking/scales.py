@@ -55,10 +55,12 @@ class Following:
     """
 
     _products: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    frames: int = 0
 
     def add(self, action: NDArray[np.float64], state: NDArray[np.float64]) -> None:
         """Add an episode (T, A), (T, P)."""
         sums = correlations(action, state)
+        self.frames += len(action)
         for name, part in sums.items():
             self._products[name] = self._products.get(name, 0.0) + part
 
@@ -67,11 +69,6 @@ class Following:
         if not self._products:
             return np.zeros((len(LAGS), 0, 0))
         return correlation(self._products, kind)
-
-    @property
-    def known(self) -> bool:
-        """True if any episode was long enough."""
-        return bool(self._products)
 
 
 def correlation(sums: dict[str, NDArray[np.float64]], kind: str) -> NDArray[np.float64]:
@@ -84,6 +81,7 @@ def correlation(sums: dict[str, NDArray[np.float64]], kind: str) -> NDArray[np.f
 def correlations(action: NDArray[np.float64], state: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Sums of products and squares of an episode by which `correlation` relates actions and the state's changes."""
     length = len(action)
+    action, state = without_spikes(action), without_spikes(state)
     moved = np.diff(state, axis=0)  # [t] is the way from t to t + 1
     readings = {"absolute": (np.diff(action, axis=0), -1), "relative": (action[:-1] - action.mean(0), 0)}
     sums = {}
@@ -100,6 +98,19 @@ def correlations(action: NDArray[np.float64], state: NDArray[np.float64]) -> dic
         sums |= {f"{kind} product": np.stack(products), f"{kind} action": (wish**2).sum(0)}
         sums[f"{kind} state"] = (moved**2).sum(0)
     return sums
+
+
+def without_spikes(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T, D) with each single frame that leaves its neighbours by half of the whole range laid between them: one such
+    frame would outweigh all others in a product of changes."""
+    if len(values) < 3:
+        return values
+    step = np.diff(values, axis=0)
+    least = np.minimum(np.abs(step[:-1]), np.abs(step[1:]))
+    wild = (least > 0.5 * np.ptp(values, axis=0)) & (np.sign(step[:-1]) != np.sign(step[1:]))
+    out = values.copy()
+    out[1:-1] = np.where(wild, (values[:-2] + values[2:]) / 2, values[1:-1])
+    return out
 
 
 @dataclass(frozen=True)

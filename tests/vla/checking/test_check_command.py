@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from bascule.main import main
@@ -70,6 +71,9 @@ def test_training_warns_and_names_the_check(black, tmp_path, capsys):
     arm = Arm(episodes=2)
     for part in arm.pictures:
         part[FRONT][:] = 0
+    level = np.quantile(np.concatenate(arm.action)[:, 2], 0.7)
+    for action in arm.action:
+        action[:, 2] = np.maximum(action[:, 2], level)
     root = arm.write(tmp_path / "data")
     assert main(["check", str(root)]) == 1
     told = re.search(r"camera_still: (.+)", capsys.readouterr().out)[1]
@@ -78,7 +82,8 @@ def test_training_warns_and_names_the_check(black, tmp_path, capsys):
     err = " ".join(shown.err.split())
     sentence = re.sub(r"all of \d+ frames", "all of N frames", told)
     assert sentence in re.sub(r"all of \d+ frames", "all of N frames", err), "in the same words"
-    assert f"`vla check {root}` shows more" in err
+    assert f"`vla check {root}` shows more" in err and err.count(sentence.split(" in all")[0]) == 1
+    assert "warning: data: action component 'joint_3' is exactly" in err, "what only the check knows"
     # And the policy beside the recording: two steps have taught it nothing.
     page, data = tmp_path / "page.html", tmp_path / "check.json"
     command = ["check", str(root), "--policy", str(tmp_path / "out"), "--compared", "1"]
