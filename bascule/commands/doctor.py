@@ -177,6 +177,7 @@ def loopback() -> Check:
 
 def recordings(folders: Sequence[Path]) -> list[Check]:
     """Read each dataset lazily as `vla train` would. Returns one check per dataset and one per warning."""
+    from vla.checking.check import training_warnings
     from vla.data.lerobot_dataset import load_dataset
 
     found = []
@@ -188,7 +189,10 @@ def recordings(folders: Sequence[Path]) -> list[Check]:
             continue
         found.append(Check("dataset", True, demos.summary(str(folder))[0]))
         advice = f"`vla check {folder}` shows more; `vla train` warns too, and continues"
-        found += [Check("dataset", False, f"{folder}: {line}", advice, needed=False) for line in demos.warnings()]
+        found += [
+            Check("dataset", False, f"{folder}: {line}", advice, needed=False)
+            for line in training_warnings(folder, demos)
+        ]
     return found
 
 

@@ -20,6 +20,8 @@ _LENGTH = 3.0
 _SPREADS = 4.0
 """... where it is also so many times the usual deviation."""
 _JERK = 4.0
+BY_RANGE = ("idle", "idle_ends", "no_motion", "jerk")
+"""Codes of findings that measure motion by each component's range in the whole recording."""
 _FEWEST = 5
 """Episodes from which one can be unlike the others."""
 
