@@ -199,6 +199,12 @@ _MAX_LOOKS, _MAX_FULL_LOOKS = 64, 12
 """Sets of meshes and textures that are kept uploaded; LIBERO's, drawn in full quality, take 200 MB each."""
 
 
+def _has_mirrors(model: mujoco.MjModel) -> bool:
+    """True if MuJoCo draws reflections: in planes and boxes only, of materials that reflect."""
+    flat = np.isin(model.geom_type, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX)) & (model.geom_matid >= 0)
+    return bool(model.mat_reflectance[model.geom_matid[flat]].any())
+
+
 class TunedRenderer:
     """Square RGB images of several models through one GL context. Create it in the process that uses it."""
 
@@ -261,7 +267,7 @@ class TunedRenderer:
         for view, camera in enumerate(cameras):
             self._camera.fixedcamid = camera
             shown = model.geom_group.copy()
-            if not self._full:  # what is out of sight may be seen in a mirror
+            if not (self._full and _has_mirrors(model)):  # what is out of sight may be seen in a mirror
                 model.geom_group[~self._culling[id(model)].in_sight(data, camera)] = _NOT_DRAWN
             mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
             model.geom_group[:] = shown
