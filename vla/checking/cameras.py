@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vla.checking.motion import EpisodeFacts
 from vla.checking.recording import Recording
+from vla.data.dataset_meta import height_width
 from vla.data.decoding import check_image, mixed_sizes
 from vla.data.findings import Finding, listed, still_camera
 from vla.data.lerobot_dataset import on_disk
@@ -67,7 +68,16 @@ def camera_findings(
         try:
             readers[camera] = on_disk(recording.root, recording.info, recording.table, recording.order, key, None)
         except (ValueError, OSError) as problem:
-            found.append(Finding("pictures_unreadable", "error", str(problem), cameras=(camera,)))
+            if camera not in damaged:
+                found.append(Finding("pictures_unreadable", "error", str(problem), cameras=(camera,)))
+            continue
+        declared, shown_size = height_width(recording.info["features"], key), readers[camera].shape[1:3]
+        if tuple(declared) != shown_size:
+            text = (
+                f"camera '{camera}' has pictures of {shown_size[0]}x{shown_size[1]} pixels, meta/info.json declares "
+                f"{declared[0]}x{declared[1]}: other tools may fail; correct its shape"
+            )
+            found.append(Finding("picture_shape", "warning", text, cameras=(camera,)))
     places = {int(number): place for place, number in enumerate(recording.episodes)}
     seen: dict[str, dict[int, Seen]] = {camera: {} for camera in readers}
     faults: dict[str, list[tuple[int, str]]] = {}

@@ -138,9 +138,14 @@ def _shape(features: Mapping[str, Any], key: str) -> tuple[int, ...]:
 
 def aspect(features: Mapping[str, Any], key: str) -> float:
     """Width by height of a camera's pictures, as meta/info.json declares them, whichever side its channels are on."""
-    shape = _shape(features, key)
-    height, width = shape[1:3] if shape[0] in (1, 3, 4) else shape[:2]
+    height, width = height_width(features, key)
     return width / height
+
+
+def height_width(features: Mapping[str, Any], key: str) -> tuple[int, int]:
+    """Pixels of a camera's pictures, as meta/info.json declares them."""
+    shape = _shape(features, key)
+    return shape[1:3] if shape[0] in (1, 3, 4) else shape[:2]
 
 
 def _flat(names: Any, group: str) -> Iterator[tuple[str, str]]:

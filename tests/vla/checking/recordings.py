@@ -24,6 +24,7 @@ class Arm:
         self.texts = ["pick up the red cube", "lift the blue ball"]
         self.names = NAMES
         self.info = {}
+        self.shape = [SIZE, SIZE, 3]
         self.cells = {}
         """(camera's feature, row) -> what stands there in place of the picture."""
         for episode in range(episodes):
@@ -55,7 +56,7 @@ class Arm:
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).tolist()
         rows = [{"episode_index": i, "length": n} for i, n in enumerate(lengths)]
         for key in self.pictures[0]:
-            features[key] = {"dtype": kind, "shape": [SIZE, SIZE, 3], "names": ["height", "width", "channels"]}
+            features[key] = {"dtype": kind, "shape": self.shape, "names": ["height", "width", "channels"]}
             if kind == "image":
                 columns[key] = [{"bytes": png(p), "path": None} for part in self.pictures for p in part[key]]
                 for (camera, row), encoded in self.cells.items():

@@ -236,6 +236,11 @@ def pictures_of_two_sizes(arm):
         )
 
 
+@fault("picture_shape", cameras=("front",))
+def pictures_of_another_shape_than_declared(arm):
+    arm.shape = [480, 640, 3]
+
+
 @fault("task_spelling", *range(8))
 def tasks_that_differ_in_case_and_spaces(arm):
     arm.texts = ["pick up the red cube", "Pick up  the red cube."]
