@@ -120,11 +120,13 @@ class Check(Command):
     """--fix: the numbers of episodes to leave out."""
     rename: tuple[str, ...] = ()
     """--fix: cameras to rename, OLD=NEW each."""
+    image_size: int | None = None
+    """--fix: height and width of the copy's pictures in pixels. Default: as they are."""
 
     def run(self) -> int:
         """Check and print. Exit code 1 if there are errors or warnings, 0 if there are none. ValueError for a folder
         that is no dataset."""
-        check_numbers(self, pictures=(0, 10_000), shown=(0, 1000), compared=(1, 100_000))
+        check_numbers(self, pictures=(0, 10_000), shown=(0, 1000), compared=(1, 100_000), image_size=(8, 4096))
         rename = self._new_names()
         for flag, path in (("--json", self.json), ("--page", self.page)):
             check_file(flag, path)
@@ -191,8 +193,10 @@ class Check(Command):
 
     def _new_names(self) -> dict[str, str]:
         """--rename as a map. ValueError for what is no OLD=NEW, or has no --fix beside it."""
-        if self.fix is None and (self.drop or self.rename):
-            raise ValueError("--drop and --rename say how a copy differs: give --fix, the copy's new folder, too")
+        if self.fix is None and (self.drop or self.rename or self.image_size):
+            raise ValueError(
+                "--drop, --rename and --image-size say how a copy differs: give --fix, the copy's new folder, too"
+            )
         if self.fix is not None and self.fix.exists():
             raise ValueError(f"--fix {self.fix} is already there: choose another folder")
         pairs = dict(part.partition("=")[::2] for part in self.rename)
@@ -205,7 +209,7 @@ class Check(Command):
         from vla.data.findings import numbered
         from vla.runtime.console import progress, say
 
-        wanted = plan(report, self.drop, rename)
+        wanted = plan(report, self.drop, rename, self.image_size)
         with progress("copy", wanted.frames, unit="frames") as update:
             write_copy(report, wanted, out, update)
         kept, left_out = numbered(len(wanted.kept), "episode"), numbered(wanted.dropped, "episode")

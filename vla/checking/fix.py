@@ -1,4 +1,4 @@
-"""A cleaned copy of a recording: idle ends cut off, episodes left out, cameras renamed. LeRobot's own writer writes it.
+"""A cleaned copy of a recording: idle ends cut off, episodes left out, cameras renamed. LeRobot's own writer makes it.
 
 Frames are copied as they are, time stamps become frame_index / fps, and videos are encoded anew.
 """
@@ -43,6 +43,8 @@ class Plan:
     """Idle frames that are cut off."""
     dropped: int
     """Episodes that are left out."""
+    image_size: int | None = None
+    """Height and width of all pictures of the copy; None: as they are."""
 
     @property
     def frames(self) -> int:
@@ -50,9 +52,11 @@ class Plan:
         return sum(rows.stop - rows.start for rows in self.kept.values())
 
 
-def plan(report: Report, drop: Sequence[int], rename: Mapping[str, str]) -> Plan:
-    """The copy without the episodes `drop`, cut where an end is idle, with cameras renamed. ValueError for an episode
-    or camera that is not there, for one that cannot be copied, and where nothing would change."""
+def plan(report: Report, drop: Sequence[int], rename: Mapping[str, str], image_size: int | None = None) -> Plan:
+    """The copy without the episodes `drop`, cut where an end is idle, with cameras renamed and resized.
+
+    ValueError for an episode or camera that is not there, for one that cannot be copied, and if nothing would change.
+    """
     recording = report.recording
     present = recording.episodes.tolist()
     if missing := [number for number in drop if number not in present]:
@@ -75,9 +79,9 @@ def plan(report: Report, drop: Sequence[int], rename: Mapping[str, str]) -> Plan
     if not kept:
         raise ValueError("all episodes would be left out: nothing remains to be written")
     cameras = _renamed(recording.cameras, rename)
-    if not (cut or drop or rename):
-        raise ValueError("there is nothing to mend: no idle ends, and neither --drop nor --rename was given")
-    return Plan(kept, cameras, cut, len(set(drop)))
+    if not (cut or drop or rename or image_size):
+        raise ValueError("there is nothing to mend: no idle ends, and no --drop, --rename or --image-size was given")
+    return Plan(kept, cameras, cut, len(set(drop)), image_size)
 
 
 def write_copy(report: Report, plan: Plan, out: Path, on_frame: Callable[[int], None] = lambda _: None) -> None:
@@ -116,7 +120,7 @@ def _write(report: Report, plan: Plan, out: Path, name: str, on_frame: Callable[
     recording = report.recording
     described = recording.info["features"]
     readers = {
-        key: on_disk(recording.root, recording.info, recording.table, recording.order, key, None)
+        key: on_disk(recording.root, recording.info, recording.table, recording.order, key, plan.image_size)
         for key in recording.cameras.values()
     }
     features: dict[str, Any] = {}

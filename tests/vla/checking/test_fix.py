@@ -7,6 +7,7 @@ from bascule.main import main
 from envs.demos.record import record
 from tests.vla.checking.recordings import FPS, FRONT, Arm
 from tests.vla.checking.test_check import hold, told
+from tests.vla.data.odd_recordings import png
 from vla.checking.check import check_dataset
 from vla.checking.fix import plan
 from vla.data.lerobot_dataset import load_dataset
@@ -52,10 +53,22 @@ def test_what_the_simulator_knew_stays_beside_the_frames(tmp_path):
     np.testing.assert_array_equal(after.images["wrist"], before.images["wrist"])
 
 
+def test_pictures_of_two_sizes_are_brought_to_one(tmp_path):
+    arm = Arm(episodes=3)
+    for frame in range(5):
+        arm.cells[FRONT, frame] = png(np.kron(arm.pictures[0][FRONT][frame], np.ones((2, 2, 1), np.uint8)))
+    root = arm.write(tmp_path / "data")
+    assert main(["check", str(root), "--fix", str(tmp_path / "one"), "--image-size", "24"]) == 1
+    assert told(check_dataset(tmp_path / "one")) == []
+    assert load_dataset(tmp_path / "one").images["front"].shape[1:] == (24, 24, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--drop", "1"], "give --fix"),
+        (["--image-size", "64"], "give --fix"),
+        (["--fix", "out", "--image-size", "2"], "--image-size must be at least 8, got 2"),
         (["--fix", "{root}"], "is already there"),
         (["--fix", "out"], "there is nothing to mend"),
         (["--fix", "out", "--drop", "9"], "there is no episode 9 to leave out, the dataset has 0 to 2"),
