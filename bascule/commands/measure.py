@@ -134,6 +134,8 @@ class Eval(Command):
             perturb=perturb,
         )
         seeds = range(seed0, seed0 + self.episodes)
+        if loaded is None:
+            env.set_rendering(False)  # agents look at no pictures
         try:
             policy = resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
 

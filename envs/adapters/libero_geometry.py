@@ -21,8 +21,14 @@ _FINGER_DEPTH_M = 0.03
 """The hand begins so far above the grip site."""
 _RIM_M = (0.012, 0.006)
 """A rim is taken so far below its top, and so far inside the thing's outline."""
-_SIDE_M = {"finger": 0.055, "hand": 0.105}
-"""Reach of the opened fingers and of the hand to either side of the grip site."""
+_ROUND = 0.15
+"""A thing whose length and width differ by less than this part is taken to be round."""
+_PARTS = (
+    (np.array([-0.055, -0.04, -0.025, 0.025, 0.04, 0.055]), -0.01, _FINGER_DEPTH_M),
+    (np.linspace(-0.105, 0.105, 9), _FINGER_DEPTH_M, 0.15),
+)
+"""The opened fingers, but for what is between them, and the hand: points to either side of the grip site along the
+axis on which the fingers close, from and up to which height above it, m."""
 _HALF_DEPTH_M = 0.025
 _ROOM_M = 0.05
 """More room than this is as good as any."""
@@ -30,12 +36,17 @@ _ROOM_M = 0.05
 
 @dataclass(frozen=True)
 class Box:
-    """World bounding box of one colliding geom."""
+    """The box around one colliding geom, turned as the geom is."""
 
     owner: int
     """Root body of the thing or fixture that it belongs to; 0 for the room."""
     low: Vector
     high: Vector
+    """Corners of the geom's bounding box, world axes, m."""
+    centre: Vector
+    half: Vector
+    axes: Vector
+    """(3, 3) columns: the box's own axes, along which its sides are twice `half` long."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +71,17 @@ def boxes(model: mujoco.MjModel, data: mujoco.MjData, roots: Collection[int]) ->
             continue
         while body != 0 and body not in roots:
             body = int(model.body_parentid[body])
-        points = _outline(model, int(geom)) @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
-        found.append(Box(body, points.min(0), points.max(0)))
+        axes, middle, half = data.geom_xmat[geom].reshape(3, 3), model.geom_aabb[geom, :3], model.geom_aabb[geom, 3:]
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
+            mesh = model.geom_dataid[geom]
+            first = model.mesh_vertadr[mesh]
+            outline = np.asarray(model.mesh_vert[first : first + model.mesh_vertnum[mesh]], np.float64)
+        else:
+            outline = middle + half * np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, -1).T
+        points = outline @ axes.T + data.geom_xpos[geom]
+        centre = axes @ middle + data.geom_xpos[geom]
+        found.append(Box(body, points.min(0), points.max(0), centre, half.copy(), axes.copy()))
     return found
-
-
-def _outline(model: mujoco.MjModel, geom: int) -> Vector:
-    """Points (n, 3) in the geom's frame that its bounding box is the box of."""
-    if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
-        mesh = model.geom_dataid[geom]
-        first = model.mesh_vertadr[mesh]
-        return np.asarray(model.mesh_vert[first : first + model.mesh_vertnum[mesh]], np.float64)
-    middle, half = model.geom_aabb[geom, :3], model.geom_aabb[geom, 3:]
-    return middle + half * np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, -1).T
 
 
 def extent(scene: Sequence[Box], owner: int) -> tuple[Vector, Vector] | None:
@@ -88,39 +97,51 @@ def plan_grasp(scene: Sequence[Box], owner: int, position: Vector) -> Grasp:
     corners = extent(scene, owner)
     low, high = (np.zeros(3), np.zeros(3)) if corners is None else (corner - position for corner in corners)
     others = [box for box in scene if box.owner != owner and box.high[2] > low[2] + position[2] + 0.005]
-    ways = _ways(low, high) or [(0.0, 1, (low + high) / 2)]
-    yaw, _, offset = max(ways, key=lambda way: _room(others, position, *way))
+    ways = _ways(low, high) or [(0.0, (low + high) / 2)]
+    yaw, offset = max(ways, key=lambda way: _room(others, position + way[1], way[0]) - _cost(*way))
     return Grasp(offset, yaw, low, high)
 
 
-def _ways(low: Vector, high: Vector) -> list[tuple[float, int, Vector]]:
-    """(turn of the hand, axis along which its fingers close, offset) of the grasps to choose among."""
+def _closing(yaw: float) -> Vector:
+    """(3,) the axis along which the fingers close."""
+    return np.array([-np.sin(yaw), np.cos(yaw), 0.0])
+
+
+def _ways(low: Vector, high: Vector) -> list[tuple[float, Vector]]:
+    """(turn of the hand, offset) of the grasps to choose among."""
     size, middle, ways = high - low, (low + high) / 2, []
+    rim = np.array([*middle[:2], high[2] - _RIM_M[0]])
     for yaw, along in ((0.0, 1), (np.pi / 2, 0)):
         across = np.eye(3)[1 - along]
         if size[along] < _BETWEEN_FINGERS_M:
             point = np.array([*middle[:2], max(middle[2], high[2] - _FINGER_DEPTH_M)])
             for shift in (0.0, -0.3, 0.3) if size[1 - along] > 0.07 else (0.0,):  # a long thing off its middle, too
-                ways.append((yaw, along, point + shift * size[1 - along] * across))
+                ways.append((yaw, point + shift * size[1 - along] * across))
         elif size[:2].min() >= _BETWEEN_FINGERS_M:
-            for side, edge in ((-1.0, low), (1.0, high)):
-                rim = np.array([*middle[:2], high[2] - _RIM_M[0]])
-                rim[along] = edge[along] - side * _RIM_M[1]
-                ways.append((yaw, along, rim))
+            radius = size[along] / 2 - _RIM_M[1]
+            ways += [(yaw, rim + side * radius * _closing(yaw)) for side in (-1.0, 1.0)]
+    if size[:2].min() >= max(_BETWEEN_FINGERS_M, (1 - _ROUND) * size[:2].max()):
+        radius = size[:2].mean() / 2 - _RIM_M[1]
+        for yaw in np.pi / 8 * np.array([-3, -2, -1, 1, 2, 3]):
+            ways += [(float(yaw), rim + side * radius * _closing(yaw)) for side in (-1.0, 1.0)]
     return ways
 
 
-def _room(others: Sequence[Box], position: Vector, yaw: float, along: int, offset: Vector) -> float:
-    """Metres between the opened hand and its nearest neighbour, less a cost of turning and of grasps off the middle."""
-    point = position + offset
+def _cost(yaw: float, offset: Vector) -> float:
+    """Metres of room that a grasp must have more than one without a turn and in the middle."""
+    beside = abs(offset @ _closing(yaw + np.pi / 2))
+    return 0.01 * (yaw != 0) + 0.003 * abs(yaw) + 0.2 * float(beside)
+
+
+def _room(others: Sequence[Box], point: Vector, yaw: float) -> float:
+    """Metres between the opened hand at a point and its nearest neighbour, at most `_ROOM_M`."""
     free = _ROOM_M
-    for box in others:
-        if box.high[2] < point[2] - 0.01:
-            continue
-        part = "hand" if box.high[2] > point[2] + _FINGER_DEPTH_M else "finger"
-        sides = np.linspace(-_SIDE_M[part], _SIDE_M[part], 9)
-        for side in sides if part == "hand" else sides[np.abs(sides) >= 0.02]:  # what is between the fingers is taken
-            at = point[:2] + side * np.eye(2)[along]
-            gap = np.linalg.norm(np.maximum(np.maximum(box.low[:2] - at, at - box.high[:2]), 0.0))
-            free = min(free, float(gap) - _HALF_DEPTH_M)
-    return free - 0.01 * (yaw != 0) - 0.2 * abs(offset[1 - along])
+    for sides, bottom, top in _PARTS:
+        for box in others:
+            lowest, highest = max(box.low[2], point[2] + bottom), min(box.high[2], point[2] + top)
+            if lowest > highest:
+                continue
+            hand = np.array([*point[:2], (lowest + highest) / 2]) + sides[:, None] * _closing(yaw)
+            gap = np.linalg.norm(np.maximum(np.abs((hand - box.centre) @ box.axes) - box.half, 0.0), axis=1)
+            free = min(free, float(gap.min()) - _HALF_DEPTH_M)
+    return free

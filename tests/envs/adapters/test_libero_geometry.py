@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.adapters.libero_geometry import Grasp, boxes, extent, plan_grasp
+from envs.adapters.libero_geometry import Grasp, _room, boxes, extent, plan_grasp
 from envs.experts.libero import about
 
 
@@ -43,14 +43,29 @@ def test_a_thing_wide_one_way_is_taken_the_other_way() -> None:
     assert grasp("0 0 0.03 0.02 0.06 0.03").yaw == pytest.approx(np.pi / 2)
 
 
-def test_a_wide_thing_is_taken_by_the_rim_away_from_its_neighbour() -> None:
+def test_a_wide_thing_is_taken_by_the_rim_away_from_its_neighbours() -> None:
     for side in (-1, 1):
-        found = grasp(
-            "0 0 0.03 0.06 0.06 0.03", f"0 {side * 0.12} 0.05 0.2 0.03 0.05", f"{side * 0.12} 0 0.05 0.03 0.2 0.05"
-        )
-        along = 1 if found.yaw == 0.0 else 0
-        assert found.offset[along] == pytest.approx(-side * 0.054)
+        beside = f"0 {side * 0.12} 0.05 0.2 0.03 0.05", f"{side * 0.12} 0 0.05 0.03 0.2 0.05"
+        found = grasp("0 0 0.03 0.06 0.06 0.03", *beside)
+        assert (found.offset[:2] * side <= 1e-9).all()
+        assert np.linalg.norm(found.offset[:2]) == pytest.approx(0.054)
         assert found.offset[2] == pytest.approx(0.018)
+        closing = np.array([-np.sin(found.yaw), np.cos(found.yaw)])
+        assert abs(closing @ found.offset[:2]) == pytest.approx(0.054), "the fingers close across the rim"
+
+
+def test_room_is_measured_to_a_turned_neighbour_itself_not_to_its_bounding_box() -> None:
+    # A plank at 45 degrees whose corner-to-corner box reaches over the thing, though the plank is 8 cm away.
+    plank = "<body name='t1' pos='0.10 0.10 0.05' euler='0 0 -45'><geom type='box' size='0.2 0.01 0.05'/></body>"
+    text = "<body name='t0' pos='0 0 0.03'><geom type='box' size='0.02 0.02 0.03'/></body>"
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{text}{plank}</worldbody></mujoco>")
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    scene = boxes(model, data, {1, 2})
+    assert (scene[1].low[:2] < 0).all()
+    # Nearest is the finger's point 5.5 cm along y; the plank's face is at x + y = 0.2 - 0.01 * sqrt(2).
+    expected = (0.2 - 0.01 * np.sqrt(2) - 0.105) / np.sqrt(2) - 0.025
+    assert _room(scene[1:], np.array([0.0, 0.0, 0.03]), 0.0) == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_robot_is_no_neighbour_and_a_part_belongs_to_its_thing() -> None:
