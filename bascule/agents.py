@@ -21,13 +21,13 @@ def resolve_policy(name: str, env: VecEnv | None, suite: str, embodiment: str | 
 
         return load_policy(checkpoint(name, AGENTS), embodiment)
     assert env is not None, "an agent is made for an environment"
-    from envs.evaluation.baselines import BlindReplay, RandomPolicy, ZeroPolicy, expert_actions
+    from envs.evaluation.baselines import RandomPolicy, ZeroPolicy, blind_replay
     from envs.experts.registry import make_expert
 
     makers: dict[str, Callable[[], Policy]] = {
         "expert": lambda: make_expert(suite, env.num_envs),
         "zero": lambda: ZeroPolicy(env.action_spec),
         "random": lambda: RandomPolicy(env.action_spec),
-        "blind": lambda: BlindReplay(expert_actions(suite, 0), env.num_envs),
+        "blind": lambda: blind_replay(suite, env),
     }
     return makers[name]()

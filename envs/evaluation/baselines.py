@@ -10,7 +10,7 @@ import numpy as np
 from envs.experts.registry import make_expert
 from envs.make import worlds_class
 from envs.registry import load_suite
-from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
+from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, PolicySpec, Prefix, VecEnv
 
 
 @dataclass
@@ -85,13 +85,47 @@ class BlindReplay:
         return self._actions[np.minimum(rows, len(self._actions) - 1)]
 
 
-def expert_actions(suite: str, seed: int) -> np.ndarray:
-    """(T, A) actions of one successful scripted demonstration, from `seed` on."""
+class BlindReplayOfTasks:
+    """Replays, regardless of the observation, one demonstration of the task that each environment plays."""
+
+    def __init__(self, suite: str, env: VecEnv, chunk_size: int = 8) -> None:
+        """Demonstrations are played when a task is first met; of one that the expert does not solve, its last try is
+        replayed."""
+        self._suite, self._env, self._demos = suite, env, {}
+        self._replays = [BlindReplay(np.zeros((1, env.action_spec.dim)), 1, chunk_size) for _ in range(env.num_envs)]
+        self.spec = PolicySpec(None, chunk_size)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """See `vla.core.types.Policy.reset`."""
+        for i in range(len(self._replays)) if env_ids is None else env_ids:
+            task = self._env.tasks[i]
+            if task not in self._demos:
+                self._demos[task] = expert_actions(self._suite, 0, task=task, attempts=5)
+            self._replays[i] = BlindReplay(self._demos[task], 1, self.spec.chunk_size)
+
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """See `vla.core.types.Policy.act`."""
+        return np.concatenate([replay.act(obs) for replay in self._replays])
+
+
+def blind_replay(suite: str, env: VecEnv) -> Policy:
+    """The blind floor of a suite: one demonstration replayed; on LIBERO, whose tasks are told apart by their sentences
+    and whose scenes differ little, one for each task."""
+    if suite.startswith("libero-"):
+        return BlindReplayOfTasks(suite, env)
+    return BlindReplay(expert_actions(suite, 0), env.num_envs)
+
+
+def expert_actions(suite: str, seed: int, *, task: str | None = None, attempts: int = 50) -> np.ndarray:
+    """(T, A) actions of one successful scripted demonstration, from `seed` on.
+
+    Of a `task`, where one is named, it may be a failed one: the last of the attempts.
+    """
     spec = load_suite(suite)
     worlds = worlds_class(spec)(spec, 1)
     worlds.render_images = False
-    for attempt in range(seed, seed + 50):
-        worlds.reset(seeds=[attempt])
+    for attempt in range(seed, seed + attempts):
+        worlds.reset(seeds=[attempt], tasks=None if task is None else [task])
         expert = make_expert(suite, 1)
         actions = []
         while not worlds.over[0]:
@@ -99,5 +133,9 @@ def expert_actions(suite: str, seed: int) -> np.ndarray:
             actions.append(chunk[0, 0])
             result = worlds.step_chunk(chunk)
         if result.info["success"][0]:
-            return np.stack(actions)
-    raise RuntimeError(f"the scripted expert failed 50 times in a row on {suite!r}")
+            break
+    else:
+        if task is None:
+            raise RuntimeError(f"the scripted expert failed {attempts} times in a row on {suite!r}")
+    worlds.close()
+    return np.stack(actions)

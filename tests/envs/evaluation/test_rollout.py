@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs.backends.cpu_vec_env import MujocoVecEnv
-from envs.evaluation.baselines import BlindReplay, ZeroPolicy, expert_actions
+from envs.evaluation.baselines import BlindReplay, BlindReplayOfTasks, ZeroPolicy, expert_actions
 from envs.evaluation.evaluate import evaluate, wilson95
 from envs.evaluation.failures import Failures
 from envs.experts.pick_place import TabletopExpert
@@ -58,6 +58,20 @@ def test_who_does_not_look_fails(env: MujocoVecEnv) -> None:
     # and the same actions on their own scene succeed, open loop: the control is a real demonstration
     own = next(s for s in range(5) if len(expert_actions("tabletop-pick", s)) == len(actions))
     assert evaluate(BlindReplay(actions, 3), env, [own]).successes == 1
+
+
+def test_blind_replay_of_tasks_plays_each_episodes_own_demonstration() -> None:
+    both = make_cpu_vec("tabletop-mixed", 2, num_workers=1, phrasings="train", render=RenderOptions(32))
+    both.set_rendering(False)
+    demos = {task: expert_actions("tabletop-mixed", 0, task=task) for task in both.task_names}
+    blind = BlindReplayOfTasks("tabletop-mixed", both)
+    for tasks in (list(both.task_names)[:2], list(both.task_names)[1::-1]):
+        obs = both.reset(seeds=[7, 7], tasks=tasks)
+        blind.reset()
+        for start in (0, 8):
+            expected = np.stack([demos[task][start : start + 8] for task in tasks])
+            np.testing.assert_array_equal(blind.act(obs), expected)
+    both.close()
 
 
 def test_swapping_tells_the_policy_something_else(env: MujocoVecEnv) -> None:
