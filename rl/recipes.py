@@ -80,8 +80,9 @@ def tabletop_robust() -> RunnerConfig:
     """Picking in randomised environments, as `tabletop-pick-guided`, for longer; give --demos, randomised too.
 
     The teacher reads the simulator's state, so looks and noise reach the policy alone. Three of ten episodes are plain.
+    Words come with noise, so that the policy goes where the backbone points in words that it has not heard, too.
     """
-    return replace(tabletop_pick_guided(), randomise=("robust",), max_seconds=480.0, eval_every=10)
+    return replace(tabletop_pick_guided(), randomise=("robust",), word_noise=1.0, max_seconds=480.0, eval_every=10)
 
 
 def _teacher_ppo(env_steps: int) -> TeacherPPOConfig:

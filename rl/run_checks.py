@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,10 @@ def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos
             f"the environment's episodes last {env.horizon} steps, the configuration asks for {config.horizon}: "
             f"make_vec(..., horizon={config.horizon})"
         )
+    if not 0 <= config.word_noise < math.inf:
+        raise ValueError(f"word_noise must be 0 or more, got {config.word_noise}")
+    if config.word_noise and not getattr(getattr(model, "backbone", None), "hears_noise", False):
+        raise ValueError("word_noise is for the backbone 'small', which was pre-trained with noise on its words")
     if config.shaping is not None and (config.method is not None or team.size > 1):
         raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
     if guide is not None and config.method is not None:

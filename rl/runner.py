@@ -84,6 +84,7 @@ class Runner:
             shaping=self.shaping,
             critic=config.method is None,
             share=(team.rank, team.size),
+            word_noise=config.word_noise,
         )
         self.algorithm = make_algorithm(config, self.actor, self.collector, team)
         self.learner, self.buffer = self.algorithm.learner, self.algorithm.buffer

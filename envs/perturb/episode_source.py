@@ -44,7 +44,10 @@ class PerturbedEpisodeSource(EpisodeSource):
 
     def sample(self, seed: int, task: str | None = None) -> Episode:
         """See `EpisodeSource.sample`."""
-        return perturb_episode(self.perturb, super().sample(seed, task))
+        episode = super().sample(seed, task)
+        kinds = (self.scene.objects[slot] for slot in episode.slots)
+        things = [f"the {color} {kind}" for color, kind in zip(episode.colors, kinds, strict=True)]
+        return perturb_episode(self.perturb, episode, things)
 
     def initial_state(self, episode: Episode, model: mujoco.MjModel, index: SceneIndex) -> Start:
         """See `EpisodeSource.initial_state`."""

@@ -11,7 +11,7 @@ How scenes look is `envs.perturb.appearance`, what sensors report `envs.perturb.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ from envs.tabletop.episodes import WORKSPACE_X, WORKSPACE_Y, Episode
 from envs.tabletop.initial_state import Start
 from envs.tabletop.scene import SceneIndex
 from vla.core.config import lookup, unknown
-from vla.language.paraphrase import paraphrase
+from vla.language.paraphrase import others_than_named, paraphrase
 
 Severity = float | tuple[float, float]
 """0 (as trained) .. 1, or the range from which every episode draws its own."""
@@ -208,15 +208,16 @@ def axis_rng(seed: int, axis: str, *more: int) -> np.random.Generator:
 
 
 # ---------------------------------------------------------------------- the episode
-def perturb_episode(perturbation: Perturbation, episode: Episode) -> Episode:
-    """The episode with its layout stretched and its instruction reworded."""
+def perturb_episode(perturbation: Perturbation, episode: Episode, things: Sequence[str] = ()) -> Episode:
+    """The episode with its layout stretched and its instruction reworded. `things`: names of all objects in sight, "the
+    red cube"; then one may be called by its kind or its colour alone."""
     if (s := perturbation.severity("layout", episode.seed)) > 0:
         episode = _stretched(episode, s)
     s = perturbation.severity("instruction", episode.seed)
     if s > 0 and perturbation.draws == "train":
         if axis_rng(episode.seed, "instruction", 1).uniform() < s:
             said, named = (
-                paraphrase(text, axis_rng(episode.seed, "instruction"))
+                paraphrase(text, axis_rng(episode.seed, "instruction"), others=others_than_named(text, things))
                 for text in (episode.instruction, episode.swapped_instruction)
             )
             episode = replace(episode, instruction=said, swapped_instruction=named)

@@ -76,6 +76,9 @@ class RunnerConfig:
     """Draw tasks by how they succeed (None: as the seeds say, each as often as any other)."""
     randomise: tuple[str, ...] = ()
     """Domain randomisation of the environments, as `vla rl --randomise` takes it, which replaces it."""
+    word_noise: float = 0.0
+    """Noise on the words that the policy hears while it learns, an episode's each its own, as a multiple of that which
+    the backbone `small` was pre-trained with: for instructions in words that no training has. 0: none."""
     shaping: ShapingConfig | None = None
     """Add a learnt reward for progress (PPO only). None: the environment's reward alone."""
     trackers: tuple[str, ...] = ()

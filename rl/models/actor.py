@@ -13,6 +13,7 @@ from rl.configs.learning import ActorConfig
 from rl.models.distribution import ChunkDistribution, ChunkGaussian
 from rl.models.network import FlowNetwork, PolicyNetwork
 from rl.models.policy_inputs import PolicyInput
+from vla.backbones.features import Mishearing
 from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 
 
@@ -66,9 +67,10 @@ class GaussianChunkActor(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     @torch.no_grad()
-    def encode(self, obs: Observation) -> tuple[PolicyInput, Tensor]:
-        """Return the inputs of the trained part for B observations, and the normalised proprio (B, P)."""
-        return self.network.encode(obs)
+    def encode(self, obs: Observation, mishearing: Mishearing | None = None) -> tuple[PolicyInput, Tensor]:
+        """Return the inputs of the trained part for B observations, and the normalised proprio (B, P). `mishearing`:
+        with noise on the words, for a network that has a backbone which can."""
+        return self.network.encode(obs) if mishearing is None else self.network.encode(obs, mishearing)
 
     def mean(self, inputs: PolicyInput, proprio_BP: Tensor) -> Tensor:
         """Return the mean chunk (B, C, A), normalised, in float32 even under autocast."""

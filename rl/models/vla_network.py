@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from rl.configs.learning import ActorConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.distribution import FlowChain
-from vla.backbones.features import Features
+from vla.backbones.features import Features, Mishearing
 from vla.core.types import Observation
 from vla.model.config import check_loads
 from vla.model.flow_head import FlowHead
@@ -47,10 +48,12 @@ class VLANetwork:
             (vla.refiner if config.refiner_width else vla.head).requires_grad_(True)
 
     @torch.no_grad()
-    def encode(self, obs: Observation) -> tuple[Features | Latents, Tensor]:
+    def encode(self, obs: Observation, mishearing: Mishearing | None = None) -> tuple[Features | Latents, Tensor]:
         """Return features or latents of B observations, and the normalised proprio (B, P)."""
         inp = self.module.processor.prepare(obs)
-        features, proprio_BP = self.module.encode(inp), inp.proprio_BP.to(next(self.module.parameters()).device)
+        with nullcontext() if mishearing is None else self.module.backbone.mishearing(*mishearing):
+            features = self.module.encode(inp)
+        proprio_BP = inp.proprio_BP.to(next(self.module.parameters()).device)
         return (self.module.condition(features, proprio_BP) if self.reads_latents else features), proprio_BP
 
     def mean(self, inputs: Features | Latents, proprio_BP: Tensor) -> Tensor:

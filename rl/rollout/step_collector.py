@@ -112,10 +112,11 @@ class Collector:
         shaping: Shaping | None = None,
         critic: bool = True,
         share: tuple[int, int] = (0, 1),
+        word_noise: float = 0.0,
     ) -> None:
         """`curriculum` chooses the tasks; without one the seeds do. `shaping` adds a reward for progress to the
         environment's. `critic`: also store privileged states. `share` is (rank, number of processes): the seeds are
-        dealt out to the processes in turn."""
+        dealt out to the processes in turn. `word_noise`: see `RunnerConfig`."""
         low, high = train_seeds
         if not 0 <= low < high <= FIRST_EVALUATION_SEED:
             raise ValueError(
@@ -136,6 +137,9 @@ class Collector:
         self.n_action_steps = n_action_steps or 1_000_000  # slicing past the chunk's end is the whole chunk
         self._obs: Observation | None = None
         self._elapsed = np.zeros(env.num_envs, np.int64)
+        self.word_noise = word_noise
+        self._seeds = torch.zeros(env.num_envs, dtype=torch.int64)
+        """Seed of the episode in each environment."""
 
     def next_seeds(self, count: int) -> list[int]:
         """Return the next `count` training seeds."""
@@ -147,6 +151,7 @@ class Collector:
     def start(self, seeds: Sequence[int], ids: Sequence[int], tasks: Sequence[str] | None = None) -> Observation:
         """Start new episodes in environments `ids`, of these tasks if given, else of those the curriculum draws."""
         self._elapsed[list(ids)] = 0
+        self._seeds[list(ids)] = torch.tensor(list(seeds))
         if self.shaping is not None:
             self.shaping.begin(ids)
         if tasks is None and self.curriculum is not None:
@@ -183,7 +188,7 @@ class Collector:
         before: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
         while not (buffer.full if restart else not active.any()):
             began = time.perf_counter()
-            inputs, proprio = self.actor.encode(obs)
+            inputs, proprio = self._encoded(obs)
             inputs = buffer.put_inputs(inputs)
             if self.shaping is not None:
                 now = self._shape(buffer, before, inputs, proprio)
@@ -203,8 +208,12 @@ class Collector:
                 obs = self.start(self.next_seeds(len(ids)), ids)
                 stats.seconds_worlds += time.perf_counter() - began
         if self.shaping is not None:
-            self._shape(buffer, before, *self.actor.encode(obs))
+            self._shape(buffer, before, *self._encoded(obs))
         return obs
+
+    def _encoded(self, obs: Observation) -> tuple[PolicyInput, Tensor]:
+        """What the policy reads of the observations, with noise on the words where training is to have it."""
+        return self.actor.encode(obs, (self.word_noise, self._seeds) if self.word_noise else None)
 
     def _decide(
         self,

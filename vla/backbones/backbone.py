@@ -18,7 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.backbones.families import ImageSpec, Layout, Patches, decoder_of, family_named, prefix_positions, visible
+from vla.backbones.families import (
+    ImageSpec,
+    Layout,
+    Patches,
+    decoder_of,
+    family_named,
+    first_layers,
+    prefix_positions,
+    visible,
+)
 from vla.backbones.features import Features
 from vla.backbones.pointer import Pointer, SharpPointer
 from vla.processing.text import MOST_TOKENS
@@ -86,6 +95,7 @@ class Backbone(nn.Module):
             self.add_sharp()
         self.naming = (0, num_queries // 2)
         """The queries that pre-training taught to point at the named object and the named place."""
+        self._misheard: tuple[float, Tensor] | None = None
         self.grounding_threshold: float | None = None
         """The `confidence` below which nothing named is in sight; None where pre-training has not calibrated it."""
         self.point_dim = 3 * num_views if pointing else 0
@@ -174,7 +184,7 @@ class Backbone(nn.Module):
             self._patches_of(at_S[None, :, None])[:] = True  # a view: marks the patches' places
             extra = {"visual_pos_masks": at_S.expand(b, -1), "deepstack_visual_embeds": [d.flatten(0, 1) for d in deep]}
         decoder = decoder_of(self.vlm, self.family)
-        with _first_layers(decoder, self._layers_run) as hidden:
+        with first_layers(decoder, self._layers_run) as hidden:
             out = decoder(
                 inputs_embeds=embeds_BSD,
                 attention_mask=mask,
@@ -235,7 +245,7 @@ class Backbone(nn.Module):
         b, q = images_BVHWC.shape[0], self.num_queries  # len() would make an int of it in an export
         patches, deep, fine = self.look(self.normalise(images_BVHWC))
         embed = self.vlm.model.get_input_embeddings()
-        words = embed(token_ids_BT)
+        words = embed(token_ids_BT) if self._misheard is None else embed.misheard(token_ids_BT, *self._misheard)
         queries = self.ask(words, token_mask_BT)
         prefix, after = self._framed(patches.to(words.dtype), embed)
         embeds = torch.cat([prefix, words, *after, queries], 1)
@@ -267,6 +277,24 @@ class Backbone(nn.Module):
             points_BQE=points,
             coords_NE=self.coords_N3,
         )
+
+    @contextmanager
+    def mishearing(self, scale: float, episodes: Tensor) -> Iterator[None]:
+        """Within this, the instructions' words come with noise, the same throughout an episode: what reads the features
+        learns to act on words that it has not heard. `scale`: 1 for as much as in pre-training, 0 for none; `episodes`:
+        (B,) int64, the number of each observation's episode. ValueError for a backbone that has no such noise."""
+        if scale and not self.hears_noise:
+            raise ValueError("word_noise is for the backbone 'small', which was pre-trained with noise on its words")
+        self._misheard = (scale, episodes) if scale else None
+        try:
+            yield
+        finally:
+            self._misheard = None
+
+    @property
+    def hears_noise(self) -> bool:
+        """True for a backbone whose word table can be heard with noise."""
+        return hasattr(self.vlm.model.get_input_embeddings(), "misheard")
 
     def confidence(self, points_BQE: Tensor) -> Tensor:
         """How surely the named object is in sight (B,), 0 to 1: its visibility in the view that shows it best, of the
@@ -351,38 +379,6 @@ class Backbone(nn.Module):
         save_tensors(folder / WEIGHTS_FILE, pack(tensors), {})
         save_json(folder / SPEC_FILE, self.to_spec())
         self.tokenizer.save_pretrained(folder)
-
-
-class _Enough(Exception):
-    """The decoder has run as far as it is needed."""
-
-
-@contextmanager
-def _first_layers(decoder: nn.Module, layers: int) -> Iterator[list[Tensor]]:
-    """Stop the decoder's forward passes within this context after `layers` layers; the list receives their outputs.
-
-    Does nothing when that is all of them.
-    """
-    kept: list[Tensor] = []
-    if layers >= len(decoder.layers):
-        yield kept
-        return
-
-    def keep(_module: nn.Module, _inputs: object, out: Any) -> None:
-        kept.append(out if isinstance(out, Tensor) else out[0])
-
-    def stop(_module: nn.Module, _inputs: object) -> None:
-        raise _Enough
-
-    hooks = [layer.register_forward_hook(keep) for layer in decoder.layers[:layers]]
-    hooks.append(decoder.layers[layers].register_forward_pre_hook(stop))
-    try:
-        yield kept
-    except _Enough:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _portable(config: Any) -> Any:

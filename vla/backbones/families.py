@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -336,3 +337,35 @@ def visible(mask_BS: Tensor, order_BS: Tensor, group_S: Tensor, window: int | No
         causal = causal & (order_BS[:, :, None] - order_BS[:, None, :] < window)
     together = (group_S[:, None] == group_S[None, :]) & (group_S >= 0)[:, None]
     return ((causal | together) & mask_BS[:, None, :])[:, None]
+
+
+class _Enough(Exception):
+    """The decoder has run as far as it is needed."""
+
+
+@contextmanager
+def first_layers(decoder: nn.Module, layers: int) -> Iterator[list[Tensor]]:
+    """Stop the decoder's forward passes within this context after `layers` layers; the list receives their outputs.
+
+    Does nothing when that is all of them.
+    """
+    kept: list[Tensor] = []
+    if layers >= len(decoder.layers):
+        yield kept
+        return
+
+    def keep(_module: nn.Module, _inputs: object, out: Any) -> None:
+        kept.append(out if isinstance(out, Tensor) else out[0])
+
+    def stop(_module: nn.Module, _inputs: object) -> None:
+        raise _Enough
+
+    hooks = [layer.register_forward_hook(keep) for layer in decoder.layers[:layers]]
+    hooks.append(decoder.layers[layers].register_forward_pre_hook(stop))
+    try:
+        yield kept
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -13,6 +13,9 @@ from torch import Tensor
 
 Index = Tensor | NDArray[np.int64] | Sequence[int] | slice
 
+Mishearing = tuple[float, Tensor]
+"""`Backbone.mishearing`: how much noise is on the words, and the number of each observation's episode."""
+
 _FP16_MAX = torch.finfo(torch.float16).max
 
 

@@ -91,9 +91,11 @@ def encode_demos(
     processor: Processor | None = None,
     batch_size: int = 64,
     folder: Path | None = None,
+    word_noise: float = 0.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EncodedDemos:
     """Run the frozen backbone over every frame. `folder`: keep the features there and reuse them when nothing changed.
+    `word_noise`: as in `TrainConfig`.
 
     `processor`: of the robot that these demonstrations show; None: the policy's own. `on_progress(frames done, frames)`
     may raise to stop. ValueError if the demonstrations do not fit the policy.
@@ -101,12 +103,12 @@ def encode_demos(
     processor = processor or vla.processor
     check_demos(processor, demos)
     if folder is None:
-        features = _encode(vla, demos, processor, batch_size, on_progress, _room_in_memory)
+        features = _encode(vla, demos, processor, batch_size, word_noise, on_progress, _room_in_memory)
     else:
-        kept = folder / f"features-{_fingerprint(vla, demos, processor)}"
+        kept = folder / f"features-{_fingerprint(vla, demos, processor, word_noise)}"
         features = _load(kept)
         if features is None:
-            features = _encode_to_disk(vla, demos, processor, batch_size, on_progress, kept)
+            features = _encode_to_disk(vla, demos, processor, batch_size, word_noise, on_progress, kept)
     action_FCA, mask_FC = chunk_targets(processor, demos, vla.chunk_size, torch.arange(demos.num_frames))
     return EncodedDemos(features, processor.normalise_proprio(demos.proprio), action_FCA, mask_FC)
 
@@ -116,6 +118,7 @@ def _encode(
     demos: DemoSet,
     processor: Processor,
     batch_size: int,
+    word_noise: float,
     on_progress: Callable[[int, int], None] | None,
     make_room: Callable[[Features, int], Features],
 ) -> Features:
@@ -126,7 +129,8 @@ def _encode(
         with torch.no_grad():
             for start in range(0, demos.num_frames, batch_size):
                 rows = slice(start, min(start + batch_size, demos.num_frames))
-                part = vla.encode(processor.prepare(demos.observation(rows)))
+                with vla.backbone.mishearing(word_noise, torch.from_numpy(demos.episode_index[rows])):
+                    part = vla.encode(processor.prepare(demos.observation(rows)))
                 if room is None:
                     room = make_room(part, demos.num_frames)
                 room.write(start, part)
@@ -148,6 +152,7 @@ def _encode_to_disk(
     demos: DemoSet,
     processor: Processor,
     batch_size: int,
+    word_noise: float,
     on_progress: Callable[[int, int], None] | None,
     kept: Path,
 ) -> Features:
@@ -173,7 +178,7 @@ def _encode_to_disk(
         return replace(like, **mapped)
 
     try:
-        _encode(vla, demos, processor, batch_size, on_progress, room_on_disk)
+        _encode(vla, demos, processor, batch_size, word_noise, on_progress, room_on_disk)
         for array in arrays:
             array.flush()
         arrays.clear()
@@ -208,13 +213,15 @@ def _load(kept: Path) -> Features | None:
         return None
 
 
-def _fingerprint(vla: VLA, demos: DemoSet, processor: Processor) -> str:
+def _fingerprint(vla: VLA, demos: DemoSet, processor: Processor, word_noise: float) -> str:
     """Digest of everything the features depend on: backbone weights, its precision, pixels and words."""
     digest = hashlib.blake2b(digest_size=8)
     config = processor.config
     digest.update(repr((config.cameras, config.image_size, config.max_text_tokens, vla.config.backbone_dtype)).encode())
     if config.text_rule != "words":
         digest.update(config.text_rule.encode())
+    if word_noise:
+        digest.update(repr(word_noise).encode())
     digest.update(repr(vla.backbone.to_spec()).encode())
     for name, tensor in vla.backbone.state_dict().items():
         digest.update(name.encode())

@@ -83,6 +83,13 @@ def paraphrase(text: str, rng: np.random.Generator, *, others: Sequence[str] = (
     return text
 
 
+def others_than_named(text: str, things: Sequence[str]) -> list[str]:
+    """Names of all things but the one that `text` names, each like "the red cube"; empty unless it names exactly one of
+    them by its colour."""
+    named = [name for name in things if len(name.split()) > 2 and name.split()[1] in text.split()]
+    return [name for name in things if name != named[0]] if len(named) == 1 else []
+
+
 def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str]) -> str:
     """An instruction like `text` about something that is not there. `things`: names of all that is, "the red cube".
 

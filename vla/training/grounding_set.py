@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vla.backbones.tiny import train_tokenizer
 from vla.data.dataset_meta import require_grounding_set
-from vla.language.paraphrase import about_nothing, paraphrase
+from vla.language.paraphrase import about_nothing, others_than_named, paraphrase
 from vla.language.reserved import with_new_words
 from vla.processing.text import plain_text
 
@@ -92,7 +92,7 @@ class GroundingSet:
             told, things = self.questions[s], self.things(s)
             for k, gone in zip(points, missing, strict=True):
                 text = told[k][0]
-                others = [] if gone else _others(text, things)
+                others = [] if gone else others_than_named(text, things)
                 if gone:
                     text = about_nothing(text, rng, things=things)
                 elif new_words:
@@ -123,12 +123,6 @@ def _fill(row: Tensor, label: Tensor, prompt: list[int], answer: list[int], end:
     full = [*prompt, *answer, end]
     row[: len(full)] = torch.tensor(full)
     label[len(prompt) - 1 : len(full) - 1] = torch.tensor(full[len(prompt) :])
-
-
-def _others(text: str, things: Sequence[str]) -> list[str]:
-    """Names of all things but the one that `text` names; empty unless it names exactly one of them by its colour."""
-    named = [name for name in things if len(name.split()) > 2 and name.split()[1] in text.split()]
-    return [name for name in things if name != named[0]] if len(named) == 1 else []
 
 
 class _Pictures:

@@ -31,7 +31,7 @@ def tabletop_robust() -> TrainConfig:
     there is room for longer sentences.
     """
     cfg = tabletop()
-    return replace(cfg, model=replace(cfg.model, backbone="small"), max_text_tokens=32)
+    return replace(cfg, model=replace(cfg.model, backbone="small"), max_text_tokens=32, word_noise=1.0)
 
 
 def tabletop_ten() -> TrainConfig:

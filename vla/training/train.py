@@ -297,6 +297,7 @@ def _source(
             processor=processor,
             batch_size=cfg.encode_batch,
             folder=folder,
+            word_noise=cfg.word_noise,
             on_progress=progress,
         )
         before += part.num_frames

@@ -104,6 +104,9 @@ class TrainConfig:
     """Average the weights over about 1 / (1 - decay) steps; the checkpoint then holds the average. 0: off."""
     augment: AugmentConfig | None = None
     """Change the images at random; a frozen backbone then runs at every step, instead of once over the dataset."""
+    word_noise: float = 0.0
+    """Noise on the words of the demonstrations' instructions, an episode's each its own, as a multiple of that which
+    the backbone `small` was pre-trained with: for instructions in words that nobody has demonstrated. 0: none."""
     weights: tuple[float, ...] | None = None
     """Sampling weights of several datasets. None: in proportion to their frames."""
     language: LanguageConfig | None = None
@@ -144,6 +147,10 @@ class TrainConfig:
         learns = not self.model.freeze_backbone or self.model.lora is not None
         if not learns and (self.language is not None or self.checkpointing):
             return "language and checkpointing are for a backbone that learns: --tune full, or --tune lora"
+        if not 0 <= self.word_noise < math.inf:
+            return f"word_noise must be 0 or more, got {self.word_noise}"
+        if self.word_noise and (learns or self.augment is not None):
+            return "word_noise is for a frozen backbone that reads each frame once: leave out --augment and --tune"
         if self.shard and not learns:
             return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
         if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):

@@ -25,6 +25,8 @@ _WORD_NOISE, _NOISE_SPREAD = 0.4, 0.8
 """Standard deviation of the noise on a word, where that of the table's numbers is 1: its median, and the spread of its
 logarithm. One word in eight is more than its own length away from where the table has it, as a word that training never
 used is from those that mean the same; it is to be guessed, and the other words weigh more."""
+_DRAWS = 4096
+"""Rows of noise from which those of an episode's words are taken."""
 _TOKEN_CHANNELS = sum(c * (PATCH_PX // stride) ** 2 for c, stride in zip(CHANNELS, STRIDES, strict=True))
 
 
@@ -80,6 +82,16 @@ class WordTable(nn.Module):
             scale = _WORD_NOISE * (_NOISE_SPREAD * torch.randn_like(rows[..., :1])).exp()
             rows = rows + scale * torch.randn_like(rows)
         return self.widen(rows)
+
+    def misheard(self, ids_BT: Tensor, scale: float, episodes_B: Tensor) -> Tensor:
+        """The vectors of ids (B, T) with noise of pre-training's sizes times `scale`: as of words that mean nearly the
+        same. A word keeps its noise for a whole episode, whose number is in `episodes_B`."""
+        rows = F.embedding(ids_BT, self.weight)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(_DRAWS, rows.shape[-1], generator=generator)
+        size = scale * _WORD_NOISE * (_NOISE_SPREAD * torch.randn(_DRAWS, 1, generator=generator)).exp()
+        draw = (ids_BT * 7_919 + episodes_B.to(ids_BT.device)[:, None] * 104_729) % _DRAWS
+        return self.widen(rows + F.embedding(draw, (noise * size).to(rows)))
 
 
 class _WordHead(nn.Module):
