@@ -67,10 +67,10 @@ class GaussianChunkActor(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     @torch.no_grad()
-    def encode(self, obs: Observation, mishearing: Mishearing | None = None) -> tuple[PolicyInput, Tensor]:
-        """Return the inputs of the trained part for B observations, and the normalised proprio (B, P). `mishearing`:
-        with noise on the words, for a network that has a backbone which can."""
-        return self.network.encode(obs) if mishearing is None else self.network.encode(obs, mishearing)
+    def encode(self, obs: Observation, noise: Mishearing | None = None) -> tuple[PolicyInput, Tensor]:
+        """Return the inputs of the trained part for B observations, and the normalised proprio (B, P). `noise`:
+        on the words, for a network whose backbone can hear them so."""
+        return self.network.encode(obs) if noise is None else self.network.encode(obs, noise)
 
     def mean(self, inputs: PolicyInput, proprio_BP: Tensor) -> Tensor:
         """Return the mean chunk (B, C, A), normalised, in float32 even under autocast."""

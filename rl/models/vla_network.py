@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rl.configs.learning import ActorConfig
 from rl.models.actor import GaussianChunkActor
 from rl.models.distribution import FlowChain
-from vla.backbones.features import Features, Mishearing
+from vla.backbones.features import Features, Mishearing, mishearing
 from vla.core.types import Observation
 from vla.model.config import check_loads
 from vla.model.flow_head import FlowHead
@@ -48,10 +48,10 @@ class VLANetwork:
             (vla.refiner if config.refiner_width else vla.head).requires_grad_(True)
 
     @torch.no_grad()
-    def encode(self, obs: Observation, mishearing: Mishearing | None = None) -> tuple[Features | Latents, Tensor]:
+    def encode(self, obs: Observation, noise: Mishearing | None = None) -> tuple[Features | Latents, Tensor]:
         """Return features or latents of B observations, and the normalised proprio (B, P)."""
         inp = self.module.processor.prepare(obs)
-        with nullcontext() if mishearing is None else self.module.backbone.mishearing(*mishearing):
+        with nullcontext() if noise is None else mishearing(self.module.backbone, noise):
             features = self.module.encode(inp)
         proprio_BP = inp.proprio_BP.to(next(self.module.parameters()).device)
         return (self.module.condition(features, proprio_BP) if self.reads_latents else features), proprio_BP

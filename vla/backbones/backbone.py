@@ -9,8 +9,6 @@ learnt first.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from vla.backbones.families import (
     prefix_positions,
     visible,
 )
-from vla.backbones.features import Features
+from vla.backbones.features import Features, Mishearing
 from vla.backbones.pointer import Pointer, SharpPointer
 from vla.processing.text import MOST_TOKENS
 
@@ -95,7 +93,8 @@ class Backbone(nn.Module):
             self.add_sharp()
         self.naming = (0, num_queries // 2)
         """The queries that pre-training taught to point at the named object and the named place."""
-        self._misheard: tuple[float, Tensor] | None = None
+        self.misheard: Mishearing | None = None
+        """Set within `vla.backbones.features.mishearing`."""
         self.grounding_threshold: float | None = None
         """The `confidence` below which nothing named is in sight; None where pre-training has not calibrated it."""
         self.point_dim = 3 * num_views if pointing else 0
@@ -245,7 +244,7 @@ class Backbone(nn.Module):
         b, q = images_BVHWC.shape[0], self.num_queries  # len() would make an int of it in an export
         patches, deep, fine = self.look(self.normalise(images_BVHWC))
         embed = self.vlm.model.get_input_embeddings()
-        words = embed(token_ids_BT) if self._misheard is None else embed.misheard(token_ids_BT, *self._misheard)
+        words = embed(token_ids_BT) if self.misheard is None else embed.misheard(token_ids_BT, *self.misheard)
         queries = self.ask(words, token_mask_BT)
         prefix, after = self._framed(patches.to(words.dtype), embed)
         embeds = torch.cat([prefix, words, *after, queries], 1)
@@ -277,24 +276,6 @@ class Backbone(nn.Module):
             points_BQE=points,
             coords_NE=self.coords_N3,
         )
-
-    @contextmanager
-    def mishearing(self, scale: float, episodes: Tensor) -> Iterator[None]:
-        """Within this, the instructions' words come with noise, the same throughout an episode: what reads the features
-        learns to act on words that it has not heard. `scale`: 1 for as much as in pre-training, 0 for none; `episodes`:
-        (B,) int64, the number of each observation's episode. ValueError for a backbone that has no such noise."""
-        if scale and not self.hears_noise:
-            raise ValueError("word_noise is for the backbone 'small', which was pre-trained with noise on its words")
-        self._misheard = (scale, episodes) if scale else None
-        try:
-            yield
-        finally:
-            self._misheard = None
-
-    @property
-    def hears_noise(self) -> bool:
-        """True for a backbone whose word table can be heard with noise."""
-        return hasattr(self.vlm.model.get_input_embeddings(), "misheard")
 
     def confidence(self, points_BQE: Tensor) -> Tensor:
         """How surely the named object is in sight (B,), 0 to 1: its visibility in the view that shows it best, of the

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 Index = Tensor | NDArray[np.int64] | Sequence[int] | slice
 
 Mishearing = tuple[float, Tensor]
-"""`Backbone.mishearing`: how much noise is on the words, and the number of each observation's episode."""
+"""How much noise is on the words, 1 for as much as in pre-training; and the number of each observation's episode, (B,)
+int64."""
 
 _FP16_MAX = torch.finfo(torch.float16).max
 
@@ -148,3 +150,25 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         # Language models have a few huge activations beyond float16's range; infinity would become NaN in a LayerNorm.
         return tensor.clamp(-_FP16_MAX, _FP16_MAX).to(dtype)
     return tensor.to(dtype)
+
+
+def hears_noise(backbone: object) -> bool:
+    """True for a backbone whose word table can be heard with noise."""
+    vlm = getattr(backbone, "vlm", None)
+    return vlm is not None and hasattr(vlm.model.get_input_embeddings(), "misheard")
+
+
+@contextmanager
+def mishearing(backbone: Any, noise: Mishearing) -> Iterator[None]:
+    """Within this, the instructions' words come with noise, the same throughout an episode: what reads the features
+    learns to act on words that it has not heard. ValueError for a backbone that has no such noise."""
+    if not noise[0]:
+        yield
+        return
+    if not hears_noise(backbone):
+        raise ValueError("word_noise is for the backbone 'small', which was pre-trained with noise on its words")
+    backbone.misheard = noise
+    try:
+        yield
+    finally:
+        backbone.misheard = None

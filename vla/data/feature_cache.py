@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla.backbones.features import Features
+from vla.backbones.features import Features, mishearing
 from vla.core.disk import reserve, temporary, writing
 from vla.data.batches import Batch, chunk_targets
 from vla.data.lerobot_dataset import DemoSet
@@ -129,7 +129,7 @@ def _encode(
         with torch.no_grad():
             for start in range(0, demos.num_frames, batch_size):
                 rows = slice(start, min(start + batch_size, demos.num_frames))
-                with vla.backbone.mishearing(word_noise, torch.from_numpy(demos.episode_index[rows])):
+                with mishearing(vla.backbone, (word_noise, torch.tensor(demos.episode_index[rows]))):
                     part = vla.encode(processor.prepare(demos.observation(rows)))
                 if room is None:
                     room = make_room(part, demos.num_frames)

@@ -19,6 +19,9 @@ from envs.perturb.sensors import observed
 from envs.registry import load_suite
 from envs.sim.render_options import RenderOptions
 from envs.tabletop.episode_source import EpisodeSource
+from envs.tabletop.scene import COLORS
+from vla.language.names import COLORED
+from vla.language.names import COLORS as NAMES
 
 EVERYTHING = Perturbation(**dict.fromkeys(("camera", "light", "texture", "materials"), 1.0))
 TRAINED = Perturbation(**dict.fromkeys(("camera", "light", "texture"), (0.0, 1.0)), draws="train")
@@ -194,3 +197,23 @@ def test_training_says_it_in_words_of_its_own():
     assert 0 < len(fewer) < len(changed) and set(fewer) <= {before.seed for before in changed}
     tested = re.compile(r"\b(?:fetch|heave|hoist|seize|shove|nudge|ok|today)\b")
     assert not any(tested.search(after) for _, after in said)
+
+
+def test_a_thing_is_told_by_its_kind_alone_where_nothing_else_is_of_it():
+    source = PerturbedEpisodeSource(
+        load_suite("tabletop-pick"), perturb=Perturbation(instruction=(0.0, 1.0), draws="train")
+    )
+    kinds = source.scene.objects
+    alone = together = 0
+    for seed in range(400):
+        episode = source.sample(seed)
+        if not any(set(names_of(color)) & set(episode.instruction.split()) for color in COLORS):
+            several = [kinds[slot] for slot in episode.slots].count(kinds[episode.target]) > 1
+            alone, together = alone + (not several), together + several
+    assert alone > 20
+    assert together < alone / 5, "only by a slip of the pen in the name of a colour"
+
+
+def names_of(color: str) -> list[str]:
+    """The words of all that a colour is called."""
+    return [word for name in (color, *NAMES[color], *COLORED[color]) for word in name.split()]

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.vla.backbones.square_scenes import write_set
+from vla.backbones.features import mishearing
 from vla.backbones.hub import load as load_backbone
 from vla.backbones.small.create import build_small
 from vla.backbones.small.model import small_config
@@ -157,6 +158,41 @@ def test_words_are_heard_with_noise_while_it_learns_and_only_then(small):
         assert torch.equal(words(ids), words(ids)), "a frozen backbone"
     small.eval()
     assert torch.equal(words(ids), words(ids))
+
+
+def test_a_word_is_misheard_alike_throughout_an_episode_and_nowhere_else(small):
+    ids = torch.tensor([[3, 4, 3]]).expand(3, -1)
+    table = small.vlm.get_input_embeddings()
+    with torch.no_grad():
+        words = table.misheard(ids, 1.0, torch.tensor([7, 7, 8])) - table(ids)
+        again = table.misheard(ids[:1], 1.0, torch.tensor([7])) - table(ids[:1])
+        twice = table.misheard(ids[:1], 2.0, torch.tensor([7])) - table(ids[:1])
+    assert torch.equal(words[0], words[1]) and torch.allclose(words[0], again[0])
+    assert not torch.allclose(words[0], words[2]) and not torch.allclose(words[0, 0], words[0, 1])
+    assert torch.allclose(words[0, 0], words[0, 2]), "the same word twice in a sentence"
+    assert torch.allclose(twice, 2 * again, atol=1e-5) and again.abs().max() > 0
+
+    plain = seen(small)
+    with mishearing(small, (1.0, torch.tensor([7, 8]))):
+        noisy = seen(small)
+    assert torch.equal(noisy.raw_BLND, plain.raw_BLND), "the picture comes before the words"
+    assert not torch.allclose(noisy.queries_BLQD, plain.queries_BLQD)
+    with mishearing(small, (0.0, torch.tensor([7, 8]))):
+        assert torch.equal(seen(small).queries_BLQD, plain.queries_BLQD)
+    with pytest.raises(RuntimeError), mishearing(small, (1.0, torch.tensor([7, 8]))):
+        raise RuntimeError
+    assert torch.equal(seen(small).queries_BLQD, plain.queries_BLQD), "afterwards, and after an error"
+
+
+def test_a_backbone_without_noise_on_its_words_says_so():
+    backbone = load_backbone("tiny")
+    with (
+        pytest.raises(ValueError, match="word_noise is for the backbone 'small'"),
+        mishearing(backbone, (1.0, torch.zeros(1))),
+    ):
+        pass
+    with mishearing(backbone, (0.0, torch.zeros(1))):
+        pass
 
 
 def test_words_start_where_the_language_model_has_them():

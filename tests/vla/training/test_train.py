@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,12 @@ from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_backbone
 from vla.core.checkpoint import load_checkpoint
 from vla.core.config import decode, encode
 from vla.core.disk import DiskFull
+from vla.data import feature_cache
 from vla.data.feature_cache import encode_demos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.model import VLA
+from vla.processing.config import AugmentConfig
 from vla.training import train as trainer
 from vla.training.recipes import RECIPES
 from vla.training.sampling import batch_frames
@@ -200,6 +203,20 @@ def test_every_frame_is_visited_once_before_any_twice():
     odd = torch.cat([batch_frames(0, step, 10, 7) for step in range(7)])  # batches larger than the data, across epochs
     assert torch.bincount(odd, minlength=7).tolist() == [10] * 7
     assert not torch.equal(batch_frames(1, 0, 8, 24), batch_frames(0, 0, 8, 24))
+
+
+def test_noise_on_words_is_an_episodes_own_and_no_reason_to_reuse_features(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(feature_cache, "mishearing", lambda _, noise: heard.append(noise) or nullcontext())
+    data, vla = demos(), fresh()
+    encode_demos(vla, data, batch_size=7, folder=tmp_path, word_noise=0.5)
+    assert torch.cat([episodes for _, episodes in heard]).tolist() == data.episode_index.tolist()
+    assert {scale for scale, _ in heard} == {0.5}
+    encode_demos(vla, data, folder=tmp_path, word_noise=0.25)
+    encode_demos(vla, data, folder=tmp_path)
+    assert len(list(tmp_path.glob("features-*"))) == 3
+    assert "word_noise" in (replace(CONFIG, word_noise=-1.0).problem() or "")
+    assert "frozen backbone" in (replace(CONFIG, word_noise=1.0, augment=AugmentConfig()).problem() or "")
 
 
 def test_features_are_those_of_the_frames_and_can_be_kept(tmp_path):
