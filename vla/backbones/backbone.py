@@ -57,12 +57,14 @@ class Backbone(nn.Module):
         pointing: bool = True,
         told: bool | None = None,
         sharp: bool = False,
+        peak: bool = False,
     ) -> None:
         """`vlm` with its language head. `family`, `image`, `layout`: of `vla.backbones.families`; left out, the
         embedded one's.
 
         `pointing`: a `Pointer` reads where the queries look; `told` (None: as `pointing`): they start from the
-        instruction's words; `sharp`: the queries that name something look a second time, at the picture itself.
+        instruction's words; `sharp`: the queries that name something look a second time, at the picture itself;
+        `peak`: they read one place, not the mean of several (`vla.backbones.pointer`).
         ValueError for an architecture that is not known.
         """
         super().__init__()
@@ -87,7 +89,8 @@ class Backbone(nn.Module):
         # Queries start from the instruction's words, few among a hundred patches. Not ablated: pre-training came
         # off its plateau (80-100 mm) after this and after a heavier heat-map loss (docs/research-log.md).
         self.told = nn.Linear(self.width, self.width) if (pointing if told is None else told) else None
-        self.pointer = Pointer(self.width, patch_half=1.0 / self.side) if pointing else None
+        self.pointer = Pointer(self.width, patch_half=1.0 / self.side, peak=peak) if pointing else None
+        self.peak = peak
         self.sharp: SharpPointer | None = None
         if sharp:
             self.add_sharp()
@@ -218,7 +221,8 @@ class Backbone(nn.Module):
         """Add an untrained `sharp` pointer to the backbone, unless it has one."""
         if self.sharp is None:
             channels = self.family.fine_channels
-            pointer = SharpPointer(self.width, image_size=self.image_size, side=self.side, channels=channels)
+            size, side = self.image_size, self.side
+            pointer = SharpPointer(self.width, image_size=size, side=side, channels=channels, peak=self.peak)
             self.sharp = pointer.to(self.queries.device)
 
     def sharpen(
@@ -340,6 +344,8 @@ class Backbone(nn.Module):
             spec |= {"pointing": False, "told": self.told is not None}
         if self.sharp is not None:
             spec["sharp"] = True
+        if self.peak:
+            spec["peak"] = True
         if self.grounding_threshold is not None:
             spec["grounding"] = {"threshold": self.grounding_threshold}
         attention = self.vlm.config._attn_implementation

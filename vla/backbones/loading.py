@@ -108,6 +108,7 @@ def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> 
         pointing=spec.get("pointing", True),
         told=spec.get("told"),
         sharp=spec.get("sharp", False),
+        peak=spec.get("peak", False),
     )
     backbone.grounding_threshold = threshold_in(spec)
     return backbone

@@ -12,14 +12,29 @@ from torch import Tensor, nn
 
 POINTER_WIDTH = 64
 STRIDE_PX = 4
+PEAK_CELLS, PEAK_PX = 1, 16
+"""How far from where a query looks most a coordinate is still read: patches of the first look, pixels of the second."""
+
+
+def _weights(logits_BQVP: Tensor, grid_P2: Tensor, reach: float | None) -> Tensor:
+    """Softmax over places; with `reach`, only over those within it (in both directions, the image's side is 2) of the
+    likeliest place. Between two things that both may be meant there is nothing, but their mean is there."""
+    weight = logits_BQVP.softmax(-1)
+    if reach is None:
+        return weight
+    peak_BQV12 = grid_P2[weight.argmax(-1)][..., None, :]
+    weight = weight * ((grid_P2 - peak_BQV12).abs().amax(-1) < reach)
+    return weight / weight.sum(-1, keepdim=True)
 
 
 class Pointer(nn.Module):
     """Attention of each query: per view, softmax over its patches -> expected coordinate, and its visibility."""
 
-    def __init__(self, width: int, *, patch_half: float) -> None:
-        """`patch_half`: half a patch's side, where the image's is 2."""
+    def __init__(self, width: int, *, patch_half: float, peak: bool = False) -> None:
+        """`patch_half`: half a patch's side, where the image's is 2. `peak`: when it does not learn, it reads the
+        coordinate of the likeliest place alone."""
         super().__init__()
+        self.peak = peak
         self.query = nn.Linear(width, POINTER_WIDTH)
         self.key = nn.Linear(width, POINTER_WIDTH)
         self.shift = nn.Linear(width, 2)
@@ -30,7 +45,8 @@ class Pointer(nn.Module):
         """Points (B, Q, V, 3) = x, y in [-1, 1] and a visibility logit, float32; attention logits (B, Q, V, P)."""
         q, k = self.query(query_BQD), self.key(patch_BVPD)
         logits = torch.einsum("bqd,bvpd->bqvp", q, k).float() * POINTER_WIDTH**-0.5
-        weight = logits.softmax(-1)
+        reach = (2 * PEAK_CELLS + 1) * self.patch_half if self.peak and not self.training else None
+        weight = _weights(logits, grid_P2, reach)
         # Each patch may move its coordinate within (and a little beyond) itself: precision below the patch size.
         at_BVP2 = grid_P2 + 1.5 * self.patch_half * torch.tanh(self.shift(patch_BVPD).float())
         xy = torch.einsum("bqvp,bvpc->bqvc", weight, at_BVP2)
@@ -48,11 +64,11 @@ class SharpPointer(nn.Module):
 
     grid_P2: Tensor
 
-    def __init__(self, width: int, *, image_size: int, side: int, channels: int = 3) -> None:
+    def __init__(self, width: int, *, image_size: int, side: int, channels: int = 3, peak: bool = False) -> None:
         """`width` of the queries; `side` of the coarse grid; `channels`: 3 to look at the picture, or those of features
-        on the fine grid. ValueError if the fine grid does not divide the coarse one evenly."""
+        on the fine grid; `peak` as of `Pointer`. ValueError if the fine grid does not divide the coarse one evenly."""
         super().__init__()
-        self.side = image_size // STRIDE_PX
+        self.peak, self.side = peak, image_size // STRIDE_PX
         if image_size % STRIDE_PX or self.side % side:
             raise ValueError(
                 f"a sharp pointer needs patches of a multiple of {STRIDE_PX} pixels, not {image_size}/{side}"
@@ -84,7 +100,8 @@ class SharpPointer(nn.Module):
             query = self.norm(query_BQD.float())
             logits = torch.einsum("bqc,bvcp->bqvp", self.query(query), key_BVCP) * POINTER_WIDTH**-0.5
             logits = logits + self.prior * self._finer(coarse_BQVP.float())
-            weight = logits.softmax(-1)
+            reach = (2 * PEAK_PX / STRIDE_PX + 1) / self.side if self.peak and not self.training else None
+            weight = _weights(logits, self.grid_P2, reach)
             xy = torch.einsum("bqvp,bvcp->bqvc", weight, at_BVCP)
             there = torch.einsum("bqvp,bvcp->bqvc", weight, seen.flatten(2).unflatten(0, (b, v)))
             logit = self.visible(torch.cat([query[:, :, None].expand(-1, -1, v, -1), there], -1))
