@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vla.backbones.hub import load as load_backbone
-from vla.backbones.pointer import SharpPointer
+from vla.backbones.pointer import Pointer, SharpPointer, _weights
 
 
 def picture(at, size=84):
@@ -107,3 +107,43 @@ def test_it_is_saved_with_the_backbone(sharp, tmp_path):
     a, b = features(sharp, images(2)).points_BQE, features(loaded, images(2)).points_BQE
     assert torch.allclose(a, b, atol=2e-2), "weights are kept in half precision"
     assert loaded.to_spec()["sharp"] is True
+
+
+def two_peaks(pointer, likelier):
+    """Coordinates where the first look is at two patches of a grid of 6, the `likelier` a little more."""
+    axis = (torch.arange(6) + 0.5) / 3 - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    grid = torch.stack([x, y], -1).view(-1, 2)
+    patches = torch.zeros(1, 1, 36, 64)
+    for place, weight in ((7, 1.0), (28, 1.0)):
+        patches[0, 0, place, 0] = weight + 0.02 * (place == likelier)
+    with torch.no_grad():
+        pointer.query.weight.copy_(torch.eye(64))
+        pointer.key.weight.copy_(50 * torch.eye(64))
+        for part in (pointer.query.bias, pointer.key.bias, pointer.shift.weight, pointer.shift.bias):
+            part.zero_()
+        query = torch.zeros(1, 1, 64)
+        query[..., 0] = 2.0
+        points, _ = pointer(query, patches, grid)
+    return points[0, 0, 0, :2], grid
+
+
+@pytest.mark.parametrize("likelier", [7, 28])
+def test_of_two_places_the_likelier_is_pointed_at_and_nothing_between(likelier):
+    point, grid = two_peaks(Pointer(64, patch_half=1 / 6, peak=True).eval(), likelier)
+    assert (point - grid[likelier]).abs().max() < 1e-3
+    mean, _ = two_peaks(Pointer(64, patch_half=1 / 6).eval(), likelier)
+    assert (mean - (grid[7] + grid[28]) / 2).abs().max() < 0.1
+    learning, _ = two_peaks(Pointer(64, patch_half=1 / 6, peak=True).train(), likelier)
+    assert torch.equal(learning, mean), "while it learns, every place has a gradient"
+
+
+def test_neighbours_of_the_likeliest_place_still_count():
+    """Precision below a patch is a mean over neighbours: where nothing else is likely, a peak changes nothing."""
+    axis = (torch.arange(24) + 0.5) / 12 - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    grid = torch.stack([x, y], -1).view(-1, 2)
+    logits = -((grid - torch.tensor([0.11, -0.37])) ** 2).sum(-1) * 200
+    narrow = _weights(logits.view(1, 1, 1, -1), grid, (2 * 16 / 4 + 1) / 24)
+    wide = _weights(logits.view(1, 1, 1, -1), grid, None)
+    assert torch.allclose(narrow @ grid, wide @ grid, atol=1e-3)
