@@ -212,7 +212,7 @@ class Collector:
         return obs
 
     def _encoded(self, obs: Observation) -> tuple[PolicyInput, Tensor]:
-        """What the policy reads of the observations, with noise on the words where training is to have it."""
+        """The policy's inputs for these observations, with noise on the words where training is to have it."""
         return self.actor.encode(obs, (self.word_noise, self._seeds) if self.word_noise else None)
 
     def _decide(
