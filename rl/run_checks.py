@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from rl.configs.run import RunnerConfig
-from vla.backbones.features import hears_noise
 from vla.core.compatibility import require_same
 from vla.core.types import VecEnv
 from vla.runtime.distributed import Team
@@ -34,8 +33,6 @@ def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos
         )
     if not 0 <= config.word_noise < math.inf:
         raise ValueError(f"word_noise must be 0 or more, got {config.word_noise}")
-    if config.word_noise and not hears_noise(getattr(model, "backbone", None)):
-        raise ValueError("word_noise is for the backbone 'small', which was pre-trained with noise on its words")
     if config.shaping is not None and (config.method is not None or team.size > 1):
         raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
     if guide is not None and config.method is not None:

@@ -25,6 +25,7 @@ from rl.selection import Selection
 from rl.teacher.distill import Distillation
 from rl.teacher.state_teacher import Teacher
 from rl.teacher.train_teacher import train_teacher
+from vla.backbones.features import hears_noise
 from vla.core.checkpoint import CONFIG
 from vla.core.config import encode, save_json
 from vla.core.types import Policy, VecEnv
@@ -84,7 +85,7 @@ class Runner:
             shaping=self.shaping,
             critic=config.method is None,
             share=(team.rank, team.size),
-            word_noise=config.word_noise,
+            word_noise=config.word_noise if hears_noise(getattr(model, "backbone", None)) else 0.0,
         )
         self.algorithm = make_algorithm(config, self.actor, self.collector, team)
         self.learner, self.buffer = self.algorithm.learner, self.algorithm.buffer

@@ -99,7 +99,7 @@ class Check(Command):
     """Write the verdict, the findings and each episode's figures to this file."""
     page: Path | None = None
     """Write a page to this file: findings, pictures, and state and actions over time."""
-    backbone: str = "tiny"
+    backbone: str = "small"
     """The backbone, or the folder of a policy, whose words the task strings are compared with."""
     pictures: int = 12
     """Pictures of each camera that are looked at in every episode; 0 for none."""

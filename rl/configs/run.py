@@ -78,7 +78,8 @@ class RunnerConfig:
     """Domain randomisation of the environments, as `vla rl --randomise` takes it, which replaces it."""
     word_noise: float = 0.0
     """Noise on the words that the policy hears while it learns, an episode's each its own, as a multiple of that which
-    the backbone `small` was pre-trained with: for instructions in words that no training has. 0: none."""
+    the backbone `small` was pre-trained with: for instructions in words that no training has. 0: none, and backbones
+    without such a pre-training hear none."""
     shaping: ShapingConfig | None = None
     """Add a learnt reward for progress (PPO only). None: the environment's reward alone."""
     trackers: tuple[str, ...] = ()

@@ -106,7 +106,7 @@ class Report:
 def check_dataset(
     root: Path,
     *,
-    backbone: str = "tiny",
+    backbone: str = "small",
     pictures: int = PICTURES,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:

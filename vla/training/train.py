@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla.backbones.features import Features
+from vla.backbones.features import Features, hears_noise
 from vla.core.checkpoint import CONFIG, load_checkpoint
 from vla.core.config import encode, fill_defaults, lookup, save_json
 from vla.data.batches import Ahead, Batch, LiveDemos, Source, join
@@ -297,7 +297,7 @@ def _source(
             processor=processor,
             batch_size=cfg.encode_batch,
             folder=folder,
-            word_noise=cfg.word_noise,
+            word_noise=cfg.word_noise if hears_noise(vla.backbone) else 0.0,
             on_progress=progress,
         )
         before += part.num_frames

@@ -106,7 +106,8 @@ class TrainConfig:
     """Change the images at random; a frozen backbone then runs at every step, instead of once over the dataset."""
     word_noise: float = 0.0
     """Noise on the words of the demonstrations' instructions, an episode's each its own, as a multiple of that which
-    the backbone `small` was pre-trained with: for instructions in words that nobody has demonstrated. 0: none."""
+    the backbone `small` was pre-trained with: for instructions in words that nobody has demonstrated. 0: none, and
+    backbones without such a pre-training hear none."""
     weights: tuple[float, ...] | None = None
     """Sampling weights of several datasets. None: in proportion to their frames."""
     language: LanguageConfig | None = None

@@ -49,8 +49,9 @@ def test_without_noise_nothing_is_asked(monkeypatch):
     assert rollout(0.0, monkeypatch)[0] == []
 
 
-@pytest.mark.parametrize(("noise", "message"), [(1.0, "backbone 'small'"), (-1.0, "must be 0 or more")])
-def test_what_cannot_be_is_said_before_the_run(noise, message, tmp_path):
-    settings = replace(config(num_envs=8), word_noise=noise)
-    with pytest.raises(ValueError, match=message):
-        Runner(make_vla(), PointReach(8), settings, tmp_path, evaluate=lambda p: (1, 2))
+def test_a_backbone_without_noise_on_its_words_hears_none_and_less_than_none_is_refused(tmp_path):
+    settings = replace(config(num_envs=8), word_noise=1.0)
+    runner = Runner(make_vla(), PointReach(8), settings, tmp_path, evaluate=lambda p: (1, 2))
+    assert runner.collector.word_noise == 0.0
+    with pytest.raises(ValueError, match="word_noise must be 0 or more, got -1.0"):
+        Runner(make_vla(), PointReach(8), replace(settings, word_noise=-1.0), tmp_path, evaluate=lambda p: (1, 2))

@@ -258,7 +258,7 @@ def broken_characters(arm):
 
 @fault("task_words", 1, 3, 5, 7)
 def words_that_the_backbone_does_not_know(arm):
-    arm.texts[1] = "defenestrate the chrysanthemum"
+    arm.texts[1] = "glorfindle the brzqwk"
 
 
 @fault("task_changes", 4)

@@ -215,6 +215,9 @@ def test_noise_on_words_is_an_episodes_own_and_no_reason_to_reuse_features(tmp_p
     encode_demos(vla, data, folder=tmp_path, word_noise=0.25)
     encode_demos(vla, data, folder=tmp_path)
     assert len(list(tmp_path.glob("features-*"))) == 3
+    heard.clear()
+    train(replace(CONFIG, steps=2, word_noise=0.5), vla, data, tmp_path / "out")
+    assert {scale for scale, _ in heard} == {0.0}, "this backbone has no such noise"
     assert "word_noise" in (replace(CONFIG, word_noise=-1.0).problem() or "")
     assert "frozen backbone" in (replace(CONFIG, word_noise=1.0, augment=AugmentConfig()).problem() or "")
 
