@@ -19,12 +19,7 @@ class LiberoExpert(ScriptedExpert):
     """Policy of one-step chunks from `envs.adapters.libero_env`'s proprio and privileged state."""
 
     def __init__(self, num_envs: int) -> None:
-        super().__init__(_tidy, num_envs)
-
-    @staticmethod
-    def rotation(proprio: Vector) -> Vector:
-        """See `ScriptedExpert.rotation`."""
-        return about(np.eye(3), proprio[3:6])
+        super().__init__(_tidy, lambda proprio: about(np.eye(3), proprio[3:6]), num_envs)
 
 
 def about(matrix: Vector, vector: Vector) -> Vector:

@@ -39,12 +39,7 @@ class RobosuiteExpert(ScriptedExpert):
     """Policy of one-step chunks from `envs.adapters.robosuite_env`'s proprio and privileged state."""
 
     def __init__(self, suite: str, num_envs: int) -> None:
-        super().__init__(_SCRIPTS.get(suite, _grasp), num_envs)
-
-    @staticmethod
-    def rotation(proprio: Vector) -> Vector:
-        """See `ScriptedExpert.rotation`."""
-        return rotation_of(proprio[3:7])
+        super().__init__(_SCRIPTS.get(suite, _grasp), lambda proprio: rotation_of(proprio[3:7]), num_envs)
 
 
 def _grasp(see: Sight) -> Script:

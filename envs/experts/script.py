@@ -135,8 +135,9 @@ class ScriptedExpert:
 
     spec = PolicySpec(chunk_size=1, n_action_steps=1)
 
-    def __init__(self, script: Callable[[Sight], Script], num_envs: int) -> None:
-        self._script = script
+    def __init__(self, script: Callable[[Sight], Script], rotation: Callable[[Vector], Vector], num_envs: int) -> None:
+        """`script` begins an episode; `rotation` returns the hand's (3, 3) matrix of an observation's proprio (P,)."""
+        self._script, self._rotation = script, rotation
         self._sights = [Sight() for _ in range(num_envs)]
         self._running: list[Script | None] = [None] * num_envs
 
@@ -154,15 +155,10 @@ class ScriptedExpert:
 
     def _act(self, i: int, proprio: Vector, state: Vector) -> NDArray[np.float32]:
         see = self._sights[i]
-        see.grip, see.rotation, see.state = proprio[:3], self.rotation(proprio), state
+        see.grip, see.rotation, see.state = proprio[:3], self._rotation(proprio), state
         script = self._running[i] or self._script(see)
         self._running[i] = script
         command = next(script, None)
         if command is None:  # it has nothing more to do: out of the way
             command = Command(see.grip + 0.1 * UP, see.rotation, OPEN)
         return servo(see, command)
-
-    @staticmethod
-    def rotation(proprio: Vector) -> Vector:
-        """(3, 3) of the hand in an observation's proprio."""
-        raise NotImplementedError

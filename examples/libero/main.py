@@ -38,7 +38,7 @@ _OPENPI_KEYS = {"scene": "observation/image", "wrist": "observation/wrist_image"
 
 
 class Simulation(Protocol):
-    """What is asked of LIBERO's environment (`DrawnAtDecisions`)."""
+    """The part of LIBERO's environment that an episode uses; `DrawnAtDecisions` is one."""
 
     def seed(self, seed: int) -> object: ...
     def reset(self) -> object: ...

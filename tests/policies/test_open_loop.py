@@ -9,7 +9,7 @@ from vla.checking.check import check_dataset
 from vla.core.types import ActionSpec, PolicySpec
 
 WRONG = 0.2
-"""What the policy below adds to joint 2 in the last third of an episode."""
+"""Radians that the policy below adds to joint 2 in the last third of an episode."""
 
 
 class Knows:

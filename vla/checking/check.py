@@ -68,7 +68,7 @@ class Report:
         """How much there is, for a person."""
         recording = self.recording
         seconds = recording.frames / recording.fps
-        tasks = len({text for text in self.tasks.values()})
+        tasks = len(set(self.tasks.values()))
         return (
             f"{numbered(len(recording.episodes), 'episode')}, {recording.frames} frames at {recording.fps:g} Hz "
             f"({seconds / 60:.1f} minutes), {numbered(tasks, 'task string')}, cameras {', '.join(recording.cameras)}"

@@ -96,10 +96,10 @@ def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str])
     Mostly another colour or another thing of the same words; at times one that is in none of our scenes, or small talk.
     """
     if (draw := rng.random()) < 0.1:
-        return _drawn(CHAT, rng)
+        return drawn(CHAT, rng)
     match = _NAMED.search(text)
     if match is None:
-        return _drawn(PICK, rng).format(o="the " + _absent(text, things, rng))
+        return drawn(PICK, rng).format(o="the " + _absent(text, things, rng))
     there = sorted({_alike(name) for name in things})
     new = "the " + _absent(text, things, rng)
     if draw < 0.65:
@@ -108,22 +108,22 @@ def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str])
         colors = [color for color, _ in there if color] if mixed else []
         kinds = [kind for _, kind in there] if mixed else []
         for _ in range(_TRIES):
-            color = _drawn(colors or ("red", "green", "blue", "yellow", "purple"), rng)
-            named = f"the {color} {_drawn(kinds or (match['k'], *_TOLD), rng)}"
+            color = drawn(colors or ("red", "green", "blue", "yellow", "purple"), rng)
+            named = f"the {color} {drawn(kinds or (match['k'], *_TOLD), rng)}"
             if _alike(named) not in there:
                 new = named
                 break
     elif draw < 0.82:
         # A colour that is in sight, half of the time: the thing alone tells that it is not meant.
         colors = [color for color, _ in there if color] if rng.random() < 0.5 else []
-        new = f"the {_other_color(_drawn(colors or tuple(COLORS), rng), rng)} {_absent(text, things, rng)}"
+        new = f"the {_other_color(drawn(colors or tuple(COLORS), rng), rng)} {_absent(text, things, rng)}"
     return text[: match.start()] + new + text[match.end() :]
 
 
 def _absent(text: str, things: Sequence[str], rng: np.random.Generator) -> str:
     """A thing that neither the scene nor the instruction has."""
     there = set(" ".join([text, *things]).split())
-    while there & set((name := _drawn(ABSENT_THINGS, rng)).split()):
+    while there & set((name := drawn(ABSENT_THINGS, rng)).split()):
         pass
     return name
 
@@ -144,11 +144,11 @@ def _said(text: str, rng: np.random.Generator, others: Sequence[str]) -> str:
     if asked:
         return _reworded(text, rng, others)
     parts = re.split(r"(?:,? and)? then ", text.removeprefix("please ").removeprefix("first "))
-    said = _drawn(JOINS, rng).join(_clause(part, rng, others) for part in parts)
+    said = drawn(JOINS, rng).join(_clause(part, rng, others) for part in parts)
     if len(parts) > 1 and rng.random() < 0.3:
         said = "first " + said
-    before = _drawn(BEFORE, rng) if rng.random() < _FRAME else ""
-    after = _drawn(AFTER, rng) if rng.random() < _AFTER else ""
+    before = drawn(BEFORE, rng) if rng.random() < _FRAME else ""
+    after = drawn(AFTER, rng) if rng.random() < _AFTER else ""
     said = before + said + after
     return _slipped(said, rng) if rng.random() < _TYPO else said
 
@@ -162,10 +162,10 @@ def _clause(text: str, rng: np.random.Generator, others: Sequence[str]) -> str:
         found = match.groupdict()
         thing, place = (_reworded(found.get(key) or "", rng, others if key == "o" else ()) for key in "of")
         if name == "pick":
-            return _drawn(PICK, rng).format(o=thing)
+            return drawn(PICK, rng).format(o=thing)
         if name in ("open", "close", "press"):
-            return _drawn({"open": OPEN, "close": CLOSE, "press": PRESS}[name], rng).format(f=place)
-        where = _drawn(PLACES[found["w"]], rng)
+            return drawn({"open": OPEN, "close": CLOSE, "press": PRESS}[name], rng).format(f=place)
+        where = drawn(PLACES[found["w"]], rng)
         if name == "slide":
             return _moved(thing, where, place, PUSH_VERBS, rng, whole=False)
         verbs = STACK_VERBS if name == "stack" else DROP_VERBS if found["w"] in ("in", "into") else PLACE_VERBS
@@ -175,13 +175,13 @@ def _clause(text: str, rng: np.random.Generator, others: Sequence[str]) -> str:
 
 def _moved(thing: str, where: str, place: str, verbs: Sequence[str], rng: np.random.Generator, *, whole: bool) -> str:
     """A thing is brought to a place: in one of several orders."""
-    verb, order = _drawn(verbs, rng), rng.random()
+    verb, order = drawn(verbs, rng), rng.random()
     if order < 0.45:
         return f"{verb} {thing} {where} {place}"
     if order < 0.7:
         return f"{where} {place} {verb} {thing}"
     if order < 0.85 and whole:
-        return f"{_drawn(TAKE_VERBS, rng)} {thing} and {verb} it {where} {place}"
+        return f"{drawn(TAKE_VERBS, rng)} {thing} and {verb} it {where} {place}"
     if order < 0.92:
         return f"{thing} should go {where} {place}" if whole else f"{verb} {thing} until it is {where} {place}"
     return f"{thing}: {verb} it {where} {place}"
@@ -197,23 +197,23 @@ def _named(match: re.Match[str], rng: np.random.Generator, others: Sequence[str]
     around = [_alike(name) for name in others]
     only_color = bool(around and color) and color not in {other for other, _ in around}
     only_kind = bool(around) and _SAME.get(thing, thing) not in {kind for _, kind in around}
-    article = _drawn(("the ", "the ", "the ", "the ", "a ", "", "my "), rng)
+    article = drawn(("the ", "the ", "the ", "the ", "a ", "", "my "), rng)
     if not match.group().startswith(("the ", "a ", "an ")):
         article = ""
     told = rng.random()
     if only_kind and told < _KIND_ALONE:
         color = ""
     elif only_color and told > 1 - _COLOR_ALONE:
-        thing = _drawn(NEUTRAL_THINGS, rng)
+        thing = drawn(NEUTRAL_THINGS, rng)
     color = _other_color(color, rng)
     if thing in THINGS and rng.random() < _SYNONYM:
-        thing = _drawn(THINGS[thing], rng)
+        thing = drawn(THINGS[thing], rng)
     look = rng.random()
-    look = _drawn(SIZES if look < 0.05 else NEUTRAL_LOOKS, rng) + " " if look < 0.15 else ""
+    look = drawn(SIZES if look < 0.05 else NEUTRAL_LOOKS, rng) + " " if look < 0.15 else ""
     if not color:
         return f"{article}{look}{thing}"
     if rng.random() < 0.12:
-        return f"{article}{look}{thing} {_drawn(('which is', 'in', 'of colour', 'with the colour'), rng)} {color}"
+        return f"{article}{look}{thing} {drawn(('which is', 'in', 'of colour', 'with the colour'), rng)} {color}"
     return f"{article}{look}{color} {thing}"
 
 
@@ -222,8 +222,8 @@ def _other_color(color: str, rng: np.random.Generator) -> str:
     if not color or rng.random() >= _SYNONYM:
         return color
     if color not in COLORED or rng.random() < 0.6:
-        return _drawn(COLORS[color], rng)
-    return f"{_drawn(COLORED[color], rng)} {_drawn((color, 'coloured', 'colored'), rng)}"
+        return drawn(COLORS[color], rng)
+    return f"{drawn(COLORED[color], rng)} {drawn((color, 'coloured', 'colored'), rng)}"
 
 
 def _slipped(text: str, rng: np.random.Generator) -> str:
@@ -243,5 +243,6 @@ def _slipped(text: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def _drawn(options: Sequence[str], rng: np.random.Generator) -> str:
+def drawn(options: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the options, each as likely."""
     return options[rng.integers(len(options))]

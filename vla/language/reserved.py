@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from vla.language.names import lists
+from vla.language.paraphrase import drawn
 
 RESERVED_COLORS: dict[str, tuple[str, ...]] = lists(
     """
@@ -53,11 +54,7 @@ def with_new_words(text: str, rng: np.random.Generator) -> str:
     first thing, where it names them plainly."""
     draw = rng.random()
     if draw < SHARE:
-        return _COLOR.sub(lambda match: _drawn(RESERVED_COLORS[match[0]], rng), text, count=1)
+        return _COLOR.sub(lambda match: drawn(RESERVED_COLORS[match[0]], rng), text, count=1)
     if draw < 2 * SHARE:
-        return _THING.sub(lambda match: _drawn(RESERVED_THINGS[match[0]], rng), text, count=1)
+        return _THING.sub(lambda match: drawn(RESERVED_THINGS[match[0]], rng), text, count=1)
     return text
-
-
-def _drawn(options: tuple[str, ...], rng: np.random.Generator) -> str:
-    return options[rng.integers(len(options))]

@@ -1,14 +1,11 @@
 """A recording of a joint-position arm, in memory so that a test can plant a fault, then written as a v3 folder."""
 
-import json
 from fractions import Fraction
 
 import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tests.vla.data.odd_recordings import png
+from tests.vla.data.odd_recordings import png, write_folder
 
 NAMES = (*(f"joint_{i}" for i in range(1, 7)), "gripper")
 FPS, SIZE, LENGTH, EPISODES = 20, 48, 60, 8
@@ -67,20 +64,8 @@ class Arm:
             for row, start in zip(rows, starts, strict=True):
                 row |= {f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": 0}
                 row[f"videos/{key}/from_timestamp"] = start / FPS
-        info = {
-            "codebase_version": "v3.0", "fps": FPS, "total_frames": count, "total_episodes": len(lengths),
-            "features": features, "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-            **self.info,
-        }  # fmt: skip
-        for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        (root / "meta" / "info.json").write_text(json.dumps(info))
         # Rows of several groups: an episode must not have to lie in one.
-        pq.write_table(pa.table(columns), root / "data" / "chunk-000" / "file-000.parquet", row_group_size=100)
-        pq.write_table(pa.Table.from_pylist(rows), root / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
-        told = pa.table({"task_index": list(range(len(self.texts))), "task": self.texts})
-        pq.write_table(told, root / "meta" / "tasks.parquet")
-        return root
+        return write_folder(root, columns, rows, features, FPS, self.texts, row_group_size=100, **self.info)
 
 
 def joints(rng, length):

@@ -94,15 +94,22 @@ def write_dataset(
     for part, change in ((columns, data), (about, features), (located, episodes)):
         if change is not None:
             change(part)
+    return write_folder(root, columns, located, about, fps, tasks)
+
+
+def write_folder(root, columns, rows, features, fps, tasks, *, row_group_size=None, **info):
+    """The files of a v3 folder but for its videos; `rows`: of the table of episodes; `info`: of info.json besides."""
     info = {
-        "codebase_version": "v3.0", "fps": fps, "total_frames": count, "total_episodes": len(lengths),
-        "features": about, "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "codebase_version": "v3.0", "fps": fps, "total_frames": len(columns["index"]), "total_episodes": len(rows),
+        "features": features, "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        **info,
     }  # fmt: skip
     for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "meta" / "info.json").write_text(json.dumps(info))
-    pq.write_table(pa.table(columns), root / "data" / "chunk-000" / "file-000.parquet")
-    pq.write_table(pa.Table.from_pylist(located), root / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
+    data = root / "data" / "chunk-000" / "file-000.parquet"
+    pq.write_table(pa.table(columns), data, row_group_size=row_group_size)
+    pq.write_table(pa.Table.from_pylist(rows), root / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
     told = pa.table({"task_index": list(range(len(tasks))), "task": list(tasks)})
     pq.write_table(told, root / "meta" / "tasks.parquet")
     return root

@@ -7,6 +7,7 @@ reads the same features at stride 4. The tokenizer is SmolLM2's, which spells an
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,6 +63,15 @@ def small_config(vocab_size: int, *, image_size: int = 96, word_width: int = 96)
     return SmallConfig(image_size, word_width, text)
 
 
+@cache
+def _noise(width: int, device: torch.device) -> Tensor:
+    """(_DRAWS, width) noise of pre-training's sizes, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(_DRAWS, width, generator=generator)
+    size = _WORD_NOISE * (_NOISE_SPREAD * torch.randn(_DRAWS, 1, generator=generator)).exp()
+    return (noise * size).to(device)
+
+
 class WordTable(nn.Module):
     """Token ids -> vectors in the decoder's space: a row of a narrow table, widened by one matrix for all.
 
@@ -87,11 +97,8 @@ class WordTable(nn.Module):
         """The vectors of ids (B, T) with noise of pre-training's sizes times `scale`: as of words that mean nearly the
         same. A word keeps its noise for a whole episode, whose number is in `episodes_B`."""
         rows = F.embedding(ids_BT, self.weight)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(_DRAWS, rows.shape[-1], generator=generator)
-        size = scale * _WORD_NOISE * (_NOISE_SPREAD * torch.randn(_DRAWS, 1, generator=generator)).exp()
         draw = (ids_BT * 7_919 + episodes_B.to(ids_BT.device)[:, None] * 104_729) % _DRAWS
-        return self.widen(rows + F.embedding(draw, (noise * size).to(rows)))
+        return self.widen(rows + scale * _noise(rows.shape[-1], rows.device)[draw].to(rows.dtype))
 
 
 class _WordHead(nn.Module):
