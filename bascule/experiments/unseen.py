@@ -26,6 +26,13 @@ class Scene:
     kinds: tuple[str, ...]
     target: int
 
+    @property
+    def others_colors(self) -> tuple[str, ...]:
+        """Colours of the objects of other kinds, in which the target's kind does not stand there."""
+        kind = self.kinds[self.target]
+        own = {color for color, other in zip(self.colors, self.kinds, strict=True) if other == kind}
+        return tuple(dict.fromkeys(color for color in self.colors if color not in own))
+
 
 @dataclass(frozen=True)
 class Unseen:
@@ -42,6 +49,16 @@ class Unseen:
     absent: Words
     """Group -> sentences that name nothing in the scene."""
 
+    def fits(self, sentence: str, scene: Scene) -> bool:
+        """True if the sentence means the scene's target and nothing else: without a colour the target must be the only
+        one of its kind, and another thing's colour must be that of no thing of the target's kind."""
+        alone = scene.kinds.count(scene.kinds[scene.target]) == 1
+        slots = set(_SLOT.findall(sentence))
+        named = slots & {"{thing}", "{THING}", "{thing_synonym}", "{thing_typo}"}
+        if "{other_color}" in slots:
+            return not named or bool(scene.others_colors)
+        return alone or not named or any("color" in slot.lower() for slot in slots)
+
     def fill(self, sentence: str, scene: Scene, draw: int) -> str:
         """The sentence for the scene's target; `draw` chooses among the synonyms and among the absent colours.
         ValueError for a colour or kind without words."""
@@ -49,12 +66,11 @@ class Unseen:
         for word, table in ((color, self.color_synonyms), (kind, self.thing_synonyms)):
             if word not in table:
                 raise ValueError(f"the unseen sentences have no words for {word!r}, only for {', '.join(table)}")
-        others = [name for name in scene.colors if name != color]
         nowhere = [name for name in self.color_synonyms if name not in scene.colors]
         words = {"color": (color,), "thing": (kind,), "COLOR": (color.upper(),), "THING": (kind.upper(),)}
         words |= {"color_synonym": self.color_synonyms[color], "thing_synonym": self.thing_synonyms[kind]}
         words |= {"color_typo": self.color_typos[color], "thing_typo": self.thing_typos[kind]}
-        words |= {"absent_color": tuple(nowhere), "other_color": tuple(others)}
+        words |= {"absent_color": tuple(nowhere), "other_color": scene.others_colors}
         return sentence.format(**{name: options[draw % len(options)] for name, options in words.items() if options})
 
     def held_out(self, trained: Sequence[str]) -> frozenset[str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def words(config: WordsConfig, out: Path, on_progress: Report | None = None) -> 
 
 
 def _said(config: WordsConfig, unseen: Unseen) -> dict[str, list[Heard]]:
-    """Every part's episodes, yet to be played. Scene k of all parts is the same."""
+    """Every part's episodes, yet to be played. Scene k of all parts is the same, where its sentence fits it."""
     from envs.registry import load_suite
     from envs.tabletop.episodes import sample_episode
     from envs.tabletop.scene import SCENES
@@ -99,11 +100,13 @@ def _said(config: WordsConfig, unseen: Unseen) -> dict[str, list[Heard]]:
     parts = {PLAIN: [Heard(one.seed, PLAIN, one.template, one.instruction) for one in plain]}
     for part, groups in ((UNSEEN, unseen.present), (ABSENT, unseen.absent)):
         pairs = [(group, sentence) for group, texts in groups.items() for sentence in texts]
-        parts[part] = []
-        for k in range(len(pairs) * (config.episodes // total)):
+        parts[part], size = [], len(pairs) * (config.episodes // total)
+        for k in range(size):
             repeat, place = divmod(k, len(pairs))
             group, sentence = pairs[place]
-            episode = draw(suite.eval_seed0 + k)
+            # Scene k, or the next one in which the sentence means one thing, or nothing, as its part says.
+            later = (draw(suite.eval_seed0 + k + further * size) for further in count())
+            episode = next(one for one in later if unseen.fits(sentence, _scene(one, scene.objects)))
             # the place is added so that a group's sentences do not all draw the same synonym
             said = unseen.fill(sentence, _scene(episode, scene.objects), repeat + place)
             parts[part].append(Heard(episode.seed, group, sentence, said))
