@@ -111,6 +111,9 @@ class Pretrain(Command):
     """Number of a scene's five questions that name something to use at each step. Default: 3; small: all."""
     stem: Literal["imagenet", "random"] = "imagenet"
     """small: the convolutions' first weights. imagenet: those of MobileNetV2 (needs the extra stem)."""
+    dictionaries: Path | None = None
+    """small: a folder with WordNet's folder dict and Moby's words.txt, to score anew what every word means
+    (docs/train.md). Default: the scores that the shipped backbone has."""
     image_size: int = 96
     """small: height and width of the pictures that it reads, and makes, pixels; a multiple of 16."""
     seed: int = 0
@@ -225,7 +228,7 @@ class Pretrain(Command):
             stem = imagenet_file() if self.stem == "imagenet" else None
             with progress("word vectors", None, unit="words") as update:
                 new_small(
-                    folder, stem=stem, image_size=self.image_size, seed=self.seed,
+                    folder, stem=stem, image_size=self.image_size, seed=self.seed, dictionaries=self.dictionaries,
                     on_word=lambda done, total: update(done, total=total),
                 )  # fmt: skip
         return folder

@@ -30,7 +30,7 @@ def without_words(monkeypatch):
     """`small` starts from a table of words that needs no language model."""
     from tests.vla.backbones.test_small import spelling
 
-    def new_small(folder, *, stem, image_size, seed, on_word):
+    def new_small(folder, *, stem, image_size, seed, dictionaries, on_word):
         tokenizer = spelling()
         config = small_config(len(tokenizer), image_size=image_size, word_width=16)
         build_small(config, tokenizer, num_queries=8, seed=seed).save(folder)

@@ -58,13 +58,15 @@ class Backbone(nn.Module):
         told: bool | None = None,
         sharp: bool = False,
         peak: bool = False,
+        agree: bool = False,
     ) -> None:
         """`vlm` with its language head. `family`, `image`, `layout`: of `vla.backbones.families`; left out, the
         embedded one's.
 
         `pointing`: a `Pointer` reads where the queries look; `told` (None: as `pointing`): they start from the
         instruction's words; `sharp`: the queries that name something look a second time, at the picture itself;
-        `peak`: they read one place, not the mean of several (`vla.backbones.pointer`).
+        `peak`: they read one place, not the mean of several; `agree`: the views look for the same thing
+        (`vla.backbones.pointer`).
         ValueError for an architecture that is not known.
         """
         super().__init__()
@@ -90,7 +92,7 @@ class Backbone(nn.Module):
         # off its plateau (80-100 mm) after this and after a heavier heat-map loss (docs/research-log.md).
         self.told = nn.Linear(self.width, self.width) if (pointing if told is None else told) else None
         self.pointer = Pointer(self.width, patch_half=1.0 / self.side, peak=peak) if pointing else None
-        self.peak = peak
+        self.peak, self.agree = peak, agree
         self.sharp: SharpPointer | None = None
         if sharp:
             self.add_sharp()
@@ -222,23 +224,29 @@ class Backbone(nn.Module):
         if self.sharp is None:
             channels = self.family.fine_channels
             size, side = self.image_size, self.side
-            pointer = SharpPointer(self.width, image_size=size, side=side, channels=channels, peak=self.peak)
+            pointer = SharpPointer(
+                self.width, image_size=size, side=side, channels=channels, peak=self.peak, agree=self.agree
+            )
             self.sharp = pointer.to(self.queries.device)
 
     def sharpen(
-        self, fine: Tensor, queries_BQD: Tensor, points_BQVC: Tensor, coarse_BQVP: Tensor
+        self, fine: Tensor, hidden_BSD: Tensor, queries_BQD: Tensor, points_BQVC: Tensor, coarse_BQVP: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`point`'s answer with that of `SharpPointer` for the naming queries, and the latter's logits (B, 2, V, P).
 
-        `fine` as `look` gives it, of as many images as there are observations, or of one for each run of equally many
-        questions about it.
+        `hidden_BSD` as for `point`; `fine` as `look` gives it, of as many images as there are observations, or of one
+        for each run of equally many questions about it.
         """
         assert self.sharp is not None
         scenes, named = fine.shape[0] // self.num_views, list(self.naming)
         about = (scenes, -1)  # questions about one picture are asked together
         queries = queries_BQD[:, named].flatten(0, 1).unflatten(0, about)
         coarse = coarse_BQVP[:, named].flatten(0, 1).unflatten(0, about)
-        sharp, logits = self.sharp(fine.unflatten(0, (scenes, self.num_views)), queries, coarse)
+        found = None
+        if self.agree and self.pointer is not None:
+            found = self.pointer.found(self._patches_of(hidden_BSD), coarse_BQVP[:, named], self.grid_P2)
+            found = found.flatten(0, 1).unflatten(0, about)
+        sharp, logits = self.sharp(fine.unflatten(0, (scenes, self.num_views)), queries, coarse, found)
         points_BQVC = points_BQVC.float().clone()  # xy are float32 already; the visibility may be half
         points_BQVC[:, named] = sharp.flatten(0, 1).unflatten(0, (-1, 2))
         return points_BQVC, logits.flatten(0, 1).unflatten(0, (-1, 2))
@@ -271,7 +279,7 @@ class Backbone(nn.Module):
             points, coarse = self.point(hidden[-1], hidden[-1][:, -q:])
             if self.sharp is not None:
                 assert fine is not None
-                points, _ = self.sharpen(fine, hidden[-1][:, -q:], points, coarse)
+                points, _ = self.sharpen(fine, hidden[-1], hidden[-1][:, -q:], points, coarse)
             points = torch.cat([points[..., :2], points[..., 2:].sigmoid()], -1).flatten(2)
         return Features(
             raw_BLND=torch.stack([self._patches_of(h).flatten(1, 2) for h in hidden], 1),
@@ -346,6 +354,8 @@ class Backbone(nn.Module):
             spec["sharp"] = True
         if self.peak:
             spec["peak"] = True
+        if self.agree:
+            spec["agree"] = True
         if self.grounding_threshold is not None:
             spec["grounding"] = {"threshold": self.grounding_threshold}
         attention = self.vlm.config._attn_implementation

@@ -109,6 +109,7 @@ def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> 
         told=spec.get("told"),
         sharp=spec.get("sharp", False),
         peak=spec.get("peak", False),
+        agree=spec.get("agree", False),
     )
     backbone.grounding_threshold = threshold_in(spec)
     return backbone

@@ -54,6 +54,18 @@ class Pointer(nn.Module):
         logit = F.linear(seen, self.visible.weight.float(), self.visible.bias.float())
         return torch.cat([xy, logit], dim=-1), logits
 
+    def found(self, patch_BVPD: Tensor, logits_BQVP: Tensor, grid_P2: Tensor) -> Tensor:
+        """The patches that each query found (B, Q, D): those that it looks at, the views weighed by how strongly; when
+        it does not learn and reads peaks, those of the view with the strongest alone."""
+        sure = self.peak and not self.training
+        weight = _weights(logits_BQVP, grid_P2, (2 * PEAK_CELLS + 1) * self.patch_half if sure else None)
+        strength_BQV = logits_BQVP.logsumexp(-1)
+        if sure:
+            view = F.one_hot(strength_BQV.argmax(-1), logits_BQVP.shape[2]).to(weight.dtype)
+        else:
+            view = strength_BQV.softmax(-1)
+        return torch.einsum("bqvp,bqv,bvpd->bqd", weight, view, patch_BVPD.float())
+
 
 class SharpPointer(nn.Module):
     """Refinement of `Pointer` on the image itself: each query attends to a convolution's cells of 4 pixels.
@@ -64,9 +76,13 @@ class SharpPointer(nn.Module):
 
     grid_P2: Tensor
 
-    def __init__(self, width: int, *, image_size: int, side: int, channels: int = 3, peak: bool = False) -> None:
+    def __init__(
+        self, width: int, *, image_size: int, side: int, channels: int = 3, peak: bool = False, agree: bool = False
+    ) -> None:
         """`width` of the queries; `side` of the coarse grid; `channels`: 3 to look at the picture, or those of features
-        on the fine grid; `peak` as of `Pointer`. ValueError if the fine grid does not divide the coarse one evenly."""
+        on the fine grid; `peak` as of `Pointer`. `agree`: what the first looks found in any view is looked for in all
+        of them, and compared with what is seen in each. ValueError if the fine grid does not divide the coarse one
+        evenly."""
         super().__init__()
         self.peak, self.side = peak, image_size // STRIDE_PX
         if image_size % STRIDE_PX or self.side % side:
@@ -82,13 +98,24 @@ class SharpPointer(nn.Module):
         self.query = nn.Linear(width, channels)
         self.prior = nn.Parameter(torch.tensor(0.5))
         self.visible = nn.Sequential(nn.Linear(width + channels, channels), nn.GELU(), nn.Linear(channels, 1))
+        self.agree = agree
+        if agree:
+            self.taken = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+            self.asked = nn.Linear(width, channels)
+            self.alike = nn.Linear(channels, channels, bias=False)
+            # They begin without effect, so that a pointer that has learnt may go on with them.
+            nn.init.zeros_(self.taken[1].weight)
+            nn.init.zeros_(self.taken[1].bias)
+            nn.init.zeros_(self.alike.weight)
         axis = (torch.arange(self.side) + 0.5) / self.side * 2 - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         self.register_buffer("grid_P2", torch.stack([x, y], -1).view(-1, 2), persistent=False)
 
-    def forward(self, pixels_BVCHW: Tensor, query_BQD: Tensor, coarse_BQVP: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, pixels_BVCHW: Tensor, query_BQD: Tensor, coarse_BQVP: Tensor, found_BQD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the same as `Pointer`. `pixels_BVCHW` are normalised images, or features on the fine grid;
-        `coarse_BQVP` its logits."""
+        `coarse_BQVP` its logits; `found_BQD` its `found`, if the views are to agree."""
         b, v = pixels_BVCHW.shape[:2]
         # In whatever precision surrounds us, four times as fast in bfloat16: < 0.01 px worse (docs/research-log.md).
         seen = self.look(pixels_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float()
@@ -98,13 +125,19 @@ class SharpPointer(nn.Module):
             shift_BVCP = torch.tanh(self.shift(seen)).flatten(2).unflatten(0, (b, v))
             at_BVCP = self.grid_P2.T + (1.5 / self.side) * shift_BVCP
             query = self.norm(query_BQD.float())
+            if found_BQD is not None:
+                query = query + self.taken(found_BQD.float())
             logits = torch.einsum("bqc,bvcp->bqvp", self.query(query), key_BVCP) * POINTER_WIDTH**-0.5
             logits = logits + self.prior * self._finer(coarse_BQVP.float())
             reach = (2 * PEAK_PX / STRIDE_PX + 1) / self.side if self.peak and not self.training else None
             weight = _weights(logits, self.grid_P2, reach)
             xy = torch.einsum("bqvp,bvcp->bqvc", weight, at_BVCP)
             there = torch.einsum("bqvp,bvcp->bqvc", weight, seen.flatten(2).unflatten(0, (b, v)))
-            logit = self.visible(torch.cat([query[:, :, None].expand(-1, -1, v, -1), there], -1))
+            first, *rest = self.visible
+            verdict = first(torch.cat([query[:, :, None].expand(-1, -1, v, -1), there], -1))
+            if self.agree:
+                verdict = verdict + self.alike(self.asked(query)[:, :, None] * there)
+            logit = nn.Sequential(*rest)(verdict)
             return torch.cat([xy, logit], -1), logits
 
     def _finer(self, coarse_BQVP: Tensor) -> Tensor:

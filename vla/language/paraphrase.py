@@ -133,10 +133,15 @@ _SAME = {"block": "cube", "cylinder": "can", "bar": "brick", "sphere": "ball", "
          "bridge": "arch", "steps": "pyramid", "tile": "domino"}  # fmt: skip
 
 
+def same_kind(name: str) -> str:
+    """The kind that a suite's name for a thing means: a "bar" is a "brick"."""
+    return _SAME.get(name, name)
+
+
 def _alike(name: str) -> tuple[str, str]:
     """Colour, if it is named with one, and kind that a name means."""
     words = name.removeprefix("the ").split()
-    return (words[0] if words[0] in COLORS else ""), _SAME.get(words[-1], words[-1])
+    return (words[0] if words[0] in COLORS else ""), same_kind(words[-1])
 
 
 def _said(text: str, rng: np.random.Generator, others: Sequence[str]) -> str:
@@ -196,7 +201,7 @@ def _named(match: re.Match[str], rng: np.random.Generator, others: Sequence[str]
     color, thing = match["c"] or match["d"] or "", match["k"]
     around = [_alike(name) for name in others]
     only_color = bool(around and color) and color not in {other for other, _ in around}
-    only_kind = bool(around) and _SAME.get(thing, thing) not in {kind for _, kind in around}
+    only_kind = bool(around) and same_kind(thing) not in {kind for _, kind in around}
     article = drawn(("the ", "the ", "the ", "the ", "a ", "", "my "), rng)
     if not match.group().startswith(("the ", "a ", "an ")):
         article = ""

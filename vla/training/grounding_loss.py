@@ -155,7 +155,7 @@ def _answered(backbone: Backbone, seen: Patches, prompts: Tensor, answers: Tenso
     patches, queries = state_hidden(hidden[-1], n, kp, tp, backbone.num_queries)
     points, coarse = backbone.point(patches, queries)
     if backbone.sharp is not None:
-        points, _ = backbone.sharpen(seen.fine, queries, points, coarse)
+        points, _ = backbone.sharpen(seen.fine, patches, queries, points, coarse)
     return points, hidden[-1][:, n + kp * (tp + backbone.num_queries) :].unflatten(1, answers.shape[1:])
 
 

@@ -69,7 +69,7 @@ def pointing_loss(
         pointed[:, naming], logits[:, naming], points, backbone.grid_P2, spread=1.0 / side, beta=0.1, weight=weight
     )
     if backbone.sharp is not None:
-        pointed, logits = backbone.sharpen(fine, queries, pointed, logits)
+        pointed, logits = backbone.sharpen(fine, hidden, queries, pointed, logits)
         side, grid = backbone.sharp.side, backbone.sharp.grid_P2
         total = total + _look_loss(
             pointed[:, naming], logits, points, grid, spread=1.3 / side, beta=0.03, weight=weight

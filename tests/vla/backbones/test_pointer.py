@@ -91,13 +91,15 @@ def test_questions_about_one_picture_share_it_but_not_each_other(sharp):
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(6, 8, sharp.width, generator=generator)
     points, coarse = torch.randn(6, 8, 2, 3, generator=generator), torch.randn(6, 8, 2, 49, generator=generator)
+    hidden = torch.randn(6, sharp.num_patches, sharp.width, generator=generator)
     with torch.no_grad():
-        together, logits = sharp.sharpen(pixels, queries, points, coarse)
+        together, logits = sharp.sharpen(pixels, hidden, queries, points, coarse)
         assert logits.shape == (6, 2, 2, 441)
         for question in range(6):
             scene = question // 3
             own = slice(question, question + 1)
-            alone, _ = sharp.sharpen(pixels[2 * scene : 2 * scene + 2], queries[own], points[own], coarse[own])
+            about = (hidden[own], queries[own], points[own], coarse[own])
+            alone, _ = sharp.sharpen(pixels[2 * scene : 2 * scene + 2], *about)
             assert torch.allclose(alone, together[own], atol=1e-5)
 
 
@@ -147,3 +149,44 @@ def test_neighbours_of_the_likeliest_place_still_count():
     narrow = _weights(logits.view(1, 1, 1, -1), grid, (2 * 16 / 4 + 1) / 24)
     wide = _weights(logits.view(1, 1, 1, -1), grid, None)
     assert torch.allclose(narrow @ grid, wide @ grid, atol=1e-3)
+
+
+def test_what_one_view_found_is_looked_for_in_the_other():
+    """Two squares that the second view cannot tell apart: what was found in the first view decides."""
+    torch.manual_seed(0)
+    pointer = Pointer(8, patch_half=1 / 7, peak=True).eval()
+    patches = torch.randn(1, 2, 49, 8)
+    logits = torch.zeros(1, 1, 2, 49)
+    logits[0, 0, 0, 10], logits[0, 0, 1, 20] = 30.0, 20.0
+    axis = (torch.arange(7) + 0.5) / 7 * 2 - 1
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
+    assert torch.allclose(pointer.found(patches, logits, grid)[0, 0], patches[0, 0, 10], atol=1e-4), "the surer view's"
+    mean = pointer.train().found(patches, logits, grid)[0, 0]
+    assert torch.allclose(mean, patches[0, 0, 10], atol=0.1) and mean.requires_grad is False
+
+    sharp = SharpPointer(8, image_size=84, side=7, agree=True)
+    query, found = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+    before, _ = sharp(picture((20, 60)), query, logits[:, :, :1], found)
+    alone, _ = sharp(picture((20, 60)), query, logits[:, :, :1])
+    assert torch.equal(before, alone), "without effect until it has learnt"
+    torch.nn.init.normal_(sharp.taken[1].weight)
+    torch.nn.init.normal_(sharp.alike.weight)
+    after, _ = sharp(picture((20, 60)), query, logits[:, :, :1], found)
+    assert (after[..., :2] != alone[..., :2]).all() and (after[..., 2] != alone[..., 2]).all()
+
+
+def test_views_that_agree_are_saved_with_the_backbone(tmp_path):
+    torch.manual_seed(0)
+    backbone = load_backbone("tiny")
+    backbone.sharp, backbone.agree = None, True
+    backbone.add_sharp()
+    with torch.no_grad():
+        for layer in (backbone.sharp.taken[1], backbone.sharp.alike):
+            torch.nn.init.normal_(layer.weight, std=0.1)
+    backbone.eval().save(tmp_path)
+    loaded = load_backbone(str(tmp_path))
+    points = features(backbone, images(2)).points_BQE
+    assert loaded.to_spec()["agree"] is True
+    assert torch.allclose(points, features(loaded, images(2)).points_BQE, atol=2e-2)
+    loaded.agree = False
+    assert not torch.allclose(points, features(loaded, images(2)).points_BQE, atol=2e-2)

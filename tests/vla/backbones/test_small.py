@@ -13,7 +13,7 @@ from tests.vla.backbones.square_scenes import write_set
 from vla.backbones.features import mishearing
 from vla.backbones.hub import load as load_backbone
 from vla.backbones.small.create import build_small
-from vla.backbones.small.model import small_config
+from vla.backbones.small.model import WordTable, small_config
 from vla.backbones.small.stem import CHANNELS, FINE_CHANNELS, STRIDES, Stem
 from vla.backbones.small.vocabulary import more_words, whole_words
 from vla.backbones.small.word_vectors import word_vectors
@@ -182,6 +182,26 @@ def test_a_word_is_misheard_alike_throughout_an_episode_and_nowhere_else(small):
     with pytest.raises(RuntimeError), mishearing(small, (1.0, torch.tensor([7, 8]))):
         raise RuntimeError
     assert torch.equal(seen(small).queries_BLQD, plain.queries_BLQD), "afterwards, and after an error"
+
+
+def test_some_words_are_heard_as_another_one_that_means_the_same():
+    torch.manual_seed(0)
+    table = WordTable(500, 6, 6, meaning=2)
+    table.widen = torch.nn.Identity()
+    ids = torch.arange(500)[:, None]
+    with torch.no_grad():
+        table.weight.mul_(100)  # the noise, of sizes near 1, does not hide another word
+        own = table.weight[:, None]
+    heard = table.train()(ids)
+    misheard = table.misheard(ids, 0.0, torch.zeros(500, dtype=torch.int64))
+    for rows in (heard, misheard):
+        elsewhere = (rows - own)[..., :4].abs().amax(-1) > 20
+        assert 0.1 < elsewhere.float().mean() < 0.2
+        assert ((rows - own)[..., 4:].abs() < 20).all(), "what it means stays"
+    assert torch.equal(misheard, table.misheard(ids, 0.0, torch.zeros(500, dtype=torch.int64)))
+    assert not torch.equal(misheard, table.misheard(ids, 0.0, torch.ones(500, dtype=torch.int64))), "another episode"
+    with torch.no_grad():
+        assert torch.equal(table.eval()(ids), own)
 
 
 def test_a_backbone_without_noise_on_its_words_says_so():

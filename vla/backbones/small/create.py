@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vla.backbones.backbone import Backbone
+from vla.backbones.hub import load
 from vla.backbones.small.model import SmallConfig, SmallVLM, small_config
 from vla.backbones.small.word_vectors import word_vectors
 
@@ -37,6 +39,16 @@ def imagenet_file() -> Path:
     return file
 
 
+def shipped_meaning(tokenizer: Any) -> Tensor:
+    """(V, classes) scores of the meaning of every token, as the shipped backbone `small` has them; 0 for others."""
+    shipped = load("small")
+    words = shipped.vlm.get_input_embeddings()
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    known = shipped.tokenizer.get_vocab()
+    rows = torch.tensor([known.get(name, shipped.tokenizer.pad_token_id) for name in names])
+    return words.weight[rows, words.place :]
+
+
 def new_small(
     folder: Path,
     *,
@@ -46,14 +58,19 @@ def new_small(
     word_width: int = 96,
     seed: int = 0,
     on_word: Callable[[int, int], None] | None = None,
+    dictionaries: Path | None = None,
 ) -> Backbone:
     """Write an untrained backbone with SmolLM2's words to `folder`, for `vla pretrain` to start from.
 
-    `stem`: a file of MobileNetV2's ImageNet weights, or None for random eyes. Takes minutes, for the words. ValueError
-    naming the extra when SmolLM2 is missing.
+    `stem`: a file of MobileNetV2's ImageNet weights, or None for random eyes. `dictionaries`: a folder from which the
+    scores of the words' meaning are computed (`word_vectors`); None: they are those of the shipped backbone. Takes
+    minutes, for the words. ValueError naming the extra when SmolLM2 is missing.
     """
-    table, tokenizer = word_vectors(word_width, on_word=on_word)
-    config = small_config(len(tokenizer), image_size=image_size, word_width=word_width)
+    table, tokenizer = word_vectors(word_width, on_word=on_word, dictionaries=dictionaries)
+    if dictionaries is None:
+        table = torch.cat([table, shipped_meaning(tokenizer)], 1)
+    meaning = table.shape[1] - word_width
+    config = small_config(len(tokenizer), image_size=image_size, word_width=table.shape[1], meaning_width=meaning)
     backbone = build_small(config, tokenizer, num_queries=num_queries, seed=seed)
     with torch.no_grad():
         backbone.vlm.get_input_embeddings().weight.copy_(table)

@@ -26,6 +26,9 @@ _WORD_NOISE, _NOISE_SPREAD = 0.4, 0.8
 """Standard deviation of the noise on a word, where that of the table's numbers is 1: its median, and the spread of its
 logarithm. One word in eight is more than its own length away from where the table has it, as a word that training never
 used is from those that mean the same; it is to be guessed, and the other words weigh more."""
+_STRANGE = 0.15
+"""Share of the words that are heard in training as if they were another one, but for what they mean: a new word's place
+in the table says nothing, the scores of its meaning do (`vla.backbones.small.word_meaning`)."""
 _DRAWS = 4096
 """Rows of noise from which those of an episode's words are taken."""
 _TOKEN_CHANNELS = sum(c * (PATCH_PX // stride) ** 2 for c, stride in zip(CHANNELS, STRIDES, strict=True))
@@ -43,24 +46,27 @@ class SmallConfig(PretrainedConfig):
         word_width: int = 96,
         text_config: Any = None,
         folded: bool = False,
+        meaning_width: int = 0,
         **more: Any,
     ) -> None:
-        """`image_size` px; `word_width`: numbers in a row of the word table; `text_config`: the decoder's; `folded`:
-        the stem has no batch normalisation any more."""
+        """`image_size` px; `word_width`: numbers in a row of the word table, the last `meaning_width` of which are
+        scores of a word's meaning; `text_config`: the decoder's; `folded`: the stem has no batch normalisation any
+        more."""
         self.image_size, self.word_width, self.folded = image_size, word_width, folded
+        self.meaning_width = meaning_width
         text = text_config if isinstance(text_config, LlamaConfig) else LlamaConfig(**(text_config or {}))
         self.text_config = text
         super().__init__(**more)
 
 
-def small_config(vocab_size: int, *, image_size: int = 96, word_width: int = 96) -> SmallConfig:
+def small_config(vocab_size: int, *, image_size: int = 96, word_width: int = 96, meaning_width: int = 0) -> SmallConfig:
     """Shapes chosen for two CPU cores: 36 picture tokens a view at 96 px, four layers."""
     text = LlamaConfig(
         hidden_size=160, intermediate_size=448, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
         vocab_size=vocab_size, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, eos_token_id=2,
         bos_token_id=None,
     )  # fmt: skip
-    return SmallConfig(image_size, word_width, text)
+    return SmallConfig(image_size, word_width, text, meaning_width=meaning_width)
 
 
 @cache
@@ -76,11 +82,14 @@ class WordTable(nn.Module):
     """Token ids -> vectors in the decoder's space: a row of a narrow table, widened by one matrix for all.
 
     The table comes from a large language model and is not learnt, so that a word which pre-training never used lies
-    where that model had it: beside words that it did use. While training, words are heard with noise, for the same end.
+    where that model had it: beside words that it did use. While training, words are heard with noise, for the same end,
+    and some as another word that means the same.
     """
 
-    def __init__(self, rows: int, width: int, out: int) -> None:
+    def __init__(self, rows: int, width: int, out: int, meaning: int = 0) -> None:
+        """A table (rows, width), its last `meaning` columns scores, for vectors of `out` numbers."""
         super().__init__()
+        self.place = width - meaning
         self.weight = nn.Parameter(torch.randn(rows, width), requires_grad=False)
         self.widen = nn.Linear(width, out)
         self.num_embeddings = rows
@@ -89,6 +98,9 @@ class WordTable(nn.Module):
         """Ids (...) -> vectors (..., D)."""
         rows = F.embedding(ids, self.weight)
         if self.training and torch.is_grad_enabled():
+            if self.place < rows.shape[-1]:
+                strange = torch.rand(ids.shape, device=ids.device) < _STRANGE
+                rows = self._strange(rows, strange, torch.randint_like(ids, self.num_embeddings))
             scale = _WORD_NOISE * (_NOISE_SPREAD * torch.randn_like(rows[..., :1])).exp()
             rows = rows + scale * torch.randn_like(rows)
         return self.widen(rows)
@@ -97,8 +109,17 @@ class WordTable(nn.Module):
         """The vectors of ids (B, T) with noise of pre-training's sizes times `scale`: as of words that mean nearly the
         same. A word keeps its noise for a whole episode, whose number is in `episodes_B`."""
         rows = F.embedding(ids_BT, self.weight)
-        draw = (ids_BT * 7_919 + episodes_B.to(ids_BT.device)[:, None] * 104_729) % _DRAWS
+        chance = ids_BT * 7_919 + episodes_B.to(ids_BT.device)[:, None] * 104_729
+        draw = chance % _DRAWS
+        if self.place < rows.shape[-1]:
+            rows = self._strange(rows, chance % 1_009 < _STRANGE * 1_009, chance * 31 % self.num_embeddings)
         return self.widen(rows + scale * _noise(rows.shape[-1], rows.device)[draw].to(rows.dtype))
+
+    def _strange(self, rows: Tensor, strange: Tensor, others: Tensor) -> Tensor:
+        """Rows (..., W) of the table of which the `strange` (...) ones are those of `others` (...), but for their
+        meaning."""
+        places = torch.where(strange[..., None], F.embedding(others, self.weight), rows)
+        return torch.cat([places[..., : self.place], rows[..., self.place :]], -1)
 
 
 class _WordHead(nn.Module):
@@ -141,7 +162,9 @@ class _SmallModel(nn.Module):
         self.multi_modal_projector = _Projector(text.hidden_size)
         frame = LlamaConfig(**{**text.to_dict(), "vocab_size": 1, "pad_token_id": None, "eos_token_id": None})
         self.language_model = LlamaModel(frame)
-        self.language_model.embed_tokens = WordTable(text.vocab_size, config.word_width, text.hidden_size)
+        self.language_model.embed_tokens = WordTable(
+            text.vocab_size, config.word_width, text.hidden_size, config.meaning_width
+        )
         self.language_model.config = text
 
     def get_input_embeddings(self) -> WordTable:

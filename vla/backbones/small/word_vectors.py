@@ -4,18 +4,21 @@ How a word is used is in the model's own embedding table, what it means rather i
 was trained on other words finds the colour of 43% of new colour words by the table and of 54% by the states after 28
 layers, asked what a synonym is and what such a thing looks like; the kind of thing of 41% and 60%
 (docs/research-log.md). So a third of a vector is the table's, and two thirds are the states'; each reduced to its
-principal components. Pieces of words have no states of their own.
+principal components. Pieces of words have no states of their own. Behind these are the scores of `word_meaning`, if
+the dictionaries are at hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from vla.backbones.small.vocabulary import lower_case, whole_words
+from vla.backbones.small.word_meaning import word_meaning
 from vla.backbones.smollm import load_decoder
 
 ASK = ("a synonym of {} is", "an object that looks like a {} is a")
@@ -29,9 +32,12 @@ def word_vectors(
     *,
     on_word: Callable[[int, int], None] | None = None,
     only: Collection[str] | None = None,
+    dictionaries: Path | None = None,
 ) -> tuple[Tensor, PreTrainedTokenizerFast]:
     """A table (V, width) of unit variance for every token, and the tokenizer. Takes minutes: the model runs for every
-    whole word, or for those of `only`. ValueError naming the extra when the model is missing."""
+    whole word, or for those of `only`. With `dictionaries`, a folder with WordNet's folder `dict` and Moby's
+    `words.txt`, the table is wider by the scores of every word's meaning. ValueError naming the extra when the model is
+    missing, and the package of a dictionary that is."""
     decoder, theirs = load_decoder()
     tokenizer, spelled = lower_case(theirs)
     words = {token: word for token, word in whole_words(tokenizer).items() if only is None or word in only}
@@ -47,8 +53,12 @@ def word_vectors(
         states = _last_states(decoder, theirs, [ask.format(word) for word in words.values()], told)
         states -= states.mean(0)
         meant += states / states.square().mean().sqrt().clamp(min=1e-6)
-    if words:
-        table[torch.tensor(list(words)), used:] = _reduced(meant, width - used)
+    at = torch.tensor(list(words), dtype=torch.int64)
+    table[at, used:] = _reduced(meant, width - used)
+    if dictionaries is not None:
+        scores = word_meaning(list(words.values()), rows[at], meant, dictionaries / "dict", dictionaries / "words.txt")
+        table = torch.nn.functional.pad(table, (0, scores.shape[1]))
+        table[at, width:] = scores
     return table, tokenizer
 
 
