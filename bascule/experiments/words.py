@@ -58,7 +58,7 @@ def words(config: WordsConfig, out: Path, on_progress: Report | None = None) -> 
     cells = [(arm, seed, part) for arm, ones in policies.items() for seed in range(len(ones)) for part in parts]
     for arm, seed, part in in_turn(cells, lambda cell: f"{cell[0]}, seed {cell[1]}, {cell[2]}", on_progress):
         policy = policies[arm][seed]
-        said = "\n".join(one.instruction for one in parts[part])
+        said = "\n".join(f"{one.seed}: {one.instruction}" for one in parts[part])
         asked = {"suite": config.suite, "policy": policy, "said": hashlib.sha256(said.encode()).hexdigest()[:16]}
         file = out / f"{arm}-{f'{seed}-' if seed else ''}{part.replace(', ', '-').replace(' ', '-')}.json"
         row = kept(file, asked, partial(_played, config, policy, parts[part]))
@@ -125,10 +125,10 @@ def _played(config: WordsConfig, policy: str, heard: Sequence[Heard]) -> Row:
     heard = [replace(one) for one in heard]
     few = replace(config, episodes=len(heard), num_envs=min(config.num_envs, len(heard)))
     loaded = None if policy in AGENTS else resolve_policy(policy, None, config.suite)
-    with evaluation_scenes(few, loaded) as (env, seeds):
+    with evaluation_scenes(few, loaded) as (env, _):
         agent = fitted(loaded or resolve_policy(policy, env, config.suite), env, say=_log.warning)
         spoken = SpokenEnv(env, heard)
-        evaluate(Listener(agent, spoken), spoken, seeds, name=policy, suite=config.suite)
+        evaluate(Listener(agent, spoken), spoken, [one.seed for one in heard], name=policy, suite=config.suite)
     return {"played": [asdict(one) for one in heard]}
 
 

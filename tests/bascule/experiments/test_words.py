@@ -11,7 +11,8 @@ import pytest
 
 from bascule import agents
 from bascule.experiments.spoken import Heard, SpokenEnv
-from bascule.experiments.words import WordsConfig, words
+from bascule.experiments.unseen import load_unseen
+from bascule.experiments.words import WordsConfig, _said, _scene, words
 from bascule.main import main
 from bascule.report.runs import rows_of
 from envs.backends.cpu_worlds import TabletopWorlds
@@ -20,7 +21,7 @@ from envs.registry import load_suite
 from envs.tabletop.control import action_spec
 from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.goals import Goal, GoalKind
-from envs.tabletop.scene import COLORS
+from envs.tabletop.scene import COLORS, SCENES
 from vla.core.types import PolicySpec
 
 SUITE = load_suite("tabletop-pick")
@@ -98,12 +99,13 @@ def actions_for(seed, color):
 class Listening:
     """One environment's policy: lifts the object whose colour it hears, and does nothing if there is none."""
 
-    def __init__(self, spec, confident=True):
+    def __init__(self, spec, seeds, confident=True):
         self.spec = PolicySpec(spec, CHUNK, grounding_threshold=0.5 if confident else None)
-        self.confident, self.confidence = confident, None
+        self.confident, self.confidence, self.seeds = confident, None, seeds
 
     def reset(self, env_ids=None):
-        self.seed = SUITE.eval_seed0 if env_ids is None else self.seed + 1
+        self.seeds = self.seeds if env_ids is None else self.seeds[1:]
+        self.seed = self.seeds[0]
         self.step, self.actions = 0, None
 
     def act(self, obs, *, prefix=None):
@@ -128,9 +130,14 @@ def sentences(tmp_path):
 
 
 def played(out, sentences, confident):
+    config = WordsConfig((Path("policy"),), episodes=PRESENT, num_envs=1, workers=1, sentences=sentences)
+    parts = iter(_said(config, load_unseen(sentences)).values())
+
+    def listening(name, env, suite):
+        return Listening(SPEC, [heard.seed for heard in next(parts)], confident)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agents, "resolve_policy", lambda name, env, suite: Listening(SPEC, confident))
-        config = WordsConfig((Path("policy"),), episodes=PRESENT, num_envs=1, workers=1, sentences=sentences)
+        patch.setattr(agents, "resolve_policy", listening)
         return words(config, out)
 
 
@@ -143,6 +150,28 @@ def results(tmp_path_factory):
         (out / "sentences.toml").write_text(SENTENCES)
         found[confident] = out, played(out, out / "sentences.toml", confident)
     return found
+
+
+def test_a_sentence_is_said_in_a_scene_where_it_means_one_thing(sentences):
+    """Two of picking's four objects are cubes: "the cube" is not said where both stand, nor "the blue cube" where it is
+    to be nothing."""
+    config = WordsConfig((), episodes=20 * PRESENT, sentences=sentences)
+    parts, source = _said(config, load_unseen(sentences)), EpisodeSource(SUITE)
+    assert [one.seed for one in parts["plain"]] == list(range(SUITE.eval_seed0, SUITE.eval_seed0 + 20 * PRESENT))
+    later = 0
+    for part in list(parts.values())[1:]:
+        assert len({one.seed for one in part}) == len(part)
+        for k, heard in enumerate(part):
+            episode = source.sample(heard.seed)
+            scene = _scene(episode, SCENES[SUITE.scene].objects)
+            kind = scene.kinds[scene.target]
+            if heard.sentence == "the {thing}":
+                assert scene.kinds.count(kind) == 1
+            if heard.group == "there_is_another":
+                color = heard.instruction.split()[1]
+                assert color in scene.colors and scene.kinds[scene.colors.index(color)] != kind
+            later += heard.seed != SUITE.eval_seed0 + k
+    assert 0 < later < 20, "mostly scene k itself"
 
 
 def test_right_wrong_and_no_objects_are_told_apart(results):
