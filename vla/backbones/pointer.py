@@ -60,10 +60,7 @@ class Pointer(nn.Module):
         sure = self.peak and not self.training
         weight = _weights(logits_BQVP, grid_P2, (2 * PEAK_CELLS + 1) * self.patch_half if sure else None)
         strength_BQV = logits_BQVP.logsumexp(-1)
-        if sure:
-            view = F.one_hot(strength_BQV.argmax(-1), logits_BQVP.shape[2]).to(weight.dtype)
-        else:
-            view = strength_BQV.softmax(-1)
+        view = (strength_BQV == strength_BQV.amax(-1, keepdim=True)).float() if sure else strength_BQV.softmax(-1)
         return torch.einsum("bqvp,bqv,bvpd->bqd", weight, view, patch_BVPD.float())
 
 

@@ -158,6 +158,15 @@ CHAT = _names(
     """
 )
 """Sentences that ask for nothing on the table."""
+CHAT_ABOUT = _names(
+    """
+    do you have a {}, i bought a {} last week, my {} is broken, where did you leave your {}, our neighbour sold his {},
+    is there a {} in town, we need another {}, she forgot her {} at school, tell us about your {}, how big is a {},
+    i dreamt of a {}, have you ever seen a {}, they gave me a {}, who invented the {}, i cannot find any {},
+    a {} costs too much, my father likes every {}, your {} is wonderful, the children want a {}, never trust a {}
+    """
+)
+"""The same, about something that is not there."""
 NEUTRAL_THINGS = _names(
     """
     one, thing, object, piece, article, gadget, gizmo, toy, element, unit, widget, contraption, specimen, artifact,

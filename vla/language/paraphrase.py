@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vla.language.names import ABSENT_THINGS, CHAT, COLORED, COLORS, NEUTRAL_LOOKS, NEUTRAL_THINGS, THINGS
+from vla.language.names import ABSENT_THINGS, CHAT, CHAT_ABOUT, COLORED, COLORS, NEUTRAL_LOOKS, NEUTRAL_THINGS, THINGS
 from vla.language.words import (
     AFTER,
     BEFORE,
@@ -93,10 +93,14 @@ def others_than_named(text: str, things: Sequence[str]) -> list[str]:
 def about_nothing(text: str, rng: np.random.Generator, *, things: Sequence[str]) -> str:
     """An instruction like `text` about something that is not there. `things`: names of all that is, "the red cube".
 
-    Mostly another colour or another thing of the same words; at times one that is in none of our scenes, or small talk.
+    Mostly another colour or another thing of the same words; at times one that is in none of our scenes, small talk, or
+    words that nobody knows.
     """
-    if (draw := rng.random()) < 0.1:
-        return drawn(CHAT, rng)
+    if (draw := rng.random()) < 0.06:
+        return drawn(CHAT, rng) if rng.random() < 0.4 else drawn(CHAT_ABOUT, rng).format(drawn(ABSENT_THINGS, rng))
+    if draw < 0.12:
+        made_up = [_made_up(rng) for _ in range(rng.integers(1, 6))]
+        return " ".join(made_up) if rng.random() < 0.5 else drawn(PICK, rng).format(o="the " + made_up[0])
     match = _NAMED.search(text)
     if match is None:
         return drawn(PICK, rng).format(o="the " + _absent(text, things, rng))
@@ -128,6 +132,37 @@ def _absent(text: str, things: Sequence[str], rng: np.random.Generator) -> str:
     return name
 
 
+def _made_up(rng: np.random.Generator) -> str:
+    """A word that no language has, very likely: one to three syllables."""
+    syllables = (drawn(_OPENING, rng) + drawn("aeiou", rng) + drawn(_ENDING, rng) for _ in range(rng.integers(1, 4)))
+    return "".join(syllables)
+
+
+_OPENING = (
+    "b",
+    "bl",
+    "d",
+    "dr",
+    "f",
+    "fl",
+    "g",
+    "gr",
+    "k",
+    "kl",
+    "m",
+    "n",
+    "p",
+    "pl",
+    "qu",
+    "r",
+    "s",
+    "sn",
+    "t",
+    "v",
+    "w",
+    "z",
+)
+_ENDING = ("", "", "", "b", "ck", "g", "l", "m", "n", "p", "r", "rf", "x", "zz")
 _TOLD = ("cube", "can", "brick", "ball", "bottle", "mug", "arch", "pyramid", "domino")
 _SAME = {"block": "cube", "cylinder": "can", "bar": "brick", "sphere": "ball", "flask": "bottle", "cup": "mug",
          "bridge": "arch", "steps": "pyramid", "tile": "domino"}  # fmt: skip

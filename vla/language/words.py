@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vla.language.names import ABSENT_THINGS, CHAT, COLORED, COLORS, NEUTRAL_LOOKS, NEUTRAL_THINGS, THINGS
+from vla.language.names import ABSENT_THINGS, CHAT, CHAT_ABOUT, COLORED, COLORS, NEUTRAL_LOOKS, NEUTRAL_THINGS, THINGS
 
 SIZES = ("small", "little", "tiny")
 
@@ -80,7 +80,7 @@ KEPT_FOR_TESTS = re.compile(
 """Forms in which the suites' held-out phrasings say things."""
 
 _LISTS = (PICK, PLACE_VERBS, DROP_VERBS, PUSH_VERBS, STACK_VERBS, TAKE_VERBS, OPEN, CLOSE, PRESS, SIZES, BEFORE, AFTER,
-          ABSENT_THINGS, CHAT, NEUTRAL_LOOKS, NEUTRAL_THINGS, JOINS, *COLORS.values(), *COLORED.values(),
+          ABSENT_THINGS, CHAT, CHAT_ABOUT, NEUTRAL_LOOKS, NEUTRAL_THINGS, JOINS, *COLORS.values(), *COLORED.values(),
           *THINGS.values(), *PLACES.values(), COLORS, THINGS)  # fmt: skip
 VOCABULARY = frozenset(word for texts in _LISTS for text in texts for word in re.findall(r"[a-z']+", text))
 """Every word that a paraphrase may bring in, typos aside."""
