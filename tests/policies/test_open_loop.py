@@ -1,9 +1,13 @@
 """A policy beside a recording: the exact error of each component and phase, chunk after chunk as executed."""
 
+import json
+
 import numpy as np
 import pytest
 
+from bascule.main import main
 from policies.open_loop import open_loop, spread
+from policies.serving.server import PolicyServer, serve_in_thread
 from tests.vla.checking.recordings import NAMES, Arm
 from vla.checking.check import check_dataset
 from vla.core.types import ActionSpec, PolicySpec
@@ -70,3 +74,22 @@ def test_components_are_matched_by_name_and_others_refused(tmp_path):
     assert turned.error[0].max() < 1e-6 and heard
     with pytest.raises(ValueError, match="the policy acts on 2 components"):
         open_loop(Knows(arm, NAMES[:2]), "other", report, [2], say=print)
+
+
+def test_a_policy_on_a_server_is_compared_like_one_at_hand(tmp_path, capsys):
+    arm = Arm(episodes=3)
+    folder = arm.write(tmp_path / "recording", dtype=np.float64)
+    near = open_loop(Knows(arm), "knows", check_dataset(folder, pictures=0), [0, 2], say=print)
+    page, told = tmp_path / "page.html", tmp_path / "told.json"
+    with serve_in_thread(PolicyServer(Knows(arm), port=0)) as server:
+        address = f"ws://127.0.0.1:{server.port}"
+        asked = ["--server", address, "--compared", "2", "--page", str(page), "--json", str(told)]
+        assert main(["check", str(folder), *asked]) == 0
+    found = json.loads(told.read_text())["open_loop"]
+    assert found["policy"] == address and found["episodes"] == [0, 2]
+    assert found["error"] == pytest.approx(near.error.mean(), abs=1e-6)
+    assert address in page.read_text()
+    capsys.readouterr()
+    assert main(["check", str(folder), "--server", address]) == 2, "it has ended"
+    error = capsys.readouterr().err
+    assert address in error and error.count("\n") == 1
