@@ -20,7 +20,9 @@ def build_small(config: SmallConfig, tokenizer: Any, *, num_queries: int, seed: 
     """An untrained backbone of two views, with random words and eyes until some are read into it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Backbone(SmallVLM(config), tokenizer, num_queries=num_queries, num_views=2, sharp=sharp, peak=True)
+        return Backbone(
+            SmallVLM(config), tokenizer, num_queries=num_queries, num_views=2, sharp=sharp, peak=True, agree=True
+        )
 
 
 def imagenet_file() -> Path:
