@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -58,6 +59,10 @@ COMMANDS = _Commands()
 def main(argv: list[str] | None = None) -> int:
     """Run `vla ARGV`; the exit code. 2: the user's error, in one line; 130: interrupted."""
     args = sys.argv[1:] if argv is None else argv
+    _open_streams()
+    if (problem := _unfit(args)) is not None:
+        print(f"vla: error: {problem}", file=sys.stderr)
+        return 2
     if not args or args[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -87,6 +92,32 @@ def main(argv: list[str] | None = None) -> int:
     from vla.runtime.console import run_guarded
 
     return run_guarded(partial(_run_alone, command, rest), kept=command.kept)
+
+
+def _open_streams() -> None:
+    """Let what a supervisor or a shell (`>&-`) has closed lead nowhere: else the first files that are opened take its
+    place, and whatever is printed goes into them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _unfit(args: list[str]) -> str | None:
+    """The problem with where and with what the command was called, if no command can do anything with it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the present folder no longer exists: cd to one that does"
+    for arg in args:
+        if any("\ud800" <= sign <= "\udfff" for sign in arg):
+            name = os.fsencode(arg).decode(errors="backslashreplace")
+            return f"the argument {name} is no UTF-8 text: rename it, or call the command with LC_ALL=C.UTF-8"
+    return None
 
 
 def _run_alone(command: Command, args: list[str]) -> int | None:

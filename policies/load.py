@@ -10,6 +10,7 @@ from policies.export.exported_policy import ExportedPolicy, is_exported
 from vla.core.checkpoint import read_config
 from vla.core.compatibility import choose_embodiment
 from vla.core.config import load_json, unknown
+from vla.core.paths import quoted
 from vla.core.types import Policy
 
 
@@ -49,9 +50,11 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
         _refuse_others(folder)
         return folder
     if (folder / "meta" / "info.json").is_file():
-        raise ValueError(f"{path} is a data set, not a checkpoint: `vla train --dataset {path}` makes a policy of it")
+        raise ValueError(
+            f"{path} is a data set, not a checkpoint: `vla train --dataset {quoted(path)}` makes a policy of it"
+        )
     if (folder / "bascule.json").is_file():
-        raise ValueError(f"{path} is a backbone, not a policy: `vla train --backbone {path}` makes one on it")
+        raise ValueError(f"{path} is a backbone, not a policy: `vla train --backbone {quoted(path)}` makes one on it")
     if folder.is_file():
         raise ValueError(f"{path} is a file; a checkpoint is the folder with config.json in it")
     roots = {Path("runs"), folder.parent, folder} - {Path(".")}
@@ -66,4 +69,6 @@ def _refuse_others(folder: Path) -> None:
     """Raise ValueError for a folder that holds a policy in LeRobot's format."""
     config = load_json(folder / "config.json")
     if isinstance(config, dict) and "checkpoint" not in config and config.get("type") == "bascule":
-        raise ValueError(f"{folder} is a policy in LeRobot's format: `vla lerobot {folder} OUT` makes a checkpoint")
+        raise ValueError(
+            f"{folder} is a policy in LeRobot's format: `vla lerobot {quoted(folder)} OUT` makes a checkpoint"
+        )

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_file, check_numbers, chosen_perturbation
 from vla.core.config import lookup
+from vla.core.paths import quoted
 from vla.core.types import IMAGE_SIZE
 
 _MOST_SHOWN = 24
@@ -227,7 +228,7 @@ class Check(Command):
             numbers = sorted({*numbers, *list(beside.predicted)[: self.shown]})
         with progress("page", len(numbers), unit="episodes") as update:
             episodes = shown(report, numbers, update)
-        about = {"command": f"vla check {self.dataset}", **provenance()}
+        about = {"command": f"vla check {quoted(self.dataset)}", **provenance()}
         write_recording_page(report, episodes, self.page, about, beside)
 
     def writes(self) -> tuple[Path, ...]:

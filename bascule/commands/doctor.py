@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bascule.commands.base import Command, check_numbers
+from vla.core.paths import quoted
 
 DISTRIBUTION, PLUGIN = "bascule", "lerobot_policy_bascule"
 NEEDED_DISK_GB, NEEDED_MEMORY_GB = 2.0, 2.0
@@ -188,7 +189,7 @@ def recordings(folders: Sequence[Path]) -> list[Check]:
             found.append(Check("dataset", False, str(problem), "`vla train` cannot read this folder as it is"))
             continue
         found.append(Check("dataset", True, demos.summary(str(folder))[0]))
-        advice = f"`vla check {folder}` shows more; `vla train` warns too, and continues"
+        advice = f"`vla check {quoted(folder)}` shows more; `vla train` warns too, and continues"
         found += [
             Check("dataset", False, f"{folder}: {line}", advice, needed=False)
             for line in training_warnings(folder, demos)

@@ -13,6 +13,7 @@ from bascule.commands.base import Command, check_numbers, given
 from bascule.quickstart.config import QuickstartConfig
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup
+from vla.core.paths import quoted
 from vla.runtime.devices import choose_device
 from vla.runtime.locks import refuse_used
 
@@ -66,12 +67,12 @@ class Quickstart(Command):
         report = quickstart(QuickstartConfig(**asked), resume=self.resume, given=asked)
         if failed := [stage for stage in report["stages"] if stage["state"] == "failed"]:
             told = "; ".join(f"{stage['name']}: {stage['reason']}" for stage in failed)
-            print(f"vla: error: {told}; vla quickstart --resume --out {self.out} tries again", file=sys.stderr)
+            print(f"vla: error: {told}; vla quickstart --resume --out {quoted(self.out)} tries again", file=sys.stderr)
             return 1
         return None
 
     def kept(self) -> str:
-        return f"what finished stays in {self.out}; vla quickstart --resume --out {self.out} goes on"
+        return f"what finished stays in {self.out}; vla quickstart --resume --out {quoted(self.out)} goes on"
 
 
 @dataclass(frozen=True)
@@ -334,7 +335,7 @@ class Train(Command):
                 for warning in warnings:
                     say(f"warning: {name}: {warning}")
                 if warnings:
-                    say(f"{name}: `vla check {dataset}` shows more")
+                    say(f"{name}: `vla check {quoted(dataset)}` shows more")
             if problem := budget.problem():
                 say(f"warning: {problem}")
         quiet = rank > 0 or not console().is_terminal

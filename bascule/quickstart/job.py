@@ -7,6 +7,7 @@ stages are kept, shown and resumed is `bascule/quickstart/stages.py`.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -26,7 +27,6 @@ from bascule.quickstart.stages import (
     Stage,
     merged_parts,
     run_stages,
-    sigterm_interrupts,
     write_outcome,
 )
 from bascule.report.page import write_report
@@ -61,7 +61,7 @@ def quickstart(
     that holds a run and no `resume`.
     """
     out = Path(config.out)
-    with locked(out), sigterm_interrupts():
+    with locked(out), console.signals_interrupt():
         run = _begin(config, out, resume, given)
         return _run(run, out)
 
@@ -96,7 +96,7 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
         worlds_class(suite, perturb)  # says so if it knows none
     if config.backbone is not None:
         load_backbone(config.backbone)  # says so if there is none
-    run = _Run(config, "vla quickstart " + " ".join(sys.argv[2:]))
+    run = _Run(config, "vla quickstart " + shlex.join(sys.argv[2:]))
     save_json(out / _RUN, {"config": encode(config), "command": run.command})
     return run
 

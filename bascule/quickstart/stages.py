@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -161,24 +157,6 @@ def merged_parts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             both = isinstance(part, Mapping) and isinstance(report.get(name), Mapping)
             report[name] = {**report[name], **part} if both else part
     return report
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM is a KeyboardInterrupt: what was started is ended in good order, workers and server too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the end short
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _path(out: Path, name: str, kind: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.core.config import load_json, nearest
+from vla.core.paths import quoted
 from vla.data.findings import Finding
 
 IMAGE_PREFIX = "observation.images."
@@ -174,4 +175,4 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 def require_grounding_set(folder: Path) -> None:
     """ValueError naming the remedy unless `vla ground-data` wrote this folder."""
     if not (folder / "questions.json").is_file():
-        raise ValueError(f"{folder} is no grounding set; make one with `vla ground-data --out {folder}`")
+        raise ValueError(f"{folder} is no grounding set; make one with `vla ground-data --out {quoted(folder)}`")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vla.core.disk import DiskFull, full
@@ -68,13 +71,16 @@ def one_line(error: BaseException) -> str:
 def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> int:
     """Run a command's body; its exit code.
 
-    User errors become one line on stderr and exit code 2; Ctrl-C becomes one line saying what was `kept` and exit code
-    130. BASCULE_TRACEBACK=1 shows the traceback as well. Any other error is a defect of ours and keeps its traceback.
+    User errors become one line on stderr and exit code 2; Ctrl-C, SIGTERM and a closed terminal become one line saying
+    what was `kept` and exit code 130. BASCULE_TRACEBACK=1 shows the traceback as well. Any other error is a defect of
+    ours and keeps its traceback.
     """
     try:
-        return body() or 0
+        with signals_interrupt():
+            return body() or 0
     except KeyboardInterrupt:
-        print(f"vla: interrupted; {kept()}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"vla: interrupted; {kept()}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return reader_left()
@@ -83,7 +89,7 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
             traceback.print_exc()
         print(f"vla: error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not _out_of_memory(error):
             raise
         if os.environ.get("BASCULE_TRACEBACK") == "1":
@@ -91,6 +97,36 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
         print(f"vla: error: out of memory: {one_line(error)}; ask for less (smaller batches, fewer worlds, shorter "
               "chunks) or free some", file=sys.stderr)  # fmt: skip
         return EXIT_USER_ERROR
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP (a closed terminal) are a KeyboardInterrupt like Ctrl-C: robots are let go, workers
+    and servers ended. One that is ignored, as under nohup, stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    ours = os.getpid()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != ours:  # a forked child: it ends as it would have
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the end short
+        raise KeyboardInterrupt
+
+    for number in taken:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 def reader_left() -> int:
@@ -101,9 +137,12 @@ def reader_left() -> int:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """torch has an error of its own for the GPU, and none for main memory."""
+    """torch has an error of its own for the GPU, and none for main memory; a library that finds no room is an import
+    that fails."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, ImportError):
+        return any(words in str(error) for words in ("failed to map segment", "annot allocate memory"))
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 

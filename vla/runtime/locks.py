@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import sys
 import threading
@@ -105,7 +106,7 @@ def command_line() -> str:
     """This process's command as a user would type it."""
     program, *rest = sys.argv or [""]
     name = "vla" if Path(program).name in ("vla", "cli.py") else Path(program).name
-    return " ".join([name, *rest])
+    return shlex.join([name, *rest])
 
 
 def _is_device(path: Path) -> bool:

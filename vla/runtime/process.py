@@ -16,7 +16,7 @@ from vla.runtime.machine import idle_cores
 
 
 class Stop:
-    """Set by the first Ctrl-C or SIGTERM."""
+    """Set by the first Ctrl-C, SIGTERM or SIGHUP."""
 
     requested = False
 
@@ -56,7 +56,7 @@ def restored_threads() -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turn Ctrl-C and SIGTERM into a request; a second Ctrl-C is the usual KeyboardInterrupt."""
+    """Turn Ctrl-C, SIGTERM and a closed terminal into a request; a second Ctrl-C is the usual KeyboardInterrupt."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
@@ -67,7 +67,10 @@ def stop_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.requested = True
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:
