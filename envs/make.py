@@ -96,7 +96,7 @@ def make_cpu_vec(
         from envs.adapters.libero_env import LiberoWorlds
 
         worlds, python = LiberoWorlds, interpreter()
-    return MujocoVecEnv(
+    env = MujocoVecEnv(
         spec,
         worlds,
         num_envs,
@@ -105,6 +105,7 @@ def make_cpu_vec(
         render=render,
         python=python,
     )
+    return _heard(env, perturb)
 
 
 def make_warp_vec(
@@ -135,7 +136,7 @@ def make_warp_vec(
         raise ValueError(problem)
     room = {name: value for name, value in (("nconmax", nconmax), ("njmax", njmax)) if value is not None}
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return WarpVecEnv(
+    env = WarpVecEnv(
         timed(spec, horizon),
         num_envs,
         device=place,
@@ -144,3 +145,13 @@ def make_warp_vec(
         source=episode_source(perturb),
         buffers=Buffers(**room),
     )
+    return _heard(env, perturb)
+
+
+def _heard[Env](env: Env, perturb: Perturbation | None) -> Env:
+    """The same environment. Nobody is told of words that no policy knows if it is the perturbation that draws them."""
+    if perturb is not None and perturb.on("instruction"):
+        from vla.core.invented import invents_words
+
+        invents_words(env)
+    return env

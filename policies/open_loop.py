@@ -84,7 +84,7 @@ def open_loop(
     recording = report.recording
     if not episodes:
         raise ValueError(f"{recording.root} has no episode whose values can be read: there is nothing to compare with")
-    policy = fitted(policy, _side(report), say=say)
+    policy = fitted(policy, _side(report), say=say, where="recording")
     cameras = [camera for camera in recording.cameras if camera in (policy.spec.cameras or recording.cameras)]
     readers = {
         camera: on_disk(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,16 @@ def chosen_perturbation(perturb: tuple[str, ...], randomise: tuple[str, ...] = (
     from envs.perturb.perturbation import parse, randomisation
 
     return parse(perturb) if perturb else randomisation(randomise)
+
+
+def refuse_others(command: Command, option: str, why: str, *taken: str) -> None:
+    """ValueError naming a flag that was given beside `option`, where only the fields `taken` have an effect. `why`: a
+    clause about the option."""
+    for flag in fields(command):  # type: ignore[arg-type]
+        usual = flag.default if flag.default_factory is MISSING else flag.default_factory()
+        if flag.name not in taken and getattr(command, flag.name) != usual:
+            name = flag.name.replace("_", "-")
+            raise ValueError(f"--{name} changes nothing beside {option}, {why}: leave it out")
 
 
 def check_file(flag: str, path: Path | None) -> None:

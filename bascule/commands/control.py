@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_file, check_numbers, from_flags
+from bascule.commands.base import Command, check_file, check_numbers, from_flags, refuse_others
 
 if TYPE_CHECKING:
     from policies.control.config import ControlConfig
@@ -119,6 +119,11 @@ class Control(Command):
         if (self.replay or self.to_dataset is not None) and Path(self.policy).is_dir():
             option = "--replay" if self.replay else "--to-dataset"
             raise ValueError(f"{self.policy} is a folder: {option} takes the log of a run (vla control --log FILE)")
+        if self.replay or self.to_dataset is not None:
+            option = "--replay" if self.replay else "--to-dataset"
+            refuse_others(
+                self, option, "which reads a log alone, with the settings of its run", "policy", "replay", "to_dataset"
+            )
         if self.to_dataset is not None:
             from policies.lerobot.recording import to_dataset
 

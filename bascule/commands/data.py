@@ -13,6 +13,8 @@ from vla.core.config import lookup
 from vla.core.paths import quoted
 from vla.core.types import IMAGE_SIZE
 
+_COMPARED = 10
+"""Episodes that a policy is played beside."""
 _MOST_SHOWN = 24
 """Episodes with findings that the page of a check shows."""
 
@@ -110,8 +112,9 @@ class Check(Command):
     """A checkpoint folder: also tell how far its actions are from the recorded ones, for each component and phase."""
     server: str | None = None
     """The same for the policy of `vla serve` at ws://HOST:PORT."""
-    compared: int = 10
-    """--policy, --server: episodes to compare with, spread over the recording. Ones it was not trained on say most."""
+    compared: int | None = None
+    """--policy, --server: episodes to compare with, spread over the recording; 10 unless given. Ones it was not
+    trained on say most."""
     embodiment: str | None = None
     """--policy: which robot, of a policy for several."""
     fix: Path | None = None
@@ -135,6 +138,17 @@ class Check(Command):
             raise ValueError(f"--page {self.page} must end in .html: a page for a browser is what it becomes")
         if self.policy is not None and self.server is not None:
             raise ValueError("--policy and --server both name the policy: give one of them")
+        if self.embodiment is not None and self.policy is None:
+            where = (
+                "goes to `vla serve`, which loads the policy"
+                if self.server
+                else "says which robot of --policy: name that"
+            )
+            raise ValueError(f"--embodiment {self.embodiment} {where}")
+        if self.compared is not None and self.policy is None and self.server is None:
+            raise ValueError(
+                f"--compared {self.compared} counts episodes to play a policy beside: name --policy or --server"
+            )
         from vla.model.config import check_backbone
 
         check_backbone(self.backbone)
@@ -188,7 +202,7 @@ class Check(Command):
         from policies.open_loop import open_loop, spread
         from vla.runtime.console import progress, say
 
-        episodes = spread(report, self.compared)
+        episodes = spread(report, _COMPARED if self.compared is None else self.compared)
         with progress("policy", len(episodes), unit="episodes") as update:
             return open_loop(policy, self.policy or self.server, report, episodes, say=say, on_episode=update)
 

@@ -301,7 +301,7 @@ class Train(Command):
     """Torch's device, such as cpu or cuda:0. auto: the first GPU if there is one, else the CPU."""
 
     def run(self) -> int | None:
-        from vla.data.dataset_meta import camera_keys, read_info
+        from vla.data.dataset_meta import camera_keys, depth_maps, read_info
         from vla.model.config import check_backbone
         from vla.training.recipes import RECIPES
 
@@ -331,6 +331,8 @@ class Train(Command):
             for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
                 say(line)
             for dataset, (name, part) in zip(self.dataset, demos.items(), strict=True):
+                if depth := depth_maps(read_info(dataset)["features"]):
+                    say(f"{name}: depth maps are left out: {', '.join(depth)}")
                 warnings = training_warnings(dataset, part)
                 for warning in warnings:
                     say(f"warning: {name}: {warning}")

@@ -189,8 +189,8 @@ def _check_same(found: dict[str, Any], request: _Request, out: Path) -> None:
     for name, value in asdict(request).items():
         if found.get(name) != value:
             raise ValueError(
-                f"{out} holds a recording with {name}={found.get(name)!r}, not {value!r}: "
-                "repeat its settings to continue it, or choose another folder"
+                f"{out} holds a recording with {'seed' if name == 'seed0' else name} {found.get(name)!r}, not "
+                f"{value!r}: repeat its settings to continue it, or choose another folder"
             )
 
 
@@ -257,7 +257,10 @@ def record(
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")
     if not 0 <= seed0 < TRAIN_SEED_LIMIT:
-        raise ValueError(f"seed0 must be in [0, {TRAIN_SEED_LIMIT}): higher seeds are evaluation scenes")
+        raise ValueError(
+            f"the first seed must be 0 to {TRAIN_SEED_LIMIT - 1}, got {seed0}: higher ones are validation and "
+            "evaluation scenes"
+        )
     folder = out / "recording"
     if _finished(out, request, episodes):
         shutil.rmtree(folder, ignore_errors=True)
@@ -292,7 +295,7 @@ def _next_seed(seed0: int, episodes: int, kept: set[int], failed: set[int], runn
             promised += 1
         elif seed not in failed:
             return seed
-    raise ValueError(f"ran out of demonstration seeds below {TRAIN_SEED_LIMIT}: start from a lower seed0")
+    raise ValueError(f"ran out of demonstration seeds below {TRAIN_SEED_LIMIT}: begin with a lower seed")
 
 
 def _record_seeds(

@@ -48,6 +48,8 @@ def control(
     if not (math.isfinite(config.duration_s) and config.duration_s > 0):
         raise ValueError(f"duration_s must be positive, got {config.duration_s}")
     check_estop_file(config.estop_file)
+    if (chunk := policy.spec.chunk_size) is not None and not 1 <= (config.n_action_steps or 1) <= chunk:
+        raise ValueError(f"n_action_steps must be in 1..{chunk} (the chunk size), got {config.n_action_steps}")
     if config.join == "rtc" and not policy.spec.takes_prefix:
         raise ValueError("rtc needs a flow head that can be told what is still to be played: choose the join blend")
     if config.hold_below is not None:

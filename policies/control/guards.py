@@ -196,15 +196,23 @@ class Governor:
         """`rest`: the action that keeps the robot as it is now, NaN where that is not known. ValueError for a limit on
         something unknown, or a limit that is none."""
         if len(kinds) != spec.dim or len(rest) != spec.dim or any(kind not in KINDS for kind in kinds):
-            raise ValueError(f"kinds and rest need {spec.dim} entries ({', '.join(spec.names)}), kinds of {KINDS}")
+            odd = [repr(kind) for kind in kinds if kind not in KINDS] or [f"{len(kinds)} and {len(rest)}"]
+            raise ValueError(
+                f"the robot's kinds and rest need {spec.dim} entries ({', '.join(spec.names)}), each kind one of "
+                f"{', '.join(KINDS)}; got {', '.join(odd)}"
+            )
         check_bounds(spec)
         for what, names in (("velocity", config.velocity), ("acceleration", config.acceleration)):
             if unknown := set(names) - set(spec.names):
-                raise ValueError(f"{what} limit on unknown component {sorted(unknown)[0]!r}; known: {spec.names}")
+                raise ValueError(
+                    f"{what} limit on unknown component {sorted(unknown)[0]!r}; known: {', '.join(spec.names)}"
+                )
             if bad := [name for name, limit in names.items() if not limit > 0]:
                 raise ValueError(f"the {what} limit of {bad[0]} must be positive, got {names[bad[0]]}")
         if unknown := set(config.workspace) - set(proprio_names):
-            raise ValueError(f"workspace limit on unknown state {sorted(unknown)[0]!r}; known: {proprio_names}")
+            raise ValueError(
+                f"workspace limit on unknown state {sorted(unknown)[0]!r}; known: {', '.join(proprio_names)}"
+            )
         for name, (low, high) in config.workspace.items():
             if not low < high:
                 raise ValueError(f"the workspace limit of {name} must be lowest and highest, got {low:g} and {high:g}")

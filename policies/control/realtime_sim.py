@@ -67,7 +67,9 @@ class LiveWorld:
         self._cameras, self.proprio_names = cameras, tuple(proprio_names)
         if control_hz < spec.control_hz:
             self.disconnect()
-            raise ValueError(f"control_hz must be at least the simulation's {spec.control_hz:g} Hz, got {control_hz:g}")
+            raise ValueError(
+                f"the rate must be at least the simulation's {spec.control_hz:g} Hz (--hz), got {control_hz:g} Hz"
+            )
         self.kinds: tuple[Kind, ...] = tuple("switch" if n == "gripper" else "displacement" for n in spec.names)
         share = [1.0 if kind == "switch" else spec.control_hz / control_hz for kind in self.kinds]
         low, high = (tuple(float(b * s) for b, s in zip(bound, share, strict=True)) for bound in (spec.low, spec.high))

@@ -11,7 +11,7 @@ import numpy as np
 from policies.control.flight_log import frames_file, read
 from policies.control.guards import GUARDS, Reaction
 from vla.core.disk import remove, temporary, writing
-from vla.data.lerobot_writer import new_dataset
+from vla.data.lerobot_writer import new_dataset, quietly
 
 _log = logging.getLogger(__name__)
 _SAME_RATE = 0.05
@@ -47,6 +47,8 @@ def _write(log: Path, out: Path, name: str) -> None:
         raise ValueError(f"{log} holds no tick that saw anything")
     cameras = {name: tuple(shape) for name, shape in facts[0]["cameras"].items()}
     size = sum(int(np.prod(shape)) for shape in cameras.values())
+    if not frames_file(log).is_file():
+        raise ValueError(f"{log} is without its pictures: put {frames_file(log).name}, written with it, beside it")
     pixels = np.memmap(frames_file(log), np.uint8, "r")
     frames = pixels[: len(pixels) // size * size].reshape(-1, size)
 
@@ -90,8 +92,9 @@ def _write(log: Path, out: Path, name: str) -> None:
             frame[f"observation.images.{name}"] = np.array(raw[start:end]).reshape(shape)
             start = end
         dataset.add_frame({**frame, "task": task})
-    dataset.save_episode()
-    dataset.finalize()
+    with quietly():
+        dataset.save_episode()
+        dataset.finalize()
 
 
 def _rate(times_s: list[float], declared_hz: float, log: Path) -> int:

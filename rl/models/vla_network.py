@@ -33,8 +33,13 @@ class VLANetwork:
     def __init__(self, vla: nn.Module, config: ActorConfig, *, seed: int = 0) -> None:
         """`vla` is changed in place; `seed` draws the residual's hidden layers. ValueError for options that exclude
         each other."""
-        if config.noise == "flow" and (not isinstance(vla.head, FlowHead) or config.refiner_width):
-            raise ValueError("noise 'flow' goes between the steps of a flow head (and trains it, without a refiner)")
+        if config.noise == "flow" and not isinstance(vla.head, FlowHead):
+            raise ValueError(
+                "this recipe trains the flow head of a policy, and this one has another head: start from one of "
+                "`vla train --head flow`, or choose a recipe for any head (`vla list recipes`)"
+            )
+        if config.noise == "flow" and config.refiner_width:
+            raise ValueError("noise 'flow' trains the flow head itself: leave ActorConfig.refiner_width at 0")
         if config.refiner_width and config.trains != "bridge":
             raise ValueError("refiner_width trains the refiner alone: leave ActorConfig.trains at its default")
         self.module, self.chunk_size = vla, vla.chunk_size

@@ -3,7 +3,7 @@ what is wrong with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vla.checking.recording import FEATURES, Recording, open_recording
 from vla.checking.scales import Following, Sample, Scale
 from vla.checking.texts import episode_tasks, text_findings
 from vla.checking.timing import bookkeeping_findings
-from vla.data.dataset_meta import naming_findings
+from vla.data.dataset_meta import depth_maps, naming_findings
 from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings
 from vla.data.lerobot_dataset import DemoSet
 from vla.data.tables import Rounding, foreign_findings, lost_motion, not_finite, timing_findings
@@ -127,6 +127,7 @@ def check_dataset(
         *bookkeeping_findings(recording),
         *naming_findings(recording.info["features"], FEATURES),
         *foreign_findings(root),
+        *_depth(recording.info["features"]),
         *text_findings(recording, backbone),
     ]
     survey = _Survey(recording)
@@ -155,6 +156,14 @@ def check_dataset(
         found += camera_findings(recording, facts, told(2), told(passes - 1))
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(recording, tuple(found), tuple(facts), tasks, scales, tuple(pairs))
+
+
+def _depth(features: Mapping[str, Any]) -> list[Finding]:
+    """A note on the cameras that are left out because they see depth."""
+    if not (names := depth_maps(features)):
+        return []
+    text = f"depth maps are left out, policies read colour cameras: {', '.join(names)}"
+    return [Finding("depth_left_out", "note", text)]
 
 
 def training_warnings(root: str | Path, demos: DemoSet) -> list[str]:

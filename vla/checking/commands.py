@@ -121,8 +121,8 @@ def _delay(pairs: list[Pair], following: Following) -> tuple[int | None, NDArray
     curves = [np.abs(following.correlation(pair.kind)[:, pair.action, pair.state]) for pair in clear]
     curve = np.mean(curves, axis=0)
     best, at_once = int(curve.argmax()), LAGS.index(0)
-    gained = curve[best] - curve[at_once]
-    if gained < _MARGIN and 1 - curve[best] > 0.5 * (1 - curve[at_once]):
+    usual = float(np.mean([abs(following.at_once(pair.kind)[pair.action, pair.state]) for pair in clear]))
+    if curve[best] - usual < _MARGIN and 1 - curve[best] > 0.5 * (1 - usual):
         best = at_once  # slow motion fits at any delay
     return LAGS[best], curve
 

@@ -70,6 +70,15 @@ class Following:
             return np.zeros((len(LAGS), 0, 0))
         return correlation(self._products, kind)
 
+    def at_once(self, kind: str) -> NDArray[np.float64]:
+        """(A, P) correlations without a delay, of the frames that meet alone: in a short episode of slow motion the
+        frames at its ends, which meet none, cost more than a delay of one frame would."""
+        if not self._products:
+            return np.zeros((0, 0))
+        met = {f"{kind} product": self._products[f"{kind} product"][[LAGS.index(0)]]}
+        met |= {f"{kind} {part}": self._products[f"{kind} {part} at once"] for part in ("action", "state")}
+        return correlation(met, kind)[0]
+
 
 def correlation(sums: dict[str, NDArray[np.float64]], kind: str) -> NDArray[np.float64]:
     """(lags, A, P) correlations from the sums of `correlations`."""
@@ -94,6 +103,8 @@ def correlations(action: NDArray[np.float64], state: NDArray[np.float64]) -> dic
             s = moved[max(0, first) : max(0, first) + len(a)]
             a = a[: len(s)]
             products.append(a.T @ s)
+            if lag == 0:
+                sums[f"{kind} action at once"], sums[f"{kind} state at once"] = (a**2).sum(0), (s**2).sum(0)
         # Of the whole episode: a great lag, under which few frames meet, must not win by chance.
         sums |= {f"{kind} product": np.stack(products), f"{kind} action": (wish**2).sum(0)}
         sums[f"{kind} state"] = (moved**2).sum(0)

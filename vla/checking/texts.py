@@ -135,7 +135,7 @@ def _odd(recording: Recording, index: NDArray[np.int64], said: dict[int, str], b
             for word in (*reading.unknown, *reading.spelled):
                 strange.setdefault(word, []).append(which)
     if strange:
-        named = ", ".join(f"'{word}'" for word in list(strange)[:_NAMED]) + (" ..." if len(strange) > _NAMED else "")
+        named = ", ".join(map(shortened, list(strange)[:_NAMED])) + (" ..." if len(strange) > _NAMED else "")
         words = (
             f"the backbone '{backbone}' only spells {named}: such a word means what these demonstrations show and "
             "nothing else; plainer words, or another --backbone, bring knowledge with them"

@@ -96,12 +96,12 @@ def fit(
     return Fit(order, state, tuple(notices))
 
 
-def fitted(policy: Policy, env: Any, *, say: Callable[[str], None]) -> Policy:
+def fitted(policy: Policy, env: Any, *, say: Callable[[str], None], where: str = "environment") -> Policy:
     """The policy as it can be played in `env`: itself, or with its components reordered by name.
 
-    `say` hears of it. ValueError as `fit`.
+    `say` hears of it; `where`: the other side's name in messages. ValueError as `fit`.
     """
-    found = fit(side_of(policy), side_of(env))
+    found = fit(side_of(policy), side_of(env), where=where)
     for notice in found.notices:
         say(notice)
     if found.action_order is None and found.proprio_order is None:

@@ -166,6 +166,12 @@ def _flat(names: Any, group: str) -> Iterator[tuple[str, str]]:
         yield group, str(names)
 
 
+def depth_maps(features: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the cameras that see depth, which policies do not read."""
+    pictures = (key for key, feature in features.items() if feature["dtype"] in ("image", "video"))
+    return tuple(key.removeprefix(IMAGE_PREFIX) for key in pictures if _is_depth(features[key]))
+
+
 def _is_depth(feature: Mapping[str, Any]) -> bool:
     """The feature is marked as a depth map, as LeRobot marks them."""
     marks = (("info", "is_depth_map"), ("info", "video.is_depth_map"), ("video_info", "video.is_depth_map"))

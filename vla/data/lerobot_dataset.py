@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vla.core.types import ActionSpec, Observation
 from vla.data.dataset_meta import aspect, camera_keys, check_width, component_names, naming_findings, read_info
 from vla.data.decoding import decode_images, decode_videos
-from vla.data.findings import Finding, rare_findings, still_camera, still_vectors
+from vla.data.findings import Finding, numbered, rare_findings, still_camera, still_vectors
 from vla.data.tables import (
     data_files,
     foreign_findings,
@@ -167,7 +167,8 @@ class DemoSet:
         where = "" if self.nbytes > self.proprio.nbytes + self.action.nbytes else ", left on disk"
         said = f"'{tasks[0]}'" if len(tasks) == 1 else f"{len(tasks)} tasks"
         return [
-            f"{name}: {len(self.episodes)} episodes, {self.num_frames} frames at {self.fps:g} Hz, {said}",
+            f"{name}: {numbered(len(self.episodes), 'episode')}, {numbered(self.num_frames, 'frame')} at "
+            f"{self.fps:g} Hz, {said}",
             f"{name}: cameras {cameras}{where}; state {self.proprio.shape[1]}; action {', '.join(self.action_names)}",
         ]
 

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vla.core.invented import words_are_invented
+
 TextRule = Literal["words", "signs"]
 """words: letters and digits only, as all policies read before there was a choice. signs: what means something, too."""
 
@@ -63,7 +65,7 @@ def tokens_of(instruction: Any, tokenizer: Any, *, rule: TextRule, limit: int) -
     ValueError for what is no text or says nothing.
     """
     found = read(instruction, tokenizer, rule=rule, limit=limit)
-    if _unheard.get():
+    if _unheard.get() or words_are_invented():
         return found.tokens
     if found.cut_after is not None:
         warn_of_cut([instruction], limit)
@@ -162,12 +164,12 @@ def _cut(instructions: Sequence[str], limit: int) -> str:
 
 
 def _lacks(words: Sequence[str], instruction: str) -> str:
-    named = ", ".join(word if word == _SYMBOLS else f"'{word}'" for word in words)
+    named = ", ".join(word if word == _SYMBOLS else shortened(word) for word in words)
     return f"the policy's vocabulary lacks {named}, in the instruction {shortened(instruction)}"
 
 
 def _spells(words: Sequence[str], instruction: str) -> str:
-    named = ", ".join(f"'{word}'" for word in words[:_PAIRS_NAMED]) + (" ..." if len(words) > _PAIRS_NAMED else "")
+    named = ", ".join(map(shortened, words[:_PAIRS_NAMED])) + (" ..." if len(words) > _PAIRS_NAMED else "")
     means = "it means nothing unless training used it"
     return f"the backbone has no word for {named}: {means} (in the instruction {shortened(instruction)})"
 

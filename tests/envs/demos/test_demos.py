@@ -221,8 +221,8 @@ def test_finished_dataset_is_returned_and_never_overwritten(recorded, tmp_path):
     before = (recorded / "meta" / "info.json").stat().st_mtime_ns
     assert toy_record(recorded, make_world=toy.choosy_world) == recorded  # no world is even made
     for change, message in (
-        ({"noise": 0.5}, r"noise=0\.15, not 0\.5"),
-        ({"seed0": 7}, "seed0=0, not 7"),
+        ({"noise": 0.5}, r"noise 0\.15, not 0\.5"),
+        ({"seed0": 7}, "with seed 0, not 7"),
         ({"episodes": 8}, "finished dataset of 7 episodes, not 8"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -231,7 +231,7 @@ def test_finished_dataset_is_returned_and_never_overwritten(recorded, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="not empty and not a recording"):
         toy_record(tmp_path)
-    with pytest.raises(ValueError, match="seed0"):
+    with pytest.raises(ValueError, match="first seed must be 0 to 999999, got 5000000"):
         toy_record(tmp_path / "x", seed0=5_000_000)
 
 

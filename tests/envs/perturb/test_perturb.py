@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import gc
 import io
 import json
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from envs.registry import load_suite
 from envs.sim.render_options import RenderOptions
 from envs.tabletop.episode_source import EpisodeSource
 from vla.core.types import Observation
+from vla.processing.text import tokens_of
 
 SEEDS = range(5_000_000, 5_000_006)
 SEEN = {
@@ -213,6 +215,23 @@ def test_ranges_randomise_and_workers_agree() -> None:
         assert same(env.reset(seeds=[3, 4]), local.reset(seeds=[3, 4]))
     finally:
         env.close(), local.close()
+
+
+def test_nobody_is_told_of_words_that_an_environment_makes_up(monkeypatch, caplog) -> None:
+    from vla.backbones.hub import load
+
+    monkeypatch.setattr("vla.processing.text._told_before", set())
+    tokenizer = load("tiny-goals").tokenizer
+    envs = [
+        make_vec("tabletop-pick", 1, num_workers=1, perturb=parse((axis,))) for axis in ("instruction=1", "light=1")
+    ]
+    tokens_of("tkae up the brzqwk", tokenizer, rule="signs", limit=100)
+    assert caplog.records == []
+    envs.pop(0).close()
+    gc.collect()
+    tokens_of("tkae up the brzqwk", tokenizer, rule="signs", limit=100)
+    envs.pop().close()
+    assert "has no word for 'tkae', 'brzqwk'" in caplog.text
 
 
 def test_words_on_the_command_line() -> None:

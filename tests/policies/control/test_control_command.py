@@ -45,7 +45,7 @@ def test_a_checkpoint_drives_the_simulated_robot_and_the_log_replays(checkpoint,
     actions = [json.loads(line)["decision"]["action"] for line in log.read_text().splitlines() if "inputs" in line]
     assert len(actions) == written["report"]["ticks"] and np.abs(np.array(actions)[:, 0]).max() <= 3 / 50 + 1e-6
     assert main(["control", str(log), "--replay"]) == 0
-    as_dataset(log, tmp_path / "set", actions)
+    as_dataset(log, tmp_path / "set", actions, capsys)
     (tmp_path / "cut.jsonl").write_text(log.read_text()[:-3])
     assert main(["control", str(tmp_path / "cut.jsonl"), "--replay"]) == 1
     assert "cut.jsonl is incomplete: it breaks off after" in capsys.readouterr().err
@@ -65,12 +65,14 @@ def test_flags_become_the_configuration_of_the_same_names():
     )
 
 
-def as_dataset(log, folder, actions):
+def as_dataset(log, folder, actions, capsys):
     """The run as a LeRobotDataset: every tick, what was sent, and the frame that was seen last."""
     from policies.control.flight_log import frames_file
     from vla.data.lerobot_dataset import load_dataset
 
+    capsys.readouterr()
     assert main(["control", str(log), "--to-dataset", str(folder)]) == 0
+    assert "Map" not in capsys.readouterr().err, "another package's progress bars"
     data = load_dataset(folder)
     np.testing.assert_array_equal(data.action, np.array(actions, np.float32))
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -90,6 +92,10 @@ def as_dataset(log, folder, actions):
     slow.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(["control", str(slow), "--to-dataset", str(folder.with_name("slow"))]) == 0
     assert json.loads((folder.with_name("slow") / "meta" / "info.json").read_text())["fps"] == 20
+    frames_file(slow).unlink()
+    capsys.readouterr()
+    assert main(["control", str(slow), "--to-dataset", str(folder.with_name("blind"))]) == 2
+    assert "slow.jsonl is without its pictures: put slow.jsonl.frames" in capsys.readouterr().err
 
 
 def test_a_server_drives_it_and_an_estop_ends_it(checkpoint, tmp_path):
@@ -129,6 +135,9 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
         (["control", str(checkpoint), "--suite", "tabletop-pik"], "did you mean 'tabletop-pick'"),
         (["control", str(checkpoint), "--policy-hz", "80"], "policy_hz must be at most the robot's 50 Hz"),
         (["control", str(checkpoint), "--in-flight", "2"], "is of connections to a server"),
+        (["control", str(checkpoint), "--n-action-steps", "13"], "n_action_steps must be in 1..12 (the chunk size)"),
+        (["control", str(checkpoint), "--hz", "10"], "must be at least the simulation's 20 Hz (--hz), got 10 Hz"),
+        (["control", str(checkpoint), "--velocity", "dq", "1"], "component 'dq'; known: dx, dy, dz, gripper"),
         (["serve", str(tmp_path / "none")], "there is no checkpoint at"),
         (["serve", str(checkpoint), "--port", "99999"], "--port must be at most 65,535, got 99999"),
         (["serve", str(checkpoint), "--host", "0.0.0.0"], "set an api key"),
@@ -168,9 +177,13 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch, capsys):
         (("--robot-args", "port", "x"), "--robot-args is of a LeRobot robot"),
         (("--robot", "so101_follower", "--task", "go", "--endless"), "--endless is of the simulated robot"),
         (("--replay",), "is a folder: --replay takes the log of a run"),
+        (("log", "--replay", "--velocity", "dx", "1"), "--velocity changes nothing beside --replay, which reads a log"),
+        (("log", "--replay", "--no-estop-key"), "--estop-key changes nothing beside --replay"),
+        (("log", "--to-dataset", "x", "--hz", "20"), "--hz changes nothing beside --to-dataset"),
     ],
 )
 def test_options_that_would_not_be_heeded_are_refused(tmp_path, capsys, args, words):
-    assert main(["control", str(tmp_path), *args]) == 2
+    policy = [] if args[0] == "log" else [str(tmp_path)]
+    assert main(["control", *policy, *args]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line

@@ -107,7 +107,7 @@ def test_flow_chain_learns_by_the_same_ppo():
 
 
 def test_noise_of_a_flow_needs_a_flow_head_and_a_refiner_excludes_what_it_freezes():
-    with pytest.raises(ValueError, match="flow head"):
+    with pytest.raises(ValueError, match="start from one of `vla train --head flow`"):
         make_actor(make_vla(), SPEC.names, ActorConfig(noise="flow"))
     with pytest.raises(ValueError, match="refiner"):
         make_actor(make_vla(), SPEC.names, ActorConfig(trains="head", refiner_width=8))

@@ -22,6 +22,8 @@ class Arm:
         self.names = NAMES
         self.info = {}
         self.shape = [SIZE, SIZE, 3]
+        self.marks = {}
+        """Camera's feature -> its "info" in meta/info.json."""
         self.cells = {}
         """(camera's feature, row) -> what stands there in place of the picture."""
         for episode in range(episodes):
@@ -54,6 +56,7 @@ class Arm:
         rows = [{"episode_index": i, "length": n} for i, n in enumerate(lengths)]
         for key in self.pictures[0]:
             features[key] = {"dtype": kind, "shape": self.shape, "names": ["height", "width", "channels"]}
+            features[key] |= {"info": self.marks[key]} if key in self.marks else {}
             if kind == "image":
                 columns[key] = [{"bytes": png(p), "path": None} for part in self.pictures for p in part[key]]
                 for (camera, row), encoded in self.cells.items():

@@ -261,6 +261,11 @@ def words_that_the_backbone_does_not_know(arm):
     arm.texts[1] = "glorfindle the brzqwk"
 
 
+@fault("depth_left_out")
+def a_camera_that_sees_depth(arm):
+    arm.marks[WRIST] = {"is_depth_map": True}
+
+
 @fault("task_changes", 4)
 def two_tasks_in_an_episode(arm):
     arm.task[4][30:] = 1
@@ -339,6 +344,33 @@ def test_the_guide_lists_every_code():
     assert len(codes) > 45, "the scan found nothing: it is broken"
     listed = set(re.findall(r"`(\w+)`", (root / "docs" / "train.md").read_text()))
     assert codes - listed == set()
+
+
+@pytest.mark.parametrize("length", [40, 160])
+def test_actions_that_are_the_next_state_are_not_late(tmp_path, length):
+    """Slow motion to the very ends of short episodes: the frames that meet none there must not count as a delay."""
+    arm = Arm(episodes=4)
+    rng = np.random.default_rng(0)
+    for episode in range(4):
+        at = np.arange(length + 1)[:, None] / 12 * (1 + np.arange(7) / 6)
+        path = 40 * np.sin(rng.uniform(0, 6, 7) + at)
+        arm.state[episode], arm.action[episode] = path[:-1], path[1:]
+        arm.stamps[episode] = np.arange(length) / FPS
+        arm.task[episode] = np.full(length, episode % 2)
+        arm.pictures[episode] = {key: part[[0] * length] for key, part in arm.pictures[episode].items()}
+    report = check_dataset(arm.write(tmp_path / "next", dtype=np.float64), pictures=0)
+    assert "actions_late" not in {finding.code for finding in report.findings}
+    assert any("in the next frame" in f.text for f in report.findings if f.code == "delay_usual")
+    arm.action = [np.concatenate([part[:1].repeat(3, 0), part[:-3]]) for part in arm.action]
+    late = check_dataset(arm.write(tmp_path / "late", dtype=np.float64), pictures=0)
+    assert any("2 frames before" in f.text or "3 frames before" in f.text for f in late.findings)
+
+
+def test_a_word_without_end_is_cut(tmp_path):
+    arm = Arm(episodes=4)
+    arm.texts[0] = "lift " + "xq" * 2500
+    (said,) = (f.text for f in check_dataset(arm.write(tmp_path), pictures=0).findings if f.code == "task_words")
+    assert "'xqxqxq" in said and "..." in said and len(said) < 400
 
 
 def test_units_that_differ_are_told_once(tmp_path):

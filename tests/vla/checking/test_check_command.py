@@ -58,6 +58,9 @@ def test_a_faulty_recording_ends_with_1_and_its_page_shows_the_episode(black, tm
         (["{clean}", "--page="], "--page is empty"),
         (["{clean}", "--policy", "no/policy"], "there is no checkpoint at 'no/policy'"),
         (["{clean}", "--policy", "a", "--server", "b"], "give one of them"),
+        (["{clean}", "--embodiment", "left"], "--embodiment left says which robot of --policy: name that"),
+        (["{clean}", "--embodiment", "left", "--server", "b"], "--embodiment left goes to `vla serve`"),
+        (["{clean}", "--compared", "3"], "--compared 3 counts episodes to play a policy beside: name --policy"),
     ],
 )
 def test_misuse_is_one_line(clean, arguments, words, capsys, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from bascule.commands.learn import Quickstart
 from vla.core.config import save_json
 from vla.runtime import console
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMMAND = [sys.executable, "-m", "bascule.main"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
