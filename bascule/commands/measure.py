@@ -29,8 +29,10 @@ class Eval(Command):
     """The suite to measure in, see `vla list suites`; or a .toml file."""
     episodes: int = 300
     """Number of scenes, one episode each."""
+    until_width: float | None = None
+    """Count no more scenes than make the 95% interval this narrow, in percentage points; --episodes is the most."""
     json: Path | None = None
-    """Write the result to this file too."""
+    """Write the result to this file too; `vla report compare` compares such files."""
     seed0: int | None = None
     """Seed of the first scene. Default: the suite's first evaluation seed, which is never a training seed."""
     phrasings: Literal["train", "heldout", "novel"] = "train"
@@ -85,6 +87,7 @@ class Eval(Command):
         suite = load_suite(self.suite)
         folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
         check_numbers(self, episodes=(1, 10_000_000), num_envs=(1, 100_000), workers=(1, 1024), seed0=(0, 2**53))
+        check_numbers(self, until_width=(0.1, 99.9))
         if folder is None and self.embodiment is not None:
             raise ValueError(
                 f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"
@@ -92,6 +95,8 @@ class Eval(Command):
         check_file("--json", self.json)
         if self.robustness and self.hold_ungrounded:
             raise ValueError("--hold-ungrounded is not for `vla eval --robustness`, which counts what a policy does")
+        if self.robustness and self.until_width is not None:
+            raise ValueError("--until-width is not for `vla eval --robustness`, whose cells all have the same scenes")
         if folder is not None:
             _tell_seeds(suite.eval_seed0 if self.seed0 is None else self.seed0, self.episodes)
         if self.robustness:
@@ -139,30 +144,36 @@ class Eval(Command):
         try:
             policy = resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
 
-            def play(what: str, swap: bool) -> EvalReport:
-                with progress(what, self.episodes, unit="episodes") as update:
+            def play(what: str, scenes: range, *, swap: bool = False, width: float | None = None) -> EvalReport:
+                with progress(what, len(scenes), unit="episodes") as update:
                     return evaluate(
                         policy,
                         env,
-                        seeds,
+                        scenes,
                         name=self.policy,
                         suite=self.suite,
                         backend=self.backend,
                         swap_instruction=swap,
                         hold_ungrounded=self.hold_ungrounded,
+                        until_width=width,
                         on_progress=lambda done, total, won: update(done, f"{won} succeeded"),
                     )
 
-            report = play("evaluation", False)
+            width = None if self.until_width is None else self.until_width / 100
+            report = play("evaluation", seeds, width=width)
             # Scripted agents ignore the instruction: skip this control.
             if self.controls and folder is not None:
-                swapped = play("swapped instruction", True)
+                swapped = play("swapped instruction", seeds[: report.episodes], swap=True)
                 report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
         finally:
             env.close()
-        result = {**report.to_dict(), **({} if perturb is None else {"perturb": asdict(perturb)}), **provenance()}
+        result = {**report.to_dict(), "phrasings": self.phrasings}
+        result |= ({} if perturb is None else {"perturb": asdict(perturb)}) | provenance()
         result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
         stdout().print(eval_table(result))
+        low, high = result["wilson95"]
+        if width is not None and high - low > width:
+            say(f"the interval is still {100 * (high - low):.1f} points wide: raise --episodes to play more scenes")
         if self.json is not None:
             save_json(self.json, result)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,22 @@ class Count:
         }
 
 
+@dataclass(frozen=True)
+class Episode:
+    """One episode that was counted."""
+
+    seed: int
+    task: str
+    phrasing: str
+    """The template of the instruction."""
+    outcome: Outcome
+    steps: int
+    """Control steps until it ended."""
+
+
 @dataclass
 class EvalReport:
-    """One evaluation. `to_dict` has the field names that programs read (README, "What programs read")."""
+    """One evaluation. `to_dict` has the field names that programs read (docs/evaluate.md)."""
 
     suite: str
     policy: str
@@ -72,8 +85,10 @@ class EvalReport:
     """With `hold_ungrounded`: "episodes" in which the policy was held at least once, and of all its "decisions" how
     many were "held_decisions"."""
     films: list[Film] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
-    """How each episode ended, in the order of the seeds. Not in `to_dict`."""
+    each: list[Episode] = field(default_factory=list)
+    """The episodes in the order of the seeds."""
+    until_width: float | None = None
+    """The width of the interval at which no more episodes were to be counted; None: all seeds were asked for."""
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -81,9 +96,14 @@ class EvalReport:
         """Successes per episode, 0..1."""
         return self.successes / max(1, self.episodes)
 
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """How each episode ended, in the order of the seeds."""
+        return [episode.outcome for episode in self.each]
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without films and outcomes; the writer adds commit and machine
-        (`bascule.report.page.provenance`)."""
+        """JSON-ready, without films; the writer adds commit and machine (`vla.runtime.provenance`). `by_seed` holds
+        the episodes as columns: one entry each in "seed", "task", "phrasing", "outcome" and "steps"."""
         return {
             "suite": self.suite,
             "policy": self.policy,
@@ -101,7 +121,9 @@ class EvalReport:
             "n_action_steps": self.n_action_steps,
             **{name: value for name in ("mujoco", "initial_states") if (value := getattr(self, name))},
             **({} if self.held is None else {"held": self.held}),
+            **({} if self.until_width is None else {"until_width": self.until_width}),
             "controls": self.controls,
+            "by_seed": {one.name: [getattr(episode, one.name) for episode in self.each] for one in fields(Episode)},
         }
 
 
@@ -116,6 +138,7 @@ def evaluate(
     swap_instruction: bool = False,
     deterministic: bool = True,
     hold_ungrounded: bool = False,
+    until_width: float | None = None,
     num_films: int = 0,
     failures: Failures | None = None,
     on_progress: Progress | None = None,
@@ -125,13 +148,17 @@ def evaluate(
     `swap_instruction` tells the policy to handle another object than the one that counts: a policy that listens fails.
     `hold_ungrounded`: the robot stands still, its gripper as it is, until the policy first sees in the episode what its
     instruction names (`vla.core.grounding.FirstSight`); ValueError for a policy that does not tell.
-    Which environment plays a seed does not matter: the scene follows from the seed alone. `num_films` keeps the first
+    `until_width`: count no more episodes, in the order of the seeds, than make the 95% interval this narrow (0..1); all
+    of them where it stays wider. Which environment plays a seed does not matter, nor how many there are: the scene
+    follows from the seed alone, and so does which episodes are counted. `num_films` keeps the first
     episodes' frames, one per decision, and `failures` is shown how every episode begins and ends. A policy whose
     components lie in another order is reordered by name; ValueError for one that does not fit the environment
     (`vla.core.compatibility`), and for a `suite` that is not the environments' own.
     """
     policy = fitted(policy, env, say=_log.warning)
     seeds = [int(s) for s in seeds]
+    if until_width is not None and not 0 < until_width < 1:
+        raise ValueError(f"the interval's width lies between 0 and 1, got {until_width:g}")
     if not seeds:
         raise ValueError("evaluate needs at least one seed")
     if len(set(seeds)) < len(seeds):  # the interval takes every episode as one scene more
@@ -167,8 +194,10 @@ def evaluate(
     for world in range(width):
         labels[world] = _labels(env, world)
     finished, chunk_size, n_action_steps = 0, 0, 0
-    held_once, held_decisions, decisions = np.zeros(len(seeds), bool), 0, 0
-    while finished < len(seeds):
+    held_once = np.zeros(len(seeds), bool)
+    held_decisions, decisions = np.zeros((2, len(seeds)), int)
+    counting = _Counting(len(seeds), until_width)
+    while finished < len(seeds) and not counting.enough:
         told = env.alternative_instructions() if swap_instruction else obs.instruction
         for k, film in films.items():
             for world in np.flatnonzero(playing == k):
@@ -184,7 +213,8 @@ def evaluate(
             held = sight.holds(confidence_of(policy), told) & seen.live
             chunk = np.where(held[:, None, None], _still(env, obs)[:, None], chunk)
             held_once[playing[held]] = True
-            held_decisions, decisions = held_decisions + int(held.sum()), decisions + int(seen.live.sum())
+            held_decisions[playing[held]] += 1
+            decisions[playing[seen.live]] += 1
         result = env.step_chunk(chunk)
         live = playing >= 0
         steps[playing[live]] += result.n_steps[live]
@@ -207,6 +237,7 @@ def evaluate(
             success[indices] = result.info["success"][ended]
             wrong[indices] = result.info["wrong_object"][ended]
             diverged[indices] = result.diverged[ended]
+            counting.ended(indices, success)
             for k, film in films.items():
                 for world in ended[indices == k]:
                     film.finish(obs, world, bool(success[k]), bool(wrong[k]))
@@ -226,34 +257,65 @@ def evaluate(
                     labels[playing[world]] = _labels(env, world)
             if on_progress:
                 on_progress(finished, len(seeds), int(success.sum()))
+    n = counting.episodes
+    success, wrong, diverged, steps, labels = success[:n], wrong[:n], diverged[:n], steps[:n], labels[:n]
+    outcomes = [_outcome(*map(bool, flags)) for flags in zip(success, wrong, diverged, strict=True)]
     return EvalReport(
         suite=suite,
         policy=name,
         backend=backend,
         successes=int(success.sum()),
-        episodes=len(seeds),
+        episodes=n,
         wrong_object=int(wrong.sum()),
         mean_steps=float(steps[success].mean()) if success.any() else 0.0,
         per_task=_group([task for task, _ in labels], success),
         per_phrasing=_group([template for _, template in labels], success),
-        seeds=(seeds[0], seeds[-1]),
+        seeds=(seeds[0], seeds[n - 1]),
         deterministic=deterministic,
         horizon=env.horizon,
         chunk_size=chunk_size,
         n_action_steps=n_action_steps,
         diverged=int(diverged.sum()),
         mujoco=getattr(env, "mujoco_version", ""),
-        initial_states=scenes.initial_states(seeds) if hasattr(scenes, "initial_states") else "",
+        initial_states=scenes.initial_states(seeds[:n]) if hasattr(scenes, "initial_states") else "",
         held=None
         if sight is None
         else {
-            "episodes": int(held_once.sum()),
-            "held_decisions": held_decisions,
-            "decisions": decisions,
+            "episodes": int(held_once[:n].sum()),
+            "held_decisions": int(held_decisions[:n].sum()),
+            "decisions": int(decisions[:n].sum()),
         },
-        films=[films[k] for k in sorted(films)],
-        outcomes=[_outcome(*map(bool, flags)) for flags in zip(success, wrong, diverged, strict=True)],
+        films=[films[k] for k in sorted(films) if k < n],
+        each=[
+            Episode(seed, *words, outcome, int(taken))
+            for seed, words, outcome, taken in zip(seeds[:n], labels, outcomes, steps, strict=True)
+        ],
+        until_width=until_width,
     )
+
+
+class _Counting:
+    """How many episodes count: all, or the fewest whose 95% interval is narrow enough.
+
+    Only the order of the seeds decides, not that in which episodes end: successes end early, and a count of whatever
+    ended first would be too high, and would depend on the number of environments.
+    """
+
+    def __init__(self, wanted: int, width: float | None) -> None:
+        self.episodes, self.enough = wanted, False
+        self._width = width
+        self._over = np.zeros(wanted, bool)
+        self._seen, self._won = 0, 0
+
+    def ended(self, indices: np.ndarray, success: np.ndarray) -> None:
+        """These episodes have ended; `success` (episodes,) is of all."""
+        self._over[indices] = True
+        while self._width is not None and not self.enough and self._seen < len(self._over) and self._over[self._seen]:
+            self._won += int(success[self._seen])
+            self._seen += 1
+            low, high = wilson95(self._won, self._seen)
+            if high - low <= self._width:
+                self.episodes, self.enough = self._seen, True
 
 
 def _outcome(success: bool, wrong: bool, diverged: bool) -> Outcome:

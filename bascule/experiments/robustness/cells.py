@@ -196,7 +196,8 @@ class Table:
             )  # fmt: skip
         place = {"axis": cell.axis, "severity": cell.severity, "seconds": round(time.monotonic() - began, 1)}
         outcomes = "".join(outcome[0] for outcome in report.outcomes)
-        return report.to_dict() | place | {"outcomes": outcomes, "failures": found}
+        more = {"phrasings": self.setting.phrasings, "outcomes": outcomes, "failures": found}
+        return report.to_dict() | place | more
 
     def _evaluated(self, cell: Cell, failures: Failures, on_episode: Callable[[int, int], None] | None) -> EvalReport:
         from envs.evaluation.evaluate import evaluate
