@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vla.core.config import load_json, save_json
 
@@ -40,17 +40,20 @@ def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row], *, newer:
     return row
 
 
-def arms_of(policies: Sequence[str | Path]) -> dict[str, list[str]]:
-    """{arm: the policies of its training seeds}. ValueError where two policies without a name are called alike."""
+def arms_of(policies: Sequence[str | Path], kind: Literal["checkpoint", "file"] = "checkpoint") -> dict[str, list[str]]:
+    """{arm: the policies of its training seeds, or the files of their results}. ValueError where two without a name
+    are called alike."""
     arms: dict[str, list[str]] = {}
     for text in map(str, policies):
         name, given, policy = text.partition("=")
         if not given:
-            name, policy = Path(text).name, text
+            name, policy = Path(text).name.removesuffix(".json"), text
             if name in arms:
-                raise ValueError(f"two policies are called '{name}': give them names, ARM={arms[name][0]} ARM={text}")
+                several = "files" if kind == "file" else "policies"
+                raise ValueError(f"two {several} are called '{name}': give them names, ARM={arms[name][0]} ARM={text}")
         if not (name and policy):
-            raise ValueError(f"--policy {text} must be a checkpoint, or ARM=CHECKPOINT")
+            flag = "" if kind == "file" else "--policy "
+            raise ValueError(f"{flag}{text} must be a {kind}, or ARM={kind.upper()}")
         arms.setdefault(name, []).append(policy)
     return arms
 
