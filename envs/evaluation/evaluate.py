@@ -259,7 +259,7 @@ def evaluate(
                 on_progress(finished, len(seeds), int(success.sum()))
     n = counting.episodes
     success, wrong, diverged, steps, labels = success[:n], wrong[:n], diverged[:n], steps[:n], labels[:n]
-    outcomes = [_outcome(*map(bool, flags)) for flags in zip(success, wrong, diverged, strict=True)]
+    outcomes: list[Outcome] = [_outcome(*map(bool, flags)) for flags in zip(success, wrong, diverged, strict=True)]
     return EvalReport(
         suite=suite,
         policy=name,

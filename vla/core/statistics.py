@@ -99,7 +99,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def iqm(scores: NDArray[np.floating], axis: int = -1) -> NDArray[np.floating]:
+def iqm(scores: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
     """Interquartile mean: of n scores the lowest and the highest floor(n/4) are left out. Agarwal et al. 2021,
     "Deep reinforcement learning at the edge of the statistical precipice"."""
     ordered = np.moveaxis(np.sort(scores, axis=axis), axis, -1)
