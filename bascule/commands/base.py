@@ -29,6 +29,12 @@ class Command(ABC):
         return "nothing was written"
 
 
+def stays(place: Path, message: str) -> str:
+    """`message`, of what was kept at `place`, if there is anything."""
+    there = any(place.iterdir()) if place.is_dir() else place.exists()
+    return message if there else "nothing is kept, it had only begun"
+
+
 def given(**values: object) -> dict[str, Any]:
     """The values that are not None, which are those the user gave."""
     return {name: value for name, value in values.items() if value is not None}

@@ -328,7 +328,9 @@ class Control(Command):
         return _tell_incomplete(Path(self.policy)) or (1 if differ else 0)
 
     def kept(self) -> str:
-        return "the robot was let go" + ("" if self.log is None else f"; its log is in {self.log}")
+        return "the robot was let go" + (
+            f"; its log is in {self.log}" if self.log is not None and self.log.exists() else ""
+        )
 
 
 def local_policy(folder: Path, embodiment: str | None = None) -> Any:

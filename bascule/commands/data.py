@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_file, check_numbers, chosen_perturbation
+from bascule.commands.base import Command, check_file, check_numbers, chosen_perturbation, stays
 from vla.core.config import lookup
 from vla.core.paths import quoted
 from vla.core.types import IMAGE_SIZE
@@ -84,7 +84,7 @@ class Demos(Command):
 
     def kept(self) -> str:
         """Finished episodes are kept after Ctrl-C."""
-        return f"finished episodes stay in {self._out()}; the same command continues"
+        return stays(self._out(), f"finished episodes stay in {self._out()}; the same command continues")
 
 
 def _note(state: Any) -> str:

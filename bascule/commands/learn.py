@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_numbers, given
+from bascule.commands.base import Command, check_numbers, given, stays
 from bascule.quickstart.config import QuickstartConfig
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup
@@ -72,7 +72,8 @@ class Quickstart(Command):
         return None
 
     def kept(self) -> str:
-        return f"what finished stays in {self.out}; vla quickstart --resume --out {quoted(self.out)} goes on"
+        told = f"what finished stays in {self.out}; vla quickstart --resume --out {quoted(self.out)} goes on"
+        return stays(self.out, told)
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,8 @@ class Pretrain(Command):
         return folder
 
     def kept(self) -> str:
-        return f"finished sets of scenes and the last checkpoint stay in {self.out}; add --resume to continue"
+        told = f"finished sets of scenes and the last checkpoint stay in {self.out}; add --resume to continue"
+        return stays(self.out, told)
 
 
 @dataclass(frozen=True)
@@ -382,4 +384,4 @@ class Train(Command):
         return replace(config, model=model, **changes)
 
     def kept(self) -> str:
-        return f"the last checkpoint stays in {self.out}; add --resume to continue"
+        return stays(self.out / CONFIG, f"the last checkpoint stays in {self.out}; add --resume to continue")

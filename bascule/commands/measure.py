@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_file, check_numbers, from_flags, given
+from bascule.commands.base import Command, check_file, check_numbers, from_flags, given, stays
 from vla.core.config import lookup
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Eval(Command):
         """Finished cells of a robustness report are kept after Ctrl-C."""
         if not self.robustness:
             return super().kept()
-        return f"finished cells stay in {self._out()}; add --resume to continue"
+        return stays(self._out(), f"finished cells stay in {self._out()}; add --resume to continue")
 
     def _out(self) -> Path:
         return self.out or Path("runs") / "robustness"
@@ -376,7 +376,7 @@ class Experiment(Command):
 
     def kept(self) -> str:
         """Finished runs are kept after Ctrl-C."""
-        return f"finished runs stay in {self.out}; the same command continues"
+        return stays(self.out, f"finished runs stay in {self.out}; the same command continues")
 
 
 def _cell(counts: dict[str, Any], column: str) -> Any:

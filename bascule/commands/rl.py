@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_numbers, chosen_perturbation, given
+from bascule.commands.base import Command, check_numbers, chosen_perturbation, given, stays
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup
 from vla.runtime.devices import choose_device
@@ -241,4 +241,5 @@ class RL(Command):
 
     def kept(self) -> str:
         """The last evaluated checkpoint is kept after Ctrl-C."""
-        return f"the last evaluated checkpoint stays in {self.out}; add --resume to continue"
+        told = f"the last evaluated checkpoint stays in {self.out}; add --resume to continue"
+        return stays(self.out / "last" / CONFIG, told)

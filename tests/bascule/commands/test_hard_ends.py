@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from bascule import main as cli
-from bascule.commands.learn import Quickstart
+from bascule.commands.control import Control
+from bascule.commands.data import Demos
+from bascule.commands.learn import Pretrain, Quickstart, Train
+from bascule.commands.measure import Eval, Experiment
+from bascule.commands.rl import RL
 from vla.core.config import save_json
 from vla.runtime import console
 
@@ -105,12 +109,40 @@ def test_a_library_that_finds_no_room_is_out_of_memory(capsys):
         console.run_guarded(lambda: __import__("no_such_module_at_all"), kept=str)
 
 
+KEPT = {
+    "rl": (RL, {"recipe": "tabletop-pick", "init": Path("p")}, "last/config.json", "the last evaluated checkpoint"),
+    "train": (Train, {"dataset": (Path("d"),)}, "config.json", "the last checkpoint stays"),
+    "quickstart": (Quickstart, {}, "quickstart.json", "what finished stays"),
+    "pretrain": (Pretrain, {}, "data/x", "finished sets of scenes"),
+    "demos": (Demos, {"suite": "tabletop-pick"}, "recording/0.parquet", "finished episodes stay"),
+    "experiment": (Experiment, {"name": "rl"}, "cell.json", "finished runs stay"),
+    "eval": (Eval, {"policy": "p", "robustness": True}, "cell.json", "finished cells stay"),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_only_what_is_there_is_said_to_be_kept(name, tmp_path):
+    make, arguments, file, words = KEPT[name]
+    command = make(**arguments, out=tmp_path / "run")
+    assert command.kept() == "nothing is kept, it had only begun"
+    (tmp_path / "run" / file).parent.mkdir(parents=True)
+    (tmp_path / "run" / file).write_text("x")
+    assert words in command.kept() and str(tmp_path / "run") in command.kept()
+
+
+def test_a_log_that_was_not_begun_is_not_promised(tmp_path):
+    command = Control("p", log=tmp_path / "log.jsonl")
+    assert command.kept() == "the robot was let go"
+    command.log.touch()
+    assert command.kept() == f"the robot was let go; its log is in {command.log}"
+
+
 def test_commands_that_a_message_recommends_can_be_pasted(tmp_path, capsys, monkeypatch):
     name = 'my "run"=1 ä; x'
-    said = Quickstart(out=Path(name)).kept()
-    assert shlex.split(said.partition("; vla ")[2])[:4] == ["quickstart", "--resume", "--out", name]
     monkeypatch.chdir(tmp_path)
     save_json(tmp_path / name / "meta" / "info.json", {})
+    said = Quickstart(out=Path(name)).kept()
+    assert shlex.split(said.partition("; vla ")[2])[:4] == ["quickstart", "--resume", "--out", name]
     assert cli.main(["eval", name]) == 2
     recommended = capsys.readouterr().err.split("`")[1]
     assert shlex.split(recommended) == ["vla", "train", "--dataset", name]
