@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.adapters.adapter_worlds import AdapterEpisode, AdapterWorlds, numpy_seed
-from envs.adapters.libero_geometry import Grasp, boxes, extent, plan_grasp
+from envs.adapters.libero_geometry import Grasp, Handle, boxes, extent, joint_columns, plan_grasp, plan_handle
 from envs.adapters.libero_package import Libero
 from envs.adapters.libero_suites import (
     CAMERAS,
@@ -24,6 +24,7 @@ from envs.adapters.libero_suites import (
     GOAL_KINDS,
     GOALS,
     PRIVILEGED_DIM,
+    TO_OPEN_FIRST,
     LiberoSuite,
     instruction_of,
 )
@@ -58,6 +59,10 @@ def _show_what_robosuite_draws(option: mujoco.MjvOption) -> None:
     option.geomgroup[0] = 0  # it collides with group 0 and draws group 1
 
 
+type _Plan = tuple[Grasp, float] | Handle | None
+"""How to take hold of a thing, and the top of its place above the place's position; or how to move a joint."""
+
+
 class LiberoWorlds(AdapterWorlds):
     """`num_worlds` LIBERO episodes in this process, each with a model of its own (130 MB)."""
 
@@ -86,9 +91,8 @@ class LiberoWorlds(AdapterWorlds):
         """The task that each environment is of."""
         self._idle: list[tuple[int, Any]] = []
         """Environments (and their tasks) that no world needs now, the longest idle first."""
-        self._plans: list[list[tuple[Grasp, float] | None]] = [[] for _ in range(num_worlds)]
-        """By world and goal: how to take hold of the thing, and the top of its place above the place's position; None
-        where the goal is no thing's place."""
+        self._plans: list[list[tuple[list[str], _Plan]]] = [[] for _ in range(num_worlds)]
+        """By world and goal: LIBERO's predicate (of a drawer that has to be open first, ours) and how to meet it."""
         self._sentences = self._all_sentences()
 
     def _start(self, i: int, seed: int, task: str | None) -> AdapterEpisode:
@@ -142,9 +146,12 @@ class LiberoWorlds(AdapterWorlds):
         fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
         proprio = np.concatenate([grip, rotation_vector(np.array([x, y, z, w])), fingers])
         goals = np.zeros((GOALS, GOAL_DIM))
-        for k, (goal, plan) in enumerate(zip(env.parsed_problem["goal_state"], self._plans[i], strict=False)):
-            goals[k, :2] = GOAL_KINDS.get(goal[0], 3), env._eval_predicate(goal)
-            if plan is not None:
+        for k, (goal, plan) in enumerate(self._plans[i]):
+            kind = GOAL_KINDS.get(goal[0], 3) if goal in env.parsed_problem["goal_state"] else TO_OPEN_FIRST
+            goals[k, :2] = kind, env._eval_predicate(goal)
+            if isinstance(plan, Handle):
+                goals[k, 2:] = joint_columns(env.sim.model._model, data._data, plan, grip)
+            elif plan is not None:
                 thing, place = self._where(env, goal[1]), self._where(env, goal[2])
                 grasp, top = plan
                 goals[k, 2:] = [
@@ -152,20 +159,44 @@ class LiberoWorlds(AdapterWorlds):
                 ]  # fmt: skip
         return proprio, np.array([self._numbers[i], *goals.ravel()])
 
-    def _plan(self, env: Any) -> list[tuple[Grasp, float] | None]:
-        scene = boxes(env.sim.model._model, env.sim.data._data, set(env.obj_body_id.values()))
-        plans: list[tuple[Grasp, float] | None] = []
-        for kind, thing, *place in env.parsed_problem["goal_state"][:GOALS]:
-            if kind not in GOAL_KINDS:
-                plans.append(None)
+    def _plan(self, env: Any) -> list[tuple[list[str], _Plan]]:
+        """How to meet each goal, and how to open the drawers that are closed and have to take something."""
+        model, data = env.sim.model._model, env.sim.data._data
+        scene = boxes(model, data, set(env.obj_body_id.values()))
+        plans: list[tuple[list[str], _Plan]] = []
+        first = []
+        for goal in env.parsed_problem["goal_state"][:GOALS]:
+            kind, thing, *place = goal
+            if not place:
+                plans.append((goal, self._handle(env, kind, thing)))
                 continue
             home = getattr(
                 env.object_states_dict[place[0]], "parent_name", place[0]
             )  # a place may be a part of a thing
             corners = extent(scene, env.obj_body_id.get(home, -1))
             top = 0.0 if corners is None else corners[1][2] - self._where(env, place[0])[2]
-            plans.append((plan_grasp(scene, env.obj_body_id[thing], self._where(env, thing)), float(top)))
-        return plans
+            plans.append((goal, (plan_grasp(scene, env.obj_body_id[thing], self._where(env, thing)), float(top))))
+            opened = ["open", place[0]]
+            if kind == "in" and self._joints(env, place[0]) and not env._eval_predicate(opened):
+                first.append((opened, self._handle(env, *opened)))
+        return (plans + first)[:GOALS]
+
+    def _handle(self, env: Any, kind: str, name: str) -> Handle | None:
+        """How to move the joint that a predicate of one name is about; None where there is no such joint."""
+        joints = self._joints(env, name)
+        owner = env.get_object(getattr(env.object_states_dict[name], "parent_name", name))
+        accepted = owner.object_properties.get("articulation", {}).get(f"default_{kind}_ranges")
+        if not (joints and accepted):
+            return None
+        model, data = env.sim.model._model, env.sim.data._data
+        return plan_handle(model, data, model.joint(joints[0]).id, accepted)
+
+    @staticmethod
+    def _joints(env: Any, name: str) -> list[str]:
+        """Hinges and slides of a fixture or of the part of one, as a drawer is."""
+        named, model = env.object_sites_dict.get(name) or env.get_object(name), env.sim.model._model
+        free = mujoco.mjtJoint.mjJNT_FREE
+        return [joint for joint in named.joints or () if model.joint(joint).type[0] != free]
 
     @staticmethod
     def _where(env: Any, name: str) -> NDArray[np.float64]:

@@ -30,6 +30,8 @@ _PARTS = (
 """The opened fingers, but for what is between them, and the hand: points to either side of the grip site along the
 axis on which the fingers close, from and up to which height above it, m."""
 _HALF_DEPTH_M = 0.025
+_KNOB_M = 0.02
+"""A part whose middle lies so near to its hinge's axis is a knob, any other a door."""
 _ROOM_M = 0.05
 """More room than this is as good as any."""
 
@@ -60,6 +62,19 @@ class Grasp:
     low: Vector
     high: Vector
     """Corners of the thing's bounding box relative to its position, world axes, m."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """How to move a joint: by which part, and whereto."""
+
+    joint: int
+    geom: int
+    """The colliding geom that is taken hold of, or pushed."""
+    yaw: float
+    """Turn of the hand for a knob, its fingers closing across it, rad; 0 for a drawer or a door."""
+    target: float
+    """The joint's position to reach, rad or m."""
 
 
 def boxes(model: mujoco.MjModel, data: mujoco.MjData, roots: Collection[int]) -> list[Box]:
@@ -145,3 +160,49 @@ def _room(others: Sequence[Box], point: Vector, yaw: float) -> float:
             gap = np.linalg.norm(np.maximum(np.abs((hand - box.centre) @ box.axes) - box.half, 0.0), axis=1)
             free = min(free, float(gap.min()) - _HALF_DEPTH_M)
     return free
+
+
+def plan_handle(model: mujoco.MjModel, data: mujoco.MjData, joint: int, accepted: Sequence[float]) -> Handle:
+    """The part of a joint's body that reaches farthest the way it opens; of a knob, the part that stands highest.
+
+    `accepted`: the positions of the joint that will do, of which one a little inside is to be reached."""
+    start = float(data.qpos[model.jnt_qposadr[joint]])
+    low, high = min(accepted), max(accepted)
+    target = low + 0.25 * (high - low) if abs(low - start) < abs(high - start) else high - 0.25 * (high - low)
+    body, axis = model.jnt_bodyid[joint], data.xaxis[joint]
+    parts = np.flatnonzero((model.geom_bodyid == body) & ((model.geom_contype | model.geom_conaffinity) != 0))
+    centres = np.array([_centre(model, data, geom) for geom in parts])
+    opening = np.sign(model.jnt_range[joint].sum())
+    knob = False
+    if model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_SLIDE:
+        outward = opening * axis
+    else:
+        arm = centres.mean(0) - data.xanchor[joint]
+        arm -= (arm @ axis) * axis
+        knob = bool(np.linalg.norm(arm) < _KNOB_M)
+        outward = axis if knob else opening * np.cross(axis, arm / np.linalg.norm(arm))
+    reach = np.abs(data.geom_xmat[parts].reshape(-1, 3, 3).transpose(0, 2, 1) @ outward) * model.geom_aabb[parts, 3:]
+    geom = int(parts[np.argmax(centres @ outward + reach.sum(1))])
+    return Handle(joint, geom, _yaw_across(model, data, geom) if knob else 0.0, target)
+
+
+def joint_columns(model: mujoco.MjModel, data: mujoco.MjData, handle: Handle, grip: Vector) -> list[float]:
+    """The columns of a joint's goal from the third on, see `envs.adapters.libero_suites.GOAL_DIM`."""
+    joint, place = handle.joint, _centre(model, data, handle.geom)
+    hinge = model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_HINGE
+    return [
+        *place, *data.xaxis[joint], *(place - grip), *(place - data.xanchor[joint]), handle.yaw,
+        data.qpos[model.jnt_qposadr[joint]], handle.target, float(hinge),
+    ]  # fmt: skip
+
+
+def _centre(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> Vector:
+    """(3,) middle of a geom's bounding box."""
+    return data.geom_xmat[geom].reshape(3, 3) @ model.geom_aabb[geom, :3] + data.geom_xpos[geom]
+
+
+def _yaw_across(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> float:
+    """Turn of the hand, in [-pi / 2, pi / 2), whose fingers close along the thinnest of a geom's level sides."""
+    axes, half = data.geom_xmat[geom].reshape(3, 3), model.geom_aabb[geom, 3:]
+    thin = axes[:, min((k for k in range(3) if abs(axes[2, k]) < 0.5), key=lambda k: half[k])]
+    return float((np.arctan2(-thin[0], thin[1]) + np.pi / 2) % np.pi - np.pi / 2)

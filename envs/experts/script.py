@@ -74,6 +74,14 @@ def turned(vector: Vector, axis: Vector, angle: float) -> Vector:
     return c * vector + s * np.cross(axis, vector) + (1 - c) * (axis @ vector) * axis
 
 
+def about(matrix: Vector, vector: Vector) -> Vector:
+    """A rotation matrix turned by a rotation vector, both in the world frame."""
+    angle = float(np.linalg.norm(vector))
+    if angle < 1e-9:
+        return matrix
+    return np.stack([turned(column, vector / angle, angle) for column in matrix.T], axis=1)
+
+
 def downward(yaw: float) -> Vector:
     """The hand pointing straight down, its fingers closing along `yaw`."""
     c, s = np.cos(yaw), np.sin(yaw)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from envs.adapters.libero_geometry import Grasp, _room, boxes, extent, plan_grasp
-from envs.experts.libero import about
+from envs.experts.script import about
 
 
 def grasp(*geoms: str, hand: str = "") -> Grasp:

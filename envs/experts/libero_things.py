@@ -1,0 +1,114 @@
+"""LIBERO's things into their places: taken hold of from above and carried, or pushed along the table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.adapters.libero_suites import GOAL_DIM, GOAL_KINDS, TO_OPEN_FIRST
+from envs.experts.script import CLOSED, OPEN, UP, Command, Lost, Script, Sight, Vector, about, at, go, stay
+
+_DISH_M = 0.025
+"""A thing that is lower than this and too wide for the fingers is pushed along the table, not lifted by its rim."""
+_BESIDE_M, _AHEAD_M, _PRESSED_M = 0.045, 0.02, 0.004
+"""A dish is pushed from within, so far off its middle; the fingers are sent so far ahead of that, and to so little above its
+bottom, which presses them on it."""
+
+
+class GoalRow:
+    """One goal of the privileged state, as it is now (`envs.adapters.libero_suites.GOAL_DIM`)."""
+
+    def __init__(self, see: Sight, number: int) -> None:
+        self._see, self._columns = see, slice(1 + number * GOAL_DIM, 1 + (number + 1) * GOAL_DIM)
+
+    def __call__(self, first: int, end: int) -> Vector:
+        """Some of its columns."""
+        return self._see.state[self._columns][first:end]
+
+    @property
+    def kind(self) -> int:
+        """See `envs.adapters.libero_suites.GOAL_KINDS`."""
+        return int(self(0, 1)[0])
+
+    @property
+    def holds(self) -> bool:
+        """True while LIBERO says so."""
+        return bool(self(1, 2)[0])
+
+    @property
+    def of_a_thing(self) -> bool:
+        """True of a thing that has to be in or on a place."""
+        return self.kind in (GOAL_KINDS["on"], GOAL_KINDS["in"])
+
+    @property
+    def is_dish(self) -> bool:
+        """True of a wide, flat thing whose place is on the table, too."""
+        bottom, top = self(15, 17)
+        level = abs(self(4, 5)[0] + bottom - self(7, 8)[0]) < _DISH_M
+        return bool(top - bottom < _DISH_M and np.linalg.norm(self(11, 13)) > 0.04 and level)
+
+    @property
+    def is_knob(self) -> bool:
+        """True of a hinge whose handle is at its axis."""
+        arm, axis = self(11, 14), self(5, 8)
+        return bool(self(17, 18)[0]) and bool(np.linalg.norm(arm - (arm @ axis) * axis) < 0.03)
+
+
+def place(see: Sight, row: GoalRow, rest: Vector, *, inside: bool) -> Script:
+    """Take the thing of a goal and let it go in its place; `inside` a drawer: on its bottom, not from above its rim."""
+    kind, grasp, yaw = row.kind, row(11, 14).copy(), row(14, 15)[0]
+    bottom, top, rim = row(15, 18)
+    hand = about(rest, yaw * UP)
+
+    def grip() -> Vector:
+        return row(2, 5) + grasp
+
+    def lost() -> bool:
+        return bool(np.linalg.norm(grip() - see.grip) > 0.06)
+
+    clear = (top - grasp[2] + 0.06) * UP
+    yield from go(see, lambda: grip() + clear, hand, OPEN, within_m=0.015, within_rad=0.1, steps=100)
+    yield from go(see, grip, hand, OPEN, within_m=0.008, within_rad=0.1, steps=60)
+    yield from stay(grip, hand, CLOSED, 10)
+    # High enough for the thing's bottom to pass over the place's rim.
+    lift = max(0.12, row(7, 8)[0] + rim - (row(4, 5)[0] + bottom) + 0.05)
+    try:
+        above = at(see.grip + lift * UP)
+        yield from go(see, above, hand, CLOSED, within_m=0.02, steps=60, lost=lost)
+        held, height = row(2, 5) - see.grip, see.grip[2]
+
+        def over(z: float) -> Vector:
+            return np.array([*(row(5, 8) - held)[:2], z])
+
+        yield from go(see, lambda: over(height), hand, CLOSED, within_m=0.012, steps=100, lost=lost)
+        if kind == GOAL_KINDS["on"] or inside:
+            ground = row(7, 8)[0] + (0.02 if kind == GOAL_KINDS["on"] else 0.0) - bottom - held[2]
+            yield from go(see, lambda: over(ground), hand, CLOSED, within_m=0.01, steps=40, lost=lost)
+    except Lost:
+        return False
+    yield from stay(at(see.grip), hand, OPEN, 10)
+    yield from go(see, at(see.grip + 0.1 * UP), hand, OPEN, within_m=0.02, steps=15)
+    yield from stay(at(see.grip), hand, OPEN, 10)
+    return True
+
+
+def push(see: Sight, row: GoalRow, rest: Vector) -> Script:
+    """Push a dish along the table from within: the closed fingers stand in it and lean on its rim."""
+    bottom, top = row(15, 17)
+
+    def above(height: float) -> Vector:
+        return row(2, 5) + (bottom + height) * UP
+
+    def leaning() -> Vector:
+        way = row(5, 8) - row(2, 5)
+        way[2] = 0.0
+        far = float(np.linalg.norm(way))
+        return above(_PRESSED_M) + way / max(far, 1e-6) * (_BESIDE_M + min(far, _AHEAD_M))
+
+    yield from go(see, lambda: above(0.1), rest, CLOSED, within_m=0.015, within_rad=0.15, steps=100)
+    yield from go(see, lambda: above(_PRESSED_M), rest, CLOSED, within_m=0.006, steps=40)
+    for _ in range(200):
+        if row.holds:
+            break
+        yield Command(leaning(), rest, CLOSED, speed=0.4)
+    yield from go(see, at(see.grip + 0.1 * UP), rest, CLOSED, within_m=0.02, steps=15)
+    return True
