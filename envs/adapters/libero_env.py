@@ -8,6 +8,7 @@ compiled once, and only its state (and where its fixtures stand) drawn anew.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -160,12 +161,20 @@ class LiberoWorlds(AdapterWorlds):
         return proprio, np.array([self._numbers[i], *goals.ravel()])
 
     def _plan(self, env: Any) -> list[tuple[list[str], _Plan]]:
-        """How to meet each goal, and how to open the drawers that are closed and have to take something."""
+        """How to meet each goal, and how to open the drawers that are closed and have to take something. Things are taken
+        hold of where the opened drawers leave room."""
         model, data = env.sim.model._model, env.sim.data._data
-        scene = boxes(model, data, set(env.obj_body_id.values()))
+        wanted = env.parsed_problem["goal_state"][:GOALS]
+        drawers = [["open", goal[2]] for goal in wanted if goal[0] == "in" and self._joints(env, goal[2])]
+        first = [(goal, self._handle(env, *goal)) for goal in drawers if not env._eval_predicate(goal)]
+        opened = copy.copy(data)
+        for _, handle in first:
+            if handle is not None:
+                opened.qpos[model.jnt_qposadr[handle.joint]] = handle.target
+        mujoco.mj_kinematics(model, opened)
+        scene = boxes(model, opened, set(env.obj_body_id.values()))
         plans: list[tuple[list[str], _Plan]] = []
-        first = []
-        for goal in env.parsed_problem["goal_state"][:GOALS]:
+        for goal in wanted:
             kind, thing, *place = goal
             if not place:
                 plans.append((goal, self._handle(env, kind, thing)))
@@ -176,10 +185,7 @@ class LiberoWorlds(AdapterWorlds):
             corners = extent(scene, env.obj_body_id.get(home, -1))
             top = 0.0 if corners is None else corners[1][2] - self._where(env, place[0])[2]
             plans.append((goal, (plan_grasp(scene, env.obj_body_id[thing], self._where(env, thing)), float(top))))
-            opened = ["open", place[0]]
-            if kind == "in" and self._joints(env, place[0]) and not env._eval_predicate(opened):
-                first.append((opened, self._handle(env, *opened)))
-        return (plans + first)[:GOALS]
+        return [*plans, *first][:GOALS]
 
     def _handle(self, env: Any, kind: str, name: str) -> Handle | None:
         """How to move the joint that a predicate of one name is about; None where there is no such joint."""

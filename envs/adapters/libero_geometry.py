@@ -23,13 +23,19 @@ _RIM_M = (0.012, 0.006)
 """A rim is taken so far below its top, and so far inside the thing's outline."""
 _ROUND = 0.15
 """A thing whose length and width differ by less than this part is taken to be round."""
-_PARTS = (
-    (np.array([-0.055, -0.04, -0.025, 0.025, 0.04, 0.055]), -0.01, _FINGER_DEPTH_M),
-    (np.linspace(-0.105, 0.105, 9), _FINGER_DEPTH_M, 0.15),
+type _Shape = tuple[tuple[Vector, float, float, float], ...]
+_BERTH: _Shape = (
+    (np.array([-0.055, -0.04, -0.025, 0.025, 0.04, 0.055]), -0.01, _FINGER_DEPTH_M, 0.025),
+    (np.linspace(-0.105, 0.105, 9), _FINGER_DEPTH_M, 0.15, 0.025),
 )
-"""The opened fingers, but for what is between them, and the hand: points to either side of the grip site along the
-axis on which the fingers close, from and up to which height above it, m."""
-_HALF_DEPTH_M = 0.025
+"""The opened fingers, but for what is between them, and the hand: points to either side of the grip site along the axis
+on which the fingers close, from and up to which height above it, and the radius around each point, m. With room to
+spare: what is nearer is in the way."""
+_BARE: _Shape = (
+    (np.array([-0.044, 0.044]), -0.01, _FINGER_DEPTH_M, 0.011),
+    (np.linspace(-0.07, 0.07, 7), _FINGER_DEPTH_M, 0.15, 0.032),
+)
+"""The same without any room to spare: for narrow places, as a drawer."""
 _KNOB_M = 0.02
 """A part whose middle lies so near to its hinge's axis is a knob, any other a door."""
 _ROOM_M = 0.05
@@ -112,8 +118,17 @@ def plan_grasp(scene: Sequence[Box], owner: int, position: Vector) -> Grasp:
     corners = extent(scene, owner)
     low, high = (np.zeros(3), np.zeros(3)) if corners is None else (corner - position for corner in corners)
     others = [box for box in scene if box.owner != owner and box.high[2] > low[2] + position[2] + 0.005]
-    ways = _ways(low, high) or [(0.0, (low + high) / 2)]
-    yaw, offset = max(ways, key=lambda way: _room(others, position + way[1], way[0]) - _cost(*way))
+
+    def best(shape: _Shape, steps: int) -> tuple[float, Vector, float]:
+        found = [
+            (yaw, offset, _room(others, position + offset, yaw, shape) - _cost(yaw, offset))
+            for yaw, offset in _ways(low, high, steps) or [(0.0, (low + high) / 2)]
+        ]
+        return max(found, key=lambda way: way[2])
+
+    yaw, offset, score = best(_BERTH, 8)
+    if score < 0:
+        yaw, offset, _ = best(_BARE, 24)
     return Grasp(offset, yaw, low, high)
 
 
@@ -122,8 +137,8 @@ def _closing(yaw: float) -> Vector:
     return np.array([-np.sin(yaw), np.cos(yaw), 0.0])
 
 
-def _ways(low: Vector, high: Vector) -> list[tuple[float, Vector]]:
-    """(turn of the hand, offset) of the grasps to choose among."""
+def _ways(low: Vector, high: Vector, steps: int = 8) -> list[tuple[float, Vector]]:
+    """(turn of the hand, offset) of the grasps to choose among; a round thing's by `steps` turns, a multiple of 8."""
     size, middle, ways = high - low, (low + high) / 2, []
     rim = np.array([*middle[:2], high[2] - _RIM_M[0]])
     for yaw, along in ((0.0, 1), (np.pi / 2, 0)):
@@ -137,7 +152,7 @@ def _ways(low: Vector, high: Vector) -> list[tuple[float, Vector]]:
             ways += [(yaw, rim + side * radius * _closing(yaw)) for side in (-1.0, 1.0)]
     if size[:2].min() >= max(_BETWEEN_FINGERS_M, (1 - _ROUND) * size[:2].max()):
         radius = size[:2].mean() / 2 - _RIM_M[1]
-        for yaw in np.pi / 8 * np.array([-3, -2, -1, 1, 2, 3]):
+        for yaw in np.pi / steps * np.array([k for k in range(1 - steps // 2, steps // 2) if k]):
             ways += [(float(yaw), rim + side * radius * _closing(yaw)) for side in (-1.0, 1.0)]
     return ways
 
@@ -148,17 +163,17 @@ def _cost(yaw: float, offset: Vector) -> float:
     return 0.01 * (yaw != 0) + 0.003 * abs(yaw) + 0.2 * float(beside)
 
 
-def _room(others: Sequence[Box], point: Vector, yaw: float) -> float:
+def _room(others: Sequence[Box], point: Vector, yaw: float, shape: _Shape = _BERTH) -> float:
     """Metres between the opened hand at a point and its nearest neighbour, at most `_ROOM_M`."""
     free = _ROOM_M
-    for sides, bottom, top in _PARTS:
+    for sides, bottom, top, radius in shape:
         for box in others:
             lowest, highest = max(box.low[2], point[2] + bottom), min(box.high[2], point[2] + top)
             if lowest > highest:
                 continue
             hand = np.array([*point[:2], (lowest + highest) / 2]) + sides[:, None] * _closing(yaw)
             gap = np.linalg.norm(np.maximum(np.abs((hand - box.centre) @ box.axes) - box.half, 0.0), axis=1)
-            free = min(free, float(gap.min()) - _HALF_DEPTH_M)
+            free = min(free, float(gap.min()) - radius)
     return free
 
 

@@ -32,8 +32,8 @@ def _tidy(see: Sight) -> Script:
             return True
         row = min(unmet, key=lambda row: (row.kind != TO_OPEN_FIRST, row.kind == _TO_CLOSE))
         if row.of_a_thing:
-            in_drawer = any(other.kind in (TO_OPEN_FIRST, _TO_CLOSE) for other in rows)
-            yield from push(see, row, rest) if row.is_dish else place(see, row, rest, inside=in_drawer)
+            drawer = next((other for other in rows if other.is_drawer), None)
+            yield from push(see, row, rest) if row.is_dish else place(see, row, rest, drawer)
         elif row.is_knob:
             yield from turn_knob(see, row, rest)
         elif row.kind == _TO_CLOSE:

@@ -50,7 +50,7 @@ def pull(see: Sight, row: GoalRow, rest: Vector) -> Script:
         yield from go(see, lambda: row(2, 5) + _AHEAD_M * out, hand, CLOSED, within_m=0.0, steps=1)
     yield from stay(at(see.grip), hand, OPEN, 8)
     yield from go(see, at(see.grip + 0.06 * out + 0.02 * UP), hand, OPEN, within_m=0.02, steps=20)
-    yield from go(see, at(see.grip + 0.15 * UP), rest, OPEN, within_m=0.03, within_rad=0.3, steps=40)
+    yield from go(see, at(see.grip + 0.18 * UP), rest, OPEN, within_m=0.03, within_rad=0.3, steps=40)
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.adapters.libero_suites import GOAL_DIM, GOAL_KINDS, TO_OPEN_FIRST
+from envs.adapters.libero_suites import GOAL_DIM, GOAL_KINDS
 from envs.experts.script import CLOSED, OPEN, UP, Command, Lost, Script, Sight, Vector, about, at, go, stay
 
 _DISH_M = 0.025
@@ -12,6 +12,9 @@ _DISH_M = 0.025
 _BESIDE_M, _AHEAD_M, _PRESSED_M = 0.045, 0.02, 0.004
 """A dish is pushed from within, so far off its middle; the fingers are sent so far ahead of that, and to so little above its
 bottom, which presses them on it."""
+
+_LEAN_RAD, _ASIDE_M = 0.25, 0.01
+"""The hand's lean away from a drawer, and how far from its middle, away from the cabinet, it is filled."""
 
 
 class GoalRow:
@@ -47,20 +50,38 @@ class GoalRow:
         return bool(top - bottom < _DISH_M and np.linalg.norm(self(11, 13)) > 0.04 and level)
 
     @property
+    def is_drawer(self) -> bool:
+        """True of a slide."""
+        return self.kind >= GOAL_KINDS["open"] and not self(17, 18)[0]
+
+    @property
+    def outward(self) -> Vector:
+        """(3,) the way in which a drawer opens."""
+        now, target = self(15, 17)
+        return np.sign(max(now, target, key=abs)) * self(5, 8)
+
+    @property
     def is_knob(self) -> bool:
         """True of a hinge whose handle is at its axis."""
         arm, axis = self(11, 14), self(5, 8)
         return bool(self(17, 18)[0]) and bool(np.linalg.norm(arm - (arm @ axis) * axis) < 0.03)
 
 
-def place(see: Sight, row: GoalRow, rest: Vector, *, inside: bool) -> Script:
-    """Take the thing of a goal and let it go in its place; `inside` a drawer: on its bottom, not from above its rim."""
+def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None) -> Script:
+    """Take the thing of a goal and let it go in its place. Into a `drawer` it is lowered, by a hand that leans away."""
     kind, grasp, yaw = row.kind, row(11, 14).copy(), row(14, 15)[0]
     bottom, top, rim = row(15, 18)
     hand = about(rest, yaw * UP)
-
     def grip() -> Vector:
         return row(2, 5) + grasp
+
+    aside = np.zeros(3)
+    if drawer:
+        across = np.array([-np.sin(yaw), np.cos(yaw), 0.0])  # the fingers close along it
+        hand = about(hand, _LEAN_RAD * float(np.cross(UP, drawer.outward) @ across) * across)
+        aside = _ASIDE_M * drawer.outward
+        height = see.grip[2]  # no lower than where its opening ended: not through the drawer
+        yield from go(see, lambda: np.array([*grip()[:2], height]), hand, OPEN, within_m=0.03, within_rad=0.3, steps=100)
 
     def lost() -> bool:
         return bool(np.linalg.norm(grip() - see.grip) > 0.06)
@@ -77,10 +98,10 @@ def place(see: Sight, row: GoalRow, rest: Vector, *, inside: bool) -> Script:
         held, height = row(2, 5) - see.grip, see.grip[2]
 
         def over(z: float) -> Vector:
-            return np.array([*(row(5, 8) - held)[:2], z])
+            return np.array([*(row(5, 8) + aside - held)[:2], z])
 
         yield from go(see, lambda: over(height), hand, CLOSED, within_m=0.012, steps=100, lost=lost)
-        if kind == GOAL_KINDS["on"] or inside:
+        if kind == GOAL_KINDS["on"] or drawer:
             ground = row(7, 8)[0] + (0.02 if kind == GOAL_KINDS["on"] else 0.0) - bottom - held[2]
             yield from go(see, lambda: over(ground), hand, CLOSED, within_m=0.01, steps=40, lost=lost)
     except Lost:
