@@ -17,7 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.adapters.adapter_worlds import AdapterEpisode, AdapterWorlds, numpy_seed
-from envs.adapters.libero_geometry import Grasp, Handle, boxes, extent, joint_columns, plan_grasp, plan_handle
+from envs.adapters.libero_geometry import (
+    Grasp,
+    Handle,
+    boxes,
+    extent,
+    joint_columns,
+    plan_grasp,
+    plan_handle,
+    plan_handle_grasp,
+    way_out,
+)
 from envs.adapters.libero_package import Libero
 from envs.adapters.libero_suites import (
     CAMERAS,
@@ -161,8 +171,8 @@ class LiberoWorlds(AdapterWorlds):
         return proprio, np.array([self._numbers[i], *goals.ravel()])
 
     def _plan(self, env: Any) -> list[tuple[list[str], _Plan]]:
-        """How to meet each goal, and how to open the drawers that are closed and have to take something. Things are taken
-        hold of where the opened drawers leave room."""
+        """How to meet each goal, and how to open the drawers that are closed and have to take something. Things are
+        taken hold of where the opened drawers leave room."""
         model, data = env.sim.model._model, env.sim.data._data
         wanted = env.parsed_problem["goal_state"][:GOALS]
         drawers = [["open", goal[2]] for goal in wanted if goal[0] == "in" and self._joints(env, goal[2])]
@@ -184,7 +194,10 @@ class LiberoWorlds(AdapterWorlds):
             )  # a place may be a part of a thing
             corners = extent(scene, env.obj_body_id.get(home, -1))
             top = 0.0 if corners is None else corners[1][2] - self._where(env, place[0])[2]
-            plans.append((goal, (plan_grasp(scene, env.obj_body_id[thing], self._where(env, thing)), float(top))))
+            body, where = env.obj_body_id[thing], self._where(env, thing)
+            door = self._handle(env, "close", home) if kind == "in" and ["close", home] in wanted else None
+            grasp = door and plan_handle_grasp(scene, body, where, way_out(model, data, door))
+            plans.append((goal, (grasp or plan_grasp(scene, body, where), float(top))))
         return [*plans, *first][:GOALS]
 
     def _handle(self, env: Any, kind: str, name: str) -> Handle | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 
+UP = np.array([0.0, 0.0, 1.0])
 _ROBOT = ("robot0_", "gripper0_", "mount0_")
 _BETWEEN_FINGERS_M = 0.072
 """Widest thing that the opened fingers (8 cm) take between them."""
@@ -132,6 +133,24 @@ def plan_grasp(scene: Sequence[Box], owner: int, position: Vector) -> Grasp:
     return Grasp(offset, yaw, low, high)
 
 
+def plan_handle_grasp(scene: Sequence[Box], owner: int, position: Vector, way: Vector) -> Grasp | None:
+    """The grasp of a mug's handle that reaches out `way` (3,), level: between the fingers, near its top. None where
+    nothing that narrow does."""
+    mine = [box for box in scene if box.owner == owner]
+    corners = extent(scene, owner)
+    if corners is None:
+        return None
+    middles = np.array([(box.low + box.high) / 2 for box in mine])
+    part = mine[int(np.argmax(middles @ way))]
+    side = np.cross(UP, way)
+    if np.abs(side) @ (part.high - part.low) > _BETWEEN_FINGERS_M / 2:
+        return None
+    middle = (part.low + part.high) / 2
+    point = np.array([*middle[:2], max(middle[2], part.high[2] - _RIM_M[0])])
+    yaw = float((np.arctan2(-side[0], side[1]) + np.pi / 2) % np.pi - np.pi / 2)
+    return Grasp(point - position, yaw, corners[0] - position, corners[1] - position)
+
+
 def _closing(yaw: float) -> Vector:
     """(3,) the axis along which the fingers close."""
     return np.array([-np.sin(yaw), np.cos(yaw), 0.0])
@@ -209,6 +228,16 @@ def joint_columns(model: mujoco.MjModel, data: mujoco.MjData, handle: Handle, gr
         *place, *data.xaxis[joint], *(place - grip), *(place - data.xanchor[joint]), handle.yaw,
         data.qpos[model.jnt_qposadr[joint]], handle.target, float(hinge),
     ]  # fmt: skip
+
+
+def way_out(model: mujoco.MjModel, data: mujoco.MjData, handle: Handle) -> Vector:
+    """(3,) the way from inside to outside through a door, were it shut."""
+    axis, angle = data.xaxis[handle.joint], float(data.qpos[model.jnt_qposadr[handle.joint]])
+    arm = _centre(model, data, handle.geom) - data.xanchor[handle.joint]
+    arm -= (arm @ axis) * axis
+    shut = np.cos(angle) * arm - np.sin(angle) * np.cross(axis, arm)
+    out = np.sign(model.jnt_range[handle.joint].sum()) * np.cross(axis, shut)
+    return out / np.linalg.norm(out)
 
 
 def _centre(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> Vector:

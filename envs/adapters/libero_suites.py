@@ -30,8 +30,8 @@ GOAL_DIM = 18
 - of a thing and its place: the thing (3), its place (3), thing - grip site (3), grip site - thing in a good grasp (3),
   turn of the hand for it, bottom and top of the thing above its position, top of the place above the place's. Grasp and
   sizes are those of when the episode began.
-- of a joint: its handle (3), its axis (3), handle - grip site (3), handle - the joint's anchor (3), turn of the hand for
-  the handle, the joint's position, the position to bring it to, 1 for a hinge and 0 for a slide."""
+- of a joint: its handle (3), its axis (3), handle - grip site (3), handle - the joint's anchor (3), turn of the hand
+  for the handle, the joint's position, the position to bring it to, 1 for a hinge and 0 for a slide."""
 GOAL_KINDS = {"on": 1, "in": 2, "open": 3, "turnon": 3, "close": 5, "turnoff": 5}
 """Kind 0 is no goal, 4 no goal of LIBERO's but a drawer that has to be open before its goal can be met."""
 TO_OPEN_FIRST = 4

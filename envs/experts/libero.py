@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.adapters.libero_suites import GOAL_KINDS, GOALS, TO_OPEN_FIRST
 from envs.experts.libero_joints import pull, push_shut, turn_knob
-from envs.experts.libero_things import GoalRow, place, push
+from envs.experts.libero_things import GoalRow, place, push, put_through
 from envs.experts.script import Script, ScriptedExpert, Sight, about
 
 _TO_CLOSE = GOAL_KINDS["close"]
@@ -33,7 +33,13 @@ def _tidy(see: Sight) -> Script:
         row = min(unmet, key=lambda row: (row.kind != TO_OPEN_FIRST, row.kind == _TO_CLOSE))
         if row.of_a_thing:
             drawer = next((other for other in rows if other.is_drawer), None)
-            yield from push(see, row, rest) if row.is_dish else place(see, row, rest, drawer)
+            door = next((other for other in rows if other.is_door), None)
+            if row.is_dish:
+                yield from push(see, row, rest)
+            elif door and row.kind == GOAL_KINDS["in"]:
+                yield from put_through(see, row, rest, door)
+            else:
+                yield from place(see, row, rest, drawer)
         elif row.is_knob:
             yield from turn_knob(see, row, rest)
         elif row.kind == _TO_CLOSE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs.experts.libero_things import GoalRow
-from envs.experts.script import CLOSED, OPEN, UP, Script, Sight, Vector, about, at, go, stay, turned, wrapped
+from envs.experts.script import CLOSED, OPEN, UP, Script, Sight, Vector, about, at, go, stay, tilted, turned
 
 _INTO_DRAWER_RAD = 1.3
 """A handle is hooked by a hand so far from the vertical: above one stand the handles of other drawers."""
@@ -29,17 +29,10 @@ def _outward(row: GoalRow) -> Vector:
     return np.sign(_left(row)) * row(5, 8)
 
 
-def _tilted(rest: Vector, forward: Vector, closing: float, tilt: float) -> Vector:
-    """The hand at rest, turned until its fingers close at the angle `closing` from `forward` (level, unit), then tilted to
-    point `forward` by `tilt` (rad)."""
-    yaw = float(np.arctan2(forward[1], forward[0])) + closing - np.pi / 2
-    return about(about(rest, wrapped(yaw, np.pi) * UP), -tilt * np.cross(UP, forward))
-
-
 def pull(see: Sight, row: GoalRow, rest: Vector) -> Script:
     """Open a drawer: from the front take the handle's bar between the fingers, above and below it, and draw back."""
     out = _outward(row).copy()
-    hand = _tilted(rest, -out, 0.0, _INTO_DRAWER_RAD)
+    hand = tilted(rest, -out, 0.0, _INTO_DRAWER_RAD)
     yield from go(see, lambda: row(2, 5) + 0.16 * out + 0.04 * UP, hand, OPEN, within_m=0.02, within_rad=0.3, steps=100)
     yield from go(see, lambda: row(2, 5) + 0.09 * out, hand, OPEN, within_m=0.012, within_rad=0.15, steps=60)
     yield from go(see, lambda: row(2, 5), hand, OPEN, within_m=0.008, steps=40)
@@ -86,8 +79,10 @@ def push_shut(see: Sight, row: GoalRow, rest: Vector) -> Script:
 
 def _push_drawer(see: Sight, row: GoalRow, rest: Vector) -> Script:
     inward = _outward(row).copy()
-    hand = _tilted(rest, inward, np.pi / 2, _INTO_PUSH_RAD)
-    yield from go(see, lambda: row(2, 5) - 0.1 * inward + 0.12 * UP, hand, CLOSED, within_m=0.02, within_rad=0.3, steps=100)
+    hand = tilted(rest, inward, np.pi / 2, _INTO_PUSH_RAD)
+    yield from go(
+        see, lambda: row(2, 5) - 0.1 * inward + 0.12 * UP, hand, CLOSED, within_m=0.02, within_rad=0.3, steps=100
+    )
     yield from go(see, lambda: row(2, 5) - 0.06 * inward, hand, CLOSED, within_m=0.015, within_rad=0.2, steps=60)
     for _ in range(100):
         if row.holds:

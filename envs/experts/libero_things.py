@@ -5,16 +5,35 @@ from __future__ import annotations
 import numpy as np
 
 from envs.adapters.libero_suites import GOAL_DIM, GOAL_KINDS
-from envs.experts.script import CLOSED, OPEN, UP, Command, Lost, Script, Sight, Vector, about, at, go, stay
+from envs.experts.script import (
+    CLOSED,
+    OPEN,
+    UP,
+    Command,
+    Lost,
+    Script,
+    Sight,
+    Vector,
+    about,
+    at,
+    go,
+    stay,
+    tilted,
+    turned,
+)
 
 _DISH_M = 0.025
 """A thing that is lower than this and too wide for the fingers is pushed along the table, not lifted by its rim."""
 _BESIDE_M, _AHEAD_M, _PRESSED_M = 0.045, 0.02, 0.004
-"""A dish is pushed from within, so far off its middle; the fingers are sent so far ahead of that, and to so little above its
-bottom, which presses them on it."""
+"""A dish is pushed from within, so far off its middle; the fingers are sent so far ahead of that, and so little above
+its bottom, which presses them on it."""
 
 _LEAN_RAD, _ASIDE_M = 0.25, 0.01
 """The hand's lean away from a drawer, and how far from its middle, away from the cabinet, it is filled."""
+
+_THROUGH_RAD, _DEEP_M, _LOW_M = 1.05, 0.03, 0.055
+"""Through a door: the hand's tilt from the vertical, how far before the place's middle the thing stands, and how far
+below it its bottom passes in."""
 
 
 class GoalRow:
@@ -46,7 +65,7 @@ class GoalRow:
     def is_dish(self) -> bool:
         """True of a wide, flat thing whose place is on the table, too."""
         bottom, top = self(15, 17)
-        level = abs(self(4, 5)[0] + bottom - self(7, 8)[0]) < _DISH_M
+        level = 0.0 <= self(4, 5)[0] + bottom - self(7, 8)[0] < _DISH_M
         return bool(top - bottom < _DISH_M and np.linalg.norm(self(11, 13)) > 0.04 and level)
 
     @property
@@ -55,10 +74,19 @@ class GoalRow:
         return self.kind >= GOAL_KINDS["open"] and not self(17, 18)[0]
 
     @property
+    def is_door(self) -> bool:
+        """True of a hinge whose handle is away from its axis."""
+        return self.kind >= GOAL_KINDS["open"] and bool(self(17, 18)[0]) and not self.is_knob
+
+    @property
     def outward(self) -> Vector:
-        """(3,) the way in which a drawer opens."""
+        """(3,) the way in which a drawer opens, or through a door from inside, were it shut."""
         now, target = self(15, 17)
-        return np.sign(max(now, target, key=abs)) * self(5, 8)
+        sense, axis = np.sign(max(now, target, key=abs)), self(5, 8)
+        if self.is_drawer:
+            return sense * axis
+        out = sense * np.cross(axis, turned(self(11, 14), axis, -now))
+        return out / np.linalg.norm(out)
 
     @property
     def is_knob(self) -> bool:
@@ -72,6 +100,7 @@ def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None) -> Scr
     kind, grasp, yaw = row.kind, row(11, 14).copy(), row(14, 15)[0]
     bottom, top, rim = row(15, 18)
     hand = about(rest, yaw * UP)
+
     def grip() -> Vector:
         return row(2, 5) + grasp
 
@@ -81,7 +110,9 @@ def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None) -> Scr
         hand = about(hand, _LEAN_RAD * float(np.cross(UP, drawer.outward) @ across) * across)
         aside = _ASIDE_M * drawer.outward
         height = see.grip[2]  # no lower than where its opening ended: not through the drawer
-        yield from go(see, lambda: np.array([*grip()[:2], height]), hand, OPEN, within_m=0.03, within_rad=0.3, steps=100)
+        yield from go(
+            see, lambda: np.array([*grip()[:2], height]), hand, OPEN, within_m=0.03, within_rad=0.3, steps=100
+        )
 
     def lost() -> bool:
         return bool(np.linalg.norm(grip() - see.grip) > 0.06)
@@ -109,6 +140,39 @@ def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None) -> Scr
     yield from stay(at(see.grip), hand, OPEN, 10)
     yield from go(see, at(see.grip + 0.1 * UP), hand, OPEN, within_m=0.02, steps=15)
     yield from stay(at(see.grip), hand, OPEN, 10)
+    return True
+
+
+def put_through(see: Sight, row: GoalRow, rest: Vector, door: GoalRow) -> Script:
+    """Carry a mug by its handle through an open door, as into a microwave, and draw the hand back."""
+    out, grasp, bottom = door.outward, row(11, 14).copy(), row(15, 16)[0]
+    hand = tilted(rest, -out, np.pi / 2, _THROUGH_RAD)
+
+    def grip() -> Vector:
+        return row(2, 5) + grasp
+
+    def lost() -> bool:
+        return bool(np.linalg.norm(grip() - see.grip) > 0.06)
+
+    away = 0.08 * (np.sin(_THROUGH_RAD) * out + np.cos(_THROUGH_RAD) * UP)
+    yield from go(see, lambda: grip() + away + 0.1 * UP, hand, OPEN, within_m=0.03, within_rad=0.3, steps=100)
+    yield from go(see, lambda: grip() + away, hand, OPEN, within_m=0.015, within_rad=0.1, steps=60)
+    yield from go(see, grip, hand, OPEN, within_m=0.008, within_rad=0.1, steps=60)
+    yield from stay(grip, hand, CLOSED, 10)
+    try:
+        held = row(2, 5) - see.grip
+        inside = row(5, 8) + _DEEP_M * out - held
+        inside[2] = row(7, 8)[0] - _LOW_M - bottom - held[2]
+        start = at(np.array([*see.grip[:2], inside[2]]))
+        yield from go(see, start, hand, CLOSED, within_m=0.012, steps=60, lost=lost)
+        yield from go(see, at(inside + 0.18 * out), hand, CLOSED, within_m=0.015, steps=100, lost=lost)
+        yield from go(see, at(inside), hand, CLOSED, within_m=0.01, steps=60, speed=0.5, lost=lost)
+        yield from go(see, at(inside - 0.03 * UP), hand, CLOSED, within_m=0.005, steps=8, speed=0.4)
+    except Lost:
+        return False
+    yield from stay(at(see.grip), hand, OPEN, 10)
+    yield from go(see, at(see.grip + 0.16 * out), hand, OPEN, within_m=0.02, steps=40, speed=0.6)
+    yield from go(see, at(see.grip + 0.15 * UP), rest, OPEN, within_m=0.03, within_rad=0.3, steps=40)
     return True
 
 

@@ -93,6 +93,13 @@ def wrapped(angle: float, period: float) -> float:
     return (angle + period / 2) % period - period / 2
 
 
+def tilted(rest: Vector, forward: Vector, closing: float, tilt: float) -> Vector:
+    """The hand at rest, turned until its fingers close at the angle `closing` from `forward` (level, unit), then tilted
+    to point `forward` by `tilt` (rad)."""
+    yaw = float(np.arctan2(forward[1], forward[0])) + closing - np.pi / 2
+    return about(about(rest, wrapped(yaw, np.pi) * UP), -tilt * np.cross(UP, forward))
+
+
 def servo(see: Sight, command: Command) -> NDArray[np.float32]:
     """One OSC_POSE action toward a command."""
     move = (command.position - see.grip) / MAX_DELTA_M
