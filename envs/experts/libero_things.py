@@ -28,8 +28,9 @@ _BESIDE_M, _AHEAD_M, _PRESSED_M = 0.045, 0.02, 0.004
 """A dish is pushed from within, so far off its middle; the fingers are sent so far ahead of that, and so little above
 its bottom, which presses them on it."""
 
-_LEAN_RAD, _ASIDE_M = 0.25, 0.01
-"""The hand's lean away from a drawer, and how far from its middle, away from the cabinet, it is filled."""
+_LEAN_RAD, _ASIDE_M, _UNDER_M = 0.25, 0.01, 0.08
+"""The hand's lean away from a drawer, and how far from its middle, away from the cabinet, it is filled; an
+open drawer reaches so far over a thing that is to go into it."""
 
 _THROUGH_RAD, _DEEP_M, _LOW_M = 1.05, 0.03, 0.055
 """Through a door: the hand's tilt from the vertical, how far before the place's middle the thing stands, and how far
@@ -60,6 +61,11 @@ class GoalRow:
     def of_a_thing(self) -> bool:
         """True of a thing that has to be in or on a place."""
         return self.kind in (GOAL_KINDS["on"], GOAL_KINDS["in"])
+
+    @property
+    def height(self) -> float:
+        """Height of the thing, m; 0 of a joint."""
+        return float(self(16, 17)[0] - self(15, 16)[0]) if self.of_a_thing else 0.0
 
     @property
     def is_dish(self) -> bool:
@@ -95,8 +101,9 @@ class GoalRow:
         return bool(self(17, 18)[0]) and bool(np.linalg.norm(arm - (arm @ axis) * axis) < 0.03)
 
 
-def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None) -> Script:
-    """Take the thing of a goal and let it go in its place. Into a `drawer` it is lowered, by a hand that leans away."""
+def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None, beside: Vector) -> Script:
+    """Take the thing of a goal and let it go in its place, or so far (3,) `beside` its middle. Into a `drawer` it is
+    lowered, by a hand that leans away."""
     kind, grasp, yaw = row.kind, row(11, 14).copy(), row(14, 15)[0]
     bottom, top, rim = row(15, 18)
     hand = about(rest, yaw * UP)
@@ -104,7 +111,7 @@ def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None) -> Scr
     def grip() -> Vector:
         return row(2, 5) + grasp
 
-    aside = np.zeros(3)
+    aside = beside
     if drawer:
         across = np.array([-np.sin(yaw), np.cos(yaw), 0.0])  # the fingers close along it
         hand = about(hand, _LEAN_RAD * float(np.cross(UP, drawer.outward) @ across) * across)
@@ -124,6 +131,9 @@ def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None) -> Scr
     # High enough for the thing's bottom to pass over the place's rim.
     lift = max(0.12, row(7, 8)[0] + rim - (row(4, 5)[0] + bottom) + 0.05)
     try:
+        if drawer:  # not up against the drawer: first from under it
+            out = at(see.grip + 0.02 * UP + _UNDER_M * drawer.outward)
+            yield from go(see, out, hand, CLOSED, within_m=0.02, steps=40, lost=lost)
         above = at(see.grip + lift * UP)
         yield from go(see, above, hand, CLOSED, within_m=0.02, steps=60, lost=lost)
         held, height = row(2, 5) - see.grip, see.grip[2]
