@@ -8,7 +8,6 @@ compiled once, and only its state (and where its fixtures stand) drawn anew.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -24,6 +23,7 @@ from envs.adapters.libero_geometry import (
     extent,
     joint_columns,
     plan_grasp,
+    plan_grasp_aside,
     plan_handle,
     plan_handle_grasp,
     way_out,
@@ -171,18 +171,12 @@ class LiberoWorlds(AdapterWorlds):
         return proprio, np.array([self._numbers[i], *goals.ravel()])
 
     def _plan(self, env: Any) -> list[tuple[list[str], _Plan]]:
-        """How to meet each goal, and how to open the drawers that are closed and have to take something. Things are
-        taken hold of where the opened drawers leave room."""
+        """How to meet each goal, and how to open the drawers that are closed and have to take something."""
         model, data = env.sim.model._model, env.sim.data._data
         wanted = env.parsed_problem["goal_state"][:GOALS]
         drawers = [["open", goal[2]] for goal in wanted if goal[0] == "in" and self._joints(env, goal[2])]
         first = [(goal, self._handle(env, *goal)) for goal in drawers if not env._eval_predicate(goal)]
-        opened = copy.copy(data)
-        for _, handle in first:
-            if handle is not None:
-                opened.qpos[model.jnt_qposadr[handle.joint]] = handle.target
-        mujoco.mj_kinematics(model, opened)
-        scene = boxes(model, opened, set(env.obj_body_id.values()))
+        scene = boxes(model, data, set(env.obj_body_id.values()))
         plans: list[tuple[list[str], _Plan]] = []
         for goal in wanted:
             kind, thing, *place = goal
@@ -197,6 +191,10 @@ class LiberoWorlds(AdapterWorlds):
             body, where = env.obj_body_id[thing], self._where(env, thing)
             door = self._handle(env, "close", home) if kind == "in" and ["close", home] in wanted else None
             grasp = door and plan_handle_grasp(scene, body, where, way_out(model, data, door))
+            if handle := next((handle for opened, handle in first if handle and opened[1] == place[0]), None):
+                way = np.sign(handle.target) * data.xaxis[handle.joint]
+                inside = self._where(env, place[0]) + abs(handle.target) * way
+                grasp = plan_grasp_aside(scene, body, where, inside, way)
             plans.append((goal, (grasp or plan_grasp(scene, body, where), float(top))))
         return [*plans, *first][:GOALS]
 

@@ -37,6 +37,8 @@ _BARE: _Shape = (
     (np.linspace(-0.07, 0.07, 7), _FINGER_DEPTH_M, 0.15, 0.032),
 )
 """The same without any room to spare: for narrow places, as a drawer."""
+_ACROSS = 0.1
+"""Cosine of the angle between two lines that count as at right angles."""
 _KNOB_RISE_M = 0.015
 """The knob on a lid stands this much higher than the rest of a thing, at least."""
 _KNOB_M = 0.02
@@ -133,6 +135,23 @@ def plan_grasp(scene: Sequence[Box], owner: int, position: Vector) -> Grasp:
     yaw, offset, score = best(_BERTH, 8)
     if score < 0:
         yaw, offset, _ = best(_BARE, 24)
+    return Grasp(offset, yaw, low, high)
+
+
+def plan_grasp_aside(scene: Sequence[Box], owner: int, position: Vector, drawer: Vector, way: Vector) -> Grasp:
+    """The grasp of a thing over which a drawer will reach that opens `way` (3,) and then stands at `drawer` (3,).
+
+    By the side farther from it, the fingers closing across the way, so that the hand can lean out from under it."""
+    corners = extent(scene, owner)
+    assert corners is not None
+    low, high = (corner - position for corner in corners)
+    side = np.cross(UP, way)
+    ways = [found for found in _ways(low, high, 24) if abs(_closing(found[0]) @ way) < _ACROSS]
+    if not ways:
+        return plan_grasp(scene, owner, position)
+    yaw, offset = max(
+        ways, key=lambda found: abs(side @ (position + found[1] - drawer)) - abs(_closing(found[0]) @ way)
+    )
     return Grasp(offset, yaw, low, high)
 
 

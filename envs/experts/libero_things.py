@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.adapters.libero_suites import GOAL_DIM, GOAL_KINDS
+from envs.adapters.libero_suites import GOAL_DIM, GOAL_KINDS, TO_OPEN_FIRST
 from envs.experts.script import (
     CLOSED,
     OPEN,
@@ -28,9 +28,9 @@ _BESIDE_M, _AHEAD_M, _PRESSED_M = 0.045, 0.02, 0.004
 """A dish is pushed from within, so far off its middle; the fingers are sent so far ahead of that, and so little above
 its bottom, which presses them on it."""
 
-_LEAN_RAD, _ASIDE_M, _UNDER_M = 0.25, 0.01, 0.08
-"""The hand's lean away from a drawer, and how far from its middle, away from the cabinet, it is filled; an
-open drawer reaches so far over a thing that is to go into it."""
+_LEAN_RAD, _UNDER_RAD, _ASIDE_M, _UNDER_M = 0.25, 0.6, 0.01, 0.08
+"""The hand's lean away from a drawer, also from under it, and how far from its middle, away from the cabinet, it is
+filled; an open drawer reaches so far over a thing that is to go into it."""
 
 _THROUGH_RAD, _DEEP_M, _LOW_M = 1.05, 0.03, 0.055
 """Through a door: the hand's tilt from the vertical, how far before the place's middle the thing stands, and how far
@@ -114,7 +114,8 @@ def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None, beside
     aside = beside
     if drawer:
         across = np.array([-np.sin(yaw), np.cos(yaw), 0.0])  # the fingers close along it
-        hand = about(hand, _LEAN_RAD * float(np.cross(UP, drawer.outward) @ across) * across)
+        lean = _UNDER_RAD if drawer.kind == TO_OPEN_FIRST else _LEAN_RAD
+        hand = about(hand, lean * float(np.cross(UP, drawer.outward) @ across) * across)
         aside = _ASIDE_M * drawer.outward
         height = see.grip[2]  # no lower than where its opening ended: not through the drawer
         yield from go(
