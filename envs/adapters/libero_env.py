@@ -27,6 +27,7 @@ from envs.adapters.libero_geometry import (
     plan_handle,
     plan_handle_grasp,
     way_out,
+    yaw_along,
 )
 from envs.adapters.libero_package import Libero
 from envs.adapters.libero_suites import (
@@ -35,6 +36,7 @@ from envs.adapters.libero_suites import (
     GOAL_KINDS,
     GOALS,
     PRIVILEGED_DIM,
+    SLOT,
     TO_OPEN_FIRST,
     LiberoSuite,
     instruction_of,
@@ -53,6 +55,8 @@ ACTION_SPEC = ActionSpec(
 """OSC_POSE deltas, 1 being 5 cm and 0.5 rad; gripper: -1 opens and +1 closes."""
 SETTLE_STEPS = 10
 _IDLE = np.array([0.0] * 6 + [-1.0])
+_NARROW = 0.8
+"""A place whose width is less than this part of its length is narrow."""
 _IDLE_ENVS = 10
 """Environments that are kept for a later episode."""
 
@@ -70,8 +74,9 @@ def _show_what_robosuite_draws(option: mujoco.MjvOption) -> None:
     option.geomgroup[0] = 0  # it collides with group 0 and draws group 1
 
 
-type _Plan = tuple[Grasp, float] | Handle | None
-"""How to take hold of a thing, and the top of its place above the place's position; or how to move a joint."""
+type _Plan = tuple[Grasp, float] | Handle | float | None
+"""How to take hold of a thing, and the top of its place above the place's position; how to move a joint; or the turn of
+the hand for a narrow place, rad."""
 
 
 class LiberoWorlds(AdapterWorlds):
@@ -158,6 +163,9 @@ class LiberoWorlds(AdapterWorlds):
         proprio = np.concatenate([grip, rotation_vector(np.array([x, y, z, w])), fingers])
         goals = np.zeros((GOALS, GOAL_DIM))
         for k, (goal, plan) in enumerate(self._plans[i]):
+            if isinstance(plan, float):
+                goals[k, [0, 1, 14]] = SLOT, 1, plan
+                continue
             kind = GOAL_KINDS.get(goal[0], 3) if goal in env.parsed_problem["goal_state"] else TO_OPEN_FIRST
             goals[k, :2] = kind, env._eval_predicate(goal)
             if isinstance(plan, Handle):
@@ -196,7 +204,17 @@ class LiberoWorlds(AdapterWorlds):
                 inside = self._where(env, place[0]) + abs(handle.target) * way
                 grasp = plan_grasp_aside(scene, body, where, inside, way)
             plans.append((goal, (grasp or plan_grasp(scene, body, where), float(top))))
-        return [*plans, *first][:GOALS]
+        slots = [(goal, yaw) for goal in wanted if (yaw := self._slot_yaw(env, goal)) is not None]
+        return [*plans, *first, *slots][:GOALS]
+
+    def _slot_yaw(self, env: Any, goal: list[str]) -> float | None:
+        """The turn of the hand, its fingers closing across a narrow place without a door, as a caddy's compartment."""
+        site = env.object_sites_dict.get(goal[-1]) if goal[0] == "in" else None
+        if site is None or self._joints(env, site.parent_name):
+            return None
+        axes, size = env.sim.data.get_site_xmat(goal[2]), np.abs(np.asarray(site.size))
+        narrow, wide = sorted((k for k in range(3) if abs(axes[2, k]) < 0.5), key=lambda k: size[k])
+        return yaw_along(axes[:, narrow]) if size[narrow] < _NARROW * size[wide] else None
 
     def _handle(self, env: Any, kind: str, name: str) -> Handle | None:
         """How to move the joint that a predicate of one name is about; None where there is no such joint."""

@@ -126,9 +126,10 @@ def plan_grasp(scene: Sequence[Box], owner: int, position: Vector) -> Grasp:
     others = [box for box in scene if box.owner != owner and box.high[2] > low[2] + position[2] + 0.005]
 
     def best(shape: _Shape, steps: int) -> tuple[float, Vector, float]:
+        special = _special_ways(mine, position) if (high - low)[:2].min() >= _BETWEEN_FINGERS_M else []
         found = [
             (yaw, offset, _room(others, position + offset, yaw, shape) - _cost(yaw, offset))
-            for yaw, offset in _special_ways(mine, position) or _ways(low, high, steps) or [(0.0, (low + high) / 2)]
+            for yaw, offset in special or _ways(low, high, steps) or [(0.0, (low + high) / 2)]
         ]
         return max(found, key=lambda way: way[2])
 
@@ -169,7 +170,7 @@ def plan_handle_grasp(scene: Sequence[Box], owner: int, position: Vector, way: V
         return None
     middle = (part.low + part.high) / 2
     point = np.array([*middle[:2], max(middle[2], part.high[2] - _RIM_M[0])])
-    return Grasp(point - position, _yaw_along(side), corners[0] - position, corners[1] - position)
+    return Grasp(point - position, yaw_along(side), corners[0] - position, corners[1] - position)
 
 
 def _closing(yaw: float) -> Vector:
@@ -178,7 +179,7 @@ def _closing(yaw: float) -> Vector:
 
 
 def _special_ways(mine: Sequence[Box], position: Vector) -> list[tuple[float, Vector]]:
-    """Grasps (see `_ways`) of a thing by the knob on its lid, or of one turned box across its thin side."""
+    """Grasps (see `_ways`) of a wide thing by the knob on its lid, or of one turned box across its thin side."""
     if not mine:
         return []
     *rest, top = sorted(mine, key=lambda box: box.high[2])
@@ -189,14 +190,14 @@ def _special_ways(mine: Sequence[Box], position: Vector) -> list[tuple[float, Ve
     ):
         point = np.array([*((top.low + top.high) / 2)[:2], top.high[2] - _KNOB_RISE_M / 2]) - position
         return [(float(yaw), point) for yaw in np.pi / 8 * np.arange(-3, 5)]
-    if rest or (top.high - top.low)[:2].min() < _BETWEEN_FINGERS_M:
+    if rest:
         return []
     thin = [k for k in range(3) if abs(top.axes[2, k]) < 0.1 and 2 * top.half[k] < _BETWEEN_FINGERS_M]
     point = np.array([*top.centre[:2], max(top.centre[2], top.high[2] - _FINGER_DEPTH_M)]) - position
-    return [(_yaw_along(top.axes[:, k]), point) for k in thin]
+    return [(yaw_along(top.axes[:, k]), point) for k in thin]
 
 
-def _yaw_along(axis: Vector) -> float:
+def yaw_along(axis: Vector) -> float:
     """Turn of the hand, in [-pi / 2, pi / 2), whose fingers close along an axis (3,)."""
     return float((np.arctan2(-axis[0], axis[1]) + np.pi / 2) % np.pi - np.pi / 2)
 
@@ -294,4 +295,4 @@ def _yaw_across(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> float:
     """Turn of the hand, in [-pi / 2, pi / 2), whose fingers close along the thinnest of a geom's level sides."""
     axes, half = data.geom_xmat[geom].reshape(3, 3), model.geom_aabb[geom, 3:]
     thin = axes[:, min((k for k in range(3) if abs(axes[2, k]) < 0.5), key=lambda k: half[k])]
-    return _yaw_along(thin)
+    return yaw_along(thin)

@@ -33,8 +33,9 @@ GOAL_DIM = 18
 - of a joint: its handle (3), its axis (3), handle - grip site (3), handle - the joint's anchor (3), turn of the hand
   for the handle, the joint's position, the position to bring it to, 1 for a hinge and 0 for a slide."""
 GOAL_KINDS = {"on": 1, "in": 2, "open": 3, "turnon": 3, "close": 5, "turnoff": 5}
-"""Kind 0 is no goal, 4 no goal of LIBERO's but a drawer that has to be open before its goal can be met."""
-TO_OPEN_FIRST = 4
+TO_OPEN_FIRST, SLOT = 4, 6
+"""Kind 0 is no goal. No goals of LIBERO's are 4, a drawer that has to be open before its goal can be met, and 6, which
+always holds: the place is narrow, and the hand has to be turned for it as column 14 says."""
 PRIVILEGED_DIM = 1 + GOAL_DIM * GOALS
 """Index of the task, then the goals."""
 _TENS = ("spatial", "object", "goal", "10")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.adapters.libero_suites import GOAL_KINDS, GOALS, TO_OPEN_FIRST
+from envs.adapters.libero_suites import GOAL_KINDS, GOALS, SLOT, TO_OPEN_FIRST
 from envs.experts.libero_joints import pull, push_shut, turn_knob
 from envs.experts.libero_things import GoalRow, place, push, put_through
 from envs.experts.script import Script, ScriptedExpert, Sight, Vector, about
@@ -41,13 +41,14 @@ def _tidy(see: Sight) -> Script:
         row = min(unmet, key=_turn)
         if row.of_a_thing:
             drawer = next((other for other in rows if other.is_drawer), None)
+            slot = next((other for other in rows if other.kind == SLOT), None)
             door = next((other for other in rows if other.is_door), None)
             if row.is_dish:
                 yield from push(see, row, rest)
             elif door and row.kind == GOAL_KINDS["in"]:
                 yield from put_through(see, row, rest, door)
             else:
-                yield from place(see, row, rest, drawer, _beside(row, rows))
+                yield from place(see, row, rest, drawer=drawer, slot=slot, beside=_beside(row, rows))
         elif row.is_knob:
             yield from turn_knob(see, row, rest)
         elif row.kind == _TO_CLOSE:

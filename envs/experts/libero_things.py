@@ -20,6 +20,7 @@ from envs.experts.script import (
     stay,
     tilted,
     turned,
+    wrapped,
 )
 
 _DISH_M = 0.025
@@ -32,6 +33,8 @@ _LEAN_RAD, _UNDER_RAD, _ASIDE_M, _UNDER_M = 0.25, 0.6, 0.01, 0.08
 """The hand's lean away from a drawer, also from under it, and how far from its middle, away from the cabinet, it is
 filled; an open drawer reaches so far over a thing that is to go into it."""
 
+_INTO_SLOT_M = 0.05
+"""A thing is let down so far below the rim of a narrow place before it is let go."""
 _THROUGH_RAD, _DEEP_M, _LOW_M = 1.05, 0.03, 0.055
 """Through a door: the hand's tilt from the vertical, how far before the place's middle the thing stands, and how far
 below it its bottom passes in."""
@@ -63,6 +66,10 @@ class GoalRow:
         return self.kind in (GOAL_KINDS["on"], GOAL_KINDS["in"])
 
     @property
+    def _of_a_joint(self) -> bool:
+        return GOAL_KINDS["open"] <= self.kind <= GOAL_KINDS["close"]
+
+    @property
     def height(self) -> float:
         """Height of the thing, m; 0 of a joint."""
         return float(self(16, 17)[0] - self(15, 16)[0]) if self.of_a_thing else 0.0
@@ -77,12 +84,12 @@ class GoalRow:
     @property
     def is_drawer(self) -> bool:
         """True of a slide."""
-        return self.kind >= GOAL_KINDS["open"] and not self(17, 18)[0]
+        return self._of_a_joint and not self(17, 18)[0]
 
     @property
     def is_door(self) -> bool:
         """True of a hinge whose handle is away from its axis."""
-        return self.kind >= GOAL_KINDS["open"] and bool(self(17, 18)[0]) and not self.is_knob
+        return self._of_a_joint and bool(self(17, 18)[0]) and not self.is_knob
 
     @property
     def outward(self) -> Vector:
@@ -101,50 +108,46 @@ class GoalRow:
         return bool(self(17, 18)[0]) and bool(np.linalg.norm(arm - (arm @ axis) * axis) < 0.03)
 
 
-def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None, beside: Vector) -> Script:
+def place(
+    see: Sight, row: GoalRow, rest: Vector, *, drawer: GoalRow | None, slot: GoalRow | None, beside: Vector
+) -> Script:
     """Take the thing of a goal and let it go in its place, or so far (3,) `beside` its middle. Into a `drawer` it is
-    lowered, by a hand that leans away."""
-    kind, grasp, yaw = row.kind, row(11, 14).copy(), row(14, 15)[0]
-    bottom, top, rim = row(15, 18)
-    hand = about(rest, yaw * UP)
-
-    def grip() -> Vector:
-        return row(2, 5) + grasp
-
-    aside = beside
+    lowered, by a hand that leans away; for a `slot` it is turned, and let down between its walls."""
+    yaw, (bottom, _, rim) = row(14, 15)[0], row(15, 18)
+    hand, let_down = about(rest, yaw * UP), row.kind == GOAL_KINDS["on"] or drawer or slot
     if drawer:
         across = np.array([-np.sin(yaw), np.cos(yaw), 0.0])  # the fingers close along it
         lean = _UNDER_RAD if drawer.kind == TO_OPEN_FIRST else _LEAN_RAD
         hand = about(hand, lean * float(np.cross(UP, drawer.outward) @ across) * across)
-        aside = _ASIDE_M * drawer.outward
-        height = see.grip[2]  # no lower than where its opening ended: not through the drawer
-        yield from go(
-            see, lambda: np.array([*grip()[:2], height]), hand, OPEN, within_m=0.03, within_rad=0.3, steps=100
-        )
+        beside = _ASIDE_M * drawer.outward
+        high = at(np.array([*_grip(row)[:2], see.grip[2]]))  # not through the drawer
+        yield from go(see, high, hand, OPEN, within_m=0.03, within_rad=0.3, steps=100)
+    yield from _take(see, row, hand)
 
     def lost() -> bool:
-        return bool(np.linalg.norm(grip() - see.grip) > 0.06)
+        return bool(np.linalg.norm(_grip(row) - see.grip) > 0.06)
 
-    clear = (top - grasp[2] + 0.06) * UP
-    yield from go(see, lambda: grip() + clear, hand, OPEN, within_m=0.015, within_rad=0.1, steps=100)
-    yield from go(see, grip, hand, OPEN, within_m=0.008, within_rad=0.1, steps=60)
-    yield from stay(grip, hand, CLOSED, 10)
     # High enough for the thing's bottom to pass over the place's rim.
     lift = max(0.12, row(7, 8)[0] + rim - (row(4, 5)[0] + bottom) + 0.05)
     try:
         if drawer:  # not up against the drawer: first from under it
             out = at(see.grip + 0.02 * UP + _UNDER_M * drawer.outward)
             yield from go(see, out, hand, CLOSED, within_m=0.02, steps=40, lost=lost)
-        above = at(see.grip + lift * UP)
-        yield from go(see, above, hand, CLOSED, within_m=0.02, steps=60, lost=lost)
+        yield from go(see, at(see.grip + lift * UP), hand, CLOSED, within_m=0.02, steps=60, lost=lost)
+        if slot:
+            hand = about(rest, (yaw + wrapped(slot(14, 15)[0] - yaw, np.pi)) * UP)
+            yield from go(see, at(see.grip), hand, CLOSED, within_m=0.02, within_rad=0.05, steps=60, lost=lost)
         held, height = row(2, 5) - see.grip, see.grip[2]
+        if slot:
+            held[:2] = 0.0  # the thing's middle is between the fingers, and not where its position is
 
         def over(z: float) -> Vector:
-            return np.array([*(row(5, 8) + aside - held)[:2], z])
+            return np.array([*(row(5, 8) + beside - held)[:2], z])
 
         yield from go(see, lambda: over(height), hand, CLOSED, within_m=0.012, steps=100, lost=lost)
-        if kind == GOAL_KINDS["on"] or drawer:
-            ground = row(7, 8)[0] + (0.02 if kind == GOAL_KINDS["on"] else 0.0) - bottom - held[2]
+        if let_down:
+            above = rim - _INTO_SLOT_M if slot else 0.0 if drawer else 0.02
+            ground = row(7, 8)[0] + above - bottom - held[2]
             yield from go(see, lambda: over(ground), hand, CLOSED, within_m=0.01, steps=40, lost=lost)
     except Lost:
         return False
@@ -154,13 +157,27 @@ def place(see: Sight, row: GoalRow, rest: Vector, drawer: GoalRow | None, beside
     return True
 
 
+def _grip(row: GoalRow) -> Vector:
+    """(3,) where the grip site has to be to hold a thing."""
+    return row(2, 5) + row(11, 14)
+
+
+def _take(see: Sight, row: GoalRow, hand: Vector) -> Script:
+    """Down over a thing, and close the fingers."""
+    clear = (row(16, 17)[0] - row(13, 14)[0] + 0.06) * UP
+    yield from go(see, lambda: _grip(row) + clear, hand, OPEN, within_m=0.015, within_rad=0.1, steps=100)
+    yield from go(see, lambda: _grip(row), hand, OPEN, within_m=0.008, within_rad=0.1, steps=60)
+    yield from stay(lambda: _grip(row), hand, CLOSED, 10)
+    return True
+
+
 def put_through(see: Sight, row: GoalRow, rest: Vector, door: GoalRow) -> Script:
     """Carry a mug by its handle through an open door, as into a microwave, and draw the hand back."""
-    out, grasp, bottom = door.outward, row(11, 14).copy(), row(15, 16)[0]
+    out, bottom = door.outward, row(15, 16)[0]
     hand = tilted(rest, -out, np.pi / 2, _THROUGH_RAD)
 
     def grip() -> Vector:
-        return row(2, 5) + grasp
+        return _grip(row)
 
     def lost() -> bool:
         return bool(np.linalg.norm(grip() - see.grip) > 0.06)
