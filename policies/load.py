@@ -62,6 +62,8 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
     found = {str(file.parent) for root in roots for depth in depths for file in root.glob(f"{depth}/config.json")}
     if not found and not others:
         raise ValueError(f"there is no checkpoint at '{path}'; `vla train` makes one")
+    if str(folder / "best") in found:  # of a run of RL; `last` is where it would go on
+        raise ValueError(f"{path} is the folder of a run: its policy is {folder / 'best'}")
     raise ValueError(unknown(str(path), {*found, *others}, "checkpoint"))
 
 

@@ -307,6 +307,7 @@ class Train(Command):
         from vla.model.config import check_backbone
         from vla.training.recipes import RECIPES
 
+        check_numbers(self, seed=(0, 2**53))
         config = self._config(lookup(self.recipe, RECIPES, "recipe")())
         if problem := config.problem():
             raise ValueError(problem)
@@ -315,6 +316,8 @@ class Train(Command):
         resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
         for dataset in self.dataset:
             camera_keys(read_info(dataset)["features"], config.cameras)
+        import numpy as np
+
         from vla.checking.check import training_warnings
         from vla.data.lerobot_dataset import load_datasets
         from vla.model.model import VLA
@@ -335,6 +338,10 @@ class Train(Command):
             for dataset, (name, part) in zip(self.dataset, demos.items(), strict=True):
                 if depth := depth_maps(read_info(dataset)["features"]):
                     say(f"{name}: depth maps are left out: {', '.join(depth)}")
+                longest = max(np.unique(part.episode_index, return_counts=True)[1])
+                if config.model.chunk_size > longest:
+                    far = f"a chunk of {config.model.chunk_size} actions is longer than any episode ({longest} frames)"
+                    say(f"warning: {name}: {far}: what lies beyond is not learnt; give a smaller --chunk-size")
                 warnings = training_warnings(dataset, part)
                 for warning in warnings:
                     say(f"warning: {name}: {warning}")

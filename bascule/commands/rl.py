@@ -85,10 +85,14 @@ class RL(Command):
         init = trained(self.init)
         self._check()
         from policies.load import chosen_embodiment, picture_size
+        from vla.runtime.console import progress, say
         from vla.runtime.distributed import launch, launched
 
         member = chosen_embodiment(init, self.embodiment)
         config, size = self._config(recipe()), max(self.processes, launched()[1])
+        if self.demos is not None and config.guide is None:
+            say(f"warning: recipe '{self.recipe}' has no teacher to learn from --demos, which is not used; "
+                "multitask and ...-guided have one")  # fmt: skip
         if config.num_envs % size:
             raise ValueError(f"--num-envs {config.num_envs} does not divide among {size} processes")
         if self.processes != 1 and launched()[1] == 1:
@@ -97,7 +101,6 @@ class RL(Command):
         from envs.seeds import VALIDATION_SEED0
         from rl.runner import Runner
         from vla.model.model import VLA
-        from vla.runtime.console import progress, say
         from vla.runtime.distributed import assemble
         from vla.runtime.process import use_idle_cores
 
@@ -159,6 +162,9 @@ class RL(Command):
         if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
             raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
         chosen_perturbation(self.perturb, self.randomise)
+        from vla.runtime.run_log import check_trackers
+
+        check_trackers(self.track)
         if self.curriculum is not None:
             from rl.rollout.curriculum import RULES
 

@@ -64,6 +64,20 @@ CHECKPOINT = "runs/policy"
         (["rl", "smoke", "--init", CHECKPOINT, "--curriculum", "fronteer"], "did you mean 'frontier'"),
         (["rl", "smoke", "--init", CHECKPOINT, "--demos", CHECKPOINT], "--demos runs/policy is not a folder of"),
         (["rl", "smoke", "--init", CHECKPOINT, "--perturb", "camra=1"], "did you mean 'camera'"),
+        (["rl", "smoke", "--init", CHECKPOINT, "--track", "wandbb"], "unknown tracker 'wandbb'; did you mean 'wandb'"),
+        (["rl", "smoke", "--init", CHECKPOINT, "--out", CHECKPOINT], "runs/policy already holds a policy: choose"),
+        (["rl", "smoke", "--init", "a-run"], "a-run is the folder of a run: its policy is a-run/best"),
+        (["eval", "a-run"], "a-run is the folder of a run: its policy is a-run/best"),
+        (["train", "--dataset", "x", "--seed", "99999999999999999999"], "--seed 99999999999999999999"),
+        (["train", "--dataset", "x", "--seed", "-1"], "--seed -1"),
+        (
+            ["train", "--dataset", "x", "--backbone", "./none"],
+            "there is no folder ./none: give the folder of a backbone",
+        ),
+        (["train", "--dataset", "x", "--tune", "full", "--keep-features"], "keep_features is for a frozen backbone"),
+        (["train", "--dataset", "x", "--randomise", "light", "--keep-features"], "leave out --keep-features, or"),
+        (["train", "--dataset", "x", "--out", "a-run"], "a-run already holds a run of `vla rl`: choose another folder"),
+        (["train", "--dataset", "x", "--out", "a-quickstart"], "a-quickstart already holds a quickstart: choose"),
         (["eval", "a-dataset"], "`vla train --dataset a-dataset`"),
         (["serve", "a-backbone"], "`vla train --backbone a-backbone`"),
         (["eval", "a-file"], "a-file is a file"),
@@ -82,6 +96,9 @@ def test_no_command_begins_with_what_it_cannot_use(words, flag, tmp_path, monkey
         "a-dataset/meta/info.json": "{}",
         "a-backbone/bascule.json": "{}",
         "a-file": "",
+        "a-run/last/config.json": '{"checkpoint": {"format": 1, "files": {}}}',
+        "a-run/best/config.json": '{"checkpoint": {"format": 1, "files": {}}}',
+        "a-quickstart/quickstart.json": "{}",
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)

@@ -152,6 +152,10 @@ def model_problem(config: VLAConfig) -> str | None:
 
 def check_backbone(name: str) -> None:
     """ValueError for a name that `vla.backbones.hub.load` would not know either, before anything heavy is imported."""
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and ":" not in name and not Path(name).is_dir():
+        raise ValueError(
+            f"there is no folder {name}: give the folder of a backbone, or one of {', '.join(BACKBONE_NAMES)}"
+        )
     if not {"/", ":"} & set(name) and name not in BACKBONE_NAMES and not Path(name).is_dir():
         raise ValueError(unknown(name, BACKBONE_NAMES, "backbone"))
 

@@ -66,6 +66,10 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
                 del _held[target]
 
 
+_RUNS = {"config.json": "a policy", "last/config.json": "a run of `vla rl`", "quickstart.json": "a quickstart"}
+"""What a file in a folder tells of whoever wrote it."""
+
+
 def refuse_used(marker: Path, out: str | os.PathLike[str], what: str, *, resume: bool | None) -> bool:
     """True if the run in `out` is to be continued: it left `marker`, and that was asked for.
 
@@ -80,6 +84,9 @@ def refuse_used(marker: Path, out: str | os.PathLike[str], what: str, *, resume:
         raise ValueError(f"{os.fspath(out)} already holds {what}: {mend}choose another folder (--out)")
     if not used:
         refuse_foreign(out)
+        for name, other in _RUNS.items() if marker in [Path(out) / run for run in _RUNS] else ():
+            if (Path(out) / name).exists():  # both would write metrics.jsonl
+                raise ValueError(f"{os.fspath(out)} already holds {other}: choose another folder (--out)")
     return used
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -46,6 +47,15 @@ class Metrics:
             log(step, figures)
 
 
+def check_trackers(names: tuple[str, ...]) -> None:
+    """ValueError for a tracker that there is not or whose package is missing, before the work that it would log."""
+    for name in names:
+        lookup(name, TRACKERS, "tracker")
+        if importlib.util.find_spec(name) is None:
+            how = "install bascule[train]" if name == "tensorboard" else f"pip install {name}"
+            raise ValueError(f"tracker '{name}' needs its package: {how}")
+
+
 def keep_metrics(path: Path, step: int) -> None:
     """Drop what was logged after the checkpoint that is being resumed."""
     if path.exists():
@@ -74,8 +84,6 @@ def _run_tracker(module: str) -> Callable[[Path, Any, int], tuple[Log, Callable[
     """wandb and trackio have the same three functions."""
 
     def start(out: Path, config: Any, first_step: int) -> tuple[Log, Callable[[], None]]:
-        import importlib
-
         try:
             tracker = importlib.import_module(module)
         except ImportError:

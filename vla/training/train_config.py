@@ -152,6 +152,11 @@ class TrainConfig:
             return f"word_noise must be 0 or more, got {self.word_noise}"
         if self.word_noise and (learns or self.augment is not None):
             return "word_noise is for a frozen backbone that reads each frame once: leave out --augment and --tune"
+        if self.keep_features and (learns or self.augment is not None):
+            return (
+                "keep_features is for a frozen backbone that reads each frame once: leave out --keep-features, or "
+                "--augment, --randomise and --tune"
+            )
         if self.shard and not learns:
             return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
         if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):

@@ -100,6 +100,15 @@ def test_short_chunks_with_fewer_actions_played_of_each(arm, tmp_path):
     assert chunk.shape == (2, 3, 3) and executed(policy.spec, chunk).shape == (2, 2, 3)
 
 
+def test_a_chunk_longer_than_every_episode_is_told(arm, tmp_path, capsys):
+    longest = max(np.bincount(load_dataset(arm).episode_index))
+    command(tmp_path, arm, chunk_size=int(longest) + 1).run()
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"a chunk of {longest + 1} actions is longer than any episode ({longest} frames)" in told
+    command(tmp_path / "b", arm, chunk_size=int(longest)).run()
+    assert "longer than any episode" not in capsys.readouterr().err
+
+
 def test_fewer_threads_than_none_are_an_error(arm, tmp_path):
     with pytest.raises(ValueError, match="num_threads must be at least 1, or 0"):
         command(tmp_path, arm, num_threads=-1).run()
