@@ -67,7 +67,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 _RUNS = {"config.json": "a policy", "last/config.json": "a run of `vla rl`", "quickstart.json": "a quickstart"}
-"""What a file in a folder tells of whoever wrote it."""
+"""A file in a run's folder, and the kind of run that leaves it."""
 
 
 def refuse_used(marker: Path, out: str | os.PathLike[str], what: str, *, resume: bool | None) -> bool:
