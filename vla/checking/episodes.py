@@ -36,6 +36,7 @@ def episode_findings(
         *_lengths(episodes, tasks, fps),
         *_jerky(episodes),
         *_wild(episodes, names),
+        *_wrapped(episodes, names),
         *_twice(episodes),
     ]
 
@@ -139,6 +140,25 @@ def _wild(episodes: Sequence[EpisodeFacts], names: dict[str, tuple[str, ...]]) -
     )
     parts = dict.fromkeys(f"{wild.feature} {names[wild.feature][wild.component]}" for _, wild in found)
     return [Finding("wild_frame", "warning", text, tuple(dict.fromkeys(n for n, _ in found)), tuple(parts))]
+
+
+def _wrapped(episodes: Sequence[EpisodeFacts], names: dict[str, tuple[str, ...]]) -> list[Finding]:
+    """Angles that jump from one end of a turn to the other."""
+    where = {
+        (key, i): [episode.number for episode in episodes if episode.wraps[key][i]]
+        for key in names
+        for i in range(len(names[key]))
+        if any(episode.wraps[key][i] for episode in episodes)
+    }
+    if not where:
+        return []
+    numbers = sorted({number for those in where.values() for number in those})
+    parts = tuple(f"{key} {names[key][i]}" for key, i in where)
+    text = (
+        f"{', '.join(parts)} {'jumps' if len(parts) == 1 else 'jump'} by a whole turn in {listed(numbers)}: between "
+        "the ends of an angle a policy learns the opposite direction; record it without the jump, or as sine and cosine"
+    )
+    return [Finding("angle_wraps", "warning", text, tuple(numbers), parts)]
 
 
 def _twice(episodes: Sequence[EpisodeFacts]) -> list[Finding]:

@@ -21,6 +21,10 @@ _WILD_SHARE = 0.25
 """Share of a component's range by which a single frame must leave its neighbours; ..."""
 _WILD_STEPS = 6.0
 """... and so many times the usual change between frames."""
+_TURNS = (360.0, 2 * np.pi)
+"""A whole turn in degrees and in radians."""
+_TURN_SLACK = 0.1
+"""Share of a turn by which an angle may move between frames, and still be said to wrap."""
 _MOVED = 0.05
 """Share of a component's range that counts as motion between two pictures."""
 
@@ -71,6 +75,8 @@ class EpisodeFacts:
     opens: NDArray[np.float64]
     """(grippers,): correlation of each gripper's state with its command, at the best delay up to half a second."""
     wild: tuple[Wild, ...]
+    wraps: dict[str, NDArray[np.int64]]
+    """Feature -> how often each component jumps by a whole turn, as an angle that starts anew at 360 degrees."""
     profile: NDArray[np.float64]
     """(points, A): the actions at evenly spread times."""
     looked: NDArray[np.int64]
@@ -113,6 +119,7 @@ def facts_of(
         follows=_follows(action, state, pairs),
         opens=np.array([_opens(action[:, i], state[:, j], round(fps / 2)) for i, j in grippers]),
         wild=tuple(w for key, part in values.items() for w in _wild(key, part, scales[key])),
+        wraps={key: _wraps(part, scales[key]) for key, part in values.items()},
         profile=action[drawn],
         looked=looked,
         moved=(np.abs(np.diff(stations, axis=0)) > _MOVED).any(1),
@@ -159,6 +166,21 @@ def _opens(command: NDArray[np.float64], state: NDArray[np.float64], most: int) 
         size = float(np.linalg.norm(a) * np.linalg.norm(s))
         found.append(float(a @ s) / size if size > 1e-9 else 0.0)
     return max(found, key=abs)
+
+
+def _wraps(values: NDArray[np.float64], scale: Scale) -> NDArray[np.int64]:
+    """(D,) jumps of a whole turn between frames, of components that stay within one turn."""
+    count = np.zeros(values.shape[1], np.int64)
+    if len(values) < 4:
+        return count
+    step = np.diff(values, axis=0)
+    for turn in _TURNS:
+        angle = ~(scale.switch | scale.gripper) & (scale.most - scale.least <= 1.02 * turn)
+        jump = np.abs(np.abs(step) - turn) < _TURN_SLACK * turn
+        calm = np.abs(step) < _TURN_SLACK * turn
+        before, after = np.vstack([calm[:1] | jump[:1], calm[:-1]]), np.vstack([calm[1:], calm[-1:] | jump[-1:]])
+        count += np.where(angle, (jump & before & after).sum(0), 0)
+    return count
 
 
 def _wild(key: str, values: NDArray[np.float64], scale: Scale) -> list[Wild]:

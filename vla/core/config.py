@@ -196,9 +196,10 @@ def save_json(path: str | os.PathLike[str], obj: Any) -> None:
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file. ValueError naming the file when it is missing or not JSON."""
+    """Read a JSON file, also one with the mark that editors on Windows set at its start. ValueError naming the file
+    when it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"there is no file {os.fspath(path)}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:

@@ -32,6 +32,8 @@ def read_info(root: Path) -> dict[str, Any]:
     if not version.startswith("v3."):
         raise ValueError(f"{root} is a LeRobotDataset {version}, not v3: convert it with LeRobot's conversion script")
     frames, fps = info.get("total_frames"), info.get("fps")
+    if frames is None:
+        raise ValueError(f"{root}: meta/info.json does not give total_frames, the number of frames in data/: add it")
     if not frames:
         raise ValueError(f"{root} holds no episodes")
     if not isinstance(frames, int):

@@ -99,7 +99,8 @@ def _plain_bookkeeping(root: Path, table: pa.Table) -> pa.Table:
             column, kind = pa.chunked_array([flat]), flat.type
             table = table.set_column(table.column_names.index(name), name, column)
         if not (pa.types.is_integer(kind) or (name == "timestamp" and pa.types.is_floating(kind))):
-            raise ValueError(f"{root}: column '{name}' of data/ must hold numbers, it holds {kind}")
+            whole = "numbers" if name == "timestamp" else "numbers without a fraction (int64)"
+            raise ValueError(f"{root}: column '{name}' of data/ must hold {whole}, it holds {kind}")
         if name != "timestamp" and kind != pa.int64():  # differences of unsigned numbers are never negative
             table = table.set_column(table.column_names.index(name), name, column.cast(pa.int64()))
     stamps = table.column("timestamp").to_numpy()

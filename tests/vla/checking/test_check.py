@@ -241,6 +241,13 @@ def pictures_of_another_shape_than_declared(arm):
     arm.shape = [480, 640, 3]
 
 
+@fault("angle_wraps", 2, components=("observation.state joint_2", "action joint_2"))
+def an_angle_that_starts_anew(arm):
+    for part in (arm.state, arm.action):
+        turning = part[2][:, 1] + np.linspace(0, 6, len(part[2]))
+        part[2][:, 1] = (turning + np.pi) % (2 * np.pi) - np.pi
+
+
 @fault("task_spelling", *range(8))
 def tasks_that_differ_in_case_and_spaces(arm):
     arm.texts = ["pick up the red cube", "Pick up  the red cube."]
@@ -350,10 +357,9 @@ def test_the_guide_lists_every_code():
 def test_actions_that_are_the_next_state_are_not_late(tmp_path, length):
     """Slow motion to the very ends of short episodes: the frames that meet none there must not count as a delay."""
     arm = Arm(episodes=4)
-    rng = np.random.default_rng(0)
     for episode in range(4):
         at = np.arange(length + 1)[:, None] / 12 * (1 + np.arange(7) / 6)
-        path = 40 * np.sin(rng.uniform(0, 6, 7) + at)
+        path = 40 * np.sin(np.random.default_rng(episode).uniform(0, 6, 7) + at)
         arm.state[episode], arm.action[episode] = path[:-1], path[1:]
         arm.stamps[episode] = np.arange(length) / FPS
         arm.task[episode] = np.full(length, episode % 2)
@@ -363,7 +369,7 @@ def test_actions_that_are_the_next_state_are_not_late(tmp_path, length):
     assert any("in the next frame" in f.text for f in report.findings if f.code == "delay_usual")
     arm.action = [np.concatenate([part[:1].repeat(3, 0), part[:-3]]) for part in arm.action]
     late = check_dataset(arm.write(tmp_path / "late", dtype=np.float64), pictures=0)
-    assert any("2 frames before" in f.text or "3 frames before" in f.text for f in late.findings)
+    assert any("frames before the action" in f.text for f in late.findings)
 
 
 def test_a_word_without_end_is_cut(tmp_path):

@@ -202,6 +202,7 @@ def put(values, at, value):
         (change("task_index", lambda v: put(v, 3, None)), r"column 'task_index' of data/ has no value in row 3"),
         (change("task_index", lambda v: put(v, 3, 5)), r"no task string for task_index 5"),
         (change("task_index", lambda v: ["a"] * len(v)), r"column 'task_index' of data/ must hold numbers"),
+        (change("task_index", lambda v: [0.5] * len(v)), r"numbers without a fraction \(int64\), it holds double"),
         (change("timestamp", lambda v: put(v, 8, np.nan)), r"the timestamp of episode 1, frame 2 is nan"),
         (change("action", lambda v: put(v, 8, None)), r"feature 'action' has no value at episode 1, frame 2"),
         (change("action", lambda v: [["a", "b", "c"]] * len(v)), r"feature 'action' must be a vector of numbers"),
@@ -281,6 +282,15 @@ def test_a_rate_that_is_none(tmp_path, fps):
         re.sub(r'"fps": 10', f'"fps": {"null" if fps is None else repr(fps)}'.replace("'", '"'), path.read_text())
     )
     refused(root, rf"fps as a positive number, it says {re.escape(repr(fps))}")
+
+
+def test_a_number_of_frames_that_is_not_given_and_the_mark_of_an_editor(tmp_path):
+    root = write_dataset(tmp_path)
+    path = root / "meta" / "info.json"
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert load_dataset(root).episodes == [0, 1]
+    path.write_text(path.read_text(encoding="utf-8-sig").replace("total_frames", "frames"))
+    refused(root, "does not give total_frames, the number of frames in data/: add it")
 
 
 def test_frames_missing_inside_an_episode_are_told(tmp_path):
