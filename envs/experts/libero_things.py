@@ -113,16 +113,21 @@ def place(
 ) -> Script:
     """Take the thing of a goal and let it go in its place, or so far (3,) `beside` its middle. Into a `drawer` it is
     lowered, by a hand that leans away; for a `slot` it is turned, and let down between its walls."""
-    yaw, (bottom, _, rim) = row(14, 15)[0], row(15, 18)
+    yaw, (bottom, top, rim) = row(14, 15)[0], row(15, 18)
+    above = top - row(13, 14)[0] + 0.06
     hand, let_down = about(rest, yaw * UP), row.kind == GOAL_KINDS["on"] or drawer or slot
     if drawer:
         across = np.array([-np.sin(yaw), np.cos(yaw), 0.0])  # the fingers close along it
-        lean = _UNDER_RAD if drawer.kind == TO_OPEN_FIRST else _LEAN_RAD
+        under = drawer.kind == TO_OPEN_FIRST
+        lean = _UNDER_RAD if under else _LEAN_RAD
         hand = about(hand, lean * float(np.cross(UP, drawer.outward) @ across) * across)
         beside = _ASIDE_M * drawer.outward
-        high = at(np.array([*_grip(row)[:2], see.grip[2]]))  # not through the drawer
-        yield from go(see, high, hand, OPEN, within_m=0.03, within_rad=0.3, steps=100)
-    yield from _take(see, row, hand)
+        clear = _grip(row) + under * _UNDER_M * drawer.outward
+        for height in (see.grip[2], clear[2] + 0.04)[: 1 + under]:  # round the drawer
+            way = at(np.array([*clear[:2], height]))
+            yield from go(see, way, hand, OPEN, within_m=0.03, within_rad=0.3, steps=100)
+        above = 0.04 if under else above
+    yield from _take(see, row, hand, above)
 
     def lost() -> bool:
         return bool(np.linalg.norm(_grip(row) - see.grip) > 0.06)
@@ -146,8 +151,8 @@ def place(
 
         yield from go(see, lambda: over(height), hand, CLOSED, within_m=0.012, steps=100, lost=lost)
         if let_down:
-            above = rim - _INTO_SLOT_M if slot else 0.0 if drawer else 0.02
-            ground = row(7, 8)[0] + above - bottom - held[2]
+            higher = rim - _INTO_SLOT_M if slot else 0.0 if drawer else 0.02
+            ground = row(7, 8)[0] + higher - bottom - held[2]
             yield from go(see, lambda: over(ground), hand, CLOSED, within_m=0.01, steps=40, lost=lost)
     except Lost:
         return False
@@ -162,10 +167,9 @@ def _grip(row: GoalRow) -> Vector:
     return row(2, 5) + row(11, 14)
 
 
-def _take(see: Sight, row: GoalRow, hand: Vector) -> Script:
-    """Down over a thing, and close the fingers."""
-    clear = (row(16, 17)[0] - row(13, 14)[0] + 0.06) * UP
-    yield from go(see, lambda: _grip(row) + clear, hand, OPEN, within_m=0.015, within_rad=0.1, steps=100)
+def _take(see: Sight, row: GoalRow, hand: Vector, above: float) -> Script:
+    """Down over a thing, from so far `above` the grasp (m), and close the fingers."""
+    yield from go(see, lambda: _grip(row) + above * UP, hand, OPEN, within_m=0.015, within_rad=0.1, steps=100)
     yield from go(see, lambda: _grip(row), hand, OPEN, within_m=0.008, within_rad=0.1, steps=60)
     yield from stay(lambda: _grip(row), hand, CLOSED, 10)
     return True
