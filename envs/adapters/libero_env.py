@@ -118,7 +118,7 @@ class LiberoWorlds(AdapterWorlds):
         env = self._envs[i] = self._environment(i, number)
         self._numbers[i] = number
         with numpy_seed(seed):
-            self._libero.place(env)
+            self._libero.place(number, env)
         if state is not None:
             env.set_state(self._libero.published_state(number, state))
             env.sim.forward()

@@ -22,6 +22,8 @@ _FINGER_DEPTH_M = 0.03
 """The hand begins so far above the grip site."""
 _RIM_M = (0.012, 0.006)
 """A rim is taken so far below its top, and so far inside the thing's outline."""
+_STEPS = 8
+"""Turns of the hand, in half a circle, by which a round thing is taken."""
 _ROUND = 0.15
 """A thing whose length and width differ by less than this part is taken to be round."""
 type _Shape = tuple[tuple[Vector, float, float, float], ...]
@@ -133,9 +135,9 @@ def plan_grasp(scene: Sequence[Box], owner: int, position: Vector) -> Grasp:
         ]
         return max(found, key=lambda way: way[2])
 
-    yaw, offset, score = best(_BERTH, 8)
+    yaw, offset, score = best(_BERTH, _STEPS)
     if score < 0:
-        yaw, offset, _ = best(_BARE, 24)
+        yaw, offset, _ = best(_BARE, 3 * _STEPS)
     return Grasp(offset, yaw, low, high)
 
 
@@ -147,7 +149,7 @@ def plan_grasp_aside(scene: Sequence[Box], owner: int, position: Vector, drawer:
     assert corners is not None
     low, high = (corner - position for corner in corners)
     side = np.cross(UP, way)
-    ways = [found for found in _ways(low, high, 24) if abs(_closing(found[0]) @ way) < _ACROSS]
+    ways = [found for found in _ways(low, high, 3 * _STEPS) if abs(_closing(found[0]) @ way) < _ACROSS]
     if not ways:
         return plan_grasp(scene, owner, position)
     yaw, offset = max(
@@ -202,8 +204,9 @@ def yaw_along(axis: Vector) -> float:
     return float((np.arctan2(-axis[0], axis[1]) + np.pi / 2) % np.pi - np.pi / 2)
 
 
-def _ways(low: Vector, high: Vector, steps: int = 8) -> list[tuple[float, Vector]]:
-    """(turn of the hand, offset) of the grasps to choose among; a round thing's by `steps` turns, a multiple of 8."""
+def _ways(low: Vector, high: Vector, steps: int = _STEPS) -> list[tuple[float, Vector]]:
+    """(turn of the hand, offset) of the grasps to choose among; a round thing's by `steps` turns. More than
+    `_STEPS`, a multiple of it: every grasp that may do where there is little room."""
     size, middle, ways = high - low, (low + high) / 2, []
     rim = np.array([*middle[:2], high[2] - _RIM_M[0]])
     for yaw, along in ((0.0, 1), (np.pi / 2, 0)):
@@ -212,6 +215,9 @@ def _ways(low: Vector, high: Vector, steps: int = 8) -> list[tuple[float, Vector
             point = np.array([*middle[:2], max(middle[2], high[2] - _FINGER_DEPTH_M)])
             for shift in (0.0, -0.3, 0.3) if size[1 - along] > 0.07 else (0.0,):  # a long thing off its middle, too
                 ways.append((yaw, point + shift * size[1 - along] * across))
+                if steps > _STEPS and size @ np.abs(_closing(np.pi / 8 + yaw)) < _BETWEEN_FINGERS_M:
+                    # Taken askew it turns between the fingers.
+                    ways += [(yaw + turn, ways[-1][1]) for turn in (-np.pi / 8, np.pi / 8)]
         elif size[:2].min() >= _BETWEEN_FINGERS_M:
             radius = size[along] / 2 - _RIM_M[1]
             ways += [(yaw, rim + side * radius * _closing(yaw)) for side in (-1.0, 1.0)]

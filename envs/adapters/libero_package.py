@@ -60,6 +60,8 @@ class Libero:
         self._suites = benchmark.get_benchmark_dict()
         self._suite = self._named(suite)
         self._models: dict[int, str] = {}
+        self._unplaced: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        """By task: where its bodies are in a new model, position (n, 3) and quaternion (n, 4)."""
 
     def _named(self, suite: str) -> Any:
         with redirect_stdout(StringIO()):
@@ -84,7 +86,9 @@ class Libero:
 
         def compiled(xml: str) -> Any:
             self._models[number] = xml
-            return sim.from_xml_string(without_pictures(xml))
+            made = sim.from_xml_string(without_pictures(xml))
+            self._unplaced[number] = made.model.body_pos.copy(), made.model.body_quat.copy()
+            return made
 
         sim = self._base.MjSim
 
@@ -102,8 +106,11 @@ class Libero:
         """The model of a task with its textures, of which an environment must have been made."""
         return mujoco.MjModel.from_xml_string(self._models[number])
 
-    def place(self, env: Any) -> None:
-        """Reset an environment to a fresh placement, drawn from numpy's global generator, as a new model would be."""
+    def place(self, number: int, env: Any) -> None:
+        """Reset an environment of a task to a fresh placement, drawn from numpy's global generator, as of a new model."""
+        # LIBERO puts a thing on a fixture at the fixture's new place plus where the fixture's part is now: right only
+        # where the fixture has not been moved yet.
+        env.sim.model.body_pos[:], env.sim.model.body_quat[:] = self._unplaced[number]
         self._placed(env.env.reset)
         gripper = env.env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # a soft reset keeps the last

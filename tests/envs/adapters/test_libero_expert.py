@@ -65,3 +65,17 @@ def test_a_plate_is_pushed_and_not_lifted() -> None:
 def test_a_bowl_is_taken_out_of_a_drawer() -> None:
     success, before, after = play("libero-spatial", 4, 1)
     assert success and after[0, 4] < before[0, 4] - 0.1
+
+
+@needs_libero
+def test_a_fresh_placement_puts_a_bowl_where_the_stove_is() -> None:
+    """Also in an environment that has been reset before, where the stove has been moved."""
+    suite = load_suite("libero-spatial")
+    env = make_vec(suite.name, 1, num_workers=1, image_size=32)
+    try:
+        env.set_rendering(False)
+        published, *fresh = (env.reset(seeds=[seed]).privileged[0, 3:6] for seed in (suite.eval_seed0 + 7, 7, 17, 27))
+    finally:
+        env.close()
+    for bowl in fresh:
+        np.testing.assert_allclose(bowl, published, atol=0.05)
