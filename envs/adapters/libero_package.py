@@ -107,7 +107,7 @@ class Libero:
         return mujoco.MjModel.from_xml_string(self._models[number])
 
     def place(self, number: int, env: Any) -> None:
-        """Reset an environment of a task to a fresh placement, drawn from numpy's global generator, as of a new model."""
+        """Place everything in an environment of a task afresh, as in a new model; draws from numpy's generator."""
         # LIBERO puts a thing on a fixture at the fixture's new place plus where the fixture's part is now: right only
         # where the fixture has not been moved yet.
         env.sim.model.body_pos[:], env.sim.model.body_quat[:] = self._unplaced[number]
