@@ -160,7 +160,7 @@ def test_killed_recording_keeps_finished_episodes_and_continues(recorded, tmp_pa
     with pytest.raises(ValueError, match="unfinished recording"):
         load_dataset(out)
 
-    with pytest.raises(ValueError, match=r"holds a recording with noise=0\.15, not 0\.3"):
+    with pytest.raises(ValueError, match=r"holds a recording with noise 0\.15, not 0\.3"):
         toy_record(out, noise=0.3)
 
     ran = []
@@ -305,7 +305,7 @@ def test_the_tasks_asked_for_are_shown_in_turn(tmp_path):
     data = load_dataset(out)
     told = [data.instruction[int(np.flatnonzero(data.episode_index == e)[0])] for e in range(3)]
     assert ["drawer" in words for words in told] == [False, True, True], told
-    with pytest.raises(ValueError, match="tasks='press close close', not 'press'"):
+    with pytest.raises(ValueError, match="tasks 'press close close', not 'press'"):
         record("tabletop-ten", 3, out, seed0=30, image_size=SIZE, tasks=("press",))
     with pytest.raises(ValueError, match="has no task 'pres'"):
         record("tabletop-ten", 3, tmp_path / "none", image_size=SIZE, num_workers=1, tasks=("pres",))
