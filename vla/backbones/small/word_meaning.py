@@ -98,6 +98,7 @@ def _standard(values: Floats, taught: Sequence[int]) -> Floats:
 
 
 def _alike(values: Floats, taught: Sequence[int]) -> Floats:
+    """Likeness (words, taught), the mean product of the numbers of two rows of `values` (words, D)."""
     return values @ values[taught].T / values.shape[1]
 
 
@@ -119,7 +120,8 @@ def _definitions(words: Sequence[str], table: Tensor, dictionary: WordNet) -> Te
 def _synonyms(
     words: Sequence[str], row: Mapping[str, int], taught: Sequence[int], dictionary: WordNet, moby: Path
 ) -> Floats:
-    """As `_alike`, by the lists of synonyms; a word that is in none is taken without its ending."""
+    """Likeness (words, taught), without unit and of mean 1 for a taught word with itself, of the lists of synonyms that
+    words are in. A word that is in no list is looked up without its ending."""
     lists = read_moby(moby, row)
     has = np.diff(lists.indptr) > 0
     base = [row.get(dictionary.base(word) or word, k) for k, word in enumerate(words)]
