@@ -51,7 +51,7 @@ def test_words_of_one_list_are_alike_the_more_the_shorter_it_is(tmp_path):
     file = tmp_path / "words.txt"
     file.write_text("red,crimson,scarlet\nvat,tub,red,blue,green,crimson ,cask\n")
     words = {word: k for k, word in enumerate(("red", "scarlet", "vat", "blue", "kite"))}
-    rows = read_moby(file, words).toarray()
+    rows = read_moby(file, words).to_dense().numpy()
     assert rows.shape == (5, 2)
     alike = rows @ rows.T
     assert alike[0, 1] > alike[0, 2] > 0 and alike[1, 2] == 0, "scarlet and vat share no list"

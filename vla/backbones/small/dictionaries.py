@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scipy.sparse import csr_matrix, diags
+import torch
+from torch import Tensor
 
 _PARTS = {"n": "noun", "a": "adj", "v": "verb"}
 _SENSES = {"a": 2, "n": 3}
@@ -110,9 +111,9 @@ def _read_words(found: WordNet, part: str, lines: Iterable[str]) -> None:
         found.senses.setdefault(fields[0].replace("_", " "), {})[part] = fields[6 + int(fields[3]) :]
 
 
-def read_moby(file: Path, words: Mapping[str, int]) -> csr_matrix:
-    """(len(words), lists) sparse: in which of Moby's lists of synonyms each word is, a long list counting less, rows of
-    length 1. `words`: word -> row. ValueError naming the package where the file is missing."""
+def read_moby(file: Path, words: Mapping[str, int]) -> Tensor:
+    """(len(words), lists), sparse, float64: in which of Moby's lists of synonyms each word is, a long list counting
+    less, rows of length 1. `words`: word -> row. ValueError naming the package where the file is missing."""
     if not file.is_file():
         raise ValueError(f"there is no {file}: unpack the npm package moby and give its words.txt")
     lines = file.read_text(errors="replace").splitlines()
@@ -123,6 +124,9 @@ def read_moby(file: Path, words: Mapping[str, int]) -> csr_matrix:
             rows.append(words[name])
             columns.append(column)
             values.append(sum(name in words for name in names) ** -0.5)
-    found = csr_matrix((values, (rows, columns)), shape=(len(words), len(lines)))
-    length = found.multiply(found).sum(1).A1 ** 0.5
-    return (diags(1 / length.clip(min=1e-6)) @ found).tocsr()
+    at = torch.tensor([rows, columns])
+    value = torch.tensor(values, dtype=torch.float64)
+    length = torch.zeros(len(words), dtype=torch.float64).index_add(0, at[0], value**2).sqrt()
+    return torch.sparse_coo_tensor(
+        at, value / length[at[0]], (len(words), len(lines)), check_invariants=True
+    ).coalesce()

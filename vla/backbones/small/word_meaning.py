@@ -123,11 +123,11 @@ def _synonyms(
     """Likeness (words, taught), without unit and of mean 1 for a taught word with itself, of the lists of synonyms that
     words are in. A word that is in no list is looked up without its ending."""
     lists = read_moby(moby, row)
-    has = np.diff(lists.indptr) > 0
-    base = [row.get(dictionary.base(word) or word, k) for k, word in enumerate(words)]
-    lists = lists[[k if has[k] else base[k] for k in range(len(words))]]
-    mean = np.asarray(lists[taught].mean(0)).ravel()
-    both = lists @ lists[taught].T
-    along = lists @ mean
-    kernel = both.toarray() - along[:, None] - along[taught][None] + mean @ mean
+    has = set(lists.indices()[0].tolist())
+    base = [k if k in has else row.get(dictionary.base(word) or word, k) for k, word in enumerate(words)]
+    lists = lists.index_select(0, torch.tensor(base))
+    known = lists.index_select(0, torch.tensor(taught)).to_dense()
+    mean = known.mean(0)
+    both, along = (torch.sparse.mm(lists, other).numpy() for other in (known.T, mean[:, None]))
+    kernel = both - along - along[taught].T + float(mean @ mean)
     return kernel / kernel[taught, range(len(taught))].mean()
