@@ -138,30 +138,8 @@ def _made_up(rng: np.random.Generator) -> str:
     return "".join(syllables)
 
 
-_OPENING = (
-    "b",
-    "bl",
-    "d",
-    "dr",
-    "f",
-    "fl",
-    "g",
-    "gr",
-    "k",
-    "kl",
-    "m",
-    "n",
-    "p",
-    "pl",
-    "qu",
-    "r",
-    "s",
-    "sn",
-    "t",
-    "v",
-    "w",
-    "z",
-)
+_OPENING = ("b", "bl", "d", "dr", "f", "fl", "g", "gr", "k", "kl", "m", "n", "p", "pl", "qu", "r", "s", "sn", "t", "v",
+            "w", "z")  # fmt: skip
 _ENDING = ("", "", "", "b", "ck", "g", "l", "m", "n", "p", "r", "rf", "x", "zz")
 _TOLD = ("cube", "can", "brick", "ball", "bottle", "mug", "arch", "pyramid", "domino")
 _SAME = {"block": "cube", "cylinder": "can", "bar": "brick", "sphere": "ball", "flask": "bottle", "cup": "mug",

@@ -127,6 +127,5 @@ def read_moby(file: Path, words: Mapping[str, int]) -> Tensor:
     at = torch.tensor([rows, columns])
     value = torch.tensor(values, dtype=torch.float64)
     length = torch.zeros(len(words), dtype=torch.float64).index_add(0, at[0], value**2).sqrt()
-    return torch.sparse_coo_tensor(
-        at, value / length[at[0]], (len(words), len(lines)), check_invariants=True
-    ).coalesce()
+    with torch.sparse.check_sparse_tensor_invariants():
+        return torch.sparse_coo_tensor(at, value / length[at[0]], (len(words), len(lines))).coalesce()
