@@ -160,6 +160,11 @@ def multitask() -> RunnerConfig:
     )
 
 
+def multitask_robust() -> RunnerConfig:
+    """Many tasks in randomised environments, as `multitask`; give --demos, randomised too."""
+    return replace(multitask(), randomise=("robust",), word_noise=1.0)
+
+
 def multitask_few() -> RunnerConfig:
     """Many tasks from few demonstrations each: the teacher reads the gripper's frame and is trained by PPO first."""
     config = multitask()
@@ -214,6 +219,7 @@ RECIPES: dict[str, Callable[[], RunnerConfig]] = {
     "tabletop-pick-guided": tabletop_pick_guided,
     "tabletop-robust": tabletop_robust,
     "multitask": multitask,
+    "multitask-robust": multitask_robust,
     "multitask-few": multitask_few,
     "multitask-unguided": multitask_unguided,
     "robosuite-lift": robosuite_lift,

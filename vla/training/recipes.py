@@ -39,6 +39,11 @@ def tabletop_ten() -> TrainConfig:
     return replace(tabletop(), steps=4000)
 
 
+def tabletop_ten_robust() -> TrainConfig:
+    """Ten goals in any light, before any camera and in any words: as `tabletop-robust`, for longer."""
+    return replace(tabletop_robust(), steps=4000)
+
+
 def full() -> TrainConfig:
     """The whole model learns, end to end, on augmented pictures: meant for a GPU, and not yet measured on one."""
     cfg = tabletop()
@@ -70,6 +75,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "tabletop": tabletop,
     "tabletop-robust": tabletop_robust,
     "tabletop-ten": tabletop_ten,
+    "tabletop-ten-robust": tabletop_ten_robust,
     "full": full,
     "lora": lora,
     "smoke": smoke,
