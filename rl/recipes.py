@@ -1,4 +1,9 @@
-"""Recipes of online RL: functions returning a `RunnerConfig`. Look one up by name in `RECIPES`."""
+"""Recipes of online RL: functions returning a `RunnerConfig`. Look one up by name in `RECIPES`.
+
+The budget is a number of updates (or control steps), so that a busy machine takes longer and learns as much; the time
+limit is about four times what two idle CPU cores need. Recipes of which no such number is known have a budget of
+seconds, and say so.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +18,17 @@ from rl.configs.teacher import DistillConfig, TeacherConfig, TeacherPPOConfig
 
 
 def tabletop_pick() -> RunnerConfig:
-    """Language-conditioned picking from an imitation policy at 40-80%, in minutes on two CPU cores."""
+    """Language-conditioned picking from an imitation policy at 40-80%, in minutes on two CPU cores.
+
+    Its 60 updates are some 200,000 control steps: more than the 4-minute runs of BENCHMARKS.md, fewer than the longer.
+    """
     return RunnerConfig(
         suite="tabletop-pick",
         num_envs=48,
         decisions_per_update=20,
         n_action_steps=4,
-        max_updates=400,
-        max_seconds=360.0,
+        max_updates=60,
+        max_seconds=3600.0,
         eval_every=20,
         target_success=0.99,
         # Far less noise learns far less: with 0.7 of it 77% after 130k steps, where this has 94%
@@ -73,16 +81,21 @@ def tabletop_pick_guided() -> RunnerConfig:
     """
     # A demonstration in sixteen directions is learnt by heart in 1000 steps: then it knows one object's size only.
     teacher = TeacherConfig(origin="hand", turns=16, floor=0.1, steps=300)
-    return _guided(tabletop_pick(), DistillConfig(teacher=teacher, practice=_teacher_ppo(600_000), anneal_updates=45))
+    guide = DistillConfig(teacher=teacher, practice=_teacher_ppo(600_000), anneal_updates=45)
+    # Twenty-four updates take six minutes on two idle cores; the quickstart's sixteen take four.
+    return replace(_guided(tabletop_pick(), guide), max_updates=24, max_seconds=1440.0)
 
 
 def tabletop_robust() -> RunnerConfig:
-    """Picking in randomised environments, as `tabletop-pick-guided`, for longer; give --demos, randomised too.
+    """Picking in randomised environments, as `tabletop-pick-guided`; give --demos, randomised too.
 
     The teacher reads the simulator's state, so looks and noise reach the policy alone. Three of ten episodes are plain.
     Words come with noise, so that the policy goes where the backbone points in words that it has not heard, too.
     """
-    return replace(tabletop_pick_guided(), randomise=("robust",), word_noise=1.0, max_seconds=480.0, eval_every=10)
+    # Of twelve runs that had eight minutes each, the median made 18 updates (16 to 24).
+    return replace(
+        tabletop_pick_guided(), randomise=("robust",), word_noise=1.0, max_updates=18, max_seconds=1920.0, eval_every=10
+    )
 
 
 def _teacher_ppo(env_steps: int) -> TeacherPPOConfig:
@@ -110,6 +123,8 @@ def tabletop_pick_grpo() -> RunnerConfig:
     """Picking by GRPO: the other episodes of a group are the baseline, there is no critic."""
     return replace(
         tabletop_pick(),
+        max_updates=None,  # an update is as many whole episodes as it needs
+        max_env_steps=200_000,
         eval_every=4,
         method=GRPOConfig(
             lr=3e-4, epochs=8, minibatch_size=480, clip=0.2, clip_high=0.28, kl_stop=0.08, group_size=8,
@@ -122,6 +137,8 @@ def tabletop_pick_filtered() -> RunnerConfig:
     """Picking by filtered behaviour cloning: imitation of the policy's own successes."""
     return replace(
         tabletop_pick(),
+        max_updates=None,
+        max_env_steps=200_000,
         eval_every=4,
         method=FilteredConfig(lr=3e-4, epochs=8, minibatch_size=480, episodes_per_update=96, max_rounds=4),
     )
@@ -153,7 +170,9 @@ def multitask() -> RunnerConfig:
     return replace(
         config,
         suite="tabletop-mixed",
-        max_seconds=2700.0,
+        # 45 minutes on one core: 525,000 to 585,000 control steps (BENCHMARKS.md)
+        max_updates=150,
+        max_seconds=10_800.0,
         eval_every=25,
         ppo=replace(config.ppo, anneal_updates=300, average_decay=0.9),
         curriculum=CurriculumConfig(rule="vla-rl", temperature=0.5, floor=0.3),
@@ -161,8 +180,11 @@ def multitask() -> RunnerConfig:
 
 
 def multitask_robust() -> RunnerConfig:
-    """Many tasks in randomised environments, as `multitask`; give --demos, randomised too."""
-    return replace(multitask(), randomise=("robust",), word_noise=1.0)
+    """Many tasks in randomised environments, as `multitask`; give --demos, randomised too.
+
+    Its budget is 45 minutes: how many updates it needs has not been measured.
+    """
+    return replace(multitask(), randomise=("robust",), word_noise=1.0, max_updates=None, max_seconds=2700.0)
 
 
 def multitask_few() -> RunnerConfig:
@@ -173,7 +195,7 @@ def multitask_few() -> RunnerConfig:
     teacher = TeacherConfig(origin="hand", floor=0.1, steps=300)
     assert config.guide is not None
     guide = replace(config.guide, teacher=teacher, practice=_teacher_ppo(800_000), anneal_updates=200)
-    return replace(config, guide=guide)
+    return replace(config, guide=guide, max_updates=125)  # the teacher's practice takes ten of the 45 minutes
 
 
 def multitask_unguided() -> RunnerConfig:
@@ -185,7 +207,8 @@ def robosuite_lift() -> RunnerConfig:
     """robosuite's Lift from the imitation of ten demonstrations, on the backbone `tiny-goals`.
 
     `tiny` has not seen robosuite's images. A control step costs eight of the tabletop's: fewer environments, smaller
-    batches, evaluations that are further apart.
+    batches, evaluations that are further apart. Its budget is an hour: runs ended at their target or by a shorter
+    `--minutes`, so no number of updates is known.
     """
     config = tabletop_pick()
     return replace(
@@ -193,6 +216,7 @@ def robosuite_lift() -> RunnerConfig:
         suite="robosuite-lift",
         num_envs=24,
         decisions_per_update=25,
+        max_updates=None,
         max_seconds=3600.0,
         eval_every=10,
         target_success=0.99,
@@ -204,7 +228,10 @@ def robosuite_lift() -> RunnerConfig:
 
 
 def robosuite_lift_guided() -> RunnerConfig:
-    """robosuite's Lift with distillation of a privileged teacher that is trained by PPO first; give --demos."""
+    """robosuite's Lift with distillation of a privileged teacher that is trained by PPO first; give --demos.
+
+    Its budget is an hour, as that of `robosuite-lift`; the target ended it after 13 to 16 minutes.
+    """
     teacher = TeacherConfig(origin="hand", floor=0.02, steps=1000)
     guide = DistillConfig(teacher=teacher, practice=TeacherPPOConfig(env_steps=60_000), anneal_updates=45)
     return _guided(robosuite_lift(), guide)

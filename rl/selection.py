@@ -55,7 +55,7 @@ class Selection:
         reasons = {
             "target": target is not None and len(rates) == 2 and min(rates) >= target,
             "patience": config.patience is not None and since_best >= config.patience,
-            "updates": updates >= config.max_updates,
+            "updates": config.max_updates is not None and updates >= config.max_updates,
             "env_steps": config.max_env_steps is not None and env_steps >= config.max_env_steps,
             # clocks differ: if one process has run out of time, all stop
             "seconds": config.max_seconds is not None and self.team.any(seconds >= config.max_seconds),

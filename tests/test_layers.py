@@ -26,7 +26,7 @@ ORDER = {
     "policies": ("chunking", "export", "load", "open_loop", "serving", "control", "lerobot"),
     "rl": (
         "streams", "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_checks",
-        "run_checkpoint", "selection", "algorithm", "recipes", "retention", "runner", "external",
+        "run_checkpoint", "selection", "budget", "algorithm", "recipes", "retention", "runner", "external",
     ),
     "bascule": (
         "report", "catalogue", "agents", "experiments", "bench", "quickstart", "commands", "usage", "main", "__main__",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,8 +33,10 @@ class RL(Command):
     """The suite to train in. Default: the recipe's."""
     out: Path = Path("runs/rl")
     """The folder of the run: OUT/best is the policy, OUT/last is where --resume continues."""
+    updates: int | None = None
+    """Updates to make. Default: the recipe's, which learn as much on a busy machine as on an idle one."""
     minutes: float | None = None
-    """Budget in minutes. Default: the recipe's."""
+    """Train for this time instead of the recipe's updates; beside --updates it is a limit."""
     seed: int | None = None
     """Seed of scenes, exploration and fresh weights. Default: the recipe's."""
     resume: bool = False
@@ -85,7 +86,7 @@ class RL(Command):
         init = trained(self.init)
         self._check()
         from policies.load import chosen_embodiment, picture_size
-        from vla.runtime.console import progress, say
+        from vla.runtime.console import say
         from vla.runtime.distributed import launch, launched
 
         member = chosen_embodiment(init, self.embodiment)
@@ -99,7 +100,9 @@ class RL(Command):
             launch(self.processes)
         from envs.evaluation.evaluate import evaluate
         from envs.seeds import VALIDATION_SEED0
+        from rl.budget import cut_short, shown, sufficient_seconds
         from rl.runner import Runner
+        from vla.core.config import load_json
         from vla.model.model import VLA
         from vla.runtime.distributed import assemble
         from vla.runtime.process import use_idle_cores
@@ -125,15 +128,7 @@ class RL(Command):
             return report.successes, report.episodes
 
         try:
-            with progress("online RL", config.max_updates, unit="updates") as update:
-
-                def show(row: Mapping[str, float]) -> None:
-                    update(row["update"], f"success {row.get('success_rate', 0):.2f} while exploring")
-
-                def show_teacher(row: Mapping[str, float]) -> None:
-                    rate = row.get("success_rate", 0)
-                    update(0, f"training teacher: update {row['update']}/{row['of']}, success {rate:.2f}")
-
+            with shown(config) as (show, show_teacher):
                 model = VLA.load(init, member=member).to(choose_device(self.device))
                 model.members = {}  # the weights they share are refined for one of them
                 runner = Runner(
@@ -146,14 +141,21 @@ class RL(Command):
             env.close()
         if team.rank == 0:
             say(f"best policy (update {result.best_update} of {result.updates}) in {self.out / 'best'}")
+            taught = self.out / "teacher.json"
+            if lost := cut_short(config, result, load_json(taught) if taught.is_file() else None):
+                go_on = "continue with --resume" if result.stopped_by == "seconds" else "run again with"
+                count = "" if config.max_updates is None else f"--updates {config.max_updates} "
+                minutes = sufficient_seconds(config, result) // 60
+                say(f"warning: {lost}: this policy had less training than was planned; {go_on} {count}--minutes "
+                    f"{minutes}")  # fmt: skip
             if self.retain:
                 self._report_retention(init, member, pixels)
 
     def _check(self) -> None:
         """Raise ValueError for invalid arguments before any work."""
         check_numbers(
-            self, minutes=(0.01, 1e6), seed=(0, 2**31), workers=(1, 1024), processes=(1, 1024), num_envs=(1, 100_000),
-            horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
+            self, updates=(1, 10**9), minutes=(0.01, 1e6), seed=(0, 2**31), workers=(1, 1024), processes=(1, 1024),
+            num_envs=(1, 100_000), horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
         )  # fmt: skip
         from envs.registry import load_suite
 
@@ -172,8 +174,13 @@ class RL(Command):
 
     def _config(self, config: Any) -> Any:
         """The recipe with this command's changes."""
+        from rl.budget import by_the_clock, with_updates
         from rl.configs.run import CurriculumConfig
 
+        if self.updates is not None:
+            config = with_updates(config, self.updates)
+        if self.minutes is not None and self.updates is None:
+            config = by_the_clock(config, 60 * self.minutes)
         seconds = None if self.minutes is None else 60 * self.minutes
         return replace(
             config,

@@ -27,9 +27,10 @@ class QuickstartConfig:
     demos: int = 20
     """Number of demonstrations. Few on purpose: with 60, imitation alone reaches 92% (BENCHMARKS.md)."""
     imitation_steps: int = 700
-    rl_seconds: float | None = 240.0
-    """Time limit of RL in seconds; None: no limit, `rl_updates` ends it."""
-    rl_updates: int = 400
+    rl_updates: int | None = 16
+    """RL's budget: as many as two idle cores make in four minutes. None: `rl_seconds` is the budget."""
+    rl_seconds: float | None = 960.0
+    """Time limit of RL in seconds, four times what two idle cores take for its updates; None: no limit."""
     eval_episodes: int = 400
     control_episodes: int = 200
     served_episodes: int = 12
@@ -41,7 +42,7 @@ class QuickstartConfig:
 def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
     """The same stages with tiny budgets, in a minute or two. No time limit: the load does not affect the result."""
     return replace(
-        config, demos=4, imitation_steps=10, rl_seconds=None, rl_updates=4, eval_episodes=8, control_episodes=8,
+        config, demos=4, imitation_steps=10, rl_updates=4, rl_seconds=None, eval_episodes=8, control_episodes=8,
         served_episodes=2,
     )  # fmt: skip
 
@@ -49,9 +50,11 @@ def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
 def check(config: QuickstartConfig) -> None:
     """Raise ValueError naming the flag, for budgets with which a later stage could only fail."""
     for name in _COUNTS:
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: give a whole number from 1")
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give a whole number from 1")
     if config.rl_seconds is not None and not config.rl_seconds > 0:
         raise ValueError(f"--rl-seconds {config.rl_seconds:g}: give a number above 0")
+    if config.rl_updates is None and config.rl_seconds is None:
+        raise ValueError("RL would never end: give --rl-updates or --rl-seconds")
     if not 0 <= config.seed < _SEEDS:
         raise ValueError(f"--seed {config.seed}: give 0 to {_SEEDS - 1}; each has its own scenes to demonstrate in")

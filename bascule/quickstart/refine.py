@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bascule.quickstart.recipes import RECIPES as QUICKSTART_RECIPES
+from bascule.quickstart.recipes import rl_recipe
 from bascule.quickstart.stages import Result
 from vla.core.config import load_json
 from vla.runtime import console
@@ -21,12 +21,14 @@ def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
     """Online RL from the imitation checkpoint, with a teacher of the same demonstrations. Returns its curves."""
     from envs.evaluation.evaluate import evaluate, wilson95
     from envs.seeds import RL_TRAIN_SEEDS, VALIDATION_SEED0
+    from rl.budget import cut_short, shown, sufficient_seconds
+    from rl.recipes import RECIPES
     from rl.runner import Runner
     from vla.data.lerobot_dataset import load_dataset
     from vla.model.model import VLA
 
     recipe = replace(
-        _recipe(config), suite=config.suite, seed=config.seed, num_envs=envs.num_envs,
+        RECIPES[rl_recipe(config)](), suite=config.suite, seed=config.seed, num_envs=envs.num_envs,
         max_seconds=config.rl_seconds, max_updates=config.rl_updates, train_seeds=RL_TRAIN_SEEDS,
     )  # fmt: skip
     if config.smoke:
@@ -37,16 +39,7 @@ def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
         report = evaluate(policy, envs, validation, suite=config.suite)
         return report.successes, report.episodes
 
-    with console.progress("online RL", recipe.max_seconds, unit="s") as update:
-
-        def on_update(row: dict[str, float]) -> None:
-            note = f"update {row['update']}, success {row.get('success_rate', 0):.2f}"
-            update(min(row["seconds"], recipe.max_seconds or 0), note=note)
-
-        def on_teacher_update(row: dict[str, float]) -> None:
-            note = f"training teacher: update {row['update']}/{row['of']}, success {row.get('success_rate', 0):.2f}"
-            update(min(runner.seconds, recipe.max_seconds or 0), note=note)
-
+    with shown(recipe) as (on_update, on_teacher_update):
         demos = None if recipe.guide is None else load_dataset(out / "demos")
         runner = Runner(
             VLA.load(out / "imitation"), envs, recipe, out / "rl", evaluate=check, demos=demos, on_update=on_update,
@@ -62,6 +55,13 @@ def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
         "updates": result.updates, "control_steps": result.env_steps, "stopped_by": result.stopped_by,
         "steps_per_s": round(result.env_steps / result.seconds), "sigma_scale": result.std_scale,
     }  # fmt: skip
+    if lost := cut_short(recipe, result, teacher):
+        enough = sufficient_seconds(recipe, result)
+        facts["warning"] = (
+            f"{lost}: this policy had less training than was planned; run again on a quieter machine, or with "
+            f"--rl-seconds {enough}"
+        )
+        console.say(f"warning: {facts['warning']}")
     rows = read_log(out / "rl") if result.updates else []
     steps_at = {0: 0} | {int(row["update"]): int(row["env_steps"]) for row in rows}
     curves = {
@@ -76,27 +76,6 @@ def refine(config: QuickstartConfig, out: Path, envs: Any) -> Result:
         },
     }
     return Result(facts, {"curves": curves, "teacher": teacher})
-
-
-def _recipe(config: QuickstartConfig) -> RunnerConfig:
-    """The RL recipe that the run's recipe names, or that of the suite."""
-    from rl.recipes import RECIPES
-
-    named = QUICKSTART_RECIPES[config.recipe].rl
-    return suite_recipe(config.suite) if named is None else RECIPES[named]()
-
-
-def suite_recipe(suite: str) -> RunnerConfig:
-    """The RL recipe of a suite: with a privileged teacher, if its environments provide privileged state."""
-    from envs.registry import load_suite
-    from rl.recipes import RECIPES
-
-    loaded = load_suite(suite)
-    if loaded.plane is None:
-        return RECIPES["tabletop-pick"]()
-    if loaded.plane.turns:
-        return RECIPES["tabletop-pick-guided"]()
-    return RECIPES["multitask-few" if len(loaded.tasks) > 1 else "robosuite-lift-guided"]()
 
 
 def _brief_recipe(recipe: RunnerConfig) -> RunnerConfig:

@@ -11,7 +11,7 @@ It is the quickstart's or that of `vla eval --robustness`.
 "robustness": {"axes", "severities", "cells", "means", "failures": [{..., "png" (bytes, not in JSON)}, ...]} as
 `bascule.experiments.robustness.report` makes it, beside the evaluation in plain scenes at the top level.
 Every part may be missing; the page then leaves it out. A stage has a "state" ("done", "failed" or "not run") and a
-"reason" where it is not done; "complete" says whether all are.
+"reason" where it is not done; "complete" says whether all are. A "warning" of a stage is a sentence about its result.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CONTROL_NOTES = {
     "random": "should fail",
     "expert": "reads the simulator's state",
 }
-_STAGE_FIELDS = ("name", "seconds", "state", "reason")
+_STAGE_FIELDS = ("name", "seconds", "state", "reason", "warning")
 _STILLS = 6
 _FILM_FPS = 5
 

@@ -49,13 +49,17 @@ class RunnerConfig:
     seed: int = 0
     train_seeds: tuple[int, int] = (0, 1_000_000)
     """First and one past the last scene seed of training episodes; evaluation seeds start at 5,000,000."""
-    max_updates: int = 200
+    max_updates: int | None = 200
+    """Updates of the policy: a budget that learns as much on a busy machine as on an idle one (None: no limit)."""
     max_env_steps: int | None = None
     """Control steps, over all environments."""
     max_seconds: float | None = None
-    """Wall clock of calibration, training and evaluation, including resumed sessions."""
+    """Wall clock of calibration, training and evaluation, including resumed sessions. Beside a number of updates or
+    control steps it protects from a machine that is too slow, and is reported where it ends the run (`rl.budget`);
+    alone it is the budget, and how much is learnt depends on the machine."""
     eval_every: int = 10
-    """Updates between evaluations. Each is also a checkpoint, after which all environments are reset."""
+    """Updates between evaluations; the last update is always evaluated, too. Each is also a checkpoint, after which all
+    environments are reset."""
     target_success: float | None = 0.97
     """Stop when two evaluations in a row reach this (None: use the whole budget)."""
     patience: int | None = None

@@ -116,7 +116,7 @@ def train_teacher_ppo(
         metrics = collector.collect(buffer) | learner.update(buffer)
         if on_update is not None:
             on_update(metrics | {"update": update, "of": updates, "seconds": time.monotonic() - began})
-        if out_of_budget is not None and out_of_budget(collector.env_steps):
+        if update < updates and out_of_budget is not None and out_of_budget(collector.env_steps):
             break
         due = config.enough is not None and update % config.look_every == 0 and update < updates
         if due and success_rate is not None:

@@ -51,8 +51,11 @@ def train_teacher(
 
     def out_of_budget(control_steps: int) -> bool:
         late = config.max_seconds is not None and seconds() >= ppo.share * config.max_seconds
+        if team.any(late):
+            report["cut_short"] = True  # by the clock, so another machine would have trained it further
+            return True
         limited = config.max_env_steps is not None
-        return team.any(late) or (limited and team.total(float(control_steps))[0] >= ppo.share * config.max_env_steps)
+        return limited and team.total(float(control_steps))[0] >= ppo.share * config.max_env_steps
 
     ppo: TeacherPPOConfig | None = guide.practice
     report: dict[str, Any] = {"demonstrations": len(demos.episodes)}

@@ -57,6 +57,7 @@ CHECKPOINT = "runs/policy"
         (["control", CHECKPOINT, "--blend-steps", "-1"], "--blend-steps -1"),
         (["control", CHECKPOINT, "--json", "."], "--json . is a folder"),
         (["rl", "smoke", "--init", CHECKPOINT, "--minutes", "0"], "--minutes 0"),
+        (["rl", "smoke", "--init", CHECKPOINT, "--updates", "0"], "--updates 0"),
         (["rl", "smoke", "--init", CHECKPOINT, "--num-envs", "-4"], "--num-envs -4"),
         (["rl", "smoke", "--init", CHECKPOINT, "--horizon", "0"], "--horizon 0"),
         (["rl", "smoke", "--init", CHECKPOINT, "--late-steps", "-1"], "--late-steps -1"),

@@ -10,8 +10,7 @@ import pytest
 from bascule import main as cli
 from bascule.quickstart import job, perturbed
 from bascule.quickstart.config import QuickstartConfig
-from bascule.quickstart.recipes import RECIPES, imitation, training_perturbation, with_budgets
-from bascule.quickstart.refine import _recipe
+from bascule.quickstart.recipes import RECIPES, imitation, rl_recipe, training_perturbation, with_budgets
 from envs.registry import load_suite
 from rl.recipes import RECIPES as RL_RECIPES
 from tests.bascule.robustness.test_report import policy  # noqa: F401 (a fixture)
@@ -21,7 +20,10 @@ def test_a_recipe_sets_what_the_user_did_not():
     plain, robust = QuickstartConfig(), QuickstartConfig(recipe="tabletop-robust", imitation_steps=50)
     assert with_budgets(plain) == plain
     chosen = with_budgets(robust)
-    assert (chosen.imitation_steps, chosen.rl_seconds, chosen.demos) == (50, 480.0, 20)
+    assert (chosen.imitation_steps, chosen.rl_updates, chosen.demos) == (50, 18, 20)
+    assert with_budgets(robust, ["recipe", "imitation_steps"]) == chosen
+    asked = QuickstartConfig(recipe="tabletop-robust", rl_updates=16)  # the default, but asked for
+    assert with_budgets(asked, ["recipe", "rl_updates"]).rl_updates == 16
     assert imitation(robust).model.backbone == "small" and imitation(plain).model.backbone == "tiny-goals"
     other = QuickstartConfig(recipe="tabletop-robust", backbone="tiny-goals")
     assert imitation(other).model.backbone == "tiny-goals"
@@ -33,10 +35,8 @@ def test_demonstrations_and_rl_are_randomised_alike(tmp_path):
     perturb = training_perturbation(robust)
     assert perturb.draws == "train" and perturb.plain == 0.3 and perturb.on("instruction") and perturb.on("light")
     assert all(perturb.range_of(axis)[0] == 0.0 for axis in ("camera", "texture", "distractors", "layout"))
-    assert (
-        RL_RECIPES["tabletop-robust"]().randomise == RECIPES["tabletop-robust"].randomise == _recipe(robust).randomise
-    )
-    assert training_perturbation(plain) is None and _recipe(plain).randomise == ()
+    assert RL_RECIPES[rl_recipe(robust)]().randomise == RECIPES["tabletop-robust"].randomise == ("robust",)
+    assert training_perturbation(plain) is None and RL_RECIPES[rl_recipe(plain)]().randomise == ()
     assert RL_RECIPES["tabletop-robust"]().guide is not None
     names = [stage.name for stage in job._stages(robust, tmp_path, None)]
     assert names[-2:] == ["evaluate perturbed", "serve"]

@@ -177,7 +177,7 @@ def test_a_folder_of_an_older_quickstart_and_a_wrong_suite_are_refused(tiny, tmp
 @pytest.mark.parametrize(
     "args",
     [("--eval-episodes", "0"), ("--served-episodes", "-1"), ("--workers", "0"), ("--seed", "50"), ("--seed", "-1"),
-     ("--rl-seconds", "0"), ("--rl-seconds", "nan"), ("--demos", "0")],
+     ("--rl-seconds", "0"), ("--rl-seconds", "nan"), ("--rl-updates", "0"), ("--demos", "0")],
     ids=" ".join,
 )  # fmt: skip
 def test_budgets_that_cannot_be_are_told_before_the_first_stage(tiny, tmp_path, capsys, args):

@@ -110,9 +110,11 @@ def test_killed_inside_every_stage_it_comes_to_the_report_of_an_undisturbed_run(
 
 
 def test_a_suite_is_refined_as_far_as_it_tells_its_state() -> None:
-    from bascule.quickstart.refine import suite_recipe
+    from bascule.quickstart.config import QuickstartConfig
+    from bascule.quickstart.recipes import rl_recipe
+    from rl.recipes import RECIPES
 
-    pick, ten = suite_recipe("tabletop-pick"), suite_recipe("tabletop-ten")
+    pick, ten = (RECIPES[rl_recipe(QuickstartConfig(suite=suite))]() for suite in ("tabletop-pick", "tabletop-ten"))
     assert pick.guide is not None and pick.guide.teacher.turns > 1 and pick.guide.practice is not None
     assert ten.guide is not None and ten.guide.teacher.turns == 1 and ten.curriculum is not None
     assert ten.guide.teacher.origin == "hand" and ten.guide.practice is not None, "few demonstrations of every task"

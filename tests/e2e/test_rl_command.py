@@ -43,6 +43,16 @@ def test_the_command_refines_keeps_books_and_reports(tmp_path, capsys):
     assert "already holds a run: resume it (--resume), or choose another folder (--out)" in capsys.readouterr().err
 
 
+def test_a_limit_of_time_that_ends_the_updates_early_is_told(tmp_path, capsys):
+    arguments = ["rl", "smoke", "--init", untrained(tmp_path / "init"), "--out", str(tmp_path / "rl"), "--workers", "1"]
+    assert main([*arguments, "--updates", "300", "--minutes", "0.01"]) == 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert "warning: RL was cut short by the time limit of 0.6 s after" in error and "of 300 updates" in error
+    assert "continue with --resume --updates 300 --minutes" in error
+    assert main([*arguments, "--resume", "--updates", "2"]) == 0
+    assert "of 2) in" in (error := capsys.readouterr().err) and "cut short" not in error
+
+
 def test_several_processes_are_started_and_learn_as_one(tmp_path, capsys):
     arguments = ["rl", "smoke", "--init", untrained(tmp_path / "init"), "--out", str(tmp_path / "rl")]
     command = [sys.executable, "-m", "bascule.main", *arguments, "--workers", "1", "--processes", "2"]

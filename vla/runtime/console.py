@@ -217,7 +217,10 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     """The quickstart's stages: name, seconds and the other figures of each one."""
     rows = []
     for stage in stages:
-        facts = [f"{key} {value}" for key, value in stage.items() if key not in ("name", "seconds", "state", "reason")]
+        known = ("name", "seconds", "state", "reason", "warning")
+        facts = [f"{key} {value}" for key, value in stage.items() if key not in known]
+        if "warning" in stage:
+            facts.append(f"warning: {stage['warning']}")
         if (state := stage.get("state", "done")) != "done":
             facts.insert(0, f"{state}: {stage['reason']}" if stage.get("reason") else state)
         rows.append((stage["name"], f"{stage['seconds']:.1f}", ", ".join(facts)))

@@ -154,7 +154,8 @@ def test_a_run_lets_its_teacher_practise_and_counts_it(cloned, tmp_path):
     bounded, heard, less = run("bounded", PRACTICE, max_updates=99, max_env_steps=most)
     update = less["control_steps"] / len(heard)
     assert 0 <= less["control_steps"] - most / 2 <= update and 0 <= bounded.env_steps - most <= update
-    assert run("late", PRACTICE, max_updates=1, max_seconds=1e-9)[2]["control_steps"] <= 8 * 32 * CHUNK
+    late = run("late", PRACTICE, max_updates=1, max_seconds=1e-9)[2]
+    assert late["control_steps"] <= 8 * 32 * CHUNK and late["cut_short"] and "cut_short" not in said | plain | less
     with pytest.raises(ValueError, match="at least 1 control step"):
         run("wrong", replace(PRACTICE, env_steps=0), max_updates=1)
 
