@@ -107,6 +107,9 @@ class Pretrain(Command):
     """Start from this backbone (a name or a folder) instead of random weights; it learns the words that it lacks."""
     only_pointer: bool = False
     """Train only the part of `initial` that looks at the picture again to refine a pixel; the rest stays."""
+    only_sight: bool = False
+    """Train only the part of `initial` that tells whether what is named is in sight, and set its threshold; the rest
+    stays."""
     lr: float | None = None
     """Default: 1.2e-3 from random weights, 7e-4 from `initial`."""
     questions: int | None = None
@@ -131,12 +134,12 @@ class Pretrain(Command):
         from vla.runtime.console import progress, table
         from vla.runtime.console import stdout as results
         from vla.runtime.devices import bfloat16_is_fast
-        from vla.training.grounding_set import POINT_QUESTIONS
-        from vla.training.pretrain import PretrainConfig, pretrain, refuse_finished
+        from vla.training.grounding.pretrain import PretrainConfig, pretrain, refuse_finished
+        from vla.training.grounding.questions import POINT_QUESTIONS
 
         check_numbers(self, questions=(1, POINT_QUESTIONS))
         refuse_finished(self.out, resume=self.resume)
-        config = PretrainConfig(only_pointer=self.only_pointer)
+        config = PretrainConfig(only_pointer=self.only_pointer, only_sight=self.only_sight)
         if self.initial is not None and not self.only_pointer:  # the reader starts anew, the backbone does not
             config = replace(config, lr=7e-4, reader_weight=0.3)
         if self.kind == "small":
@@ -166,6 +169,7 @@ class Pretrain(Command):
                 data,
                 self.out,
                 on_step=lambda row: update(row.get("step", 0), f"loss {row['loss']:.3f}"),
+                on_sight=lambda done: update(self.steps or 0, f"in sight or not: {done:,} scenes"),
                 initial=initial,
                 resume=self.resume,
             )
@@ -176,7 +180,9 @@ class Pretrain(Command):
         from vla.data.dataset_meta import require_grounding_set
 
         if self.only_pointer and self.initial is None:
-            raise ValueError("--only-pointer needs a backbone to sharpen: --initial tiny, or a folder")
+            raise ValueError("--only-pointer needs a backbone to sharpen: --initial small, or a folder")
+        if self.only_sight and (self.initial is None or self.kind != "small"):
+            raise ValueError("--only-sight is for a finished backbone: vla pretrain small --initial small, or a folder")
         check_numbers(
             self, minutes=(0.01, 1e6), steps=(1, 10**9), image_size=(32, 1024), seed=(0, 2**31),
             scenes=(1, 100_000_000), workers=(1, 1024), lr=(0, 100),

@@ -260,8 +260,8 @@ def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
     from envs.grounding.generate import generate
     from envs.seeds import GROUNDING_SEED
     from vla.backbones.hub import load as load_backbone
-    from vla.training.grounding_loss import inspect
-    from vla.training.grounding_set import GroundingSet
+    from vla.training.grounding.loss import inspect
+    from vla.training.grounding.questions import GroundingSet
 
     folder = out / "grounding"
     shutil.rmtree(folder, ignore_errors=True)

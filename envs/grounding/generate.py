@@ -1,6 +1,6 @@
 """Vision-language data with ground truth from the simulator: rendered scenes, questions, answers and points.
 
-Written as a folder of arrays that `vla/training/pretrain.py` reads (it may not import this package):
+Written as a folder of arrays that `vla/training/grounding/pretrain.py` reads (it may not import this package):
 `images.npy` (S, V, H, W, 3) uint8; `questions.json` S lists of M [prompt, answer] pairs; `points.npy` (S, M, 2, 3 + 3V)
 float32: for the object and the place that the prompt names, its position relative to the workspace centre in metres,
 then (u, v, visible) per view, u right and v down in [-1, 1]; NaN where the prompt names none; `grip.npy` (S, 3).

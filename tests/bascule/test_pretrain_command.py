@@ -16,7 +16,7 @@ from vla.backbones.hub import load as load_backbone
 from vla.backbones.small import create
 from vla.backbones.small.create import build_small
 from vla.backbones.small.model import small_config
-from vla.training import pretrain as pretraining
+from vla.training.grounding import pretrain as pretraining
 from vla.training.train_config import PretrainConfig
 
 

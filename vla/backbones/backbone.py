@@ -27,7 +27,7 @@ from vla.backbones.families import (
     visible,
 )
 from vla.backbones.features import Features, Mishearing
-from vla.backbones.pointer import Pointer, SharpPointer
+from vla.backbones.pointer import Pointer, SharpPointer, Sight
 from vla.processing.text import MOST_TOKENS
 
 SPEC_FILE, WEIGHTS_FILE = "bascule.json", "model.safetensors"
@@ -59,14 +59,15 @@ class Backbone(nn.Module):
         sharp: bool = False,
         peak: bool = False,
         agree: bool = False,
+        sight: bool = False,
     ) -> None:
         """`vlm` with its language head. `family`, `image`, `layout`: of `vla.backbones.families`; left out, the
         embedded one's.
 
         `pointing`: a `Pointer` reads where the queries look; `told` (None: as `pointing`): they start from the
         instruction's words; `sharp`: the queries that name something look a second time, at the picture itself;
-        `peak`: they read one place, not the mean of several; `agree`: the views look for the same thing
-        (`vla.backbones.pointer`).
+        `peak`: they read one place, not the mean of several; `agree`: the views look for the same thing; `sight`: the
+        queries, too, have a say in whether it is in sight (`vla.backbones.pointer`).
         ValueError for an architecture that is not known.
         """
         super().__init__()
@@ -96,6 +97,7 @@ class Backbone(nn.Module):
         self.sharp: SharpPointer | None = None
         if sharp:
             self.add_sharp()
+        self.sight = Sight(self.width) if sight else None
         self.naming = (0, num_queries // 2)
         """The queries that pre-training taught to point at the named object and the named place."""
         self.misheard: Mishearing | None = None
@@ -251,12 +253,17 @@ class Backbone(nn.Module):
         points_BQVC[:, named] = sharp.flatten(0, 1).unflatten(0, (-1, 2))
         return points_BQVC, logits.flatten(0, 1).unflatten(0, (-1, 2))
 
+    def hear(self, ids_BT: Tensor) -> Tensor:
+        """The words' vectors (B, T, D), with noise within `vla.backbones.features.mishearing`."""
+        embed = self.vlm.model.get_input_embeddings()
+        return embed(ids_BT) if self.misheard is None else embed.misheard(ids_BT, *self.misheard)
+
     def forward(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Features:
         """Features of B observations. `token_mask_BT` is True on real tokens, which may be padded on either side."""
         b, q = images_BVHWC.shape[0], self.num_queries  # len() would make an int of it in an export
         patches, deep, fine = self.look(self.normalise(images_BVHWC))
         embed = self.vlm.model.get_input_embeddings()
-        words = embed(token_ids_BT) if self.misheard is None else embed.misheard(token_ids_BT, *self.misheard)
+        words = self.hear(token_ids_BT)
         queries = self.ask(words, token_mask_BT)
         prefix, after = self._framed(patches.to(words.dtype), embed)
         embeds = torch.cat([prefix, words, *after, queries], 1)
@@ -289,10 +296,15 @@ class Backbone(nn.Module):
             coords_NE=self.coords_N3,
         )
 
-    def confidence(self, points_BQE: Tensor) -> Tensor:
-        """How surely the named object is in sight (B,), 0 to 1: its visibility in the view that shows it best, of the
-        points in `Features.points_BQE`."""
-        return points_BQE[:, self.naming[0]].unflatten(-1, (self.num_views, 3))[..., 2].amax(-1)
+    def confidence(self, queries_BQD: Tensor, points_BQE: Tensor) -> Tensor:
+        """How surely the named object is in sight (B,), 0 to 1, by `sight`; without one, its visibility in the view
+        that shows it best. `queries_BQD`: states after the last layer; `points_BQE`: as in `Features`."""
+        first = self.naming[0]
+        visible_BV = points_BQE[:, first].unflatten(-1, (self.num_views, 3))[..., 2]
+        if self.sight is None:
+            return visible_BV.amax(-1)
+        queries = queries_BQD.float()
+        return self.sight(queries[:, first], queries.mean(1), visible_BV).sigmoid()
 
     def _framed(self, patches_BND: Tensor, embed: nn.Module) -> tuple[Tensor, list[Tensor]]:
         """Everything in front of the instruction (B, S, D), and what comes between it and the queries."""
@@ -356,6 +368,8 @@ class Backbone(nn.Module):
             spec["peak"] = True
         if self.agree:
             spec["agree"] = True
+        if self.sight is not None:
+            spec["sight"] = True
         if self.grounding_threshold is not None:
             spec["grounding"] = {"threshold": self.grounding_threshold}
         attention = self.vlm.config._attn_implementation

@@ -110,6 +110,7 @@ def build(spec: dict[str, Any], tokenizer: Path | str | Mapping[str, bytes]) -> 
         sharp=spec.get("sharp", False),
         peak=spec.get("peak", False),
         agree=spec.get("agree", False),
+        sight=spec.get("sight", False),
     )
     backbone.grounding_threshold = threshold_in(spec)
     return backbone
@@ -246,7 +247,8 @@ def first_layers(backbone: Backbone, num_layers: int | None) -> Backbone:
         pointing=False,
         told=backbone.told is not None,
     )
-    own = {name: t for name, t in backbone.state_dict().items() if not name.startswith(("vlm.", "pointer.", "sharp."))}
+    gone = ("vlm.", "pointer.", "sharp.", "sight.")
+    own = {name: t for name, t in backbone.state_dict().items() if not name.startswith(gone)}
     fewer.load_state_dict(own, strict=False)
     return fewer.eval()
 

@@ -14,6 +14,7 @@ POINTER_WIDTH = 64
 STRIDE_PX = 4
 PEAK_CELLS, PEAK_PX = 1, 16
 """How far from where a query looks most a coordinate is still read: patches of the first look, pixels of the second."""
+SIGHT_WIDTH, SIGHT_DROPOUT = 256, 0.5
 
 
 def _weights(logits_BQVP: Tensor, grid_P2: Tensor, reach: float | None) -> Tensor:
@@ -141,6 +142,35 @@ class SharpPointer(nn.Module):
         side = self.side // self.repeat
         square = coarse_BQVP.unflatten(-1, (side, side))
         return square.repeat_interleave(self.repeat, -1).repeat_interleave(self.repeat, -2).flatten(-2)
+
+
+class Sight(nn.Module):
+    """How surely what is named is in sight: a verdict on what the queries know at the end, beside the visibility that
+    the pointers give.
+
+    A visibility compares a name with what one place looks like. The queries have read the whole sentence and the whole
+    picture: that it is small talk, or names a colour and a kind that are on two things, is in their states. It learns
+    when all else has, and moves no point (`vla.training.grounding.sight`).
+    """
+
+    def __init__(self, width: int) -> None:
+        """`width` of the queries."""
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.inner = nn.Linear(2 * width + 2, SIGHT_WIDTH)
+        self.outer = nn.Linear(SIGHT_WIDTH, 1)
+
+    def forward(self, query_BD: Tensor, mean_BD: Tensor, visible_BV: Tensor) -> Tensor:
+        """Logits (B,). `query_BD`: the state of the query that names the object; `mean_BD`: of all queries together;
+        `visible_BV`: the object's visibility in each view, 0 to 1."""
+        logit_BV = torch.logit(visible_BV.float(), 1e-4)
+        best = logit_BV.amax(-1)
+        states = [norm(state.float()) for norm, state in zip(self.norms, (query_BD, mean_BD), strict=True)]
+        seen = torch.stack([best, logit_BV.amin(-1)], -1) / 4
+        hidden = F.gelu(self.inner(torch.cat([*states, seen], -1)))
+        if self.training:
+            hidden = F.dropout(hidden, SIGHT_DROPOUT)
+        return best + self.outer(hidden)[..., 0]
 
 
 def _of_pictures() -> nn.Sequential:

@@ -1,8 +1,8 @@
 """Names for colours and things that no training text has: how sure a backbone is of a word that it has not heard.
 
 A confidence is lower for a new word than for a heard one, so a threshold that is set on heard words alone would hold a
-robot whenever somebody says it in their own way. `vla.training.pretrain` sets it on sentences of which some have these
-words. None of them may be in a list that is trained on, nor in the sentences of `vla experiment words`.
+robot whenever somebody says it in their own way. `vla.training.grounding.sight` sets it on sentences of which some have
+these words. None of them may be in a list that is trained on, nor in the sentences of `vla experiment words`.
 """
 
 from __future__ import annotations

@@ -187,7 +187,9 @@ class VLA(nn.Module):
 
     def confidence(self, features: Features) -> Tensor | None:
         """How surely the named object is in sight (B,); None without a threshold to hold it against."""
-        return None if self.grounding_threshold is None else self.backbone.confidence(features.points_BQE)
+        if self.grounding_threshold is None:
+            return None
+        return self.backbone.confidence(features.queries_BLQD[:, -1], features.points_BQE)
 
     def latent(self, features: Features, proprio_BP: Tensor) -> Tensor:
         """Action latent (B, C, D), float32, of normalised proprio. What heads read."""

@@ -1,6 +1,6 @@
 """Vision-language questions in addition to the actions: a trained backbone keeps its understanding of language.
 
-The scenes, questions and losses are those of pre-training (`vla ground-data`, `vla.training.pretrain`).
+The scenes, questions and losses are those of pre-training (`vla ground-data`, `vla.training.grounding.pretrain`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class LanguageTask(nn.Module):
         super().__init__()
         if not all(hasattr(backbone, name) for name in ("vlm", "ask", "decode", "point", "told")):
             raise ValueError("language questions need the embedded backbone or one made by `vla pretrain`")
-        from vla.training.grounding_set import GroundingSet
-        from vla.training.pointing_loss import Reader
+        from vla.training.grounding.pointing import Reader
+        from vla.training.grounding.questions import GroundingSet
         from vla.training.train_config import PretrainConfig
 
         self.config = config
@@ -45,6 +45,6 @@ class LanguageTask(nn.Module):
 
     def forward(self, backbone: Any, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Mean loss of these scenes' questions."""
-        from vla.training.grounding_loss import scene_loss
+        from vla.training.grounding.loss import scene_loss
 
         return scene_loss(backbone, self.reader, self._scenes, rows, rng, self._questions)[0]

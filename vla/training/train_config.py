@@ -53,6 +53,11 @@ class PretrainConfig:
     """Compute in bfloat16, which is slower than float32 on processors without instructions for it."""
     absent: float = 0.25
     """With `paraphrase`: share of the questions that name something which is not there."""
+    sight_scenes: int = 12_000
+    """With `paraphrase`: scenes from whose sentences it is learnt, last of all, whether what is named is in sight
+    (`vla.training.grounding.sight`). 0: the pointers' visibility tells it."""
+    only_sight: bool = False
+    """Learn nothing but that, on a backbone that is otherwise finished."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from tests.vla.backbones.square_scenes import write_set
 from vla.backbones.backbone import Backbone
 from vla.backbones.hub import load as load_backbone
 from vla.backbones.tiny import build_tiny, learn_words, train_tokenizer
-from vla.training import pretrain as pretraining
-from vla.training.grounding_loss import inspect, pack
-from vla.training.grounding_set import PROMPT_TOKENS, GroundingSet
-from vla.training.pointing_loss import state_hidden
-from vla.training.pretrain import PretrainConfig, pretrain
+from vla.training.grounding import pretrain as pretraining
+from vla.training.grounding.loss import inspect, pack
+from vla.training.grounding.pointing import state_hidden
+from vla.training.grounding.pretrain import PretrainConfig, pretrain
+from vla.training.grounding.questions import PROMPT_TOKENS, GroundingSet
 
 PATCH = 12
 

@@ -18,7 +18,7 @@ from vla.backbones.small.stem import CHANNELS, FINE_CHANNELS, STRIDES, Stem
 from vla.backbones.small.vocabulary import more_words, whole_words
 from vla.backbones.small.word_vectors import word_vectors
 from vla.backbones.smollm import weights_file
-from vla.training.pretrain import pretrain
+from vla.training.grounding.pretrain import pretrain
 from vla.training.train_config import PretrainConfig
 
 

@@ -11,7 +11,7 @@ from tests.vla.toy_backbone import SPEC
 from tests.vla.training.test_learning_backbone import TINY_FULL, tiny_demos
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, fresh, interrupt_at, kill, metrics, weights
 from vla.model.model import VLA
-from vla.training.grounding_loss import scene_loss
+from vla.training.grounding.loss import scene_loss
 from vla.training.language_cotraining import LanguageTask
 from vla.training.train import build_vla, train
 from vla.training.train_config import LanguageConfig

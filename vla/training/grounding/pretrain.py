@@ -23,11 +23,11 @@ from vla.backbones.backbone import SPEC_FILE, Backbone
 from vla.backbones.tiny import build_tiny, learn_words
 from vla.core.config import write_atomic
 from vla.core.disk import writing
-from vla.core.grounding import calibrate
 from vla.runtime.locks import locked, refuse_used
-from vla.training.grounding_loss import evaluate, grounding_confidence, scene_loss
-from vla.training.grounding_set import POINT_QUESTIONS, GroundingSet, read_questions, words_of
-from vla.training.pointing_loss import Reader
+from vla.training.grounding.loss import evaluate, scene_loss
+from vla.training.grounding.pointing import Reader
+from vla.training.grounding.questions import POINT_QUESTIONS, GroundingSet, read_questions, words_of
+from vla.training.grounding.sight import HEARD, fit_sight, heard, set_threshold
 from vla.training.train_config import PretrainConfig
 
 _STATE = "state.pt"
@@ -72,13 +72,15 @@ def pretrain(
     out: Path,
     *,
     on_step: Callable[[dict[str, float]], None] | None = None,
+    on_sight: Callable[[int], None] | None = None,
     initial: Path | str | None = None,
     resume: bool = False,
 ) -> dict[str, float]:
     """Train an embedded backbone on grounding sets; writes a backbone folder to `out` and returns held-out figures.
 
     `initial`: start from this backbone, a name or a folder, instead of from random weights; words that are new to it
-    are added to its vocabulary. Of several sets the figures are named by their folders. `resume` continues the run in
+    are added to its vocabulary. `on_sight` is told the number of scenes done in the last part (`sight_scenes`). Of
+    several sets the figures are named by their folders. `resume` continues the run in
     `out` from its last saved step, with the minutes that it has left, or begins one. ValueError for a folder that holds
     a run and no `resume`, or a finished one.
     """
@@ -103,13 +105,13 @@ def pretrain(
         store = str(Path(folder) / "store")
         context = mp.get_context("spawn")
         others = [
-            context.Process(target=_run, args=(rank, config, folders, out, store, initial, None), daemon=True)
+            context.Process(target=_run, args=(rank, config, folders, out, store, initial), daemon=True)
             for rank in range(1, config.num_processes)
         ]
         for process in others:
             process.start()
         try:
-            return _run(0, config, folders, out, store, initial, on_step)
+            return _run(0, config, folders, out, store, initial, on_step, on_sight)
         finally:
             for process in others:
                 process.join(timeout=20)
@@ -122,16 +124,25 @@ def refuse_finished(out: Path, *, resume: bool) -> None:
         raise ValueError(f"{out} holds a finished backbone: choose another folder (--out)")
 
 
-def _calibrate(backbone: Backbone, data: GroundingSet, rows: np.ndarray, seed: int) -> dict[str, float]:
-    """Give the backbone the confidence below which it sees nothing of what is named, from held-out scenes."""
-    present, absent = grounding_confidence(backbone, data, rows, np.random.default_rng([seed, len(rows)]))
-    threshold = calibrate(present.numpy(), absent.numpy())
-    backbone.grounding_threshold = threshold
-    return {
-        "grounding_threshold": threshold,
-        "absent_noticed": (absent < threshold).float().mean().item(),
-        "present_missed": (present < threshold).float().mean().item(),
-    }
+def _in_sight(
+    config: PretrainConfig,
+    backbone: Backbone,
+    data: GroundingSet,
+    share: np.ndarray,
+    on_sight: Callable[[int], None] | None,
+) -> dict[str, float]:
+    """Teach the backbone whether what is named is in sight, and set its threshold on held-out scenes. `share` of the
+    scenes that each set gives."""
+    sets = data.split(config.holdout)
+    if config.sight_scenes:
+        rng = np.random.default_rng([config.seed, 1])
+        counts = [min(len(own), int(config.sight_scenes * part)) for (own, _), part in zip(sets, share, strict=True)]
+        rows = [rng.choice(own, n, replace=False) for (own, _), n in zip(sets, counts, strict=True)]
+        learnt = heard(backbone, data, np.concatenate(rows), rng, noise=HEARD, on_scenes=on_sight)
+        fit_sight(backbone, *learnt, seed=config.seed)
+    held_out = np.concatenate([kept for _, kept in sets])
+    rng = np.random.default_rng([config.seed, len(held_out)])
+    return set_threshold(backbone, *heard(backbone, data, held_out, rng, new_words=True))
 
 
 def _run(
@@ -141,7 +152,8 @@ def _run(
     out: Path,
     store: str,
     initial: Path | str | None,
-    on_step: Callable[[dict[str, float]], None] | None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    on_sight: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """One rank's training loop."""
     torch.set_num_threads(1)
@@ -212,7 +224,7 @@ def _run(
         while True:
             fraction = max((time.monotonic() - start) / (60 * config.minutes), step / config.max_steps)
             fraction = team.share(fraction)
-            if fraction >= 1:
+            if fraction >= 1 or config.only_sight:
                 break
             scale = config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * fraction))
             for group in optimiser.param_groups:
@@ -242,9 +254,9 @@ def _run(
                 on_step(row)
         if log is None:
             return {}
-        figures = figures_now() | {"steps": step, "seconds": time.monotonic() - start}
+        figures = ({} if config.only_sight else figures_now()) | {"steps": step, "seconds": time.monotonic() - start}
         if config.paraphrase:
-            figures |= _calibrate(backbone, data, np.concatenate([held_out for _, held_out in sets]), config.seed)
+            figures |= _in_sight(config, backbone, data, share, on_sight)
         log.write(json.dumps(figures) + "\n")
         if fold := getattr(backbone.vlm, "fold", None):
             fold()

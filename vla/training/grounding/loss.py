@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vla.backbones.backbone import Backbone
 from vla.backbones.families import Patches
-from vla.training.grounding_set import IGNORED, POINT_QUESTIONS, GroundingSet
-from vla.training.pointing_loss import Reader, pointing_loss, state_hidden
+from vla.training.grounding.pointing import Reader, pointing_loss, state_hidden
+from vla.training.grounding.questions import IGNORED, POINT_QUESTIONS, GroundingSet
 from vla.training.train_config import PretrainConfig
 
 
@@ -26,7 +26,7 @@ def pack(backbone: Backbone, patches: Tensor, prompts: Tensor, answers: Tensor) 
     ka, ta = answers.shape[1:]
     n, q = backbone.num_patches, backbone.num_queries
     embed = backbone.vlm.model.get_input_embeddings()
-    words = embed(prompts)
+    words = backbone.hear(prompts.flatten(0, 1)).unflatten(0, (b, kp))
     point_segments = torch.cat([words, backbone.ask(words, prompts > 0)], 2).flatten(1, 2)
     embeds = torch.cat([patches, point_segments.to(patches.dtype), embed(answers).flatten(1, 2).to(patches.dtype)], 1)
 
@@ -147,36 +147,16 @@ def without_what_is_named(points: Tensor, nothing: Tensor) -> Tensor:
     return torch.where(nothing[..., None, None], gone, points)
 
 
-def _answered(backbone: Backbone, seen: Patches, prompts: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the backbone itself points, without a reader (B * Kp, Q, V, 3), and the states of the answers (B, Ka, Ta,
-    D); prompts (B, Kp, Tp) and answers (B, Ka, Ta) are tokens."""
+def answered(backbone: Backbone, seen: Patches, prompts: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the backbone itself points, without a reader (B * Kp, Q, V, 3), the states of the queries (B * Kp, Q, D)
+    and those of the answers (B, Ka, Ta, D); prompts (B, Kp, Tp) and answers (B, Ka, Ta) are tokens."""
     hidden, n = pack(backbone, seen.tokens, prompts, answers)
     kp, tp = prompts.shape[1:]
     patches, queries = state_hidden(hidden[-1], n, kp, tp, backbone.num_queries)
     points, coarse = backbone.point(patches, queries)
     if backbone.sharp is not None:
         points, _ = backbone.sharpen(seen.fine, patches, queries, points, coarse)
-    return points, hidden[-1][:, n + kp * (tp + backbone.num_queries) :].unflatten(1, answers.shape[1:])
-
-
-@torch.no_grad()
-def grounding_confidence(
-    backbone: Backbone, data: GroundingSet, rows: np.ndarray, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Confidences (n,), 0 to 1, that what an instruction names is in sight, for things that are there and for things
-    that are not, both in paraphrases, some of the former in words that were not learnt from. Each is the largest
-    visibility over the views (`Backbone.confidence`)."""
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    backbone.eval()
-    for part in np.array_split(rows, max(1, len(rows) // 64)):
-        asked = np.tile(np.arange(POINT_QUESTIONS - 1), (len(part), 1))  # the instructions
-        seen = backbone.look(backbone.normalise(torch.from_numpy(data.images[np.sort(part)])))
-        for absent in (0.0, 1.0):
-            prompts, answers, _, _ = data.spoken(np.sort(part), asked, asked[:, :1] * 0, rng, absent, new_words=True)
-            points, _ = _answered(backbone, seen, prompts, answers)
-            found[int(absent)].append(points[:, backbone.naming[0], :, 2].sigmoid().amax(-1))
-    backbone.train()
-    return torch.cat(found[0]), torch.cat(found[1])
+    return points, queries, hidden[-1][:, n + kp * (tp + backbone.num_queries) :].unflatten(1, answers.shape[1:])
 
 
 @torch.no_grad()
@@ -191,7 +171,7 @@ def inspect(backbone: Backbone, data: GroundingSet) -> dict[str, float]:
     for part in np.array_split(np.arange(len(data)), max(1, len(data) // 64)):
         index = torch.from_numpy(part)
         looked = backbone.look(backbone.normalise(torch.from_numpy(data.images[part])))
-        points, tail = _answered(backbone, looked, data.prompts[index], data.answers[index])
+        points, _, tail = answered(backbone, looked, data.prompts[index], data.answers[index])
         truth = data.points[index][:, :POINT_QUESTIONS, 0, 3:6].flatten(0, 1)
         seen = truth[:, 2] > 0.5
         distances.append((points[:, 0, 0, :2] - truth[:, :2]).norm(dim=1)[seen] * backbone.image_size / 2)
