@@ -44,10 +44,10 @@ class Quickstart(Command):
     little to do."""
     imitation_steps: int | None = None
     """Gradient steps of imitation. Default: 700; tabletop-robust: 800."""
-    rl_seconds: float | None = None
-    """Budget of online RL in seconds. Default: 240; tabletop-robust: 480; with --smoke as long as its updates take."""
     rl_updates: int | None = None
-    """Most updates of online RL. Default: 400."""
+    """Updates of online RL. Default: 16 (four minutes on two idle cores); tabletop-robust: 18 (eight minutes)."""
+    rl_seconds: float | None = None
+    """Limit of online RL's time. Default: four times as long; many tasks at once, robosuite: 240, and no updates."""
     eval_episodes: int | None = None
     """Scenes on which each policy is measured. Default: 400."""
     control_episodes: int | None = None

@@ -69,7 +69,7 @@ def quickstart(
 def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str, Any] | None) -> _Run:
     """The run in `out` to continue, or a new one."""
     asked = dict(given if given is not None else vars(config))
-    config = with_budgets(config)
+    config = with_budgets(config, given)
     if config.smoke:
         config = replace(smoke_config(config), **(given or {}))
     check(config)
