@@ -1,9 +1,9 @@
 """Grounding: how surely a policy sees what its instruction names, the threshold below which it does not, and the rule
 when to hold. Numpy alone: robots and servers use it.
 
-The confidence is the largest visibility, over the camera views, that a backbone's pointer gives to the named object
-(`vla.backbones.backbone.Backbone.confidence`). Pre-training measures it on questions about objects that are there and
-that are not, and `calibrate` puts the threshold between the two.
+The confidence is the largest visibility, over the camera views, that a backbone's pointer gives to the named object, in
+`small` corrected by its queries' states (`vla.backbones.backbone.Backbone.confidence`). Pre-training measures it on
+questions about objects that are there and that are not, and `calibrate` puts the threshold between the two.
 """
 
 from __future__ import annotations
