@@ -9,7 +9,7 @@ from pathlib import Path
 from policies.export.exported_policy import ExportedPolicy, is_exported
 from vla.core.checkpoint import read_config
 from vla.core.compatibility import choose_embodiment
-from vla.core.config import load_json, unknown
+from vla.core.config import load_json, nearest, unknown
 from vla.core.paths import quoted
 from vla.core.types import Policy
 
@@ -64,7 +64,15 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
         raise ValueError(f"there is no checkpoint at '{path}'; `vla train` makes one")
     if str(folder / "best") in found:  # of a run of RL; `last` is where it would go on
         raise ValueError(f"{path} is the folder of a run: its policy is {folder / 'best'}")
-    raise ValueError(unknown(str(path), {*found, *others}, "checkpoint"))
+    if folder.is_dir():
+        raise ValueError(f"{path} is a folder without config.json, no checkpoint{_like(path, found)}")
+    gone = "the link leads nowhere" if folder.is_symlink() else "there is no such folder"
+    raise ValueError(f"{unknown(str(path), {*found, *others}, 'checkpoint')}: {gone}")
+
+
+def _like(path: str | Path, found: Iterable[str]) -> str:
+    guess = nearest(str(path), found)
+    return f"; did you mean '{guess}'?" if guess else ""
 
 
 def _refuse_others(folder: Path) -> None:

@@ -31,6 +31,10 @@ CLOCK_SLACK_S = 0.05
 FROZEN_S = 2.0
 """A camera that shows the very same picture for this long, while the state moves, is frozen or covered."""
 _RAISED = (Exception, SystemExit)
+_ASKS = (
+    "its connect() asks something on the terminal, and there is none to answer on: connect it in a terminal once "
+    "(a LeRobot robot that is not calibrated: lerobot-calibrate)"
+)
 _MOVED = 0.05
 """Fraction of a state component's value, and at least a tenth of that in its own unit: more than an encoder's noise."""
 
@@ -124,6 +128,9 @@ class WatchedRobot:
         """Connect to the robot. Returns True on success; otherwise `trouble` holds the reason."""
         try:
             self._robot.connect()
+        except EOFError:
+            self.lost, self.trouble = True, _ASKS
+            return False
         except _RAISED as error:
             self.lost, self.trouble = True, _words(error)
             return False

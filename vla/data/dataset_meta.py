@@ -23,14 +23,20 @@ def read_info(root: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{root} is an unfinished recording: repeat the command that recorded it, it will continue"
             )
-        what = "does not exist" if not root.exists() else "is not a LeRobotDataset folder: it has no meta/info.json"
-        raise ValueError(f"{root} {what}")
+        if root.exists():
+            raise ValueError(f"{root} is not a LeRobotDataset folder: it has no meta/info.json")
+        hub = not root.is_absolute() and len(root.parts) == 2 and not root.parent.exists()
+        remedy = f"; no dataset is fetched: `hf download {root} --repo-type dataset --local-dir FOLDER` does that"
+        raise ValueError(f"{root} does not exist{remedy if hub else ''}")
     info = load_json(root / "meta" / "info.json")
     if not isinstance(info, dict):
         raise ValueError(f"{root}: meta/info.json must be a map, it is a {type(info).__name__}")
     version = str(info.get("codebase_version", "unknown"))
     if not version.startswith("v3."):
-        raise ValueError(f"{root} is a LeRobotDataset {version}, not v3: convert it with LeRobot's conversion script")
+        number = version.removeprefix("v").partition(".")[0]
+        newer = number.isdigit() and int(number) > 3
+        remedy = "write it anew with" if newer else "convert it with the conversion script of"
+        raise ValueError(f"{root} is a LeRobotDataset {version}, not v3: {remedy} a LeRobot that writes v3")
     frames, fps = info.get("total_frames"), info.get("fps")
     if frames is None:
         raise ValueError(f"{root}: meta/info.json does not give total_frames, the number of frames in data/: add it")
@@ -63,7 +69,7 @@ def camera_keys(features: Mapping[str, Any], cameras: Sequence[str] | None) -> d
                 present[name] = key
     if not present:
         raise ValueError(f"the dataset has no camera: no feature is an image or a video, it has {', '.join(features)}")
-    names = list(present) if cameras is None else [camera.removeprefix(IMAGE_PREFIX) for camera in cameras]
+    names = list(present) if cameras is None else list(map(camera_name, cameras))
     for name in names:
         if name in present:
             continue
@@ -78,6 +84,20 @@ def camera_keys(features: Mapping[str, Any], cameras: Sequence[str] | None) -> d
     for name in names:
         _shape(features, present[name])
     return {name: present[name] for name in names}
+
+
+def camera_name(text: str) -> str:
+    """The camera's name where a feature's name may be written in its place: "observation.images.front" is "front"."""
+    return text.removeprefix(IMAGE_PREFIX)
+
+
+def unused_findings(features: Mapping[str, Any], action: str) -> list[Finding]:
+    """A finding for features that look like parts of the action and are none of `action`, which alone is learnt."""
+    parts = [key for key in features if key.startswith(f"{action}.") or key == f"{action}s"]
+    if not parts:
+        return []
+    text = f"only the feature '{action}' is learnt, these are left out: {', '.join(parts)}"
+    return [Finding("action_left_out", "warning", f"{text}; join into '{action}' what the robot is to be sent")]
 
 
 def check_width(features: Mapping[str, Any], key: str, wanted: int | None) -> None:
@@ -163,7 +183,7 @@ def _flat(names: Any, group: str) -> Iterator[tuple[str, str]]:
             return
     if isinstance(names, list | tuple):
         for name in names:
-            yield from _flat(name, group)
+            yield from _flat("" if name is None else name, group)
     elif names is not None:
         yield group, str(names)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vla.data.tables import row_place
 from vla.data.video_index import VideoFile, open_video, readable, video_files
@@ -31,6 +31,9 @@ _NO_PICTURE = (OSError, SyntaxError, zlib.error, struct.error, Image.Decompressi
 
 _JPEG_END = b"\xff\xd9"
 
+_ORIENTATION, _UPRIGHT, _QUARTER_TURNS = 0x0112, 1, (5, 6, 7, 8)
+"""Exif's tag for how a picture lies, its value for upright, and those that exchange width and height."""
+
 
 def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
     """Convert to RGB and scale to `size` x `size` pixels (bilinear); None keeps the size. Returns (H, W, 3) uint8."""
@@ -41,16 +44,18 @@ def resized(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
 
 
 def decode_image(cell: Any, root: Path, key: str, size: int | None, where: str) -> NDArray[np.uint8]:
-    """(H, W, 3) of one cell of an image feature: encoded bytes, or a file relative to the dataset."""
+    """(H, W, 3) of one cell of an image feature: encoded bytes, or a file relative to the dataset.
+
+    A picture that Exif's orientation marks as turned is turned upright, as LeRobot's reader does."""
     with _opened(cell, root, key, where) as image:
-        return resized(image, size)
+        return resized(ImageOps.exif_transpose(image) if _turned(image) else image, size)
 
 
 def check_image(cell: Any, root: Path, key: str, where: str) -> tuple[int, int]:
     """(height, width) of one cell of an image feature, read without decoding it. ValueError as `decode_image` raises,
     also for a PNG or JPEG that is cut short."""
     with _opened(cell, root, key, where) as image:
-        width, height = image.size
+        width, height = reversed(image.size) if _turned(image) in _QUARTER_TURNS else image.size
         if image.format == "JPEG":
             image.fp.seek(-2, io.SEEK_END)
             if image.fp.read(2) != _JPEG_END:
@@ -58,6 +63,12 @@ def check_image(cell: Any, root: Path, key: str, where: str) -> tuple[int, int]:
         else:
             image.verify()
     return height, width
+
+
+def _turned(image: Image.Image) -> int:
+    """Exif's orientation where it is not upright, else 0. Only a header is read, nothing decoded."""
+    place = image.getexif().get(_ORIENTATION, _UPRIGHT) if "exif" in image.info else _UPRIGHT
+    return 0 if place == _UPRIGHT else place
 
 
 @contextmanager

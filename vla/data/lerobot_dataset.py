@@ -20,7 +20,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vla.core.types import ActionSpec, Observation
-from vla.data.dataset_meta import aspect, camera_keys, check_width, component_names, naming_findings, read_info
+from vla.data.dataset_meta import (
+    aspect,
+    camera_keys,
+    check_width,
+    component_names,
+    naming_findings,
+    read_info,
+    unused_findings,
+)
 from vla.data.decoding import decode_images, decode_videos
 from vla.data.findings import Finding, numbered, rare_findings, still_camera, still_vectors
 from vla.data.tables import (
@@ -245,6 +253,7 @@ def load_dataset(
         exact_proprio=simulator_state(root, table, "exact_proprio"),
         noticed=(
             *naming_findings(features, (ACTION, PROPRIO)),
+            *unused_findings(features, ACTION),
             *rounding_findings(table, features, names),
             *timing_findings(table, info),
             *foreign_findings(root),

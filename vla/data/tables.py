@@ -201,10 +201,11 @@ def data_files(root: Path, info: Mapping[str, Any]) -> list[Path]:
 
 def vectors(table: pa.Table, features: Mapping[str, Any], key: str) -> NDArray[np.float32]:
     """(F, D) of a numeric feature. ValueError for a wrong width, a NaN or an infinity, naming the place."""
+    recorded = numbers(table, features, key)
     with np.errstate(over="ignore"):  # what does not fit is told below
-        values = numbers(table, features, key).astype(np.float32)
+        values = recorded.astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError(not_finite(table, key, values))
+        raise ValueError(not_finite(table, key, recorded))
     return values
 
 
@@ -234,9 +235,12 @@ def numbers(table: pa.Table, features: Mapping[str, Any], key: str) -> NDArray[A
 
 
 def not_finite(table: pa.Table, key: str, values: NDArray[Any]) -> str:
-    """The first NaN or infinity of a feature and its place, in words."""
-    row, component = np.argwhere(~np.isfinite(values))[0]
-    return f"feature '{key}' holds {values[row, component]} at {row_place(table, row)} (component {component})"
+    """The first NaN, infinity or number too large for 32 bits in a feature as recorded, and its place, in words."""
+    with np.errstate(over="ignore"):
+        row, component = np.argwhere(~np.isfinite(values.astype(np.float32)))[0]
+    value = values[row, component]
+    large = ", more than 32-bit numbers hold" if np.isfinite(value) else ""
+    return f"feature '{key}' holds {value}{large} at {row_place(table, row)} (component {component})"
 
 
 def rounding_findings(

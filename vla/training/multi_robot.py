@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vla.core.types import IMAGE_SIZE, ActionSpec
+from vla.data.dataset_meta import camera_name
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
 from vla.processing.processor import Processor, ProcessorConfig
@@ -41,7 +42,7 @@ def build_vla(
         demos = next(iter(demos.values()))
     if isinstance(demos, Mapping):
         return _build_for_several(cfg, demos, backbone)
-    cameras = cfg.cameras or tuple(demos.images)
+    cameras = _cameras(cfg, demos)
     backbone = _for_views(cfg, backbone, len(cameras))
     return VLA.build(
         cfg.model,
@@ -97,13 +98,17 @@ def align_names(names: Sequence[Sequence[str]]) -> tuple[list[tuple[int, ...]], 
     return [tuple(union.index(name) for name in part) for part in names], len(union)
 
 
+def _cameras(cfg: TrainConfig, demos: DemoSet) -> tuple[str, ...]:
+    return tuple(map(camera_name, cfg.cameras)) if cfg.cameras else tuple(demos.images)
+
+
 def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone: nn.Module | None) -> VLA:
     parts = list(demos.values())
     for name, part in demos.items():
         for what, components in (("action", part.action_names), ("observation.state", part.proprio_names)):
             if len(set(components)) != len(components):
                 raise ValueError(f"feature '{what}' of {name} names a component twice: {', '.join(components)}")
-    cameras = align_cameras([cfg.cameras or tuple(part.images) for part in parts])
+    cameras = align_cameras([_cameras(cfg, part) for part in parts])
     action_slots, action_width = align_names([part.action_names for part in parts])
     state_slots, state_width = align_names([part.proprio_names for part in parts])
     backbone = _for_views(cfg, backbone, len(cameras[0]))

@@ -143,9 +143,9 @@ class TrainConfig:
                 return f"{name} must be at least 1, got {getattr(self, name)}"
         if self.num_threads < 0:
             return f"num_threads must be at least 1, or 0 for as many as are idle; got {self.num_threads}"
-        rates = (self.lr, self.backbone_lr, self.grad_clip)
-        if not all(0 < rate < math.inf for rate in rates):
-            return f"lr, backbone_lr, grad_clip must be positive numbers, got {', '.join(map(str, rates))}"
+        for name in ("lr", "backbone_lr", "grad_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                return f"{name} must be a positive number, got {getattr(self, name)}"
         if not 0 <= self.ema_decay < 1:
             return f"ema_decay must be in [0, 1), got {self.ema_decay}"
         if self.batch_size % self.accumulate:

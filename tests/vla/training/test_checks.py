@@ -116,9 +116,9 @@ def test_what_json_cannot_hold_is_told_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": float("nan")}, "lr, backbone_lr, grad_clip must be positive"),
-        ({"lr": float("inf")}, "must be positive numbers"),
-        ({"lr": -1.0}, "must be positive"),
+        ({"lr": float("nan")}, "lr must be a positive number"),
+        ({"lr": float("inf")}, "must be a positive number"),
+        ({"lr": -1.0}, "must be a positive"),
         ({"weights": (1.0, float("inf"))}, "weights of datasets must be positive numbers"),
         ({"weights": (1.0, float("nan"))}, "weights of datasets must be positive numbers"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
