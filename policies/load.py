@@ -60,19 +60,16 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
     roots = {Path("runs"), folder.parent, folder} - {Path(".")}
     depths = ("*", "*/*", "*/*/*")
     found = {str(file.parent) for root in roots for depth in depths for file in root.glob(f"{depth}/config.json")}
-    if not found and not others:
-        raise ValueError(f"there is no checkpoint at '{path}'; `vla train` makes one")
     if str(folder / "best") in found:  # of a run of RL; `last` is where it would go on
         raise ValueError(f"{path} is the folder of a run: its policy is {folder / 'best'}")
     if folder.is_dir():
-        raise ValueError(f"{path} is a folder without config.json, no checkpoint{_like(path, found)}")
-    gone = "the link leads nowhere" if folder.is_symlink() else "there is no such folder"
-    raise ValueError(f"{unknown(str(path), {*found, *others}, 'checkpoint')}: {gone}")
-
-
-def _like(path: str | Path, found: Iterable[str]) -> str:
-    guess = nearest(str(path), found)
-    return f"; did you mean '{guess}'?" if guess else ""
+        guess = nearest(str(path), found)
+        hint = f"; did you mean '{guess}'?" if guess else ""
+        raise ValueError(f"{path} is a folder without config.json, no checkpoint{hint}")
+    gone = " (the link leads nowhere)" if folder.is_symlink() else ""
+    if not found and not others:
+        raise ValueError(f"there is no checkpoint at '{path}'{gone}; `vla train` makes one")
+    raise ValueError(f"there is no checkpoint at '{path}'{gone}: {unknown(str(path), {*found, *others}, 'checkpoint')}")
 
 
 def _refuse_others(folder: Path) -> None:

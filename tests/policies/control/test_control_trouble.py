@@ -137,3 +137,18 @@ def test_a_robot_slower_than_the_loop_is_not_driven_faster_for_it():
     settings = ControlConfig(duration_s=3.0, asynchronous=False, guards=GuardConfig(velocity={"x": 0.5}))
     report = control(robot, Says(STEADY), settings, clock=clock, sleep=clock.sleep)
     assert report.ended == "time" and report.overruns == report.ticks and robot.speeds()[:, 0].max() <= 0.5 / HZ + 1e-6
+
+
+def test_a_robot_that_asks_for_input_where_nobody_can_answer_is_told_what_to_do():
+    """LeRobot's robots ask for a key when they are not calibrated; under systemd nobody presses one."""
+
+    class Asks(Slide):
+        def connect(self):
+            raise EOFError("EOF when reading a line")
+
+    clock = Clock()
+    report = control(Asks(clock), Says(STEADY), ControlConfig(asynchronous=False), clock=clock, sleep=clock.sleep)
+    assert report.ended == "disconnect" and report.guards == {"robot_lost": 1}
+    assert (
+        "in a terminal once (a LeRobot robot that is not calibrated: lerobot-calibrate)" in report.reasons["robot_lost"]
+    )
