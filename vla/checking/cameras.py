@@ -13,7 +13,7 @@ from vla.checking.motion import EpisodeFacts
 from vla.checking.recording import Recording
 from vla.data.dataset_meta import height_width
 from vla.data.decoding import check_image, mixed_sizes
-from vla.data.findings import Finding, listed, still_camera
+from vla.data.findings import Finding, identical_cameras, listed, other_shape, still_camera
 from vla.data.lerobot_dataset import on_disk
 
 if TYPE_CHECKING:
@@ -72,12 +72,7 @@ def camera_findings(
                 found.append(Finding("pictures_unreadable", "error", str(problem), cameras=(camera,)))
             continue
         declared, shown_size = height_width(recording.info["features"], key), readers[camera].shape[1:3]
-        if tuple(declared) != shown_size:
-            text = (
-                f"camera '{camera}' has pictures of {shown_size[0]}x{shown_size[1]} pixels, meta/info.json declares "
-                f"{declared[0]}x{declared[1]}: other tools may fail; correct its shape"
-            )
-            found.append(Finding("picture_shape", "warning", text, cameras=(camera,)))
+        found += other_shape(camera, declared, shown_size)
     places = {int(number): place for place, number in enumerate(recording.episodes)}
     seen: dict[str, dict[int, Seen]] = {camera: {} for camera in readers}
     faults: dict[str, list[tuple[int, str]]] = {}
@@ -229,11 +224,7 @@ def _alike(one: str, other: str, seen: dict[str, dict[int, Seen]]) -> list[Findi
     if not same:
         return []
     which = "all episodes" if len(same) == len(both) else listed(same)
-    text = (
-        f"cameras '{one}' and '{other}' show the same pictures in {which}: one camera recorded twice? Leave one out "
-        "(vla train --cameras) or record again"
-    )
-    return [Finding("cameras_identical", "warning", text, tuple(same), cameras=(one, other))]
+    return [identical_cameras(one, other, which, tuple(same))]
 
 
 def _exchanged(one: str, other: str, seen: dict[str, dict[int, Seen]]) -> list[Finding]:

@@ -159,12 +159,6 @@ def _shape(features: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def aspect(features: Mapping[str, Any], key: str) -> float:
-    """Width by height of a camera's pictures, as meta/info.json declares them, whichever side its channels are on."""
-    height, width = height_width(features, key)
-    return width / height
-
-
 def height_width(features: Mapping[str, Any], key: str) -> tuple[int, int]:
     """Pixels of a camera's pictures, as meta/info.json declares them."""
     shape = _shape(features, key)

@@ -74,6 +74,26 @@ def still_camera(camera: str, looked: int, one_colour: bool) -> Finding:
     return Finding("camera_still", "warning", text, cameras=(camera,))
 
 
+def other_shape(camera: str, declared: Sequence[int], shown: Sequence[int]) -> list[Finding]:
+    """A finding if a camera's pictures, (height, width), have another size than meta/info.json declares."""
+    if tuple(declared) == tuple(shown):
+        return []
+    text = (
+        f"camera '{camera}' has pictures of {shown[0]}x{shown[1]} pixels, meta/info.json declares "
+        f"{declared[0]}x{declared[1]}: other tools may fail; correct its shape"
+    )
+    return [Finding("picture_shape", "warning", text, cameras=(camera,))]
+
+
+def identical_cameras(one: str, other: str, where: str, episodes: tuple[int, ...] = ()) -> Finding:
+    """The finding for two cameras that show the same pictures in `where`, such as "all episodes"."""
+    text = (
+        f"cameras '{one}' and '{other}' show the same pictures in {where}: one camera recorded twice? Leave one out "
+        "(vla train --cameras) or record again"
+    )
+    return Finding("cameras_identical", "warning", text, episodes, cameras=(one, other))
+
+
 def rare_findings(feature: str, values_FX: NDArray[np.floating], names: Sequence[str]) -> list[Finding]:
     """A finding for each component that rarely leaves its resting value, so that extremes scale it."""
     return [

@@ -7,6 +7,7 @@ videos front to back. The layout is LeRobot's v3.0; the tests write with the sto
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,16 +22,24 @@ from numpy.typing import NDArray
 
 from vla.core.types import ActionSpec, Observation
 from vla.data.dataset_meta import (
-    aspect,
     camera_keys,
     check_width,
     component_names,
+    height_width,
     naming_findings,
     read_info,
     unused_findings,
 )
 from vla.data.decoding import decode_images, decode_videos
-from vla.data.findings import Finding, numbered, rare_findings, still_camera, still_vectors
+from vla.data.findings import (
+    Finding,
+    identical_cameras,
+    numbered,
+    other_shape,
+    rare_findings,
+    still_camera,
+    still_vectors,
+)
 from vla.data.tables import (
     data_files,
     foreign_findings,
@@ -111,20 +120,26 @@ class DemoSet:
         """One line for each thing in the recording that may not be what was meant; empty for ordinary data."""
         parts = ((ACTION, self.action, self.action_names), (PROPRIO, self.proprio, self.proprio_names))
         rare = [finding for part in parts for finding in rare_findings(*part)]
-        return [finding.text for finding in (*self.noticed, *self._standing_still(), *rare)]
+        return [finding.text for finding in (*self.noticed, *self._still_or_alike(), *rare)]
 
-    def _standing_still(self) -> list[Finding]:
-        """Findings for actions, for the state, and for each camera, that are the same in every frame. Of the pictures a
-        few are looked at, for they may lie on disk."""
+    def _still_or_alike(self) -> list[Finding]:
+        """Findings for actions, for the state, and for each camera, that are the same in every frame, and for two
+        cameras that show the same. Of the pictures a few are looked at, for they may lie on disk."""
         if self.num_frames < 2:
             return []
         still = [bool((values == values[0]).all()) for values in (self.action, self.proprio)]
         found = still_vectors(self.num_frames, *still)
         looked = np.unique(np.linspace(0, self.num_frames - 1, _LOOKED_AT).astype(np.int64))
+        moving: dict[str, NDArray[np.uint8]] = {}
         for camera, image in self.images.items():
             seen = image[looked]
             if (seen == seen[0]).all():
                 found.append(still_camera(camera, len(looked), bool((seen[0] == seen[0, 0, 0]).all())))
+            else:
+                moving[camera] = seen
+        for one, other in itertools.combinations(moving, 2):
+            if np.array_equal(moving[one], moving[other]):
+                found.append(identical_cameras(one, other, f"all of {len(looked)} frames looked at"))
         return found
 
     def observation(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> Observation:
@@ -257,8 +272,9 @@ def load_dataset(
             *rounding_findings(table, features, names),
             *timing_findings(table, info),
             *foreign_findings(root),
+            *(() if image_size else _shapes(features, keys, images)),
         ),
-        aspects={} if image_size else {camera: aspect(features, key) for camera, key in keys.items()},
+        aspects={} if image_size else {camera: image.shape[2] / image.shape[1] for camera, image in images.items()},
     )
 
 
@@ -289,6 +305,14 @@ def load_datasets(
 
 
 # ---------------------------------------------------------------------- pixels
+def _shapes(
+    features: dict[str, Any], keys: Mapping[str, str], images: Mapping[str, NDArray[np.uint8] | LazyFrames]
+) -> list[Finding]:
+    """A finding for each camera whose pictures have another size than is declared."""
+    parts = ((camera, height_width(features, key), images[camera].shape[1:3]) for camera, key in keys.items())
+    return [finding for part in parts for finding in other_shape(*part)]
+
+
 def _check_memory(features: dict[str, Any], keys: list[str], frames: int, image_size: int | None) -> None:
     needed, available = _pixels(features, keys, frames, image_size), free_memory()
     if needed > 1 << 30 and needed > _MEMORY_SHARE * available:

@@ -112,3 +112,29 @@ def test_a_learning_rate_that_is_none_is_told_alone(tmp_path, capsys, rate):
     assert main(train_arguments(tmp_path / "policy", write_dataset(tmp_path / "data"), "--lr", rate)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"vla: error: lr must be a positive number, got {float(rate)}"
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["memory", "streamed"])
+def test_pictures_of_another_size_than_declared_count_as_they_are(tmp_path, lazy):
+    """The policy remembers how wide its training pictures were, and asks its robot for such."""
+    data = load_dataset(write_dataset(tmp_path, cell=lambda row: marked(1)), lazy=lazy)
+    assert data.aspects == {"front": 20 / 12}
+    told = "camera 'front' has pictures of 12x20 pixels, meta/info.json declares 16x16"
+    assert [warning for warning in data.warnings() if warning.startswith(told)]
+
+
+def test_training_tells_of_one_camera_recorded_twice(tmp_path):
+    """Two names for one view: the copy costs memory, and what it should have shown is not there."""
+    rng = np.random.default_rng(3)
+    noise = [marked(1, picture=rng.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(22)]
+
+    def recorded(root, wrist):
+        about = {f"{KEY[:-5]}wrist": {"dtype": "image", "shape": [16, 16, 3], "names": None}}
+        columns = {f"{KEY[:-5]}wrist": wrist}
+        data = load_dataset(write_dataset(root, cell=noise.__getitem__, data=lambda into: into.update(columns),
+                                          features=lambda into: into.update(about)))  # fmt: skip
+        return data.warnings()
+
+    (warning,) = recorded(tmp_path / "twice", noise[:11])
+    assert warning.startswith("cameras 'front' and 'wrist' show the same pictures in all of ")
+    assert recorded(tmp_path / "two", noise[11:]) == []
