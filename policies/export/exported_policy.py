@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.core.checkpoint import CONFIG, STATS, checkpoint_files, read_config
+from vla.core.checkpoint import CONFIG, STATS, checkpoint_files, read_config, reading_config
 from vla.core.config import decode
 from vla.core.types import ActionChunk, Observation, Prefix
 from vla.processing.batch import ModelInput
@@ -97,12 +97,15 @@ class ExportedPolicy:
         whole = read_config(folder)
         if not is_exported(whole):
             raise ValueError(f"{os.fspath(folder)} is no exported policy: `vla export` makes one")
-        config = decode(ExportConfig, whole["export"])
+        with reading_config(folder):
+            config = decode(ExportConfig, whole["export"])
+            processor_config = decode(ProcessorConfig, whole["processor"])
         name = GRAPHS[config.format]
         files = {wanted: _read(folder, wanted) for wanted in (name, STATS, TOKENIZER)}
         stats = Stats.from_dict(json.loads(files[STATS]))
         tokenizer = FileTokenizer(files[TOKENIZER], pad_token_id=whole["pad_token_id"])
-        processor = Preprocessor(decode(ProcessorConfig, whole["processor"]), stats, tokenizer)
+        with reading_config(folder):
+            processor = Preprocessor(processor_config, stats, tokenizer)
         threads = threads or half_of_the_cores()
         return ExportedPolicy(config, processor, load_graph(config, files[name], threads=threads))
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # imported where tensors are touched: exported policies are r
 
 FORMAT = 1
 CONFIG, MODEL, STATS, TRAINER = "config.json", "model.safetensors", "stats.json", "trainer/state.pt"
+_UNDO = "; undo what was changed in it, copy the checkpoint again, or update Bascule if a newer one wrote it"
 _ENTRY = "checkpoint"  # config.json's own key: format number and the hash of every file
 _NEXT = ".next"
 _ALIASES = "aliases"
@@ -177,6 +179,28 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if entry.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {entry.get('format')}; this version reads format {FORMAT}")
     return config
+
+
+@contextmanager
+def reading_config(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """What is wrong with the content of a checkpoint's config.json, in a ValueError that names the file."""
+    try:
+        yield
+    except ValueError as problem:
+        raise ValueError(f"{Path(folder) / CONFIG}: {problem}{_UNDO}") from None
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{Path(folder) / CONFIG}: {type(problem).__name__}: {problem}{_UNDO}") from None
+
+
+def refuse_misfit(folder: str | os.PathLike[str], described: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """ValueError naming a tensor that config.json describes otherwise than it was saved. Both: name -> tensor."""
+    for name in sorted(described.keys() | saved.keys()):
+        shapes = [str(tuple(part[name].shape)) if name in part else "not there" for part in (described, saved)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{Path(folder) / CONFIG}: it does not describe the weights in {MODEL}: {name} is {shapes[0]} by it, "
+                f"{shapes[1]} in them{_UNDO}"
+            )
 
 
 def _next(folder: Path, name: str) -> Path:

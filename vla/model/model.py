@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vla.backbones.features import Features
 from vla.backbones.lora import add_lora, merge_lora
 from vla.backbones.vision_only import NoDecoder
-from vla.core.checkpoint import load_checkpoint, save_checkpoint
+from vla.core.checkpoint import load_checkpoint, reading_config, refuse_misfit, save_checkpoint
 from vla.core.config import decode, encode, find, lookup
 from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.model.bridge import Bridge
@@ -319,14 +319,23 @@ class VLA(nn.Module):
         else:
             with as_folder(tokenizer) as tokenizer_folder:
                 backbone = load_backbone({**spec, "tokenizer": str(tokenizer_folder)})
-        config = decode(VLAConfig, checkpoint.config["model"])
-        processor_config = decode(ProcessorConfig, checkpoint.config["processor"])
-        processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
+        with reading_config(folder):
+            config = decode(VLAConfig, checkpoint.config["model"])
+            processor_config = decode(ProcessorConfig, checkpoint.config["processor"])
+            processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
+            members = {
+                name: Processor(
+                    decode(ProcessorConfig, one["processor"]), Stats.from_dict(one["stats"]), backbone.tokenizer
+                )
+                for name, one in checkpoint.config.get("members", {}).items()
+            }
         vla = VLA(config, backbone, processor)
-        vla.load_state_dict(checkpoint.tensors)
-        for name, one in checkpoint.config.get("members", {}).items():
-            own = Stats.from_dict(one["stats"])
-            vla.members[name] = Processor(decode(ProcessorConfig, one["processor"]), own, backbone.tokenizer)
+        try:
+            vla.load_state_dict(checkpoint.tensors)
+        except RuntimeError:
+            refuse_misfit(folder, vla.state_dict(), checkpoint.tensors)
+            raise
+        vla.members.update(members)
         if member is not None:
             vla.processor = lookup(member, vla.members, "member")
         if merge:

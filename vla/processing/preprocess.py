@@ -96,6 +96,9 @@ class Preprocessor:
         high = stats.action.max if config.action_high is None else config.action_high
         if len(low) != dim or len(high) != dim:
             raise ValueError(f"action_low and action_high need {dim} values each, got {len(low)} and {len(high)}")
+        for name, least, most in zip(config.action_names, low, high, strict=True):
+            if not least <= most:
+                raise ValueError(f"action_low of {name} must be at most its action_high, got {least:g} and {most:g}")
         self.config, self.stats, self.tokenizer = config, stats, tokenizer
         _check_slots("proprio", config.proprio_slots, config.proprio_width, config.proprio_dim)
         _check_slots("action", config.action_slots, config.action_width, dim)
