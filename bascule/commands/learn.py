@@ -313,7 +313,7 @@ class Train(Command):
         from vla.model.config import check_backbone
         from vla.training.recipes import RECIPES
 
-        check_numbers(self, seed=(0, 2**53))
+        check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(1, 4096))
         config = self._config(lookup(self.recipe, RECIPES, "recipe")())
         if problem := config.problem():
             raise ValueError(problem)

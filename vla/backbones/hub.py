@@ -9,7 +9,7 @@ from typing import Any
 
 from vla.backbones.backbone import SPEC_FILE, Backbone
 from vla.backbones.loading import SHIPPED, build, first_layers, load_hugging_face, load_ours, wrap
-from vla.core.config import find, load_json, lookup
+from vla.core.config import find, load_json, lookup, make
 
 REMOTE: dict[str, str] = {
     "smolvlm2-256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
@@ -94,7 +94,8 @@ def _load_foreign(spec: str | dict[str, Any], **options: int | None) -> Any:
     arguments = {**given, **({} if isinstance(spec, str) else spec)}
     name = arguments.pop("name", spec)
     arguments.pop("tokenizer", None)  # a folder that lives for the time of the call: such a module brings its own
-    return find(str(name), {}, "backbone")(**arguments).eval()
+    needs = ("eval", "forward", "width", "num_layers", "tokenizer", "to_spec")
+    return make(str(name), find(str(name), {}, "backbone"), "backbone", needs, **arguments).eval()
 
 
 def _load_dict(spec: dict[str, Any], options: dict[str, Any]) -> Backbone:

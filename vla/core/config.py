@@ -57,6 +57,22 @@ def find[T](name: str, table: Mapping[str, T], kind: str) -> T:
         raise ValueError(f"{kind} '{name}': module {module} has no '{attribute}'") from None
 
 
+def make(name: str, maker: Callable[..., Any], kind: str, needs: Iterable[str] = (), **arguments: Any) -> Any:
+    """`maker(**arguments)`, the maker being what `find` found. ValueError naming a part from outside the package for
+    whatever its maker raises, and for an attribute of `needs` that it lacks."""
+    if ":" not in name:
+        return maker(**arguments)
+    try:
+        part = maker(**arguments)
+    except Exception as problem:
+        words = " ".join(f"{type(problem).__name__}: {problem}".split())
+        raise ValueError(f"{kind} '{name}' cannot be made ({', '.join(arguments)} given): {words}") from problem
+    if lacking := [need for need in needs if not hasattr(part, need)]:
+        made = f"{kind} '{name}' makes {type(part).__name__!r}, which lacks {', '.join(lacking)}"
+        raise ValueError(f"{made}: docs/extend.md says what a {kind} must have")
+    return part
+
+
 def encode(value: Any, *, not_finite: Callable[[float], Any] = float) -> Any:
     """Dataclasses, numpy values, paths and what they hold as JSON values: dict, list, str, int, float, bool, None.
 

@@ -19,7 +19,7 @@ from vla.backbones.features import Features
 from vla.backbones.lora import add_lora, merge_lora
 from vla.backbones.vision_only import NoDecoder
 from vla.core.checkpoint import load_checkpoint, reading_config, refuse_misfit, save_checkpoint
-from vla.core.config import decode, encode, find, lookup
+from vla.core.config import decode, encode, find, lookup, make
 from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.model.bridge import Bridge
 from vla.model.config import FaithfulConfig, VLAConfig, model_problem
@@ -53,7 +53,8 @@ class VLA(nn.Module):
         self.bridge = _make_bridge(config, backbone, processor)
         if self.bridge.layers_needed < backbone.num_layers and hasattr(backbone, "stop_after"):
             backbone.stop_after(self.bridge.layers_needed)
-        self.head = head(width=config.bridge.width, action_dim=processor.action_width)
+        sizes = {"width": config.bridge.width, "action_dim": processor.action_width}
+        self.head = make(config.head, head, "head", ("parameters", "forward", "loss"), **sizes)
         self.members: dict[str, Processor] = {}
         """A policy for several robots: each one's processor, by name. `processor` is the one in use."""
         self.refiner = self._new_refiner(config.refiner_width) if config.refiner_width else None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vla.core import config as config_module
-from vla.core.config import decode, encode, find, load_json, lookup, nearest, save_json
+from vla.core.config import decode, encode, find, load_json, lookup, make, nearest, save_json
 from vla.model.config import BridgeConfig, VLAConfig
 
 ROOT = Path(__file__).parents[3]
@@ -143,6 +143,30 @@ def test_an_object_is_found_by_name_or_by_module():
 def test_an_object_that_is_not_found_is_one_line(name, complaint):
     with pytest.raises(ValueError, match=complaint):
         find(name, {"l1": 1}, "head")
+
+
+def _breaks(*, width):
+    raise KeyError(width)
+
+
+@pytest.mark.parametrize(
+    ("maker", "complaint"),
+    [
+        (os, r"^head 'a:b' cannot be made \(width given\): TypeError: 'module' object is not callable$"),
+        (os.getcwd, r"^head 'a:b' cannot be made \(width given\): TypeError: .*getcwd\(\) takes no"),
+        (_breaks, r"^head 'a:b' cannot be made \(width given\): KeyError: 4$"),
+        (dict, r"^head 'a:b' makes 'dict', which lacks loss: docs/extend.md says what a head must have$"),
+    ],
+)
+def test_a_part_from_outside_that_cannot_be_made_is_one_line(maker, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make("a:b", maker, "head", ("keys", "loss"), width=4)
+
+
+def test_a_part_is_made_and_a_fault_of_our_own_stays_one():
+    assert make("a:b", dict, "head", ("keys",), width=4) == make("l1", dict, "head", width=4) == {"width": 4}
+    with pytest.raises(KeyError):
+        make("l1", _breaks, "head", width=4)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -138,3 +138,22 @@ def test_training_tells_of_one_camera_recorded_twice(tmp_path):
     (warning,) = recorded(tmp_path / "twice", noise[:11])
     assert warning.startswith("cameras 'front' and 'wrist' show the same pictures in all of ")
     assert recorded(tmp_path / "two", noise[11:]) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--image-size 100000", "--image-size must be at most 4,096, got 100000"),
+        ("--image-size 0", "--image-size must be at least 1, got 0"),
+        ("--steps 9999999999999999999999", "--steps must be at most 1,000,000,000, got 9999999999999999999999"),
+        (
+            "--head os:path",
+            "head 'os:path' cannot be made (width, action_dim given): TypeError: 'module' object is not",
+        ),
+        ("--head os:getcwd", "head 'os:getcwd' cannot be made (width, action_dim given): TypeError: "),
+        ("--backbone os:getcwd", "backbone 'os:getcwd' cannot be made"),
+    ],
+)
+def test_flags_that_make_no_policy_are_one_line(tmp_path, capsys, flags, told):
+    assert main(train_arguments(tmp_path / "policy", write_dataset(tmp_path / "data"), *flags.split())) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"vla: error: {told}")
