@@ -183,7 +183,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 @contextmanager
 def reading_config(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """What is wrong with the content of a checkpoint's config.json, in a ValueError that names the file."""
+    """Make an error of reading a checkpoint's config.json a ValueError that names the file and what to do."""
     try:
         yield
     except ValueError as problem:
