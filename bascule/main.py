@@ -135,10 +135,17 @@ def _run_alone(command: Command, args: list[str]) -> int | None:
 
 
 def _check_named(args: list[str]) -> None:
-    """ValueError for an output without a name, as of a variable that is not set: it would mean this very folder."""
-    for flag, value in pairwise([part for arg in args for part in _parts(arg)]):
+    """ValueError for an output without a name, as of a variable that is not set: it would mean this very folder; and
+    for a file that is to be written and is named a second time: what was in it would be lost."""
+    parts = [part for arg in args for part in _parts(arg)]
+    for place, (flag, value) in enumerate(pairwise(parts)):
         if flag in ("--out", "--json", "--log", "--to-dataset", "--page", "--fix") and not value.strip():
             raise ValueError(f"{flag} is empty: name what is to be written; . is the present folder")
+        if flag in ("--json", "--log", "--page") and os.path.splitext(value)[1] and not value.startswith("/dev/"):
+            others = [*parts[: place + 1], *parts[place + 2 :]]
+            files = {os.path.realpath(file) for other in others for file in (other, other.partition("=")[2]) if file}
+            if os.path.realpath(value) in files:
+                raise ValueError(f"{flag} {value} is named twice in this command: write it to another file")
 
 
 def _parts(arg: str) -> tuple[str, ...]:

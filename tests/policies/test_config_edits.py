@@ -20,7 +20,11 @@ def saved(tmp_path_factory):
     ("part", "change", "words"),
     [
         ("model", {"new_gate": 1}, "unknown field of VLAConfig 'new_gate'"),
-        ("model", {"chunk_size": 16}, "it does not describe the weights in model.safetensors: bridge.position is (16, "),
+        (
+            "model",
+            {"chunk_size": 16},
+            "it does not describe the weights in model.safetensors: bridge.position is (16, ",
+        ),
         ("model", {"head": "flow"}, "it does not describe the weights in model.safetensors: head."),
         ("model", {"bridge": None}, "bridge"),
         ("processor", {"control_hz": "20"}, "control_hz must be float, got '20'"),

@@ -56,10 +56,20 @@ _LONG_QUOTE = re.compile(r"""(['"])([^'"]{400,})\1""")
 """A quotation of this length is cut: it would bury what is wrong with it."""
 
 
+_REFUSED = {
+    PermissionError: "may not be read or written by this user: change its permissions (chmod, chown)",
+    IsADirectoryError: "is a folder, not a file",
+    NotADirectoryError: "lies below a file, not in a folder",
+}
+"""Errors of the system that name a path, as Python words them only for its developers."""
+
+
 def one_line(error: BaseException) -> str:
     """The error as one line: what is wrong and, where the raiser said so, how to mend it."""
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         text = f"no such file or folder: {os.fsdecode(error.filename)!r}"
+    elif type(error) in _REFUSED and error.filename is not None:
+        text = f"{os.fsdecode(error.filename)!r} {_REFUSED[type(error)]}"
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC and not isinstance(error, DiskFull):
         text = str(full(os.fsdecode(error.filename))) if error.filename else f"a device is full: {error}"
     else:

@@ -1,0 +1,61 @@
+"""Files that a command is given: an input that the output would replace, and one that cannot be read."""
+
+import json
+
+import pytest
+
+from bascule.main import main
+from vla.runtime.console import one_line
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(json.dumps({"kept": name}))
+    (tmp_path / "link.json").symlink_to("a.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("report compare a.json b.json --json a.json", "--json a.json"),
+        ("report compare one=a.json two=b.json --json=a.json", "--json a.json"),
+        ("report compare a.json b.json --json ./here/../a.json", "--json ./here/../a.json"),
+        ("report compare a.json b.json --json link.json", "--json link.json"),
+        ("check here --json new.html --page new.html", "--json new.html"),
+        ("control a.json --replay --log a.json", "--log a.json"),
+    ],
+)
+def test_what_is_read_is_not_written_over(results, capsys, words, flag):
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"vla: error: {flag} is named twice in this command: write it to another file"
+    assert (results / "a.json").read_text() == json.dumps({"kept": "a.json"}) and not (results / "new.html").exists()
+
+
+def test_other_files_are_taken(results, capsys):
+    """Past the check of names: the files are no evaluations, which is the next thing to be told."""
+    assert main(["report", "compare", "a.json", "b.json", "--json", "c.json"]) == 2
+    assert "is no result of `vla eval --json`" in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_a_file_is_told_without_numbers_of_the_system(results, capsys):
+    assert main(["report", "compare", "here", "a.json"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["vla: error: 'here' is a folder, not a file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError, "'x/y' may not be read or written by this user: change its permissions (chmod, chown)"),
+        (IsADirectoryError, "'x/y' is a folder, not a file"),
+        (NotADirectoryError, "'x/y' lies below a file, not in a folder"),
+        (FileNotFoundError, "no such file or folder: 'x/y'"),
+    ],
+)
+def test_errors_of_the_system_are_told_in_words(error, words):
+    assert one_line(error(1, "as the system says", "x/y")) == words
+    assert one_line(error("our own words")) == "our own words"
