@@ -113,6 +113,9 @@ def _renamed(cameras: Mapping[str, str], rename: Mapping[str, str]) -> dict[str,
     found = {key: IMAGE_PREFIX + rename[name] if name in rename else key for name, key in cameras.items()}
     if len(set(found.values())) < len(found):
         raise ValueError("two cameras would have one name: rename both, or choose another name")
+    for name, key in cameras.items():
+        if "/" in (new := found[key].removeprefix(IMAGE_PREFIX)):
+            raise ValueError(f"LeRobot's writer takes no '/' in a camera's name, as in '{new}': --rename '{name}=NEW'")
     return found
 
 

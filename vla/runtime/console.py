@@ -58,6 +58,7 @@ _LONG_QUOTE = re.compile(r"""(['"])([^'"]{400,})\1""")
 
 _REFUSED = {
     PermissionError: "may not be read or written by this user: change its permissions (chmod, chown)",
+    FileExistsError: "is there already: choose another place",
     IsADirectoryError: "is a folder, not a file",
     NotADirectoryError: "lies below a file, not in a folder",
 }

@@ -52,6 +52,7 @@ def test_a_folder_in_place_of_a_file_is_told_without_numbers_of_the_system(resul
     [
         (PermissionError, "'x/y' may not be read or written by this user: change its permissions (chmod, chown)"),
         (IsADirectoryError, "'x/y' is a folder, not a file"),
+        (FileExistsError, "'x/y' is there already: choose another place"),
         (NotADirectoryError, "'x/y' lies below a file, not in a folder"),
         (FileNotFoundError, "no such file or folder: 'x/y'"),
     ],
