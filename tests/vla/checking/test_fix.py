@@ -76,7 +76,7 @@ def test_pictures_of_two_sizes_are_brought_to_one(tmp_path):
         (["--fix", "out", "--rename", "frnt=a"], "did you mean 'front'?"),
         (["--fix", "out", "--rename", "front"], "--rename front must be OLD=NEW"),
         (["--fix", "out", "--rename", "front=wrist"], "two cameras would have one name"),
-        (["--fix", "out", "--rename", "front=cam/high"], "no '/' in a camera's name, as in 'cam/high': --rename"),
+        (
             ["--fix", "out", "--rename", "front=cam/high"],
             "no '/' in a camera's name, as in 'cam/high': --rename 'front=NEW'",
         ),
