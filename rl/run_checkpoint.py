@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rl.configs.run import BUDGET_FIELDS, RunnerConfig
 from vla.core.checkpoint import load_checkpoint, save_checkpoint
-from vla.core.config import encode, fill_defaults
+from vla.core.config import difference, encode, fill_defaults
 from vla.runtime.distributed import Team
 
 LEARNER, BEST, REWARD, TEACHER = "", "best.", "progress.", "teacher."
@@ -69,9 +69,10 @@ def require_same_run(out: Path, config: RunnerConfig, saved: Mapping[str, Any]) 
     theirs = fill_defaults(encode(RunnerConfig()), without_removed(out, ours, dict(saved)))
     for name in sorted(ours):
         if name not in BUDGET_FIELDS and theirs.get(name) != ours[name]:
+            field, was, wanted = difference(name, theirs.get(name), ours[name])
             raise ValueError(
-                f"{out} was made with {name}={theirs.get(name)!r}, now it is {ours[name]!r}: resume with the same "
-                "configuration (budgets may change) or start a new run in another folder"
+                f"{out} was made with {field}={was!r}, now it is {wanted!r}: resume with the same configuration "
+                "(budgets may change) or start a new run in another folder"
             )
 
 

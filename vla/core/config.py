@@ -95,6 +95,14 @@ def encode(value: Any, *, not_finite: Callable[[float], Any] = float) -> Any:
     raise TypeError(f"cannot encode a {type(value).__name__} as JSON")
 
 
+def difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first field in which the part `name` of two encoded configurations differs, as "model.head", and its values."""
+    while isinstance(before, Mapping) and isinstance(now, Mapping) and before != now:
+        key = next(key for key in (*now, *before) if before.get(key) != now.get(key))
+        name, before, now = f"{name}.{key}", before.get(key), now.get(key)
+    return name, before, now
+
+
 def decode[T](cls: type[T], data: Mapping[str, Any]) -> T:
     """The dataclass `cls` from what `encode` made of it. ValueError for unknown, missing and mistyped fields."""
     return _decode_dataclass(cls, data, cls.__name__)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vla.backbones.features import Features, hears_noise
 from vla.core.checkpoint import CONFIG, load_checkpoint
-from vla.core.config import encode, fill_defaults, lookup, save_json
+from vla.core.config import difference, encode, fill_defaults, lookup, save_json
 from vla.data.batches import Ahead, Batch, LiveDemos, Source, join
 from vla.data.feature_cache import check_demos, encode_demos
 from vla.data.lerobot_dataset import DemoSet
@@ -244,9 +244,10 @@ class _Run:
             config["image_size"] = config["image_size"] or self.vla.processor.config.image_size
         for name in now:
             if name not in MAY_CHANGE and before[name] != now[name]:
+                field, was, wanted = difference(name, before[name], now[name])
                 raise ValueError(
-                    f"{out} was trained with {name}={before[name]!r}, not {now[name]!r}: resume it as it was begun, or "
-                    "begin another run (--out)"
+                    f"{out} was trained with {field}={was!r}, not {wanted!r}: resume it as it was begun, or begin "
+                    "another run (--out)"
                 )
         if state["data"] != self.data:
             raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vla.core import config as config_module
-from vla.core.config import decode, encode, find, load_json, lookup, make, nearest, save_json
+from vla.core.config import decode, difference, encode, find, load_json, lookup, make, nearest, save_json
 from vla.model.config import BridgeConfig, VLAConfig
 
 ROOT = Path(__file__).parents[3]
@@ -167,6 +167,21 @@ def test_a_part_is_made_and_a_fault_of_our_own_stays_one():
     assert make("a:b", dict, "head", ("keys",), width=4) == make("l1", dict, "head", width=4) == {"width": 4}
     with pytest.raises(KeyError):
         make("l1", _breaks, "head", width=4)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (1, 2, ("a", 1, 2)),
+        ({"b": {"c": 1, "d": 2}, "e": 3}, {"b": {"c": 1, "d": 4}, "e": 5}, ("a.b.d", 2, 4)),
+        ({"b": 1}, {"b": 1, "c": None, "d": 2}, ("a.d", None, 2)),
+        ({"b": 1, "d": 2}, {"b": 1}, ("a.d", 2, None)),
+        ({"b": {}}, {"b": [1]}, ("a.b", {}, [1])),
+        ({"b": 1}, None, ("a", {"b": 1}, None)),
+    ],
+)
+def test_the_first_difference_is_found_inside(before, now, told):
+    assert difference("a", before, now) == told
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -145,6 +145,9 @@ def test_resume_after_the_end_changes_nothing_and_a_taken_folder_is_safe(tmp_pat
         train(CONFIG, fresh(), data, tmp_path)
     with pytest.raises(ValueError, match=r"trained with lr=0\.0007, not 0\.001"):
         train(replace(CONFIG, lr=1e-3), fresh(), data, tmp_path, resume=True)
+    flow = replace(CONFIG, model=replace(CONFIG.model, head="flow"))
+    with pytest.raises(ValueError, match=r"trained with model\.head='l1', not 'flow': resume"):
+        train(flow, fresh(), data, tmp_path, resume=True)
     with pytest.raises(ValueError, match="trained on other demonstrations"):
         train(CONFIG, fresh(), demos(seed=1), tmp_path, resume=True)
     train(replace(CONFIG, log_every=1, save_every=99), fresh(), data, tmp_path, resume=True)
