@@ -69,7 +69,8 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
     gone = " (the link leads nowhere)" if folder.is_symlink() else ""
     if not found and not others:
         raise ValueError(f"there is no checkpoint at '{path}'{gone}; `vla train` makes one")
-    raise ValueError(f"there is no checkpoint at '{path}'{gone}: {unknown(str(path), {*found, *others}, 'checkpoint')}")
+    known = unknown(str(path), {*found, *others}, "checkpoint").removeprefix(f"unknown checkpoint '{path}'")
+    raise ValueError(f"there is no checkpoint at '{path}'{gone}{known}")
 
 
 def _refuse_others(folder: Path) -> None:

@@ -33,12 +33,12 @@ def test_a_folder_that_exists_is_not_called_unknown(here):
 
 def test_a_link_that_leads_nowhere_is_told(here):
     (here / "link").symlink_to("gone")
-    assert refusal("link", OTHERS).startswith("there is no checkpoint at 'link' (the link leads nowhere): ")
+    assert refusal("link", OTHERS).startswith("there is no checkpoint at 'link' (the link leads nowhere); ")
     (here / "runs" / "policy" / "config.json").unlink()
     assert "'link' (the link leads nowhere); `vla train` makes one" in refusal("link")
 
 
 def test_a_folder_that_is_missing_is_told_with_what_there_is(here):
     told = refusal("runs/polcy", OTHERS)
-    assert told.startswith("there is no checkpoint at 'runs/polcy': ") and "did you mean 'runs/policy'?" in told
-    assert "(known: expert, runs/policy, zero)" in told
+    likely = "did you mean 'runs/policy'? (known: expert, runs/policy, zero)"
+    assert told == f"there is no checkpoint at 'runs/polcy'; {likely}"

@@ -96,7 +96,7 @@ def encode(value: Any, *, not_finite: Callable[[float], Any] = float) -> Any:
 
 
 def difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """The first field in which the part `name` of two encoded configurations differs, as "model.head", and its values."""
+    """The first field in which the part `name` of two encoded configurations differs ("model.head"), and its values."""
     while isinstance(before, Mapping) and isinstance(now, Mapping) and before != now:
         key = next(key for key in (*now, *before) if before.get(key) != now.get(key))
         name, before, now = f"{name}.{key}", before.get(key), now.get(key)
