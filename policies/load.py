@@ -70,7 +70,7 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
     if not found and not others:
         raise ValueError(f"there is no checkpoint at '{path}'{gone}; `vla train` makes one")
     known = unknown(str(path), {*found, *others}, "checkpoint").removeprefix(f"unknown checkpoint '{path}'")
-    raise ValueError(f"there is no checkpoint at '{path}'{gone}{known}")
+    raise ValueError(f"there is no checkpoint '{path}'{gone}{known}")
 
 
 def _refuse_others(folder: Path) -> None:

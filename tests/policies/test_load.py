@@ -33,7 +33,7 @@ def test_a_folder_that_exists_is_not_called_unknown(here):
 
 def test_a_link_that_leads_nowhere_is_told(here):
     (here / "link").symlink_to("gone")
-    assert refusal("link", OTHERS).startswith("there is no checkpoint at 'link' (the link leads nowhere); ")
+    assert refusal("link", OTHERS).startswith("there is no checkpoint 'link' (the link leads nowhere); ")
     (here / "runs" / "policy" / "config.json").unlink()
     assert "'link' (the link leads nowhere); `vla train` makes one" in refusal("link")
 
@@ -41,4 +41,4 @@ def test_a_link_that_leads_nowhere_is_told(here):
 def test_a_folder_that_is_missing_is_told_with_what_there_is(here):
     told = refusal("runs/polcy", OTHERS)
     likely = "did you mean 'runs/policy'? (known: expert, runs/policy, zero)"
-    assert told == f"there is no checkpoint at 'runs/polcy'; {likely}"
+    assert told == f"there is no checkpoint 'runs/polcy'; {likely}"
