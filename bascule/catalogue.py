@@ -66,8 +66,22 @@ def list_recipes() -> Listing:
     return "recipes", ("recipe", "for", ""), rows
 
 
+def list_backbones() -> Listing:
+    """A table of the backbones that have a name."""
+    from vla.model.config import BACKBONE_NAMES, DEFAULT_BACKBONE, RETIRED_BACKBONES
+
+    told = {
+        DEFAULT_BACKBONE: "the default; ships with the package",
+        **dict.fromkeys(RETIRED_BACKBONES, f"retired: for policies trained on it; new ones take {DEFAULT_BACKBONE}"),
+        "smollm2-135m": "a language model, the eyes of tiny, untrained queries; needs ./run setup smollm",
+    }
+    other = "from the Hugging Face hub, or the folder of a download"
+    return "backbones", ("backbone", ""), [(name, told.get(name, other)) for name in BACKBONE_NAMES]
+
+
 LISTINGS: dict[str, Callable[[], Listing]] = {
     "suites": list_suites,
     "recipes": list_recipes,
     "tasks": list_tasks,
+    "backbones": list_backbones,
 }

@@ -3,8 +3,9 @@
 #
 #   benchmarks/rl_multitask.sh FOLDER SEED ...     writes FOLDER/SEED/*.json; about two hours a seed on two cores
 #
-# MINUTES=45 of RL, DEMOS=300, STEPS=2000 of imitation, RULES="vla-rl uniform", RECIPE=multitask; TASKS to be shown in
-# turn. The scenes of the evaluations (60 a task) take no part in learning, nor in choosing the best checkpoint.
+# MINUTES=45 of RL, DEMOS=300, STEPS=2000 of imitation, BACKBONE=small, RULES="vla-rl uniform", RECIPE=multitask; TASKS
+# to be shown in turn. The scenes of the evaluations (60 a task) take no part in learning, nor in choosing the best
+# checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/steps.sh
@@ -13,7 +14,8 @@ tasks=${TASKS:-stack drawer push plate bowl zone stack drawer lift open stack pu
 suite=tabletop-ten out=$1
 for seed in "${@:2}"; do
     run=$out/$seed
-    imitate "${DEMOS:-300}" --recipe tabletop-ten --steps "${STEPS:-2000}" --num-threads "${OMP_NUM_THREADS:-2}"
+    imitate "${DEMOS:-300}" --recipe tabletop-ten --steps "${STEPS:-2000}" --backbone "${BACKBONE:-small}" \
+        --num-threads "${OMP_NUM_THREADS:-2}"
     judge "$run/imitation" imitation --episodes 600
     for rule in ${RULES:-vla-rl uniform}; do
         refine "${RECIPE:-multitask}" "$rule" "$rule" "${MINUTES:-45}" --horizon 100 --curriculum "$rule" --demos "$run/demos"

@@ -29,6 +29,13 @@ def picture_size(folder: str | os.PathLike[str], embodiment: str | None = None) 
     return one.get("processor", {}).get("picture_size")
 
 
+def backbone_named(folder: str | os.PathLike[str]) -> str:
+    """Name, or folder, of the backbone that the policy in a folder was trained on; "" where it does not say. Reads no
+    weights."""
+    backbone = read_config(folder).get("model", {}).get("backbone", "")
+    return str(backbone.get("name", "") if isinstance(backbone, dict) else backbone)
+
+
 def load_policy(folder: str | os.PathLike[str], embodiment: str | None = None) -> Policy:
     """The policy in a folder. ValueError naming what is wrong with the folder.
 

@@ -204,11 +204,11 @@ def multitask_unguided() -> RunnerConfig:
 
 
 def robosuite_lift() -> RunnerConfig:
-    """robosuite's Lift from the imitation of ten demonstrations, on the backbone `tiny-goals`.
+    """robosuite's Lift from the imitation of ten demonstrations.
 
-    `tiny` has not seen robosuite's images. A control step costs eight of the tabletop's: fewer environments, smaller
-    batches, evaluations that are further apart. Its budget is an hour: runs ended at their target or by a shorter
-    `--minutes`, so no number of updates is known.
+    A control step costs eight of the tabletop's: fewer environments, smaller batches, evaluations that are further
+    apart. Its budget is an hour: runs ended at their target or by a shorter `--minutes`, so no number of updates is
+    known.
     """
     config = tabletop_pick()
     return replace(

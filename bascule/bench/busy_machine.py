@@ -135,9 +135,9 @@ def imitation():  # noqa: ANN201
     """40 steps of imitation of the default policy on features of 64 frames."""
     import torch
 
-    from bascule.bench.measuring import random_observation, tiny_policy
+    from bascule.bench.measuring import default_policy, random_observation
 
-    vla = tiny_policy().vla
+    vla = default_policy().vla
     with torch.no_grad():
         seen = vla.encode(vla.processor.prepare(random_observation(64))).float()
     proprio_BP, action_BCA, mask_BC = torch.randn(64, 8), torch.rand(64, 8, 4), torch.ones(64, 8)
@@ -157,9 +157,9 @@ def imitation():  # noqa: ANN201
 
 def decision():  # noqa: ANN201
     """60 decisions of the default policy, one observation each."""
-    from bascule.bench.measuring import random_observation, tiny_policy
+    from bascule.bench.measuring import default_policy, random_observation
 
-    policy, obs = tiny_policy(), random_observation(1)
+    policy, obs = default_policy(), random_observation(1)
     return lambda: policy.act(obs), 60
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bascule.bench.measuring import Row, row, tiny_policy, untrained_policy
+from bascule.bench.measuring import EMBEDDED, Row, default_policy, row, untrained_policy
 from vla.core.types import ActionChunk, Observation, Policy, Prefix, VecEnv
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ def bench() -> list[Row]:
 
     from envs import make_vec
     from envs.evaluation.evaluate import evaluate
+    from envs.sim.render_options import pictures_for
 
-    env, policy = make_vec(SUITE, ENVIRONMENTS), tiny_policy()
+    policy = default_policy()
+    env = make_vec(SUITE, ENVIRONMENTS, image_size=pictures_for(policy))
     try:
         evaluate(policy, env, range(ENVIRONMENTS), suite=SUITE)  # warm-up
         metered, workers = Metered(policy), [psutil.Process(pid) for pid in env.worker_pids]
@@ -64,7 +66,7 @@ def bench() -> list[Row]:
         environment_s = environments_s() - before + main_s - metered.cpu_s
     finally:
         env.close()
-    config = f"{SUITE}, {ENVIRONMENTS} environments, {metered.decisions} decisions, 2 cameras of 84 px"
+    config = f"{SUITE}, {ENVIRONMENTS} environments, {metered.decisions} decisions, {EMBEDDED}"
     per_decision = 1e3 / metered.decisions
     return [
         row("decisions in an evaluation", metered.decisions / seconds, "decisions/s", config=config),
@@ -73,17 +75,17 @@ def bench() -> list[Row]:
     ]
 
 
-RECIPES = {"tiny-goals": "tabletop", "small": "tabletop-robust"}
-"""Imitation recipe of each backbone, whose policy is measured. The first is the baseline."""
+BACKBONES = ("tiny-goals", "small")
+"""Those whose policies are measured. The first, which `small` has replaced, is the baseline."""
 
 
 def backbones() -> list[Row]:
     """`vla bench backbones`: what the backbone `small` costs beside `tiny-goals`. Decisions/s of `evaluate` and control
     steps/s of PPO's updates, in turns; medians. Ten minutes."""
     from envs import make_vec
-    from vla.training.recipes import RECIPES as IMITATION
+    from vla.training.recipes import tabletop
 
-    policies = {name: untrained_policy(IMITATION[recipe]().model) for name, recipe in RECIPES.items()}
+    policies = {name: untrained_policy(replace(tabletop().model, backbone=name)) for name in BACKBONES}
     decisions: dict[str, list[float]] = {name: [] for name in policies}
     steps: dict[str, list[float]] = {name: [] for name in policies}
     for turn in range(TURNS + 1):
@@ -97,7 +99,7 @@ def backbones() -> list[Row]:
             if turn > 0:  # the first turn warms up
                 decisions[name].append(measured[0])
                 steps[name].append(measured[1])
-    baseline, config = next(iter(RECIPES)), f"{SUITE}, {LEARNERS} environments, median of {TURNS} turns"
+    baseline, config = BACKBONES[0], f"{SUITE}, {LEARNERS} environments, median of {TURNS} turns"
     rows = []
     for what, rates, unit in (
         ("decisions in an evaluation", decisions, "decisions/s"),

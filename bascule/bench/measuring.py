@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla.model.config import DEFAULT_BACKBONE, DEFAULT_PIXELS, VLAConfig
+
 if TYPE_CHECKING:
     from vla.core.types import Observation
-    from vla.model.config import VLAConfig
     from vla.model.policy import VLAPolicy
 
 Row = dict[str, Any]
+EMBEDDED = f"backbone {DEFAULT_BACKBONE}, 2 cameras of {DEFAULT_PIXELS} px"
+"""What most benches look at, for their rows."""
 _SECONDS = 4.0
 """Each measurement of a rate lasts at least this long."""
 
@@ -48,10 +51,8 @@ def timed_in_turns(calls: Mapping[str, Callable[[], Any]], turns: int, *, warm_u
     return times
 
 
-def tiny_policy() -> VLAPolicy:
-    """A policy of the default size with random weights, for timing only."""
-    from vla.model.config import VLAConfig
-
+def default_policy() -> VLAPolicy:
+    """A policy of the default backbone and size with random weights, for timing only."""
     return untrained_policy(VLAConfig())
 
 
@@ -68,11 +69,11 @@ def untrained_policy(config: VLAConfig) -> VLAPolicy:
 
 
 def random_observation(batch: int) -> Observation:
-    """An observation for `tiny_policy`: two cameras of 84 px, proprio and an instruction."""
+    """An observation for `default_policy`: two cameras as it reads them, proprio and an instruction."""
     from vla.core.types import Observation
 
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (batch, 84, 84, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (batch, DEFAULT_PIXELS, DEFAULT_PIXELS, 3), dtype=np.uint8)
     return Observation(
         {"front": image, "wrist": image},
         rng.normal(size=(batch, 8)).astype(np.float32),

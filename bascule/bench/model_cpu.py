@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bascule.bench.measuring import Row, best_rate, random_observation, row, timed_in_turns, tiny_policy
+from bascule.bench.measuring import EMBEDDED, Row, best_rate, default_policy, random_observation, row, timed_in_turns
 from bascule.experiments.ablations import lean_bridge
 from policies.export.aot_inductor import compiler
 from policies.export.exported_policy import ExportedPolicy
@@ -123,7 +123,7 @@ def call_rows(policy: VLAPolicy, obs: Observation, others: Mapping[str, Policy])
     times = timed_in_turns(arms, 60, warm_up=3)
     rates = {name: 1e3 / sorted(each)[len(each) // 2] for name, each in times.items()}
     config = (
-        "embedded backbone, 2 cameras of 84 px, batch 1, fp32, 1 thread, median of 60; naive: tokenised anew, text "
+        f"{EMBEDDED}, batch 1, fp32, 1 thread, median of 60; naive: tokenised anew, text "
         "padded to its limit, gradients recorded"
     )
     return _beside("naive", rates, "one decision, {}", "calls/s", config)
@@ -142,7 +142,7 @@ def bench() -> list[Row]:
     decision against a naive call; and the bridge against the released Pro block at the released size. About two
     minutes."""
     torch.set_num_threads(1)
-    policy = tiny_policy()
+    policy = default_policy()
     rates = {}
     for batch in (1, 24):
         obs = random_observation(batch)
@@ -153,7 +153,7 @@ def bench() -> list[Row]:
 
         once()
         rates[batch] = best_rate(once)
-    config = "embedded backbone, 2 cameras of 84 px, fp32, 1 thread"
+    config = f"{EMBEDDED}, fp32, 1 thread"
     with tempfile.TemporaryDirectory() as folder:
         policy.vla.save(f"{folder}/checkpoint")
         exported = {}

@@ -124,7 +124,7 @@ def measure(requests: int) -> dict[str, Any]:
     """Round-trip times {server: {"p50_ms", "p99_ms"}} over `requests` requests to each server, after a warm-up."""
     import torch
 
-    from bascule.bench.measuring import timed_in_turns, tiny_policy
+    from bascule.bench.measuring import default_policy, timed_in_turns
     from bascule.bench.serving import message as make_message
     from bascule.bench.serving import serving
     from policies.lerobot.exchange import to_lerobot
@@ -132,7 +132,7 @@ def measure(requests: int) -> dict[str, Any]:
     from vla.core.types import Observation
 
     torch.set_num_threads(1)
-    policy, sent = tiny_policy(), make_message(PIXELS)
+    policy, sent = default_policy(), make_message(PIXELS)
     obs = Observation({c: sent["images"][c][None] for c in CAMERAS}, sent["state"][None], [sent["prompt"]])
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bascule.bench.measuring import Row, row, tiny_policy
+from bascule.bench.measuring import EMBEDDED, Row, default_policy, row
+from vla.model.config import DEFAULT_BACKBONE, DEFAULT_PIXELS
 from vla.runtime.machine import resident_bytes
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def bench(*, clients: int | None = None, seconds: float = 20.0) -> list[Row]:
     import torch
 
     torch.set_num_threads(1)
-    policy = tiny_policy()
+    policy = default_policy()
     if clients is not None:
         return load(policy, clients=clients, seconds=seconds)
     return [*round_trips(policy), import_time()]
@@ -101,7 +102,8 @@ def round_trips(policy: VLAPolicy) -> list[Row]:
                     times["bare forward pass"].append(1e3 * (middle - begin))
                     times["served"].append(served)
                     times["added by serving"].append(served - answer["policy_timing"]["infer_ms"])
-    config = f"embedded backbone, 2 images of {PIXELS} px, loopback, own process, 1 thread each, {_REQUESTS} in turns"
+    pictures = f"backbone {DEFAULT_BACKBONE}, 2 images of {PIXELS} px"
+    config = f"{pictures}, loopback, own process, 1 thread each, {_REQUESTS} in turns"
     return [
         row(
             f"{name}, p{percentile}",
@@ -146,7 +148,7 @@ def load(policy: VLAPolicy, *, clients: int, seconds: float) -> list[Row]:
     seen, stop = _Load(), threading.Event()
 
     def drive(uri: str, index: int) -> None:
-        sent = message(84, seed=index)
+        sent = message(DEFAULT_PIXELS, seed=index)
         try:
             with PolicyClient(uri, timeout_s=60) as client:
                 while not stop.is_set():
@@ -176,7 +178,7 @@ def load(policy: VLAPolicy, *, clients: int, seconds: float) -> list[Row]:
         raise RuntimeError(f"no request was answered; first error: {(seen.errors or ['none'])[0]}")
     tenth = max(1, len(memory) // 10)
     before, after = np.mean(memory[tenth : 2 * tenth]), np.mean(memory[-tenth:])
-    config = f"{clients} clients for {seconds:g} s, 2 images of 84 px, as fast as they are answered"
+    config = f"{clients} clients for {seconds:g} s, {EMBEDDED}, as fast as they are answered"
     if seen.errors:
         config += f"; first error: {seen.errors[0][:120]}"
     return [

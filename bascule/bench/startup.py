@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bascule.bench.measuring import Row, row, tiny_policy
+from bascule.bench.measuring import Row, default_policy, row
+from vla.model.config import DEFAULT_BACKBONE
 
 RUNS = 3
 _IMPORTS = ("vla", "bascule", "envs")
@@ -32,9 +33,9 @@ def bench() -> list[Row]:
     for words in _COMMANDS:
         rows.append(row(f"vla {' '.join(words)}", _best(lambda words=words: _run("-m", "bascule", *words)), "CPU s"))
     with TemporaryDirectory() as folder:
-        tiny_policy().vla.save(Path(folder) / "policy")
+        default_policy().vla.save(Path(folder) / "policy")
         seconds = _best(lambda: _serve(str(Path(folder) / "policy")))
-    rows.append(row("vla serve, until it listens", seconds, "CPU s", config="embedded policy"))
+    rows.append(row("vla serve, until it listens", seconds, "CPU s", config=f"backbone {DEFAULT_BACKBONE}"))
     return rows
 
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from bascule.commands.base import Command, check_file, check_numbers, chosen_perturbation, stays
 from vla.core.config import lookup
 from vla.core.paths import quoted
-from vla.core.types import IMAGE_SIZE
+from vla.model.config import DEFAULT_BACKBONE, DEFAULT_PIXELS
 
 _COMPARED = 10
 """Episodes that a policy is played beside."""
@@ -35,8 +35,8 @@ class Demos(Command):
     """Noise added to the expert's actions, so that demonstrations include recoveries."""
     workers: int = 2
     """Processes that simulate."""
-    image_size: int = IMAGE_SIZE
-    """Height and width of the pictures in pixels. As the backbone reads them is best: small 96, the others 84."""
+    image_size: int = DEFAULT_PIXELS
+    """Height and width of the pictures in pixels. As the backbone reads them is best: 96 for small, the default."""
     tasks: tuple[str, ...] = ()
     """Tasks to record, in turn; a name given twice has twice the share. Default: all, drawn by the seeds."""
     randomise: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Check(Command):
     """Write the verdict, the findings and each episode's figures to this file."""
     page: Path | None = None
     """Write a page to this file: findings, pictures, and state and actions over time."""
-    backbone: str = "small"
+    backbone: str = DEFAULT_BACKBONE
     """The backbone, or the folder of a policy, whose words the task strings are compared with."""
     pictures: int = 12
     """Pictures of each camera that are looked at in every episode; 0 for none."""
@@ -265,8 +265,8 @@ class GroundData(Command):
     """Seed of the scenes and of the questions."""
     workers: int = 2
     """Processes that render."""
-    image_size: int = IMAGE_SIZE
-    """Height and width of the pictures, pixels."""
+    image_size: int = DEFAULT_PIXELS
+    """Height and width of the pictures, pixels: best what the backbone to be trained reads."""
     randomise: tuple[str, ...] = ()
     """Domain randomisation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its patterns, colours, light
     directions and camera orbits are none of the tests'. Cameras do not shake: labels are where the picture was.

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from bascule.commands.base import Command, check_numbers, given, stays
 from bascule.quickstart.config import QuickstartConfig
 from vla.core.checkpoint import CONFIG
-from vla.core.config import lookup
+from vla.core.config import lookup, unknown
 from vla.core.paths import quoted
 from vla.runtime.devices import choose_device
 from vla.runtime.locks import refuse_used
@@ -33,15 +33,14 @@ class Quickstart(Command):
     suite: str | None = None
     """The suite to learn and to be measured in. Default: tabletop-pick."""
     recipe: str | None = None
-    """tabletop; or tabletop-robust: the backbone small, randomised demonstrations and RL, measured in perturbed
-    environments, too (15 minutes). Default: tabletop."""
+    """tabletop; or tabletop-robust: randomised demonstrations and RL, measured in perturbed environments, too
+    (15 minutes). Default: tabletop."""
     backbone: str | None = None
-    """Another backbone than the recipe's: a name or a folder."""
+    """Another backbone than the recipe's: a name (`vla list backbones`) or a folder."""
     seed: int | None = None
     """Seed of demonstrations, weights and RL. Default: 0."""
     demos: int | None = None
-    """Number of demonstrations. Default: 20, scarce on purpose: with 60 imitation alone reaches 92% and leaves RL
-    little to do."""
+    """Number of demonstrations. Default: 20, scarce on purpose: many leave RL little to do."""
     imitation_steps: int | None = None
     """Gradient steps of imitation. Default: 700; tabletop-robust: 800."""
     rl_updates: int | None = None
@@ -80,49 +79,48 @@ class Quickstart(Command):
 class Pretrain(Command):
     """Pre-train an embedded vision-language backbone on rendered scenes, with questions and answers about them."""
 
-    kind: Positional[Literal["tiny", "small"]] = "tiny"
-    """small: convolutions at several scales, and the words of SmolLM2 (needs the extra smollm). tiny: as shipped so
-    far."""
+    kind: Positional[str] = "small"
+    """small: convolutions at several scales, and the words of SmolLM2 (needs the extra smollm)."""
     data: tuple[Path, ...] = ()
-    """Folders of `vla ground-data`; the last 256 scenes of each are for evaluation only. Default: runs/ground-data;
-    small: it first makes its own in OUT/data, 72,000 scenes of the tabletop, robosuite and Meta-World, most of them
-    randomised (4 GB, about an hour on two cores), each with a share of its own."""
+    """Folders of `vla ground-data`; the last 256 scenes of each are for evaluation only. Default: it first makes its
+    own in OUT/data, 72,000 scenes of the tabletop, robosuite and Meta-World, most of them randomised (4 GB, about an
+    hour on two cores), each with a share of its own."""
     weights: tuple[float, ...] = ()
     """How often each of several folders of --data is drawn. Default: by their sizes."""
     scenes: int | None = None
-    """Number of scenes that small makes in all. Default: 72,000. Every set keeps its share of them, and has at least
-    288, of which 256 are for evaluation only."""
+    """Number of scenes to make in all, without --data. Default: 72,000. Every set keeps its share and has at least 288,
+    of which 256 are for evaluation only."""
     without: tuple[Literal["robosuite", "metaworld"], ...] = ()
-    """Simulators whose scenes small leaves out, so that they need not be installed."""
+    """Simulators whose scenes are not made, so that they need not be installed."""
     workers: int = 2
     """Processes that render these scenes."""
     out: Path = Path("runs/backbone")
     """The folder for the backbone."""
     minutes: float | None = None
-    """Wall-clock budget of the training, without the rendering; the learning rate decays to its end. Default: 45;
-    small: 110, three hours with its scenes."""
+    """Wall-clock budget of the training, without the rendering; the learning rate decays to its end. Default: 110,
+    three hours with its scenes."""
     steps: int | None = None
     """Stop after this number of steps, if that is sooner."""
     initial: str | None = None
-    """Start from this backbone (a name or a folder) instead of random weights; it learns the words that it lacks."""
+    """Start from this backbone (a name or a folder) instead of an untrained one."""
     only_pointer: bool = False
     """Train only the part of `initial` that looks at the picture again to refine a pixel; the rest stays."""
     only_sight: bool = False
     """Train only the part of `initial` that tells whether what is named is in sight, and set its threshold; the rest
     stays."""
     lr: float | None = None
-    """Default: 1.2e-3 from random weights, 7e-4 from `initial`."""
+    """Largest learning rate. Default: 1.2e-3 from an untrained backbone, 7e-4 from `initial`."""
     questions: int | None = None
-    """Number of a scene's five questions that name something to use at each step. Default: 3; small: all."""
+    """Number of a scene's five questions that name something to use at each step. Default: all."""
     stem: Literal["imagenet", "random"] = "imagenet"
-    """small: the convolutions' first weights. imagenet: those of MobileNetV2 (needs the extra stem)."""
+    """The convolutions' first weights. imagenet: those of MobileNetV2 (needs the extra stem)."""
     dictionaries: Path | None = None
-    """small: a folder with WordNet's folder dict and Moby's words.txt, to score anew what every word means
+    """A folder with WordNet's folder dict and Moby's words.txt, to score anew what every word means
     (docs/train.md). Default: the scores that the shipped backbone has."""
     image_size: int = 96
-    """small: height and width of the pictures that it reads, and makes, pixels; a multiple of 16."""
+    """Height and width of the pictures that it reads, and makes, pixels; a multiple of 16."""
     seed: int = 0
-    """Seed of the initial weights and of the order of the scenes; small's scenes are always the same."""
+    """Seed of the initial weights and of the order of the scenes; the scenes that are made are always the same."""
     resume: bool = False
     """Continue the run in OUT with its first set of scenes that is missing, and from its last saved step; begin it if
     there is none yet."""
@@ -131,7 +129,9 @@ class Pretrain(Command):
         data = self._checked_data()
         import torch
 
-        from vla.runtime.console import progress, table
+        from vla.backbones.hub import load
+        from vla.model.config import retirement
+        from vla.runtime.console import progress, say, table
         from vla.runtime.console import stdout as results
         from vla.runtime.devices import bfloat16_is_fast
         from vla.training.grounding.pretrain import PretrainConfig, pretrain, refuse_finished
@@ -142,9 +142,12 @@ class Pretrain(Command):
         config = PretrainConfig(only_pointer=self.only_pointer, only_sight=self.only_sight)
         if self.initial is not None and not self.only_pointer:  # the reader starts anew, the backbone does not
             config = replace(config, lr=7e-4, reader_weight=0.3)
-        if self.kind == "small":
+        initial = self._initial()
+        if initial is None or load(initial).family_name != "embedded":  # which would not spell a paraphrase's words
             half = bfloat16_is_fast(torch.device("cpu"))
             config = replace(config, half=half, paraphrase=True, points_per_scene=POINT_QUESTIONS, minutes=110.0)
+        if note := retirement(initial or ""):
+            say(f"note: {note}")
         changes = given(
             minutes=self.minutes, max_steps=self.steps, seed=self.seed, weights=self.weights, lr=self.lr,
             points_per_scene=self.questions,
@@ -155,10 +158,9 @@ class Pretrain(Command):
             from envs.grounding.mixture import planned
 
             each = config.holdout + config.batch_scenes
-            plan = planned(self.out / "data", self._pixels(), self.scenes, without=self.without, at_least=each)
-        initial = self.initial
-        if self.kind == "small":
-            initial = initial or self._new_small()
+            pixels = self.image_size if initial is None else load(initial).image_size
+            plan = planned(self.out / "data", pixels, self.scenes, without=self.without, at_least=each)
+        start = initial or self._new_small()
         if plan is not None:  # after all that can be refused, and after the words, which need another extra
             self._make_scenes(plan)
             data = plan.folders
@@ -170,7 +172,7 @@ class Pretrain(Command):
                 self.out,
                 on_step=lambda row: update(row.get("step", 0), f"loss {row['loss']:.3f}"),
                 on_sight=lambda done: update(self.steps or 0, f"in sight or not: {done:,} scenes"),
-                initial=initial,
+                initial=start,
                 resume=self.resume,
             )
         results().print(table("held-out scenes", ("figure", "value"), list(figures.items())))
@@ -178,10 +180,13 @@ class Pretrain(Command):
     def _checked_data(self) -> tuple[Path, ...]:
         """The folders to learn from, none where they are to be made. ValueError for flags that cannot be."""
         from vla.data.dataset_meta import require_grounding_set
+        from vla.model.config import retirement
 
+        if self.kind != "small":
+            raise ValueError(retirement(self.kind) or unknown(self.kind, ("small",), "kind of backbone"))
         if self.only_pointer and self.initial is None:
             raise ValueError("--only-pointer needs a backbone to sharpen: --initial small, or a folder")
-        if self.only_sight and (self.initial is None or self.kind != "small"):
+        if self.only_sight and self.initial is None:
             raise ValueError("--only-sight is for a finished backbone: vla pretrain small --initial small, or a folder")
         check_numbers(
             self, minutes=(0.01, 1e6), steps=(1, 10**9), image_size=(32, 1024), seed=(0, 2**31),
@@ -190,25 +195,22 @@ class Pretrain(Command):
         if self.image_size % 16:
             raise ValueError(f"--image-size must be a multiple of 16, got {self.image_size}")
         refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=self.resume)
-        if self.kind == "small" and not self.data:
+        if not self.data:
             if self.weights:
-                raise ValueError("--weights are for the folders of --data: the scenes that small makes have their own")
+                raise ValueError("--weights are for the folders of --data: the scenes that are made have their own")
             refuse_used(self.out / "data", self.out, "the scenes of a run", resume=self.resume)
             return ()
         if self.scenes is not None or self.without:
-            raise ValueError("--scenes and --without are for the scenes that small makes itself, without --data")
-        data = self.data or (Path("runs/ground-data"),)
-        for folder in data:
+            raise ValueError("--scenes and --without are for the scenes that are made, without --data")
+        for folder in self.data:
             require_grounding_set(folder)
-        return data
+        return self.data
 
-    def _pixels(self) -> int:
-        """Height and width of the pictures that the backbone to be trained reads."""
-        if self.initial is None:
-            return self.image_size
-        from vla.backbones.hub import load
-
-        return load(self.initial).image_size
+    def _initial(self) -> str | None:
+        """The backbone to start from. None: an untrained one, which a run in OUT may have already."""
+        if self.initial is None and (self.out / "bascule.json").exists() and not (self.out / "untrained").exists():
+            return str(self.out)  # a run of a kind that is retired
+        return self.initial
 
     def _make_scenes(self, plan: Plan) -> None:
         """Render the sets that OUT/data lacks, one after the other."""
@@ -242,8 +244,7 @@ class Pretrain(Command):
         return folder
 
     def kept(self) -> str:
-        told = f"finished sets of scenes and the last checkpoint stay in {self.out}; add --resume to continue"
-        return stays(self.out, told)
+        return stays(self.out, f"finished sets of scenes and the last checkpoint stay in {self.out}; add --resume")
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,8 @@ class Train(Command):
     """Continue the run in OUT bit-exactly; start it if there is none yet."""
 
     backbone: str | None = None
-    """Another vision-language model: a name, a folder, or MODULE:FUNCTION (docs/extend.md)."""
+    """Another vision-language model: a name (`vla list backbones`), a folder, or MODULE:FUNCTION (docs/extend.md).
+    With --resume the run keeps the one that it was begun with."""
     tune: Literal["frozen", "lora", "full"] | None = None
     """How much of the vision-language model learns."""
     head: str | None = None
@@ -310,7 +312,7 @@ class Train(Command):
 
     def run(self) -> int | None:
         from vla.data.dataset_meta import camera_keys, depth_maps, read_info
-        from vla.model.config import check_backbone
+        from vla.model.config import check_backbone, retirement
         from vla.training.recipes import RECIPES
 
         check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(1, 4096))
@@ -336,8 +338,12 @@ class Train(Command):
         rank, processes = launched()
         demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream)
         model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
+        if resuming and self.backbone is None:  # the recipe's may be another one by now
+            config = replace(config, model=replace(config.model, backbone=model.config.backbone))
         model.to(choose_device(self.device))
         if rank == 0:
+            if not resuming and (note := retirement(config.model.backbone)):
+                say(f"note: {note}")
             budget = estimate(config, model, demos, processes=processes)
             for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
                 say(line)

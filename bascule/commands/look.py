@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class List(Command):
-    """List suites, recipes or tasks."""
+    """List suites, recipes, tasks or backbones."""
 
     what: Positional[str]
-    """suites, recipes or tasks."""
+    """suites, recipes, tasks or backbones."""
 
     def run(self) -> None:
         """Print the table."""

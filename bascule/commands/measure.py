@@ -82,7 +82,7 @@ class Eval(Command):
         """Evaluate the policy, print the table and write --json. ValueError for unknown names or numbers out of
         range."""
         from envs.registry import load_suite
-        from policies.load import checkpoint
+        from policies.load import backbone_named, checkpoint
 
         suite = load_suite(self.suite)
         folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
@@ -167,7 +167,8 @@ class Eval(Command):
                 report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
         finally:
             env.close()
-        result = {**report.to_dict(), "phrasings": self.phrasings}
+        backbone = "" if folder is None else backbone_named(folder)
+        result = {**report.to_dict(), "phrasings": self.phrasings, "backbone": backbone}
         result |= ({} if perturb is None else {"perturb": asdict(perturb)}) | provenance()
         result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
         stdout().print(eval_table(result))
@@ -304,7 +305,7 @@ class Experiment(Command):
     demos: int | None = None
     """ablation, rl: number of demonstrations."""
     backbone: str | None = None
-    """ablation, rl: backbone of the trained policies; by default `tiny`, as in BENCHMARKS.md."""
+    """ablation, rl: backbone of the trained policies, see `vla list backbones`. Default: small."""
     steps: int | None = None
     """ablation, rl: gradient steps of imitation."""
     episodes: int | None = None
@@ -317,8 +318,7 @@ class Experiment(Command):
     """rl: budget of every arm in control steps, summed over all environments."""
 
     def run(self) -> None:
-        """Run the experiment's missing runs, print the table and write --json. ValueError for flags it does not
-        take."""
+        """Run what is missing, print the table and write --json. ValueError for flags it does not take."""
         from bascule.experiments.registry import EXPERIMENTS
 
         make, perform = lookup(self.name, EXPERIMENTS, "experiment")
@@ -331,13 +331,17 @@ class Experiment(Command):
         self._check_names()
         if self.seed0 is not None:
             _tell_seeds(self.seed0, getattr(config, "episodes", 1))
+        from bascule.experiments.arms import backbones_of
         from vla.core.config import save_json
-        from vla.runtime.console import format_rate, progress, stdout, table
+        from vla.model.config import retirement
+        from vla.runtime.console import format_rate, progress, say, stdout, table
         from vla.runtime.provenance import provenance
 
+        if note := retirement(self.backbone or ""):
+            say(f"note: {note}")
         with progress(self.name, unit="runs") as update:
             result = perform(config, self.out, lambda done, total, what: update(done, what, total=total))
-        result |= provenance()
+        result |= provenance() | {"backbone": backbones_of(config)}
         more = result.pop("columns")
         rows = [
             (arm, format_rate(counts), *(_cell(counts, name) for name in more))
@@ -349,8 +353,7 @@ class Experiment(Command):
             save_json(self.json, result)
 
     def _config(self, make: type[Any]) -> Any:
-        """The experiment's configuration, from the flags that the user gave. ValueError for one that it does not
-        take."""
+        """The experiment's configuration, from the flags given. ValueError for one that it does not take."""
         values = given(**{name: value for name, value in vars(self).items() if name not in ("name", "out", "json")})
         known = {field.name for field in fields(make)}
         if foreign := [name for name in values if name not in known]:

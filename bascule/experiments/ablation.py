@@ -10,6 +10,7 @@ from typing import Any
 
 from bascule.experiments.ablations import ablation as variant
 from bascule.experiments.arms import Report, Row, compare, evaluation_scenes, imitate
+from vla.model.config import DEFAULT_BACKBONE
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class AblationConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 100
-    backbone: str = "tiny"
-    """The one that BENCHMARKS.md's arms are on; imitation is better on `tiny-goals`."""
+    backbone: str = DEFAULT_BACKBONE
     steps: int = 700
     episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bascule.experiments.arms import Report, Row, compare, evaluation_scenes, imitate
 from vla.core.config import lookup
+from vla.model.config import DEFAULT_BACKBONE
 
 if TYPE_CHECKING:
     from rl.configs.run import RunnerConfig
@@ -40,8 +41,7 @@ class RLConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policy."""
     demos: int = 100
-    backbone: str = "tiny"
-    """The one that BENCHMARKS.md's arms are on; imitation is better on `tiny-goals`."""
+    backbone: str = DEFAULT_BACKBONE
     steps: int = 700
     """Training steps of imitation."""
     control_steps: int = 200_000

@@ -25,7 +25,7 @@ class QuickstartConfig:
     """Another backbone than the recipe's."""
     seed: int = 0
     demos: int = 20
-    """Number of demonstrations. Few on purpose: with 60, imitation alone reaches 92% (BENCHMARKS.md)."""
+    """Number of demonstrations. Few on purpose: many leave RL little to do."""
     imitation_steps: int = 700
     rl_updates: int | None = 16
     """RL's budget: as many as two idle cores make in four minutes. None: `rl_seconds` is the budget."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from bascule.quickstart.config import QuickstartConfig, check, smoke_config
 from bascule.quickstart.perturbed import judge_perturbed
-from bascule.quickstart.recipes import RECIPES, imitation, training_perturbation, with_budgets
+from bascule.quickstart.recipes import RECIPES, imitation, training_perturbation, with_backbone, with_budgets
 from bascule.quickstart.refine import read_log, refine
 from bascule.quickstart.stages import (
     Outcome,
@@ -69,13 +69,15 @@ def quickstart(
 def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str, Any] | None) -> _Run:
     """The run in `out` to continue, or a new one."""
     asked = dict(given if given is not None else vars(config))
-    config = with_budgets(config, given)
+    if config.backbone is None:
+        asked.pop("backbone", None)
+    config = with_backbone(with_budgets(config, given))
     if config.smoke:
         config = replace(smoke_config(config), **(given or {}))
     check(config)
     if refuse_used(out / _RUN, out, "a quickstart", resume=resume):
         stored = load_json(out / _RUN)
-        begun = decode(QuickstartConfig, stored["config"])
+        begun = with_backbone(decode(QuickstartConfig, stored["config"]), begun=True)
         for name in asked:
             before, now = getattr(begun, name), getattr(config, name)
             if name not in _MAY_CHANGE and before != now:
@@ -90,12 +92,14 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
     from envs.make import worlds_class
     from envs.registry import load_suite
     from vla.backbones.hub import load as load_backbone
+    from vla.model.config import retirement
 
     suite = load_suite(config.suite)
     if (perturb := training_perturbation(config)) is not None:
         worlds_class(suite, perturb)  # says so if it knows none
-    if config.backbone is not None:
-        load_backbone(config.backbone)  # says so if there is none
+    load_backbone(config.backbone)  # says so if there is none
+    if note := retirement(config.backbone):
+        console.say(f"note: {note}")
     run = _Run(config, "vla quickstart " + shlex.join(sys.argv[2:]))
     save_json(out / _RUN, {"config": encode(config), "command": run.command})
     return run
@@ -109,6 +113,7 @@ def _run(run: _Run, out: Path) -> dict[str, Any]:
         written = {
             "suite": config.suite,
             "seed": config.seed,
+            "backbone": config.backbone,
             "command": run.command,
             **where,
             "complete": all(outcome.state == "done" for outcome in outcomes),

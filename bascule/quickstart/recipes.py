@@ -82,6 +82,16 @@ def rl_recipe(config: QuickstartConfig) -> str:
     return "multitask-few" if len(loaded.tasks) > 1 else "robosuite-lift-guided"
 
 
+_EARLIER_BACKBONES = {"tabletop": "tiny-goals"}
+"""Of recipes that are on another one by now: runs that do not name theirs were begun before."""
+
+
+def with_backbone(config: QuickstartConfig, *, begun: bool = False) -> QuickstartConfig:
+    """The configuration with its backbone named. `begun`: it is that of a run that is there already."""
+    name = config.backbone or (_EARLIER_BACKBONES.get(config.recipe) if begun else None)
+    return replace(config, backbone=name or imitation(config).model.backbone)
+
+
 def imitation(config: QuickstartConfig) -> TrainConfig:
     """The imitation's configuration, without the run's own budget and seed."""
     from vla.training.recipes import RECIPES as TRAINED

@@ -86,6 +86,8 @@ class Claim:
     date: str
     """YYYY-MM-DD."""
     machine: str
+    backbone: str = ""
+    """Backbone of its policies; empty where there is none, and where the arms differ in it."""
     seeds: tuple[int, ...] = ()
     """Seeds of training; empty if nothing was trained."""
     counts: tuple[Count, ...] = ()

@@ -69,6 +69,7 @@ def add(name: str, files: Sequence[Path], wording: Wording, folder: Path = RESUL
         commit="; ".join(dict.fromkeys(str(data.get("commit", "unknown")) for _, data in loaded)),
         date=max(date.fromtimestamp(file.stat().st_mtime) for file, _ in loaded).isoformat(),
         machine="; ".join(dict.fromkeys(str(data.get("machine", "")) for _, data in loaded)),
+        backbone="; ".join(dict.fromkeys(data["backbone"] for _, data in loaded if data.get("backbone"))),
         seeds=tuple(sorted({row.seed for row in (*counts, *figures) if row.seed is not None})),
         counts=tuple(counts),
         figures=tuple(figures),

@@ -14,6 +14,8 @@ from lerobot.robots.config import RobotConfig
 from lerobot.teleoperators.config import TeleoperatorConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
+from vla.model.config import DEFAULT_PIXELS
+
 INTERFACE = "bascule.interface"
 """Key of an observation's info: the environment's `vla.core.types.PolicySpec`."""
 
@@ -31,8 +33,8 @@ class BasculeTabletopConfig(RobotConfig):
     instruction LeRobot's tools accept stays valid."""
     pause_s: float = 1.0
     """Seconds for which an ended episode stays still before the next reset."""
-    image_size: int = 84
-    """Height and width of its pictures. As the policy reads them is best: 96 for the backbone small."""
+    image_size: int = DEFAULT_PIXELS
+    """Height and width of its pictures. As the policy reads them is best: 84 for one on a backbone that is retired."""
 
 
 @TeleoperatorConfig.register_subclass("bascule_expert")
@@ -49,8 +51,8 @@ class BasculeEnvConfig(EnvConfig):
     task: str | None = "tabletop-pick"
     """Name of the suite."""
     fps: int = 20
-    image_size: int = 84
-    """Height and width of the pictures. As the policy reads them is best: 96 for the backbone small."""
+    image_size: int = DEFAULT_PIXELS
+    """Height and width of the pictures. As the policy reads them is best: 84 for one on a backbone that is retired."""
     first_seed: int = 5_000_000
     """`envs.seeds.FIRST_EVALUATION_SEED`, a package that this one may not import. Added to LeRobot's
     seeds, which count from 1000 on: such numbers are training scenes here."""

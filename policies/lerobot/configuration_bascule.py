@@ -8,6 +8,8 @@ from typing import Any
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
+from vla.model.config import DEFAULT_BACKBONE
+
 
 def _identity() -> dict[str, NormalizationMode]:
     # The policy normalises by itself, with the processor that trained it: LeRobot's tools pass everything through.
@@ -26,7 +28,7 @@ class BasculeConfig(PreTrainedConfig):
     chunk_size: int = 8
     n_action_steps: int = 8
     """Number of actions executed before `select_action` reads a new observation."""
-    backbone: str = "tiny-goals"
+    backbone: str = DEFAULT_BACKBONE
     """A name or a local folder: what `vla.backbones.backbone.load_backbone` takes."""
     head: str = "l1"
     freeze_backbone: bool = True

@@ -26,7 +26,7 @@ from vla.core.compatibility import Fit, fit, side_of
 from vla.core.config import decode, encode
 from vla.core.types import ActionSpec, Observation, PolicySpec, Prefix
 from vla.data.dataset_meta import component_names
-from vla.model.config import BridgeConfig, VLAConfig
+from vla.model.config import BridgeConfig, VLAConfig, retirement
 from vla.model.model import VLA
 from vla.model.policy import continue_chunk
 from vla.processing.pictures import to_uint8_picture
@@ -215,6 +215,8 @@ def _fresh(config: BasculeConfig, stats: Mapping[str, Mapping[str, Any]], meta: 
     action = _vector_stats(stats[ACTION])
     names = _action_names(config, meta, action.dim)
     frames = int(np.asarray(stats[ACTION].get("count", [0])).reshape(-1)[0])
+    if note := retirement(config.backbone):
+        logging.getLogger(__name__).warning(note)
     model = VLAConfig(
         backbone=config.backbone,
         bridge=BridgeConfig(width=config.bridge_width, gate_init=config.gate_init),

@@ -48,7 +48,7 @@ def load(
 ) -> Backbone:
     """A backbone in evaluation mode, float32, on the CPU.
 
-    `spec`: a name ("tiny", "tiny-goals", "smollm2-135m", a short name of `REMOTE`, "owner/repository"); a folder made
+    `spec`: a name ("small", "smollm2-135m", a short name of `REMOTE`, "owner/repository"); a folder made
     by `Backbone.save`, by `vla pretrain` or by `save_pretrained` (config.json, safetensors, tokenizer); or a dict:
     {"name": any of these, plus the options below}; {"dino", "siglip", "decoder": names or folders, plus options}, a
     Prismatic pair with a fresh projector; or what `Backbone.to_spec` gave, with "tokenizer", a folder or its files

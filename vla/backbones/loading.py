@@ -38,11 +38,11 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 SHIPPED: dict[str, Path] = {
+    "small": ASSETS / "small-vlm",
     "tiny": ASSETS / "tiny-vlm",
     "tiny-goals": ASSETS / "tiny-goals-vlm",
-    "small": ASSETS / "small-vlm",
 }
-"""Backbones that ship with the package."""
+"""Backbones that ship with the package; some of them are retired (`vla.model.config.RETIRED_BACKBONES`)."""
 
 
 NUM_QUERIES, NUM_VIEWS = 64, 2

@@ -22,7 +22,7 @@ class NoDecoder(nn.Module):
         alone."""
         super().__init__()
         if not hasattr(backbone, "embed_images"):
-            raise ValueError("a model without decoder needs a backbone that can embed images alone: use 'tiny'")
+            raise ValueError("a model without decoder needs a backbone that can embed images alone: use 'small'")
         self.inner = backbone
         self.num_layers, self.point_dim = 1, 0
         self.text_limit = getattr(backbone, "text_limit", 0)

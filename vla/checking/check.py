@@ -25,6 +25,7 @@ from vla.data.dataset_meta import depth_maps, naming_findings, unused_findings
 from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings
 from vla.data.lerobot_dataset import ACTION, DemoSet
 from vla.data.tables import Rounding, foreign_findings, lost_motion, not_finite, timing_findings
+from vla.model.config import DEFAULT_BACKBONE
 from vla.runtime.console import one_line
 
 _QUICK = 1_000_000
@@ -106,7 +107,7 @@ class Report:
 def check_dataset(
     root: Path,
     *,
-    backbone: str = "small",
+    backbone: str = DEFAULT_BACKBONE,
     pictures: int = PICTURES,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:

@@ -112,7 +112,7 @@ def decode_frame(frame: Any, size: int | None, key: str, where: str) -> NDArray[
 def mixed_sizes(key: str, one: Sequence[int], other: Sequence[int]) -> ValueError:
     """The one line for a camera whose pictures have two sizes, (H, W) each."""
     sizes = f"{tuple(one)} and {tuple(other)}"
-    return ValueError(f"feature '{key}' mixes images of {sizes}: read all at one size (vla train --image-size 84)")
+    return ValueError(f"feature '{key}' mixes images of {sizes}: read all at one size (vla train --image-size 96)")
 
 
 class _Frames:

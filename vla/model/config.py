@@ -15,10 +15,15 @@ from vla.processing.stats import Stats
 HEAD_NAMES = ("l1", "linear", "flow", "bins", "frequencies")
 """Names in `vla.model.heads.HEADS`, repeated here because importing that module imports torch."""
 BACKBONE_NAMES = (
-    "tiny", "tiny-goals", "small", "smollm2-135m", "smolvlm2-256m", "smolvlm2-500m", "qwen2.5-vl-3b", "qwen3-vl-2b",
+    "small", "tiny", "tiny-goals", "smollm2-135m", "smolvlm2-256m", "smolvlm2-500m", "qwen2.5-vl-3b", "qwen3-vl-2b",
     "paligemma2-3b", "gemma3-4b", "internvl3-1b",
 )  # fmt: skip
 """Short names of backbones (`vla.backbones.hub`)."""
+DEFAULT_BACKBONE = "small"
+DEFAULT_PIXELS = 96
+"""Height and width of the pictures that it reads: what demonstrations are best drawn at."""
+RETIRED_BACKBONES = ("tiny", "tiny-goals")
+"""Still there for policies that were trained on them; nothing starts from them by itself."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class FaithfulConfig:
 class VLAConfig:
     """Configuration of a model: backbone, bridge, action head."""
 
-    backbone: str | dict[str, Any] = "tiny"
+    backbone: str | dict[str, Any] = DEFAULT_BACKBONE
     """A name, a local folder or a specification: what `vla.backbones.backbone.load_backbone` takes."""
     bridge: BridgeConfig | FaithfulConfig = field(default_factory=BridgeConfig)
     """Ours, or a released VLA-Adapter policy's (see `vla.model.convert_vla_adapter`)."""
@@ -158,6 +163,14 @@ def check_backbone(name: str) -> None:
         )
     if not {"/", ":"} & set(name) and name not in BACKBONE_NAMES and not Path(name).is_dir():
         raise ValueError(unknown(name, BACKBONE_NAMES, "backbone"))
+
+
+def retirement(backbone: str | dict[str, Any]) -> str | None:
+    """One line for somebody who starts something new from a backbone that is retired; None for any other."""
+    name = backbone.get("name") if isinstance(backbone, dict) else backbone
+    if name not in RETIRED_BACKBONES:
+        return None
+    return f"the backbone {name} is retired, kept for policies trained on it: use {DEFAULT_BACKBONE}, the default"
 
 
 def check_loads(vla: Any) -> None:

@@ -16,22 +16,20 @@ def tabletop() -> TrainConfig:
 
     The gates start open (tanh 1 = 0.76), unlike the paper's 0: from 0 they were still below 0.02 after 900 steps, and
     the policy read the raw patches hardly at all. Looking again after 4 of the 8 steps of a chunk is worth much more
-    than it costs: the same policy succeeded in 130 of 192 episodes instead of 94. The backbone that also knows of goals
-    serves picking, too: 92.5% from 60 demonstrations, where the smaller set's `tiny` gave 59.0% (BENCHMARKS.md).
+    than it costs: the same policy succeeded in 130 of 192 episodes instead of 94.
     """
     bridge = BridgeConfig(gate_init=1.0)
-    model = VLAConfig(backbone="tiny-goals", backbone_dtype="bfloat16", bridge=bridge, n_action_steps=4)
+    model = VLAConfig(backbone_dtype="bfloat16", bridge=bridge, n_action_steps=4)
     return TrainConfig(model=model, steps=1300, lr=1e-3, num_threads=2)
 
 
 def tabletop_robust() -> TrainConfig:
-    """Picking in any light, before any camera and in any words: as `tabletop`, on the backbone `small`.
+    """Picking in any light, before any camera and in any words: as `tabletop`, with noise on the words.
 
-    For demonstrations of `vla demos --image-size 96 --randomise robust`. People say more than the suites' phrasings, so
-    there is room for longer sentences.
+    For demonstrations of `vla demos --randomise robust`. People say more than the suites' phrasings, so there is room
+    for longer sentences.
     """
-    cfg = tabletop()
-    return replace(cfg, model=replace(cfg.model, backbone="small"), max_text_tokens=32, word_noise=1.0)
+    return replace(tabletop(), max_text_tokens=32, word_noise=1.0)
 
 
 def tabletop_ten() -> TrainConfig:

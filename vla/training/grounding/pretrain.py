@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import nn
 
 from vla.backbones.backbone import SPEC_FILE, Backbone
-from vla.backbones.tiny import build_tiny, learn_words
+from vla.backbones.hub import load as load_backbone
+from vla.backbones.tiny import learn_words
 from vla.core.config import write_atomic
 from vla.core.disk import writing
 from vla.runtime.locks import locked, refuse_used
@@ -71,18 +72,17 @@ def pretrain(
     data_folder: Path | Sequence[Path],
     out: Path,
     *,
+    initial: Path | str,
     on_step: Callable[[dict[str, float]], None] | None = None,
     on_sight: Callable[[int], None] | None = None,
-    initial: Path | str | None = None,
     resume: bool = False,
 ) -> dict[str, float]:
     """Train an embedded backbone on grounding sets; writes a backbone folder to `out` and returns held-out figures.
 
-    `initial`: start from this backbone, a name or a folder, instead of from random weights; words that are new to it
-    are added to its vocabulary. `on_sight` is told the number of scenes done in the last part (`sight_scenes`). Of
-    several sets the figures are named by their folders. `resume` continues the run in
-    `out` from its last saved step, with the minutes that it has left, or begins one. ValueError for a folder that holds
-    a run and no `resume`, or a finished one.
+    `initial`: the backbone to start from, a name or a folder; one that does not spell every word learns those that are
+    new to it. `on_sight` is told the number of scenes done in the last part (`sight_scenes`). Of several sets the
+    figures are named by their folders. `resume` continues the run in `out` from its last saved step, with the minutes
+    that it has left, or begins one. ValueError for a folder that holds a run and no `resume`, or a finished one.
     """
     folders = [data_folder] if isinstance(data_folder, Path) else list(data_folder)
     if config.weights and len(config.weights) != len(folders):
@@ -151,7 +151,7 @@ def _run(
     folders: list[Path],
     out: Path,
     store: str,
-    initial: Path | str | None,
+    initial: Path | str,
     on_step: Callable[[dict[str, float]], None] | None = None,
     on_sight: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
@@ -159,24 +159,12 @@ def _run(
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     state = torch.load(out / _STATE, weights_only=True) if (out / _STATE).exists() else None
-    if initial is None:
-        data = GroundingSet(folders)
-        backbone = Backbone(
-            build_tiny(len(data.tokenizer), config.seed),
-            data.tokenizer,
-            num_queries=config.num_queries,
-            num_views=2,
-            sharp=config.sharp,
-        )
-    else:
-        from vla.backbones.hub import load as load_backbone
-
-        backbone = load_backbone(str(initial))
-        if backbone.family_name == "embedded":  # other tokenizers spell every word
-            learn_words(backbone, words_of(read_questions(folders)))
-        data = GroundingSet(folders, backbone.tokenizer)
-        if config.sharp:
-            backbone.add_sharp()
+    backbone = load_backbone(str(initial))
+    if backbone.family_name == "embedded":  # other tokenizers spell every word
+        learn_words(backbone, words_of(read_questions(folders)))
+    data = GroundingSet(folders, backbone.tokenizer)
+    if config.sharp:
+        backbone.add_sharp()
     backbone.train()
     reader = Reader(backbone.width, config.num_queries, backbone.point_dim)
     if config.only_pointer:

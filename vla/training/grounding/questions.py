@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla.backbones.tiny import train_tokenizer
 from vla.data.dataset_meta import require_grounding_set
 from vla.language.paraphrase import about_nothing, others_than_named, paraphrase
 from vla.language.reserved import with_new_words
@@ -28,7 +28,7 @@ class GroundingSet:
     """The folders that `envs.grounding.generate.generate` wrote, one after the other, with their questions
     tokenised."""
 
-    def __init__(self, folder: Path | Sequence[Path], tokenizer: object | None = None) -> None:
+    def __init__(self, folder: Path | Sequence[Path], tokenizer: Any) -> None:
         folders = [folder] if isinstance(folder, Path) else list(folder)
         for one in folders:
             require_grounding_set(one)
@@ -36,7 +36,7 @@ class GroundingSet:
         self.points = torch.from_numpy(np.concatenate([np.load(one / "points.npy") for one in folders]))
         self.grip = torch.from_numpy(np.concatenate([np.load(one / "grip.npy") for one in folders]))
         questions = self.questions = read_questions(folders)
-        self.tokenizer = tokenizer or train_tokenizer(words_of(questions) * 50)
+        self.tokenizer = tokenizer
         unique = sorted({text for scene in questions for pair in scene for text in pair})
         tokens = dict(zip(unique, self.tokenizer(unique, add_special_tokens=False)["input_ids"], strict=True))
         end = self.tokenizer.eos_token_id
