@@ -19,6 +19,7 @@ LIGHT = (
     "list suites",
     "list tasks",
     "list recipes",
+    "list backbones",
     "evall",
     "list nope",
     "eval nosuch",

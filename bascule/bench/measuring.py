@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 EMBEDDED = f"backbone {DEFAULT_BACKBONE}, 2 cameras of {DEFAULT_PIXELS} px"
-"""What most benches look at, for their rows."""
+"""Configuration of most benches' rows."""
 _SECONDS = 4.0
 """Each measurement of a rate lasts at least this long."""
 

@@ -167,8 +167,7 @@ class Eval(Command):
                 report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
         finally:
             env.close()
-        backbone = "" if folder is None else backbone_named(folder)
-        result = {**report.to_dict(), "phrasings": self.phrasings, "backbone": backbone}
+        result = {**report.to_dict(), "phrasings": self.phrasings, "backbone": backbone_named(folder) if folder else ""}
         result |= ({} if perturb is None else {"perturb": asdict(perturb)}) | provenance()
         result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
         stdout().print(eval_table(result))

@@ -68,9 +68,7 @@ def quickstart(
 
 def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str, Any] | None) -> _Run:
     """The run in `out` to continue, or a new one."""
-    asked = dict(given if given is not None else vars(config))
-    if config.backbone is None:
-        asked.pop("backbone", None)
+    asked = [name for name, value in (vars(config) if given is None else given).items() if name != "backbone" or value]
     config = with_backbone(with_budgets(config, given))
     if config.smoke:
         config = replace(smoke_config(config), **(given or {}))
@@ -97,9 +95,10 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
     suite = load_suite(config.suite)
     if (perturb := training_perturbation(config)) is not None:
         worlds_class(suite, perturb)  # says so if it knows none
-    load_backbone(config.backbone)  # says so if there is none
-    if note := retirement(config.backbone):
-        console.say(f"note: {note}")
+    if "backbone" in asked:
+        load_backbone(backbone := imitation(config).model.backbone)  # says so if there is none
+        if note := retirement(backbone):
+            console.say(f"note: {note}")
     run = _Run(config, "vla quickstart " + shlex.join(sys.argv[2:]))
     save_json(out / _RUN, {"config": encode(config), "command": run.command})
     return run
@@ -111,9 +110,7 @@ def _run(run: _Run, out: Path) -> dict[str, Any]:
 
     def report(outcomes: list[Outcome]) -> dict[str, Any]:
         written = {
-            "suite": config.suite,
-            "seed": config.seed,
-            "backbone": config.backbone,
+            **{name: getattr(config, name) for name in ("suite", "seed", "backbone")},
             "command": run.command,
             **where,
             "complete": all(outcome.state == "done" for outcome in outcomes),
@@ -256,8 +253,7 @@ def _evaluation_seeds(config: QuickstartConfig) -> list[int]:
 
 
 def _brief(report: Any) -> dict[str, Any]:
-    full = report.to_dict()
-    return {k: full[k] for k in ("successes", "episodes", "success_rate", "wilson95", "wrong_object")}
+    return {k: report.to_dict()[k] for k in ("successes", "episodes", "success_rate", "wilson95", "wrong_object")}
 
 
 def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
@@ -343,8 +339,7 @@ def _judge_rl(config: QuickstartConfig, out: Path, worlds: _Worlds) -> Result:
     after.controls["swapped_instruction"] = _brief(swapped)
     other = _evaluate(model, worlds.heldout, seeds, config, "")
     after.controls["heldout_phrasing"] = _brief(other)
-    parts = {"rl": after.to_dict() | provenance(), "controls": dict(after.controls)}
-    return Result({}, parts, _films(after, "rl"))
+    return Result({}, {"rl": after.to_dict() | provenance(), "controls": dict(after.controls)}, _films(after, "rl"))
 
 
 def _films(played: Any, stage: str) -> list[dict[str, Any]]:

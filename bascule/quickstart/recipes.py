@@ -83,7 +83,7 @@ def rl_recipe(config: QuickstartConfig) -> str:
 
 
 _EARLIER_BACKBONES = {"tabletop": "tiny-goals"}
-"""Of recipes that are on another one by now: runs that do not name theirs were begun before."""
+"""Backbones of recipes that have another one by now, for runs that do not name theirs: they were begun before."""
 
 
 def with_backbone(config: QuickstartConfig, *, begun: bool = False) -> QuickstartConfig:

@@ -86,8 +86,6 @@ class Claim:
     date: str
     """YYYY-MM-DD."""
     machine: str
-    backbone: str = ""
-    """Backbone of its policies; empty where there is none, and where the arms differ in it."""
     seeds: tuple[int, ...] = ()
     """Seeds of training; empty if nothing was trained."""
     counts: tuple[Count, ...] = ()
@@ -95,6 +93,8 @@ class Claim:
     bars: tuple[Bar, ...] = ()
     pool_cases: bool = True
     """True if the cases are drawn from one distribution, so that their sum is meaningful."""
+    backbone: str = ""
+    """Backbone of its policies; empty where there is none, and where the arms differ in it."""
     note: str = ""
     """One sentence on how to read it."""
 

@@ -219,7 +219,8 @@ def test_defects_of_ours_keep_their_traceback():
 
 
 def test_list_shows_what_exists(capsys):
-    for what, expected in (("suites", "tabletop-pick"), ("tasks", "pick"), ("recipes", "vla rl")):
+    there = {"suites": "tabletop-pick", "tasks": "pick", "recipes": "vla rl", "backbones": "retired"}
+    for what, expected in there.items():
         assert cli.main(["list", what]) == 0
         assert expected in capsys.readouterr().out
 

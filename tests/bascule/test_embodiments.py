@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory):
     """For "hand", which acts as the tabletop's worlds do, and "arm", which moves joints."""
     rng = np.random.default_rng(0)
     stats = Stats.from_arrays(rng.normal(size=(50, 8)), rng.uniform(-1, 1, (50, 4)))
-    config = VLAConfig(bridge=BridgeConfig(width=32), chunk_size=4)
+    config = VLAConfig(backbone="tiny", bridge=BridgeConfig(width=32), chunk_size=4)
     vla = VLA.build(config, stats=stats, action_spec=SPEC, cameras=("front", "wrist"))
     hand = vla.processor
     vla.members = {"arm": Processor(replace(hand.config, action_names=JOINTS), stats, hand.tokenizer), "hand": hand}

@@ -119,14 +119,14 @@ def test_the_command_reports_every_cell_and_keeps_it(tmp_path, capsys):
     rng = np.random.default_rng(0)
     stats = Stats.from_arrays(rng.normal(size=(50, 8)), rng.uniform(-1, 1, (50, 4)))
     spec = ActionSpec(("dx", "dy", "dz", "gripper"), (-1.0,) * 4, (1.0,) * 4, 20.0)
-    config = VLAConfig(bridge=BridgeConfig(width=32))
+    config = VLAConfig(backbone="tiny", bridge=BridgeConfig(width=32))
     VLA.build(config, stats=stats, action_spec=spec, cameras=("front", "wrist")).save(tmp_path / "tiny")
     arguments = ["experiment", "latency", "--policy", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]
     arguments += ["--arms", "blend", "--conditions", "200 ms", "--episodes", "1", "--num-envs", "1"]
     assert main([*arguments, "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result["arms"]) == ["tiny: no latency", "tiny: blend, 200 ms"] and "commit" in result
-    assert result["arms"]["tiny: blend, 200 ms"]["delay"] >= 3
+    assert result["backbone"] == "tiny" and result["arms"]["tiny: blend, 200 ms"]["delay"] >= 3
     capsys.readouterr()
     assert main([*arguments, "--arms", "rtc"]) == 2 and "flow head" in capsys.readouterr().err
     assert main([*arguments, "--episodes", "2"]) == 2 and "--out" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def test_a_recipe_sets_what_the_user_did_not():
     assert with_budgets(robust, ["recipe", "imitation_steps"]) == chosen
     asked = QuickstartConfig(recipe="tabletop-robust", rl_updates=16)  # the default, but asked for
     assert with_budgets(asked, ["recipe", "rl_updates"]).rl_updates == 16
-    assert imitation(robust).model.backbone == "small" and imitation(plain).model.backbone == "tiny-goals"
+    assert imitation(robust).model.backbone == imitation(plain).model.backbone == "small"
     other = QuickstartConfig(recipe="tabletop-robust", backbone="tiny-goals")
     assert imitation(other).model.backbone == "tiny-goals"
     assert imitation(other).max_text_tokens > imitation(plain).max_text_tokens

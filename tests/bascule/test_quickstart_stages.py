@@ -158,6 +158,27 @@ def test_resume_goes_on_as_the_run_began(tiny, tmp_path, capsys):
     assert json.loads(before) == json.loads((tmp_path / "run/report.json").read_text())
 
 
+@pytest.mark.parametrize(("recipe", "before"), [("tabletop", "tiny-goals"), ("tabletop-robust", "small")])
+def test_a_run_keeps_the_backbone_that_it_was_begun_on(tiny, tmp_path, capsys, recipe, before):
+    """Runs name it since the default is another one; an earlier run has what was its recipe's then."""
+    out, told = tmp_path / "run", ("--out", str(tmp_path / "run"), "--recipe", recipe)
+    assert command(capsys, *told)[0] == 0
+    stored = json.loads((out / "quickstart.json").read_text())
+    assert stored["config"]["backbone"] == json.loads((out / "report.json").read_text())["backbone"] == "small"
+    stored["config"]["backbone"] = None
+    (out / "quickstart.json").write_text(json.dumps(stored))
+    assert command(capsys, *told, "--resume")[0] == 0
+    assert quickstart.quickstart(QuickstartConfig(out=str(out), recipe=recipe), resume=True)["backbone"] == before
+    code, error = command(capsys, *told, "--resume", "--backbone", "smollm2-135m")
+    assert code == 2 and f"was begun with --backbone {before}, not smollm2-135m" in error
+
+
+def test_a_backbone_that_is_retired_is_used_and_told(tiny, tmp_path, capsys):
+    code, error = command(capsys, "--out", str(tmp_path / "run"), "--backbone", "tiny")
+    assert code == 0 and "note: the backbone tiny is retired" in error and "use small, the default" in error
+    assert "retired" not in command(capsys, "--out", str(tmp_path / "run"), "--resume")[1]
+
+
 def test_what_is_asked_for_beside_smoke_is_done(tiny, tmp_path, capsys):
     assert command(capsys, "--out", str(tmp_path / "a"), "--smoke", "--demos", "5")[0] == 0
     config = json.loads((tmp_path / "a/quickstart.json").read_text())["config"]

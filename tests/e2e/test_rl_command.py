@@ -21,7 +21,7 @@ def untrained(folder: Path, members: tuple[str, ...] = ()) -> str:
     rng = np.random.default_rng(0)
     proprio = rng.normal(size=(50, len(PROPRIO_NAMES)))
     stats = Stats.from_arrays(proprio, rng.uniform(spec.low, spec.high, (50, spec.dim)))
-    vla = VLA.build(VLAConfig(), stats=stats, action_spec=spec, cameras=("front", "wrist"))
+    vla = VLA.build(VLAConfig(backbone="tiny"), stats=stats, action_spec=spec, cameras=("front", "wrist"))
     vla.members = {name: vla.processor for name in members}
     vla.save(folder)
     return str(folder)

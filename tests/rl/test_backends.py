@@ -38,7 +38,7 @@ def untrained(env) -> VLA:
     low, high = np.asarray(env.action_spec.low), np.asarray(env.action_spec.high)
     state = env.reset(seeds=range(WORLDS)).proprio
     return VLA.build(
-        VLAConfig(bridge=BridgeConfig(width=32, heads=2, kv_heads=1)),
+        VLAConfig(backbone="tiny", bridge=BridgeConfig(width=32, heads=2, kv_heads=1)),
         stats=Stats.from_arrays(
             state.mean(0) + rng.uniform(-1, 1, (400, env.proprio_dim)),
             rng.uniform(0.1 * low, 0.1 * high, (400, env.action_spec.dim)),

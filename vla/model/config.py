@@ -158,9 +158,8 @@ def model_problem(config: VLAConfig) -> str | None:
 def check_backbone(name: str) -> None:
     """ValueError for a name that `vla.backbones.hub.load` would not know either, before anything heavy is imported."""
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and ":" not in name and not Path(name).is_dir():
-        raise ValueError(
-            f"there is no folder {name}: give the folder of a backbone, or one of {', '.join(BACKBONE_NAMES)}"
-        )
+        names = ", ".join(name for name in BACKBONE_NAMES if name not in RETIRED_BACKBONES)
+        raise ValueError(f"there is no folder {name}: give the folder of a backbone, or one of {names}")
     if not {"/", ":"} & set(name) and name not in BACKBONE_NAMES and not Path(name).is_dir():
         raise ValueError(unknown(name, BACKBONE_NAMES, "backbone"))
 

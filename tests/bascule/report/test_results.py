@@ -156,13 +156,14 @@ def test_bars_are_computed(bar, is_reached):
 
 
 def test_pages_are_filled_and_only_there():
-    claim = example(counts=BOTH)
+    claim = example(counts=BOTH, backbone="tiny")
     both = Results({"one": claim}, Contents((Section("All", ("one",)),), (Headline("pick", "one", "before", "after"),)))
     text = "top\n<!-- results:headlines -->\nold\n<!-- /results -->\nend\n<!-- results:one -->\n<!-- /results -->\n"
     page = results.fill(text, both)
     assert page.startswith("top\n<!-- results:headlines -->\n|") and "\n<!-- /results -->\nend\n" in page
     assert "old" not in page
-    assert "| pick | before 35.0% | 185/200 = 92.5% [88.0, 95.4] | 2 |" in page
+    assert "| pick | before 35.0% | 185/200 = 92.5% [88.0, 95.4] | 2 | `tiny` |" in page
+    assert "(0123abc; 2026-11-21; m; backbone `tiny`; seeds 0, 1)" in page
     assert "| after | 185/200 = 92.5% [88.0, 95.4] | 90, 95 of 100 |" in page
     assert results.fill(page, both) == page
     with pytest.raises(ValueError, match="unknown claim 'two'"):
@@ -208,7 +209,7 @@ def test_runs_become_a_claim_without_typing(tmp_path):
     for seed, k in enumerate((90, 95)):
         (tmp_path / str(seed)).mkdir()
         controls = {"swapped_instruction": {"successes": 1, "episodes": 50}}
-        files.append(written(tmp_path / str(seed), evaluation(k, 100, controls=controls), "rl4"))
+        files.append(written(tmp_path / str(seed), evaluation(k, 100, controls=controls, backbone="small"), "rl4"))
     wording = runs.Wording("pick", "benchmarks/rl_pick.sh FOLDER 0 1", "Online RL")
     with pytest.raises(ValueError, match="say what it is with --claim"):
         runs.add("pick", files, runs.Wording(), folder)
@@ -217,12 +218,14 @@ def test_runs_become_a_claim_without_typing(tmp_path):
     runs.add("pick", files, wording, folder)
     claim = claims.load_results(folder).claims["pick"]
     assert claim.seeds == (0, 1) and claim.commit == "0123456789ab" and claim.machine == "a laptop"
+    assert claim.backbone == "small"
     assert claim.pooled("rl4") == (185, 200) and claim.pooled("rl4, swapped instruction") == (2, 100)
     assert [row.control for row in claim.counts] == [False, True, False, True]
     # the same command without words renews the rows and keeps what people wrote
     written(tmp_path / "0", evaluation(99, 100), "rl4")
     again = runs.add("pick", files[:1], runs.Wording(), folder)
     assert (again.title, again.pooled("rl4"), again.seeds) == ("pick", (99, 100), (0,))
+    assert again.backbone == "", "what the new rows were measured with is not told"
 
 
 def test_what_other_commands_write_is_read(tmp_path):

@@ -25,7 +25,7 @@ def policy(tmp_path_factory):
     """A checkpoint of random weights."""
     rng = np.random.default_rng(0)
     stats = Stats.from_arrays(rng.normal(size=(50, 8)), rng.uniform(-1, 1, (50, 4)))
-    config = VLAConfig(bridge=BridgeConfig(width=32), chunk_size=8)
+    config = VLAConfig(backbone="tiny", bridge=BridgeConfig(width=32), chunk_size=8)
     folder = tmp_path_factory.mktemp("ckpt") / "policy"
     VLA.build(config, stats=stats, action_spec=SPEC, cameras=("front", "wrist")).save(folder)
     return folder

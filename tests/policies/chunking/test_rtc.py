@@ -82,7 +82,7 @@ def policy(request):
     stats = Stats.from_arrays(
         rng.normal(size=(50, 4)), np.concatenate([rng.uniform(-0.8, 0.8, (50, 2)), switch], axis=1)
     )
-    config = VLAConfig(bridge=BridgeConfig(width=32), head=request.param, n_action_steps=4)
+    config = VLAConfig(backbone="tiny", bridge=BridgeConfig(width=32), head=request.param, n_action_steps=4)
     return VLAPolicy(VLA.build(config, stats=stats, action_spec=SPEC, cameras=("front", "wrist")).eval())
 
 

@@ -28,7 +28,7 @@ SPEC = ActionSpec(("dx", "dy", "dz", "gripper"), (-1.0,) * 4, (1.0,) * 4, 20.0)
 def checkpoint(tmp_path_factory):
     rng = np.random.default_rng(0)
     stats = Stats.from_arrays(rng.normal(size=(50, 8)), rng.uniform(-1, 1, (50, 4)))
-    config = VLAConfig(bridge=BridgeConfig(width=32), head="flow", chunk_size=12, n_action_steps=4)
+    config = VLAConfig("tiny", BridgeConfig(width=32), head="flow", chunk_size=12, n_action_steps=4)
     vla = VLA.build(config, stats=stats, action_spec=SPEC, cameras=("front", "wrist"))
     folder = tmp_path_factory.mktemp("ckpt") / "policy"
     vla.save(folder)

@@ -135,8 +135,7 @@ def test_a_task_longer_than_the_default_makes_room_as_vla_train_does(run, long_t
     meta = LeRobotDatasetMetadata("local/toy", root=long_tasks)
     trained = PreTrainedConfig.from_pretrained(pretrained(run))
     trained.pretrained_path, trained.device = pretrained(run), "cpu"
-    recipe = replace(smoke(), model=replace(smoke().model, backbone="tiny-goals"))
-    wanted = build_vla(recipe, load_dataset(long_tasks)).processor.config.max_text_tokens
+    wanted = build_vla(smoke(), load_dataset(long_tasks)).processor.config.max_text_tokens
     assert wanted > 24
     for config in (BasculeConfig(device="cpu", push_to_hub=False, bridge_width=32), trained):
         policy = make_policy(config, ds_meta=meta)
@@ -150,8 +149,8 @@ def test_a_task_longer_than_the_default_makes_room_as_vla_train_does(run, long_t
     meta.tasks.index = ["word " * 2500, *meta.tasks.index[1:]]
     policy = make_policy(BasculeConfig(device="cpu", push_to_hub=False), ds_meta=meta)
     limit = policy.vla.backbone.text_limit
-    assert policy.vla.processor.config.max_text_tokens == limit == 406
-    assert "the instruction 'word word" in caplog.text and "cut after 406 tokens" in caplog.text
+    assert policy.vla.processor.config.max_text_tokens == limit == 432
+    assert "the instruction 'word word" in caplog.text and "cut after 432 tokens" in caplog.text
     meta.tasks.index = ["red/blue", "red blue", *meta.tasks.index[2:]]
     make_policy(BasculeConfig(device="cpu", push_to_hub=False), ds_meta=meta)
     assert "'red blue' and 'red/blue' apart" in caplog.text

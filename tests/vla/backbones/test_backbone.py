@@ -92,7 +92,11 @@ def test_pretraining_learns_to_point_and_saves_it(tmp_path: Path) -> None:
         minutes=5, max_steps=60, batch_scenes=16, lr=3e-3, warmup_steps=5, num_processes=1, holdout=32
     )
     losses: list[float] = []
-    pretrain(config, data, tmp_path / "out", on_step=lambda row: losses.append(row["loss"]))
+    build_backbone().save(tmp_path / "untrained")
+    pretrain(
+        config, data, tmp_path / "out", initial=tmp_path / "untrained",
+        on_step=lambda row: losses.append(row["loss"]),
+    )  # fmt: skip
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
     again = load_backbone(str(tmp_path / "out"))
     figures = inspect(again, GroundingSet(data, again.tokenizer))
@@ -102,7 +106,7 @@ def test_pretraining_learns_to_point_and_saves_it(tmp_path: Path) -> None:
 def test_two_processes_train_like_one_team(tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", 48)
     config = PretrainConfig(minutes=5, max_steps=2, batch_scenes=8, num_processes=2, holdout=16)
-    figures = pretrain(config, data, tmp_path / "out")
+    figures = pretrain(config, data, tmp_path / "out", initial="tiny")
     assert figures["steps"] == 2 and load_backbone(str(tmp_path / "out")).num_queries == 8
 
 
@@ -112,7 +116,7 @@ def test_names_and_folders_that_are_no_backbone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pretrain"):
         load_backbone(str(tmp_path))
     with pytest.raises(ValueError, match="ground-data"):
-        GroundingSet(tmp_path)
+        GroundingSet(tmp_path, None)
 
 
 def test_new_words_are_one_token_and_change_nothing_else(tmp_path: Path) -> None:
@@ -159,4 +163,4 @@ def test_several_grounding_sets_are_drawn_by_their_weights(tmp_path: Path) -> No
     assert {name.split("/")[0] for name in figures if "/" in name} == {"a", "b"}
     assert len(load_backbone(str(tmp_path / "out")).tokenizer("push the drawer").input_ids) == 3
     with pytest.raises(ValueError, match="2 grounding sets"):
-        pretrain(replace(config, weights=(1.0,)), sets, tmp_path / "out")
+        pretrain(replace(config, weights=(1.0,)), sets, tmp_path / "out", initial="tiny")

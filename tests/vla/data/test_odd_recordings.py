@@ -138,7 +138,7 @@ def test_two_resolutions_and_the_option_that_mends_them(tmp_path, lazy, capsys):
         return {"bytes": png(np.full((size, size, 3), brightness(row), np.uint8)), "path": None}
 
     root = write_dataset(tmp_path / "data", cell=cell)
-    message = r"mixes images of \(16, 16\) and \(32, 32\): read all at one size \((vla train --image-size 84)\)"
+    message = r"mixes images of \(16, 16\) and \(32, 32\): read all at one size \((vla train --image-size 96)\)"
     with pytest.raises(ValueError, match=message) as problem:
         load_dataset(root, lazy=lazy).images["front"][np.arange(11)]
     if not lazy:

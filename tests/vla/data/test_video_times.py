@@ -182,6 +182,6 @@ def test_two_resolutions_in_one_camera(tmp_path, lazy):
     numbers = range(LENGTHS[0], COUNT)
     path = root / "videos" / KEY / "chunk-000" / "file-001.mp4"
     write_video(path, np.arange(LENGTHS[1]) / FPS, numbers, size=(32, 48))
-    refused(root, lazy, rf"'{KEY}' mixes images of \(16, 16\) and \(32, 48\): .*\(vla train --image-size 84\)")
+    refused(root, lazy, rf"'{KEY}' mixes images of \(16, 16\) and \(32, 48\): .*\(vla train --image-size 96\)")
     data = load_dataset(root, image_size=16, lazy=lazy)
     assert shown(data.images["front"][np.arange(COUNT)]) == list(range(COUNT))

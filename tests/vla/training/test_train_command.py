@@ -71,7 +71,7 @@ def test_any_folder_trains_into_a_policy_that_acts(request, tmp_path, capsys, ki
     data = load_dataset(root)
     policy = VLAPolicy.load(tmp_path)
     action = policy.act(data.observation(slice(0, 3)))
-    assert action.shape == (3, 8, data.action.shape[1])
+    assert action.shape == (3, 8, data.action.shape[1]) and policy.vla.config.backbone == "small"
     assert (action >= data.action.min(0)).all() and (action <= data.action.max(0)).all()
     assert policy.spec.cameras == tuple(data.images) and policy.spec.action_spec.names == data.action_names
     if kind == "arm":
@@ -91,6 +91,16 @@ def test_adapters_augmentation_and_streaming_from_the_command_line(arm, tmp_path
     assert load_checkpoint(tmp_path).trainer_state["threads"] == 3
     command(tmp_path, arm, **asked, resume=True).run()  # nothing left to do, and nothing in its way
     assert VLA.load(tmp_path).config.lora is None
+
+
+def test_a_run_keeps_the_backbone_that_it_was_begun_on(arm, tmp_path, capsys):
+    """A recipe's default may be another one by the time the run is resumed."""
+    command(tmp_path, arm, backbone="tiny").run()
+    assert "note: the backbone tiny is retired" in " ".join(capsys.readouterr().err.split())
+    command(tmp_path, arm, resume=True).run()
+    assert VLA.load(tmp_path).config.backbone == "tiny" and "retired" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match="was trained with model="):
+        command(tmp_path, arm, backbone="tiny-goals", resume=True).run()
 
 
 def test_short_chunks_with_fewer_actions_played_of_each(arm, tmp_path):
