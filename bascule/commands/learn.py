@@ -14,6 +14,7 @@ from bascule.quickstart.config import QuickstartConfig
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup, unknown
 from vla.core.paths import quoted
+from vla.model.config import check_backbone, retirement
 from vla.runtime.devices import choose_device
 from vla.runtime.locks import refuse_used
 
@@ -130,7 +131,6 @@ class Pretrain(Command):
         import torch
 
         from vla.backbones.hub import load
-        from vla.model.config import retirement
         from vla.runtime.console import progress, say, table
         from vla.runtime.console import stdout as results
         from vla.runtime.devices import bfloat16_is_fast
@@ -167,26 +167,21 @@ class Pretrain(Command):
             config = replace(config, weights=tuple(part.share for part in plan.parts))
         with progress("pre-training", self.steps, unit="steps") as update:
             figures = pretrain(
-                config,
-                data,
-                self.out,
+                config, data, self.out, initial=start, resume=self.resume,
                 on_step=lambda row: update(row.get("step", 0), f"loss {row['loss']:.3f}"),
                 on_sight=lambda done: update(self.steps or 0, f"in sight or not: {done:,} scenes"),
-                initial=start,
-                resume=self.resume,
-            )
+            )  # fmt: skip
         results().print(table("held-out scenes", ("figure", "value"), list(figures.items())))
 
     def _checked_data(self) -> tuple[Path, ...]:
         """The folders to learn from, none where they are to be made. ValueError for flags that cannot be."""
         from vla.data.dataset_meta import require_grounding_set
-        from vla.model.config import retirement
 
         if self.kind != "small":
             raise ValueError(retirement(self.kind) or unknown(self.kind, ("small",), "kind of backbone"))
         if self.only_pointer and self.initial is None:
             raise ValueError("--only-pointer needs a backbone to sharpen: --initial small, or a folder")
-        if self.only_sight and self.initial is None:
+        if self.only_sight and (self.initial is None or retirement(self.initial)):
             raise ValueError("--only-sight is for a finished backbone: vla pretrain small --initial small, or a folder")
         check_numbers(
             self, minutes=(0.01, 1e6), steps=(1, 10**9), image_size=(32, 1024), seed=(0, 2**31),
@@ -312,7 +307,6 @@ class Train(Command):
 
     def run(self) -> int | None:
         from vla.data.dataset_meta import camera_keys, depth_maps, read_info
-        from vla.model.config import check_backbone, retirement
         from vla.training.recipes import RECIPES
 
         check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(1, 4096))

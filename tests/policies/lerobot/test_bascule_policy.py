@@ -105,7 +105,10 @@ def test_a_policy_that_lerobot_trained_loads_offline_and_acts_as_ours(run, tmp_p
     np.testing.assert_array_equal(post(theirs.select_action(pre(batch_of(obs)))).numpy(), expected[:, 0])
 
 
-LONG = "take the small red block out of the left drawer and hand it over to the other arm which then puts it down here"
+LONG = (
+    "take the small red block out of the left drawer and hand it over to the other arm which then puts it down here "
+    "on the plate beside the bowl"
+)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from vla.backbones.small.vocabulary import more_words, whole_words
 from vla.backbones.small.word_vectors import word_vectors
 from vla.backbones.smollm import weights_file
 from vla.training.grounding.pretrain import pretrain
+from vla.training.optim import checkpoint_layers
 from vla.training.train_config import PretrainConfig
 
 
@@ -45,6 +46,29 @@ def seen(backbone, seed=0, count=2, size=64, text="pick up the red cube"):
     ids = torch.tensor([backbone.tokenizer(text, add_special_tokens=False)["input_ids"]]).expand(count, -1)
     with torch.no_grad():
         return backbone(images, ids, ids > 0)
+
+
+def test_layers_that_are_recomputed_have_the_same_gradients(small):
+    """What `vla train --checkpointing` asks of a backbone that learns."""
+    runs, images = [], torch.randint(0, 256, (2, 2, 64, 64, 3), dtype=torch.uint8)
+    ids = torch.tensor([small.tokenizer("pick up", add_special_tokens=False)["input_ids"]] * 2)
+    small.train().vlm.model.language_model.layers[1].mlp.register_forward_hook(lambda *_: runs.append(1))
+
+    def gradients():
+        torch.manual_seed(0)  # words are heard with noise
+        small.zero_grad()
+        small(images, ids, ids > 0).queries_BLQD.square().mean().backward()
+        return {name: p.grad.clone() for name, p in small.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    assert len(runs) == 1
+    with checkpoint_layers(small, True):
+        again = gradients()
+    assert len(runs) == 3 and again.keys() == plain.keys() and "queries" in plain
+    for name, grad in plain.items():
+        torch.testing.assert_close(again[name], grad, rtol=1e-4, atol=1e-7, msg=name)
+    gradients()
+    assert len(runs) == 4
 
 
 def test_folding_changes_nothing_and_leaves_no_normalisation():

@@ -54,7 +54,7 @@ def bimanual(lerobot, tmp_path_factory):  # noqa: F811
     cameras = {f"observation.images.{name}": (64, 96) for name in ("high", "left_wrist", "right_wrist")}
     joints = [f"joint{i}.pos" for i in range(13)] + ["gripper"]
     words = "take the small red block out of the left drawer and hand it over to the other arm which puts it down"
-    tasks = [words, "close the drawer"]
+    tasks = [f"{words} on the plate beside the bowl", "close the drawer"]
     root = tmp_path_factory.mktemp("bimanual") / "bimanual"
     return record(lerobot, root, "video", cameras, joints, joints, tasks, fps=30)
 

@@ -182,6 +182,20 @@ class SmallVLM(nn.Module):
         self.model = _SmallModel(config)
         self.lm_head = _WordHead(self.model.get_input_embeddings(), config.text_config.hidden_size)
 
+    supports_gradient_checkpointing = True
+
+    def gradient_checkpointing_enable(self, options: dict[str, Any]) -> None:
+        """Recompute the decoder's layers in the backward pass; `options` as in `transformers`."""
+        self.model.language_model.gradient_checkpointing_enable(options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep what the decoder's layers compute again."""
+        self.model.language_model.gradient_checkpointing_disable()
+
+    def disable_input_require_grads(self) -> None:
+        """Let frozen words be without gradients."""
+        self.model.language_model.disable_input_require_grads()
+
     def get_input_embeddings(self) -> WordTable:
         """The word table."""
         return self.model.get_input_embeddings()
