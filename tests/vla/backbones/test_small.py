@@ -52,7 +52,7 @@ def test_layers_that_are_recomputed_have_the_same_gradients(small):
     """What `vla train --checkpointing` asks of a backbone that learns."""
     runs, images = [], torch.randint(0, 256, (2, 2, 64, 64, 3), dtype=torch.uint8)
     ids = torch.tensor([small.tokenizer("pick up", add_special_tokens=False)["input_ids"]] * 2)
-    small.train().vlm.model.language_model.layers[1].mlp.register_forward_hook(lambda *_: runs.append(1))
+    small.train().vlm.model.language_model.layers[1].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
 
     def gradients():
         torch.manual_seed(0)  # words are heard with noise
