@@ -101,7 +101,7 @@ def test_a_run_keeps_the_backbone_that_it_was_begun_on(arm, tmp_path, capsys):
     assert "note: the backbone tiny is retired" in " ".join(capsys.readouterr().err.split())
     command(tmp_path, arm, backbone=None, resume=True).run()
     assert VLA.load(tmp_path).config.backbone == "tiny" and "retired" not in capsys.readouterr().err
-    with pytest.raises(ValueError, match="was trained with model="):
+    with pytest.raises(ValueError, match="was trained with model.backbone='tiny', not 'tiny-goals'"):
         command(tmp_path, arm, backbone="tiny-goals", resume=True).run()
 
 
