@@ -45,9 +45,9 @@ class Quickstart(Command):
     imitation_steps: int | None = None
     """Gradient steps of imitation. Default: 700; tabletop-robust: 800."""
     rl_updates: int | None = None
-    """Updates of online RL. Default: 16 (four minutes on two idle cores); tabletop-robust: 18 (eight minutes)."""
+    """Updates of online RL. Default: 16 (six minutes on two cores); tabletop-robust: 18 (eight minutes)."""
     rl_seconds: float | None = None
-    """Limit of online RL's time. Default: four times as long; many tasks at once, robosuite: 240, and no updates."""
+    """Limit of online RL's time. Default: 960; tabletop-robust: 1920; many tasks, robosuite: 240, no updates."""
     eval_episodes: int | None = None
     """Scenes on which each policy is measured. Default: 400."""
     control_episodes: int | None = None

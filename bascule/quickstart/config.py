@@ -28,9 +28,9 @@ class QuickstartConfig:
     """Number of demonstrations. Few on purpose: many leave RL little to do."""
     imitation_steps: int = 700
     rl_updates: int | None = 16
-    """RL's budget: as many as two idle cores make in four minutes. None: `rl_seconds` is the budget."""
+    """RL's budget: as many as two cores make in six minutes. None: `rl_seconds` is the budget."""
     rl_seconds: float | None = 960.0
-    """Time limit of RL in seconds, four times what two idle cores take for its updates; None: no limit."""
+    """Time limit of RL in seconds, well above what its updates take on two busy cores; None: no limit."""
     eval_episodes: int = 400
     control_episodes: int = 200
     served_episodes: int = 12
