@@ -65,7 +65,7 @@ def backbones_of(config: Any) -> str:
     if hasattr(config, "backbone"):
         return config.backbone
     given = [text if Path(text).is_dir() else text.partition("=")[2] for text in map(str, config.policy)]
-    return "; ".join(dict.fromkeys(backbone_named(path) for path in given if Path(path).is_dir()))
+    return "; ".join(dict.fromkeys(backbone_named(path) for path in given if path and Path(path).is_dir()))
 
 
 def in_turn[Run](runs: Sequence[Run], words: Callable[[Run], str], on_progress: Report | None) -> Iterator[Run]:

@@ -50,7 +50,10 @@ def tiny_vla(cfg, data):
 
 
 TINY = replace(
-    CONFIG, model=VLAConfig(bridge=BridgeConfig(width=32, gate_init=0.5), chunk_size=4), image_size=84, steps=3
+    CONFIG,
+    model=VLAConfig(backbone="tiny", bridge=BridgeConfig(width=32, gate_init=0.5), chunk_size=4),
+    image_size=84,
+    steps=3,
 )
 TINY_LORA = replace(TINY, model=replace(TINY.model, lora=LoRAConfig(rank=4)))
 TINY_FULL = replace(TINY, model=replace(TINY.model, freeze_backbone=False))
