@@ -49,7 +49,7 @@ def seen(backbone, seed=0, count=2, size=64, text="pick up the red cube"):
 
 
 def test_layers_that_are_recomputed_have_the_same_gradients(small):
-    """What `vla train --checkpointing` asks of a backbone that learns."""
+    """Recomputing the layers in the backward pass (`vla train --checkpointing`) gives the same gradients."""
     runs, images = [], torch.randint(0, 256, (2, 2, 64, 64, 3), dtype=torch.uint8)
     ids = torch.tensor([small.tokenizer("pick up", add_special_tokens=False)["input_ids"]] * 2)
     small.train().vlm.model.language_model.layers[1].mlp.register_forward_pre_hook(lambda *_: runs.append(1))

@@ -27,7 +27,7 @@ def marked(orientation, kind="PNG", picture=WIDE):
 @pytest.mark.parametrize("lazy", [False, True], ids=["memory", "streamed"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_pictures_are_turned_as_exif_says(tmp_path, orientation, lazy):
-    """As LeRobot's own reader does: phones and some cameras store a picture as the sensor lies."""
+    """A picture whose Exif tag says that it lies turned is read upright, as LeRobot's reader gives it."""
     data = load_dataset(write_dataset(tmp_path, cell=lambda row: marked(orientation)), lazy=lazy)
     np.testing.assert_array_equal(data.images["front"][np.array([3])][0], UPRIGHT[orientation])
 
