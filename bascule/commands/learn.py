@@ -45,7 +45,7 @@ class Quickstart(Command):
     imitation_steps: int | None = None
     """Gradient steps of imitation. Default: 700; tabletop-robust: 800."""
     rl_updates: int | None = None
-    """Updates of online RL. Default: 16 (six minutes on two cores); tabletop-robust: 18 (eight minutes)."""
+    """Updates of online RL. Default: 16 (four minutes on idle cores); tabletop-robust: 18 (eight minutes)."""
     rl_seconds: float | None = None
     """Limit of online RL's time. Default: 960; tabletop-robust: 1920; many tasks, robosuite: 240, no updates."""
     eval_episodes: int | None = None

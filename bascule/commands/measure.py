@@ -327,10 +327,10 @@ class Experiment(Command):
         )  # fmt: skip
         check_file("--json", self.json)
         config = self._config(make)
-        self._check_names()
+        checkpoints = self._checkpoints()
         if self.seed0 is not None:
             _tell_seeds(self.seed0, getattr(config, "episodes", 1))
-        from bascule.experiments.arms import backbones_of
+        from policies.load import backbone_named
         from vla.core.config import save_json
         from vla.model.config import retirement
         from vla.runtime.console import format_rate, progress, say, stdout, table
@@ -338,9 +338,10 @@ class Experiment(Command):
 
         if note := retirement(self.backbone or ""):
             say(f"note: {note}")
+        backbone = getattr(config, "backbone", "") or "; ".join(dict.fromkeys(map(backbone_named, checkpoints)))
         with progress(self.name, unit="runs") as update:
             result = perform(config, self.out, lambda done, total, what: update(done, what, total=total))
-        result |= provenance() | {"backbone": backbones_of(config)}
+        result |= provenance() | {"backbone": backbone}
         more = result.pop("columns")
         rows = [
             (arm, format_rate(counts), *(_cell(counts, name) for name in more))
@@ -359,8 +360,9 @@ class Experiment(Command):
             raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")
         return make(**values)
 
-    def _check_names(self) -> None:
-        """Raise ValueError for a suite or policies that do not exist, before any run begins."""
+    def _checkpoints(self) -> list[Path]:
+        """The folders of the policies that are no scripted agents. ValueError for a suite or policies that do not
+        exist, before any run begins."""
         from envs.registry import load_suite
         from policies.load import checkpoint
 
@@ -372,9 +374,7 @@ class Experiment(Command):
 
             policies = [policy for arm in arms_of(policies).values() for policy in arm]
         agents = AGENTS if self.name in ("robustness", "words") else ()
-        for policy in policies:
-            if policy not in agents:
-                checkpoint(policy, agents)
+        return [checkpoint(policy, agents) for policy in policies if policy not in agents]
 
     def kept(self) -> str:
         """Finished runs are kept after Ctrl-C."""

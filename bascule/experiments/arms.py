@@ -58,16 +58,6 @@ def arms_of(policies: Sequence[str | Path], kind: Literal["checkpoint", "file"] 
     return arms
 
 
-def backbones_of(config: Any) -> str:
-    """Name of the backbone that an experiment's policies are trained on, or the names of those of its checkpoints."""
-    from policies.load import backbone_named
-
-    if hasattr(config, "backbone"):
-        return config.backbone
-    given = [text if Path(text).is_dir() else text.partition("=")[2] for text in map(str, config.policy)]
-    return "; ".join(dict.fromkeys(backbone_named(path) for path in given if path and Path(path).is_dir()))
-
-
 def in_turn[Run](runs: Sequence[Run], words: Callable[[Run], str], on_progress: Report | None) -> Iterator[Run]:
     """The runs one by one, each reported with its `words` before it begins, and the last when it is done."""
     report = on_progress or (lambda done, total, what: None)

@@ -28,7 +28,7 @@ class QuickstartConfig:
     """Number of demonstrations. Few on purpose: many leave RL little to do."""
     imitation_steps: int = 700
     rl_updates: int | None = 16
-    """RL's budget: as many as two cores make in six minutes. None: `rl_seconds` is the budget."""
+    """RL's budget: as many as two idle cores make in four minutes. None: `rl_seconds` is the budget."""
     rl_seconds: float | None = 960.0
     """Time limit of RL in seconds, well above what its updates take on two busy cores; None: no limit."""
     eval_episodes: int = 400
@@ -58,3 +58,11 @@ def check(config: QuickstartConfig) -> None:
         raise ValueError("RL would never end: give --rl-updates or --rl-seconds")
     if not 0 <= config.seed < _SEEDS:
         raise ValueError(f"--seed {config.seed}: give 0 to {_SEEDS - 1}; each has its own scenes to demonstrate in")
+
+
+def evaluation_seeds(config: QuickstartConfig) -> list[int]:
+    """The seeds of the scenes on which every policy is measured: the first of the suite's evaluation."""
+    from envs.registry import load_suite
+
+    first = load_suite(config.suite).eval_seed0
+    return list(range(first, first + config.eval_episodes))

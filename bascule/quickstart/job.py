@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bascule.quickstart.config import QuickstartConfig, check, smoke_config
+from bascule.quickstart.config import QuickstartConfig, check, evaluation_seeds, smoke_config
 from bascule.quickstart.perturbed import judge_perturbed
 from bascule.quickstart.recipes import RECIPES, imitation, training_perturbation, with_backbone, with_budgets
 from bascule.quickstart.refine import read_log, refine
@@ -144,7 +144,7 @@ def _run(run: _Run, out: Path) -> dict[str, Any]:
 def _stages(config: QuickstartConfig, out: Path, worlds: _Worlds) -> list[Stage]:
     """The job's table of contents."""
     cells = RECIPES[config.recipe].cells
-    few = _evaluation_seeds(config)[: min(48, config.control_episodes)]
+    few = evaluation_seeds(config)[: min(48, config.control_episodes)]
     perturbed = Stage("evaluate perturbed", lambda: judge_perturbed(config, out, cells, few), needs=("online RL",))
     return [
         Stage("backbone", lambda: _check_backbone(config, out)),
@@ -245,15 +245,9 @@ def _pictures(policy: Path) -> int:
     return picture_size(policy) or IMAGE_SIZE
 
 
-def _evaluation_seeds(config: QuickstartConfig) -> list[int]:
-    from envs.registry import load_suite
-
-    first = load_suite(config.suite).eval_seed0
-    return list(range(first, first + config.eval_episodes))
-
-
 def _brief(report: Any) -> dict[str, Any]:
-    return {k: report.to_dict()[k] for k in ("successes", "episodes", "success_rate", "wilson95", "wrong_object")}
+    kept = ("successes", "episodes", "success_rate", "wilson95", "wrong_object")
+    return {name: value for name, value in report.to_dict().items() if name in kept}
 
 
 def _check_backbone(config: QuickstartConfig, out: Path) -> Result:
@@ -318,7 +312,7 @@ def _imitate(config: QuickstartConfig, out: Path) -> Result:
 def _judge_imitation(config: QuickstartConfig, out: Path, worlds: _Worlds) -> Result:
     from vla.model.model import VLA
 
-    envs, seeds = worlds.trained, _evaluation_seeds(config)
+    envs, seeds = worlds.trained, evaluation_seeds(config)
     few = seeds[: config.control_episodes]
     before = _evaluate(VLA.load(out / "imitation"), envs, seeds, config, "imitation", films=4)
     controls = _floor(envs, seeds, config)
@@ -333,7 +327,7 @@ def _judge_imitation(config: QuickstartConfig, out: Path, worlds: _Worlds) -> Re
 def _judge_rl(config: QuickstartConfig, out: Path, worlds: _Worlds) -> Result:
     from vla.model.model import VLA
 
-    model, envs, seeds = VLA.load(out / "rl" / "best"), worlds.trained, _evaluation_seeds(config)
+    model, envs, seeds = VLA.load(out / "rl" / "best"), worlds.trained, evaluation_seeds(config)
     after = _evaluate(model, envs, seeds, config, "rl", films=6)
     swapped = _evaluate(model, envs, seeds[: config.control_episodes], config, "", swap=True)
     after.controls["swapped_instruction"] = _brief(swapped)
@@ -385,7 +379,7 @@ def _serve(config: QuickstartConfig, out: Path) -> Result:
     from envs.evaluation.evaluate import evaluate
     from policies.serving.client import PolicyClient
 
-    seeds = _evaluation_seeds(config)[: config.served_episodes]
+    seeds = evaluation_seeds(config)[: config.served_episodes]
     robot = make_vec(config.suite, 1, num_workers=1, image_size=_pictures(out / "rl" / "best"))
     try:
         with policy_server(out / "rl" / "best", out / "stages" / "serve.log") as uri, PolicyClient(uri) as client:
