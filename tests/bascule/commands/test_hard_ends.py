@@ -38,10 +38,13 @@ def test_every_command_ends_in_order_when_it_is_told_to(number, capsys):
             os.kill(os.getpid(), number)  # a second one must not cut the end short
             let_go.append("robot")
 
-    before = signal.getsignal(number)
-    assert console.run_guarded(drive, kept=lambda: "the robot was let go") == console.EXIT_INTERRUPTED
-    assert let_go == ["robot"] and capsys.readouterr().err == "vla: interrupted; the robot was let go\n"
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.SIG_DFL)  # tests that nohup started ignore SIGHUP
+    try:
+        assert console.run_guarded(drive, kept=lambda: "the robot was let go") == console.EXIT_INTERRUPTED
+        assert let_go == ["robot"] and capsys.readouterr().err == "vla: interrupted; the robot was let go\n"
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 @posix
