@@ -338,9 +338,9 @@ class Experiment(Command):
 
         if note := retirement(self.backbone or ""):
             say(f"note: {note}")
-        backbone = getattr(config, "backbone", "") or "; ".join(dict.fromkeys(map(backbone_named, checkpoints)))
         with progress(self.name, unit="runs") as update:
             result = perform(config, self.out, lambda done, total, what: update(done, what, total=total))
+        backbone = getattr(config, "backbone", "") or "; ".join(dict.fromkeys(map(backbone_named, checkpoints)))
         result |= provenance() | {"backbone": backbone}
         more = result.pop("columns")
         rows = [
