@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bascule.quickstart.config import QuickstartConfig
 from vla.core.config import lookup
+from vla.model.config import DEFAULT_BACKBONE, RETIRED_BACKBONES
 
 if TYPE_CHECKING:
     from envs.perturb.perturbation import Perturbation
@@ -20,6 +21,8 @@ class QuickstartRecipe:
 
     imitation: str
     """Name of the recipe of `vla train`."""
+    unpointed: str | None = None
+    """The same for a backbone that points at nothing. None: no other."""
     rl: str | None = None
     """Name of the recipe of `vla rl`. None: the one for the suite."""
     randomise: tuple[str, ...] = ()
@@ -31,7 +34,7 @@ class QuickstartRecipe:
 
 
 RECIPES: dict[str, QuickstartRecipe] = {
-    "tabletop": QuickstartRecipe("tabletop"),
+    "tabletop": QuickstartRecipe("tabletop-few", unpointed="tabletop"),
     # A randomised environment takes 1.9 times a plain one's time (an episode of 12 decisions at 96 px: 122 ms of CPU,
     # not 66), and there is more to learn. Of twelve runs with eight minutes each the median made 18 updates.
     "tabletop-robust": QuickstartRecipe(
@@ -96,7 +99,9 @@ def imitation(config: QuickstartConfig) -> TrainConfig:
     """The imitation's configuration, without the run's own budget and seed."""
     from vla.training.recipes import RECIPES as TRAINED
 
-    recipe = TRAINED[RECIPES[config.recipe].imitation]()
+    wanted = RECIPES[config.recipe]
+    points = config.backbone in (None, DEFAULT_BACKBONE, *RETIRED_BACKBONES)
+    recipe = TRAINED[wanted.imitation if points or wanted.unpointed is None else wanted.unpointed]()
     if config.backbone is None:
         return recipe
     return replace(recipe, model=replace(recipe.model, backbone=config.backbone))

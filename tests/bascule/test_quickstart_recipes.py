@@ -27,6 +27,10 @@ def test_a_recipe_sets_what_the_user_did_not():
     assert imitation(robust).model.backbone == imitation(plain).model.backbone == "small"
     other = QuickstartConfig(recipe="tabletop-robust", backbone="tiny-goals")
     assert imitation(other).model.backbone == "tiny-goals"
+    assert imitation(other).model.bridge == imitation(robust).model.bridge
+    # A backbone that points at nothing is read with its raw tokens.
+    assert not imitation(plain).model.bridge.raw and imitation(plain).query_noise
+    assert imitation(QuickstartConfig(backbone="smollm2-135m")).model.bridge.raw
     assert imitation(other).max_text_tokens > imitation(plain).max_text_tokens
 
 

@@ -152,6 +152,15 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype)
 
 
+def with_query_noise(features: Features, scale: float) -> Features:
+    """The features with Gaussian noise on the query states, `scale` times each state's deviation, drawn from torch's
+    generator; as they are for scale 0, and where nothing is pointed at and the states are all that is known."""
+    if not scale or features.points_BQE is None:
+        return features
+    states = features.queries_BLQD
+    return replace(features, queries_BLQD=states + scale * states.std(-1, keepdim=True) * torch.randn_like(states))
+
+
 def hears_noise(backbone: object) -> bool:
     """True for a backbone whose word table can be heard with noise."""
     vlm = getattr(backbone, "vlm", None)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla.backbones.features import Features, hears_noise
+from vla.backbones.features import Features, hears_noise, with_query_noise
 from vla.core.checkpoint import CONFIG, load_checkpoint
 from vla.core.config import difference, encode, fill_defaults, lookup, save_json
 from vla.data.batches import Ahead, Batch, LiveDemos, Source, join
@@ -104,14 +104,15 @@ def train(
 class Objective(nn.Module):
     """Batch -> loss: what is wrapped, sharded and differentiated."""
 
-    def __init__(self, vla: VLA, language: LanguageTask | None) -> None:
+    def __init__(self, vla: VLA, language: LanguageTask | None, *, query_noise: float = 0.0) -> None:
         super().__init__()
-        self.vla, self.language = vla, language
+        self.vla, self.language, self.query_noise = vla, language, query_noise
 
     def forward(self, batch: Batch, weight: float, scenes: tuple | None, scenes_weight: float) -> tuple[Tensor, ...]:
         """(what to differentiate, the actions' loss, the questions' loss)."""
         seen = batch.seen
         features = seen if isinstance(seen, Features) else self.vla.encode(seen)
+        features = with_query_noise(features, self.query_noise)
         action, _ = self.vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
         if self.language is None or scenes is None:
             return action * weight, action.detach(), action.new_zeros(())
@@ -139,7 +140,7 @@ class _Run:
             )
         self.threads = cfg.num_threads or min(4, max(1, round(idle_cores())))
         language = None if cfg.language is None else LanguageTask(cfg.language, vla.backbone, seed=cfg.seed)
-        self.objective = Objective(vla, language)
+        self.objective = Objective(vla, language, query_noise=cfg.query_noise)
         self.team.place(self.objective)
         self.wrapped = self.team.wrap(self.objective)
         groups, self.scales = parameter_groups(self.objective, cfg)

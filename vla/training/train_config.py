@@ -113,6 +113,10 @@ class TrainConfig:
     """Noise on the words of the demonstrations' instructions, an episode's each its own, as a multiple of that which
     the backbone `small` was pre-trained with: for instructions in words that nobody has demonstrated. 0: none, and
     backbones without such a pre-training hear none."""
+    query_noise: float = 0.0
+    """Gaussian noise on the states of the action queries, new at every step, as a multiple of each state's deviation;
+    none on where they point, and none for a backbone that does not point. States of few demonstrations are learnt by
+    heart, places are not."""
     weights: tuple[float, ...] | None = None
     """Sampling weights of several datasets. None: in proportion to their frames."""
     language: LanguageConfig | None = None
@@ -157,6 +161,8 @@ class TrainConfig:
             return f"word_noise must be 0 or more, got {self.word_noise}"
         if self.word_noise and (learns or self.augment is not None):
             return "word_noise is for a frozen backbone that reads each frame once: leave out --augment and --tune"
+        if not 0 <= self.query_noise < math.inf:
+            return f"query_noise must be 0 or more, got {self.query_noise}"
         if self.keep_features and (learns or self.augment is not None):
             return (
                 "keep_features is for a frozen backbone that reads each frame once: leave out --keep-features, or "

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_backbone
+from vla.backbones.features import with_query_noise
 from vla.core.checkpoint import load_checkpoint
 from vla.core.config import decode, encode
 from vla.core.disk import DiskFull
@@ -103,7 +104,7 @@ def ctrl_c():
 @pytest.mark.parametrize("ema_decay", [0.0, 0.8])
 @pytest.mark.parametrize(("how", "resumed_from"), [(kill, 4), (ctrl_c, 6)])
 def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, ema_decay, how, resumed_from):
-    cfg, data = replace(CONFIG, ema_decay=ema_decay), demos()
+    cfg, data = replace(CONFIG, ema_decay=ema_decay, query_noise=ema_decay), demos()  # noise is drawn anew, too
     straight = fresh(cfg)
     start = weights(straight)
     report = train(cfg, straight, data, tmp_path / "a")
@@ -223,6 +224,19 @@ def test_noise_on_words_is_an_episodes_own_and_no_reason_to_reuse_features(tmp_p
     assert {scale for scale, _ in heard} == {0.0}, "this backbone has no such noise"
     assert "word_noise" in (replace(CONFIG, word_noise=-1.0).problem() or "")
     assert "frozen backbone" in (replace(CONFIG, word_noise=1.0, augment=AugmentConfig()).problem() or "")
+
+
+def test_noise_on_query_states_leaves_places_alone_and_needs_them(tmp_path):
+    features = encode_demos(fresh(), demos()).take(torch.arange(8)).seen
+    blurred = with_query_noise(features, 2.0)
+    assert blurred.points_BQE is features.points_BQE and blurred.raw_BLND is features.raw_BLND
+    moved = (blurred.queries_BLQD - features.queries_BLQD) / features.queries_BLQD.std(-1, keepdim=True)
+    assert moved.std().item() == pytest.approx(2.0, rel=0.1) and abs(moved.mean().item()) < 0.2
+    alone = replace(features, points_BQE=None)
+    assert with_query_noise(features, 0.0) is features and with_query_noise(alone, 2.0) is alone
+    noisy = [train(replace(CONFIG, query_noise=scale), fresh(), demos(), tmp_path / f"{scale}") for scale in (0.0, 2.0)]
+    assert noisy[0].loss != noisy[1].loss
+    assert "query_noise" in (replace(CONFIG, query_noise=-1.0).problem() or "")
 
 
 def test_features_are_those_of_the_frames_and_can_be_kept(tmp_path):
