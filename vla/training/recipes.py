@@ -32,7 +32,7 @@ def tabletop_few() -> TrainConfig:
     demonstrations are learnt by heart from those (132 of 200 episodes succeed instead of 87; docs/research-log.md).
     """
     cfg = tabletop()
-    return replace(cfg, model=replace(cfg.model, bridge=replace(cfg.model.bridge, raw=False)), query_noise=1.5)
+    return replace(cfg, model=replace(cfg.model, bridge=replace(cfg.model.bridge, raw=False)), query_noise=6.0)
 
 
 def _every_layer(cfg: TrainConfig) -> TrainConfig:
