@@ -65,7 +65,7 @@ def test_the_loop_keeps_its_rate_while_the_policy_thinks(beside):
     robot = live(endless=True)
     config = ControlConfig(duration_s=2.0, policy_hz=20.0, n_action_steps=4)
     report = control(robot, beside, config)
-    assert report.ended == "time" and report.answers >= 5
+    assert report.ended == "time" and report.answers >= 2  # how many depends on what else the machine does
     # A ratio within one run, whatever the machine has to do besides: a tick that waited would take a decision's time.
     assert report.latency_ms["p50"] >= 150 and report.work_ms["p50"] < report.latency_ms["p50"] / 10
     assert max(report.delays) >= 2, "and actions were played while it thought"
