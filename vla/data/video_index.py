@@ -22,7 +22,10 @@ from vla.data.tables import parquet_files, read_parquet, refuse_pointer, row_pla
 _LATE = 0.1
 """Share of a period by which an episode's last frame must precede the next episode's first."""
 _VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-_REMEDY = "the video is cut short, or the timestamps are not those of the video (LeRobot writes frame_index / fps)"
+_STAMPS = "the timestamps are not those of the video (LeRobot writes frame_index / fps)"
+_REMEDY = f"the video is cut short, or {_STAMPS}"
+_OTHER_RATE = 0.05
+"""Share by which a video's own rate must be below the dataset's to be the reason for a row without a frame."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def video_files(root: Path, info: Mapping[str, Any], table: pa.Table, key: str) 
         after = np.searchsorted(begins, starts[which[rows]], side="right")
         ends = np.append(begins, np.inf)[after]
         matched = _nearest(pts * time_base, wanted[rows], starts[which[rows]], ends, 1 / float(info["fps"]))
-        _check(matched, rows, wanted[rows], stamps[rows], pts * time_base, table, key, path.relative_to(root), info)
+        seconds = wanted[rows], stamps[rows], ends
+        _check(matched, rows, *seconds, pts * time_base, table, key, path.relative_to(root), info)
         files.append(VideoFile(path, pts, size, dict(zip(matched.tolist(), rows.tolist(), strict=True))))
     return files
 
@@ -151,11 +155,41 @@ def _nearest(
     return np.where(near & own, best, -1)
 
 
+def _other_rate(times: NDArray[np.float64], info: Mapping[str, Any]) -> str | None:
+    """The words for a video that has fewer frames a second than the dataset, so that some rows have none."""
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    if step * info["fps"] <= 1 + _OTHER_RATE:
+        return None
+    return (
+        f"the video has {1 / step:.3g} frames a second, meta/info.json declares {info['fps']:g}: encode it anew at "
+        "that rate, or resample the recording to the video's"
+    )
+
+
+def _beyond(wanted: float, end: float, info: Mapping[str, Any]) -> str | None:
+    """The words for a row whose time lies where meta/episodes says that the next episode begins, at `end`."""
+    if wanted < end - _LATE / info["fps"]:
+        return None
+    return f"by meta/episodes the next episode begins at {end:.3f} s of it: its from_timestamp is wrong, or {_STAMPS}"
+
+
+def _overlap(table: pa.Table, rows: NDArray[np.int64], starts: NDArray[np.float64]) -> str | None:
+    """The words for two rows of different episodes, if meta/episodes lays both on the same part of a video."""
+    one, other = (int(table["episode_index"][int(row)].as_py()) for row in rows)
+    if one == other:
+        return None
+    return (
+        f"meta/episodes says that episode {one} begins at {starts[0]:.3f} s of it and episode {other} at "
+        f"{starts[1]:.3f} s, so that they overlap: correct their from_timestamp"
+    )
+
+
 def _check(
     matched: NDArray[np.int64],
     rows: NDArray[np.int64],
     wanted: NDArray[np.float64],
     stamps: NDArray[np.float64],
+    ends: NDArray[np.float64],
     times: NDArray[np.float64],
     table: pa.Table,
     key: str,
@@ -169,7 +203,7 @@ def _check(
         raise ValueError(
             f"feature '{key}' has no video frame for {row_place(table, rows[at])}: its timestamp {stamps[at]:.3f} s is "
             f"{wanted[at]:.3f} s in {path}, the nearest frame is {nearest}, and one of this episode must be within "
-            f"{0.5 / info['fps']:.3f} s: {_REMEDY}"
+            f"{0.5 / info['fps']:.3f} s: {_other_rate(times, info) or _beyond(wanted[at], ends[at], info) or _REMEDY}"
         )
     order = np.argsort(matched, kind="stable")
     twice = np.flatnonzero(np.diff(matched[order]) == 0)
@@ -178,8 +212,8 @@ def _check(
         raise ValueError(
             f"feature '{key}' has one video frame for two rows: {row_place(table, rows[a])} at {stamps[a]:.3f} s and "
             f"{row_place(table, rows[b])} at {stamps[b]:.3f} s are both nearest to the frame at "
-            f"{times[matched[a]]:.3f} s in {path}: the timestamps are not those of the video (LeRobot writes "
-            "frame_index / fps)"
+            f"{times[matched[a]]:.3f} s in {path}: "
+            f"{_overlap(table, rows[[a, b]], (wanted - stamps)[[a, b]]) or _other_rate(times, info) or _STAMPS}"
         )
     same = np.diff(table.column("episode_index").to_numpy()[rows]) == 0
     if len(back := np.flatnonzero(same & (np.diff(matched) < 0))):

@@ -120,6 +120,32 @@ def test_a_video_shorter_than_the_rows(tmp_path, lazy):
     refused(root, lazy, r"no video frame for episode 1, frame 12: .*the nearest frame is 1\.033 s.*cut short")
 
 
+def test_a_video_of_fewer_frames_a_second_than_the_rows(tmp_path, lazy):
+    """Neither cut short nor of other stamps: half of the rows have no picture."""
+    root = dataset(tmp_path, video=np.arange(0, COUNT, 2) / FPS)
+    refused(root, lazy, r"0\.017 s: the video has 15 frames a second, meta/info\.json declares 30: encode it anew")
+
+
+def test_two_episodes_that_begin_at_one_place_of_a_video(tmp_path, lazy):
+    """As after a merge that did not count from_timestamp on; their own stamps are right."""
+
+    def merged(rows):
+        rows[1][f"videos/{KEY}/from_timestamp"] = 0.0
+
+    overlap = r"episode 0 begins at 0\.000 s of it and episode 1 at 0\.000 s, so that they overlap: correct their from_"
+    refused(dataset(tmp_path, episodes=merged), lazy, overlap)
+
+
+def test_an_episode_that_begins_before_the_one_before_it_ends(tmp_path, lazy):
+    """Starts that were counted at another rate."""
+
+    def early(rows):
+        rows[1][f"videos/{KEY}/from_timestamp"] = 0.5
+
+    told = r"episode 0, frame 15: .*by meta/episodes the next episode begins at 0\.500 s of it: its from_timestamp is w"
+    refused(dataset(tmp_path, episodes=early), lazy, told)
+
+
 def test_rows_at_a_part_of_the_video_s_rate(tmp_path, lazy):
     root = write_dataset(tmp_path, (5, 4), fps=10, kind="video", video=np.arange(27) / 30)
     data = load_dataset(root, lazy=lazy)
