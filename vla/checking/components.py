@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vla.checking.motion import EpisodeFacts
+from vla.checking.motion import OPPOSITE, EpisodeFacts
 from vla.checking.scales import Scale
 from vla.data.findings import Finding, listed, still_vectors
 from vla.data.lerobot_dataset import ACTION, PROPRIO
@@ -35,6 +35,7 @@ def component_findings(
         if not still[key]:
             found += _constant(key, frames, scales, names) + _dead_in_some(key, episodes, scales, names)
         found += _saturated(key, episodes, scales[key], names[key])
+        found += _flipped(key, episodes, scales[key], names[key])
     return found
 
 
@@ -77,6 +78,32 @@ def _dead_in_some(
                 f"moves, and does in the other {len(looked) - len(dead)}: did the sensor fail? Leave these episodes out"
             )
             found.append(Finding("component_dead", "warning", text, tuple(dead), (f"{key} {name}",)))
+    return found
+
+
+def _flipped(key: str, episodes: Sequence[EpisodeFacts], scale: Scale, names: Sequence[str]) -> list[Finding]:
+    """Quaternions that change their sign between frames, or from episode to episode."""
+    found = []
+    for i in sorted(set.intersection(*(set(episode.rotations[key]) for episode in episodes))):
+        if (scale.constant | scale.switch)[i : i + 4].sum() > 2:
+            continue  # a gripper of -1 or 1 beside what stands still
+        signs = {episode.number: episode.rotations[key][i] for episode in episodes}
+        usual = next(iter(signs.values())).first
+        within = [number for number, rotation in signs.items() if rotation.flips]
+        apart = [number for number, rotation in signs.items() if rotation.first @ usual < -OPPOSITE]
+        if not within and not apart:
+            continue
+        those = ", ".join(f"'{name}'" for name in names[i : i + 4])
+        kind = "action" if key == ACTION else "state"
+        flips = sum(rotation.flips for rotation in signs.values())
+        where = f"{flips} times between frames in {listed(within)}" if within else f"from episode to {listed(apart)}"
+        text = (
+            f"{kind} components {those} are a quaternion whose sign flips {where}: q and -q are the same rotation, and "
+            "what is learnt lies between; give it the sign nearest to the frame before, and the same at every start"
+        )
+        numbers = tuple(sorted({*within, *apart}))
+        parts = tuple(f"{key} {name}" for name in names[i : i + 4])
+        found.append(Finding("rotation_sign", "warning", text, numbers, parts))
     return found
 
 

@@ -25,6 +25,10 @@ _TURNS = (360.0, 2 * np.pi)
 """A whole turn in degrees and in radians."""
 _TURN_SLACK = 0.1
 """Share of a turn by which an angle may move between frames, and still be said to wrap."""
+_UNIT = 0.02
+"""By how much the squares of a quaternion may miss 1."""
+OPPOSITE = 0.9
+"""Cosine between a quaternion and the opposite of another one, from which they differ in their sign alone."""
 _MOVED = 0.05
 """Share of a component's range that counts as motion between two pictures."""
 
@@ -55,6 +59,16 @@ class Wild:
 
 
 @dataclass(frozen=True, eq=False)
+class Rotation:
+    """The signs of an episode's quaternion; q and -q are the same rotation."""
+
+    flips: int
+    """Times that it turns to nearly its opposite between two frames."""
+    first: NDArray[np.float64]
+    """(4,) its value in the first frame."""
+
+
+@dataclass(frozen=True, eq=False)
 class EpisodeFacts:
     """One episode in figures."""
 
@@ -77,6 +91,8 @@ class EpisodeFacts:
     wild: tuple[Wild, ...]
     wraps: dict[str, NDArray[np.int64]]
     """Feature -> how often each component jumps by a whole turn, as an angle that starts anew at 360 degrees."""
+    rotations: dict[str, dict[int, Rotation]]
+    """Feature -> first component of a quaternion -> its signs."""
     profile: NDArray[np.float64]
     """(points, A): the actions at evenly spread times."""
     looked: NDArray[np.int64]
@@ -120,6 +136,7 @@ def facts_of(
         opens=np.array([_opens(action[:, i], state[:, j], round(fps / 2)) for i, j in grippers]),
         wild=tuple(w for key, part in values.items() for w in _wild(key, part, scales[key])),
         wraps={key: _wraps(part, scales[key]) for key, part in values.items()},
+        rotations={key: _rotations(part) for key, part in values.items()},
         profile=action[drawn],
         looked=looked,
         moved=(np.abs(np.diff(stations, axis=0)) > _MOVED).any(1),
@@ -181,6 +198,20 @@ def _wraps(values: NDArray[np.float64], scale: Scale) -> NDArray[np.int64]:
         before, after = np.vstack([calm[:1] | jump[:1], calm[:-1]]), np.vstack([calm[1:], calm[-1:] | jump[-1:]])
         count += np.where(angle, (jump & before & after).sum(0), 0)
     return count
+
+
+def _rotations(values: NDArray[np.float64]) -> dict[int, Rotation]:
+    """First component -> signs of all that may be quaternions: four in a row whose squares sum up to 1 in every
+    frame."""
+    if values.shape[1] < 4:
+        return {}
+    found = {}
+    lengths = (sliding_window_view(values, 4, axis=1) ** 2).sum(-1)
+    for i in np.flatnonzero((np.abs(lengths - 1) < _UNIT).all(0)).tolist():
+        part = values[:, i : i + 4]
+        flips = int(((part[1:] * part[:-1]).sum(1) < -OPPOSITE).sum())
+        found[i] = Rotation(flips, part[0])
+    return found
 
 
 def _wild(key: str, values: NDArray[np.float64], scale: Scale) -> list[Wild]:

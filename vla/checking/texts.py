@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.checking.recording import Recording
-from vla.data.findings import Finding, listed
-from vla.data.tables import no_text, says_something, tasks, two_texts
+from vla.data.findings import Finding, Severity, listed, numbered
+from vla.data.tables import no_text, parquet_files, read_parquet, says_something, tasks, two_texts
 from vla.processing.text import plain_text, read, shortened
 
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]|\x1b\\[|[\u00c2\u00c3][\u0080-\u00bf]")
@@ -74,7 +74,8 @@ def text_findings(recording: Recording, backbone: str) -> list[Finding]:
         if not says_something(known.get(which)):
             found.append(Finding("task_empty", "error", no_text(which), _with(recording, index, [which])))
     said = {which: str(known[which]) for which in used if says_something(known.get(which))}
-    return found + _several(recording, index) + _alike(recording, index, said) + _odd(recording, index, said, backbone)
+    found += _disagreeing(recording, index, said) + _several(recording, index)
+    return found + _alike(recording, index, said) + _odd(recording, index, said, backbone)
 
 
 def _with(recording: Recording, index: NDArray[np.int64], which: Sequence[int]) -> tuple[int, ...]:
@@ -91,6 +92,48 @@ def _several(recording: Recording, index: NDArray[np.int64]) -> list[Finding]:
     have = "has" if len(mixed) == 1 else "have"
     text = f"{listed(mixed)} {have} several task strings: each frame is learnt with its own"
     return [Finding("task_changes", "note", text, tuple(mixed))]
+
+
+def _disagreeing(recording: Recording, index: NDArray[np.int64], said: dict[int, str]) -> list[Finding]:
+    """Episodes of which meta/episodes names another task than the frames do: an error where it is another task of the
+    recording, as after a tool has numbered meta/tasks.parquet anew; else its words may have been corrected since."""
+    swapped: dict[int, tuple[str, str]] = {}
+    reworded: dict[int, tuple[str, str]] = {}
+    known = {plain_text(text, "signs") for text in said.values()}
+    told = _told_by_episodes(recording)
+    for place, number in enumerate(recording.episodes.tolist()):
+        learnt = [said[which] for which in np.unique(index[recording.rows(place)]).tolist() if which in said]
+        wanted = {plain_text(text, "signs"): text for text in told.get(number, ())}
+        if not learnt or not wanted or {plain_text(text, "signs") for text in learnt} & set(wanted):
+            continue
+        kind = swapped if set(wanted) & known else reworded
+        kind[number] = (next(iter(wanted.values())), learnt[0])
+    found: list[Finding] = []
+    severities: tuple[tuple[dict[int, tuple[str, str]], Severity], ...] = ((swapped, "error"), (reworded, "warning"))
+    for those, severity in severities:
+        if not those:
+            continue
+        first, (there, here) = next(iter(those.items()))
+        text = (
+            f"meta/episodes says {shortened(there)} for episode {first}, the number of its frames is {shortened(here)} "
+            f"in meta/tasks.parquet, which is what is learnt ({numbered(len(those), 'such episode')}): was that table "
+            "numbered anew, or reworded? Correct the one that is wrong"
+        )
+        found.append(Finding("task_disagrees", severity, text, tuple(those)))
+    return found
+
+
+def _told_by_episodes(recording: Recording) -> dict[int, list[str]]:
+    """Episode -> its task strings as meta/episodes has them; empty where it has none."""
+    found: dict[int, list[str]] = {}
+    try:
+        for path in parquet_files(recording.root / "meta" / "episodes"):
+            part = read_parquet(path, recording.root, ["episode_index", "tasks"])
+            for number, texts in zip(*(part.column(name).to_pylist() for name in part.column_names), strict=True):
+                found[number] = [text for text in ([texts] if isinstance(texts, str) else texts or ()) if text]
+    except ValueError:
+        return {}  # other writers have none; what needs the table says so
+    return found
 
 
 def _alike(recording: Recording, index: NDArray[np.int64], said: dict[int, str]) -> list[Finding]:
