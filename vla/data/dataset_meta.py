@@ -103,7 +103,8 @@ def unused_findings(features: Mapping[str, Any], action: str) -> list[Finding]:
 def check_width(features: Mapping[str, Any], key: str, wanted: int | None) -> None:
     """ValueError unless feature `key` is a vector of numbers, with `wanted` components if that is given."""
     if key not in features:
-        raise ValueError(f"the dataset has no feature '{key}'; it has: {', '.join(sorted(features))}")
+        has = f"the dataset has no feature '{key}'; it has: {', '.join(sorted(features))}"
+        raise ValueError(f"{has}; {_missing_vector(features, key)}")
     shape = _shape(features, key)
     if len(shape) != 1 or not str(features[key]["dtype"]).startswith(_NUMBERS):
         raise ValueError(
@@ -114,6 +115,24 @@ def check_width(features: Mapping[str, Any], key: str, wanted: int | None) -> No
             f"feature '{key}' has {shape[0]} components, {wanted} are needed: "
             f"{', '.join(component_names(features, key))}"
         )
+
+
+def _missing_vector(features: Mapping[str, Any], key: str) -> str:
+    """The remedy for a dataset without the feature `key`, in words: join its parts, rename what is meant by it, or
+    record it."""
+    parts = [name for name in features if name.startswith(f"{key}.") and _numeric(features[name])]
+    if parts:
+        these = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+        return f"{'join' if parts[1:] else 'rename'} {these} into '{key}', one vector for every frame"
+    meant = {key, key.rpartition(".")[2]}
+    alike = [name for name in features if _numeric(features[name]) and meant & {name, name.removesuffix("s")}]
+    if len(alike) == 1:
+        return f"rename '{alike[0]}' into it if that is meant"
+    return "a policy learns from 'observation.state' and 'action'"
+
+
+def _numeric(feature: Mapping[str, Any]) -> bool:
+    return str(feature["dtype"]).startswith(_NUMBERS)
 
 
 def component_names(features: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -148,8 +148,9 @@ def timing_findings(table: pa.Table, info: Mapping[str, Any]) -> list[Finding]:
     steps = np.diff(stamps.astype(np.float64))[same] / np.diff(frame)[same]
     if len(back := rows[steps <= 0]):
         text = (
-            f"the timestamp of {row_place(table, back[0])} ({stamps[back[0]]:g} s) is not after that of the frame "
-            f"before it ({stamps[back[0] - 1]:g} s): is this the order of recording? ({len(back)} in all)"
+            f"the timestamp of {row_place(table, back[0])} ({_seconds(stamps[back[0]])} s) is not after that of the "
+            f"frame before it ({_seconds(stamps[back[0] - 1])} s): {_why_not_after(stamps, back, info)} "
+            f"({len(back)} in all)"
         )
         add("time_backwards", "error", back, text)
     step = float(np.median(steps)) if len(steps) else 0.0  # 0: no episode has two frames
@@ -167,6 +168,23 @@ def timing_findings(table: pa.Table, info: Mapping[str, Any]) -> list[Finding]:
         )
         add("rate", "warning", np.empty(0, np.int64), text)
     return found
+
+
+def _seconds(stamp: np.floating | np.integer) -> str:
+    """A time stamp with all digits that tell it from the next one."""
+    return f"{float(str(stamp)):.16g}"
+
+
+def _why_not_after(stamps: NDArray[np.floating], rows: NDArray[np.int64], info: Mapping[str, Any]) -> str:
+    """The likely reason why the time stamps of these rows are not after those before them, and the remedy."""
+    remedy = "LeRobot writes frame_index / fps, seconds from the episode's start"
+    coarse = np.spacing(np.abs(stamps[rows]).max()) if np.issubdtype(stamps.dtype, np.floating) else 0.0
+    if coarse > 0.1 / info["fps"]:
+        bits = 8 * stamps.dtype.itemsize
+        return f"so far from zero {bits}-bit numbers are {coarse:.3g} s apart and tell no frames apart; {remedy}"
+    if (stamps[rows] == stamps[rows - 1]).all():
+        return f"was the time recorded? {remedy}"
+    return "is this the order of recording?"
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -123,6 +123,51 @@ def test_pictures_of_another_size_than_declared_count_as_they_are(tmp_path, lazy
     assert [warning for warning in data.warnings() if warning.startswith(told)]
 
 
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (
+            {"observation.state": "observation.state.joints", "observation.state.hand": None},
+            "join observation.state.joints and observation.state.hand into 'observation.state', one vector for every",
+        ),
+        ({"action": "action.arm"}, "rename action.arm into 'action', one vector for every frame"),
+        ({"action": "actions"}, "rename 'actions' into it if that is meant"),
+        ({"observation.state": "state"}, "rename 'state' into it if that is meant"),
+        ({"observation.state": "effort"}, "a policy learns from 'observation.state' and 'action'"),
+    ],
+)
+def test_a_vector_that_is_missing_comes_with_a_remedy(tmp_path, names, remedy):
+    def renamed(features):
+        for old, new in names.items():
+            features[new or old] = features.pop(old) if new else {"dtype": "float32", "shape": [1], "names": None}
+
+    (key,) = (old for old, new in names.items() if new)
+    with pytest.raises(ValueError, match=f"^the dataset has no feature '{key}'; it has: .*; {remedy}"):
+        load_dataset(write_dataset(tmp_path, features=renamed))
+
+
+FRAMES = np.array([*range(6), *range(5)]) / 10
+
+
+@pytest.mark.parametrize(
+    ("stamps", "after", "before", "told"),
+    [
+        (
+            128e7 + FRAMES,
+            "1280000000",
+            "1280000000",
+            "so far from zero 32-bit numbers are 128 s apart and tell no frames",
+        ),
+        (0 * FRAMES, "0", "0", "was the time recorded? LeRobot writes frame_index / fps, seconds from the episode's"),
+        (-FRAMES, "-0.1", "-0", "is this the order of recording?"),
+    ],
+)
+def test_time_stamps_that_do_not_rise_say_why(tmp_path, stamps, after, before, told):
+    (line,) = load_dataset(write_dataset(tmp_path, stamps=stamps)).warnings()
+    place = f"the timestamp of episode 0, frame 1 ({after} s) is not after that of the frame before it ({before} s)"
+    assert line.startswith(f"{place}: {told}") and line.endswith("(9 in all)")
+
+
 def test_training_tells_of_one_camera_recorded_twice(tmp_path):
     """Two names for one view: the copy costs memory, and what it should have shown is not there."""
     rng = np.random.default_rng(3)
