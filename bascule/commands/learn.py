@@ -327,6 +327,7 @@ class Train(Command):
         from vla.runtime.console import stderr as console
         from vla.runtime.distributed import launched
         from vla.training.memory_budget import estimate
+        from vla.training.multi_robot import unshared_components
         from vla.training.train import build_vla, train
 
         rank, processes = launched()
@@ -348,13 +349,12 @@ class Train(Command):
                 if config.model.chunk_size > longest:
                     far = f"a chunk of {config.model.chunk_size} actions is longer than any episode ({longest} frames)"
                     say(f"warning: {name}: {far}: what lies beyond is not learnt; give a smaller --chunk-size")
-                warnings = training_warnings(dataset, part)
-                for warning in warnings:
+                for warning in (warnings := training_warnings(dataset, part)):
                     say(f"warning: {name}: {warning}")
                 if warnings:
                     say(f"{name}: `vla check {quoted(dataset)}` shows more")
-            if problem := budget.problem():
-                say(f"warning: {problem}")
+            for line in (*unshared_components(demos), *filter(None, [budget.problem()])):
+                say(f"warning: {line}")
         quiet = rank > 0 or not console().is_terminal
         with progress("imitation", config.steps, unit="steps") as update:
 

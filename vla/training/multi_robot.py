@@ -6,7 +6,9 @@ black in its views, and masked in its loss. Each keeps its own normalisation, wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import nn
@@ -20,6 +22,8 @@ from vla.processing.text import MOST_TOKENS, room_for_text
 from vla.training.train_config import TrainConfig
 
 ONLY = "only"
+_SAME = frozenset(("main", "joint", "joints", "motor", "motors", "pos", "position", "positions", "cmd", "command"))
+"""Words in a component's name by which tools name one component differently: "elbow", "elbow.pos"."""
 
 
 def build_vla(
@@ -96,6 +100,31 @@ def align_names(names: Sequence[Sequence[str]]) -> tuple[list[tuple[int, ...]], 
     """Each dataset's places in the union of all component names, and its width."""
     union = list(dict.fromkeys(name for part in names for name in part))
     return [tuple(union.index(name) for name in part) for part in names], len(union)
+
+
+def unshared_components(demos: Mapping[str, DemoSet]) -> list[str]:
+    """A line for each two datasets that look like one robot, and whose components nevertheless have other names, so
+    that they are learnt as those of two."""
+    found = []
+    for (one, first), (other, second) in combinations(demos.items(), 2):
+        parts = (("action", first.action_names, second.action_names),
+                 ("observation.state", first.proprio_names, second.proprio_names))  # fmt: skip
+        for what, here, there in parts:
+            if set(here) == set(there) or sorted(map(_plain_name, here)) != sorted(map(_plain_name, there)):
+                continue
+            apart = [name for name in here if name not in there]
+            same = next(name for name in there if _plain_name(name) == _plain_name(apart[0]))
+            found.append(
+                f"{one} and {other} name components of '{what}' differently ('{apart[0]}', '{same}'): these are learnt "
+                "as those of two robots; if it is one robot, write the same names into both meta/info.json"
+            )
+    return found
+
+
+def _plain_name(name: str) -> str:
+    """A component's name without what tools add to it."""
+    words = re.findall("[a-z]+|[0-9]+", name.lower())
+    return " ".join([word for word in words if word not in _SAME] or words)
 
 
 def _cameras(cfg: TrainConfig, demos: DemoSet) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from vla.data.feature_cache import encode_demos
 from vla.model.heads import masked_l1
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.training.multi_robot import align_cameras, align_names, build_vla
+from vla.training.multi_robot import align_cameras, align_names, build_vla, unshared_components
 from vla.training.sampling import mixed_frames
 from vla.training.train import train
 
@@ -50,6 +50,26 @@ def test_names_find_their_places():
         ("front", "wrist"), ("front", "top"), ("", "wrist"),
     ]  # fmt: skip
     assert align_cameras([("a",), ("b", "c", "a")]) == [("a", "", ""), ("a", "b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "shown"),
+    [
+        (("elbow", "grip"), ("elbow.pos", "grip.pos"), "('elbow', 'elbow.pos')"),
+        (("main_elbow", "main_grip"), ("grip.pos", "elbow.pos"), "('main_elbow', 'elbow.pos')"),
+        (("grip", "joint_1"), ("grip", "Joint1"), "('joint_1', 'Joint1')"),
+        (("elbow", "grip"), ("grip", "elbow"), None),
+        (("elbow", "grip"), ("shoulder", "grip"), None),
+        (("elbow", "grip"), ("elbow.pos", "grip.pos", "wrist.pos"), None),
+    ],
+)
+def test_one_robot_named_in_two_ways_is_told(here, there, shown):
+    def named(*names):
+        return replace(arm(), action=arm().action[:, : len(names)], action_names=names)
+
+    lines = unshared_components({"old": named(*here), "new": named(*there)})
+    told = f"old and new name components of 'action' differently {shown}: these are learnt as those of two"
+    assert [line.startswith(told) for line in lines] == ([True] if shown else [])
 
 
 def test_each_robot_keeps_its_own_units_and_places():

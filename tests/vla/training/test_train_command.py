@@ -137,6 +137,13 @@ def test_two_robots_make_one_policy(arm, bimanual, tmp_path):
         VLA.load(tmp_path, member="leg")
 
 
+def test_one_robot_named_in_two_ways_is_told_before_training(arm, tmp_path, capsys):
+    renamed = edited(arm, tmp_path, lambda features: features["action"].update(names=["dx.pos", "dy.pos", "gripper"]))
+    command(tmp_path / "out", arm, renamed).run()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: arm and edited name components of 'action' differently ('dx', 'dx.pos'): these are" in said
+
+
 def edited(root, tmp_path, change):
     import shutil
 
