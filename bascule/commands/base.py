@@ -91,6 +91,12 @@ def check_place(path: Path) -> None:
     from vla.runtime.locks import refuse_inside_dataset
 
     refuse_inside_dataset(path)
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            raise ValueError(
+                f"{path} cannot be written: {part} is a link to {os.readlink(part)}, which is not there: is its disk "
+                "unplugged? Bring it back, or choose another place"
+            )
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise ValueError(f"{path} cannot be written: {folder} is a file, not a folder")

@@ -42,6 +42,28 @@ def test_other_files_are_taken(results, capsys):
     assert "is no result of `vla eval --json`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("demos tabletop-pick --out {}", "disk"),
+        ("demos tabletop-pick --out {}", "disk/a/b"),
+        ("train --dataset here --out {}", "disk"),
+        ("quickstart --smoke --out {}", "disk/run"),
+        ("report compare a.json b.json --json {}", "disk/new.json"),
+    ],
+)
+def test_a_link_to_a_disk_that_is_unplugged_is_named(results, capsys, words, place):
+    """Nothing is made where the disk was mounted: it would lie below it, unseen, when it is back."""
+    (results / "disk").symlink_to(results / "mounts" / "gone")
+    assert main(words.format(place).split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"vla: error: {place} cannot be written: disk is a link to {results}/mounts/gone, which is not there: is its "
+        "disk unplugged? Bring it back, or choose another place"
+    )
+    assert not (results / "mounts").exists()
+
+
 def test_a_folder_in_place_of_a_file_is_told_without_numbers_of_the_system(results, capsys):
     assert main(["report", "compare", "here", "a.json"]) == 2
     assert capsys.readouterr().err.splitlines() == ["vla: error: 'here' is a folder, not a file"]
