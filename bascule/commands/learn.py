@@ -353,7 +353,7 @@ class Train(Command):
                     say(f"warning: {name}: {warning}")
                 if warnings:
                     say(f"{name}: `vla check {quoted(dataset)}` shows more")
-            for line in (*unshared_components(demos), *filter(None, [budget.problem()])):
+            for line in filter(None, (*unshared_components(demos), budget.problem(), budget.no_room(self.out))):
                 say(f"warning: {line}")
         quiet = rank > 0 or not console().is_terminal
         with progress("imitation", config.steps, unit="steps") as update:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vla.backbones.features import Features
+from vla.core.disk import free_bytes
 from vla.data.batches import Batch, LiveDemos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
@@ -90,6 +92,17 @@ class Budget:
         if (needed := self.memory - self.pixels) > free:
             return f"the run needs {_size(needed)} more memory, {_size(free)} are free: {_REMEDY}"
         return None
+
+    def no_room(self, out: Path) -> str | None:
+        """Describe that a checkpoint will not fit where `out` lies, which otherwise is found out when it is saved;
+        None if it does. A checkpoint holds weights and optimiser, and is written before the last one is removed."""
+        needed, free = self.weights + self.optimiser, free_bytes(out)
+        if needed <= free:
+            return None
+        return (
+            f"a checkpoint needs {_size(needed)}, the device holding {out} has {_size(free)} free: make room before "
+            "the first one is saved, or give another --out"
+        )
 
 
 _REMEDY = (

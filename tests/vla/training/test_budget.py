@@ -1,5 +1,6 @@
 """The estimate against what training really keeps."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ from tests.vla.training.test_learning_backbone import TINY, TINY_FULL, TINY_LORA
 from tests.vla.training.test_train import CONFIG, demos, fresh
 from vla.data.feature_cache import encode_demos
 from vla.processing.config import AugmentConfig
+from vla.training import memory_budget
 from vla.training.memory_budget import _Peak, estimate
+from vla.training.train import train
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,23 @@ def test_weights_gradients_and_optimiser_are_counted():
         assert budget.optimiser == pytest.approx(held, abs=64)  # the moments of the scalar gates are the rest
         assert estimate(replace(cfg, ema_decay=0.9), vla, tiny_demos()).optimiser == pytest.approx(1.5 * held, abs=96)
         assert estimate(cfg, vla, tiny_demos(), processes=2).gradients == 2 * budget.gradients
+
+
+def test_a_checkpoint_that_will_not_fit_is_told_before_training(tmp_path, monkeypatch):
+    """What is announced is what a checkpoint takes, within a tenth and its tokenizer and settings."""
+    data, vla = demos(), fresh()
+    train(replace(CONFIG, steps=1), vla, data, tmp_path)
+    held = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) + (
+        (tmp_path / "trainer" / "state.pt").stat().st_size
+    )
+    budget = estimate(CONFIG, vla, data)
+    needed = budget.weights + budget.optimiser
+    assert needed == pytest.approx(held, rel=0.1, abs=50_000)
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda out: needed)
+    assert budget.no_room(tmp_path) is None
+    monkeypatch.setattr(memory_budget, "free_bytes", lambda out: needed - 1)
+    told = rf"a checkpoint needs [0-9.]+ \w+, the device holding {tmp_path} has [0-9.]+ \w+ free: make room before"
+    assert re.match(told, budget.no_room(tmp_path))
 
 
 def test_features_and_pictures_are_counted_where_they_are():
