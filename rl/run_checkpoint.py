@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl.configs.run import BUDGET_FIELDS, RunnerConfig
 from vla.core.checkpoint import load_checkpoint, save_checkpoint
@@ -27,6 +28,7 @@ REMOVED: dict[str, Any] = {
     "reads": "privileged",
 }  # fmt: skip
 """Options that earlier versions had, with the values that mean what this version does."""
+_FIRST_VALUES = 65_536
 UNREAD = ("lora", "backbone_lr")
 """Options of earlier versions that nothing reads unless another option says so."""
 
@@ -61,6 +63,27 @@ def load_run(out: Path, config: RunnerConfig, team: Team) -> tuple[Groups, dict[
     if team.rank:
         return groups, load_checkpoint(out / f"last-{team.rank}").trainer_state
     return groups, saved.trainer_state
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """Tells the policy that a run was begun from by what it does not train: `last` does not hold that. Of every tensor
+    the first values are enough."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.named_parameters()):
+        if not tensor.requires_grad:
+            first = tensor.detach().flatten()[:_FIRST_VALUES].contiguous().cpu()
+            digest.update(name.encode() + first.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def require_same_base(out: Path, state: Mapping[str, Any], digest: str) -> None:
+    """ValueError where the run in `out` was begun from another policy than the one with this `frozen_digest`. Runs of
+    earlier versions do not say from which."""
+    if state.get("base", digest) != digest:
+        raise ValueError(
+            f"{out} was begun from another policy: resume it with the one it was begun from (--init), or start a new "
+            "run in another folder"
+        )
 
 
 def require_same_run(out: Path, config: RunnerConfig, saved: Mapping[str, Any]) -> None:

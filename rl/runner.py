@@ -19,7 +19,17 @@ from rl.rewards.shaping import Shaping, learn_process_reward
 from rl.rollout.calibration import calibrate_std
 from rl.rollout.curriculum import make_curriculum
 from rl.rollout.step_collector import Collector, totals
-from rl.run_checkpoint import BEST, LEARNER, REWARD, TEACHER, Groups, load_run, save_run
+from rl.run_checkpoint import (
+    BEST,
+    LEARNER,
+    REWARD,
+    TEACHER,
+    Groups,
+    frozen_digest,
+    load_run,
+    require_same_base,
+    save_run,
+)
 from rl.run_checks import require_fit
 from rl.selection import Selection
 from rl.teacher.distill import Distillation
@@ -92,6 +102,7 @@ class Runner:
         self.distillation: Distillation | None = None  # made with its teacher, when the run begins or is loaded
         self.selection = Selection(self.actor, self.out / "best", team)
         self.std_scale = 1.0
+        self._base = frozen_digest(model)
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -230,14 +241,16 @@ class Runner:
             "std_scale": self.std_scale,
             "seconds": self.seconds,
             "processes": self.team.size,
+            "base": self._base,
             "guide": None if self.distillation is None else self.distillation.state(),
             **self.selection.state(),
         }
         save_run(self.out, self.config, groups, state, self.team)
 
     def load(self) -> None:
-        """Restore the checkpoint in `out`. ValueError when another configuration made it."""
+        """Restore the checkpoint in `out`. ValueError when another configuration made it, or another policy."""
         groups, state = load_run(self.out, self.config, self.team)
+        require_same_base(self.out, state, self._base)
         self.learner.load_tensors(groups[LEARNER])
         if self.shaping is not None:
             self.shaping.load(groups[REWARD], self.actor.device)

@@ -107,6 +107,7 @@ class Eval(Command):
                 raise ValueError(f"--{flag} is for `vla eval --robustness`")
         if self.resume:
             raise ValueError("--resume is for `vla eval --robustness`: another evaluation is played anew")
+        from bascule.experiments.arms import made_of
         from envs import make_vec
         from envs.evaluation.evaluate import Count, evaluate
         from envs.perturb.perturbation import parse
@@ -121,9 +122,10 @@ class Eval(Command):
         use_idle_cores()
         keep_freed_memory()
         perturb = parse(self.perturb) if self.perturb else None
+        made = made_of(folder or self.policy, self.suite)  # before they are read: a training may go on
         loaded = None if folder is None else resolve_policy(self.policy, None, self.suite, self.embodiment)
-        if self.hold_ungrounded:  # refused before any environment is made
-            if loaded is None:
+        if self.hold_ungrounded:
+            if loaded is None:  # refused before any environment is made
                 raise ValueError(f"--hold-ungrounded is for checkpoints; '{self.policy}' looks at nothing")
             threshold_of(loaded)
         seed0 = suite.eval_seed0 if self.seed0 is None else self.seed0
@@ -139,8 +141,7 @@ class Eval(Command):
             perturb=perturb,
         )
         seeds = range(seed0, seed0 + self.episodes)
-        if loaded is None:
-            env.set_rendering(False)  # agents look at no pictures
+        env.set_rendering(loaded is not None)  # agents look at no pictures
         try:
             policy = resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
 
@@ -161,14 +162,13 @@ class Eval(Command):
 
             width = None if self.until_width is None else self.until_width / 100
             report = play("evaluation", seeds, width=width)
-            # Scripted agents ignore the instruction: skip this control.
-            if self.controls and folder is not None:
+            if self.controls and folder is not None:  # scripted agents ignore the instruction
                 swapped = play("swapped instruction", seeds[: report.episodes], swap=True)
                 report.controls["swapped_instruction"] = Count(swapped.successes, swapped.episodes).to_dict()
         finally:
             env.close()
         result = {**report.to_dict(), "phrasings": self.phrasings, "backbone": backbone_named(folder) if folder else ""}
-        result |= ({} if perturb is None else {"perturb": asdict(perturb)}) | provenance()
+        result |= ({} if perturb is None else {"perturb": asdict(perturb)}) | made | provenance()
         result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
         stdout().print(eval_table(result))
         low, high = result["wilson95"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from bascule.agents import AGENTS
+from vla.core.checkpoint import weights_digest
 from vla.core.config import load_json, save_json
 
 if TYPE_CHECKING:
@@ -20,24 +22,65 @@ if TYPE_CHECKING:
 
     Variant = Callable[[VLAConfig], VLAConfig]
 
+NEWER = ("weights", "suite_file")
+"""Entries of `made_of`, which rows of earlier versions do not have."""
 Report = Callable[[int, int, str], None]
 """Callback with (finished runs, all runs, description of the current one)."""
 Row = dict[str, Any]
 
 
-def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row], *, newer: Collection[str] = ()) -> Row:
+def made_of(policy: str | Path, suite: str) -> dict[str, str]:
+    """What may change under the same names, for the result of an evaluation: the "weights" in a checkpoint's folder,
+    and the scenes of a "suite_file". Scripted agents have no weights, and the package's suites no file of their own."""
+    from envs.registry import scenes_digest
+
+    weights = {} if str(policy) in AGENTS else {"weights": weights_digest(policy)}
+    return weights | ({"suite_file": scenes_digest(suite)} if suite.endswith(".toml") else {})
+
+
+def played_with(policy: str | Path, suite: str) -> dict[str, str]:
+    """`made_of` for a row that is kept, with what else a suite file may say otherwise when the command is repeated."""
+    from envs.registry import load_suite
+
+    made, told = made_of(policy, suite), load_suite(suite)
+    seeds = f"{made.get('suite_file')}, horizon {told.horizon}, seeds from {told.eval_seed0}"
+    return made | ({"suite_file": seeds} if "suite_file" in made else {})
+
+
+def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row]) -> Row:
     """The row in `file`, if an earlier command got so far; otherwise that of `run`, which is written there with the
-    settings `asked`. ValueError where the file holds a row of other settings. `newer`: settings that older rows do not
-    name, and are not refused for."""
+    settings `asked`. ValueError where the file holds a row of other settings, or none. For those of `NEWER` that an
+    older row does not name it is not refused."""
     if file.is_file():
-        row = load_json(file)
-        unnamed = {name: asked[name] for name in newer if name in asked}
-        if unnamed | row["asked"] != asked:
-            raise ValueError(f"{file.parent} holds results of other settings ({row['asked']}): choose another --out")
+        row = _row(file)
+        unnamed = {name: asked[name] for name in NEWER if name in asked}
+        if (had := unnamed | row["asked"]) != asked:
+            raise ValueError(f"{file.parent} holds results of {_other(had, asked)}: choose another --out")
         return row
     row = {**run(), "asked": dict(asked)}
     save_json(file, row)
     return row
+
+
+def _row(file: Path) -> Row:
+    """A row that was kept. ValueError with the remedy for a file that holds none, as after a power cut."""
+    try:
+        row = load_json(file)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("asked"), dict):
+        raise ValueError(f"{file} is damaged: remove it, and the same command plays it again")
+    return row
+
+
+def _other(had: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """How the settings of a row differ from those asked for, in words."""
+    differing = [name for name in had.keys() | asked.keys() if had.get(name) != asked.get(name)]
+    if differing == ["weights"]:
+        return f"other weights, which {asked.get('policy', 'the policy')} held before"
+    if differing == ["suite_file"]:
+        return f"other scenes, which {asked.get('suite', 'the suite file')} described before"
+    return f"other settings ({dict(had)})"
 
 
 def arms_of(policies: Sequence[str | Path], kind: Literal["checkpoint", "file"] = "checkpoint") -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept
+from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept, played_with
 from vla.core.config import lookup
 from vla.core.types import ActionSpec, Observation, Prefix
 
@@ -100,6 +100,7 @@ def latency(config: LatencyConfig, out: Path, on_progress: Report | None = None)
 def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: str) -> Row:
     file = out / f"{folder.name}-{arm}-{condition.replace(' ', '').replace(',', '-')}.json"
     asked = {"suite": config.suite, "episodes": config.episodes, "policy": str(folder)}
+    asked |= played_with(folder, config.suite)
     asked |= {} if config.seed0 is None else {"seed0": config.seed0}
     return kept(file, asked, partial(_measured, config, folder, arm, condition))
 

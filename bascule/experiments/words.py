@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bascule.experiments.arms import Report, Row, arms_of, evaluation_scenes, in_turn, kept, over_seeds
+from bascule.experiments.arms import Report, Row, arms_of, evaluation_scenes, in_turn, kept, over_seeds, played_with
 from bascule.experiments.spoken import NOTHING, TARGET, Heard, Listener, SpokenEnv
 from bascule.experiments.unseen import FILE, Scene, Unseen, load_unseen
 from vla.core.compatibility import fitted
@@ -60,6 +60,7 @@ def words(config: WordsConfig, out: Path, on_progress: Report | None = None) -> 
         policy = policies[arm][seed]
         said = "\n".join(f"{one.seed}: {one.instruction}" for one in parts[part])
         asked = {"suite": config.suite, "policy": policy, "said": hashlib.sha256(said.encode()).hexdigest()[:16]}
+        asked |= played_with(policy, config.suite)
         file = out / f"{arm}-{f'{seed}-' if seed else ''}{part.replace(', ', '-').replace(' ', '-')}.json"
         row = kept(file, asked, partial(_played, config, policy, parts[part]))
         heard = [Heard(**one) for one in row["played"]]

@@ -113,6 +113,8 @@ def compare(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
         if file.resolve() in {other.resolve() for other in paths[:k]}:
             raise ValueError(f"{file} is given twice: it would count as two policies")
     loaded = {name: [load(file) for file in group] for name, group in files.items()}
+    for group in loaded.values():
+        _refuse_same(group)
     everyone = [one for group in loaded.values() for one in group]
     seeds, warnings = _paired(everyone)
     tasks = sorted({everyone[0].scenes[seed][0] for seed in seeds})
@@ -150,6 +152,18 @@ def compare(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
     }
 
 
+def _refuse_same(group: Sequence[Evaluation]) -> None:
+    """ValueError for two results of one policy among the training seeds of an arm: copies, or the same weights."""
+    for k, one in enumerate(group):
+        for other in group[:k]:
+            if one.data == other.data:
+                raise ValueError(f"{one.file} is a copy of {other.file}: it would count as two policies")
+            if "weights" in one.data and one.data["weights"] == other.data.get("weights"):
+                raise ValueError(
+                    f"{one.file} and {other.file} are of the same weights: they would count as two training seeds"
+                )
+
+
 def _paired(everyone: Sequence[Evaluation]) -> tuple[list[int], list[str]]:
     """The seeds that all evaluations have, and warnings. ValueError where these are not the same scenes."""
     first, warnings = everyone[0], []
@@ -159,6 +173,8 @@ def _paired(everyone: Sequence[Evaluation]) -> tuple[list[int], list[str]]:
             here, there = other.data.get(name), first.data.get(name)
             if here != there:
                 raise ValueError(f"{beside}: another {what}, {_told(here)} instead of {_told(there)}")
+        if len({one.data.get("suite_file") for one in (first, other)} - {None}) > 1:
+            raise ValueError(f"{beside}: {first.data['suite']} described other scenes when it was played")
         shared = [seed for seed in first.scenes if seed in other.scenes]
         if not shared:
             raise ValueError(f"{beside}: other seeds, {_span(other)} instead of {_span(first)}")

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -169,6 +170,9 @@ def _whole(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     lines = list(_lines(path))
     if not lines or lines[0].get("blackbox") != FORMAT:
         raise ValueError(f"{path} is no black-box log of format {FORMAT}")
+    # A run may write its header anew before its first tick, never after.
+    if runs := sum("blackbox" in line and "blackbox" not in last for last, line in pairwise(lines)):
+        raise ValueError(f"{path} holds the logs of {runs + 1} runs, put together: give each by itself")
     return lines[0], lines[1:]
 
 
@@ -208,7 +212,7 @@ def replay(path: Path) -> list[tuple[Decision, Decision]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with Path(path).open(encoding="utf-8", errors="replace") as file:
+    with Path(path).open(encoding="utf-8-sig", errors="replace") as file:  # editors on Windows set a mark
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 continue

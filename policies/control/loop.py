@@ -21,6 +21,9 @@ from vla.core.grounding import FirstSight
 from vla.core.types import Observation, Policy
 from vla.processing.text import shortened
 
+_MANY_OVERRUNS = 0.2
+"""Of all ticks: from this fraction of missed deadlines on, a run is slower than it was meant to be."""
+
 
 class ControlLoop:
     """One robot's loop, a tick at a time. Whoever calls `tick` keeps the time."""
@@ -125,6 +128,7 @@ class ControlLoop:
                     "estop_file": None if config.estop_file is None else str(config.estop_file)
                 },
             )  # fmt: skip
+        self.watched.spent_s.clear()
         self.started = self.clock()
         return self.started
 
@@ -182,8 +186,9 @@ class ControlLoop:
 
     def report(self) -> ControlReport:
         p50, p99 = _quantiles_ms(self._latencies)[:2]
-        if self.watched.frozen:
-            self._reasons["camera"] = self.watched.frozen
+        for name, told in (("camera", self.watched.frozen), ("state", self.watched.jumped), ("rate", self._too_slow())):
+            if told:
+                self._reasons[name] = told
         report = ControlReport(
             ticks=self.ticks,
             overruns=self.overruns,
@@ -203,6 +208,21 @@ class ControlLoop:
             self.log.event(report=asdict(report))
         return report
 
+    def _too_slow(self) -> str:
+        """How much less often the robot was commanded than it should be, and why, in words; "" where it was not."""
+        if not self.ticks or self.overruns < max(_MANY_OVERRUNS * self.ticks, 3):
+            return ""
+        rate = self.ticks / (self.clock() - self.started)
+        method, spent_s = max(self.watched.spent_s.items(), key=lambda item: item[1], default=("", 0.0))
+        what, each_s = f"its {method}() takes", spent_s / self.ticks
+        if each_s < self.dt / 2:
+            what, each_s = "the machine is busy: a tick takes", sum(self._work_s) / self.ticks
+        return (
+            f"the robot was commanded {rate:.1f} times a second instead of {1 / self.dt:g}, and moved as much slower "
+            f"than meant; {what} {1e3 * each_s:.0f} ms, and there are {1e3 * self.dt:.0f} ms: command it less often "
+            "(--hz), or let its driver read the cameras in a thread"
+        )
+
     def _tick(self) -> tuple[Decision, Inputs]:
         good = self.watched.observe()
         self._note_trouble(good)
@@ -217,6 +237,13 @@ class ControlLoop:
             self._reasons["stale_observation"] = (
                 f"the robot's observe() answers with what was seen {inputs.observation_age_s:.1f} s ago: does its "
                 "camera go on, and is the time it gives the time.monotonic() of its pictures?"
+            )
+        if "dead_server" in decision.guards and "dead_server" not in self._reasons:  # no error came: nothing did
+            self._reason(
+                "dead_server",
+                f"no answer for {self.inference.waiting_s():.1f} s: the policy's server is stuck or slow; one that "
+                "compiles before its first answer is asked again when it is ready, or give --server-timeout-s and "
+                "--give-up-s more",
             )
         if "not_following" in decision.guards:
             self._reason("not_following", self.governor.not_following())

@@ -11,9 +11,10 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 CLOCK_SLACK_S = 0.05
 """An observation may be this far ahead of the loop's clock: two clocks of one machine differ by less."""
+JUMP_S = 0.2
+"""Two measurements further apart than this are not compared: a position may have moved."""
 FROZEN_S = 2.0
 """A camera that shows the very same picture for this long, while the state moves, is frozen or covered."""
 _RAISED = (Exception, SystemExit)
@@ -90,8 +93,19 @@ class WatchedRobot:
         """The reason why the last call failed; None where it did not."""
         self.frozen = ""
         """The cameras that have stood still while the robot moved, in words; "" for none."""
+        self.jumped = ""
+        """Positions that were measured far from where they had been a moment before, in words; "" for none."""
+        self.spent_s: Counter[str] = Counter()
+        """Seconds that the robot's methods have taken, by their names."""
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._seen: dict[str, _Seen] = {}
+        self._given: tuple[Any, Any] | None = None
+        spec = robot.action_spec
+        self._half: dict[int, float] = {  # state index of a position: half of its range
+            [*robot.proprio_names].index(name): (high - low) / 2
+            for name, kind, low, high in zip(spec.names, robot.kinds, spec.low, spec.high, strict=False)
+            if kind == "position" and name in robot.proprio_names and 0 < high - low < math.inf
+        }
         self._calling: tuple[str, float] | None = None
 
     @contextmanager
@@ -118,11 +132,13 @@ class WatchedRobot:
 
     @contextmanager
     def _call(self, method: str) -> Iterator[None]:
+        began = self._clock()
         self._calling = (method, time.monotonic())
         try:
             yield
         finally:
             self._calling = None
+            self.spent_s[method] += self._clock() - began
 
     def connect(self) -> bool:
         """Connect to the robot. Returns True on success; otherwise `trouble` holds the reason."""
@@ -146,7 +162,8 @@ class WatchedRobot:
             self._fail(error)
 
     def observe(self) -> bool:
-        """Read an observation into `latest`. True if it is valid. A clean call ends earlier trouble, but not a loss."""
+        """Read an observation into `latest`: a copy, since drivers reuse their buffers. True if it is valid. A clean
+        call ends earlier trouble, but not a loss."""
         try:
             with self._call("observe"):
                 shown = self._robot.observe()
@@ -160,9 +177,35 @@ class WatchedRobot:
         except _RAISED as error:
             self._fail(error)
             return False
+        self.trouble = None
+        if self._is_given(obs, seen_s):
+            return True
+        state = np.array(obs.proprio, np.float32)
         self._look_for_frozen(obs, float(seen_s))
-        self.latest, self.trouble = (obs, float(seen_s)), None
+        self._look_for_jumps(state[0], float(seen_s))
+        images = {camera: self._seen[camera].picture for camera in obs.images}
+        self._given, self.latest = (obs, seen_s), (replace(obs, images=images, proprio=state), float(seen_s))
         return True
+
+    def _is_given(self, obs: Any, seen_s: Any) -> bool:
+        """True for the observation that `latest` holds already."""
+        return self._given is not None and obs is self._given[0] and seen_s == self._given[1]
+
+    def _look_for_jumps(self, state_P: NDArray[np.float32], seen_s: float) -> None:
+        """Log one line for every position that is measured more than half of its range away from where it was a moment
+        before, which no motor moves in that time."""
+        if self.latest is None or not 0 < (after_s := seen_s - self.latest[1]) <= JUMP_S:
+            return
+        before_P = self.latest[0].proprio[0]
+        for index in [i for i, half in self._half.items() if abs(state_P[i] - before_P[i]) > half]:
+            del self._half[index]  # told once
+            line = (
+                f"'{self._robot.proprio_names[index]}' was measured at {before_P[index]:g} and {1000 * after_s:.0f} ms "
+                f"later at {state_P[index]:g}: does its encoder wrap, was it zeroed anew, or is a reading wrong? The "
+                "policy reads it as it comes"
+            )
+            self.jumped = f"{self.jumped}; {line}" if self.jumped else line
+            _log.warning("%s", line)
 
     def _look_for_frozen(self, obs: Observation, seen_s: float) -> None:
         """Log one line for every camera that shows the same picture, bit for bit, while the state moves. A real one's
@@ -247,7 +290,7 @@ class WatchedRobot:
 
     def _check(self, obs: Any, seen_s: Any) -> None:
         """Raise ValueError naming the defect of an unusable observation."""
-        if self.latest is not None and obs is self.latest[0] and seen_s == self.latest[1]:
+        if self._is_given(obs, seen_s):
             return  # checked already
         if not isinstance(obs, Observation):
             raise ValueError(f"the robot's observe() must return an Observation first, it returned {_named(obs)}")

@@ -166,6 +166,7 @@ class PolicyClient:
                 connection = self._connection or self._connect(deadline)
                 if frame is None:
                     return b""
+                self._drop_late(connection)
                 start = time.perf_counter()
                 connection.send(frame)
                 reply = connection.recv(timeout=_left(deadline))
@@ -206,6 +207,14 @@ class PolicyClient:
                 ) from failure
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, longest_pause_s)
+
+    def _drop_late(self, connection: ClientConnection) -> None:
+        """Throw away what came without a question: taken for the next answer it would be one to an old observation,
+        and every later answer, too."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                connection.recv(timeout=0)
+                self._warn(["sends answers that nobody asked for (a relay that repeats them?); they are not used"])
 
     def _connect(self, deadline: float) -> ClientConnection:
         # Imported here: websockets brings ssl and asyncio, two thirds of what importing this module would cost.

@@ -1,13 +1,15 @@
-"""TLS, loopback addresses and plain HTTP answers of the policy server."""
+"""TLS, loopback addresses, HTTP requests and plain HTTP answers of the policy server."""
 
 from __future__ import annotations
 
 import http
 import ipaddress
+import re
 import ssl
 
+from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
-from websockets.http11 import Response
+from websockets.http11 import Request, Response
 
 from policies.serving import wire
 
@@ -38,3 +40,45 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a host name: it may resolve to anything
         return False
+
+
+_WITH_BODY = re.compile(rb"(POST|PUT|PATCH|DELETE|OPTIONS) ")
+_BODY_HEADERS = re.compile(rb"^(Content-Length|Transfer-Encoding):[^\n]*\n", re.IGNORECASE | re.MULTILINE)
+_MAX_HEAD_BYTES = 2**16
+
+
+class HTTPConnection(ServerConnection):
+    """A server's connection that understands the head of an HTTP request with a body, so that it can be answered
+    (`other_method`); the websockets library closes it without a word. The body is not read."""
+
+    _head: bytes | None = b""
+    """What has come of the request's head; None once the library reads by itself."""
+    _body = False
+
+    def data_received(self, data: bytes) -> None:
+        """Hand the library what came, of a request with a body its head without the lines that announce one."""
+        if self._body:
+            return
+        if self._head is not None:
+            data, self._head = self._head + data, None
+            if _WITH_BODY.match(data):
+                head, end, _ = data.partition(b"\r\n\r\n")
+                if not end and len(data) < _MAX_HEAD_BYTES:
+                    self._head = data
+                    return
+                self._body = bool(end)
+                data = _BODY_HEADERS.sub(b"", head + b"\r\n") + b"\r\n" if end else data
+        super().data_received(data)
+
+
+def other_method(connection: ServerConnection, request: Request) -> Response | None:
+    """The answer to a request that is none for a websocket, as POST; None for GET."""
+    if request.method in ("GET", "HEAD"):
+        return None
+    response = connection.respond(
+        http.HTTPStatus.METHOD_NOT_ALLOWED,
+        f"a policy is not asked by {request.method}: this server speaks websocket (openpi's protocol), connect with "
+        "policies.serving.client.PolicyClient or an openpi client\n",
+    )
+    response.headers["Allow"] = "GET"
+    return response

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from policies.serving import wire
 from policies.serving.layouts import Layout, ObservationReader
 from vla.core.checkpoint import CONFIG
-from vla.core.types import Policy, PolicySpec
+from vla.core.types import Observation, Policy, PolicySpec
+from vla.processing.pictures import black_picture, is_black
 from vla.processing.preprocess import Preprocessor
 
 Loader = Callable[[Path], Policy]
@@ -82,16 +83,18 @@ class PolicySlot:
             raise ValueError(f"{WHOLE_CHUNK}: expected true or false, got {type(whole).__name__}")
         return actions_CA if whole else actions_CA[: self.spec.n_action_steps]
 
-    def told(self, confidence: float | None, prompt: str) -> dict[str, Any]:
-        """The part of an answer about the prompt: how surely the policy sees what it names, and warnings of what is not
-        read or means nothing. What is not known is left out. No arrays: openpi's clients take those for actions."""
+    def told(self, confidence: float | None, obs: Observation) -> dict[str, Any]:
+        """The part of an answer about what came: how surely the policy sees what the prompt names, and warnings of what
+        of the prompt is not read or means nothing, and of black pictures. What is not known is left out. No arrays:
+        openpi's clients take those for actions."""
         told: dict[str, Any] = {}
         threshold = self.spec.grounding_threshold
         if confidence is not None and threshold is not None:
             told["grounding"] = {"confidence": confidence, "threshold": threshold, "below": confidence < threshold}
         reads = getattr(self.policy, "processor", None)  # what is not a checkpoint reads prompts in its own way
-        if isinstance(reads, Preprocessor) and (lines := reads.remarks(prompt)):
-            told["warnings"] = list(lines)
+        lines = list(reads.remarks(obs.instruction[0])) if isinstance(reads, Preprocessor) else []
+        if lines := lines + [black_picture(name) for name, picture in obs.images.items() if is_black(picture)]:
+            told["warnings"] = lines
         return told
 
     @staticmethod

@@ -35,7 +35,7 @@ from websockets.protocol import State
 from policies.serving import wire
 from policies.serving.batching import Batcher
 from policies.serving.layouts import Layout
-from policies.serving.network import is_loopback, plain
+from policies.serving.network import HTTPConnection, is_loopback, other_method, plain
 from policies.serving.policy_slot import PolicySlot
 from policies.serving.prometheus import CONTENT_TYPE, Metrics
 from vla.core.types import Policy
@@ -173,7 +173,7 @@ class PolicyServer:
             self._batcher.close()
 
     def _connection(self, *args: Any, **options: Any) -> ServerConnection:
-        connection = ServerConnection(*args, **options)
+        connection = HTTPConnection(*args, **options)
         self._connections.add(connection)
         return connection
 
@@ -208,6 +208,8 @@ class PolicyServer:
 
     def _gate(self, connection: ServerConnection, request: Request) -> Response | None:
         """Before the websocket handshake: health check, api key, metrics, whether there is such a policy, and room."""
+        if (refusal := other_method(connection, request)) is not None:
+            return refusal
         path = request.path.partition("?")[0].strip("/")
         if path == "healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
@@ -306,7 +308,7 @@ class PolicyServer:
             if previous_total_ms is not None:
                 server_timing["prev_total_ms"] = previous_total_ms
             timing = {"policy_timing": {"infer_ms": answer.infer_ms}, "server_timing": server_timing}
-            told = served.told(answer.confidence, obs.instruction[0])
+            told = served.told(answer.confidence, obs)
             reply = wire.pack({"actions": served.sent(answer.actions, message), **timing, **told})
             outcome = "ok"
         except ValueError as error:

@@ -130,6 +130,16 @@ def test_the_command_reports_every_cell_and_keeps_it(tmp_path, capsys):
     capsys.readouterr()
     assert main([*arguments, "--arms", "rtc"]) == 2 and "flow head" in capsys.readouterr().err
     assert main([*arguments, "--episodes", "2"]) == 2 and "--out" in capsys.readouterr().err
+    (tmp_path / "out" / "tiny-waits-0ms.json").rename(tmp_path / "whole.json")
+    (tmp_path / "out" / "tiny-waits-0ms.json").touch()  # a power cut
+    assert main(arguments) == 2
+    line = "tiny-waits-0ms.json is damaged: remove it, and the same command plays it again\n"
+    assert capsys.readouterr().err.endswith(line)
+    (tmp_path / "whole.json").rename(tmp_path / "out" / "tiny-waits-0ms.json")
+    assert main(arguments) == 0
+    VLA.build(config, stats=stats, action_spec=spec, cameras=("front", "wrist")).save(tmp_path / "tiny")
+    assert main(arguments) == 2, "trained anew in the same folder"
+    assert f"holds results of other weights, which {tmp_path / 'tiny'} held before" in capsys.readouterr().err
     assert main(["experiment", "latency"]) == 2 and "--policy" in capsys.readouterr().err
     assert main(["experiment", "latency", "--policy", "x", "--demos", "3"]) == 2
     assert "--demos" in capsys.readouterr().err
@@ -145,3 +155,18 @@ def test_unknown_conditions_are_refused(tmp_path, capsys):
 def test_joins_run_under_every_condition(join):
     for condition in CONDITIONS.values():
         told(join, condition)
+
+
+def test_what_may_change_under_the_same_names_is_part_of_what_was_asked(tmp_path):
+    from bascule.experiments.arms import played_with
+
+    text = (
+        'description = "plates"\nscene = "counter"\ntasks = ["plate"]\nobjects_per_episode = 2\n'
+        "plates_per_episode = 1\nhorizon = 5\neval_seed0 = 5_000_000\n"
+    )
+    (suite := tmp_path / "k.toml").write_text(text)
+    first = played_with("expert", str(suite))
+    for old, new, same in (('plates"', 'dishes"', True), ("= 2", "= 3", False), ("= 5\n", "= 6\n", False)):
+        suite.write_text(text.replace(old, new))
+        assert (played_with("expert", str(suite)) == first) is same, new
+    assert played_with("expert", "tabletop-pick") == {}

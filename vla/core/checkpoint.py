@@ -43,6 +43,11 @@ class Checkpoint:
     """The requested extra files, by their names."""
 
 
+def weights_digest(folder: str | os.PathLike[str]) -> str:
+    """Tells a checkpoint from another in the same folder: its configuration names the hashes of all its files."""
+    return hashlib.blake2b((Path(folder) / CONFIG).read_bytes(), digest_size=8).hexdigest()
+
+
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically. Tied tensors are stored once and come back tied in value."""
     path = Path(path)
@@ -141,6 +146,7 @@ def load_checkpoint(folder: str | os.PathLike[str], *, trainer: bool = True, ext
     config = read_config(folder)
     files = config.pop(_ENTRY)["files"]
     tensors = load_tensors(_verified(folder, MODEL, files))
+    _refuse_nan(folder / MODEL, tensors)
     stats = json.loads(_verified(folder, STATS, files).read_text(encoding="utf-8"))
     state = None
     if trainer and TRAINER in files:
@@ -150,6 +156,14 @@ def load_checkpoint(folder: str | os.PathLike[str], *, trainer: bool = True, ext
         state = torch.load(_verified(folder, TRAINER, files), map_location="cpu", weights_only=True)
     wanted = {} if extra is None else _read_files(folder, files, extra)
     return Checkpoint(config=config, tensors=tensors, stats=stats, trainer_state=state, files=wanted)
+
+
+def _refuse_nan(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError naming a tensor with NaN: its training diverged, or a program that changed the weights did harm. No
+    policy with one acts."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ValueError(f"{path} holds NaN, in {name}: load a checkpoint of before its weights were spoilt")
 
 
 def checkpoint_files(folder: str | os.PathLike[str], prefix: str) -> dict[str, bytes]:

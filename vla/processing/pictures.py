@@ -76,6 +76,20 @@ def _to_uint8(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
     return values.astype(np.uint8)
 
 
+def is_black(picture: NDArray[np.uint8]) -> bool:
+    """True if no value of a picture, or of a batch of them (..., H, W, 3), is above 1: nothing can be seen in it. So
+    are floats in 0..1 that were cast to uint8."""
+    return bool(picture[..., ::8, ::8, :].max() <= 1) and bool(picture.max() <= 1)
+
+
+def black_picture(camera: str) -> str:
+    """The line that tells it."""
+    return (
+        f"camera '{camera}' shows black, no value of 255 is above 1: is it covered, or were floats in 0..1 cast to "
+        "uint8 (multiply them by 255)?"
+    )
+
+
 def check_eight_bits(mode: str, what: str) -> None:
     """ValueError if a picture of this Pillow mode has more than eight bits per channel, where converting clips to 255.
 

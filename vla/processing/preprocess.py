@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vla.core.types import IMAGE_SIZE, ActionSpec, Observation, PolicySpec
 from vla.processing.batch import ModelInput
+from vla.processing.pictures import black_picture, is_black
 from vla.processing.stats import LEAST_RANGE, Stats
 from vla.processing.text import TextRule, read, remarks, tokens_of
 
@@ -111,6 +112,7 @@ class Preprocessor:
         self._recorded = middle, np.maximum((high - low) / 2, LEAST_RANGE * np.maximum(np.abs(middle), 1.0))
         self._told: set[int] = set()  # state components that were far away
         self._shown: set[str] = set()  # cameras whose pictures had an unlikely shape
+        self._black: set[str] = set()  # cameras that showed nothing
         self._tokens: dict[str, tuple[int, ...]] = {}
         self._remarks: dict[str, tuple[str, ...]] = {}
         self.text_limit = config.max_text_tokens
@@ -270,8 +272,15 @@ class Preprocessor:
             if image.ndim != 4 or image.shape[-1] != 3 or image.shape[0] != obs.batch_size or 0 in image.shape:
                 raise ValueError(f"camera '{camera}' must have shape ({obs.batch_size}, H, W, 3), got {image.shape}")
             self._tell_shape(camera, *image.shape[1:3])
+            self._tell_black(camera, image)
             views.append(image if image.shape[1:3] == (size, size) else resize(image, size))
         return np.stack(views, axis=1)
+
+    def _tell_black(self, camera: str, picture_BHWC: NDArray[np.uint8]) -> None:
+        """Log, once for each camera, a picture in which nothing can be seen."""
+        if camera not in self._black and is_black(picture_BHWC):
+            self._black.add(camera)
+            _log.warning("%s", black_picture(camera))
 
     def _tell_shape(self, camera: str, height: int, width: int) -> None:
         """Log, once for each camera, a picture that says next to nothing once it is the square the policy reads, or

@@ -23,8 +23,9 @@ if TYPE_CHECKING:  # rich is imported where something is printed with it
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-USER_ERRORS = (ValueError, OSError)
-"""Errors with a one-line message for the user. OSError covers missing files, busy ports and lost connections."""
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+"""Errors with a one-line message for the user. OSError covers missing files, busy ports and lost connections;
+FloatingPointError a model whose actions or gradients are not finite."""
 
 Update = Callable[..., None]
 """update(completed, note="", total=None): move a progress bar to `completed` units and show a short note."""

@@ -6,7 +6,6 @@ can be compared scene by scene; a cell is kept when it is done, in a file of its
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bascule.agents import AGENTS, resolve_policy
-from bascule.experiments.arms import Row, kept
+from bascule.experiments.arms import Row, kept, made_of, played_with
 from vla.core.config import lookup, write_atomic
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ MAX_FAILURES = 3
 """Failed episodes of a cell whose pictures are kept."""
 _GAP = 6
 """Pixels between the first and the last picture of a failure."""
-_NEWER = ("weights",)
-"""Settings that rows of earlier versions do not name."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +111,8 @@ class Setting:
         """All that a row depends on. Where a setting is the default it is not named, as before there was a choice."""
         changed = {"phrasings": "train", "embodiment": None, "backend": "cpu", "seed0": None}
         more = {name: getattr(self, name) for name, default in changed.items() if getattr(self, name) != default}
-        weights = {} if self.policy in AGENTS else {"weights": _digest(Path(self.policy))}
-        return {"suite": self.suite, "episodes": self.episodes, "policy": self.policy} | weights | more
-
-
-def _digest(checkpoint: Path) -> str:
-    """Tells a checkpoint from another in the same folder: its configuration names the hashes of all its files."""
-    return hashlib.blake2b((checkpoint / "config.json").read_bytes(), digest_size=8).hexdigest()
+        held = played_with(self.policy, self.suite)
+        return {"suite": self.suite, "episodes": self.episodes, "policy": self.policy} | held | more
 
 
 class Table:
@@ -134,7 +126,7 @@ class Table:
         """`folder`, `prefix`: rows lie in FOLDER/PREFIX-AXIS-SEVERITY.json, pictures beside them."""
         self.setting, self._folder = setting, folder
         self._prefix = f"{prefix}-" if prefix else ""
-        self._asked = setting.asked()
+        self._asked, self._made = setting.asked(), made_of(setting.policy, setting.suite)
         self._loaded: Policy | None = None
         self._env: VecEnv | None = None
         self._drawn: Perturbation | None = None
@@ -158,7 +150,7 @@ class Table:
         """
         if problem := self._problem(cell):
             return self._refused(cell, problem)
-        return kept(self.file(cell), self._asked, partial(self._play, cell, on_episode), newer=_NEWER)
+        return kept(self.file(cell), self._asked, partial(self._play, cell, on_episode))
 
     def _problem(self, cell: Cell) -> str | None:
         from envs.make import unperturbable
@@ -197,7 +189,7 @@ class Table:
         place = {"axis": cell.axis, "severity": cell.severity, "seconds": round(time.monotonic() - began, 1)}
         outcomes = "".join(outcome[0] for outcome in report.outcomes)
         more = {"phrasings": self.setting.phrasings, "outcomes": outcomes, "failures": found}
-        return report.to_dict() | place | more
+        return report.to_dict() | self._made | place | more
 
     def _evaluated(self, cell: Cell, failures: Failures, on_episode: Callable[[int, int], None] | None) -> EvalReport:
         from envs.evaluation.evaluate import evaluate

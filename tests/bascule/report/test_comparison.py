@@ -188,3 +188,35 @@ def test_an_evaluation_can_stop_early(tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[0] == "vla: error: --until-width must be at least 0.1, got 0.0"
     assert "--until-width is not for `vla eval --robustness`" in lines[1]
+
+
+def test_one_policy_is_not_counted_as_two_training_seeds(runs, tmp_path, capsys):
+    """A file manager's copy of a result lay among the files of an arm, and its episodes counted twice."""
+    copy = changed(runs, tmp_path, agent="zero", name="zero (copy).json")
+    words = ["report", "compare", f"a={runs / 'zero.json'}", f"a={copy}", f"b={runs / 'expert.json'}"]
+    assert main(words) == 2
+    line = f"vla: error: {copy} is a copy of {runs / 'zero.json'}: it would count as two policies\n"
+    assert capsys.readouterr().err == line
+    one = changed(runs, tmp_path, agent="zero", name="one.json", weights="12ab")
+    two = changed(runs, tmp_path, agent="zero", name="two.json", weights="12ab", commit="another")
+    assert main(["report", "compare", f"a={one}", f"a={two}", f"b={runs / 'expert.json'}"]) == 2
+    assert f"{two} and {one} are of the same weights" in capsys.readouterr().err
+    other = changed(runs, tmp_path, agent="zero", name="other.json", weights="34cd")
+    assert main(["report", "compare", f"a={one}", f"a={other}", f"b={runs / 'expert.json'}"]) == 0
+
+
+def test_a_suite_file_that_was_edited_is_not_the_same_scenes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (
+        'description = "plates"\nscene = "counter"\ntasks = ["plate"]\nobjects_per_episode = {}\n'
+        "plates_per_episode = 1\nhorizon = 5\neval_seed0 = 5_000_000\n"
+    )
+    words = ["eval", "zero", "--suite", "k.toml", "--episodes", "2", "--num-envs", "2", "--workers", "1", "--json"]
+    for file, objects in (("a.json", 2), ("again.json", 2), ("b.json", 3)):
+        (tmp_path / "k.toml").write_text(text.format(objects).replace('plates"', f'plates, {file}"'))
+        assert main([*words, file]) == 0
+    assert main(["report", "compare", "a.json", "again.json"]) == 0, "its description may change"
+    capsys.readouterr()
+    assert main(["report", "compare", "a.json", "b.json"]) == 2
+    line = "vla: error: b.json cannot be paired with a.json: k.toml described other scenes when it was played\n"
+    assert capsys.readouterr().err == line

@@ -1,5 +1,6 @@
 """The control loop when robot, clock or policy do what they should not: it holds, says why, and goes on when it can."""
 
+import threading
 from pathlib import PosixPath
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from policies.control.config import check_chunk
 from policies.control.controller import ControlConfig, control
+from policies.control.flight_log import BlackBox
 from policies.control.guards import GuardConfig
 from tests.policies.control.toy_robot import HZ, SPEC, STEADY, Clock, Says, Slide, drive
+from vla.core.types import Observation
 
 
 def test_a_view_that_stood_still_is_asked_about_anew():
@@ -137,6 +140,71 @@ def test_a_robot_slower_than_the_loop_is_not_driven_faster_for_it():
     settings = ControlConfig(duration_s=3.0, asynchronous=False, guards=GuardConfig(velocity={"x": 0.5}))
     report = control(robot, Says(STEADY), settings, clock=clock, sleep=clock.sleep)
     assert report.ended == "time" and report.overruns == report.ticks and robot.speeds()[:, 0].max() <= 0.5 / HZ + 1e-6
+    told = report.reasons["rate"]
+    assert told.startswith("the robot was commanded 8.3 times a second instead of 50, and moved as much slower"), told
+    assert "its observe() takes 100 ms, and there are 20 ms" in told and "rate: " in report.summary({})
+
+
+def test_a_run_at_its_rate_says_nothing_of_it():
+    robot, report = drive(STEADY, on_tick=lambda robot: robot.looks == 20 and robot.clock.sleep(0.05))
+    assert report.overruns == 1 and report.reasons == {}
+
+
+def test_pictures_that_a_driver_changes_later_stay_as_they_were_seen(tmp_path):
+    """A driver that fills one buffer again and again: the log, and a policy that answers late, saw other pictures."""
+    buffer, state, seen = np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 2), np.float32), []
+
+    class Reuses(Slide):
+        def observe(self):
+            obs, seen_s = super().observe()
+            buffer[:], state[:] = self.looks % 200, obs.proprio
+            return Observation({"front": buffer}, state, ["go"]), seen_s
+
+        def send(self, action_A):
+            buffer[:] = 255  # the grabbing thread is quicker than the log and the policy
+            super().send(action_A)
+
+    class Looks(Says):
+        def act(self, obs):
+            seen.append(obs)
+            return super().act(obs)
+
+    clock = Clock()
+    with BlackBox(tmp_path / "log.jsonl") as box:
+        drive(Looks(STEADY), Reuses(clock), log=box, seconds=0.5)
+    pictures = np.frombuffer((tmp_path / "log.jsonl.frames").read_bytes(), np.uint8).reshape(-1, 48)
+    assert (pictures == pictures[:, :1]).all() and (np.diff(pictures[:, 0]) == 1).all() and pictures.max() < 200
+    assert len({int(obs.images["front"].max()) for obs in seen}) == len(seen) and seen[-1].images["front"].max() < 200
+
+
+def test_a_position_that_jumps_further_than_it_can_move_is_told(caplog):
+    def on_tick(robot):
+        if robot.looks >= 30:
+            robot.position[0] -= 1.5  # the encoder wraps
+
+    robot, report = drive([[0.9, 0.0, -1.0]] * 8, on_tick=on_tick)
+    words = (
+        "'x' was measured at 0.9 and 20 ms later at -0.6: does its encoder wrap, was it zeroed anew"
+    )
+    assert report.reasons["state"].startswith(words) and sum(words in line for line in caplog.messages) == 1
+    _, report = drive([[0.9, 0.0, -1.0]] * 8, on_tick=lambda robot: robot.clock.sleep(0.3 * (robot.looks == 3)))
+    assert "state" not in report.reasons
+
+
+def test_a_server_that_never_answers_is_told_with_what_to_do():
+    class Never(Says):
+        def act(self, obs):
+            if (said := super().act(obs)) is not None and self.asked > 1:
+                forever.wait()
+            return said
+
+    forever, clock = threading.Event(), Clock()
+    settings = ControlConfig(duration_s=9.0, server_timeout_s=1.0)
+    report = control(Slide(clock), Never(STEADY), settings, clock=clock, sleep=clock.sleep)
+    forever.set()
+    assert report.ended == "stopped" and report.guards["dead_server"] > 50
+    assert report.reasons["dead_server"].startswith("no answer for 1.0 s: the policy's server is stuck or slow")
+    assert "--server-timeout-s" in report.reasons["dead_server"]
 
 
 def test_a_robot_that_asks_for_input_where_nobody_can_answer_is_told_what_to_do():

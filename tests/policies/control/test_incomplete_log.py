@@ -72,3 +72,25 @@ def test_a_dataset_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path, capsys
     assert f"vla: error: no space left on the device holding {out}" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "log.jsonl.frames"]
     assert main(["control", str(log), "--to-dataset", str(out)]) == 0 and (out / "meta" / "info.json").is_file()
+
+
+def test_logs_put_together_are_told_apart_from_one_that_is_incomplete(tmp_path, capsys):
+    for name in ("one", "two"):
+        with BlackBox(tmp_path / name) as box:
+            drive(STEADY, log=box)
+    both = tmp_path / "both.jsonl"
+    both.write_text((tmp_path / "one").read_text() + (tmp_path / "two").read_text())
+    for reading in (["--replay"], ["--to-dataset", str(tmp_path / "made")]):
+        assert main(["control", str(both), *reading]) == 2
+        line = f"vla: error: {both} holds the logs of 2 runs, put together: give each by itself\n"
+        assert capsys.readouterr().err == line
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_log_that_an_editor_on_windows_saved_is_read(tmp_path, capsys):
+    with BlackBox(tmp_path / "log.jsonl") as box:
+        drive(STEADY, log=box)
+    text = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(text, encoding="utf-8-sig", newline="\r\n")
+    assert main(["control", str(tmp_path / "log.jsonl"), "--replay"]) == 0
+    assert capsys.readouterr().out == "50 ticks, 50 decided as logged\n"

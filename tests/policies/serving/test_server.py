@@ -274,6 +274,33 @@ def test_healthz(shared: PolicyServer) -> None:
     assert get(shared, "/elsewhere")[0] == 426  # a plain request where a websocket is spoken
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("size", [None, 2, 3_000_000])
+def test_what_is_posted_is_answered_in_words(shared: PolicyServer, method: str, size: int | None) -> None:
+    """As with curl or requests: the connection was closed without any answer."""
+    link = http.client.HTTPConnection("127.0.0.1", shared.port, timeout=5)
+    with contextlib.closing(link):
+        with contextlib.suppress(ConnectionError):  # the answer may come before all of it is sent
+            link.request(method, "/infer", body=None if size is None else b"{" * size)
+        response = link.getresponse()
+        body = response.read().decode()
+    assert response.status == 405 and response.headers["Allow"] == "GET"
+    assert body.startswith(f"a policy is not asked by {method}: this server speaks websocket (openpi's protocol)")
+    assert "policies.serving.client.PolicyClient" in body and body.count("\n") == 1
+    assert_alive(shared)
+
+
+def test_a_post_that_comes_in_pieces_or_in_chunks_is_answered(shared: PolicyServer) -> None:
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as sock:
+        for part in (b"POST / HT", b"TP/1.1\r\nHost: x\r\ntransfer-Encoding: chunked\r", b"\n\r\n2\r\n{}\r\n0\r\n\r\n"):
+            sock.sendall(part)
+            time.sleep(0.02)
+        assert sock.recv(100).startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\n")  # and no more
+    assert_alive(shared)
+
+
 def test_api_key() -> None:
     with serving(api_key="s3cret") as server:
         assert get(server, "/healthz") == (200, b"OK\n")  # probes carry no key

@@ -181,3 +181,12 @@ def test_a_file_of_a_checkpoint_is_not_the_checkpoint(tmp_path):
         ValueError, match=r"config\.json is a file; a checkpoint is the folder with config\.json in it$"
     ):
         read_config(file)
+
+
+def test_weights_that_are_not_numbers_are_named(tmp_path):
+    """Every command fell over them in its own way, some with a traceback."""
+    tensors = {"head.bias": torch.zeros(3), "head.weight": torch.tensor([1.0, float("nan")])}
+    save_checkpoint(tmp_path, config={}, tensors=tensors, stats={})
+    words = r"model\.safetensors holds NaN, in head\.weight: load a checkpoint of before its weights were spoilt"
+    with pytest.raises(ValueError, match=words):
+        load_checkpoint(tmp_path)
