@@ -241,9 +241,9 @@ class ControlLoop:
         if "dead_server" in decision.guards and "dead_server" not in self._reasons:  # no error came: nothing did
             self._reason(
                 "dead_server",
-                f"no answer for {self.inference.waiting_s():.1f} s: the policy's server is stuck or slow; one that "
-                "compiles before its first answer is asked again when it is ready, or give --server-timeout-s and "
-                "--give-up-s more",
+                f"no answer for {self.inference.waiting_s():.1f} s: the policy's server is stuck or slow (one that "
+                "compiles before its first answer: start again when it has; else --server-timeout-s and --give-up-s "
+                "allow for more)",
             )
         if "not_following" in decision.guards:
             self._reason("not_following", self.governor.not_following())

@@ -181,6 +181,7 @@ def test_ctrl_c_says_what_was_kept(capsys):
     [
         (ValueError("width 7\nis not 8"), "width 7 is not 8"),
         (FileNotFoundError(2, "No such file", "runs/x"), "no such file or folder: 'runs/x'"),
+        (FloatingPointError("the model's action is not finite"), "the model's action is not finite"),
         (ConnectionRefusedError("nothing listens at ws://localhost:8000"), "nothing listens at ws://localhost:8000"),
     ],
 )

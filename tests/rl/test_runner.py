@@ -152,6 +152,9 @@ def test_runs_are_not_overwritten_nor_resumed_as_something_else(cloned, tmp_path
         start(cloned, tmp_path, config(max_updates=2, seed=1)).run(resume=True)
     with pytest.raises(ValueError, match=r"was made with ppo\.epochs=\d+, now it is 9: resume"):
         start(cloned, tmp_path, config(max_updates=2, ppo={"epochs": 9})).run(resume=True)
+    other = {name: value + (value.is_floating_point() and 1) for name, value in cloned.items()}
+    with pytest.raises(ValueError, match=r"was begun from another policy: resume it with the one .* \(--init\)"):
+        start(other, tmp_path, config(max_updates=2)).run(resume=True)
     with pytest.raises(ValueError, match="16 worlds"):
         Runner(ToyVLA(), PointReach(16), config(num_envs=8), tmp_path)
 

@@ -183,9 +183,7 @@ def test_a_position_that_jumps_further_than_it_can_move_is_told(caplog):
             robot.position[0] -= 1.5  # the encoder wraps
 
     robot, report = drive([[0.9, 0.0, -1.0]] * 8, on_tick=on_tick)
-    words = (
-        "'x' was measured at 0.9 and 20 ms later at -0.6: does its encoder wrap, was it zeroed anew"
-    )
+    words = "'x' was measured at 0.9 and 20 ms later at -0.6: does its encoder wrap, was it zeroed anew"
     assert report.reasons["state"].startswith(words) and sum(words in line for line in caplog.messages) == 1
     _, report = drive([[0.9, 0.0, -1.0]] * 8, on_tick=lambda robot: robot.clock.sleep(0.3 * (robot.looks == 3)))
     assert "state" not in report.reasons

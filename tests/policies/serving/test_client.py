@@ -246,25 +246,6 @@ def test_late_answer_is_never_taken_for_the_next_one() -> None:
         assert len(client.latencies_ms) == 1
 
 
-def test_answers_that_come_twice_are_not_taken_for_the_next_ones(caplog: pytest.LogCaptureFixture) -> None:
-    """A relay that repeats every answer: the robot was told what fitted ever older observations."""
-
-    def twice(connection: ServerConnection) -> None:
-        connection.send(wire.pack({}))
-        for frame in connection:
-            answer = wire.pack({"actions": np.full((1, 2), wire.unpack(frame)["state"][0])})
-            connection.send(answer)
-            connection.send(answer)
-
-    with handmade(twice) as uri, PolicyClient(uri) as client:
-        said = []
-        for k in range(5):
-            said.append(client.infer(MESSAGE | {"state": np.full(3, k, np.float32)})["actions"][0, 0])
-            time.sleep(0.05)  # as between two decisions of a robot
-    assert said == [0, 1, 2, 3, 4]
-    assert sum("answers that nobody asked for" in line for line in caplog.messages) == 1
-
-
 def test_deadline_holds_when_the_server_stops_reading() -> None:
     """A frozen process: its kernel keeps the connection up, but nobody empties the socket."""
     release = threading.Event()

@@ -28,7 +28,7 @@ from tests.vla.processing.test_processor import make
 from vla.core.compatibility import require_same
 from vla.core.types import ActionSpec, Observation, PolicySpec
 
-OBSERVATION = {"images": {"front": np.zeros((4, 4, 3), np.uint8)}, "state": np.zeros(2), "prompt": "go"}
+OBSERVATION = {"images": {"front": np.full((4, 4, 3), 9, np.uint8)}, "state": np.zeros(2), "prompt": "go"}
 
 
 class Constant:
@@ -372,9 +372,13 @@ def test_the_answer_says_what_of_a_prompt_is_not_read(caplog: pytest.LogCaptureF
             answer = client.infer(OBSERVATION | {"prompt": "pick up the red cube " * 250})
             assert answer["actions"].shape == (2, 3) and len(answer["warnings"]) == 1
             assert "cut after 6 tokens, all that the policy reads" in answer["warnings"][0]
-        obs = Observation({"front": np.zeros((1, 4, 4, 3), np.uint8)}, np.zeros((1, 2), np.float32), ["cube " * 7])
+        black = {"images": {"front": np.ones((4, 4, 3), np.uint8)}, "prompt": "pick up the red cube"}
+        (line,) = client.infer(OBSERVATION | black)["warnings"]
+        assert line.startswith("camera 'front' shows black, no value of 255 is above 1: is it covered, or were floats")
+        obs = Observation({"front": np.ones((1, 4, 4, 3), np.uint8)}, np.zeros((1, 2), np.float32), ["cube " * 7])
         caplog.clear()
         for _ in range(2):
             client.act(obs)
         told = [message for message in caplog.messages if "cut after" in message]
+        assert sum("'front' shows black" in message for message in caplog.messages) == 1
         assert len(told) == 1 and told[0].startswith(f"policy server at {server.uri}: the instruction 'cube cube")

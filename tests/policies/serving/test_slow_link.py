@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
 from policies.control.controller import ControlConfig, control
 from policies.control.guards import GuardConfig
+from policies.serving import wire
 from policies.serving.client import PolicyClient
 from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
@@ -99,3 +102,27 @@ def held_ticks(server: PolicyServer, name: str, direction: int, *, whole_chunks:
     began = int(np.argmax(moving))
     assert began >= 3 and moving.any(), "it stands until the first answer"
     return int((~moving[began:]).sum()), report.answers
+
+
+def test_answers_that_come_twice_are_not_taken_for_the_next_ones(caplog: pytest.LogCaptureFixture) -> None:
+    """A relay that repeats every answer: the robot was told what fitted ever older observations."""
+
+    def twice(connection: ServerConnection) -> None:
+        connection.send(wire.pack({}))
+        for frame in connection:
+            answer = wire.pack({"actions": np.full((1, 2), wire.unpack(frame)["state"][0])})
+            connection.send(answer)
+            connection.send(answer)
+
+    server = serve(twice, "127.0.0.1", 0, compression=None)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    with contextlib.closing(PolicyClient(f"ws://127.0.0.1:{server.socket.getsockname()[1]}")) as client:
+        said = []
+        for k in range(5):
+            said.append(client.infer({"state": np.full(3, k, np.float32)})["actions"][0, 0])
+            time.sleep(0.05)  # as between two decisions of a robot
+    server.shutdown()
+    thread.join(5)
+    assert said == [0, 1, 2, 3, 4]
+    assert sum("answers that nobody asked for" in line for line in caplog.messages) == 1

@@ -232,7 +232,7 @@ def test_a_state_in_another_unit_is_told_once(caplog):
 def test_pictures_of_an_unlikely_shape_are_told_once(height, width, words, caplog):
     processor = make()
     cameras = [camera for camera in processor.config.cameras if camera]
-    images = {camera: np.zeros((1, height, width, 3), np.uint8) for camera in cameras}
+    images = {camera: np.full((1, height, width, 3), 9, np.uint8) for camera in cameras}
     for _ in range(2):
         processor.images(Observation(images, np.zeros((1, processor.config.proprio_dim), np.float32), ["go"]))
     assert len(caplog.messages) == (len(cameras) if words else 0)
@@ -261,3 +261,17 @@ def test_an_observation_of_nobody_is_told():
     tokens, mask = np.zeros((0, 5), np.int64), np.zeros((0, 5), bool)
     with pytest.raises(ValueError, match=r"of no environment \(B = 0\)"):
         trimmed_text(tokens, mask)
+
+
+def test_black_pictures_are_told_once(caplog):
+    """As of a camera under its cap, or floats in 0..1 that were cast to uint8."""
+    processor = make()
+    state = np.zeros((1, processor.config.proprio_dim), np.float32)
+    cast = np.random.default_rng(0).random((1, 16, 16, 3)).round().astype(np.uint8)
+    seen = np.where(np.arange(16)[:, None, None] == 3, 2, cast).astype(np.uint8)
+    processor.images(Observation(dict.fromkeys(CAMERAS, seen), state, ["go"]))
+    assert caplog.messages == [] and cast.max() == 1
+    for _ in range(2):
+        processor.images(Observation(dict.fromkeys(CAMERAS, seen) | {CAMERAS[0]: cast}, state, ["go"]))
+    (line,) = caplog.messages
+    assert line.startswith(f"camera '{CAMERAS[0]}' shows black") and "cast to uint8 (multiply them by 255)" in line
