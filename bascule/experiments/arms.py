@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bascule.agents import AGENTS
-from vla.core.checkpoint import weights_digest
+from vla.core.checkpoint import CONFIG, weights_digest
 from vla.core.config import load_json, save_json
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ Row = dict[str, Any]
 
 
 def made_of(policy: str | Path, suite: str) -> dict[str, str]:
-    """What may change under the same names, for the result of an evaluation: the "weights" in a checkpoint's folder,
-    and the scenes of a "suite_file". Scripted agents have no weights, and the package's suites no file of their own."""
+    """Tells, in the result of an evaluation, what may change under the same names: the "weights" in a checkpoint's
+    folder, and the scenes of a "suite_file". Scripted agents have no weights, and the package's suites no file of
+    their own."""
     from envs.registry import scenes_digest
 
-    weights = {} if str(policy) in AGENTS else {"weights": weights_digest(policy)}
+    checkpoint = str(policy) not in AGENTS and (Path(policy) / CONFIG).is_file()
+    weights = {"weights": weights_digest(policy)} if checkpoint else {}
     return weights | ({"suite_file": scenes_digest(suite)} if suite.endswith(".toml") else {})
 
 

@@ -22,7 +22,7 @@ from vla.core.types import Observation, Policy
 from vla.processing.text import shortened
 
 _MANY_OVERRUNS = 0.2
-"""Of all ticks: from this fraction of missed deadlines on, a run is slower than it was meant to be."""
+"""From this fraction of ticks with a missed deadline on, a run is slower than it was meant to be."""
 
 
 class ControlLoop:

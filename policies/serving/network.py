@@ -52,7 +52,7 @@ class HTTPConnection(ServerConnection):
     (`other_method`); the websockets library closes it without a word. The body is not read."""
 
     _head: bytes | None = b""
-    """What has come of the request's head; None once the library reads by itself."""
+    """The part of the request's head that has come; None once the library reads by itself."""
     _body = False
 
     def data_received(self, data: bytes) -> None:

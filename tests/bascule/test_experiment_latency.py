@@ -137,7 +137,9 @@ def test_the_command_reports_every_cell_and_keeps_it(tmp_path, capsys):
     assert capsys.readouterr().err.endswith(line)
     (tmp_path / "whole.json").rename(tmp_path / "out" / "tiny-waits-0ms.json")
     assert main(arguments) == 0
-    VLA.build(config, stats=stats, action_spec=spec, cameras=("front", "wrist")).save(tmp_path / "tiny")
+    other = VLA.load(tmp_path / "tiny")
+    other.head.out.bias.data.add_(0.1)
+    other.save(tmp_path / "tiny")
     assert main(arguments) == 2, "trained anew in the same folder"
     assert f"holds results of other weights, which {tmp_path / 'tiny'} held before" in capsys.readouterr().err
     assert main(["experiment", "latency"]) == 2 and "--policy" in capsys.readouterr().err

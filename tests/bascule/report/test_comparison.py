@@ -151,7 +151,8 @@ def test_training_seeds_widen_the_interval(runs, tmp_path, capsys):
 
 def test_equal_seeds_are_no_proof_of_equality(runs, tmp_path):
     files = {
-        arm: [changed(runs, tmp_path, name=f"{arm}{k}.json", solved=[True] * N) for k in range(3)] for arm in ("a", "b")
+        arm: [changed(runs, tmp_path, name=f"{arm}{k}.json", solved=[True] * N, policy=f"{arm}{k}") for k in range(3)]
+        for arm in ("a", "b")
     }
     (one,) = compare(files)["comparisons"]
     assert one["interval95"][0] < -0.2 and one["interval95"][1] > 0.2, "ten scenes show no more"

@@ -106,7 +106,7 @@ def test_another_policy_in_the_same_folder_is_noticed(policy, finished, tmp_path
     before = changed.read_bytes()
     changed.write_bytes(before + b"\n")
     try:
-        with Table(setting, out / "robustness") as table, pytest.raises(ValueError, match="other settings"):
+        with Table(setting, out / "robustness") as table, pytest.raises(ValueError, match="other weights"):
             table.row(PLAIN)
         # a row of a version that did not look at the weights counts
         (tmp_path / "plain-0.json").write_text(json.dumps(kept | {"asked": _without_weights(kept["asked"])}))

@@ -250,7 +250,7 @@ def test_pictures_of_another_aspect_than_in_training_are_told(trained, height, w
     cameras = [camera for camera in processor.config.cameras if camera]
     processor.config = replace(processor.config, aspects=(trained,) * len(processor.config.cameras))
     size = processor.config.image_size
-    images = {camera: np.zeros((1, height or size, width or size, 3), np.uint8) for camera in cameras}
+    images = {camera: np.full((1, height or size, width or size, 3), 9, np.uint8) for camera in cameras}
     for _ in range(2):
         processor.images(Observation(images, np.zeros((1, processor.config.proprio_dim), np.float32), ["go"]))
     assert len(caplog.messages) == (len(cameras) if told else 0)
