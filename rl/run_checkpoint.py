@@ -86,6 +86,16 @@ def require_same_base(out: Path, state: Mapping[str, Any], digest: str) -> None:
         )
 
 
+def require_same_scenes(out: Path, state: Mapping[str, Any], digest: str | None) -> None:
+    """ValueError where the suite file of the run in `out` has been edited since. None: a suite without a file; runs of
+    earlier versions do not say."""
+    if digest != (began := state.get("scenes")) and None not in (digest, began):
+        raise ValueError(
+            f"{out} was begun in other scenes than its suite file describes now: put the file back as it was, or start "
+            "a new run in another folder"
+        )
+
+
 def require_same_run(out: Path, config: RunnerConfig, saved: Mapping[str, Any]) -> None:
     """ValueError naming a field (budgets aside) in which the run saved in `out` differs from `config`."""
     ours = encode(config)

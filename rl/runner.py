@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from envs.registry import scenes_digest
 from rl import streams
 from rl.algorithm import make_algorithm
 from rl.configs.run import RunnerConfig, RunResult
@@ -28,6 +29,7 @@ from rl.run_checkpoint import (
     frozen_digest,
     load_run,
     require_same_base,
+    require_same_scenes,
     save_run,
 )
 from rl.run_checks import require_fit
@@ -103,6 +105,7 @@ class Runner:
         self.selection = Selection(self.actor, self.out / "best", team)
         self.std_scale = 1.0
         self._base = frozen_digest(model)
+        self._scenes = scenes_digest(config.suite) if config.suite.endswith(".toml") else None
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -242,15 +245,18 @@ class Runner:
             "seconds": self.seconds,
             "processes": self.team.size,
             "base": self._base,
+            "scenes": self._scenes,
             "guide": None if self.distillation is None else self.distillation.state(),
             **self.selection.state(),
         }
         save_run(self.out, self.config, groups, state, self.team)
 
     def load(self) -> None:
-        """Restore the checkpoint in `out`. ValueError when another configuration made it, or another policy."""
+        """Restore the checkpoint in `out`. ValueError when another configuration made it, or another policy, or in
+        other scenes."""
         groups, state = load_run(self.out, self.config, self.team)
         require_same_base(self.out, state, self._base)
+        require_same_scenes(self.out, state, self._scenes)
         self.learner.load_tensors(groups[LEARNER])
         if self.shaping is not None:
             self.shaping.load(groups[REWARD], self.actor.device)

@@ -155,6 +155,18 @@ def test_runs_are_not_overwritten_nor_resumed_as_something_else(cloned, tmp_path
     other = {name: value + (value.is_floating_point() and 1) for name, value in cloned.items()}
     with pytest.raises(ValueError, match=r"was begun from another policy: resume it with the one .* \(--init\)"):
         start(other, tmp_path, config(max_updates=2)).run(resume=True)
+    text = (
+        'description = "plates"\nscene = "counter"\ntasks = ["plate"]\nobjects_per_episode = {}\n'
+        "plates_per_episode = 1\nhorizon = {}\neval_seed0 = 5_000_000\n"
+    )
+    (tmp_path / "k.toml").write_text(text.format(2, 40))
+    scenes = config(max_updates=1, suite=str(tmp_path / "k.toml"))
+    start(cloned, tmp_path / "k", scenes).run()
+    (tmp_path / "k.toml").write_text(text.format(2, 50) + "# a remark\n")
+    start(cloned, tmp_path / "k", scenes).run(resume=True)
+    (tmp_path / "k.toml").write_text(text.format(3, 40))
+    with pytest.raises(ValueError, match="begun in other scenes than its suite file describes now"):
+        start(cloned, tmp_path / "k", scenes).run(resume=True)
     with pytest.raises(ValueError, match="16 worlds"):
         Runner(ToyVLA(), PointReach(16), config(num_envs=8), tmp_path)
 
