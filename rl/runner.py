@@ -105,7 +105,7 @@ class Runner:
         self.selection = Selection(self.actor, self.out / "best", team)
         self.std_scale = 1.0
         self._base = frozen_digest(model)
-        self._scenes = scenes_digest(config.suite) if config.suite.endswith(".toml") else None
+        self._scenes = scenes_digest(config.suite)
         self._seconds_before = 0.0
         self._started = time.monotonic()
 

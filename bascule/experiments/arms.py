@@ -37,7 +37,7 @@ def made_of(policy: str | Path, suite: str) -> dict[str, str]:
 
     checkpoint = str(policy) not in AGENTS and (Path(policy) / CONFIG).is_file()
     weights = {"weights": weights_digest(policy)} if checkpoint else {}
-    return weights | ({"suite_file": scenes_digest(suite)} if suite.endswith(".toml") else {})
+    return weights | ({} if (scenes := scenes_digest(suite)) is None else {"suite_file": scenes})
 
 
 def played_with(policy: str | Path, suite: str) -> dict[str, str]:

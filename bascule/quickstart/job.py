@@ -83,12 +83,16 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
                 raise ValueError(
                     f"{out} was begun with --{flag} {before}, not {now}: leave it out, or choose another --out"
                 )
+        from envs.registry import scenes_digest
+        from rl.run_checkpoint import require_same_scenes
+
+        require_same_scenes(out, stored, scenes_digest(begun.suite))
         changed = {name: getattr(config, name) for name in _MAY_CHANGE if name in asked}
         return _Run(replace(begun, **changed), stored["command"])
     if left := [name for name in ("report.json", "imitation", "rl") if (out / name).exists()]:
         raise ValueError(f"{out} holds a quickstart that cannot be resumed ({left[0]}): choose another --out")
     from envs.make import worlds_class
-    from envs.registry import load_suite
+    from envs.registry import load_suite, scenes_digest
     from vla.backbones.hub import load as load_backbone
     from vla.model.config import retirement
 
@@ -100,7 +104,8 @@ def _begin(config: QuickstartConfig, out: Path, resume: bool, given: Mapping[str
         if note := retirement(backbone):
             console.say(f"note: {note}")
     run = _Run(config, "vla quickstart " + shlex.join(sys.argv[2:]))
-    save_json(out / _RUN, {"config": encode(config), "command": run.command})
+    told = {"config": encode(config), "command": run.command, "scenes": scenes_digest(config.suite)}
+    save_json(out / _RUN, told)
     return run
 
 

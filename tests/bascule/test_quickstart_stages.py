@@ -173,6 +173,17 @@ def test_a_run_keeps_the_backbone_that_it_was_begun_on(tiny, tmp_path, capsys, r
     assert code == 2 and f"was begun with --backbone {before}, not smollm2-135m" in error
 
 
+def test_a_suite_file_that_was_edited_is_not_gone_on_with(tiny, tmp_path, capsys):
+    file, out = tmp_path / "k.toml", ("--out", str(tmp_path / "run"))
+    text = 'description = "lift"\nscene = "counter"\ntasks = ["lift"]\nobjects_per_episode = {}\n'
+    file.write_text(text.format(2) + "plates_per_episode = 1\nhorizon = 60\neval_seed0 = 5_000_000\n")
+    assert command(capsys, *out, "--suite", str(file))[0] == 0
+    assert command(capsys, *out, "--resume")[0] == 0
+    file.write_text(file.read_text().replace("objects_per_episode = 2", "objects_per_episode = 3"))
+    code, error = command(capsys, *out, "--resume")
+    assert code == 2 and "begun in other scenes than its suite file describes now" in error
+
+
 def test_a_backbone_that_is_retired_is_used_and_told(tiny, tmp_path, capsys):
     code, error = command(capsys, "--out", str(tmp_path / "run"), "--backbone", "tiny")
     assert code == 0 and "note: the backbone tiny is retired" in error and "use small, the default" in error
