@@ -314,14 +314,14 @@ def docstrings(source):
 
 
 def test_docstrings_are_full_sentences():
-    fragments = ("Of ", "What ", "Whose ", "Whether ")
+    fragments = ("As ", "Of ", "What ", "Whose ", "Whether ")
     found = {}
-    for name, source in sources().items():
+    for path in python_files(*PACKAGES, "tests"):
         # Strings that stand alone: docstrings, and those below attributes.
-        alone = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+        alone = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Expr)]
         texts = [value.value for value in alone if isinstance(value, ast.Constant) and isinstance(value.value, str)]
         if opened := [text for text in texts if text.startswith(fragments)]:
-            found[name] = opened
+            found[path.relative_to(ROOT).as_posix()] = opened
     assert found == {}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bascule.quickstart.config import QuickstartConfig
-from vla.core.config import lookup
+from vla.core.config import load_json, lookup
 from vla.model.config import DEFAULT_BACKBONE, RETIRED_BACKBONES
 
 if TYPE_CHECKING:
@@ -100,11 +101,20 @@ def imitation(config: QuickstartConfig) -> TrainConfig:
     from vla.training.recipes import RECIPES as TRAINED
 
     wanted = RECIPES[config.recipe]
-    points = config.backbone in (None, DEFAULT_BACKBONE, *RETIRED_BACKBONES)
-    recipe = TRAINED[wanted.imitation if points or wanted.unpointed is None else wanted.unpointed]()
+    recipe = TRAINED[wanted.imitation if wanted.unpointed is None or _points(config.backbone) else wanted.unpointed]()
     if config.backbone is None:
         return recipe
     return replace(recipe, model=replace(recipe.model, backbone=config.backbone))
+
+
+def _points(backbone: str | None) -> bool:
+    """True for a backbone that points at what is named: those of `vla pretrain`, shipped or in a folder."""
+    if backbone in (None, DEFAULT_BACKBONE, *RETIRED_BACKBONES):
+        return True
+    from vla.backbones.backbone import SPEC_FILE
+
+    spec = Path(backbone) / SPEC_FILE
+    return spec.is_file() and load_json(spec).get("pointing", True)
 
 
 def training_perturbation(config: QuickstartConfig) -> Perturbation | None:

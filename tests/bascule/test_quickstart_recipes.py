@@ -16,7 +16,7 @@ from rl.recipes import RECIPES as RL_RECIPES
 from tests.bascule.robustness.test_report import policy  # noqa: F401 (a fixture)
 
 
-def test_a_recipe_sets_what_the_user_did_not():
+def test_a_recipe_sets_what_the_user_did_not(tmp_path):
     plain, robust = QuickstartConfig(), QuickstartConfig(recipe="tabletop-robust", imitation_steps=50)
     assert with_budgets(plain) == plain
     chosen = with_budgets(robust)
@@ -31,6 +31,9 @@ def test_a_recipe_sets_what_the_user_did_not():
     # A backbone that points at nothing is read with its raw tokens.
     assert not imitation(plain).model.bridge.raw and imitation(plain).query_noise
     assert imitation(QuickstartConfig(backbone="smollm2-135m")).model.bridge.raw
+    for pointing in (True, False):  # a folder of `vla pretrain`, and one of a backbone that does not point
+        (tmp_path / "bascule.json").write_text(json.dumps({} if pointing else {"pointing": False}))
+        assert imitation(QuickstartConfig(backbone=str(tmp_path))).model.bridge.raw is not pointing
     assert imitation(other).max_text_tokens > imitation(plain).max_text_tokens
 
 

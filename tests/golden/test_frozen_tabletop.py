@@ -24,11 +24,11 @@ FIELDS = (
     "seed", "task", "slots", "colors", "poses", "plate_colors", "plate_xy", "target", "plate",
     "instruction", "template", "swapped_instruction",
 )  # fmt: skip
-"""Of an episode; fields that came later may be added to it."""
+"""Attributes of an episode; fields that came later may be added."""
 
 
 def facts(suite: str) -> dict[str, Any]:
-    """What happens in four episodes of a suite under its expert, each step disturbed."""
+    """Play four episodes of a suite under its expert, each step disturbed; return all that was seen."""
     worlds, rng = TabletopWorlds(load_suite(suite), 4), np.random.default_rng(1)
     worlds.reset(seeds=[0, 1, 5_000_000, 5_000_001])
     episodes = repr([[getattr(episode, field) for field in FIELDS] for episode in worlds.episodes])

@@ -1,4 +1,4 @@
-"""What RL cost elsewhere: every task before and after."""
+"""RL's cost in other tasks: success of each of them before and after."""
 
 import json
 

@@ -179,7 +179,7 @@ def test_it_stops_when_nothing_improves(cloned, tmp_path):
 
 
 def test_checkpoint_compat_a_run_of_an_older_version_goes_on(cloned, tmp_path):
-    """As version 1 wrote them: the learner's state under another name, and none of the fields that came later."""
+    """Version 1 wrote the learner's state under another name, and none of the fields that came later."""
     start(cloned, tmp_path / "whole", config(max_updates=4)).run()
     start(cloned, tmp_path / "old", config(max_updates=2)).run()
     saved = load_checkpoint(tmp_path / "old/last")

@@ -31,7 +31,7 @@ def state(seed, step):
 
 
 def wish(seed, step):
-    """What the expert wants: often beyond the bounds."""
+    """The expert's action, often beyond the bounds."""
     return np.random.default_rng([seed, step, 9]).normal(size=3).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""What cameras give on request: metric depth, calibration, frames of earlier decisions."""
+"""Cameras give on request: metric depth, calibration, frames of earlier decisions."""
 
 from __future__ import annotations
 

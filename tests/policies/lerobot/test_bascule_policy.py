@@ -67,7 +67,7 @@ def observation(count=3, seed=0):
 
 
 def batch_of(obs):
-    """As LeRobot's dataset and robot loops hand it over: channels first, float in 0..1."""
+    """A frame as LeRobot's dataset and robot loops hand it over: pictures (3, H, W), float in 0..1."""
     images = {f"observation.images.{c}": torch.from_numpy(i).permute(0, 3, 1, 2) / 255 for c, i in obs.images.items()}
     return {**images, "observation.state": torch.from_numpy(obs.proprio), "task": obs.instruction}
 

@@ -44,7 +44,7 @@ class Constant:
 
 
 def checkpoint(folder: Path, value: float, *, names: str = "abc") -> Path:
-    """What `load` below reads; committed as ours are, by the replacement of config.json."""
+    """Write what `load` below reads, committed as our checkpoints are, by the replacement of config.json."""
     folder.mkdir(exist_ok=True)
     (folder / "value").write_text(f"{value}{names}")
     config = json.dumps({"checkpoint": {"files": {"value": f"{value}{names}"}}})
@@ -109,7 +109,7 @@ def test_clients_get_what_is_meant_to_be_played_or_all_of_it(tmp_path) -> None:
 
 
 def test_whole_and_played_chunks_share_a_batch() -> None:
-    """What differs is what is sent, not what is computed."""
+    """The same chunk is computed for both; only the part that is sent differs."""
     gate, sizes = threading.Event(), []
 
     class Waits(Constant):

@@ -19,7 +19,7 @@ DTYPES += ["float16", "float32", "float64"]
 
 
 def array_map(array: np.ndarray, **changes: object) -> dict[bytes, object]:
-    """What openpi's client writes for an array, by hand; `changes` spoil a field (None removes it)."""
+    """Write an array as openpi's client does, by hand; `changes` spoil a field (None removes it)."""
     node = {b"__ndarray__": True, b"data": array.tobytes(), b"dtype": array.dtype.str, b"shape": list(array.shape)}
     for key, value in changes.items():
         name = {"flag": b"__ndarray__"}.get(key, key.encode())

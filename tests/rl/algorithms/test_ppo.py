@@ -248,7 +248,7 @@ def test_critic_and_policy_may_look_ahead_differently(cloned):
 
 
 def test_the_critic_remembers_the_rollouts_it_is_told_to(cloned):
-    """What a critic saw two rollouts ago still moves it, and what it saw three ago does not."""
+    """A rollout of two updates ago still moves the critic, one of three updates ago does not."""
 
     def weights(memory: int, *, spoil: int | None) -> list[torch.Tensor]:
         learner, collector, buffer = setup(cloned, critic_memory=memory, critic_warmup=99, critic_lr=0.0)

@@ -21,7 +21,7 @@ def prefix() -> torch.Tensor:
 
 
 def dense(mean_CA: torch.Tensor, log_std: torch.Tensor, rho: float, steps: int) -> MultivariateNormal:
-    """Of the first `steps` actions of one chunk, flattened: covariance rho^|i - j| between steps."""
+    """The covariance of the first `steps` actions of one chunk, flattened: rho^|i - j| between steps."""
     time = torch.arange(steps)
     over_time = rho ** (time[:, None] - time[None, :]).abs().double()
     covariance = torch.kron(over_time, torch.diag((2 * log_std).exp().double()))

@@ -1,4 +1,4 @@
-"""What lies in the plane of the table: state seen from the hand, demonstrations turned about the vertical."""
+"""The plane of the table: state seen from the hand, demonstrations turned about the vertical."""
 
 from dataclasses import replace
 

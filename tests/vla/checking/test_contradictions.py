@@ -35,7 +35,7 @@ def test_a_rotation_of_one_sign_has_no_finding(tmp_path):
 
 
 def test_signs_that_flip_between_frames(tmp_path):
-    """What a library gives that keeps qw positive."""
+    """Some libraries keep qw positive, so that a quaternion jumps to its opposite between two frames."""
     flip = lambda episode, frames: np.where(np.arange(frames) < 30, 1, -1) if episode in (2, 5) else 1  # noqa: E731
     state, action = rotation_signs(turned(Arm(), flip).write(tmp_path))
     for kind, key, finding in (("state", "observation.state", state), ("action", "action", action)):

@@ -127,7 +127,8 @@ def test_a_video_of_fewer_frames_a_second_than_the_rows(tmp_path, lazy):
 
 
 def test_two_episodes_that_begin_at_one_place_of_a_video(tmp_path, lazy):
-    """As after a merge that did not count from_timestamp on; their own stamps are right."""
+    """A merge that does not count from_timestamp on lays two episodes on one part of the video; the frames' own time
+    stamps, in seconds, are right. The error names from_timestamp."""
 
     def merged(rows):
         rows[1][f"videos/{KEY}/from_timestamp"] = 0.0

@@ -264,7 +264,7 @@ def test_an_observation_of_nobody_is_told():
 
 
 def test_black_pictures_are_told_once(caplog):
-    """As of a camera under its cap, or floats in 0..1 that were cast to uint8."""
+    """A covered camera, or floats in 0..1 cast to uint8, give pictures of 0 and 1: one warning for each camera."""
     processor = make()
     state = np.zeros((1, processor.config.proprio_dim), np.float32)
     cast = np.random.default_rng(0).random((1, 16, 16, 3)).round().astype(np.uint8)

@@ -46,7 +46,8 @@ def test_weights_gradients_and_optimiser_are_counted():
 
 
 def test_a_checkpoint_that_will_not_fit_is_told_before_training(tmp_path, monkeypatch):
-    """What is announced is what a checkpoint takes, within a tenth and its tokenizer and settings."""
+    """The bytes that the warning announces are those a checkpoint takes on disk, within a tenth, tokenizer and settings
+    left out."""
     data, vla = demos(), fresh()
     train(replace(CONFIG, steps=1), vla, data, tmp_path)
     held = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) + (

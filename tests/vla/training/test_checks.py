@@ -1,4 +1,4 @@
-"""What would be known only at the end of a run is told at its start: devices, and policies that could not be loaded."""
+"""Faults that would show at the end of a run are told at its start: devices, and policies that could not be loaded."""
 
 import subprocess
 import sys
