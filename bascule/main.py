@@ -16,13 +16,13 @@ from bascule.commands.base import Command, check_place
 from vla.core.config import unknown
 
 _HOMES = {
-    "quickstart": "learn.Quickstart",
+    "quickstart": "learning.quickstart.Quickstart",
     "demos": "data.Demos",
     "check": "data.Check",
-    "train": "learn.Train",
-    "rl": "rl.RL",
+    "train": "learning.train.Train",
+    "rl": "learning.rl.RL",
     "convert": "convert.Convert",
-    "eval": "measure.Eval",
+    "eval": "measuring.evaluate.Eval",
     "serve": "deploy.Serve",
     "export": "export.Export",
     "control": "control.Control",
@@ -30,11 +30,11 @@ _HOMES = {
     "doctor": "doctor.Doctor",
     "view": "look.View",
     "list": "look.List",
-    "bench": "measure.Bench",
-    "experiment": "measure.Experiment",
+    "bench": "measuring.bench.Bench",
+    "experiment": "measuring.experiment.Experiment",
     "report": "report.Report",
     "ground-data": "data.GroundData",
-    "pretrain": "learn.Pretrain",
+    "pretrain": "learning.pretrain.Pretrain",
 }
 """Module of `bascule.commands` and class of every command, in the order in which the help lists them."""
 
@@ -43,7 +43,7 @@ class _Commands(Mapping[str, type[Command]]):
     """The commands by name; a command's module is imported when it is asked for."""
 
     def __getitem__(self, name: str) -> type[Command]:
-        module, _, cls = _HOMES[name].partition(".")
+        module, _, cls = _HOMES[name].rpartition(".")
         return getattr(import_module(f"bascule.commands.{module}"), cls)
 
     def __iter__(self) -> Iterator[str]:

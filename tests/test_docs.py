@@ -116,7 +116,7 @@ def test_links_and_anchors_resolve(page):
 
 
 def test_named_files_exist():
-    """`vla/model/heads.py` in a sentence is a file, and `vla/model/` a folder."""
+    """`vla/model/heads/registry.py` in a sentence is a file, and `vla/model/` a folder."""
     missing = []
     for page in PAGES:
         prose = _FENCE.sub("", page.read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vla.backbones.hub import MADE, REMOTE, SHIPPED
 from vla.model.config import BACKBONE_NAMES, HEAD_NAMES
-from vla.model.heads import HEADS
+from vla.model.heads.registry import HEADS
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = (

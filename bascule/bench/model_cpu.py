@@ -20,7 +20,7 @@ from vla.core.types import Observation, Policy
 from vla.model.bridge import Bridge
 from vla.model.config import BridgeConfig, FaithfulConfig
 from vla.model.policy import VLAPolicy
-from vla.model.released_bridge import FaithfulBridge
+from vla.model.released.bridge import FaithfulBridge
 
 WIDTH, LAYERS, RAW, QUERIES, CHUNK, PROPRIO = 896, 24, 512, 64, 8, 8
 """The released policy's size (reference: Qwen2.5-0.5B, two views of 256 patches)."""

@@ -41,7 +41,7 @@ class Convert(Command):
 
         check_backbone(self.backbone)
         refuse_used(self.out / CONFIG, self.out, "a policy", resume=None)
-        from vla.model.convert_vla_adapter import convert
+        from vla.model.released.convert import convert
         from vla.runtime.console import say
 
         vla = convert(

@@ -23,7 +23,7 @@ class ActorConfig:
     log_prob_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 exists for comparison: at small standard deviations its rounding alone leaves the clip range."""
     refiner_width: int = 0
-    """Train only a residual of this width on the action (`vla.model.residual_head`), all else frozen. 0: as `trains`
+    """Train only a residual of this width on the action (`vla.model.heads.residual`), all else frozen. 0: as `trains`
     says."""
     trains: Literal["head", "bridge"] = "bridge"
     """The head alone, or bridge and head. The backbone is always frozen."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vla.backbones.features import Features, TensorBatch
-from vla.model.residual_head import Latents
+from vla.model.heads.residual import Latents
 
 PolicyInput = TensorBatch
 """Inputs of the trained part of a policy: `Features` (the bridge), `Latents` (the head and the residual) or

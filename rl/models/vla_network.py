@@ -17,9 +17,9 @@ from rl.models.distribution import FlowChain
 from vla.backbones.features import Features, Mishearing, mishearing
 from vla.core.types import Observation
 from vla.model.config import check_loads
-from vla.model.flow_head import FlowHead
+from vla.model.heads.flow import FlowHead
 from vla.model.model import VLA
-from vla.model.residual_head import Latents
+from vla.model.heads.residual import Latents
 
 
 class VLANetwork:

@@ -18,7 +18,7 @@ from rl.models.policy_inputs import summary
 from rl.rewards.process_reward import Episode, ProgressModel, ProgressReport, fit_progress
 from vla.backbones.features import Features
 from vla.core.types import Observation, Policy, VecEnv, executed
-from vla.model.residual_head import Latents
+from vla.model.heads.residual import Latents
 
 
 @torch.no_grad()

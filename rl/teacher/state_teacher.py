@@ -19,7 +19,7 @@ from rl.models.critic import privileged_state
 from rl.teacher.symmetry import from_hand, turned
 from vla.core.types import ActionChunk, ActionSpec, Observation, Pair, PlanarSymmetry, PolicySpec, Prefix
 from vla.data.lerobot_dataset import DemoSet
-from vla.model.heads import masked_l1
+from vla.model.heads.registry import masked_l1
 from vla.processing.processor import Processor
 
 SHARP = 4.0

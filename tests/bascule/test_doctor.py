@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from bascule.commands import doctor
-from bascule.commands.learn import Train
+from bascule.commands.learning.train import Train
 from bascule.main import COMMANDS, main
 from vla.runtime import machine, rendering_backend
 

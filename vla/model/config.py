@@ -13,7 +13,7 @@ from vla.processing.preprocess import ProcessorConfig
 from vla.processing.stats import Stats
 
 HEAD_NAMES = ("l1", "linear", "flow", "bins", "frequencies")
-"""Names in `vla.model.heads.HEADS`, repeated here because importing that module imports torch."""
+"""Names in `vla.model.heads.registry.HEADS`, repeated here because importing that module imports torch."""
 BACKBONE_NAMES = (
     "small", "tiny", "tiny-goals", "smollm2-135m", "smolvlm2-256m", "smolvlm2-500m", "qwen2.5-vl-3b", "qwen3-vl-2b",
     "paligemma2-3b", "gemma3-4b", "internvl3-1b",
@@ -109,7 +109,7 @@ class VLAConfig:
     backbone: str | dict[str, Any] = DEFAULT_BACKBONE
     """A name, a local folder or a specification: what `vla.backbones.backbone.load_backbone` takes."""
     bridge: BridgeConfig | FaithfulConfig = field(default_factory=BridgeConfig)
-    """Ours, or a released VLA-Adapter policy's (see `vla.model.convert_vla_adapter`)."""
+    """Ours, or a released VLA-Adapter policy's (see `vla.model.released.convert`)."""
     head: str = "l1"
     """l1, linear, flow, bins or frequencies; or MODULE:CLASS, a head of your own (docs/extend.md)."""
     chunk_size: int = 8
@@ -122,7 +122,7 @@ class VLAConfig:
     backbone_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
     refiner_width: int = 0
-    """Width of the residual that online RL trains (`vla.model.residual_head`). 0: there is none."""
+    """Width of the residual that online RL trains (`vla.model.heads.residual`). 0: there is none."""
     decoder: bool = True
     """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
     language: bool = True
@@ -142,7 +142,7 @@ def model_problem(config: VLAConfig) -> str | None:
     if config.head not in HEAD_NAMES:
         if ":" not in config.head:
             return unknown(config.head, HEAD_NAMES, "head")
-        from vla.model.heads import HEADS
+        from vla.model.heads.registry import HEADS
 
         try:
             find(config.head, HEADS, "head")

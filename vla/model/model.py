@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,21 +16,19 @@ from torch import Tensor, nn
 from vla.backbones.features import Features
 from vla.backbones.lora import add_lora, merge_lora
 from vla.backbones.vision_only import NoDecoder
-from vla.core.checkpoint import load_checkpoint, reading_config, refuse_misfit, save_checkpoint
-from vla.core.config import decode, encode, find, lookup, make
+from vla.core.checkpoint import refuse_misfit
+from vla.core.config import find, lookup, make
 from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.model.bridge import Bridge
 from vla.model.config import FaithfulConfig, VLAConfig, model_problem
-from vla.model.heads import HEADS
-from vla.model.released_bridge import FaithfulBridge
-from vla.model.residual_head import Latents, Refiner
+from vla.model.heads.registry import HEADS
+from vla.model.heads.residual import Latents, Refiner
+from vla.model.released.bridge import FaithfulBridge
+from vla.model.stored import BackboneLoader, read_policy, save_policy
 from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
 
 if TYPE_CHECKING:
     from vla.backbones.backbone import Backbone
-
-BackboneLoader = Callable[[dict[str, Any]], nn.Module]
-_TOKENIZER = "tokenizer"
 
 
 class VLA(nn.Module):
@@ -276,19 +272,7 @@ class VLA(nn.Module):
 
         `tensors`: the state to write, where this process holds only shards of it.
         """
-        save_checkpoint(
-            folder,
-            config={
-                "model": encode(self.config),
-                "processor": encode(self.processor.config),
-                "backbone": self.backbone.to_spec(),
-                "members": {name: _encode_processor(one) for name, one in self.members.items()},
-            },
-            tensors=self.state_dict() if tensors is None else tensors,
-            stats=self.processor.stats.to_dict(),
-            trainer_state=trainer_state,
-            files=_tokenizer_files(self.backbone.tokenizer),
-        )
+        save_policy(self, folder, trainer_state=trainer_state, tensors=tensors)
 
     @staticmethod
     def load(
@@ -305,38 +289,14 @@ class VLA(nn.Module):
         come from this checkpoint.
         `member`: of a policy for several robots, the one to control. `merge`: add LoRA adapters into the weights.
         """
-        from vla.backbones.hub import load as load_ours
-        from vla.backbones.loading import as_folder
-
-        checkpoint = load_checkpoint(folder, trainer=False, extra=f"{_TOKENIZER}/")
-        missing = {"model", "processor", "backbone"} - checkpoint.config.keys()
-        if missing:
-            raise ValueError(f"{os.fspath(folder)} is no policy: its config.json lacks {', '.join(sorted(missing))}")
-        spec = checkpoint.config["backbone"]
-        # From verified bytes, not from the folder itself: an interrupted save may not have settled its names yet.
-        tokenizer = {name.removeprefix(f"{_TOKENIZER}/"): data for name, data in checkpoint.files.items()}
-        if load_backbone is None:
-            backbone = load_ours({**spec, "tokenizer": tokenizer})
-        else:
-            with as_folder(tokenizer) as tokenizer_folder:
-                backbone = load_backbone({**spec, "tokenizer": str(tokenizer_folder)})
-        with reading_config(folder):
-            config = decode(VLAConfig, checkpoint.config["model"])
-            processor_config = decode(ProcessorConfig, checkpoint.config["processor"])
-            processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
-            members = {
-                name: Processor(
-                    decode(ProcessorConfig, one["processor"]), Stats.from_dict(one["stats"]), backbone.tokenizer
-                )
-                for name, one in checkpoint.config.get("members", {}).items()
-            }
-        vla = VLA(config, backbone, processor)
+        parts = read_policy(folder, load_backbone)
+        vla = VLA(parts.config, parts.backbone, parts.processor)
         try:
-            vla.load_state_dict(checkpoint.tensors)
+            vla.load_state_dict(parts.tensors)
         except RuntimeError:
-            refuse_misfit(folder, vla.state_dict(), checkpoint.tensors)
+            refuse_misfit(folder, vla.state_dict(), parts.tensors)
             raise
-        vla.members.update(members)
+        vla.members.update(parts.members)
         if member is not None:
             vla.processor = lookup(member, vla.members, "member")
         if merge:
@@ -382,14 +342,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         if before:
             model.train()
-
-
-def _encode_processor(processor: Processor) -> dict[str, Any]:
-    return {"processor": encode(processor.config), "stats": processor.stats.to_dict()}
-
-
-def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
-        return {f"{_TOKENIZER}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}

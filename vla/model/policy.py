@@ -15,7 +15,7 @@ from torch import Tensor
 from vla.backbones.features import Features
 from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 from vla.model.cuda_graph import Graph
-from vla.model.flow_head import FlowHead, prefix_weights
+from vla.model.heads.flow import FlowHead, prefix_weights
 from vla.model.model import VLA, evaluating
 from vla.processing.batch import ModelInput, trimmed_text
 from vla.processing.processor import Processor
@@ -162,7 +162,7 @@ def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix, features: Features
     backbone makes of `inp`, where that is known already.
 
     Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies". A flow head is guided to
-    agree with the actions that will have been executed (`vla.model.flow_head.FlowHead`). No other head can take them
+    agree with the actions that will have been executed (`vla.model.heads.flow.FlowHead`). No other head can take them
     into account: LeRobot's tools get an average by the same weights; our controller blends instead
     (`policies.control.playback`), which was measured to be far better, and gives such a policy no prefix.
     """

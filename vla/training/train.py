@@ -7,7 +7,6 @@ parameters, bit for bit, as one that was not.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -40,6 +39,7 @@ from vla.runtime.run_log import METRICS, TRACKERS, Metrics
 from vla.training.language_cotraining import LanguageTask
 from vla.training.multi_robot import build_vla, members_of
 from vla.training.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
+from vla.training.run_identity import check_policy, fingerprint
 from vla.training.sampling import batch_frames, mix, mixed_frames
 from vla.training.train_config import MAY_CHANGE, TrainConfig, TrainProgress, TrainReport, learning_rate
 
@@ -77,7 +77,7 @@ def train(
         raise ValueError(problem)
     for name in cfg.trackers:
         lookup(name, TRACKERS, "tracker")
-    _check_policy(cfg, vla)
+    check_policy(cfg, vla)
     check_loads(vla)
     members = members_of(vla, demos)
     for processor, part in members.values():
@@ -130,9 +130,7 @@ class _Run:
         self.logged = 0
         self.live = vla.backbone_learns or cfg.augment is not None
         """The backbone runs at every step, instead of once over the dataset."""
-        self.data = hashlib.blake2b("".join(map(_fingerprint, demos.values())).encode(), digest_size=16).hexdigest()
-        if len(demos) == 1:
-            self.data = _fingerprint(next(iter(demos.values())))
+        self.data = fingerprint(demos.values())
         self.team = assemble(shard=cfg.shard, unused=vla.backbone_learns)
         if cfg.batch_size % (self.team.size * cfg.accumulate):
             raise ValueError(
@@ -366,27 +364,3 @@ def _mean(entries: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]} | {
         "lr": entries[-1]["lr"]
     }
-
-
-def _check_policy(cfg: TrainConfig, vla: VLA) -> None:
-    if vla.config.chunk_size != cfg.model.chunk_size:
-        raise ValueError(
-            f"the policy has chunk_size={vla.config.chunk_size}, this run is set to {cfg.model.chunk_size}: resume it "
-            f"as it was begun (--chunk-size {vla.config.chunk_size}), or begin another run (--out)"
-        )
-    for name in ("freeze_backbone", "lora"):
-        given, wanted = getattr(vla.config, name), getattr(cfg.model, name)
-        if given != wanted:
-            raise ValueError(
-                f"the policy has {name}={given}, this run is set to {wanted}: resume it as it was begun (the same "
-                "--tune; from Python, loaded with merge=False), or begin another run (--out)"
-            )
-
-
-def _fingerprint(demos: DemoSet) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((demos.num_frames, demos.fps, demos.action_names)).encode())
-    for array in (demos.proprio, demos.action, demos.episode_index):
-        digest.update(array.tobytes())
-    digest.update("\n".join(demos.instruction).encode())
-    return digest.hexdigest()

@@ -12,9 +12,12 @@ import pytest
 from bascule import main as cli
 from bascule.commands.control import Control
 from bascule.commands.data import Demos
-from bascule.commands.learn import Pretrain, Quickstart, Train
-from bascule.commands.measure import Eval, Experiment
-from bascule.commands.rl import RL
+from bascule.commands.learning.pretrain import Pretrain
+from bascule.commands.learning.quickstart import Quickstart
+from bascule.commands.learning.rl import RL
+from bascule.commands.learning.train import Train
+from bascule.commands.measuring.evaluate import Eval
+from bascule.commands.measuring.experiment import Experiment
 from vla.core.config import save_json
 from vla.runtime import console
 

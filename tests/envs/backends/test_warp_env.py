@@ -248,7 +248,7 @@ def test_a_perturbed_world_is_the_same_on_both():
 
 def test_the_benchmark_refuses_to_measure_what_is_wrong(env):
     from bascule.bench.simulation_warp import _check_images
-    from bascule.commands.measure import Bench
+    from bascule.commands.measuring.bench import Bench
 
     assert all(row["value"] < SAME_STATE for row in _check_images(env, PICK, "here"))
     lamp = env._cameras.fields["headlight"]

@@ -8,7 +8,7 @@ from policies.chunking.merge import Blend, DelayEstimate, Ensemble
 from policies.control.playback import Plan
 from vla.core.types import ActionSpec, Observation, Prefix, executed
 from vla.model.config import BridgeConfig, VLAConfig
-from vla.model.flow_head import FlowHead, prefix_weights
+from vla.model.heads.flow import FlowHead, prefix_weights
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy, continue_chunk
 from vla.processing.processor import Stats

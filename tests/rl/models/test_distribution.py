@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from rl.models.distribution import ChunkGaussian, FlowChain
-from vla.model.flow_head import FlowHead
+from vla.model.heads.flow import FlowHead
 
 B, C, A = 6, 5, 3
 

@@ -17,9 +17,9 @@ from rl.storage.rollout_buffer import RolloutBuffer
 from tests.rl.models.test_vla import _one_view, make_vla
 from tests.rl.toy import SPEC, PointReach, config
 from tests.vla.toy_backbone import load_toy
+from vla.model.heads.residual import Latents
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.model.residual_head import Latents
 
 OPTIONS = {
     "head": ActorConfig(trains="head"),

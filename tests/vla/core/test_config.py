@@ -129,7 +129,7 @@ def test_unknown_public_name():
 
 def test_an_object_is_found_by_name_or_by_module():
     assert find("a", {"a": 1}, "head") == 1
-    assert find("vla.model.heads:L1Head", {}, "head").__name__ == "L1Head"
+    assert find("vla.model.heads.registry:L1Head", {}, "head").__name__ == "L1Head"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_an_object_is_found_by_name_or_by_module():
     [
         ("l2", "unknown head 'l2'; did you mean 'l1'"),
         ("no_such_module:Head", "there is no module 'no_such_module' on the Python path"),
-        ("vla.model.heads:L3Head", "module vla.model.heads has no 'L3Head'"),
+        ("vla.model.heads.registry:L3Head", "module vla.model.heads.registry has no 'L3Head'"),
     ],
 )
 def test_an_object_that_is_not_found_is_one_line(name, complaint):

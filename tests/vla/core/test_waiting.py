@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from bascule.commands.measure import Eval
+from bascule.commands.measuring.evaluate import Eval
 from bascule.quickstart import job
 from bascule.quickstart.config import QuickstartConfig
 from vla.core.waiting import CHOSEN_BY_USER, WAITING, usable_cores

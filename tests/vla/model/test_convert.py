@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import load_toy, toy_backbone, toy_observation
-from vla.model.convert_vla_adapter import convert, convert_released, read_released, released_stats
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
+from vla.model.released.convert import convert, convert_released, read_released, released_stats
 
 W, H, L, A, P, C = 32, 8, 3, 4, 5, 6
 

@@ -8,7 +8,7 @@ import torch
 
 from vla.backbones.features import Features
 from vla.model.config import FaithfulConfig
-from vla.model.released_bridge import FaithfulBlock, FaithfulBridge, released_rotation
+from vla.model.released.bridge import FaithfulBlock, FaithfulBridge, released_rotation
 
 B, L, N, Q, C, P, W, H, A = 2, 3, 6, 4, 5, 3, 16, 2, 2
 

@@ -8,11 +8,11 @@ import torch
 
 from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
 from vla.model.config import BridgeConfig
-from vla.model.flow_head import FlowHead
-from vla.model.heads import HEADS
+from vla.model.heads.flow import FlowHead
+from vla.model.heads.registry import HEADS
+from vla.model.heads.tokens import BinHead, FrequencyHead, cosine_basis
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.model.token_heads import BinHead, FrequencyHead, cosine_basis
 
 NEW = ("linear", "flow", "bins", "frequencies")
 SMALL = BridgeConfig(width=16, heads=2, kv_heads=1, gate_init=0.3)

@@ -2,7 +2,7 @@
 
 import torch
 
-from vla.model.heads import HEADS, L1Head, masked_l1
+from vla.model.heads.registry import HEADS, L1Head, masked_l1
 
 
 def make(seed=0):

@@ -133,7 +133,7 @@ def busy(*_):
 
 def test_what_a_command_writes_is_paths_only():
     from bascule.commands.doctor import Doctor
-    from bascule.commands.measure import Experiment
+    from bascule.commands.measuring.experiment import Experiment
 
     assert Doctor(json=True).writes() == ()
     assert Experiment("ablation", json=Path("x")).writes() == (Path("runs/experiment"), Path("x"))

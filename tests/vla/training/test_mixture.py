@@ -10,7 +10,7 @@ from tests.vla.toy_backbone import load_toy, toy_backbone
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, demos, interrupt_at, kill, metrics, weights
 from vla.data.batches import Joined, LiveDemos
 from vla.data.feature_cache import encode_demos
-from vla.model.heads import masked_l1
+from vla.model.heads.registry import masked_l1
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.training.multi_robot import align_cameras, align_names, build_vla, unshared_components

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bascule.commands.learn import Train
+from bascule.commands.learning.train import Train
 from tests.vla.data.test_data import lerobot  # noqa: F401 (fixture)
 from vla.core.checkpoint import load_checkpoint
 from vla.core.types import executed

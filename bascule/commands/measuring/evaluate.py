@@ -1,20 +1,18 @@
-"""Commands that measure: success in simulation, and speed."""
+"""`vla eval`: success in simulation."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from importlib import import_module
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_file, check_numbers, from_flags, given, stays
-from vla.core.config import lookup
+from bascule.agents import AGENTS, resolve_policy
+from bascule.commands.base import Command, check_file, check_numbers, from_flags, stays
 
 if TYPE_CHECKING:
     from envs.evaluation.evaluate import EvalReport
-from bascule.agents import AGENTS, resolve_policy
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Eval(Command):
         if self.robustness and self.until_width is not None:
             raise ValueError("--until-width is not for `vla eval --robustness`, whose cells all have the same scenes")
         if folder is not None:
-            _tell_seeds(suite.eval_seed0 if self.seed0 is None else self.seed0, self.episodes)
+            tell_seeds(suite.eval_seed0 if self.seed0 is None else self.seed0, self.episodes)
         if self.robustness:
             self._report_robustness(listens=folder is not None)
             return
@@ -213,185 +211,7 @@ class Eval(Command):
             save_json(self.json, data_of(report))
 
 
-BENCHES = {
-    "sim": "simulation",
-    "serve": "serving",
-    "model": "model_cpu",
-    "policy": "evaluation",
-    "gpu": "model_gpu",
-    "startup": "startup",
-    "backbones": "evaluation:backbones",
-}
-"""Module of `bascule.bench` of every benchmark; its function `bench`, or the one named, returns the rows."""
-
-
-@dataclass(frozen=True)
-class Bench(Command):
-    """Measure speed: sim, serve, model, policy, backbones, gpu or startup."""
-
-    name: Positional[str]
-    """sim, serve, model, policy, backbones, gpu or startup."""
-    json: Path | None = None
-    """Write the result to this file too."""
-    backend: Literal["cpu", "warp"] = "cpu"
-    """sim: warp measures the MuJoCo Warp environments, after checking them against the CPU backend."""
-    device: str | None = None
-    """warp: the device. Default: the first GPU, else Warp's CPU device."""
-    worlds: tuple[int, ...] | None = None
-    """warp: numbers of environments, one measurement each."""
-    suite: str | None = None
-    """warp: the suite. Default: tabletop-pick."""
-    clients: int | None = None
-    """serve: number of concurrent clients, for --seconds, instead of sequential round trips."""
-    seconds: float | None = None
-    """serve: duration of the load test with --clients. Default: 20."""
-
-    def run(self) -> None:
-        """Run the benchmark, print the table and write --json. ValueError for flags that it does not take."""
-        check_numbers(self, worlds=(1, 1_000_000), clients=(1, 10_000), seconds=(0.1, 86_400))
-        check_file("--json", self.json)
-        from vla.core.config import save_json
-        from vla.runtime.console import bench_table, stdout
-        from vla.runtime.provenance import provenance
-
-        module, _, function = lookup(self.name, BENCHES, "bench").partition(":")
-        bench = getattr(import_module(f"bascule.bench.{module}"), function or "bench")
-        asked = given(device=self.device, worlds=self.worlds, suite=self.suite)
-        load = given(clients=self.clients, seconds=self.seconds)
-        if load and (self.name != "serve" or self.clients is None):
-            raise ValueError("--clients and --seconds go together, for `vla bench serve`")
-        if self.backend == "warp" and self.name == "sim":
-            from bascule.bench.simulation_warp import bench_warp
-
-            results = bench_warp(**asked)
-        elif asked or self.backend == "warp":
-            raise ValueError("--backend warp, --device, --worlds and --suite are for `vla bench sim --backend warp`")
-        else:
-            results = bench(**load)
-        report = {"bench": self.name, **provenance(), "results": results}
-        stdout().print(bench_table(report))
-        if self.json is not None:
-            save_json(self.json, report)
-
-
-@dataclass(frozen=True)
-class Experiment(Command):
-    """Run an experiment over several arms and seeds: ablation, latency, rl, robustness, words."""
-
-    name: Positional[str]
-    """ablation: variants of bridge attention; latency: delayed answers of the policy; rl: variants of online RL;
-    robustness: perturbed environments; words: sentences that no training text has, and such that name nothing in
-    sight."""
-    out: Path = Path("runs/experiment")
-    """Folder for the finished runs; repeating the command continues there."""
-    json: Path | None = None
-    """Write the result to this file too."""
-    arms: tuple[str, ...] | None = None
-    """The variants to compare. Default: the experiment's own."""
-    policy: tuple[Path, ...] | None = None
-    """latency, robustness, words: checkpoints to evaluate. robustness, words: ARM=CHECKPOINT, once a training seed, for
-    the policies of one arm."""
-    axes: tuple[str, ...] | None = None
-    """robustness: axes of `vla eval --perturb`; by default all."""
-    conditions: tuple[str, ...] | None = None
-    """latency: the delays; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
-    suite: str | None = None
-    """latency, robustness, words: the suite to evaluate in."""
-    seeds: tuple[int, ...] | None = None
-    """ablation, rl: seeds of the training runs; each has demonstrations of its own."""
-    seed0: int | None = None
-    """latency: seed of the first scene; by default the suite's first evaluation seed."""
-    demos: int | None = None
-    """ablation, rl: number of demonstrations."""
-    backbone: str | None = None
-    """ablation, rl: backbone of the trained policies, see `vla list backbones`. Default: small."""
-    steps: int | None = None
-    """ablation, rl: gradient steps of imitation."""
-    episodes: int | None = None
-    """Evaluation scenes, the same for all arms."""
-    num_envs: int | None = None
-    """Environments that play at the same time."""
-    workers: int | None = None
-    """Worker processes that step the environments."""
-    control_steps: int | None = None
-    """rl: budget of every arm in control steps, summed over all environments."""
-
-    def run(self) -> None:
-        """Run what is missing, print the table and write --json. ValueError for flags it does not take."""
-        from bascule.experiments.registry import EXPERIMENTS
-
-        make, perform = lookup(self.name, EXPERIMENTS, "experiment")
-        check_numbers(
-            self, seeds=(0, 2**31), seed0=(0, 2**53), demos=(1, 1_000_000), steps=(1, 10**9), episodes=(1, 10_000_000),
-            num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
-        )  # fmt: skip
-        check_file("--json", self.json)
-        config = self._config(make)
-        checkpoints = self._checkpoints()
-        if self.seed0 is not None:
-            _tell_seeds(self.seed0, getattr(config, "episodes", 1))
-        from policies.load import backbone_named
-        from vla.core.config import save_json
-        from vla.model.config import retirement
-        from vla.runtime.console import format_rate, progress, say, stdout, table
-        from vla.runtime.provenance import provenance
-
-        if note := retirement(self.backbone or ""):
-            say(f"note: {note}")
-        with progress(self.name, unit="runs") as update:
-            result = perform(config, self.out, lambda done, total, what: update(done, what, total=total))
-        backbone = getattr(config, "backbone", "") or "; ".join(dict.fromkeys(map(backbone_named, checkpoints)))
-        result |= provenance() | {"backbone": backbone}
-        more = result.pop("columns")
-        rows = [
-            (arm, format_rate(counts), *(_cell(counts, name) for name in more))
-            for arm, counts in result["arms"].items()
-        ]
-        title = f"{self.name}, seeds {', '.join(map(str, result['seeds']))}"
-        stdout().print(table(title, ("arm", "success, Wilson 95%", *(name.replace("_", " ") for name in more)), rows))
-        if self.json is not None:
-            save_json(self.json, result)
-
-    def _config(self, make: type[Any]) -> Any:
-        """The experiment's configuration, from the flags given. ValueError for one that it does not take."""
-        values = given(**{name: value for name, value in vars(self).items() if name not in ("name", "out", "json")})
-        known = {field.name for field in fields(make)}
-        if foreign := [name for name in values if name not in known]:
-            raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")
-        return make(**values)
-
-    def _checkpoints(self) -> list[Path]:
-        """The folders of the policies that are no scripted agents. ValueError for a suite or policies that do not
-        exist, before any run begins."""
-        from envs.registry import load_suite
-        from policies.load import checkpoint
-
-        if self.suite is not None:
-            load_suite(self.suite)
-        policies = list(map(str, self.policy or ()))
-        if self.name in ("robustness", "words"):
-            from bascule.experiments.arms import arms_of
-
-            policies = [policy for arm in arms_of(policies).values() for policy in arm]
-        agents = AGENTS if self.name in ("robustness", "words") else ()
-        return [checkpoint(policy, agents) for policy in policies if policy not in agents]
-
-    def kept(self) -> str:
-        """Finished runs are kept after Ctrl-C."""
-        return stays(self.out, f"finished runs stay in {self.out}; the same command continues")
-
-
-def _cell(counts: dict[str, Any], column: str) -> Any:
-    """A column of an arm: a count that has an interval as a rate, everything else as it is."""
-    from vla.runtime.console import format_rate
-
-    interval = counts.get(f"{column}_wilson95")
-    if interval is None:
-        return counts.get(column, "")
-    return format_rate({"successes": counts[column], "episodes": counts["episodes"], "wilson95": interval})
-
-
-def _tell_seeds(seed0: int, episodes: int) -> None:
+def tell_seeds(seed0: int, episodes: int) -> None:
     """Say that these scenes are not for evaluation, if they are not."""
     from envs.seeds import chosen_by
     from vla.runtime.console import say

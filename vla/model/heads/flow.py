@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vla.model.losses import by_component, masked_mean
+from vla.model.heads.losses import by_component, masked_mean
 
 FREQUENCIES = 16
 MAX_GUIDANCE = 5.0

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from vla.model.flow_head import FlowHead
-from vla.model.losses import masked_mean
-from vla.model.token_heads import BinHead, FrequencyHead
+from vla.model.heads.flow import FlowHead
+from vla.model.heads.losses import masked_mean
+from vla.model.heads.tokens import BinHead, FrequencyHead
 
 
 class Head(Protocol):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.model.losses import by_component, masked_mean
+from vla.model.heads.losses import by_component, masked_mean
 
 NEIGHBOURS = 2
 

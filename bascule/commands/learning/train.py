@@ -1,0 +1,176 @@
+"""`vla train`: imitation of demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bascule.commands.base import Command, check_numbers, given, stays
+from vla.core.checkpoint import CONFIG
+from vla.core.config import lookup
+from vla.core.paths import quoted
+from vla.model.config import check_backbone, retirement
+from vla.runtime.devices import choose_device
+from vla.runtime.locks import refuse_used
+
+if TYPE_CHECKING:
+    from vla.training.train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Train(Command):
+    """Train a policy on demonstrations (any LeRobotDataset v3 folder) by imitation."""
+
+    dataset: tuple[Path, ...]
+    """The dataset's folder; several make one policy for several robots."""
+    out: Path = Path("runs/policy")
+    """The folder for the policy."""
+    recipe: str = "tabletop"
+    """Name of the run's recipe; `vla list recipes` shows them. The flags below change it."""
+    steps: int | None = None
+    """Gradient steps."""
+    batch_size: int | None = None
+    """Frames of a step."""
+    lr: float | None = None
+    """Largest learning rate."""
+    seed: int | None = None
+    """Seed of the initial weights and of the order of the frames."""
+    resume: bool = False
+    """Continue the run in OUT bit-exactly; start it if there is none yet."""
+
+    backbone: str | None = None
+    """Another vision-language model: a name (`vla list backbones`), a folder, or MODULE:FUNCTION (docs/extend.md).
+    With --resume the run keeps the one that it was begun with."""
+    tune: Literal["frozen", "lora", "full"] | None = None
+    """How much of the vision-language model learns."""
+    head: str | None = None
+    """Action head: l1, linear, flow, bins, frequencies; or MODULE:CLASS, one of your own (docs/extend.md)."""
+    cameras: tuple[str, ...] | None = None
+    """The cameras to use, in order. Default: all of the dataset."""
+    image_size: int | None = None
+    """Read every picture at this square size in pixels: for cameras that changed their resolution, and to save memory.
+    The policy reads its backbone's size either way."""
+    weights: tuple[float, ...] | None = None
+    """How often each of several datasets is drawn."""
+    chunk_size: int | None = None
+    """Control steps predicted per decision."""
+    n_action_steps: int | None = None
+    """Actions of a chunk that are executed before the next observation: at most the chunk size."""
+    accumulate: int | None = None
+    """Number of parts in which a batch is computed, to save memory."""
+    augment: bool = False
+    """Random crops and colours; a frozen backbone then runs at every step."""
+    randomise: Literal["light", "medium", "strong"] | None = None
+    """Change recorded pictures at random in a named strength: crops and colours like --augment, blur, and random
+    textures laid over. No simulator can draw such pictures anew."""
+    language: Path | None = None
+    """Folder of `vla ground-data`: a backbone that learns is trained on its questions too, to keep its words."""
+    checkpointing: bool = False
+    """Recompute the layers' activations instead of keeping them, to save memory."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    keep_features: bool = False
+    """Keep a frozen backbone's features on disk in OUT instead of in memory."""
+    stream: bool | None = None
+    """Leave images on disk and decode them as needed; by default when they would fill half of the free memory."""
+    track: tuple[str, ...] = ()
+    """Trackers to log to in addition to OUT/metrics.jsonl: tensorboard, wandb, trackio."""
+    num_threads: int | None = None
+    """Threads of torch. Default: as many as there are idle cores, at most four."""
+    device: str = "auto"
+    """Torch's device, such as cpu or cuda:0. auto: the first GPU if there is one, else the CPU."""
+
+    def run(self) -> int | None:
+        from vla.data.dataset_meta import camera_keys, depth_maps, read_info
+        from vla.training.recipes import RECIPES
+
+        check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(1, 4096))
+        config = self._config(lookup(self.recipe, RECIPES, "recipe")())
+        if problem := config.problem():
+            raise ValueError(problem)
+        if self.backbone is not None:
+            check_backbone(self.backbone)
+        resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
+        for dataset in self.dataset:
+            camera_keys(read_info(dataset)["features"], config.cameras)
+        import numpy as np
+
+        from vla.checking.check import training_warnings
+        from vla.data.lerobot_dataset import load_datasets
+        from vla.model.model import VLA
+        from vla.runtime.console import progress, say
+        from vla.runtime.console import stderr as console
+        from vla.runtime.distributed import launched
+        from vla.training.memory_budget import estimate
+        from vla.training.multi_robot import unshared_components
+        from vla.training.train import build_vla, train
+
+        rank, processes = launched()
+        demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream)
+        model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
+        if resuming and self.backbone is None:  # the recipe's may be another one by now
+            config = replace(config, model=replace(config.model, backbone=model.config.backbone))
+        model.to(choose_device(self.device))
+        if rank == 0:
+            if not resuming and (note := retirement(config.model.backbone)):
+                say(f"note: {note}")
+            budget = estimate(config, model, demos, processes=processes)
+            for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
+                say(line)
+            for dataset, (name, part) in zip(self.dataset, demos.items(), strict=True):
+                if depth := depth_maps(read_info(dataset)["features"]):
+                    say(f"{name}: depth maps are left out: {', '.join(depth)}")
+                longest = max(np.unique(part.episode_index, return_counts=True)[1])
+                if config.model.chunk_size > longest:
+                    far = f"a chunk of {config.model.chunk_size} actions is longer than any episode ({longest} frames)"
+                    say(f"warning: {name}: {far}: what lies beyond is not learnt; give a smaller --chunk-size")
+                for warning in (warnings := training_warnings(dataset, part)):
+                    say(f"warning: {name}: {warning}")
+                if warnings:
+                    say(f"{name}: `vla check {quoted(dataset)}` shows more")
+            for line in filter(None, (*unshared_components(demos), budget.problem(), budget.no_room(self.out))):
+                say(f"warning: {line}")
+        quiet = rank > 0 or not console().is_terminal
+        with progress("imitation", config.steps, unit="steps") as update:
+
+            def show(state: Any) -> None:
+                loss = "encoding images" if state.loss is None else f"loss {state.loss:.4f}"
+                update(state.done, loss, total=state.total)
+                if quiet and state.stage == "train" and state.done % (10 * config.log_every) == 0:
+                    say(f"step {state.done} of {state.total}: {loss}, lr {state.lr:.2g}")
+
+            report = train(config, model, demos, self.out, on_step=show, resume=self.resume)
+        if report.interrupted:
+            raise KeyboardInterrupt
+        if rank == 0:
+            say(f"policy after {report.step} steps in {self.out}")
+        return None
+
+    def _config(self, config: TrainConfig) -> TrainConfig:
+        """The recipe with this command's changes."""
+        from vla.backbones.lora import LoRAConfig
+        from vla.processing.config import AUGMENTATIONS, AugmentConfig
+        from vla.training.train_config import LanguageConfig
+
+        if self.augment and self.randomise is not None:
+            raise ValueError("--augment and --randomise both say how pictures change: give one of them")
+        shape = given(
+            backbone=self.backbone, head=self.head, chunk_size=self.chunk_size, n_action_steps=self.n_action_steps,
+        )  # fmt: skip
+        model = replace(config.model, **shape)
+        if self.tune is not None:
+            adapters = (model.lora or LoRAConfig()) if self.tune == "lora" else None
+            model = replace(model, freeze_backbone=self.tune != "full", lora=adapters)
+        changes = given(
+            steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, cameras=self.cameras,
+            weights=self.weights, accumulate=self.accumulate, trackers=self.track or None,
+            augment=AugmentConfig() if self.augment else AUGMENTATIONS.get(self.randomise or ""),
+            language=None if self.language is None else LanguageConfig(data=str(self.language)),
+            checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
+            compile="inductor" if self.compile else None, num_threads=self.num_threads,
+        )  # fmt: skip
+        return replace(config, model=model, **changes)
+
+    def kept(self) -> str:
+        return stays(self.out / CONFIG, f"the last checkpoint stays in {self.out}; add --resume to continue")

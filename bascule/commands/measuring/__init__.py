@@ -1,0 +1,1 @@
+"""Commands that measure: success in simulation, speed, experiments."""

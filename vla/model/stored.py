@@ -1,0 +1,95 @@
+"""A policy's checkpoint folder: what `VLA.save` writes and `VLA.load` reads."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vla.core.checkpoint import load_checkpoint, reading_config, save_checkpoint
+from vla.core.config import decode, encode
+from vla.model.config import VLAConfig
+from vla.processing.processor import Processor, ProcessorConfig, Stats
+
+BackboneLoader = Callable[[dict[str, Any]], nn.Module]
+_TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class PolicyParts:
+    """Everything that a checkpoint says of a policy."""
+
+    config: VLAConfig
+    backbone: nn.Module
+    processor: Processor
+    members: dict[str, Processor]
+    tensors: dict[str, Tensor]
+
+
+def save_policy(
+    vla: Any,
+    folder: str | os.PathLike[str],
+    *,
+    trainer_state: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the checkpoint of a `vla.model.model.VLA`; `tensors` instead of its own state, if given."""
+    save_checkpoint(
+        folder,
+        config={
+            "model": encode(vla.config),
+            "processor": encode(vla.processor.config),
+            "backbone": vla.backbone.to_spec(),
+            "members": {name: _encode_processor(one) for name, one in vla.members.items()},
+        },
+        tensors=vla.state_dict() if tensors is None else tensors,
+        stats=vla.processor.stats.to_dict(),
+        trainer_state=trainer_state,
+        files=_tokenizer_files(vla.backbone.tokenizer),
+    )
+
+
+def read_policy(folder: str | os.PathLike[str], load_backbone: BackboneLoader | None) -> PolicyParts:
+    """Read a checkpoint, the backbone built but without its weights. ValueError naming what is missing or damaged."""
+    from vla.backbones.hub import load as load_ours
+    from vla.backbones.loading import as_folder
+
+    checkpoint = load_checkpoint(folder, trainer=False, extra=f"{_TOKENIZER}/")
+    missing = {"model", "processor", "backbone"} - checkpoint.config.keys()
+    if missing:
+        raise ValueError(f"{os.fspath(folder)} is no policy: its config.json lacks {', '.join(sorted(missing))}")
+    spec = checkpoint.config["backbone"]
+    # From verified bytes, not from the folder itself: an interrupted save may not have settled its names yet.
+    tokenizer = {name.removeprefix(f"{_TOKENIZER}/"): data for name, data in checkpoint.files.items()}
+    if load_backbone is None:
+        backbone = load_ours({**spec, "tokenizer": tokenizer})
+    else:
+        with as_folder(tokenizer) as tokenizer_folder:
+            backbone = load_backbone({**spec, "tokenizer": str(tokenizer_folder)})
+    with reading_config(folder):
+        config = decode(VLAConfig, checkpoint.config["model"])
+        processor_config = decode(ProcessorConfig, checkpoint.config["processor"])
+        processor = Processor(processor_config, Stats.from_dict(checkpoint.stats), backbone.tokenizer)
+        members = {
+            name: Processor(
+                decode(ProcessorConfig, one["processor"]), Stats.from_dict(one["stats"]), backbone.tokenizer
+            )
+            for name, one in checkpoint.config.get("members", {}).items()
+        }
+    return PolicyParts(config, backbone, processor, members, checkpoint.tensors)
+
+
+def _encode_processor(processor: Processor) -> dict[str, Any]:
+    return {"processor": encode(processor.config), "stats": processor.stats.to_dict()}
+
+
+def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {f"{_TOKENIZER}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}

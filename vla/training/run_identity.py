@@ -1,0 +1,41 @@
+"""Which run this is: the policy and the demonstrations that a resumed run must have in common with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from vla.data.lerobot_dataset import DemoSet
+from vla.model.model import VLA
+from vla.training.train_config import TrainConfig
+
+
+def check_policy(cfg: TrainConfig, vla: VLA) -> None:
+    """ValueError where the policy is not one of this run's configuration."""
+    if vla.config.chunk_size != cfg.model.chunk_size:
+        raise ValueError(
+            f"the policy has chunk_size={vla.config.chunk_size}, this run is set to {cfg.model.chunk_size}: resume it "
+            f"as it was begun (--chunk-size {vla.config.chunk_size}), or begin another run (--out)"
+        )
+    for name in ("freeze_backbone", "lora"):
+        given, wanted = getattr(vla.config, name), getattr(cfg.model, name)
+        if given != wanted:
+            raise ValueError(
+                f"the policy has {name}={given}, this run is set to {wanted}: resume it as it was begun (the same "
+                "--tune; from Python, loaded with merge=False), or begin another run (--out)"
+            )
+
+
+def fingerprint(demos: Iterable[DemoSet]) -> str:
+    """A digest of everything but the pictures: a run is resumed on the demonstrations that it began with."""
+    each = list(map(_fingerprint, demos))
+    return each[0] if len(each) == 1 else hashlib.blake2b("".join(each).encode(), digest_size=16).hexdigest()
+
+
+def _fingerprint(demos: DemoSet) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((demos.num_frames, demos.fps, demos.action_names)).encode())
+    for array in (demos.proprio, demos.action, demos.episode_index):
+        digest.update(array.tobytes())
+    digest.update("\n".join(demos.instruction).encode())
+    return digest.hexdigest()
