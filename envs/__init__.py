@@ -38,7 +38,7 @@ def make_vec(
 ) -> VecEnv:
     """`num_envs` environments of a suite (see `vla list suites`), stepped together.
 
-    `image_size`: height and width of the images in pixels; `envs.sim.render_options.pictures_for(policy)` is what a
+    `image_size`: height and width of the images in pixels; `envs.sim.render_options.drawn_for(policy)` is what a
     policy reads. `depth` (metres), `calibration` (intrinsics and extrinsics) and `history` (frames of so many decisions
     before) fill the optional fields of `vla.core.types.Observation`. `perturb`: how episodes differ from plain ones.
     `horizon`: control steps of an episode, instead of the suite's own (to learn in; figures are told of the suite's).

@@ -29,6 +29,11 @@ def picture_size(folder: str | os.PathLike[str], embodiment: str | None = None) 
     return one.get("processor", {}).get("picture_size")
 
 
+def reads_depth(folder: str | os.PathLike[str]) -> bool:
+    """True if the policy in a folder reads depth and calibration. Reads no weights."""
+    return bool(read_config(folder).get("processor", {}).get("depth"))
+
+
 def backbone_named(folder: str | os.PathLike[str]) -> str:
     """Name, or folder, of the backbone that the policy in a folder was trained on; "" where it does not say. Reads no
     weights."""

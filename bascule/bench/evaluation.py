@@ -49,10 +49,10 @@ def bench() -> list[Row]:
 
     from envs import make_vec
     from envs.evaluation.evaluate import evaluate
-    from envs.sim.render_options import pictures_for
+    from envs.sim.render_options import drawn_for
 
     policy = default_policy()
-    env = make_vec(SUITE, ENVIRONMENTS, image_size=pictures_for(policy))
+    env = make_vec(SUITE, ENVIRONMENTS, **drawn_for(policy))
     try:
         evaluate(policy, env, range(ENVIRONMENTS), suite=SUITE)  # warm-up
         metered, workers = Metered(policy), [psutil.Process(pid) for pid in env.worker_pids]

@@ -37,6 +37,8 @@ class Demos(Command):
     """Processes that simulate."""
     image_size: int = DEFAULT_PIXELS
     """Height and width of the pictures in pixels. As the backbone reads them is best: 96 for small, the default."""
+    depth: bool = False
+    """Record the depth and the calibration of every camera, too, for `vla train --xyz`."""
     tasks: tuple[str, ...] = ()
     """Tasks to record, in turn; a name given twice has twice the share. Default: all, drawn by the seeds."""
     randomise: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class Demos(Command):
                 image_size=self.image_size,
                 perturb=perturb,
                 tasks=self.tasks,
+                depth=self.depth,
                 on_progress=lambda state: update(state.kept, _note(state)),
             )
         say(f"{self.episodes} demonstrations in {out}")

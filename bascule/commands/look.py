@@ -125,13 +125,13 @@ class View(Command):
         Every second control step is a frame.
         """
         from envs import make_vec
-        from envs.sim.render_options import pictures_for
+        from envs.sim.render_options import drawn_for
         from vla.runtime.console import progress
         from vla.runtime.scene_pictures import Animation
 
         more = {"phrasings": self.phrasings, "perturb": chosen_perturbation(self.perturb, self.randomise)}
         loaded = None if self.policy in AGENTS else resolve_policy(self.policy, None, self.suite)
-        env = make_vec(self.suite, self.scenes, num_workers=self.workers, image_size=pictures_for(loaded), **more)
+        env = make_vec(self.suite, self.scenes, num_workers=self.workers, **drawn_for(loaded), **more)
         try:
             camera = make_vec(self.suite, self.scenes, num_workers=self.workers, image_size=self.image_size, **more)
             try:

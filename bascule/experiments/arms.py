@@ -179,12 +179,10 @@ def evaluation_scenes(
     `seed0` on."""
     from envs import make_vec
     from envs.registry import load_suite
-    from envs.sim.render_options import pictures_for
+    from envs.sim.render_options import drawn_for
 
     first = load_suite(config.suite).eval_seed0 if seed0 is None else seed0
-    env = make_vec(
-        config.suite, config.num_envs, num_workers=config.workers, perturb=perturb, image_size=pictures_for(policy)
-    )
+    env = make_vec(config.suite, config.num_envs, num_workers=config.workers, perturb=perturb, **drawn_for(policy))
     try:
         yield env, range(first, first + config.episodes)
     finally:

@@ -182,7 +182,7 @@ def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env
 
 def _residual(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
     from envs import make_vec
-    from envs.sim.render_options import pictures_for
+    from envs.sim.render_options import drawn_for
     from rl.external.residual_sac import ResidualConfig, ResidualPolicy, learn_residual, save_residual
     from rl.recipes import tabletop_pick
     from vla.model.model import VLA
@@ -191,8 +191,8 @@ def _residual(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, en
     vla = VLA.load(folder)
     how = ResidualConfig(n_action_steps=tabletop_pick().n_action_steps, demo_episodes=config.num_envs)
     # its environments must not be disturbed by validation in between
-    pixels = pictures_for(VLAPolicy(vla))
-    referee = make_vec(config.suite, config.num_envs, num_workers=config.workers, image_size=pixels)
+    drawn = drawn_for(VLAPolicy(vla))
+    referee = make_vec(config.suite, config.num_envs, num_workers=config.workers, **drawn)
     try:
         validate, seen = _validation(config, referee), []
 

@@ -9,6 +9,7 @@ from bascule.experiments.ablation import AblationConfig, ablation
 from bascule.experiments.latency import LatencyConfig, latency
 from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness.comparison import RobustnessConfig, robustness
+from bascule.experiments.spatial.xyz import XYZExperimentConfig, xyz
 from bascule.experiments.words import WordsConfig, words
 
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
@@ -17,5 +18,6 @@ EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "rl": (RLConfig, rl),
     "robustness": (RobustnessConfig, robustness),
     "words": (WordsConfig, words),
+    "xyz": (XYZExperimentConfig, xyz),
 }
 """By name: its configuration, and what runs it."""

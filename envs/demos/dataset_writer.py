@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from envs.demos import geometry as views
 from vla.core.config import save_json, write_atomic
 
 PNG_LEVEL = 3
@@ -45,6 +46,8 @@ class WorldFacts:
     cameras: tuple[str, ...]
     image_size: int
     robot_type: str = "panda"
+    depth: bool = False
+    """Depth and calibration of every camera are recorded, too."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class DemoEpisode:
     """(T, S) the simulator's state: for critics and teachers in simulation, never for a policy."""
     exact_proprio: NDArray[np.float32] | None = None
     """(T, P) proprio without the noise of sensors, for the same readers; None where they have none."""
+    geometry: views.Geometry | None = None
+    """Depth (T, H, W) and calibration (T, 3, 3), (T, 4, 4) of every camera; None unless asked for."""
 
 
 def image_key(camera: str) -> str:
@@ -89,6 +94,9 @@ def save_episode(path: Path, episode: DemoEpisode) -> None:
         vectors[PRIVILEGED] = episode.privileged
         if episode.exact_proprio is not None:
             vectors[EXACT_PROPRIO] = episode.exact_proprio
+    measured = episode.geometry or {}
+    for camera, found in measured.items():
+        vectors |= views.matrices(camera, found)
     for name, values in vectors.items():
         if not np.isfinite(values).all():
             frame = int(np.argwhere(~np.isfinite(values))[0, 0])
@@ -101,8 +109,10 @@ def save_episode(path: Path, episode: DemoEpisode) -> None:
         columns[image_key(camera)] = pa.StructArray.from_arrays([encoded, names], ["bytes", "path"])
         # A histogram per channel gives exact image statistics later, of any union of episodes, without decoding again.
         histograms[camera] = [np.bincount(frames[..., c].ravel(), minlength=256).tolist() for c in range(3)]
+    columns |= {views.depth_key(camera): views.depth_column(found[0]) for camera, found in measured.items()}
     columns |= {name: _vectors(values) for name, values in vectors.items()}
-    about = {"seed": episode.seed, "instruction": episode.instruction, "histograms": histograms}
+    depths = {camera: views.depth_stats(found[0]) for camera, found in measured.items()}
+    about = {"seed": episode.seed, "instruction": episode.instruction, "histograms": histograms, "depths": depths}
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="snappy")
@@ -159,6 +169,7 @@ def _features(facts: WorldFacts) -> dict[str, dict[str, Any]]:
             key: {"dtype": "float32", "shape": [len(names)], "names": list(names)}
             for key, names in (("observation.state", facts.proprio_names), ("action", facts.action_names))
         }
+        | views.features(facts.cameras if facts.depth else (), size)
         | {
             key: {"dtype": "float32" if key == "timestamp" else "int64", "shape": [1], "names": None}
             for key in _INDEX_FEATURES
@@ -242,12 +253,13 @@ def build_dataset(files: list[Path], root: Path, facts: WorldFacts) -> list[int]
     numeric: dict[str, list[NDArray[Any]]] = {k: [] for k, f in features.items() if f["dtype"] != "image"}
     privileged: list[pa.Table] = []
     totals = {camera: np.zeros((3, 256), np.int64) for camera in facts.cameras}
+    depths: dict[str, list[dict[str, Any]]] = {camera: [] for camera in facts.cameras if facts.depth}
     first = 0
     for episode, (table, about) in enumerate(map(_load_episode, files)):
         task = tasks.setdefault(about["instruction"], len(tasks))
         table, index = _with_indices(table, facts.fps, episode, first, task)
         data.append(table.select(list(features)).replace_schema_metadata(schema))
-        values = index | {key: _numbers(table, key) for key in ("observation.state", "action")}
+        values = index | {key: _numbers(table, key) for key in numeric if key not in index}
         if PRIVILEGED in table.column_names:
             known = [name for name in (PRIVILEGED, EXACT_PROPRIO) if name in table.column_names]
             privileged.append(table.select(["index", *known]))
@@ -258,6 +270,9 @@ def build_dataset(files: list[Path], root: Path, facts: WorldFacts) -> list[int]
             histogram = np.array(about["histograms"][camera])
             totals[camera] += histogram
             stats[image_key(camera)] = _image_stats(histogram, len(table))
+        for camera, parts in depths.items():
+            parts.append(about["depths"][camera])
+            stats[views.depth_key(camera)] = parts[-1]
         rows.append(
             {
                 "episode_index": episode,
@@ -277,6 +292,7 @@ def build_dataset(files: list[Path], root: Path, facts: WorldFacts) -> list[int]
     data.close()
     stats = {key: _vector_stats(np.concatenate(parts)) for key, parts in numeric.items()}
     stats |= {image_key(camera): _image_stats(totals[camera], first) for camera in facts.cameras}
+    stats |= {views.depth_key(camera): views.joined_stats(parts) for camera, parts in depths.items()}
     _write_meta(root / "meta", facts, features, list(tasks), rows, stats, first)
     if privileged:
         pq.write_table(pa.concat_tables(privileged), root / "meta" / PRIVILEGED_FILE, compression="snappy")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.demos.dataset_writer import DemoEpisode
+from envs.demos.geometry import Geometry, stacked_geometry
 from envs.seeds import Stream
 from vla.core.types import ActionSpec, Observation
 
@@ -37,6 +38,9 @@ class DemoWorld(Protocol):
 
     def observe(self) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32]]:
         """(camera -> (H, W, 3) RGB, proprio (P,)) of this instant."""
+
+    def geometry(self) -> Geometry | None:
+        """Depth and calibration of this instant's cameras; None where the world was made without them."""
 
     def privileged(self) -> NDArray[np.float32]:
         """(S,) the simulator's state of this instant, as critics read it; S = 0 where it is not available."""
@@ -71,6 +75,7 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     scale = noise * 0.5 * (high - low) * np.array([name != "gripper" for name in spec.names], np.float32)
     disturbance = rng.standard_normal(spec.dim)
     images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in world.cameras}
+    geometry: list[Geometry] = []
     proprio, privileged, exact, actions = [], [], [], []
     world.reset(seed)
     while not world.done and len(actions) < world.horizon:
@@ -78,6 +83,8 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
         action = np.clip(np.asarray(world.expert_action(), np.float32), low, high)
         for camera in world.cameras:
             images[camera].append(np.array(frame[camera]))  # a copy: renderers reuse their buffers
+        if (seen := world.geometry()) is not None:
+            geometry.append(seen)
         proprio.append(np.array(state, np.float32))
         privileged.append(np.array(world.privileged(), np.float32))
         if (values := world.exact_proprio()) is not None:
@@ -91,7 +98,7 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     stacked = {camera: np.stack(frames) for camera, frames in images.items()}
     return DemoEpisode(
         seed, world.instruction, stacked, np.stack(proprio), np.stack(actions), np.stack(privileged),
-        np.stack(exact) if exact else None,
+        np.stack(exact) if exact else None, stacked_geometry(geometry) if geometry else None,
     )  # fmt: skip
 
 
@@ -99,7 +106,12 @@ class SuiteWorld:
     """A `DemoWorld` of a suite in `sim_configs/suites`: one world and its expert. Create it where it is used."""
 
     def __init__(
-        self, suite: str, image_size: int, perturb: Perturbation | None = None, tasks: tuple[str, ...] = ()
+        self,
+        suite: str,
+        image_size: int,
+        perturb: Perturbation | None = None,
+        tasks: tuple[str, ...] = (),
+        depth: bool = False,
     ) -> None:
         # Lazily: the process that only waits for workers needs no simulator.
         from envs.experts.registry import make_expert
@@ -108,7 +120,8 @@ class SuiteWorld:
         from envs.sim.render_options import RenderOptions
 
         spec = load_suite(suite)
-        self._worlds = worlds_class(spec, perturb)(spec, 1, render=RenderOptions(image_size))
+        render = RenderOptions(image_size, depth=depth, calibration=depth)
+        self._worlds = worlds_class(spec, perturb)(spec, 1, render=render)
         self._expert = make_expert(suite, 1)
         self._obs: Observation | None = None
         self._tasks = tasks
@@ -131,6 +144,15 @@ class SuiteWorld:
         """See `DemoWorld.observe`."""
         assert self._obs is not None, "reset first"
         return {camera: image[0] for camera, image in self._obs.images.items()}, self._obs.proprio[0]
+
+    def geometry(self) -> Geometry | None:
+        """See `DemoWorld.geometry`."""
+        assert self._obs is not None, "reset first"
+        depth, inner, outer = self._obs.depth, self._obs.intrinsics, self._obs.extrinsics
+        if depth is None or inner is None or outer is None:
+            return None
+        # Copies: renderers reuse their buffers.
+        return {name: (depth[name][0].copy(), inner[name][0].copy(), outer[name][0].copy()) for name in self.cameras}
 
     def privileged(self) -> NDArray[np.float32]:
         """See `DemoWorld.privileged`."""
@@ -160,8 +182,12 @@ class SuiteWorld:
 
 
 def suite_world(
-    suite: str, image_size: int, perturb: Perturbation | None = None, tasks: tuple[str, ...] = ()
+    suite: str,
+    image_size: int,
+    perturb: Perturbation | None = None,
+    tasks: tuple[str, ...] = (),
+    depth: bool = False,
 ) -> DemoWorld:
-    """The demonstration world of a suite: its seeds' own tasks, or these in turn. ValueError with the nearest name if
-    there is no such suite."""
-    return SuiteWorld(suite, image_size, perturb, tasks)
+    """The demonstration world of a suite: its seeds' own tasks, or these in turn; `depth`: with the depth and the
+    calibration of its cameras. ValueError with the nearest name if there is no such suite."""
+    return SuiteWorld(suite, image_size, perturb, tasks, depth)

@@ -64,13 +64,14 @@ class _Request:
     image_size: int
     perturb: str | None = None
     tasks: str | None = None
+    depth: bool | None = None
 
 
-def _facts(world: DemoWorld, image_size: int) -> WorldFacts:
+def _facts(world: DemoWorld, image_size: int, depth: bool) -> WorldFacts:
     fps = round(world.action_spec.control_hz)
     if fps != world.action_spec.control_hz:
         raise ValueError(f"LeRobot needs a whole number of frames per second, not {world.action_spec.control_hz}")
-    return WorldFacts(fps, world.action_spec.names, world.proprio_names, world.cameras, image_size)
+    return WorldFacts(fps, world.action_spec.names, world.proprio_names, world.cameras, image_size, depth=depth)
 
 
 def _facts_from_dict(stored: dict[str, Any]) -> WorldFacts:
@@ -82,7 +83,7 @@ def _worker(connection: Connection, make_world: MakeWorld, request: dict[str, An
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which stops us between episodes
     try:
         world = make_world(request["suite"], request["image_size"])
-        connection.send(("ready", _facts(world, request["image_size"])))
+        connection.send(("ready", _facts(world, request["image_size"], bool(request["depth"]))))
         while (seed := connection.recv()) is not None:
             episode = run_episode(world, seed, request["noise"])
             if episode is None:
@@ -241,19 +242,20 @@ def record(
     make_world: MakeWorld | None = None,
     perturb: Perturbation | None = None,
     tasks: Sequence[str] = (),
+    depth: bool = False,
 ) -> Path:
     """Record the first `episodes` successful demonstrations of seeds seed0, seed0+1, ... as a LeRobotDataset v3.
 
     The result depends on neither `num_workers` nor interruptions. Calling it again on a finished `out` returns at once;
     on an unfinished one it continues. `make_world` is for other worlds than the suites'; `perturb` randomises the
     suites', and `tasks` are which of theirs to show, in turn (a name given twice has twice the share; none: as the
-    seeds say). ValueError if `out` holds something else or the expert hardly ever succeeds; RuntimeError if a world
-    fails. A worker process that dies is replaced and its episode begun again; ChildProcessError when that happens
-    three times at one seed.
+    seeds say); `depth`: with the depth and the calibration of every camera. ValueError if `out` holds something else or
+    the expert hardly ever succeeds; RuntimeError if a world fails. A worker process that dies is replaced and its
+    episode begun again; ChildProcessError when that happens three times at one seed.
     """
     out = Path(out)
     words = perturb.words() if perturb is not None else ""
-    request = _Request(suite, seed0, float(noise), image_size, words or None, " ".join(tasks) or None)
+    request = _Request(suite, seed0, float(noise), image_size, words or None, " ".join(tasks) or None, depth or None)
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")
     if not 0 <= seed0 < TRAIN_SEED_LIMIT:
@@ -274,7 +276,9 @@ def record(
             _check_same(load_json(settings), request, out)
         else:
             save_json(settings, request)
-        make_world = make_world or partial(suite_world, perturb=perturb if words else None, tasks=tuple(tasks))
+        make_world = make_world or partial(
+            suite_world, perturb=perturb if words else None, tasks=tuple(tasks), depth=depth
+        )
         facts = _record_seeds(folder, request, episodes, num_workers, on_progress, make_world)
         _complete(folder, out, request, facts, episodes)
         shutil.rmtree(folder)

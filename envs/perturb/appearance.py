@@ -67,6 +67,8 @@ def model_fields(
     rng = lambda axis, *more: axis_rng(seed, axis, *more)  # noqa: E731
     if perturbation.on("camera"):
         found |= cameras(model, perturbation.severity("camera", seed), rng("camera"), train=train)
+    if perturbation.azimuths:
+        found |= orbited(model, found, perturbation.azimuth(seed))
     if perturbation.on("light"):
         found |= lights(model, perturbation.severity("light", seed), rng("light"), train=train)
     if perturbation.on("shadows"):
@@ -122,8 +124,7 @@ def cameras(
         mujoco.mju_quat2Mat(matrix, quat[camera])
         rotation = matrix.reshape(3, 3)
         if model.cam_bodyid[camera] == 0:  # fixed in the world: around the point of the table that it looks at
-            ahead = -rotation[:, 2]
-            pivot = pos[camera] - ahead * (pos[camera, 2] - table_z_m) / min(ahead[2], -0.1)
+            pivot = _looked_at(pos[camera], rotation, table_z_m)
             turn = _turn(np.array([0.0, 0.0, 1.0]), a * _ORBIT_RAD) @ _turn(rotation[:, 0], b * _TILT_RAD)
             pos[camera] = pivot + (1.0 + c * _DISTANCE) * turn @ (pos[camera] - pivot)
         else:
@@ -132,6 +133,29 @@ def cameras(
             fovy[camera] *= 1.0 + c * _FOVY
         mujoco.mju_mat2Quat(quat[camera], (turn @ rotation).ravel())
     return {"cam_pos": pos, "cam_quat": quat, "cam_fovy": fovy}
+
+
+def _looked_at(position: NDArray[np.float64], rotation: NDArray[np.float64], table_z_m: float) -> NDArray[np.float64]:
+    """(3,) m, the point of the table that a camera looks at."""
+    ahead = -rotation[:, 2]
+    return position - ahead * (position[2] - table_z_m) / min(ahead[2], -0.1)
+
+
+def orbited(
+    model: mujoco.MjModel, found: dict[str, NDArray], azimuth_deg: float, *, table_z_m: float = 0.0
+) -> dict[str, NDArray]:
+    """Position and orientation of the cameras, those fixed in the world turned about the vertical through the point of
+    the table that they look at. `found`: fields that are not the model's own any more."""
+    pos, quat = (np.array(found.get(name, getattr(model, name))) for name in ("cam_pos", "cam_quat"))
+    turn = _turn(np.array([0.0, 0.0, 1.0]), np.deg2rad(azimuth_deg))
+    for camera in np.flatnonzero(model.cam_bodyid == 0):
+        matrix = np.empty(9)
+        mujoco.mju_quat2Mat(matrix, quat[camera])
+        rotation = matrix.reshape(3, 3)
+        pivot = _looked_at(pos[camera], rotation, table_z_m)
+        pos[camera] = pivot + turn @ (pos[camera] - pivot)
+        mujoco.mju_mat2Quat(quat[camera], (turn @ rotation).ravel())
+    return {"cam_pos": pos, "cam_quat": quat}
 
 
 # ---------------------------------------------------------------------- lights

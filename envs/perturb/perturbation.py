@@ -70,6 +70,9 @@ class Perturbation:
     of `vla.language.paraphrase`, which are none of the tests' either."""
     plain: float = 0.0
     """Share of the episodes that no axis changes, so that training sees the plain environment, too."""
+    azimuths: tuple[float, ...] = ()
+    """Degrees by which the fixed cameras are turned about the vertical through their view point: an episode has one of
+    these, and no other. Which ones are for training and which for a test is for the caller to say."""
 
     def problem(self) -> str | None:
         """A sentence about an impossible severity, or None."""
@@ -79,6 +82,8 @@ class Perturbation:
                 return f"perturbation {axis} must go from its lower to its higher end: {axis}={high:g}:{low:g}"
             if not 0.0 <= low <= high <= 1.0:
                 return f"perturbation {axis} must lie in 0..1, got {getattr(self, axis)}"
+        if not all(-180.0 <= azimuth <= 180.0 for azimuth in self.azimuths):
+            return f"the cameras' azimuths must lie in -180..180 degrees, got {_listed(self.azimuths)}"
         if not 0.0 <= self.plain < 1.0:
             return f"the share of plain episodes must be at least 0 and less than 1, got plain={self.plain:g}"
         if self.draws == "train" and (kept := next((axis for axis in _TEST_ONLY if self.on(axis)), None)):
@@ -104,25 +109,35 @@ class Perturbation:
         rng = np.random.default_rng([seed, Stream.PERTURB_SEVERITY, AXES.index(axis)])
         return float(rng.uniform(low, high))
 
+    def azimuth(self, seed: int) -> float:
+        """Degrees by which the fixed cameras are turned in the episode that `seed` means; 0 without `azimuths`."""
+        if not self.azimuths or (self.plain > 0.0 and self._is_plain(seed)):
+            return 0.0
+        rng = np.random.default_rng([seed, Stream.PERTURB, _AZIMUTH_DRAW])
+        return float(self.azimuths[rng.integers(len(self.azimuths))])
+
     def _is_plain(self, seed: int) -> bool:
         return bool(np.random.default_rng([seed, Stream.PERTURB_SEVERITY, _PLAIN_DRAW]).uniform() < self.plain)
 
     def any(self) -> bool:
-        """True if any axis is active."""
-        return any(self.on(axis) for axis in AXES)
+        """True if any axis is active, or cameras are turned."""
+        return bool(self.azimuths) or any(self.on(axis) for axis in AXES)
 
     def words(self) -> str:
         """The active axes as `parse` reads them, "camera=0.5 light=0:1"; training's draws are said in front."""
         ranges = [(axis, *self.range_of(axis)) for axis in AXES if self.on(axis)]
         named = [f"{axis}={low:g}" + (f":{high:g}" if high > low else "") for axis, low, high in ranges]
+        named += [f"{_AZIMUTHS}={_listed(self.azimuths)}"] if self.azimuths else []
         named += [f"{_PLAIN}={self.plain:g}"] if named and self.plain > 0.0 else []
         return " ".join(["randomise", *named] if named and self.draws == "train" else named)
 
 
-_PLAIN = "plain"
-_PLAIN_DRAW = 1000
-"""Number of its random stream, beyond those of the axes."""
-AXES: tuple[str, ...] = tuple(field.name for field in fields(Perturbation) if field.name not in ("draws", _PLAIN))
+_PLAIN, _AZIMUTHS = "plain", "azimuths"
+_PLAIN_DRAW, _AZIMUTH_DRAW = 1000, 1001
+"""Numbers of their random streams, beyond those of the axes."""
+AXES: tuple[str, ...] = tuple(
+    field.name for field in fields(Perturbation) if field.name not in ("draws", _PLAIN, _AZIMUTHS)
+)
 _TEST_ONLY = ("materials", "shadows")
 """Axes that training never randomises, so that they can be tested."""
 MIXES: dict[str, dict[str, Severity]] = {
@@ -146,8 +161,10 @@ MIXES: dict[str, dict[str, Severity]] = {
 
 
 def parse(words: Iterable[str]) -> Perturbation:
-    """ "camera=0.5", "light=0:1" -> Perturbation. ValueError with the nearest axis, or what a severity may be."""
+    """ "camera=0.5", "light=0:1", "azimuths=-20,0,20" -> Perturbation. ValueError with the nearest axis, or what a
+    severity may be."""
     values: dict[str, Severity] = {}
+    words, azimuths = _turned_cameras(words)
     for word in words:
         axis, _, text = word.partition("=")
         if axis not in AXES:
@@ -161,7 +178,7 @@ def parse(words: Iterable[str]) -> Perturbation:
         if len(numbers) not in (1, 2):
             raise ValueError(f"perturbation {word!r} must be {axis}=SEVERITY or {axis}=FROM:TO, from 0 to 1")
         values[axis] = numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-    perturbation = Perturbation(**values)
+    perturbation = Perturbation(**values, azimuths=azimuths)
     if problem := perturbation.problem():
         raise ValueError(problem)
     return perturbation
@@ -173,7 +190,7 @@ def randomisation(words: Iterable[str]) -> Perturbation:
 
     ValueError with the nearest name.
     """
-    words = list(words)
+    words, azimuths = _turned_cameras(words)
     shares = [word for word in words if word.partition("=")[0] == _PLAIN]
     words = [word for word in words if word not in shares]
     mixes, axes = [word for word in words if "=" not in word], [word for word in words if "=" in word]
@@ -186,10 +203,27 @@ def randomisation(words: Iterable[str]) -> Perturbation:
     severities |= {word.partition("=")[0]: getattr(named, word.partition("=")[0]) for word in axes}
     if shares:
         severities[_PLAIN] = _share(shares)
-    chosen = Perturbation(**severities, draws="train")
+    chosen = Perturbation(**severities, draws="train", azimuths=azimuths)
     if problem := chosen.problem():
         raise ValueError(problem)
     return chosen
+
+
+def _turned_cameras(words: Iterable[str]) -> tuple[list[str], tuple[float, ...]]:
+    """The other words, and the numbers of "azimuths=-20,0,20"; none without it."""
+    words = list(words)
+    given = [word for word in words if word.partition("=")[0] == _AZIMUTHS]
+    if len(given) > 1:
+        raise ValueError(f"the cameras' {_AZIMUTHS} are given twice: give one list of them")
+    try:
+        found = tuple(float(part) for word in given for part in word.partition("=")[2].split(","))
+    except ValueError:
+        raise ValueError(f"{given[0]!r} must be {_AZIMUTHS}=DEGREES, several with commas between them") from None
+    return [word for word in words if word not in given], found
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _share(words: list[str]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,3 +38,10 @@ class RenderOptions:
 def pictures_for(policy: Policy | None) -> int:
     """Height and width in pixels of the images to draw for a policy, so that none is enlarged: the size it asks for."""
     return (None if policy is None else policy.spec.picture_size) or IMAGE_SIZE
+
+
+def drawn_for(policy: Policy | None) -> dict[str, Any]:
+    """Arguments of `envs.make_vec` for what a policy reads: pictures of its size, and depth and calibration only where
+    it asks for them, since drawing depth costs as much as the picture."""
+    depth = policy is not None and policy.spec.depth is True
+    return {"image_size": pictures_for(policy), "depth": depth, "calibration": depth}

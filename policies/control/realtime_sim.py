@@ -37,6 +37,8 @@ class LiveWorld:
     for the following step). A switch keeps its last commanded value.
     """
 
+    gives_depth = False
+
     def __init__(
         self,
         make: Callable[[], VecEnv],

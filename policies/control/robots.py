@@ -64,6 +64,9 @@ def lerobot_robot(kind: str, values: Mapping[str, str]) -> Any:
 class LeRobotRobot:
     """Any LeRobot `Robot` under this interface. Components NAME.vel are velocities, the others positions."""
 
+    gives_depth = False
+    """A depth camera of LeRobot's tells no calibration."""
+
     def __init__(
         self,
         robot: Any,

@@ -35,8 +35,8 @@ Graph = Callable[[ModelInput[NDArray]], NDArray[np.float32]]
 """A batch -> normalised actions (B, C, A)."""
 GRAPHS: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2", "aoti": "model.aoti.pt2"}
 TOKENIZER = "tokenizer/tokenizer.json"
-INPUTS = ("images", "token_ids", "token_mask", "proprio")
-"""Input names of every exported graph, in the order of `ModelInput`'s fields."""
+INPUTS = ("images", "token_ids", "token_mask", "proprio", "depth", "intrinsics", "extrinsics")
+"""Input names of exported graphs, in the order of `ModelInput`'s fields; the last three of policies that read depth."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def refuse_others(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str
 
 def feed(inp: ModelInput[NDArray]) -> dict[str, NDArray[Any]]:
     """A graph's inputs by name."""
-    return dict(zip(INPUTS, map(np.ascontiguousarray, inp.arrays), strict=True))
+    return dict(zip(INPUTS, map(np.ascontiguousarray, inp.arrays), strict=False))
 
 
 def load_graph(config: ExportConfig, data: bytes, *, threads: int) -> Graph:

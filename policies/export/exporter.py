@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,25 @@ class Decision(nn.Module):
     def forward(self, images: Tensor, token_ids: Tensor, token_mask: Tensor, proprio: Tensor) -> Tensor:
         """The normalised actions (B, C, A) for model inputs in the order of `INPUTS`, B rows each."""
         features = self.vla.encode_as_is(ModelInput(images, token_ids, token_mask, proprio))
+        return self.vla.act(features, proprio)
+
+
+class DepthDecision(Decision):
+    """`Decision` of a policy that reads depth."""
+
+    def forward(
+        self,
+        images: Tensor,
+        token_ids: Tensor,
+        token_mask: Tensor,
+        proprio: Tensor,
+        depth: Tensor,
+        intrinsics: Tensor,
+        extrinsics: Tensor,
+    ) -> Tensor:
+        """The same, with depth (B, V, H, W) in metres and the cameras' matrices."""
+        views = (depth, intrinsics, extrinsics)
+        features = self.vla.encode_as_is(ModelInput(images, token_ids, token_mask, proprio, *views))
         return self.vla.act(features, proprio)
 
 
@@ -150,7 +169,25 @@ def random_observations(processor: Preprocessor, count: int, *, seed: int) -> It
             camera: rng.integers(0, 256, (1, size, size, 3), dtype=np.uint8) for camera in config.cameras if camera
         }
         proprio = (low + (high - low) * rng.uniform(-0.2, 1.2, (1, config.proprio_dim))).astype(np.float32)
-        yield Observation(images, proprio, [_instruction(processor, words, rng)])
+        views = _random_views(images, rng) if config.depth else {}
+        yield Observation(images, proprio, [_instruction(processor, words, rng)], **views)
+
+
+def _random_views(images: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
+    """Depth and matrices of these cameras, each at random. A map has four depths, one in each quarter: where a query
+    points is known up to rounding, and another pixel must not be another action."""
+    depth, inner, outer = {}, {}, {}
+    for camera, image in images.items():
+        size = image.shape[1]
+        quarters = rng.uniform(0.3, 1.5, (1, 2, 2))
+        at = np.arange(size) * 2 // size
+        depth[camera] = quarters[:, at[:, None], at].astype(np.float32)
+        focal = size * rng.uniform(0.8, 1.5)
+        inner[camera] = np.array([[[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]], np.float32)
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        outer[camera] = np.eye(4, dtype=np.float32)[None]
+        outer[camera][0, :3] = np.concatenate([turn, rng.uniform(-0.3, 0.3, (3, 1))], 1)
+    return {"depth": depth, "intrinsics": inner, "extrinsics": outer}
 
 
 def _instruction(processor: Preprocessor, words: Sequence[str], rng: np.random.Generator) -> str:
@@ -160,6 +197,11 @@ def _instruction(processor: Preprocessor, words: Sequence[str], rng: np.random.G
     while len(text) > 1 and read(" ".join(text), processor.tokenizer, rule=rule, limit=limit).cut_after is not None:
         text = text[:-1]
     return " ".join(text)
+
+
+def _inputs(vla: VLA) -> tuple[str, ...]:
+    """Input names of this policy's graph."""
+    return INPUTS if vla.processor.config.depth else INPUTS[:4]
 
 
 @torch.no_grad()
@@ -184,7 +226,7 @@ def _onnx(vla: VLA, *, precision: Precision) -> tuple[bytes, Graph]:
             trace(vla),
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(INPUTS),
+            input_names=list(_inputs(vla)),
             output_names=["actions"],
             verbose=False,
         )
@@ -230,12 +272,19 @@ def trace(vla: VLA) -> ExportedProgram:
         torch.ones(2, length, dtype=torch.bool),
         torch.zeros(2, vla.processor.proprio_width),
     )
-    shapes = ({0: batch}, {0: batch, 1: text}, {0: batch, 1: text}, {0: batch})
-    dynamic = dict(zip(INPUTS, shapes, strict=True))
+    shapes = [{0: batch}, {0: batch, 1: text}, {0: batch, 1: text}, {0: batch}]
+    if config.depth:
+        matrices = (torch.eye(side).expand(2, views, -1, -1).clone() for side in (3, 4))
+        example = (*example, torch.ones(2, views, size, size), *matrices)
+        shapes += [{0: batch}] * 3
+    dynamic = dict(zip(_inputs(vla), shapes, strict=True))
     try:
         # Conditions on sizes that the tracer cannot prove (large VLMs' masks have some) are checked when it runs.
         return torch.export.export(
-            Decision(vla).eval(), example, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
+            (DepthDecision if config.depth else Decision)(vla).eval(),
+            example,
+            dynamic_shapes=dynamic,
+            prefer_deferred_runtime_asserts_over_guards=True,
         )
     except Exception as problem:  # the tracer has many errors, each pages long
         reason = " ".join(str(problem).split())[:1000]

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,8 @@ class _Request:
     @property
     def kind(self) -> tuple[object, ...]:
         """Requests of one kind fit into one batch: same policy, same image sizes, same state."""
-        shapes = tuple((camera, image.shape) for camera, image in self.obs.images.items())
+        pictures = *self.obs.images.items(), *(self.obs.depth or {}).items()
+        shapes = tuple((camera, picture.shape) for camera, picture in pictures)
         return id(self.served), shapes, self.obs.proprio.shape
 
 
@@ -162,9 +163,17 @@ def _act(
 
 
 def _join(observations: Sequence[Observation]) -> Observation:
-    first = observations[0]
+    def joined(name: str) -> dict[str, NDArray[Any]] | None:
+        first = getattr(observations[0], name)
+        if first is None:
+            return None
+        return {camera: np.concatenate([getattr(obs, name)[camera] for obs in observations]) for camera in first}
+
     return Observation(
-        images={camera: np.concatenate([obs.images[camera] for obs in observations]) for camera in first.images},
+        images=joined("images") or {},
+        depth=joined("depth"),
+        intrinsics=joined("intrinsics"),
+        extrinsics=joined("extrinsics"),
         proprio=np.concatenate([obs.proprio for obs in observations]),
         instruction=[text for obs in observations for text in obs.instruction],
     )

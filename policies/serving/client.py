@@ -100,6 +100,7 @@ class PolicyClient:
             tuple(names) if _are_names(names) else None,
             grounding_threshold=_fraction(told.get("grounding"), "threshold"),
             picture_size=_count(told.get("picture_size")),
+            depth=told.get("depth") is True,
         )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +123,9 @@ class PolicyClient:
             images = {camera: image[i] for camera, image in obs.images.items()}
             # Only servers that speak of chunk sizes know the key; others (openpi's) send whole chunks anyway.
             whole = {"whole_chunk": True} if self.whole_chunks and "chunk_size" in self.metadata else {}
-            answer = self.infer({"images": images, "state": obs.proprio[i], "prompt": obs.instruction[i], **whole})
+            views = _views(obs, i) if self.metadata.get("depth") is True else {}
+            said = {"state": obs.proprio[i], "prompt": obs.instruction[i]}
+            answer = self.infer({"images": images, **views, **said, **whole})
             actions = answer.get("actions")
             if problem := _no_actions(actions, answer):
                 raise RuntimeError(f"policy server at {self.uri}: {problem}")
@@ -262,6 +265,13 @@ class PolicyClient:
                 connection.socket.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(Exception):  # the connection is given up: how it fails to close changes nothing
             self._resources.close()
+
+
+def _views(obs: Observation, i: int) -> dict[str, dict[str, np.ndarray]]:
+    """Depth and calibration of one robot's cameras, as far as the observation has them; the server names what is
+    missing."""
+    parts = {"depth": obs.depth, "intrinsics": obs.intrinsics, "extrinsics": obs.extrinsics}
+    return {name: {camera: part[i] for camera, part in (given or {}).items()} for name, given in parts.items()}
 
 
 def _action_spec(told: Mapping[str, Any]) -> ActionSpec:

@@ -15,6 +15,8 @@ from vla.core.types import Observation
 from vla.processing.pictures import to_uint8_picture
 
 MAX_IMAGE_SIDE = 4096
+_VIEW: dict[str, tuple[int, int] | None] = {"depth": None, "intrinsics": (3, 3), "extrinsics": (4, 4)}
+"""Parts that a policy which reads depth is sent of every camera, and their shapes; None: that of the picture."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,20 @@ class ObservationReader:
     """Checks one client's observation map and converts it to an Observation (B = 1). Every error names its key.
 
     Native keys: "images/<camera>" (H, W, 3) uint8 or floats in 0..1 (`vla.processing.pictures`), "state" (P,) numbers,
-    "prompt" str; they work beside the layout's. Unknown keys are ignored.
+    "prompt" str; they work beside the layout's. Unknown keys are ignored. For a policy that reads depth also
+    "depth/<camera>" (H, W) floats in metres, or whole numbers in millimetres, "intrinsics/<camera>" (3, 3) and
+    "extrinsics/<camera>" (4, 4), as `vla.core.types.Observation` has them.
     """
 
-    def __init__(self, cameras: Sequence[str], *, proprio_dim: int | None = None, layout: Layout | None = None) -> None:
-        self._cameras, self._proprio_dim, self._layout = tuple(cameras), proprio_dim, layout
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        *,
+        proprio_dim: int | None = None,
+        layout: Layout | None = None,
+        depth: bool = False,
+    ) -> None:
+        self._cameras, self._proprio_dim, self._layout, self._depth = tuple(cameras), proprio_dim, layout, depth
         aliases = {} if layout is None else layout.image_keys(cameras)
         # The layout's first, so that the error for a missing key speaks the client's language.
         self._images = {camera: _distinct(aliases.get(camera), f"images/{camera}") for camera in cameras}
@@ -90,6 +101,7 @@ class ObservationReader:
             **{f"images/{camera}": keys for camera, keys in self._images.items()},
             "state": [" + ".join(parts) for parts in self._state],
             "prompt": self._prompt_keys,
+            **({f"{part}/{camera}": [f"{part}/{camera}"] for part in _VIEW for camera in cameras} if depth else {}),
         }
         """Native key -> every key under which it is accepted."""
 
@@ -98,7 +110,24 @@ class ObservationReader:
         if not isinstance(message, dict):
             raise ValueError(f"expected an observation map, got {type(message).__name__}")
         images = {camera: self._image(message, keys) for camera, keys in self._images.items()}
-        return Observation(images=images, proprio=self._proprio(message), instruction=[self._prompt(message)])
+        views = {part: self._views(message, part) for part in _VIEW if self._depth}
+        return Observation(images=images, proprio=self._proprio(message), instruction=[self._prompt(message)], **views)
+
+    def _views(self, message: dict[Any, Any], part: str) -> dict[str, np.ndarray]:
+        """Camera -> depth (1, H, W), m, or a matrix (1, N, N)."""
+        found = {}
+        for camera in self._cameras:
+            key, value = _find(message, [f"{part}/{camera}"])
+            shape = _VIEW[part]
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or value.ndim != 2 or not value.size:
+                raise ValueError(f"{key}: expected an array {shape or '(H, W)'} of numbers, got {_kind(value)}")
+            if shape is not None and value.shape != shape:
+                raise ValueError(f"{key}: expected shape {shape}, got {value.shape}")
+            if max(value.shape) > MAX_IMAGE_SIDE:
+                raise ValueError(f"{key}: {value.shape} is larger than {MAX_IMAGE_SIDE} pixels a side")
+            unit = np.float32(0.001 if part == "depth" and value.dtype.kind in "iu" else 1)
+            found[camera] = value.astype(np.float32)[None] * unit
+        return found
 
     def _image(self, message: dict[Any, Any], keys: Sequence[str]) -> np.ndarray:
         key, value = _find(message, keys)
@@ -158,6 +187,10 @@ class ObservationReader:
         if not isinstance(value, str):
             raise ValueError(f"{key}: expected a string, got {type(value).__name__}")
         return value
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _distinct(alias: str | None, native: str) -> list[str]:

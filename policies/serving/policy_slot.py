@@ -39,7 +39,7 @@ class PolicySlot:
     ) -> None:
         """`policy.spec` says its actions and cameras, and the width that `state` must have (None leaves that check to
         the policy). `metadata`: sent to clients on connecting, in addition to `action_spec`, `cameras`, `proprio_dim`,
-        `proprio_names`, `picture_size` and `observation_keys`.
+        `proprio_names`, `picture_size`, `depth` and `observation_keys`.
 
         `n_action_steps`: how many of a chunk's actions are sent to clients that do not ask for whole chunks; None: as
         the spec says. Stock openpi clients cannot request whole chunks, and some execute every action they receive, so
@@ -53,7 +53,9 @@ class PolicySlot:
         if steps is not None and not 1 <= steps <= (spec.chunk_size or steps):
             raise ValueError(f"n_action_steps must be in 1..{spec.chunk_size or 'C'} (the chunk size), got {steps}")
         self.policy, self.spec = policy, replace(spec, n_action_steps=steps)
-        self.reader = ObservationReader(spec.cameras or (), proprio_dim=spec.proprio_dim, layout=layout)
+        self.reader = ObservationReader(
+            spec.cameras or (), proprio_dim=spec.proprio_dim, layout=layout, depth=bool(spec.depth)
+        )
         self.metadata = {
             **(metadata or {}),
             **_declared(self.spec),
@@ -68,6 +70,7 @@ class PolicySlot:
             **({} if spec.proprio_dim is None else {"proprio_dim": spec.proprio_dim}),
             **({} if spec.proprio_names is None else {"proprio_names": list(spec.proprio_names)}),
             **({} if spec.picture_size is None else {"picture_size": spec.picture_size}),
+            **({"depth": True} if spec.depth else {}),
             "observation_keys": self.reader.keys,
         }
         wire.pack(self.metadata)  # what cannot be sent is found out now

@@ -67,7 +67,7 @@ class Plans:
         self.vla, self.n_action_steps = vla.eval().requires_grad_(False), steps
         self.at = np.zeros(num_envs, np.int64)
         """Step of the plan that comes next."""
-        points = vla.backbone.num_queries * vla.backbone.point_dim
+        points = vla.backbone.num_queries * vla.point_dim
         self._chunk = np.zeros((num_envs, vla.chunk_size, vla.action_dim), np.float32)
         self._latent = np.zeros((num_envs, vla.chunk_size, vla.bridge.width), np.float32)
         self._points = np.zeros((num_envs, points), np.float32)

@@ -39,6 +39,6 @@ def summary(inputs: Features | Latents, proprio_BP: Tensor) -> Tensor:
     else:
         tokens = inputs.queries_BLQD if inputs.queries_BLQD.shape[2] else inputs.raw_BLND
         parts = [tokens[:, -1].mean(1)]
-        if inputs.points_BQE is not None:
-            parts.append(inputs.points_BQE.flatten(1))
+        if (pointed := inputs.pointed_BQE) is not None:
+            parts.append(pointed.flatten(1))
     return torch.cat([*parts, proprio_BP], 1).detach().float()

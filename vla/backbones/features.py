@@ -91,6 +91,16 @@ class Features(TensorBatch):
     """Explicit coordinates that each query points at; None when the backbone does not point. Always float32."""
     coords_NE: Tensor
     """(N, 3) of each raw token: x, y in [-1, 1] and view id. Shared by the batch. Always float32."""
+    raw_xyz_BNE: Tensor | None = None
+    """Coordinates of each raw token in the robot's frame (`vla.model.xyz`). Always float32."""
+    points_xyz_BQE: Tensor | None = None
+    """Coordinates in the robot's frame of what each query points at. Always float32."""
+
+    @property
+    def pointed_BQE(self) -> Tensor | None:
+        """Where the queries point, as a policy reads it: places in the robot's frame, where they are known, else those
+        in the pictures."""
+        return self.points_BQE if self.points_xyz_BQE is None else self.points_xyz_BQE
 
     @property
     def nbytes(self) -> int:
@@ -102,13 +112,18 @@ class Features(TensorBatch):
 
         Coordinates stay float32: they are small, and half precision would cost fractions of a millimetre.
         """
+        exact = ("points_BQE", "raw_xyz_BNE", "points_xyz_BQE")
         return replace(
             self,
             raw_BLND=_cast(self.raw_BLND.to(device=device), dtype),
             raw_mask_BN=None if self.raw_mask_BN is None else self.raw_mask_BN.to(device=device),
             queries_BLQD=_cast(self.queries_BLQD.to(device=device), dtype),
-            points_BQE=None if self.points_BQE is None else self.points_BQE.to(device=device, dtype=torch.float32),
             coords_NE=self.coords_NE.to(device=device, dtype=torch.float32),
+            **{
+                name: tensor.to(device=device, dtype=torch.float32)
+                for name, tensor in self.tensors().items()
+                if name in exact
+            },
         )
 
     def float(self) -> Features:

@@ -52,12 +52,14 @@ def side_of(thing: Any) -> PolicySpec:
 
     spec = getattr(thing, "action_spec", None)
     cameras, names, dim, size = map(asked, ("cameras", "proprio_names", "proprio_dim", "picture_size"))
+    depth = getattr(thing, "gives_depth", getattr(config, "depth", None))
     return PolicySpec(
         action_spec=spec if isinstance(spec, ActionSpec) else None,
         proprio_dim=dim if isinstance(dim, int) else None,
         proprio_names=None if names is None else tuple(names),
         cameras=None if cameras is None else tuple(camera for camera in cameras if camera),
         picture_size=size if isinstance(size, int) else None,
+        depth=depth if isinstance(depth, bool) else None,
     )
 
 
@@ -87,6 +89,11 @@ def fit(
         raise ValueError(
             f"the policy looks through the cameras {_listed(policy.cameras)}, the {where} has {_listed(env.cameras)}: "
             f"it lacks '{missing[0]}'"
+        )
+    if policy.depth and env.depth is False:
+        raise ValueError(
+            f"the policy reads depth and calibration of its cameras, the {where} gives none: drive a robot of your own "
+            "whose observations hold both, or train a policy without --xyz"
         )
     if state is not None:
         notices.append(

@@ -178,6 +178,8 @@ class PolicySpec:
     None: it tells no confidence."""
     picture_size: int | None = None
     """Side in pixels of the pictures that a simulator should draw for it. None: any."""
+    depth: bool | None = None
+    """True if it reads the depth and the calibration of its cameras, too; of a robot, whether it gives them."""
 
 
 @dataclass(frozen=True)

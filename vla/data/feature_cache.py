@@ -71,6 +71,8 @@ def check_demos(processor: Processor, demos: DemoSet) -> None:
     for camera in filter(None, config.cameras):
         if camera not in demos.images:
             raise ValueError(f"the demonstrations lack camera '{camera}'; they have: {', '.join(demos.images)}")
+        if config.depth and camera not in demos.geometry:
+            raise ValueError(f"the demonstrations lack the depth of camera '{camera}': load them with depth=True")
     if demos.action.shape[1] != len(config.action_names):
         raise ValueError(
             f"feature 'action' has {demos.action.shape[1]} components, this policy has {len(config.action_names)}: "
@@ -218,6 +220,12 @@ def _fingerprint(vla: VLA, demos: DemoSet, processor: Processor, word_noise: flo
     digest = hashlib.blake2b(digest_size=8)
     config = processor.config
     digest.update(repr((config.cameras, config.image_size, config.max_text_tokens, vla.config.backbone_dtype)).encode())
+    if vla.config.xyz is not None:
+        digest.update(repr(vla.config.xyz).encode())
+        for camera in filter(None, config.cameras):
+            known = demos.geometry[camera]
+            for values in (known.depth_mm, known.intrinsics, known.extrinsics):
+                digest.update(np.ascontiguousarray(values))
     if config.text_rule != "words":
         digest.update(config.text_rule.encode())
     if word_noise:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vla.core.types import ActionSpec, Observation
+from vla.data.camera_geometry import CameraGeometry, geometry_features, read_geometry
 from vla.data.dataset_meta import (
     camera_keys,
     check_width,
@@ -88,6 +89,8 @@ class DemoSet:
     """A finding for each oddity of the dataset's tables that does not prevent reading it."""
     aspects: Mapping[str, float] = field(default_factory=dict)
     """Camera -> width by height of its recorded pictures; empty where they are read at another size."""
+    geometry: Mapping[str, CameraGeometry] = field(default_factory=dict)
+    """Depth and calibration by camera; empty unless asked for."""
 
     @property
     def num_frames(self) -> int:
@@ -144,10 +147,14 @@ class DemoSet:
 
     def observation(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> Observation:
         """The observation of a policy at these frames; a slice gives views, an index copies."""
+        seen = {camera: known.take(frames) for camera, known in self.geometry.items()}
         return Observation(
             images={camera: image[frames] for camera, image in self.images.items()},
             proprio=self.proprio[frames],
             instruction=[self.instruction[i] for i in self._numbers(frames)],
+            depth={camera: known.depth_mm.astype(np.float32) / 1000 for camera, known in seen.items()} or None,
+            intrinsics={camera: known.intrinsics for camera, known in seen.items()} or None,
+            extrinsics={camera: known.extrinsics for camera, known in seen.items()} or None,
         )
 
     def subset(self, episodes: Iterable[int]) -> DemoSet:
@@ -165,6 +172,7 @@ class DemoSet:
             episode_index=self.episode_index[rows],
             privileged=None if self.privileged is None else self.privileged[rows],
             exact_proprio=None if self.exact_proprio is None else self.exact_proprio[rows],
+            geometry={camera: known.take(rows) for camera, known in self.geometry.items()},
         )
 
     def chunks(
@@ -212,6 +220,7 @@ def load_dataset(
     proprio_dim: int | None = None,
     image_size: int | None = None,
     lazy: bool | None = False,
+    depth: bool = False,
     num_threads: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DemoSet:
@@ -219,7 +228,8 @@ def load_dataset(
 
     `cameras`: names without "observation.images.", in the order wanted; None for all. `action_dim`, `proprio_dim`: the
     widths the policy needs. `image_size`: resize to this square while decoding (large videos must). `lazy` None: if the
-    pixels would take more than half of the free memory. `on_progress(frames decoded, frames to decode)` counts every
+    pixels would take more than half of the free memory. `depth`: each camera's depth and calibration, too
+    (`vla.data.camera_geometry`), always in memory. `on_progress(frames decoded, frames to decode)` counts every
     camera. ValueError, one line, naming the feature at fault.
     """
     root = Path(root)
@@ -233,7 +243,8 @@ def load_dataset(
     if lazy is None:
         lazy = _pixels(features, list(keys.values()), info["total_frames"], image_size) > 0.5 * free_memory()
     in_memory = [] if lazy else [key for key in keys.values() if features[key]["dtype"] == "image"]
-    table, order = read_table(root, info, [PROPRIO, ACTION, *in_memory])
+    measured = geometry_features(features, keys) if depth else {}
+    table, order = read_table(root, info, [PROPRIO, ACTION, *in_memory, *itertools.chain(*measured.values())])
     proprio, action = (vectors(table, features, key) for key in (PROPRIO, ACTION))
     if not lazy:
         _check_memory(features, list(keys.values()), len(table), image_size)
@@ -275,6 +286,7 @@ def load_dataset(
             *(() if image_size else _shapes(features, keys, images)),
         ),
         aspects={} if image_size else {camera: image.shape[2] / image.shape[1] for camera, image in images.items()},
+        geometry=read_geometry(root, table, features, measured, image_size),
     )
 
 
@@ -284,6 +296,7 @@ def load_datasets(
     *,
     image_size: int | None = None,
     lazy: bool | None = None,
+    depth: bool = False,
 ) -> dict[str, DemoSet]:
     """Several folders by the shortest names that tell them apart. An error names the folder when there are several."""
     paths = [Path(root) for root in roots]
@@ -298,7 +311,7 @@ def load_datasets(
     found = {}
     for name, path in zip(names, paths, strict=True):
         try:
-            found[name] = load_dataset(path, cameras, image_size=image_size, lazy=lazy)
+            found[name] = load_dataset(path, cameras, image_size=image_size, lazy=lazy, depth=depth)
         except ValueError as problem:
             raise ValueError(f"{name}: {problem}" if len(paths) > 1 else str(problem)) from None
     return found

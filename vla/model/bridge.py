@@ -219,10 +219,12 @@ class Bridge(nn.Module):
         proprio_dim: int,
         point_dim: int = 0,
         num_queries: int = 0,
+        raw_xyz_dim: int = 0,
     ) -> None:
         """`feature_width`, `num_layers`, `point_dim`: the backbone's width D, tapped layers L and E (0: no points).
 
-        `num_queries` Q is only needed by the point stem.
+        `num_queries` Q is only needed by the point stem; `raw_xyz_dim`: numbers of a raw token's coordinates in the
+        robot's frame (0: it has none).
 
         Raises ValueError for a configuration that fits neither itself nor the backbone.
         """
@@ -254,6 +256,11 @@ class Bridge(nn.Module):
                 nn.GELU(),
                 nn.Linear(hidden, config.width),
             )
+        self.embed_xyz = None
+        if raw_xyz_dim and config.raw:
+            self.embed_xyz = nn.Sequential(
+                nn.Linear(raw_xyz_dim, config.width), nn.GELU(), nn.Linear(config.width, feature_width)
+            )
         self.blocks = nn.ModuleList(
             BridgeBlock(config, feature_width=feature_width, point_dim=point_dim if block in points_at else 0)
             for block in range(len(taps))
@@ -270,9 +277,10 @@ class Bridge(nn.Module):
             raise ValueError(f"the bridge reads {self.proprio_dim} proprio values, got {proprio_BP.shape[-1]}")
         points = None
         if self.needs_points:
-            if features.points_BQE is None:
+            pointed = features.pointed_BQE
+            if pointed is None:
                 raise ValueError("this bridge was built for a backbone that points, but the features hold no points")
-            points = features.points_BQE.to(dtype)
+            points = pointed.to(dtype)
         coords = features.coords_NE.to(dtype)
         rope = (self.rope_cos.to(dtype), self.rope_sin.to(dtype)) if self.config.rope else None
         state = self.embed_proprio(proprio_BP.to(dtype))
@@ -281,8 +289,15 @@ class Bridge(nn.Module):
         if self.embed_points is not None:
             assert points is not None
             x_BCD = x_BCD + self.embed_points(torch.cat([points.flatten(1), proprio_BP.to(dtype)], 1))[:, None]
+        placed = None
+        if self.embed_xyz is not None:
+            if features.raw_xyz_BNE is None:
+                raise ValueError("this bridge reads where raw tokens are in the robot's frame, which is not given")
+            placed = self.embed_xyz(features.raw_xyz_BNE.to(dtype))
         for tap, block in zip(self.taps, self.blocks, strict=True):
             raw = features.raw_BLND[:, tap].to(dtype) if self.config.raw else None
+            if raw is not None and placed is not None:
+                raw = layer_normal(raw) + placed
             x_BCD = block(
                 x_BCD,
                 raw,
@@ -291,7 +306,7 @@ class Bridge(nn.Module):
                 points_BQE=points,
                 coords_NE=coords,
                 raw_mask_BN=features.raw_mask_BN,
-                raw_stats=None if raw is None else layer_stats(raw),
+                raw_stats=None if raw is None or placed is not None else layer_stats(raw),
                 rope=rope,
             )
         return x_BCD

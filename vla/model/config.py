@@ -103,6 +103,21 @@ class FaithfulConfig:
 
 
 @dataclass(frozen=True)
+class XYZConfig:
+    """Coordinates in the robot's frame, from depth and calibration, in place of those in the pictures
+    (`vla.model.xyz`)."""
+
+    centre_m: tuple[float, float, float] = (0.5, 0.0, 0.1)
+    """The middle of the workspace in the frame of the cameras' extrinsics."""
+    scale_m: float = 0.25
+    """Coordinates are divided by this: about half of the workspace's side."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        return None if self.scale_m > 0 else f"xyz.scale_m must be a positive number of metres, got {self.scale_m}"
+
+
+@dataclass(frozen=True)
 class VLAConfig:
     """Configuration of a model: backbone, bridge, action head."""
 
@@ -127,6 +142,8 @@ class VLAConfig:
     """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
     language: bool = True
     """False: the instruction is left blank. A control that must fail where instructions matter."""
+    xyz: XYZConfig | None = None
+    """Read where things are in the robot's frame: needs cameras with depth and calibration. None: in the pictures."""
 
 
 def model_problem(config: VLAConfig) -> str | None:
@@ -152,7 +169,10 @@ def model_problem(config: VLAConfig) -> str | None:
         return f"refiner_width must be 0 (none) or positive, got {config.refiner_width}"
     if config.lora is not None and not config.freeze_backbone:
         return "lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora"
-    return config.bridge.problem() or (None if config.lora is None else config.lora.problem())
+    if config.xyz is not None and isinstance(config.bridge, FaithfulConfig):
+        return "xyz is for our own bridge: a released policy reads no depth"
+    parts = (config.bridge, config.lora, config.xyz)
+    return next(filter(None, (part.problem() for part in parts if part is not None)), None)
 
 
 def check_backbone(name: str) -> None:

@@ -25,6 +25,7 @@ from vla.model.heads.registry import HEADS
 from vla.model.heads.residual import Latents, Refiner
 from vla.model.released.bridge import FaithfulBridge
 from vla.model.stored import BackboneLoader, read_policy, save_policy
+from vla.model.xyz import RAW_DIM, point_dim, with_xyz
 from vla.processing.processor import ModelInput, Processor, ProcessorConfig, Stats
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class VLA(nn.Module):
         super().__init__()
         if problem := model_problem(config):
             raise ValueError(problem)
+        if processor.config.depth != (config.xyz is not None):
+            raise ValueError("model and processor disagree about depth: xyz needs a processor with depth")
         head = find(config.head, HEADS, "head")
         if not config.decoder:
             backbone = NoDecoder(backbone)
@@ -113,6 +116,7 @@ class VLA(nn.Module):
             proprio_names=None if proprio_names is None else tuple(proprio_names),
             picture_size=min(size, picture_size or size),
             aspects=None if aspects is None else tuple(aspects),
+            depth=config.xyz is not None,
         )
         processor = Processor(processor_config, stats, backbone.tokenizer)
         with torch.random.fork_rng(devices=[]):
@@ -143,6 +147,11 @@ class VLA(nn.Module):
     def action_dim(self) -> int:
         """Action width of the model: wider than one robot's when it was trained for several."""
         return self.processor.action_width
+
+    @property
+    def point_dim(self) -> int:
+        """Numbers that the bridge reads of where each query points: of the backbone's, or of `vla.model.xyz`'s."""
+        return _point_dim(self.config, self.backbone, self.processor)
 
     @property
     def backbone_learns(self) -> bool:
@@ -180,7 +189,8 @@ class VLA(nn.Module):
         ):
             mask = inp.token_mask_BT if self.config.language else torch.zeros_like(inp.token_mask_BT)
             features = self.backbone(inp.images_BVHWC, inp.token_ids_BT, mask)
-        return features.float()
+        features = features.float()
+        return features if self.config.xyz is None else with_xyz(features, inp, self.config.xyz)
 
     def confidence(self, features: Features) -> Tensor | None:
         """How surely the named object is in sight (B,); None without a threshold to hold it against."""
@@ -221,7 +231,7 @@ class VLA(nn.Module):
     def _new_refiner(self, width: int) -> Refiner:
         return Refiner(
             latent_width=self.bridge.width,
-            point_width=self.backbone.num_queries * self.backbone.point_dim,
+            point_width=self.backbone.num_queries * self.point_dim,
             proprio_dim=self.bridge.proprio_dim,
             action_dim=self.action_dim,
             width=width,
@@ -326,9 +336,16 @@ def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -
         feature_width=backbone.width,
         num_layers=backbone.num_layers,
         proprio_dim=processor.proprio_width,
-        point_dim=backbone.point_dim,
+        point_dim=_point_dim(config, backbone, processor),
         num_queries=backbone.num_queries,
+        raw_xyz_dim=0 if config.xyz is None else RAW_DIM,
     )
+
+
+def _point_dim(config: VLAConfig, backbone: nn.Module, processor: Processor) -> int:
+    if config.xyz is None or not backbone.point_dim:
+        return backbone.point_dim
+    return point_dim(len(processor.config.cameras))
 
 
 @contextmanager

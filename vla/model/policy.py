@@ -120,7 +120,10 @@ class VLAPolicy:
         ids, mask = self._tokens(tuple(obs.instruction))
         images = torch.from_numpy(processor.images(obs))
         proprio = processor.normalise_proprio(obs.proprio, batch_size=obs.batch_size)
-        return ModelInput(images.to(device, non_blocking=True), ids, mask, proprio.to(device, non_blocking=True))
+        views = [torch.from_numpy(array).to(device, non_blocking=True) for array in processor.depth_arrays(obs)]
+        return ModelInput(
+            images.to(device, non_blocking=True), ids, mask, proprio.to(device, non_blocking=True), *views
+        )
 
     def _normalised(self, inp: ModelInput) -> tuple[Tensor, Tensor | None]:
         """Actions (B, C, A) as the model gives them, and confidences (B,) where it tells them."""
@@ -134,12 +137,10 @@ class VLAPolicy:
             self._graphs[shape] = Graph(self._decide, inputs)
         return self._graphs[shape](*inputs)
 
-    def _decide(
-        self, images_BVHWC: Tensor, ids_BT: Tensor, mask_BT: Tensor, proprio_BP: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        inp = ModelInput(images_BVHWC, ids_BT, mask_BT, proprio_BP)
+    def _decide(self, *arrays: Tensor) -> tuple[Tensor, Tensor | None]:
+        inp = ModelInput(*arrays)
         features = self.vla.encode_as_is(inp, self._dtype())
-        return self.vla.act(features, proprio_BP), self.vla.confidence(features)
+        return self.vla.act(features, inp.proprio_BP), self.vla.confidence(features)
 
     def _dtype(self) -> torch.dtype:
         """Precision in which the backbone acts: its own, or float32 on a processor that multiplies bfloat16 no faster,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 
@@ -19,6 +19,11 @@ class ModelInput[ArrayT]:
     """bool, True = real token."""
     proprio_BP: ArrayT
     """float32, normalised."""
+    depth_BVHW: ArrayT | None = None
+    """float32, metres along each camera's axis, as large as the images; 0 where nothing was measured. Only for policies
+    that read depth, like the cameras' matrices below (`vla.core.types.Observation`)."""
+    intrinsics_BV33: ArrayT | None = None
+    extrinsics_BV44: ArrayT | None = None
 
     @property
     def batch_size(self) -> int:
@@ -26,13 +31,18 @@ class ModelInput[ArrayT]:
         return self.proprio_BP.shape[0]
 
     @property
-    def arrays(self) -> tuple[ArrayT, ArrayT, ArrayT, ArrayT]:
-        """The four arrays, in the order of the fields."""
-        return self.images_BVHWC, self.token_ids_BT, self.token_mask_BT, self.proprio_BP
+    def names(self) -> tuple[str, ...]:
+        """Names of the fields that this input has, in their order."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    @property
+    def arrays(self) -> tuple[ArrayT, ...]:
+        """The arrays of `names`."""
+        return tuple(getattr(self, name) for name in self.names)
 
     def map[OtherT](self, function: Callable[[ArrayT], OtherT]) -> ModelInput[OtherT]:
         """The batch of `function` of each array."""
-        return ModelInput(*map(function, self.arrays))
+        return ModelInput(**{name: function(getattr(self, name)) for name in self.names})
 
     def to(self, device: Any) -> ModelInput[ArrayT]:
         """The same input on another device (tensors only)."""
@@ -44,13 +54,13 @@ class ModelInput[ArrayT]:
 
     def without_padding(self) -> ModelInput[ArrayT]:
         """The text as long as the longest instruction of the batch: a third of the time would go into padding."""
-        text = trimmed_text(self.token_ids_BT, self.token_mask_BT)
-        return ModelInput(self.images_BVHWC, *text, self.proprio_BP)
+        ids, mask = trimmed_text(self.token_ids_BT, self.token_mask_BT)
+        return replace(self, token_ids_BT=ids, token_mask_BT=mask)
 
     @staticmethod
     def cat(parts: Sequence[ModelInput[ArrayT]], join: Callable[[list[ArrayT]], ArrayT]) -> ModelInput[ArrayT]:
         """One batch from several; `join` puts arrays one after the other (torch.cat, np.concatenate)."""
-        return ModelInput(*(join(list(column)) for column in zip(*(part.arrays for part in parts), strict=True)))
+        return ModelInput(**{name: join([getattr(part, name) for part in parts]) for name in parts[0].names})
 
 
 def trimmed_text[ArrayT](ids_BT: ArrayT, mask_BT: ArrayT) -> tuple[ArrayT, ArrayT]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vla.core.types import IMAGE_SIZE, ActionSpec, Observation, PolicySpec
 from vla.processing.batch import ModelInput
+from vla.processing.depth import depth_views
 from vla.processing.pictures import black_picture, is_black
 from vla.processing.stats import LEAST_RANGE, Stats
 from vla.processing.text import TextRule, read, remarks, tokens_of
@@ -70,6 +71,8 @@ class ProcessorConfig:
     aspects: tuple[float, ...] | None = None
     """Width by height of each camera's pictures in training, 0 where that is not known: other ones come out squeezed
     otherwise. None in checkpoints made before they were kept."""
+    depth: bool = False
+    """The model reads each camera's depth and calibration besides its picture."""
 
 
 class Preprocessor:
@@ -151,7 +154,7 @@ class Preprocessor:
         cameras = tuple(camera for camera in config.cameras if camera)
         return PolicySpec(
             self.action_spec, chunk_size, n_action_steps, cameras, config.proprio_dim, config.proprio_names or None,
-            takes_prefix, picture_size=config.picture_size,
+            takes_prefix, picture_size=config.picture_size, depth=config.depth,
         )  # fmt: skip
 
     def arrays(self, obs: Observation) -> ModelInput[NDArray]:
@@ -160,7 +163,13 @@ class Preprocessor:
             self.images(obs),
             *self.token_arrays(obs.instruction),
             self.scale_proprio(obs.proprio, batch_size=obs.batch_size),
+            *self.depth_arrays(obs),
         )
+
+    def depth_arrays(self, obs: Observation) -> tuple[NDArray[np.float32], ...]:
+        """Depth (B, V, size, size) and the matrices of every camera for a model that reads depth; nothing for another.
+        ValueError as `arrays`."""
+        return depth_views(self.config.cameras, self.config.image_size, obs) if self.config.depth else ()
 
     def token_arrays(self, instructions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids (B, T) and mask (B, T), T being `max_text_tokens`, or the longest instruction's length if that is more.

@@ -158,6 +158,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
             proprio_names=part.proprio_names,
             picture_size=min(size, _sharpest(part)),
             aspects=_aspects(part, cameras[i]),
+            depth=cfg.model.xyz is not None,
         )
         for i, part in enumerate(parts)
     ]

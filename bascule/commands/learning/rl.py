@@ -85,7 +85,7 @@ class RL(Command):
         refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         init = trained(self.init)
         self._check()
-        from policies.load import chosen_embodiment, picture_size
+        from policies.load import chosen_embodiment, picture_size, reads_depth
         from vla.runtime.console import say
         from vla.runtime.distributed import launch, launched
 
@@ -111,8 +111,8 @@ class RL(Command):
         if team.size == 1:
             use_idle_cores()
         perturb = chosen_perturbation(self.perturb, self.randomise or (() if self.perturb else config.randomise))
-        pixels = picture_size(init, member)
-        env = self._worlds(config.suite, config.num_envs // team.size, pixels, perturb, config.horizon)
+        pixels, depth = picture_size(init, member), reads_depth(init)
+        env = self._worlds(config.suite, config.num_envs // team.size, pixels, perturb, config.horizon, depth=depth)
         if self.late_steps:
             env = self._late(env, config, init)
         demos = None
@@ -149,7 +149,7 @@ class RL(Command):
                 say(f"warning: {lost}: this policy had less training than was planned; {go_on} {count}--minutes "
                     f"{minutes}")  # fmt: skip
             if self.retain:
-                self._report_retention(init, member, pixels)
+                self._report_retention(init, member, pixels, depth)
 
     def _check(self) -> None:
         """Raise ValueError for invalid arguments before any work."""
@@ -199,6 +199,8 @@ class RL(Command):
         pixels: int | None,
         perturb: Perturbation | None = None,
         horizon: int | None = None,
+        *,
+        depth: bool = False,
     ) -> Any:
         from envs import make_vec
         from vla.core.types import IMAGE_SIZE
@@ -206,7 +208,7 @@ class RL(Command):
         device = None if self.backend == "cpu" else choose_device(self.device)
         return make_vec(
             suite, num_envs, num_workers=self.workers, backend=self.backend, device=device, perturb=perturb,
-            horizon=horizon, image_size=pixels or IMAGE_SIZE,
+            horizon=horizon, image_size=pixels or IMAGE_SIZE, depth=depth, calibration=depth,
         )  # fmt: skip
 
     def _late(self, env: Any, config: Any, init: Path) -> Any:
@@ -224,7 +226,7 @@ class RL(Command):
             )
         return DelayedVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
 
-    def _report_retention(self, init: Path, member: str | None, pixels: int | None) -> None:
+    def _report_retention(self, init: Path, member: str | None, pixels: int | None, depth: bool) -> None:
         from envs.evaluation.evaluate import evaluate
         from envs.registry import load_suite
         from envs.seeds import RETENTION_SEED0
@@ -235,7 +237,7 @@ class RL(Command):
         from vla.runtime.console import format_rate, stdout, table
 
         def play(policy: Policy, suite: str) -> Any:
-            env = self._worlds(suite, min(48, self.retain_episodes), pixels)
+            env = self._worlds(suite, min(48, self.retain_episodes), pixels, depth=depth)
             try:
                 first = RETENTION_SEED0
                 count = self.retain_episodes * len(load_suite(suite).tasks)

@@ -48,6 +48,9 @@ class Train(Command):
     """Action head: l1, linear, flow, bins, frequencies; or MODULE:CLASS, one of your own (docs/extend.md)."""
     cameras: tuple[str, ...] | None = None
     """The cameras to use, in order. Default: all of the dataset."""
+    xyz: bool = False
+    """Read where things are in the robot's frame, from the depth and the calibration of every camera (docs/train.md):
+    the policy then works with cameras that stand elsewhere. The dataset must hold both, see `vla demos --depth`."""
     image_size: int | None = None
     """Read every picture at this square size in pixels: for cameras that changed their resolution, and to save memory.
     The policy reads its backbone's size either way."""
@@ -107,7 +110,8 @@ class Train(Command):
         from vla.training.train import build_vla, train
 
         rank, processes = launched()
-        demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream)
+        depth = config.model.xyz is not None
+        demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream, depth=depth)
         model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
         if resuming and self.backbone is None:  # the recipe's may be another one by now
             config = replace(config, model=replace(config.model, backbone=model.config.backbone))
@@ -119,8 +123,8 @@ class Train(Command):
             for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
                 say(line)
             for dataset, (name, part) in zip(self.dataset, demos.items(), strict=True):
-                if depth := depth_maps(read_info(dataset)["features"]):
-                    say(f"{name}: depth maps are left out: {', '.join(depth)}")
+                if (maps := depth_maps(read_info(dataset)["features"])) and not depth:
+                    say(f"{name}: depth maps are left out, --xyz reads them: {', '.join(maps)}")
                 longest = max(np.unique(part.episode_index, return_counts=True)[1])
                 if config.model.chunk_size > longest:
                     far = f"a chunk of {config.model.chunk_size} actions is longer than any episode ({longest} frames)"
@@ -150,6 +154,7 @@ class Train(Command):
     def _config(self, config: TrainConfig) -> TrainConfig:
         """The recipe with this command's changes."""
         from vla.backbones.lora import LoRAConfig
+        from vla.model.config import XYZConfig
         from vla.processing.config import AUGMENTATIONS, AugmentConfig
         from vla.training.train_config import LanguageConfig
 
@@ -159,6 +164,8 @@ class Train(Command):
             backbone=self.backbone, head=self.head, chunk_size=self.chunk_size, n_action_steps=self.n_action_steps,
         )  # fmt: skip
         model = replace(config.model, **shape)
+        if self.xyz:
+            model = replace(model, xyz=model.xyz or XYZConfig())
         if self.tune is not None:
             adapters = (model.lora or LoRAConfig()) if self.tune == "lora" else None
             model = replace(model, freeze_backbone=self.tune != "full", lora=adapters)

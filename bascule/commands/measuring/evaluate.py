@@ -46,7 +46,8 @@ class Eval(Command):
     """Processes that simulate."""
     perturb: tuple[str, ...] = ()
     """Perturbations of the environment, AXIS=SEVERITY from 0 to 1 or AXIS=FROM:TO each; axes: camera, light, texture,
-    distractors, layout, robot, instruction, noise, materials, shadows, motion, compression."""
+    distractors, layout, robot, instruction, noise, materials, shadows, motion, compression. azimuths=-30,0,30: the
+    fixed camera is turned about the table, in every episode by one of these degrees."""
     backend: Literal["cpu", "warp"] = "cpu"
     """cpu: MuJoCo in worker processes. warp: MuJoCo Warp, all environments on one device."""
     device: str | None = None
@@ -109,7 +110,7 @@ class Eval(Command):
         from envs import make_vec
         from envs.evaluation.evaluate import Count, evaluate
         from envs.perturb.perturbation import parse
-        from envs.sim.render_options import pictures_for
+        from envs.sim.render_options import drawn_for
         from vla.core.compatibility import fitted
         from vla.core.config import save_json
         from vla.core.grounding import threshold_of
@@ -135,7 +136,7 @@ class Eval(Command):
             phrasings=self.phrasings,
             backend=self.backend,
             device=self.device,
-            image_size=pictures_for(loaded),
+            **drawn_for(loaded),
             perturb=perturb,
         )
         seeds = range(seed0, seed0 + self.episodes)

@@ -16,12 +16,12 @@ from vla.core.config import lookup
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run an experiment over several arms and seeds: ablation, latency, rl, robustness, words."""
+    """Run an experiment over several arms and seeds: ablation, latency, rl, robustness, words, xyz."""
 
     name: Positional[str]
     """ablation: variants of bridge attention; latency: delayed answers of the policy; rl: variants of online RL;
     robustness: perturbed environments; words: sentences that no training text has, and such that name nothing in
-    sight."""
+    sight; xyz: places in the robot's frame before cameras that stand elsewhere."""
     out: Path = Path("runs/experiment")
     """Folder for the finished runs; repeating the command continues there."""
     json: Path | None = None
@@ -36,17 +36,17 @@ class Experiment(Command):
     conditions: tuple[str, ...] | None = None
     """latency: the delays; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
     suite: str | None = None
-    """latency, robustness, words: the suite to evaluate in."""
+    """latency, robustness, words, xyz: the suite to evaluate in."""
     seeds: tuple[int, ...] | None = None
-    """ablation, rl: seeds of the training runs; each has demonstrations of its own."""
+    """ablation, rl, xyz: seeds of the training runs; each has demonstrations of its own."""
     seed0: int | None = None
     """latency: seed of the first scene; by default the suite's first evaluation seed."""
     demos: int | None = None
-    """ablation, rl: number of demonstrations."""
+    """ablation, rl, xyz: number of demonstrations."""
     backbone: str | None = None
-    """ablation, rl: backbone of the trained policies, see `vla list backbones`. Default: small."""
+    """ablation, rl, xyz: backbone of the trained policies, see `vla list backbones`. Default: small."""
     steps: int | None = None
-    """ablation, rl: gradient steps of imitation."""
+    """ablation, rl, xyz: gradient steps of imitation."""
     episodes: int | None = None
     """Evaluation scenes, the same for all arms."""
     num_envs: int | None = None

@@ -204,7 +204,7 @@ class Table:
 
     def _scenes(self, cell: Cell) -> VecEnv:
         from envs import make_vec
-        from envs.sim.render_options import pictures_for
+        from envs.sim.render_options import drawn_for
         from vla.core.compatibility import fitted
         from vla.runtime.console import say
 
@@ -217,7 +217,7 @@ class Table:
             self._env = make_vec(
                 setting.suite, min(setting.num_envs, setting.episodes), num_workers=setting.workers,
                 phrasings=setting.phrasings, backend=setting.backend, device=setting.device, perturb=perturb,
-                image_size=pictures_for(self._loaded),
+                **drawn_for(self._loaded),
             )  # fmt: skip
             self._drawn = perturb
         if new is not None:

@@ -58,6 +58,9 @@ class ToyWorld:
     def privileged(self):
         return np.array([self.seed, self.count], np.float32)
 
+    def geometry(self):
+        return None
+
     def exact_proprio(self):
         return None
 
@@ -115,3 +118,22 @@ def hopeless_world(suite, image_size):
     world = ToyWorld(image_size)
     world.horizon = 2
     return world
+
+
+class SeenInDepth(ToyWorld):
+    """The same, with depth and calibration of its cameras."""
+
+    def geometry(self):
+        rng = np.random.default_rng([self.seed, self.count, 3])
+        found = {}
+        for camera in CAMERAS:
+            depth = rng.uniform(0.2, 3.0, (self.size, self.size)).astype(np.float32)
+            depth[0, 0], depth[0, 1] = np.inf, 0.0
+            outer = np.eye(4, dtype=np.float32)
+            outer[:3, 3] = rng.uniform(-1, 1, 3)
+            found[camera] = (depth, np.diag([20.0, 21.0, 1.0]).astype(np.float32), outer)
+        return found
+
+
+def depth_world(suite, image_size):
+    return SeenInDepth(image_size)

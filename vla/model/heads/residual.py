@@ -38,8 +38,8 @@ class Latents(TensorBatch):
         latent_BCD = bridge(features, proprio_BP)
         batch = latent_BCD.shape[0]
         points = latent_BCD.new_zeros(batch, 0)
-        if features.points_BQE is not None:
-            points = features.points_BQE.flatten(1).to(latent_BCD)
+        if (pointed := features.pointed_BQE) is not None:
+            points = pointed.flatten(1).to(latent_BCD)
         stem = getattr(bridge, "embed_points", None)
         if stem is None or not points.shape[1]:
             return Latents(latent_BCD, latent_BCD.new_zeros(batch, latent_BCD.shape[-1]), points)

@@ -1,0 +1,1 @@
+"""Experiments about where things are: cameras in other places, depth and calibration."""

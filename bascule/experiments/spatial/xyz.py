@@ -1,0 +1,174 @@
+"""`vla experiment xyz`: does a policy that reads places in the robot's frame work with cameras that stand elsewhere?
+
+Demonstrations show the table from a few azimuths drawn at random, the evaluation from azimuths between them. The
+control is the same policy with extrinsics that are wrong by 20 degrees: it must fail. May import every package.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bascule.experiments.arms import Report, Row, compare, evaluation_scenes
+from bascule.experiments.spatial.azimuths import HELD_OUT, trained_azimuths
+from vla.core.config import lookup
+from vla.core.types import ActionChunk, Observation, Policy, Prefix
+from vla.model.config import DEFAULT_BACKBONE, VLAConfig, XYZConfig
+
+WRONG_DEG = 20.0
+
+
+@dataclass(frozen=True)
+class XYZArm:
+    """How a policy is trained and in which rooms it is evaluated."""
+
+    xyz: bool = False
+    raw: bool = False
+    """The bridge reads the raw image tokens, too."""
+    seen: bool = False
+    """Evaluated before cameras at the azimuths of its training."""
+    wrong: bool = False
+    """With extrinsics turned by `WRONG_DEG`: a control that must fail."""
+
+    @property
+    def trained(self) -> str:
+        """Name of the policy, which arms may share."""
+        return ("xyz" if self.xyz else "plain") + ("-raw" if self.raw else "")
+
+
+ARMS = {
+    "plain": XYZArm(),
+    "xyz": XYZArm(xyz=True),
+    "xyz-wrong": XYZArm(xyz=True, wrong=True),
+    "plain-seen": XYZArm(seen=True),
+    "xyz-seen": XYZArm(xyz=True, seen=True),
+    "plain-raw": XYZArm(raw=True),
+    "xyz-raw": XYZArm(xyz=True, raw=True),
+    "xyz-raw-wrong": XYZArm(xyz=True, raw=True, wrong=True),
+}
+
+
+@dataclass(frozen=True)
+class XYZExperimentConfig:
+    """Equal demonstrations, steps and evaluation scenes for policies that read places in pictures, and in metres."""
+
+    suite: str = "tabletop-pick"
+    arms: tuple[str, ...] = ("plain", "xyz", "xyz-wrong")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each with its own demonstrations, azimuths and initial weights."""
+    demos: int = 80
+    backbone: str = DEFAULT_BACKBONE
+    steps: int = 1300
+    episodes: int = 200
+    """Evaluation scenes, the same for every arm and seed."""
+    num_envs: int = 48
+    workers: int = 2
+
+
+def xyz(config: XYZExperimentConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
+    """Every arm with every seed; `arms.compare` says what is returned. ValueError for an unknown arm."""
+    for arm in config.arms:
+        lookup(arm, ARMS, "arm")
+    return compare(
+        "xyz", config.arms, config.seeds, partial(_imitate_and_evaluate, config, out), out,
+        asked={name: getattr(config, name) for name in ("suite", "demos", "backbone", "steps", "episodes")},
+        figures={
+            "replan_ms": lambda rows: round(float(np.median([row["replan_ms"] for row in rows])), 2),
+            "replan_ratio": lambda rows: round(float(np.median([row["replan_ratio"] for row in rows])), 3),
+        },
+        on_progress=on_progress,
+    )  # fmt: skip
+
+
+def _imitate_and_evaluate(config: XYZExperimentConfig, out: Path, name: str, seed: int) -> Row:
+    from envs.evaluation.evaluate import evaluate
+    from envs.perturb.perturbation import Perturbation
+    from vla.model.policy import VLAPolicy
+
+    arm, began = ARMS[name], time.monotonic()
+    model, plain = _imitate(config, arm, seed, out)
+    seconds = time.monotonic() - began
+    policy = VLAPolicy(model.eval())
+    azimuths = trained_azimuths(seed) if arm.seen else HELD_OUT
+    shown = WrongExtrinsics(policy, WRONG_DEG, model.config.xyz) if arm.wrong and model.config.xyz else policy
+    with evaluation_scenes(config, policy, perturb=Perturbation(azimuths=azimuths)) as (env, seeds):
+        report = evaluate(shown, env, seeds, suite=config.suite)
+        replan_ms, plain_ms = replan_times([policy, VLAPolicy(plain.eval())], env.observation().select([0]))
+    return {
+        "successes": report.successes,
+        "episodes": report.episodes,
+        "wrong_object": report.wrong_object,
+        "azimuths": list(trained_azimuths(seed)),
+        "train_seconds": round(seconds, 1),
+        "replan_ms": replan_ms,
+        "replan_ratio": replan_ms / plain_ms,
+    }
+
+
+def _imitate(config: XYZExperimentConfig, arm: XYZArm, seed: int, out: Path) -> tuple[Any, Any]:
+    """The arm's policy of this seed, trained unless an earlier arm or command has; and an untrained plain one of the
+    same shape. KeyboardInterrupt when training is stopped."""
+    from envs.demos.record import record
+    from envs.perturb.perturbation import Perturbation
+    from envs.seeds import DEMO_BLOCK
+    from vla.backbones.hub import load as load_backbone
+    from vla.core.types import IMAGE_SIZE
+    from vla.data.lerobot_dataset import load_dataset
+    from vla.training.recipes import RECIPES
+    from vla.training.train import build_vla, train
+
+    recipe = RECIPES["tabletop" if arm.raw else "tabletop-few"]()
+    shape: VLAConfig = replace(recipe.model, backbone=config.backbone)
+    recipe = replace(recipe, steps=config.steps, seed=seed, model=shape)
+    backbone, folder = load_backbone(config.backbone), out / f"{arm.trained}-policy-{seed}"
+    dataset = record(
+        config.suite, config.demos, out / f"demos-{seed}", seed0=DEMO_BLOCK * seed, num_workers=config.workers,
+        image_size=getattr(backbone, "image_size", IMAGE_SIZE), perturb=Perturbation(azimuths=trained_azimuths(seed)),
+        depth=True,
+    )  # fmt: skip
+    demos = load_dataset(dataset, depth=arm.xyz)
+    plain = build_vla(recipe, demos, backbone=backbone)
+    recipe = replace(recipe, model=replace(shape, xyz=XYZConfig() if arm.xyz else None))
+    model = build_vla(recipe, demos, backbone=backbone)
+    if train(recipe, model, demos, folder, resume=(folder / "config.json").exists()).interrupted:
+        raise KeyboardInterrupt
+    return model, plain
+
+
+class WrongExtrinsics:
+    """A policy that is told of cameras turned about the vertical through the workspace's middle by so many degrees."""
+
+    def __init__(self, policy: Policy, degrees: float, config: XYZConfig) -> None:
+        angle = np.deg2rad(degrees)
+        self.policy, self.spec = policy, policy.spec
+        turn, centre = np.eye(4), np.array(config.centre_m)
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        turn[:3, 3] = centre - turn[:3, :3] @ centre
+        self._turn = turn.astype(np.float32)
+
+    def reset(self, env_ids: Sequence[int] | None = None) -> None:
+        """Forget what the policy remembers."""
+        self.policy.reset(env_ids)
+
+    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
+        """The policy's chunk, with wrong extrinsics."""
+        turned = {camera: self._turn @ matrix for camera, matrix in (obs.extrinsics or {}).items()}
+        return self.policy.act(replace(obs, extrinsics=turned), prefix=prefix)
+
+
+def replan_times(policies: Sequence[Policy], obs: Observation, *, rounds: int = 40) -> list[float]:
+    """Median milliseconds of one decision of each policy for one robot, measured in turn: what else the machine does
+    slows all of them alike."""
+    taken = np.zeros((rounds, len(policies)))
+    for row in taken:
+        for place, policy in enumerate(policies):
+            began = time.perf_counter()
+            policy.act(obs)
+            row[place] = 1000 * (time.perf_counter() - began)
+    return np.median(taken[rounds // 4 :], axis=0).tolist()

@@ -1,0 +1,118 @@
+"""Depth and calibration in demonstrations: read back as they were seen, by us and by the stock LeRobotDataset."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.demos.record import record
+from vla.checking.check import check_dataset
+from vla.data.lerobot_dataset import load_dataset
+
+sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it, and import the toy world by name
+import toy_demo_world as toy  # noqa: E402
+
+SIZE, EPISODES = 16, 3
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("depth") / "toy"
+    return record("toy", EPISODES, out, num_workers=1, image_size=SIZE, make_world=toy.depth_world, depth=True)
+
+
+def seen(data):
+    """The toy world's depth, intrinsics and extrinsics of every frame, by camera."""
+    frames = []
+    for seed in data.episodes:
+        world = toy.SeenInDepth(SIZE)
+        world.reset(seed)
+        for count in range(toy.length(seed)):
+            world.count = count
+            frames.append(world.geometry())
+    return {camera: [np.stack(part) for part in zip(*(f[camera] for f in frames), strict=True)] for camera in frames[0]}
+
+
+def test_it_is_read_as_it_was_seen(recorded):
+    data = load_dataset(recorded, depth=True)
+    obs = data.observation(slice(None))
+    for camera, (depth, inner, outer) in seen(data).items():
+        measured = np.isfinite(depth) & (depth > 0)
+        assert np.abs(obs.depth[camera] - depth)[measured].max() <= 0.000501  # whole millimetres
+        assert (obs.depth[camera][~measured] == 0).all() and not measured.all()
+        np.testing.assert_array_equal(obs.intrinsics[camera], inner)
+        np.testing.assert_array_equal(obs.extrinsics[camera], outer)
+    last = data.subset([2]).observation([0])
+    first = int(np.flatnonzero(data.episode_index == 2)[0])
+    np.testing.assert_array_equal(last.depth["wrist"][0], obs.depth["wrist"][first])
+    np.testing.assert_array_equal(last.extrinsics["wrist"][0], obs.extrinsics["wrist"][first])
+
+
+def test_half_the_size_keeps_the_rays(recorded):
+    full, half = (load_dataset(recorded, depth=True, image_size=size).observation([4]) for size in (SIZE, SIZE // 2))
+    for camera in toy.CAMERAS:
+        np.testing.assert_array_equal(half.depth[camera], full.depth[camera][:, 1::2, 1::2])
+        np.testing.assert_allclose(half.intrinsics[camera][:, :2], full.intrinsics[camera][:, :2] / 2)
+
+
+def test_nobody_who_does_not_ask_reads_it(recorded):
+    data = load_dataset(recorded)
+    assert data.geometry == {} and set(data.images) == set(toy.CAMERAS)
+    assert data.observation([0]).depth is data.observation([0]).extrinsics is None
+    findings = {finding.code: finding.severity for finding in check_dataset(recorded).findings}
+    assert findings.get("depth_left_out") == "note"
+
+
+def test_stock_lerobot_reads_it_in_millimetres(recorded, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    import lerobot.datasets
+
+    stock = lerobot.datasets.LeRobotDataset("local/toy", root=recorded)
+    assert set(stock.meta.depth_keys) == {f"observation.images.{camera}_depth" for camera in toy.CAMERAS}
+    ours = load_dataset(recorded, depth=True)
+    item = stock[5]
+    for camera in toy.CAMERAS:
+        depth = item[f"observation.images.{camera}_depth"].numpy().squeeze()
+        np.testing.assert_array_equal(depth, ours.geometry[camera].depth_mm[5])
+        matrix = item[f"observation.extrinsics.{camera}"].numpy().reshape(4, 4)
+        np.testing.assert_array_equal(matrix, ours.geometry[camera].extrinsics[5])
+        stats = stock.meta.stats[f"observation.images.{camera}_depth"]
+        every = ours.geometry[camera].depth_mm.astype(float)
+        for name in ("mean", "std", "min", "max"):
+            assert float(np.ravel(stats[name])[0]) == pytest.approx(getattr(every, name)(), rel=1e-6)
+
+
+def edited(recorded, folder, change):
+    """A copy of the recording with another info.json."""
+    import shutil
+
+    copy = shutil.copytree(recorded, folder / "copy")
+    path = copy / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    change(info["features"])
+    path.write_text(json.dumps(info))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.pop("observation.extrinsics.front"), "no feature 'observation.extrinsics.front'.*vla demos"),
+        (lambda f: f.pop("observation.images.front_depth"), "no feature 'observation.images.front_depth'"),
+        (lambda f: f["observation.images.front_depth"].pop("info"), "not marked as a depth map: set is_depth_map"),
+        (lambda f: f["observation.images.front_depth"]["info"].pop("depth_unit"), "does not say its depth_unit"),
+        (lambda f: f["observation.images.front_depth"].update(dtype="video"), "is a video"),
+        (lambda f: f["observation.intrinsics.wrist"].update(shape=[4]), "has 4 components, 9 are needed"),
+    ],
+)
+def test_what_is_missing_is_named(recorded, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(edited(recorded, tmp_path, change), ["front", "wrist"], depth=True)
+
+
+def test_a_recording_with_depth_is_not_continued_without(recorded):
+    with pytest.raises(ValueError, match="depth True, not None"):
+        record("toy", EPISODES, recorded, num_workers=1, image_size=SIZE, make_world=toy.depth_world)

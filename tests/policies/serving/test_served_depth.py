@@ -1,0 +1,74 @@
+"""A policy that reads depth behind the server: clients send it, and are told what they lack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policies.serving.client import PolicyClient
+from policies.serving.layouts import ObservationReader
+from policies.serving.policy_slot import PolicySlot
+from policies.serving.server import PolicyServer, serve_in_thread
+from tests.vla.depth_policy import observation, policy
+from tests.vla.toy_backbone import CAMERAS
+from vla.core.compatibility import require_same
+from vla.core.types import PolicySpec
+from vla.model.policy import VLAPolicy
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serve_in_thread(PolicyServer({"deep": PolicySlot(VLAPolicy(policy()))}, port=0)) as server:
+        yield server
+
+
+def test_a_client_sends_depth_and_calibration_and_gets_the_policys_actions(server):
+    obs = observation()
+    with PolicyClient(server.uri, whole_chunks=True) as client:
+        assert client.spec.depth is True and client.metadata["depth"] is True
+        assert "extrinsics/front" in client.metadata["observation_keys"]
+        np.testing.assert_allclose(client.act(obs), VLAPolicy(policy()).act(obs), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["depth", "intrinsics", "extrinsics"])
+def test_what_a_client_lacks_is_named_and_costs_no_connection(server, name):
+    obs = observation()
+    with PolicyClient(server.uri) as client:
+        with pytest.raises(RuntimeError, match=f"missing key '{name}/front'"):
+            client.act(replace(obs, **{name: None}))
+        assert client.act(obs).shape[0] == 3
+
+
+def test_whole_numbers_are_millimetres_and_shapes_are_checked():
+    reader = ObservationReader(CAMERAS, depth=True)
+    obs = observation()
+    message = {f"images/{c}": obs.images[c][0] for c in CAMERAS} | {"state": obs.proprio[0], "prompt": "go"}
+    message |= {f"{part}/{c}": getattr(obs, part)[c][0] for part in ("intrinsics", "extrinsics") for c in CAMERAS}
+    depth = {f"depth/{c}": np.full((8, 8), 1234, np.uint16) for c in CAMERAS}
+    read = reader.read(message | depth)
+    assert read.depth["wrist"].shape == (1, 8, 8) and read.depth["wrist"][0, 0, 0] == pytest.approx(1.234)
+    np.testing.assert_array_equal(read.extrinsics["front"], obs.extrinsics["front"][:1])
+    for wrong, words in (
+        ({"depth/front": np.zeros((8, 8, 1), np.float32)}, "depth/front: expected an array"),
+        ({"depth/front": "far"}, "depth/front: expected an array"),
+        ({"extrinsics/wrist": np.eye(3)}, "extrinsics/wrist: expected shape"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            reader.read(message | depth | wrong)
+    plain = ObservationReader(CAMERAS).read(message | depth)  # nobody asked for them
+    assert plain.depth is None and plain.extrinsics is None
+
+
+class Robot:
+    def __init__(self, **facts):
+        vars(self).update(facts)
+
+
+def test_a_robot_that_gives_no_depth_is_refused_in_one_line():
+    reads = PolicySpec(depth=True)
+    with pytest.raises(ValueError, match="the policy reads depth .* the robot gives none: drive a robot of your own"):
+        require_same(reads, Robot(gives_depth=False), where="robot")
+    require_same(reads, Robot(), where="robot")  # a robot of the user's own does not say
+    require_same(PolicySpec(), Robot(gives_depth=False), where="robot")

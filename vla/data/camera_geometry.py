@@ -1,0 +1,118 @@
+"""Depth and calibration of the cameras of a LeRobotDataset v3, as `vla demos --depth` or LeRobot records them.
+
+For a camera NAME, by feature: "observation.images.NAME_depth", a picture of 16 bits or a float, marked as a depth map,
+with the unit in its info; "observation.intrinsics.NAME", 9 numbers, and "observation.extrinsics.NAME", 16, both row by
+row and as `vla.core.types.Observation` has them (the frame of the extrinsics is the robot's).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from vla.data.dataset_meta import IMAGE_PREFIX, check_width, depth_maps
+from vla.data.tables import row_place, vectors
+from vla.processing.depth import sampled
+
+_MM = {"mm": 1.0, "m": 1000.0}
+"""Millimetres of a unit."""
+_MOST_MM = 65535
+
+
+@dataclass(frozen=True, eq=False)
+class CameraGeometry:
+    """Depth and calibration of one camera in F frames."""
+
+    depth_mm: NDArray[np.uint16]
+    """(F, H, W); 0 where nothing was measured."""
+    intrinsics: NDArray[np.float32]
+    """(F, 3, 3), pixels of the depth map."""
+    extrinsics: NDArray[np.float32]
+    """(F, 4, 4) world_from_camera, m."""
+
+    def take(self, frames: Any) -> CameraGeometry:
+        """These frames, numbers or a slice."""
+        return CameraGeometry(self.depth_mm[frames], self.intrinsics[frames], self.extrinsics[frames])
+
+
+def depth_key(camera: str) -> str:
+    """Feature of a camera's depth."""
+    return f"{IMAGE_PREFIX}{camera}_depth"
+
+
+def geometry_features(features: Mapping[str, Any], cameras: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Camera -> its features of depth, intrinsics and extrinsics. ValueError naming the first that is missing."""
+    marked = depth_maps(features)
+    found = {}
+    for camera in cameras:
+        keys = depth_key(camera), f"observation.intrinsics.{camera}", f"observation.extrinsics.{camera}"
+        for key in keys:
+            if key not in features:
+                raise ValueError(
+                    f"the dataset has no feature '{key}', which xyz needs for camera '{camera}': record it (`vla demos "
+                    "--depth` in simulation), choose other --cameras, or train without --xyz"
+                )
+        if f"{camera}_depth" not in marked:
+            raise ValueError(f"feature '{keys[0]}' is not marked as a depth map: set is_depth_map in its info")
+        if features[keys[0]]["dtype"] != "image":
+            raise ValueError(
+                f"feature '{keys[0]}' is a video, depth is read from pictures: convert the dataset to images"
+            )
+        for key, width in zip(keys[1:], (9, 16), strict=True):
+            check_width(features, key, width)
+        found[camera] = keys
+    return found
+
+
+def read_geometry(
+    root: Path, table: pa.Table, features: Mapping[str, Any], keys: Mapping[str, tuple[str, str, str]], size: int | None
+) -> dict[str, CameraGeometry]:
+    """Depth and calibration of each camera in every row of `table`, whose columns hold these features; the maps sampled
+    at `size` pixels a side, if given."""
+    found = {}
+    for camera, (depth, inner, outer) in keys.items():
+        maps = _depths(root, table, features[depth], depth)
+        matrix = vectors(table, features, inner).reshape(-1, 3, 3)
+        if size is not None:
+            height, width = maps.shape[1:]
+            matrix = matrix * np.array([size / width, size / height, 1.0], np.float32)[:, None]
+            maps = sampled(maps, size)
+        found[camera] = CameraGeometry(maps, matrix, vectors(table, features, outer).reshape(-1, 4, 4))
+    return found
+
+
+def _depths(root: Path, table: pa.Table, feature: Mapping[str, Any], key: str) -> NDArray[np.uint16]:
+    """(F, H, W) of a depth feature of pictures, mm."""
+    info = feature.get("info") or {}
+    unit = info.get("depth_unit")
+    if unit not in _MM:
+        raise ValueError(f"feature '{key}' does not say its depth_unit, mm or m, in its info in meta/info.json: {unit}")
+    cells = table.column(key).to_pylist()
+
+    def decode(row: int) -> NDArray[np.uint16]:
+        cell = cells[row] or {}
+        encoded, path = (cell, None) if isinstance(cell, bytes) else (cell.get("bytes"), cell.get("path"))
+        try:
+            with Image.open(io.BytesIO(encoded) if encoded else root / str(path)) as image:
+                values = np.asarray(image)
+        except OSError as problem:
+            raise ValueError(f"feature '{key}' holds no depth at {row_place(table, row)}: {problem}") from None
+        if values.ndim != 2 or values.dtype == np.uint8:
+            raise ValueError(
+                f"feature '{key}' holds {values.dtype} of shape {values.shape} at {row_place(table, row)}, not one "
+                "channel of 16 bits or floats"
+            )
+        mm = np.nan_to_num(values.astype(np.float64) * _MM[unit], nan=0.0, posinf=0.0, neginf=0.0).round()
+        return np.where((mm > 0) & (mm <= _MOST_MM), mm, 0).astype(np.uint16)
+
+    with ThreadPoolExecutor(2) as pool:
+        return np.stack(list(pool.map(decode, range(len(cells)))))
