@@ -67,7 +67,7 @@ class _Request:
     depth: bool | None = None
 
 
-def _facts(world: DemoWorld, image_size: int, depth: bool) -> WorldFacts:
+def _facts(world: DemoWorld, image_size: int, depth: bool = False) -> WorldFacts:
     fps = round(world.action_spec.control_hz)
     if fps != world.action_spec.control_hz:
         raise ValueError(f"LeRobot needs a whole number of frames per second, not {world.action_spec.control_hz}")

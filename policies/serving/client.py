@@ -100,7 +100,7 @@ class PolicyClient:
             tuple(names) if _are_names(names) else None,
             grounding_threshold=_fraction(told.get("grounding"), "threshold"),
             picture_size=_count(told.get("picture_size")),
-            depth=told.get("depth") is True,
+            depth=told.get("depth") is True or None,
         )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:

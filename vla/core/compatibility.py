@@ -52,7 +52,7 @@ def side_of(thing: Any) -> PolicySpec:
 
     spec = getattr(thing, "action_spec", None)
     cameras, names, dim, size = map(asked, ("cameras", "proprio_names", "proprio_dim", "picture_size"))
-    depth = getattr(thing, "gives_depth", getattr(config, "depth", None))
+    depth = getattr(thing, "gives_depth", getattr(config, "depth", None) or None)
     return PolicySpec(
         action_spec=spec if isinstance(spec, ActionSpec) else None,
         proprio_dim=dim if isinstance(dim, int) else None,

@@ -154,7 +154,7 @@ class Preprocessor:
         cameras = tuple(camera for camera in config.cameras if camera)
         return PolicySpec(
             self.action_spec, chunk_size, n_action_steps, cameras, config.proprio_dim, config.proprio_names or None,
-            takes_prefix, picture_size=config.picture_size, depth=config.depth,
+            takes_prefix, picture_size=config.picture_size, depth=config.depth or None,
         )  # fmt: skip
 
     def arrays(self, obs: Observation) -> ModelInput[NDArray]:
