@@ -1,8 +1,9 @@
 """Depth and calibration of the cameras of a LeRobotDataset v3, as `vla demos --depth` or LeRobot records them.
 
-For a camera NAME, by feature: "observation.images.NAME_depth", a picture of 16 bits or a float, marked as a depth map,
-with the unit in its info; "observation.intrinsics.NAME", 9 numbers, and "observation.extrinsics.NAME", 16, both row by
-row and as `vla.core.types.Observation` has them (the frame of the extrinsics is the robot's).
+For a camera NAME, by feature: "observation.images.NAME_depth", marked as a depth map: pictures of 16 bits or floats
+with the unit in the feature's info, or LeRobot's video of 12-bit codes; "observation.intrinsics.NAME", 9 numbers, and
+"observation.extrinsics.NAME", 16, both row by row and as `vla.core.types.Observation` has them (the frame of the
+extrinsics is the robot's).
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from PIL import Image
 
 from vla.data.dataset_meta import IMAGE_PREFIX, check_width, depth_maps
 from vla.data.tables import row_place, vectors
+from vla.data.video_index import open_video, readable, video_files
 from vla.processing.depth import sampled
 
 _MM = {"mm": 1.0, "m": 1000.0}
 """Millimetres of a unit."""
 _MOST_MM = 65535
+_CODES = 4095
+"""Codes of LeRobot's depth videos: 0 is the least depth or less (nothing measured), this one the most or more."""
+_ENCODING = {"depth_min": 0.01, "depth_max": 10.0, "shift": 3.5, "use_log": True}
+"""How LeRobot 0.6 makes codes of metres, unless the feature's info says otherwise ("video.depth_min")."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,24 +69,32 @@ def geometry_features(features: Mapping[str, Any], cameras: Iterable[str]) -> di
                 )
         if f"{camera}_depth" not in marked:
             raise ValueError(f"feature '{keys[0]}' is not marked as a depth map: set is_depth_map in its info")
-        if features[keys[0]]["dtype"] != "image":
-            raise ValueError(
-                f"feature '{keys[0]}' is a video, depth is read from pictures: convert the dataset to images"
-            )
         for key, width in zip(keys[1:], (9, 16), strict=True):
             check_width(features, key, width)
         found[camera] = keys
     return found
 
 
+def table_columns(features: Mapping[str, Any], keys: Mapping[str, tuple[str, str, str]]) -> list[str]:
+    """Those of these features that lie in the tables: videos do not."""
+    return [key for three in keys.values() for key in three if features[key]["dtype"] != "video"]
+
+
 def read_geometry(
-    root: Path, table: pa.Table, features: Mapping[str, Any], keys: Mapping[str, tuple[str, str, str]], size: int | None
+    root: Path,
+    info: dict[str, Any],
+    table: pa.Table,
+    keys: Mapping[str, tuple[str, str, str]],
+    size: int | None,
 ) -> dict[str, CameraGeometry]:
     """Depth and calibration of each camera in every row of `table`, whose columns hold these features; the maps sampled
     at `size` pixels a side, if given."""
-    found = {}
+    found, features = {}, info["features"]
     for camera, (depth, inner, outer) in keys.items():
-        maps = _depths(root, table, features[depth], depth)
+        if features[depth]["dtype"] == "video":
+            maps = _filmed(root, info, table, depth)
+        else:
+            maps = _depths(root, table, features[depth], depth)
         matrix = vectors(table, features, inner).reshape(-1, 3, 3)
         if size is not None:
             height, width = maps.shape[1:]
@@ -116,3 +130,37 @@ def _depths(root: Path, table: pa.Table, feature: Mapping[str, Any], key: str) -
 
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(pool.map(decode, range(len(cells)))))
+
+
+def _filmed(root: Path, info: dict[str, Any], table: pa.Table, key: str) -> NDArray[np.uint16]:
+    """(F, H, W) of a depth feature that LeRobot has written as a video, mm."""
+    told = info["features"][key].get("info") or {}
+    how = {name: told.get(f"video.{name}", usual) for name, usual in _ENCODING.items()}
+    mm_of = _millimetres_of_codes(**how)
+    maps: list[NDArray[np.uint16] | None] = [None] * len(table)
+    for file in video_files(root, info, table, key):
+        row_at = {int(file.pts[number]): row for number, row in file.row_of.items()}
+        with open_video(file.path) as container, readable(file.path):
+            for frame in container.decode(container.streams.video[0]):
+                row = row_at.get(frame.pts)
+                if row is not None:
+                    codes = frame.to_ndarray(format="gray12le").astype(np.int64).squeeze()
+                    maps[row] = mm_of[codes.clip(0, _CODES)]
+    seen = [one for one in maps if one is not None]
+    if len(seen) < len(maps):
+        row = next(row for row, one in enumerate(maps) if one is None)
+        raise ValueError(f"feature '{key}' has no video frame for {row_place(table, row)}: the video is cut short")
+    return np.stack(seen)
+
+
+def _millimetres_of_codes(*, depth_min: float, depth_max: float, shift: float, use_log: bool) -> NDArray[np.uint16]:
+    """(4096,) the depth that each of LeRobot's codes stands for (`lerobot.datasets.depth_utils`)."""
+    share = np.arange(_CODES + 1) / _CODES
+    if use_log:
+        low, high = np.log(depth_min + shift), np.log(depth_max + shift)
+        metres = np.exp(low + share * (high - low)) - shift
+    else:
+        metres = depth_min + share * (depth_max - depth_min)
+    mm = (1000 * metres).round().clip(0, _MOST_MM).astype(np.uint16)
+    mm[[0, _CODES]] = 0
+    return mm

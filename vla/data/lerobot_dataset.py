@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vla.core.types import ActionSpec, Observation
-from vla.data.camera_geometry import CameraGeometry, geometry_features, read_geometry
+from vla.data.camera_geometry import CameraGeometry, geometry_features, read_geometry, table_columns
 from vla.data.dataset_meta import (
     camera_keys,
     check_width,
@@ -244,7 +244,7 @@ def load_dataset(
         lazy = _pixels(features, list(keys.values()), info["total_frames"], image_size) > 0.5 * free_memory()
     in_memory = [] if lazy else [key for key in keys.values() if features[key]["dtype"] == "image"]
     measured = geometry_features(features, keys) if depth else {}
-    table, order = read_table(root, info, [PROPRIO, ACTION, *in_memory, *itertools.chain(*measured.values())])
+    table, order = read_table(root, info, [PROPRIO, ACTION, *in_memory, *table_columns(features, measured)])
     proprio, action = (vectors(table, features, key) for key in (PROPRIO, ACTION))
     if not lazy:
         _check_memory(features, list(keys.values()), len(table), image_size)
@@ -286,7 +286,7 @@ def load_dataset(
             *(() if image_size else _shapes(features, keys, images)),
         ),
         aspects={} if image_size else {camera: image.shape[2] / image.shape[1] for camera, image in images.items()},
-        geometry=read_geometry(root, table, features, measured, image_size),
+        geometry=read_geometry(root, info, table, measured, image_size),
     )
 
 
