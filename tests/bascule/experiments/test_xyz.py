@@ -68,6 +68,18 @@ def test_commands_carry_depth_from_demonstrations_to_evaluation(tmp_path, capsys
     assert "the policy reads depth and calibration of its cameras, the robot gives none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_rl_goes_on_from_a_policy_that_reads_depth(tmp_path):
+    def run(*words):
+        assert main([str(word) for word in words]) in (0, None)
+
+    run("demos", "tabletop-pick", "--episodes", 1, "--workers", 1, "--depth", "--out", tmp_path / "d")
+    trained = ("--recipe", "smoke", "--steps", 4, "--num-threads", 1, "--out", tmp_path / "p")
+    run("train", "--dataset", tmp_path / "d", "--xyz", *trained)
+    run("rl", "smoke", "--init", tmp_path / "p", "--workers", 1, "--perturb", "azimuths=9", "--out", tmp_path / "rl")
+    assert VLA.load(tmp_path / "rl" / "best").config.xyz == XYZConfig()
+
+
 def test_arms_share_policies_and_the_control_is_told_of_other_cameras(tmp_path, monkeypatch):
     config = XYZExperimentConfig(
         arms=("xyz", "xyz-wrong"), seeds=(0,), demos=1, steps=2, episodes=2, num_envs=2, workers=1
