@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bascule.experiments.ablation import AblationConfig, ablation
+from bascule.experiments.continual.l2m import L2MConfig, l2m
 from bascule.experiments.latency import LatencyConfig, latency
 from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness.comparison import RobustnessConfig, robustness
@@ -14,6 +15,7 @@ from bascule.experiments.words import WordsConfig, words
 
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "ablation": (AblationConfig, ablation),
+    "l2m": (L2MConfig, l2m),
     "latency": (LatencyConfig, latency),
     "rl": (RLConfig, rl),
     "robustness": (RobustnessConfig, robustness),

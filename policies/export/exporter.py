@@ -117,6 +117,10 @@ def export(
         raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
     refuse_others(checkpoint, out)
     vla = VLA.load(checkpoint, member=member)
+    if vla.pool is not None:
+        raise ValueError(
+            "an exported graph cannot keep a modulator for an episode: serve the checkpoint itself (`vla serve`)"
+        )
     steps = VLAPolicy(vla, n_action_steps=n_action_steps).spec.n_action_steps
     vla.backbone_dtype = torch.float32
     # Its own, not that of transformers: what will be used later is what is checked now.

@@ -17,7 +17,10 @@ def to_lerobot(checkpoint: Path, out: Path, *, member: str | None = None) -> Pat
 
     `member`: the robot to control, for a policy trained for several robots.
     """
-    policy = wrap(VLA.load(checkpoint, member=member))
+    vla = VLA.load(checkpoint, member=member)
+    if vla.pool is not None:
+        raise ValueError("LeRobot's policy cannot keep a modulator for an episode: serve the checkpoint (`vla serve`)")
+    policy = wrap(vla)
     with writing(out, "this policy", policy.state_dict()):
         policy.save_pretrained(out)
         for pipeline in make_bascule_pre_post_processors(policy.config):

@@ -18,8 +18,8 @@ from vla.backbones.features import Features, Mishearing, mishearing
 from vla.core.types import Observation
 from vla.model.config import check_loads
 from vla.model.heads.flow import FlowHead
-from vla.model.model import VLA
 from vla.model.heads.residual import Latents
+from vla.model.model import VLA
 
 
 class VLANetwork:
@@ -33,6 +33,11 @@ class VLANetwork:
     def __init__(self, vla: nn.Module, config: ActorConfig, *, seed: int = 0) -> None:
         """`vla` is changed in place; `seed` draws the residual's hidden layers. ValueError for options that exclude
         each other."""
+        if getattr(vla, "pool", None) is not None:
+            raise ValueError(
+                "RL does not train modulators: refine the policy first (`vla rl`), then teach it new tasks with "
+                "`vla train --init POLICY --modulators N`"
+            )
         if config.noise == "flow" and not isinstance(vla.head, FlowHead):
             raise ValueError(
                 "this recipe trains the flow head of a policy, and this one has another head: start from one of "

@@ -31,6 +31,8 @@ class Batch:
     """float32, normalised."""
     mask: Tensor
     """(B, C), or (B, C, A) where robots with different actions mix: 0 is padding."""
+    query_BK: Tensor | None = None
+    """Queries of the frames' episodes to a pool of modulators (`vla.training.modulation`)."""
 
     @property
     def weight(self) -> float:
@@ -40,7 +42,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         seen = self.seen.to(device=device) if isinstance(self.seen, Features) else self.seen.to(device)
-        return Batch(seen, self.proprio_BP.to(device), self.action_BCA.to(device), self.mask.to(device))
+        query = None if self.query_BK is None else self.query_BK.to(device)
+        return Batch(seen, self.proprio_BP.to(device), self.action_BCA.to(device), self.mask.to(device), query_BK=query)
 
 
 class Source(Protocol):

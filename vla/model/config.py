@@ -118,6 +118,32 @@ class XYZConfig:
 
 
 @dataclass(frozen=True)
+class ModulatorConfig:
+    """Shape of a pool of modulators (`vla.model.modulators`): what learns new tasks on a policy that stands still."""
+
+    count: int = 10
+    """Modulators in the pool. A new dataset takes one that none has used yet."""
+    rank: int = 8
+    alpha: float = 16.0
+    """A modulator's output is scaled by alpha / rank."""
+    decoder: bool = False
+    """Modulate the backbone's language model, too, not only bridge and head: it then runs at every step."""
+    assign: Literal["dataset", "observation"] = "dataset"
+    """Who chooses the modulator that learns: all episodes of a dataset together, at its beginning, or each observation
+    for itself, as published."""
+    known_keys: int = 8
+    """Keys of what the policy could do before. 0: everything is given to modulators."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        if self.count < 1 or self.rank < 1 or not self.alpha > 0:
+            return f"modulators need a positive count, rank and alpha, got {self.count}, {self.rank} and {self.alpha}"
+        if self.known_keys < 0:
+            return f"modulators' known_keys must be 0 or more, got {self.known_keys}"
+        return None
+
+
+@dataclass(frozen=True)
 class VLAConfig:
     """Configuration of a model: backbone, bridge, action head."""
 
@@ -138,6 +164,8 @@ class VLAConfig:
     """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
     refiner_width: int = 0
     """Width of the residual that online RL trains (`vla.model.heads.residual`). 0: there is none."""
+    modulators: ModulatorConfig | None = None
+    """A pool that learns new tasks while everything else stands still."""
     decoder: bool = True
     """False: no language model, the bridge reads the vision tower's patches and the words' embeddings. A baseline."""
     language: bool = True
@@ -171,7 +199,11 @@ def model_problem(config: VLAConfig) -> str | None:
         return "lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora"
     if config.xyz is not None and isinstance(config.bridge, FaithfulConfig):
         return "xyz is for our own bridge: a released policy reads no depth"
-    parts = (config.bridge, config.lora, config.xyz)
+    if config.modulators is not None and (config.lora is not None or not config.freeze_backbone):
+        return "modulators learn on a policy that stands still: add them to a finished one (vla train --init)"
+    if config.modulators is not None and isinstance(config.bridge, FaithfulConfig):
+        return "modulators are for our own bridge, not for that of a released policy"
+    parts = (config.bridge, config.lora, config.xyz, config.modulators)
     return next(filter(None, (part.problem() for part in parts if part is not None)), None)
 
 

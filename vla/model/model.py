@@ -20,9 +20,10 @@ from vla.core.checkpoint import refuse_misfit
 from vla.core.config import find, lookup, make
 from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.model.bridge import Bridge
-from vla.model.config import FaithfulConfig, VLAConfig, model_problem
+from vla.model.config import FaithfulConfig, ModulatorConfig, VLAConfig, model_problem
 from vla.model.heads.registry import HEADS
 from vla.model.heads.residual import Latents, Refiner
+from vla.model.modulators import IDENTITY, Pool, modulated_layers
 from vla.model.released.bridge import FaithfulBridge
 from vla.model.stored import BackboneLoader, read_policy, save_policy
 from vla.model.xyz import RAW_DIM, point_dim, with_xyz
@@ -68,6 +69,7 @@ class VLA(nn.Module):
             backbone.requires_grad_(False)
         if config.lora is not None:
             add_lora(backbone, config.lora)
+        self.pool = None if config.modulators is None else self._new_pool(config.modulators)
         self.train(self.training)
 
     @staticmethod
@@ -156,7 +158,9 @@ class VLA(nn.Module):
     @property
     def backbone_learns(self) -> bool:
         """True if gradients flow into the backbone: its features may not be cached then."""
-        return not self.config.freeze_backbone or self.config.lora is not None
+        modulators = self.config.modulators
+        adapted = self.config.lora is not None or (modulators is not None and modulators.decoder)
+        return adapted or not self.config.freeze_backbone
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -164,8 +168,8 @@ class VLA(nn.Module):
         return self.processor.action_spec
 
     def train(self, mode: bool = True) -> VLA:
-        """Set training mode; a frozen backbone stays in evaluation mode: no dropout, no running statistics."""
-        super().train(mode)
+        """Set training mode; what is frozen stays in evaluation mode: no dropout, no running statistics."""
+        super().train(mode and self.pool is None)
         if not self.backbone_learns:
             self.backbone.eval()
         return self
@@ -213,8 +217,16 @@ class VLA(nn.Module):
         action_BCA = self.head(latents.latent_BCD)
         if self.refiner is None:
             return action_BCA
+        return self.refined(action_BCA, latents, proprio_BP)
+
+    def refined(self, action_BCA: Tensor, latents: Latents, proprio_BP: Tensor) -> Tensor:
+        """The head's actions with the residual of a policy that has one. It belongs to what the policy could do when RL
+        trained it: modulators learn without it, and act without it."""
         with torch.autocast(self.device.type, enabled=False):
-            return action_BCA + self.refiner(latents, proprio_BP)
+            residual_BCA = self.refiner(latents, proprio_BP)
+            if self.pool is not None:
+                residual_BCA = residual_BCA * (self.pool.chosen_B == IDENTITY)[:, None, None]
+            return action_BCA + residual_BCA
 
     def act(self, features: Features, proprio_BP: Tensor) -> Tensor:
         """Normalised actions (B, C, A), float32: the same function in training and serving, no noise anywhere."""
@@ -227,6 +239,22 @@ class VLA(nn.Module):
                 torch.manual_seed(seed)
                 self.refiner = self._new_refiner(width).to(self.device)
             self.config = replace(self.config, refiner_width=width)
+
+    def add_modulators(self, config: ModulatorConfig, *, seed: int) -> None:
+        """Give the policy a pool of modulators, and freeze everything else. Until the pool knows what was known before
+        (`Pool.know`) and has learnt, it is of no use. ValueError for a policy that cannot have one."""
+        changed = replace(self.config, modulators=config, freeze_backbone=True)
+        if problem := model_problem(changed):
+            raise ValueError(problem)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.pool = self._new_pool(config).to(self.device)
+        self.config = changed
+        self.train(self.training)
+
+    def _new_pool(self, config: ModulatorConfig) -> Pool:
+        self.requires_grad_(False)
+        return Pool(config, modulated_layers(self, config), key_width=2 * self.backbone.width)
 
     def _new_refiner(self, width: int) -> Refiner:
         return Refiner(
@@ -250,7 +278,7 @@ class VLA(nn.Module):
                 f"loss needs actions of shape {expected} and a mask of shape {expected[:2]}, got "
                 f"{tuple(action_BCA.shape)} and {tuple(mask_BC.shape)}"
             )
-        if self.refiner is not None:
+        if self.refiner is not None and self.pool is None:
             raise ValueError("this policy was refined by RL; imitation would train its head past the refiner")
         loss = self.head.loss(self.latent(features, proprio_BP), action_BCA, mask_BC)
         return loss, {"loss": loss.detach()}

@@ -17,6 +17,8 @@ from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 from vla.model.cuda_graph import Graph
 from vla.model.heads.flow import FlowHead, prefix_weights
 from vla.model.model import VLA, evaluating
+from vla.model.modulators import applied
+from vla.model.routing import Routing
 from vla.processing.batch import ModelInput, trimmed_text
 from vla.processing.processor import Processor
 from vla.runtime.devices import bfloat16_is_fast
@@ -28,7 +30,8 @@ _SHAPES = 16
 
 
 class VLAPolicy:
-    """A `vla.core.types.Policy` around a VLA. Stateless: each observation decides alone.
+    """A `vla.core.types.Policy` around a VLA. Stateless: each observation decides alone, but for the choice of a
+    modulator (`routing`).
 
     It runs in inference mode with a text as long as the longest instruction, tokenised once and kept on the device.
     Padding changes nothing but rounding (tests hold it below 1e-5). Shapes are fixed as long as batch and instructions
@@ -54,6 +57,7 @@ class VLAPolicy:
         self._text: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         self._graphs: dict[tuple[torch.Size, ...], Graph] = {}
         self._kept_for: tuple[object, ...] = ()
+        self.routing = Routing()
         self.confidence: NDArray[np.float32] | None = None
         """How surely each environment's last decision saw what its instruction names (B,), NaN where it decided
         nothing. None where the spec tells no `grounding_threshold`."""
@@ -76,7 +80,8 @@ class VLAPolicy:
         return self.vla.processor
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Nothing to forget."""
+        """Choose anew among modulators at the next decision; nothing else is remembered."""
+        self.routing.reset(env_ids)
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """The whole chunk (B, chunk_size, A) in environment units. FloatingPointError if it is not finite.
@@ -88,7 +93,8 @@ class VLAPolicy:
             self._text.clear()
             self._graphs.clear()
             self._kept_for = parts
-        with evaluating(vla):
+        chosen = self.routing.choose(vla, obs, self._input)
+        with evaluating(vla), applied(vla, chosen):
             if prefix is not None:  # the guidance of a flow head takes gradients
                 inp = self._input(obs)
                 with torch.no_grad():
@@ -104,7 +110,9 @@ class VLAPolicy:
                 chunk = np.zeros((obs.batch_size, vla.chunk_size, len(vla.action_spec.names)), np.float32)
                 told = None if vla.grounding_threshold is None else np.full(obs.batch_size, np.nan, np.float32)
                 if live.any():  # with a text as long as before: another length rounds otherwise
-                    action, confidence = self._normalised(inp.select(torch.from_numpy(live)))
+                    rows = torch.from_numpy(live)
+                    with applied(vla, None if chosen is None else chosen[rows]):
+                        action, confidence = self._normalised(inp.select(rows))
                     chunk[live] = vla.to_actions(action)
                     if told is not None and confidence is not None:
                         told[live] = confidence.numpy()
@@ -128,7 +136,7 @@ class VLAPolicy:
     def _normalised(self, inp: ModelInput) -> tuple[Tensor, Tensor | None]:
         """Actions (B, C, A) as the model gives them, and confidences (B,) where it tells them."""
         inputs = inp.arrays
-        if inp.proprio_BP.device.type != "cuda":
+        if inp.proprio_BP.device.type != "cuda" or self.vla.pool is not None:  # no graph holds a choice
             return self._decide(*inputs)
         shape = tuple(tensor.shape for tensor in inputs)
         if shape not in self._graphs:
@@ -181,5 +189,5 @@ def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix, features: Features
         target = torch.from_numpy(vla.processor.normalise_action(old)).to(vla.device)
         action = vla.head(latents.latent_BCD, prefix=(target, torch.from_numpy(weight).to(vla.device)))
         if vla.refiner is not None:
-            action = action + vla.refiner(latents, proprio)
+            action = vla.refined(action, latents, proprio)
     return vla.to_actions(action)

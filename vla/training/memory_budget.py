@@ -24,6 +24,7 @@ from vla.core.disk import free_bytes
 from vla.data.batches import Batch, LiveDemos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
+from vla.model.modulators import frozen
 from vla.processing.processor import Processor
 from vla.runtime.machine import free_memory
 from vla.training.multi_robot import members_of
@@ -221,7 +222,8 @@ def _saved(vla: VLA, batch: Batch) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    rows = batch.proprio_BP.shape[0]  # any choice of modulators keeps as much
+    with frozen(vla, rows), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         features: Features = vla.encode(batch.seen)
         loss, _ = vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
     size = sum(kept.values()) + (0 if vla.backbone_learns else features.nbytes)

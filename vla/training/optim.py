@@ -20,6 +20,8 @@ def parameter_groups(objective: nn.Module, cfg: TrainConfig) -> tuple[list[dict[
     """
     vla: VLA = objective.vla
     free = [vla.bridge.position, getattr(vla.backbone, "queries", None)]
+    if vla.pool is not None:  # a modulator that is not in use must not shrink
+        free += vla.pool.parameters()
     words = [module.weight for module in vla.backbone.modules() if isinstance(module, nn.Embedding)]
     in_backbone = {id(parameter) for parameter in vla.backbone.parameters()}
     kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}

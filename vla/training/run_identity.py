@@ -17,7 +17,7 @@ def check_policy(cfg: TrainConfig, vla: VLA) -> None:
             f"the policy has chunk_size={vla.config.chunk_size}, this run is set to {cfg.model.chunk_size}: resume it "
             f"as it was begun (--chunk-size {vla.config.chunk_size}), or begin another run (--out)"
         )
-    for name in ("freeze_backbone", "lora"):
+    for name in ("freeze_backbone", "lora", "modulators"):
         given, wanted = getattr(vla.config, name), getattr(cfg.model, name)
         if given != wanted:
             raise ValueError(

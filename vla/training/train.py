@@ -37,6 +37,7 @@ from vla.runtime.machine import idle_cores
 from vla.runtime.process import Stop, restored_threads, stop_signals
 from vla.runtime.run_log import METRICS, TRACKERS, Metrics
 from vla.training.language_cotraining import LanguageTask
+from vla.training.modulation import asking, routed
 from vla.training.multi_robot import build_vla, members_of
 from vla.training.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
 from vla.training.run_identity import check_policy, fingerprint
@@ -96,7 +97,7 @@ def train(
         if run.team.rank == 0:
             save_json(out / "train.json", encode(cfg))
         begin = time.monotonic()
-        source = _source(run, members, out, on_step, stop)
+        source = asking(vla, next(iter(members.values()))[1], _source(run, members, out, on_step, stop), begun=taken)
         with compile_parts(vla, cfg.compile), checkpoint_layers(vla.backbone, cfg.checkpointing):
             return _loop(run, source, out, on_step, stop, time.monotonic() - begin)
 
@@ -111,11 +112,12 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, weight: float, scenes: tuple | None, scenes_weight: float) -> tuple[Tensor, ...]:
         """(what to differentiate, the actions' loss, the questions' loss)."""
         seen = batch.seen
-        features = seen if isinstance(seen, Features) else self.vla.encode(seen)
-        features = with_query_noise(features, self.query_noise)
-        action, _ = self.vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
+        with routed(self.vla, batch) as pull:
+            features = seen if isinstance(seen, Features) else self.vla.encode(seen)
+            features = with_query_noise(features, self.query_noise)
+            action, _ = self.vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
         if self.language is None or scenes is None:
-            return action * weight, action.detach(), action.new_zeros(())
+            return (action + pull) * weight, action.detach(), action.new_zeros(())
         language = self.language(self.vla.backbone, *scenes)
         return action * weight + language * scenes_weight, action.detach(), language.detach()
 

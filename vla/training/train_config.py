@@ -168,6 +168,11 @@ class TrainConfig:
                 "keep_features is for a frozen backbone that reads each frame once: leave out --keep-features, or "
                 "--augment, --randomise and --tune"
             )
+        if self.model.modulators is not None:
+            live = ("keep_features", "word_noise") if self.model.modulators.decoder else ()
+            for name in ("language", "checkpointing", "compile", "shard", *live):
+                if getattr(self, name):
+                    return f"modulators learn without {name}: leave it out"
         if self.shard and not learns:
             return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
         if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):

@@ -15,6 +15,7 @@ from vla.runtime.devices import choose_device
 from vla.runtime.locks import refuse_used
 
 if TYPE_CHECKING:
+    from vla.model.model import VLA
     from vla.training.train_config import TrainConfig
 
 
@@ -38,6 +39,18 @@ class Train(Command):
     """Seed of the initial weights and of the order of the frames."""
     resume: bool = False
     """Continue the run in OUT bit-exactly; start it if there is none yet."""
+    init: Path | None = None
+    """Start from this trained policy, with its shape and its normalisation, instead of from fresh weights."""
+    modulators: int | None = None
+    """Beside --init: freeze the policy and learn the dataset with a pool of so many modulators (low-rank matrices, one
+    or a few of which a dataset takes), so that it keeps what it could do. For the next dataset give the policy that
+    came of it as --init, and leave this flag out."""
+    known: tuple[Path, ...] = ()
+    """Beside --modulators: datasets of what the policy can do already. Observations like the first ones of their
+    episodes get no modulator; nothing is learnt from them."""
+    modulate: Literal["bridge", "decoder"] = "bridge"
+    """Beside --modulators: the layers that they change, those of bridge and head, or also those of the backbone's
+    language model, which then runs at every step."""
 
     backbone: str | None = None
     """Another vision-language model: a name (`vla list backbones`), a folder, or MODULE:FUNCTION (docs/extend.md).
@@ -88,12 +101,13 @@ class Train(Command):
         from vla.data.dataset_meta import camera_keys, depth_maps, read_info
         from vla.training.recipes import RECIPES
 
-        check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(1, 4096))
+        check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(1, 4096), modulators=(1, 10_000))
         config = self._config(lookup(self.recipe, RECIPES, "recipe")())
         if problem := config.problem():
             raise ValueError(problem)
         if self.backbone is not None:
             check_backbone(self.backbone)
+        self._check_init()
         resuming = refuse_used(self.out / CONFIG, self.out, "a checkpoint", resume=self.resume)
         for dataset in self.dataset:
             camera_keys(read_info(dataset)["features"], config.cameras)
@@ -110,9 +124,15 @@ class Train(Command):
         from vla.training.train import build_vla, train
 
         rank, processes = launched()
-        depth = config.model.xyz is not None
+        model = None
+        if resuming or self.init is not None:
+            model = VLA.load(self.out if resuming else self.init, merge=not resuming)
+        depth = (config.model if model is None else model.config).xyz is not None
         demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream, depth=depth)
-        model = VLA.load(self.out, merge=False) if resuming else build_vla(config, demos)
+        if model is None:
+            model = build_vla(config, demos)
+        elif self.init is not None:
+            config = self._extended(config, model, resuming)
         if resuming and self.backbone is None:  # the recipe's may be another one by now
             config = replace(config, model=replace(config.model, backbone=model.config.backbone))
         model.to(choose_device(self.device))
@@ -150,6 +170,43 @@ class Train(Command):
         if rank == 0:
             say(f"policy after {report.step} steps in {self.out}")
         return None
+
+    def _check_init(self) -> None:
+        """ValueError for flags that do not go together with --init, or without it."""
+        flags = "backbone", "tune", "head", "chunk_size", "n_action_steps", "weights"
+        if self.init is None:
+            if self.modulators is not None or self.known or self.modulate != "bridge":
+                raise ValueError("modulators are learnt on a trained policy: name it with --init")
+            return
+        from policies.load import checkpoint
+
+        checkpoint(self.init)
+        if changed := [flag for flag in flags if getattr(self, flag) is not None]:
+            raise ValueError(f"--init keeps the shape of its policy: leave out --{changed[0].replace('_', '-')}")
+        if len(self.dataset) > 1:
+            raise ValueError("--init goes on with one dataset at a time: give one --dataset, then the next")
+
+    def _extended(self, config: TrainConfig, model: VLA, resuming: bool) -> TrainConfig:
+        """The run's configuration for a model that --init names, which gets its modulators unless it is resumed."""
+        from vla.data.lerobot_dataset import load_datasets
+        from vla.model.config import ModulatorConfig
+        from vla.runtime.console import say
+        from vla.training.modulation import extend
+
+        pool = None
+        if self.modulators is not None:
+            pool = ModulatorConfig(self.modulators, decoder=self.modulate == "decoder")
+        if not resuming:
+            depth = model.config.xyz is not None
+            known = load_datasets(self.known, config.cameras, image_size=self.image_size, lazy=self.stream, depth=depth)
+            for line in extend(model, pool, known, seed=config.seed):
+                say(line)
+        elif pool is not None and pool != model.config.modulators:
+            raise ValueError(f"{self.out} was begun with other modulators: resume it as it was begun")
+        config = replace(config, model=model.config)
+        if problem := config.problem():
+            raise ValueError(problem)
+        return config
 
     def _config(self, config: TrainConfig) -> TrainConfig:
         """The recipe with this command's changes."""

@@ -16,10 +16,11 @@ from vla.core.config import lookup
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run an experiment over several arms and seeds: ablation, latency, rl, robustness, words, xyz."""
+    """Run an experiment over several arms and seeds: ablation, l2m, latency, rl, robustness, words, xyz."""
 
     name: Positional[str]
-    """ablation: variants of bridge attention; latency: delayed answers of the policy; rl: variants of online RL;
+    """ablation: variants of bridge attention; l2m: tasks learnt one after another, and what is left of those learnt
+    before; latency: delayed answers of the policy; rl: variants of online RL;
     robustness: perturbed environments; words: sentences that no training text has, and such that name nothing in
     sight; xyz: places in the robot's frame before cameras that stand elsewhere."""
     out: Path = Path("runs/experiment")
@@ -36,19 +37,23 @@ class Experiment(Command):
     conditions: tuple[str, ...] | None = None
     """latency: the delays; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1."""
     suite: str | None = None
-    """latency, robustness, words, xyz: the suite to evaluate in."""
+    """l2m, latency, robustness, words, xyz: the suite to evaluate in."""
+    known_tasks: tuple[str, ...] | None = None
+    """l2m: tasks of the suite that the policy learns first, together; by default the first half."""
+    new_tasks: tuple[str, ...] | None = None
+    """l2m: tasks that it learns later, in this order; by default the others."""
     seeds: tuple[int, ...] | None = None
-    """ablation, rl, xyz: seeds of the training runs; each has demonstrations of its own."""
+    """ablation, l2m, rl, xyz: seeds of the training runs; each has demonstrations of its own."""
     seed0: int | None = None
     """latency: seed of the first scene; by default the suite's first evaluation seed."""
     demos: int | None = None
-    """ablation, rl, xyz: number of demonstrations."""
+    """ablation, rl, xyz: number of demonstrations; l2m: of each known task, and twice those of a new one."""
     backbone: str | None = None
-    """ablation, rl, xyz: backbone of the trained policies, see `vla list backbones`. Default: small."""
+    """ablation, l2m, rl, xyz: backbone of the trained policies, see `vla list backbones`. Default: small."""
     steps: int | None = None
-    """ablation, rl, xyz: gradient steps of imitation."""
+    """ablation, rl, xyz: gradient steps of imitation; l2m: of the known tasks, and five times those of a new one."""
     episodes: int | None = None
-    """Evaluation scenes, the same for all arms."""
+    """Evaluation scenes, the same for all arms; l2m: of each task."""
     num_envs: int | None = None
     """Environments that play at the same time."""
     workers: int | None = None
