@@ -56,7 +56,7 @@ def extend(vla: VLA, config: ModulatorConfig | None, known: Mapping[str, DemoSet
         vla.add_modulators(config, seed=seed)
         if known:
             vla.pool.know(torch.cat([episode_queries(vla, part)[0] for part in known.values()]))
-        return [f"{len(known)} known datasets keep the policy as it was" if known else "nothing is known before"]
+        return [f"where it is asked as in {', '.join(known)}, the policy stays as it is"] if known else []
     have = vla.pool.config
     if known:
         raise ValueError("this policy's modulators know already what was known before them: leave out --known")

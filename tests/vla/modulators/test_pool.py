@@ -123,15 +123,10 @@ def test_a_modulator_is_the_low_rank_product_in_every_layer_and_row(decoder):
     inp = vla.processor.prepare(obs)
     for row, number in enumerate([1, IDENTITY, 0]):
         merged = copy.deepcopy(vla)  # slow reference: the product added to each weight
-        for name, layer in (
-            *merged.bridge.named_modules(),
-            *merged.head.named_modules(),
-            *merged.backbone.named_modules(),
-        ):
-            for part in ("bridge", "head", "backbone"):
+        for part in ("bridge", "head", "backbone"):
+            for name, layer in getattr(merged, part).named_modules():
                 place = f"{part}.{name}".replace(".", "-")
-                owner = dict(getattr(merged, part).named_modules()).get(name)
-                if owner is layer and place in vla.pool.up and number != IDENTITY:
+                if place in vla.pool.up and number != IDENTITY:
                     with torch.no_grad():
                         layer.weight += 16 / 2 * vla.pool.up[place][number] @ vla.pool.down[place][number]
         merged.pool.chosen_B = torch.full((3,), IDENTITY)
