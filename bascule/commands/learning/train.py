@@ -181,7 +181,7 @@ class Train(Command):
         from policies.load import checkpoint
 
         checkpoint(self.init)
-        if changed := [flag for flag in flags if getattr(self, flag) is not None]:
+        if changed := [flag for flag in flags if getattr(self, flag) is not None] + ["xyz"] * self.xyz:
             raise ValueError(f"--init keeps the shape of its policy: leave out --{changed[0].replace('_', '-')}")
         if len(self.dataset) > 1:
             raise ValueError("--init goes on with one dataset at a time: give one --dataset, then the next")
