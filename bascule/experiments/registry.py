@@ -7,6 +7,8 @@ from typing import Any
 
 from bascule.experiments.ablation import AblationConfig, ablation
 from bascule.experiments.continual.l2m import L2MConfig, l2m
+from bascule.experiments.distillation.comparison import distil
+from bascule.experiments.distillation.config import DistilConfig
 from bascule.experiments.latency import LatencyConfig, latency
 from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness.comparison import RobustnessConfig, robustness
@@ -15,6 +17,7 @@ from bascule.experiments.words import WordsConfig, words
 
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "ablation": (AblationConfig, ablation),
+    "distil": (DistilConfig, distil),
     "l2m": (L2MConfig, l2m),
     "latency": (LatencyConfig, latency),
     "rl": (RLConfig, rl),

@@ -33,6 +33,8 @@ class Batch:
     """(B, C), or (B, C, A) where robots with different actions mix: 0 is padding."""
     query_BK: Tensor | None = None
     """Queries of the frames' episodes to a pool of modulators (`vla.training.modulation`)."""
+    latent: Tensor | None = None
+    """The teacher's latents, standardised, while a student is being aligned (`vla.training.distillation`)."""
 
     @property
     def weight(self) -> float:
@@ -43,7 +45,9 @@ class Batch:
         """The same batch on another device."""
         seen = self.seen.to(device=device) if isinstance(self.seen, Features) else self.seen.to(device)
         query = None if self.query_BK is None else self.query_BK.to(device)
-        return Batch(seen, self.proprio_BP.to(device), self.action_BCA.to(device), self.mask.to(device), query_BK=query)
+        latent = None if self.latent is None else self.latent.to(device)
+        action, mask = self.action_BCA.to(device), self.mask.to(device)
+        return Batch(seen, self.proprio_BP.to(device), action, mask, query_BK=query, latent=latent)
 
 
 class Source(Protocol):

@@ -144,6 +144,19 @@ class ModulatorConfig:
 
 
 @dataclass(frozen=True)
+class DistilledConfig:
+    """The head of a policy that a teacher taught (`vla.training.distillation`): a mapper, and the teacher's decoder."""
+
+    width: int
+    """Width of the teacher's latent."""
+    reads: Literal["head", "step", "chunk"]
+    """The decoder: the action head that `VLAConfig.head` names; or one linear layer that reads the latent of each step,
+    or one latent of the whole chunk."""
+    mapper_width: int = 320
+    """Hidden width of the mapper from the bridge's latent."""
+
+
+@dataclass(frozen=True)
 class VLAConfig:
     """Configuration of a model: backbone, bridge, action head."""
 
@@ -153,6 +166,8 @@ class VLAConfig:
     """Ours, or a released VLA-Adapter policy's (see `vla.model.released.convert`)."""
     head: str = "l1"
     """l1, linear, flow, bins or frequencies; or MODULE:CLASS, a head of your own (docs/extend.md)."""
+    distilled: DistilledConfig | None = None
+    """A mapper and a teacher's decoder are the head (`vla train --teacher`); `head` is then that decoder's name."""
     chunk_size: int = 8
     """Control steps predicted per decision."""
     n_action_steps: int | None = None
@@ -193,6 +208,8 @@ def model_problem(config: VLAConfig) -> str | None:
             find(config.head, HEADS, "head")
         except ValueError as problem:
             return str(problem)
+    if config.distilled is not None and min(config.distilled.width, config.distilled.mapper_width) < 1:
+        return "a teacher's latent and the mapper into it must be at least 1 wide"
     if config.refiner_width < 0:
         return f"refiner_width must be 0 (none) or positive, got {config.refiner_width}"
     if config.lora is not None and not config.freeze_backbone:

@@ -17,11 +17,11 @@ from vla.backbones.features import Features
 from vla.backbones.lora import add_lora, merge_lora
 from vla.backbones.vision_only import NoDecoder
 from vla.core.checkpoint import refuse_misfit
-from vla.core.config import find, lookup, make
+from vla.core.config import lookup
 from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.model.bridge import Bridge
 from vla.model.config import FaithfulConfig, ModulatorConfig, VLAConfig, model_problem
-from vla.model.heads.registry import HEADS
+from vla.model.heads.distilled import make_head
 from vla.model.heads.residual import Latents, Refiner
 from vla.model.modulators import IDENTITY, Pool, modulated_layers
 from vla.model.released.bridge import FaithfulBridge
@@ -43,7 +43,6 @@ class VLA(nn.Module):
             raise ValueError(problem)
         if processor.config.depth != (config.xyz is not None):
             raise ValueError("model and processor disagree about depth: xyz needs a processor with depth")
-        head = find(config.head, HEADS, "head")
         if not config.decoder:
             backbone = NoDecoder(backbone)
         self.config = config
@@ -53,8 +52,7 @@ class VLA(nn.Module):
         self.bridge = _make_bridge(config, backbone, processor)
         if self.bridge.layers_needed < backbone.num_layers and hasattr(backbone, "stop_after"):
             backbone.stop_after(self.bridge.layers_needed)
-        sizes = {"width": config.bridge.width, "action_dim": processor.action_width}
-        self.head = make(config.head, head, "head", ("parameters", "forward", "loss"), **sizes)
+        self.head = make_head(config, processor.action_width)
         self.members: dict[str, Processor] = {}
         """A policy for several robots: each one's processor, by name. `processor` is the one in use."""
         self.refiner = self._new_refiner(config.refiner_width) if config.refiner_width else None

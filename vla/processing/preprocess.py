@@ -139,6 +139,11 @@ class Preprocessor:
         return _spread(np.ones(len(self.config.action_names), np.float32), slots, self.action_width)
 
     @property
+    def action_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(centre, half width) of this robot's action components: normalised = (action - centre) / half."""
+        return self._action
+
+    @property
     def action_spec(self) -> ActionSpec:
         """Names, bounds and rate of this policy's actions. control_hz is 0 when unknown."""
         return ActionSpec(

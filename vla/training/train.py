@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vla.backbones.features import Features, hears_noise, with_query_noise
 from vla.core.checkpoint import CONFIG, load_checkpoint
 from vla.core.config import difference, encode, fill_defaults, lookup, save_json
+from vla.core.disk import remove
 from vla.data.batches import Ahead, Batch, LiveDemos, Source, join
 from vla.data.feature_cache import check_demos, encode_demos
 from vla.data.lerobot_dataset import DemoSet
@@ -36,6 +37,8 @@ from vla.runtime.locks import locked, refuse_used
 from vla.runtime.machine import idle_cores
 from vla.runtime.process import Stop, restored_threads, stop_signals
 from vla.runtime.run_log import METRICS, TRACKERS, Metrics
+from vla.training.distillation.student import LATENTS, alignment, alignment_targets
+from vla.training.distillation.teacher import Teacher
 from vla.training.language_cotraining import LanguageTask
 from vla.training.modulation import asking, routed
 from vla.training.multi_robot import build_vla, members_of
@@ -65,11 +68,12 @@ def train(
     *,
     on_step: OnStep | None = None,
     resume: bool = False,
+    teacher: Callable[[], Teacher] | None = None,
 ) -> TrainReport:
     """Train `vla` in place and leave its checkpoint in `out`. Several named datasets: a policy built for all of them.
 
     `resume`: continue from the checkpoint in `out` if there is one, else begin. Ctrl-C and SIGTERM finish the step,
-    save, return.
+    save, return. `teacher`: of a student that is aligned (`cfg.distillation`); asked once a run, before the first step.
     ValueError: the demonstrations do not fit the policy, `out` is taken, or what is resumed was another run.
     TrainingDiverged: loss or gradient not finite.
     """
@@ -98,6 +102,9 @@ def train(
             save_json(out / "train.json", encode(cfg))
         begin = time.monotonic()
         source = asking(vla, next(iter(members.values()))[1], _source(run, members, out, on_step, stop), begun=taken)
+        if run.step < run.align_steps or (cfg.distillation is not None and not taken):
+            demos, save = [part for _, part in members.values()], run.team.rank == 0
+            run.targets = alignment_targets(vla, teacher, demos, out, stop, on_step, begun=taken, save=save)
         with compile_parts(vla, cfg.compile), checkpoint_layers(vla.backbone, cfg.checkpointing):
             return _loop(run, source, out, on_step, stop, time.monotonic() - begin)
 
@@ -110,11 +117,14 @@ class Objective(nn.Module):
         self.vla, self.language, self.query_noise = vla, language, query_noise
 
     def forward(self, batch: Batch, weight: float, scenes: tuple | None, scenes_weight: float) -> tuple[Tensor, ...]:
-        """(what to differentiate, the actions' loss, the questions' loss)."""
+        """(what to differentiate, the actions' loss, the questions' loss or the distance from the teacher)."""
         seen = batch.seen
         with routed(self.vla, batch) as pull:
             features = seen if isinstance(seen, Features) else self.vla.encode(seen)
             features = with_query_noise(features, self.query_noise)
+            if batch.latent is not None:
+                distance, action = alignment(self.vla, features, batch)
+                return distance * weight, action, distance.detach()
             action, _ = self.vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
         if self.language is None or scenes is None:
             return (action + pull) * weight, action.detach(), action.new_zeros(())
@@ -133,7 +143,10 @@ class _Run:
         self.live = vla.backbone_learns or cfg.augment is not None
         """The backbone runs at every step, instead of once over the dataset."""
         self.data = fingerprint(demos.values())
-        self.team = assemble(shard=cfg.shard, unused=vla.backbone_learns)
+        self.align_steps = 0 if cfg.distillation is None else cfg.distillation.align_steps
+        self.targets: Tensor | None = None
+        """Latents that a student is aligned with in its first steps, in the order of the frames."""
+        self.team = assemble(shard=cfg.shard, unused=vla.backbone_learns or self.align_steps > 0)
         if cfg.batch_size % (self.team.size * cfg.accumulate):
             raise ValueError(
                 f"batch_size {cfg.batch_size} does not divide among {self.team.size} processes x {cfg.accumulate} parts"
@@ -156,6 +169,8 @@ class _Run:
         frames = mixed_frames(cfg.seed, step, cfg.batch_size, source.sizes, cfg.weights)
         places = self.team.share(torch.arange(cfg.batch_size)).chunk(cfg.accumulate)
         parts = [source.take(frames[place]) for place in places]
+        if step < self.align_steps:
+            parts = [replace(part, latent=self.targets[frames[i]]) for part, i in zip(parts, places, strict=True)]
         total = max(1.0, source.weigh(frames)) if len(frames) > len(places[0]) else max(1.0, parts[0].weight)
         if cfg.augment is not None:
             views = parts[0].seen.images_BVHWC.shape[1]
@@ -172,13 +187,15 @@ class _Run:
             group["lr"] = learning_rate(cfg, self.step) * scale
         self.optimiser.zero_grad(set_to_none=True)
         value = asked = 0.0
+        aligning = self.step < self.align_steps
         for number, (batch, share) in enumerate(parts):
             scenes, scenes_weight = self._scenes(number, len(parts))
             with team.part(self.wrapped, number == len(parts) - 1):
                 # Processes' gradients are averaged: undo that for the sum over the batch.
-                goal, action, language = self.wrapped(batch.to(self.vla.device), share * size, scenes, scenes_weight)
+                goal, action, other = self.wrapped(batch.to(self.vla.device), share * size, scenes, scenes_weight)
                 goal.backward()
-            value, asked = value + float(action) * share, asked + float(language) / len(parts) / size
+            part = share if aligning else 1 / len(parts) / size
+            value, asked = value + float(action) * share, asked + float(other) * part
         value, asked = team.total(value, asked)
         norm = team.clip(self.parameters, cfg.grad_clip)
         rate = self.optimiser.param_groups[0]["lr"]
@@ -192,6 +209,8 @@ class _Run:
             average_into(self.average, held(self.parameters), cfg.ema_decay)
         self.step += 1
         figures = {"loss": value, "grad_norm": norm, "lr": rate}
+        if aligning:
+            return figures | {"align_loss": asked}
         return figures if cfg.language is None else figures | {"language_loss": asked}
 
     def _scenes(self, number: int, parts: int) -> tuple[tuple | None, float]:
@@ -336,6 +355,8 @@ def _loop(
             if ahead is not None:
                 ahead.close()
     run.save(out)
+    if cfg.distillation is not None and run.step >= run.align_steps and team.rank == 0:
+        remove(out / LATENTS)
     run.finish()
     vla.eval()
     seconds = time.monotonic() - begin
@@ -362,7 +383,7 @@ def _augmented(batch: Batch, draws: Tensor, cfg: TrainConfig, vla: VLA) -> Batch
 
 
 def _mean(entries: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of the logged figures; the learning rate is the last one's."""
-    return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]} | {
+    """Mean of the logged figures, those that every step has; the learning rate is the last one's."""
+    return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[-1]} | {
         "lr": entries[-1]["lr"]
     }

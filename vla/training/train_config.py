@@ -79,6 +79,25 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """Learning from a teacher (`vla.training.distillation`)."""
+
+    teacher: str
+    """Its folder."""
+    align_steps: int
+    """Steps, the run's first, in which the student's latents learn to be the teacher's. 0: only its decoder is used."""
+
+    def problem(self, steps: int) -> str | None:
+        """Describe what is wrong with this configuration in a run of `steps`, or return None."""
+        if not 0 <= self.align_steps < steps:
+            return (
+                f"align_steps must be at least 0 and less than the run's {steps} steps, got {self.align_steps}: the "
+                "actions are learnt after the alignment"
+            )
+        return None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One imitation run."""
 
@@ -121,6 +140,8 @@ class TrainConfig:
     """Sampling weights of several datasets. None: in proportion to their frames."""
     language: LanguageConfig | None = None
     """Train the backbone on pointing and answering in addition to the actions."""
+    distillation: DistillationConfig | None = None
+    """Align the policy with a teacher before the actions are learnt; `model.distilled` is then the teacher's."""
     seed: int = 0
 
     checkpointing: bool = False
@@ -177,6 +198,11 @@ class TrainConfig:
             return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
         if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):
             return f"weights of datasets must be positive numbers, got {', '.join(map(str, self.weights))}"
+        if self.distillation is not None:
+            if self.language is not None or self.weights is not None:
+                return "a teacher teaches actions of one dataset: leave out --language and --weights beside --teacher"
+            if problem := self.distillation.problem(self.steps):
+                return problem
         for part in (self.augment, self.language):
             if part is not None and (problem := part.problem()):
                 return problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +60,12 @@ class Train(Command):
     """How much of the vision-language model learns."""
     head: str | None = None
     """Action head: l1, linear, flow, bins, frequencies; or MODULE:CLASS, one of your own (docs/extend.md)."""
+    teacher: Path | None = None
+    """Learn from a small expert on the same demonstrations first, then go on through its action decoder: the folder of
+    a policy of ours, of an RL run (its privileged teacher), or of a policy that LeRobot trained, such as act."""
+    align_steps: int | None = None
+    """Gradient steps, the first of --steps, in which the policy's latents learn to be the teacher's; 0 takes over only
+    its decoder. Default: a third of --steps."""
     cameras: tuple[str, ...] | None = None
     """The cameras to use, in order. Default: all of the dataset."""
     xyz: bool = False
@@ -113,12 +120,14 @@ class Train(Command):
             camera_keys(read_info(dataset)["features"], config.cameras)
         import numpy as np
 
+        from bascule.teachers import load_teacher
         from vla.checking.check import training_warnings
         from vla.data.lerobot_dataset import load_datasets
         from vla.model.model import VLA
         from vla.runtime.console import progress, say
         from vla.runtime.console import stderr as console
         from vla.runtime.distributed import launched
+        from vla.training.distillation.student import student_config, take_decoder
         from vla.training.memory_budget import estimate
         from vla.training.multi_robot import unshared_components
         from vla.training.train import build_vla, train
@@ -129,12 +138,21 @@ class Train(Command):
             model = VLA.load(self.out if resuming else self.init, merge=not resuming)
         depth = (config.model if model is None else model.config).xyz is not None
         demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream, depth=depth)
+        teacher = cache(partial(load_teacher, self.teacher)) if self.teacher is not None else None
+        if teacher is not None and not resuming:
+            (one,) = demos.values()
+            config = student_config(config, teacher(), one, config.distillation)
         if model is None:
             model = build_vla(config, demos)
         elif self.init is not None:
             config = self._extended(config, model, resuming)
         if resuming and self.backbone is None:  # the recipe's may be another one by now
             config = replace(config, model=replace(config.model, backbone=model.config.backbone))
+        if teacher is not None and resuming:  # it is not asked again for what the policy has taken over
+            taken = replace(config.model, head=model.config.head, distilled=model.config.distilled)
+            config = replace(config, model=taken)
+        elif teacher is not None:
+            take_decoder(model, teacher())
         model.to(choose_device(self.device))
         if rank == 0:
             if not resuming and (note := retirement(config.model.backbone)):
@@ -164,7 +182,7 @@ class Train(Command):
                 if quiet and state.stage == "train" and state.done % (10 * config.log_every) == 0:
                     say(f"step {state.done} of {state.total}: {loss}, lr {state.lr:.2g}")
 
-            report = train(config, model, demos, self.out, on_step=show, resume=self.resume)
+            report = train(config, model, demos, self.out, on_step=show, resume=self.resume, teacher=teacher)
         if report.interrupted:
             raise KeyboardInterrupt
         if rank == 0:
@@ -173,7 +191,7 @@ class Train(Command):
 
     def _check_init(self) -> None:
         """ValueError for flags that do not go together with --init, or without it."""
-        flags = "backbone", "tune", "head", "chunk_size", "n_action_steps", "weights"
+        flags = "backbone", "tune", "head", "chunk_size", "n_action_steps", "weights", "teacher"
         if self.init is None:
             if self.modulators is not None or self.known or self.modulate != "bridge":
                 raise ValueError("modulators are learnt on a trained policy: name it with --init")
@@ -213,7 +231,7 @@ class Train(Command):
         from vla.backbones.lora import LoRAConfig
         from vla.model.config import XYZConfig
         from vla.processing.config import AUGMENTATIONS, AugmentConfig
-        from vla.training.train_config import LanguageConfig
+        from vla.training.train_config import DistillationConfig, LanguageConfig
 
         if self.augment and self.randomise is not None:
             raise ValueError("--augment and --randomise both say how pictures change: give one of them")
@@ -234,7 +252,17 @@ class Train(Command):
             checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
             compile="inductor" if self.compile else None, num_threads=self.num_threads,
         )  # fmt: skip
-        return replace(config, model=model, **changes)
+        config = replace(config, model=model, **changes)
+        if self.teacher is None:
+            if self.align_steps is not None:
+                raise ValueError("--align-steps aligns the policy with a teacher: give its folder, --teacher")
+            return config
+        if self.head is not None:
+            raise ValueError("--head changes nothing beside --teacher, whose decoder is the head: leave it out")
+        if len(self.dataset) > 1:
+            raise ValueError("a teacher teaches actions of one dataset: give one --dataset beside --teacher")
+        steps = config.steps // 3 if self.align_steps is None else self.align_steps
+        return replace(config, distillation=DistillationConfig(str(self.teacher), steps))
 
     def kept(self) -> str:
         return stays(self.out / CONFIG, f"the last checkpoint stays in {self.out}; add --resume to continue")

@@ -16,11 +16,11 @@ from vla.core.config import lookup
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run an experiment over several arms and seeds: ablation, l2m, latency, rl, robustness, words, xyz."""
+    """Run an experiment over several arms and seeds: ablation, distil, l2m, latency, rl, robustness, words, xyz."""
 
     name: Positional[str]
-    """ablation: variants of bridge attention; l2m: tasks learnt one after another, and what is left of those learnt
-    before; latency: delayed answers of the policy; rl: variants of online RL;
+    """ablation: variants of bridge attention; distil: students of a privileged teacher; l2m: tasks learnt one after
+    another, and what is left of those learnt before; latency: delayed answers of the policy; rl: variants of online RL;
     robustness: perturbed environments; words: sentences that no training text has, and such that name nothing in
     sight; xyz: places in the robot's frame before cameras that stand elsewhere."""
     out: Path = Path("runs/experiment")
@@ -43,15 +43,18 @@ class Experiment(Command):
     new_tasks: tuple[str, ...] | None = None
     """l2m: tasks that it learns later, in this order; by default the others."""
     seeds: tuple[int, ...] | None = None
-    """ablation, l2m, rl, xyz: seeds of the training runs; each has demonstrations of its own."""
+    """ablation, distil, l2m, rl, xyz: seeds of the training runs; each has demonstrations of its own."""
     seed0: int | None = None
     """latency: seed of the first scene; by default the suite's first evaluation seed."""
     demos: int | None = None
-    """ablation, rl, xyz: number of demonstrations; l2m: of each known task, and twice those of a new one."""
+    """ablation, distil, rl, xyz: number of demonstrations; l2m: of each known task, and twice those of a new one."""
     backbone: str | None = None
-    """ablation, l2m, rl, xyz: backbone of the trained policies, see `vla list backbones`. Default: small."""
+    """ablation, distil, l2m, rl, xyz: backbone of the trained policies, see `vla list backbones`. Default: small."""
     steps: int | None = None
-    """ablation, rl, xyz: gradient steps of imitation; l2m: of the known tasks, and five times those of a new one."""
+    """ablation, distil, rl, xyz: gradient steps of imitation; l2m: of the known tasks, and five times those of a new
+    one."""
+    align_steps: int | None = None
+    """distil: the first of these steps, in which students are aligned with their teacher."""
     episodes: int | None = None
     """Evaluation scenes, the same for all arms; l2m: of each task."""
     num_envs: int | None = None
@@ -67,8 +70,8 @@ class Experiment(Command):
 
         make, perform = lookup(self.name, EXPERIMENTS, "experiment")
         check_numbers(
-            self, seeds=(0, 2**31), seed0=(0, 2**53), demos=(1, 1_000_000), steps=(1, 10**9), episodes=(1, 10_000_000),
-            num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
+            self, seeds=(0, 2**31), seed0=(0, 2**53), demos=(1, 1_000_000), steps=(1, 10**9), align_steps=(0, 10**9),
+            episodes=(1, 10_000_000), num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
         )  # fmt: skip
         check_file("--json", self.json)
         config = self._config(make)

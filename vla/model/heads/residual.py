@@ -64,7 +64,11 @@ class Refiner(nn.Module):
 
     def forward(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
         """(B, C, A) to add to the normalised action, float32. One network for all steps of the chunk."""
+        return self.net[-1](self.hidden(latents, proprio_BP))
+
+    def hidden(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
+        """The input of the last layer, (B, C, width)."""
         latent_BCD = F.layer_norm(latents.latent_BCD, latents.latent_BCD.shape[-1:])
         stem_BD = F.layer_norm(latents.stem_BD, latents.stem_BD.shape[-1:])
         shared_BS = torch.cat([stem_BD, latents.points_BE * POINT_SCALE, proprio_BP], -1)
-        return self.net(torch.cat([latent_BCD, shared_BS[:, None].expand(-1, latent_BCD.shape[1], -1)], -1))
+        return self.net[:-1](torch.cat([latent_BCD, shared_BS[:, None].expand(-1, latent_BCD.shape[1], -1)], -1))

@@ -1,0 +1,1 @@
+"""Learning from a small expert: alignment with its latents, then tuning through its decoder."""
