@@ -1,4 +1,4 @@
-"""Any trained policy from its folder: a checkpoint, or what `vla export` made of one."""
+"""Any trained policy from its folder: a checkpoint, what `vla export` made of one, or a policy that LeRobot trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from policies.export.exported_policy import ExportedPolicy, is_exported
-from vla.core.checkpoint import read_config
+from vla.core.checkpoint import in_lerobot_format, read_config
 from vla.core.compatibility import choose_embodiment
 from vla.core.config import load_json, nearest, unknown
 from vla.core.paths import quoted
@@ -17,7 +17,7 @@ from vla.core.types import Policy
 def chosen_embodiment(folder: str | os.PathLike[str], wanted: str | None = None) -> str | None:
     """Which embodiment of the policy in a folder to control (`vla.core.compatibility.choose_embodiment`). ValueError
     where a policy for several robots needs a choice, or has no such embodiment."""
-    config = read_config(folder)
+    config = {} if in_lerobot_format(folder) else read_config(folder)
     return choose_embodiment(tuple(config.get("members") or ()), wanted, os.fspath(folder))
 
 
@@ -37,6 +37,8 @@ def reads_depth(folder: str | os.PathLike[str]) -> bool:
 def backbone_named(folder: str | os.PathLike[str]) -> str:
     """Name, or folder, of the backbone that the policy in a folder was trained on; "" where it does not say. Reads no
     weights."""
+    if in_lerobot_format(folder):
+        return ""
     backbone = read_config(folder).get("model", {}).get("backbone", "")
     return str(backbone.get("name", "") if isinstance(backbone, dict) else backbone)
 
@@ -47,12 +49,27 @@ def load_policy(folder: str | os.PathLike[str], embodiment: str | None = None) -
     `embodiment`: of a policy for several robots, the one to control; it must be chosen.
     """
     embodiment = chosen_embodiment(folder, embodiment)
+    if in_lerobot_format(folder):
+        from policies.lerobot_policy import LeRobotPolicy
+
+        return LeRobotPolicy.load(folder)
     if is_exported(read_config(folder)):
         return ExportedPolicy.load(folder)
     from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
 
     return VLAPolicy(VLA.load(folder, member=embodiment))
+
+
+def of_single_observations(policy: Policy, whence: str) -> Policy:
+    """The policy, where whoever asks it shows single observations; `whence` they come, in the message. ValueError for
+    one that reads several consecutive control steps."""
+    if (count := policy.spec.observations) > 1:
+        raise ValueError(
+            f"this policy reads the observations of {count} consecutive control steps, and {whence} come one by one: "
+            "train it with --policy.n_obs_steps=1; `vla eval` plays it as it is"
+        )
+    return policy
 
 
 def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
@@ -69,6 +86,8 @@ def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
         raise ValueError(f"{path} is a backbone, not a policy: `vla train --backbone {quoted(path)}` makes one on it")
     if folder.is_file():
         raise ValueError(f"{path} is a file; a checkpoint is the folder with config.json in it")
+    if (trained := folder / "checkpoints" / "last" / "pretrained_model").is_dir():
+        raise ValueError(f"{path} is the folder of a run of LeRobot: its policy is {trained}")
     roots = {Path("runs"), folder.parent, folder} - {Path(".")}
     depths = ("*", "*/*", "*/*/*")
     found = {str(file.parent) for root in roots for depth in depths for file in root.glob(f"{depth}/config.json")}

@@ -23,7 +23,7 @@ ORDER = {
         "seeds", "tabletop", "perturb", "sim", "adapters", "registry", "backends", "make", "experts", "demos",
         "grounding", "evaluation", "gym_env",
     ),
-    "policies": ("chunking", "export", "load", "open_loop", "serving", "control", "lerobot"),
+    "policies": ("chunking", "export", "lerobot_policy", "load", "open_loop", "serving", "control", "lerobot"),
     "rl": (
         "streams", "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_checks",
         "run_checkpoint", "selection", "budget", "algorithm", "recipes", "retention", "runner", "external",
@@ -46,7 +46,8 @@ BELOW = {
 FENCES = {
     "lerobot": (
         "vla/data/", "envs/demos/", "policies/control/robots.py", "policies/control/robot_types.py",
-        "policies/lerobot/", "bascule/bench/other_servers.py",
+        # Beside policies/lerobot/, which stands above `load` because recordings need the control loop.
+        "policies/lerobot/", "policies/lerobot_policy.py", "bascule/bench/other_servers.py",
     ),
     "jinja2": ("bascule/report/page.py",),
     "tyro": ("bascule/usage.py", "bascule/commands/"),

@@ -336,10 +336,10 @@ class Control(Command):
 def local_policy(folder: Path, embodiment: str | None = None) -> Any:
     """The policy in a checkpoint, on half of the machine's cores."""
     from policies.export.exported_policy import ExportedPolicy
-    from policies.load import load_policy
+    from policies.load import load_policy, of_single_observations
     from vla.runtime.machine import half_of_the_cores
 
-    policy = load_policy(folder, embodiment)
+    policy = of_single_observations(load_policy(folder, embodiment), "a robot's observations")
     if not isinstance(policy, ExportedPolicy):  # it sees to its threads itself, and may need no torch
         import torch
 

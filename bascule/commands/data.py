@@ -196,9 +196,9 @@ class Check(Command):
             return PolicyClient(self.server)
         if self.policy is None:
             return None
-        from policies.load import checkpoint, load_policy
+        from policies.load import checkpoint, load_policy, of_single_observations
 
-        return load_policy(checkpoint(self.policy), self.embodiment)
+        return of_single_observations(load_policy(checkpoint(self.policy), self.embodiment), "a recording's frames")
 
     def _compare(self, report: Any, policy: Any) -> Any:
         """Play the policy beside some of the episodes."""

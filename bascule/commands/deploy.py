@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -62,17 +62,19 @@ class Serve(Command):
         import logging
         from functools import partial
 
-        from policies.load import chosen_embodiment, load_policy
+        from policies.load import chosen_embodiment, load_policy, of_single_observations
         from policies.serving.layouts import find_layout
         from policies.serving.network import tls_context
         from policies.serving.policy_slot import PolicySlot
         from policies.serving.server import Limits, PolicyServer, check_access
-        from vla.core.checkpoint import read_config
+        from vla.core.checkpoint import in_lerobot_format, read_config
 
         # A key given as a flag can be read by every user of the machine; one in the environment cannot.
         api_key = self.api_key or os.environ.get("BASCULE_API_KEY")
         check_access(self.host, api_key)
         for folder in folders.values() if self.n_action_steps is not None else ():
+            if in_lerobot_format(folder):  # it is asked when it is loaded
+                continue
             chunk = (read_config(folder).get("model") or {}).get("chunk_size", self.n_action_steps)
             if self.n_action_steps > chunk:
                 raise ValueError(f"n_action_steps must be in 1..{chunk} (the chunk size), got {self.n_action_steps}")
@@ -84,11 +86,15 @@ class Serve(Command):
         tls = None
         if self.tls_cert is not None:
             tls = tls_context(str(self.tls_cert), None if self.tls_key is None else str(self.tls_key))
+
+        def load(folder: Path, embodiment: str | None) -> Any:
+            return of_single_observations(load_policy(folder, embodiment), "what clients send")
+
         server = PolicyServer(
             {
                 name: PolicySlot.of_folder(
                     folder,
-                    load=partial(load_policy, embodiment=members[name]),
+                    load=partial(load, embodiment=members[name]),
                     layout=layout,
                     n_action_steps=self.n_action_steps,
                 )

@@ -10,6 +10,7 @@ from bascule.experiments.continual.l2m import L2MConfig, l2m
 from bascule.experiments.distillation.comparison import distil
 from bascule.experiments.distillation.config import DistilConfig
 from bascule.experiments.latency import LatencyConfig, latency
+from bascule.experiments.peers.experiment import PeersConfig, peers
 from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness.comparison import RobustnessConfig, robustness
 from bascule.experiments.spatial.xyz import XYZExperimentConfig, xyz
@@ -20,6 +21,7 @@ EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "distil": (DistilConfig, distil),
     "l2m": (L2MConfig, l2m),
     "latency": (LatencyConfig, latency),
+    "peers": (PeersConfig, peers),
     "rl": (RLConfig, rl),
     "robustness": (RobustnessConfig, robustness),
     "words": (WordsConfig, words),

@@ -18,6 +18,10 @@ CAMERAS = {"front": "corner2", "wrist": "gripperPOV"}
 
 
 HORIZON = 500
+MT10 = (
+    "button-press-topdown", "door-open", "drawer-close", "drawer-open", "peg-insert-side", "pick-place", "push",
+    "reach", "window-close", "window-open",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,10 @@ def task_names() -> tuple[str, ...]:
 def metaworld_suites() -> dict[str, MetaworldSuite]:
     """Every suite by name; needs no metaworld."""
     groups = _groups()
-    suites = [MetaworldSuite("metaworld-mt50", "Meta-World v3: all fifty tasks", task_names())]
+    suites = [
+        MetaworldSuite("metaworld-mt50", "Meta-World v3: all fifty tasks", task_names()),
+        MetaworldSuite("metaworld-mt10", "Meta-World v3: the ten tasks of MT10", MT10),
+    ]
     for group, tasks in groups.items():
         words = f"Meta-World v3: the {len(tasks)} tasks of the {group} group"
         suites.append(MetaworldSuite(f"metaworld-{group}", words, tuple(sorted(tasks))))

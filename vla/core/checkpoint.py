@@ -44,8 +44,22 @@ class Checkpoint:
 
 
 def weights_digest(folder: str | os.PathLike[str]) -> str:
-    """Tells a checkpoint from another in the same folder: its configuration names the hashes of all its files."""
-    return hashlib.blake2b((Path(folder) / CONFIG).read_bytes(), digest_size=8).hexdigest()
+    """Tells a checkpoint from another in the same folder: its configuration names the hashes of all its files. That of
+    a policy of LeRobot names none, so its files are read."""
+    digest = hashlib.blake2b((Path(folder) / CONFIG).read_bytes(), digest_size=8)
+    for path in sorted(Path(folder).glob("*.safetensors")) if in_lerobot_format(folder) else ():
+        digest.update(_sha256(path).encode())
+    return digest.hexdigest()
+
+
+def in_lerobot_format(folder: str | os.PathLike[str]) -> bool:
+    """True for the folder of a policy in LeRobot's format, whoever trained it."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and _ENTRY not in config and {"type", "input_features"} <= config.keys()
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -188,6 +202,11 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path} is damaged ({problem}): copy the checkpoint again or load another one") from None
     entry = config.get(_ENTRY) if isinstance(config, dict) else None
+    if entry is None and in_lerobot_format(folder):
+        raise ValueError(
+            f"{os.fspath(folder)} is a policy in LeRobot's format ({config['type']}), which only `vla eval`, `view`, "
+            "`serve` and `control` take: `vla train` makes a checkpoint"
+        )
     if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
         raise ValueError(f"{path} does not describe a Bascule checkpoint: it has no '{_ENTRY}' entry")
     if entry.get("format") != FORMAT:

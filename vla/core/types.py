@@ -180,6 +180,9 @@ class PolicySpec:
     """Side in pixels of the pictures that a simulator should draw for it. None: any."""
     depth: bool | None = None
     """True if it reads the depth and the calibration of its cameras, too; of a robot, whether it gives them."""
+    observations: int = 1
+    """Consecutive control steps whose observations it reads. More than 1: it remembers them for each environment, and
+    must be asked at every control step."""
 
 
 @dataclass(frozen=True)

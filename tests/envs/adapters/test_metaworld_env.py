@@ -33,9 +33,9 @@ def two():
 
 def test_the_suites_are_the_published_groups_and_every_task() -> None:
     suites = metaworld_suites()
-    assert set(suites) <= set(all_suite_names()) and len(suites) == 55
-    sizes = {g: len(suites[f"metaworld-{g}"].tasks) for g in ("mt50", "easy", "medium", "hard", "very-hard")}
-    assert sizes == {"mt50": 50, "easy": 28, "medium": 11, "hard": 6, "very-hard": 5}
+    assert set(suites) <= set(all_suite_names()) and len(suites) == 56
+    sizes = {g: len(suites[f"metaworld-{g}"].tasks) for g in ("mt50", "mt10", "easy", "medium", "hard", "very-hard")}
+    assert sizes == {"mt50": 50, "mt10": 10, "easy": 28, "medium": 11, "hard": 6, "very-hard": 5}
     assert load_suite(PUSH).tasks == ("push",) and load_suite(PUSH).horizon == 500
     with pytest.raises(ValueError, match=PUSH):
         load_suite("metaworld-pusj")
