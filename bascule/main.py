@@ -26,6 +26,7 @@ _HOMES = {
     "serve": "deploy.Serve",
     "export": "export.Export",
     "control": "control.Control",
+    "ask": "talk.Ask",
     "lerobot": "deploy.LeRobot",
     "doctor": "doctor.Doctor",
     "view": "look.View",
@@ -34,6 +35,7 @@ _HOMES = {
     "experiment": "measuring.experiment.Experiment",
     "report": "report.Report",
     "ground-data": "data.GroundData",
+    "talk-data": "talk.TalkData",
     "pretrain": "learning.pretrain.Pretrain",
 }
 """Module of `bascule.commands` and class of every command, in the order in which the help lists them."""

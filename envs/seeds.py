@@ -63,6 +63,8 @@ class Stream:
     """Layout, colours and goals of the suites with fixtures."""
     GROUNDING = 53
     """Third integer, after seed and number of a grounding scene."""
+    TALK = 59
+    """Moments of episodes that are asked about, and the questions."""
     RESET_CHECK = 61
     """Seeds and tasks of `envs.evaluation.reset_checks`."""
     LATENCY = 71

@@ -72,6 +72,18 @@ def of_single_observations(policy: Policy, whence: str) -> Policy:
     return policy
 
 
+def local_policy(folder: Path, embodiment: str | None = None) -> Policy:
+    """The policy in a checkpoint, on half of the machine's cores."""
+    from vla.runtime.machine import half_of_the_cores
+
+    policy = of_single_observations(load_policy(folder, embodiment), "a robot's observations")
+    if not isinstance(policy, ExportedPolicy):  # it sees to its threads itself, and may need no torch
+        import torch
+
+        torch.set_num_threads(half_of_the_cores())
+    return policy
+
+
 def checkpoint(path: str | Path, others: Iterable[str] = ()) -> Path:
     """`path`, if it is a checkpoint folder; else ValueError naming the nearest one. `others`: other right answers."""
     folder = Path(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -81,6 +82,9 @@ class Control(Command):
     """Run no robot: POLICY is a log. Decide every tick of it again, and compare. Exit code 1 if a decision differs."""
     to_dataset: Path | None = None
     """Run no robot: POLICY is a log. Write it as a LeRobotDataset to this folder."""
+    account_s: float | None = None
+    """Seconds between two accounts that a policy that talks (`vla train --talk`) gives of what it does, on the terminal
+    and in the --log. Default: none. It speaks between its decisions, which come no later for it."""
     velocity: dict[str, float] = field(default_factory=dict)
     """Largest speeds: component and action units per second, e.g. dx 12 dy 12."""
     acceleration: dict[str, float] = field(default_factory=dict)
@@ -140,6 +144,9 @@ class Control(Command):
 
         guards = self._guards()
         self._check()
+        if self.account_s is not None:
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger("policies.control").setLevel(logging.INFO)
         unlogged: LogIncomplete | None = None
         with ExitStack() as open_ones:
             arm = self._lerobot_robot()  # before the policy: what is wrong with it is known in a moment
@@ -178,7 +185,7 @@ class Control(Command):
             self, seed=(0, 2**53), hz=(0.1, 100_000), duration_s=(0.01, 1e9), policy_hz=(0.01, 100_000),
             n_action_steps=(1, 10_000), blend_steps=(0, 10_000), in_flight=(1, 64), max_observation_age_s=(0.001, 1e6),
             max_action_age_s=(0.001, 1e6), give_up_s=(0, 1e6), stop_s=(0, 1e6), server_timeout_s=(0.001, 1e6),
-            image_size=(8, 4096), follow_fraction=(0.001, 1), follow_s=(0.001, 1e6),
+            image_size=(8, 4096), account_s=(0.01, 1e6), follow_fraction=(0.001, 1), follow_s=(0.001, 1e6),
         )  # fmt: skip
         check_file("--json", self.json)
         check_estop_file(self.estop_file)
@@ -224,21 +231,22 @@ class Control(Command):
 
     def _policy(self) -> Any:
         if "://" in self.policy:
-            from policies.serving.client import PolicyClient
+            from policies.serving.narrated_client import NarratedClient
 
             key = self.api_key or os.environ.get("BASCULE_API_KEY")
             try:
-                return PolicyClient(self.policy, api_key=key)
+                return NarratedClient(self.policy, api_key=key, account_s=self.account_s)
             except RuntimeError as error:  # what answers there is not what we can talk to
                 raise ConnectionError(str(error)) from error
         from functools import partial
 
         from policies.control.policy_process import PolicyProcess
-        from policies.load import checkpoint
+        from policies.load import checkpoint, local_policy
 
         if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", self.policy) and not Path(self.policy).exists():
             raise ValueError(f"there is no checkpoint at '{self.policy}'; for a server, write ws://{self.policy}")
-        return PolicyProcess(partial(local_policy, checkpoint(Path(self.policy)), self.embodiment))
+        make = partial(local_policy, checkpoint(Path(self.policy)), self.embodiment)
+        return PolicyProcess(make, account_s=self.account_s)
 
     def _lerobot_robot(self) -> Any:
         """LeRobot's robot, not connected; None for the simulated one and for a class of the user's own."""
@@ -331,20 +339,6 @@ class Control(Command):
         return "the robot was let go" + (
             f"; its log is in {self.log}" if self.log is not None and self.log.exists() else ""
         )
-
-
-def local_policy(folder: Path, embodiment: str | None = None) -> Any:
-    """The policy in a checkpoint, on half of the machine's cores."""
-    from policies.export.exported_policy import ExportedPolicy
-    from policies.load import load_policy, of_single_observations
-    from vla.runtime.machine import half_of_the_cores
-
-    policy = of_single_observations(load_policy(folder, embodiment), "a robot's observations")
-    if not isinstance(policy, ExportedPolicy):  # it sees to its threads itself, and may need no torch
-        import torch
-
-        torch.set_num_threads(half_of_the_cores())
-    return policy
 
 
 def _tell_incomplete(log: Path) -> int:

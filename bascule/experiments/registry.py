@@ -14,6 +14,8 @@ from bascule.experiments.peers.experiment import PeersConfig, peers
 from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness.comparison import RobustnessConfig, robustness
 from bascule.experiments.spatial.xyz import XYZExperimentConfig, xyz
+from bascule.experiments.talk.config import TalkExperimentConfig
+from bascule.experiments.talk.experiment import talk
 from bascule.experiments.words import WordsConfig, words
 
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
@@ -24,6 +26,7 @@ EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "peers": (PeersConfig, peers),
     "rl": (RLConfig, rl),
     "robustness": (RobustnessConfig, robustness),
+    "talk": (TalkExperimentConfig, talk),
     "words": (WordsConfig, words),
     "xyz": (XYZExperimentConfig, xyz),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter, deque
@@ -19,8 +20,10 @@ from policies.control.robots import Robot
 from policies.control.watched_robot import WatchedRobot
 from vla.core.grounding import FirstSight
 from vla.core.types import Observation, Policy
+from vla.language.talking import Said
 from vla.processing.text import shortened
 
+_log = logging.getLogger(__name__)
 _MANY_OVERRUNS = 0.2
 """From this fraction of ticks with a missed deadline on, a run is slower than it was meant to be."""
 
@@ -295,6 +298,8 @@ class ControlLoop:
 
     def _take(self, answer: Answer) -> None:
         asked_at_tick = self._asked_at_ticks.popleft()
+        if answer.account is not None:
+            self._tell(answer.account)
         error = answer.error
         if error is None:
             try:
@@ -319,6 +324,12 @@ class ControlLoop:
             self._reason(self._fault, error)
             if self.log is not None:
                 self.log.event(error=self._error)
+
+    def _tell(self, account: Said) -> None:
+        """Write what the policy says it does to the log of the run and the program's."""
+        _log.info("the policy says: %s (confidence %.2f)", account.text, account.confidence)
+        if self.log is not None:
+            self.log.event(account=asdict(account))
 
     def _hold_for(self, answer: Answer) -> bool:
         """True if the answer is not to be played, because the policy does not see what its instruction names."""

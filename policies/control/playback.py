@@ -18,6 +18,7 @@ from policies.control.guards import Kind
 from vla.core.grounding import confidence_of
 from vla.core.late_chunks import catch_up
 from vla.core.types import ActionChunk, Observation, Policy, Prefix
+from vla.language.talking import Said
 
 
 class Plan:
@@ -140,6 +141,8 @@ class Answer:
     confidence: float | None = None
     """How surely the policy saw what the instruction names; None where it does not tell."""
     instruction: str = ""
+    account: Said | None = None
+    """The policy's own account of what it does, if it gave one meanwhile."""
 
 
 class Asking(Protocol):
@@ -251,4 +254,5 @@ class Inference:
                 confidence = float(told[0])
         except Exception as problem:  # whatever it is, the robot must come to rest in good order
             chunk, error = None, problem
-        return Answer(chunk, error, step, seen_s, self._clock() - start, confidence, obs.instruction[0])
+        account = getattr(policy, "account", None)
+        return Answer(chunk, error, step, seen_s, self._clock() - start, confidence, obs.instruction[0], account)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -21,7 +23,9 @@ from numpy.typing import NDArray
 from vla.core.grounding import confidence_of
 from vla.core.subprocesses import spawn
 from vla.core.types import ActionChunk, Observation, Policy, PolicySpec, Prefix
+from vla.language.talking import ACCOUNT, CANNOT, Said, Speech, speech
 
+_log = logging.getLogger(__name__)
 NICE = 5
 """The child yields to the control loop where they share a core."""
 
@@ -29,15 +33,18 @@ NICE = 5
 class PolicyProcess:
     """A `vla.core.types.Policy` that `make` builds in the child."""
 
-    def __init__(self, make: Callable[[], Policy], *, timeout_s: float = 600.0) -> None:
+    def __init__(self, make: Callable[[], Policy], *, timeout_s: float = 600.0, account_s: float | None = None) -> None:
         """Returns when the policy is loaded. `make` is pickled: a module's function, or a partial of one.
+        `account_s`: seconds between two accounts that the policy gives of what it does; None: none.
 
         ValueError with what `make` said if that was one, ConnectionError if the child died of something else.
         """
         self.confidence: NDArray[np.float32] | None = None
         """The grounding confidence (B,), 0 to 1, that the child's policy had in its last `act`; None if it has none."""
+        self.account: Said | None = None
+        """The account that the policy gave of what it does since the `act` before the last, if any."""
         self._pipe, theirs = Pipe()
-        self._process = spawn(_serve, (theirs, make), name="policy")
+        self._process = spawn(_serve, (theirs, make, account_s), name="policy")
         theirs.close()
         atexit.register(self.close)
         try:
@@ -57,7 +64,7 @@ class PolicyProcess:
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """The action chunks (B, C, A) of the policy in the child. ConnectionError when its process is gone."""
-        chunk, self.confidence = self._call("act", obs, **({} if prefix is None else {"prefix": prefix}))
+        chunk, self.confidence, self.account = self._call("act", obs, **({} if prefix is None else {"prefix": prefix}))
         return chunk
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
@@ -88,21 +95,59 @@ class PolicyProcess:
             self._process.join(timeout=5)
 
 
-def _serve(pipe: Connection, make: Callable[[], Policy]) -> None:
+class _Accounts:
+    """A policy's account of what it does, told between two requests, a token at a time."""
+
+    def __init__(self, policy: Policy, every_s: float) -> None:
+        self._policy, self._every_s, self._next_s = policy, every_s, time.monotonic()
+        self._speech: Speech | None = None
+        self._done: Said | None = None
+
+    def see(self, obs: Observation) -> None:
+        """An observation that was acted on: one to speak about, if it is time."""
+        if self._speech is None and time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + self._every_s
+            self._speech = speech(self._policy, obs.select([0]), [ACCOUNT])
+
+    def go_on(self, busy: Callable[[], bool]) -> None:
+        """Speak until the account is told, or a request has come."""
+        while self._speech is not None and not busy():
+            try:
+                if self._speech.step():
+                    self._done, self._speech = self._speech.said()[0], None
+            except Exception:  # acting goes on, whatever talking comes to
+                _log.exception("the policy failed to say what it does")
+                self._speech = None
+
+    def take(self) -> Said | None:
+        """The account that was told, once."""
+        done, self._done = self._done, None
+        return done
+
+
+def _serve(pipe: Connection, make: Callable[[], Policy], account_s: float | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     with contextlib.suppress(OSError):
         os.nice(NICE)
     try:
         policy = make()
+        if account_s is not None and not policy.spec.talks:
+            raise ValueError(CANNOT)
+        accounts = None if account_s is None else _Accounts(policy, account_s)
         pipe.send((True, policy.spec))
         while True:
+            if accounts is not None:
+                accounts.go_on(pipe.poll)
             method, arguments, named = pipe.recv()
             try:
                 value = getattr(policy, method)(*arguments, **named)
-                answer = True, (value, confidence_of(policy)) if method == "act" else value
+                told = None if accounts is None else accounts.take()
+                answer = True, (value, confidence_of(policy), told) if method == "act" else value
             except Exception as error:
                 answer = False, error
             pipe.send(answer)
+            if accounts is not None and method == "act" and answer[0]:
+                accounts.see(arguments[0])
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
     except Exception as error:

@@ -1,4 +1,6 @@
-"""Dynamic batching: requests that arrive while the policy is busy are answered together by the next forward pass."""
+"""Dynamic batching: requests that arrive while the policy is busy are answered together by the next forward pass.
+Questions are answered in between, a token at a time: an action waits for no more than that.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from vla.core.grounding import confidence_of
 from vla.core.types import Observation, Policy, PolicySpec
+from vla.language.talking import Said, Speech, speech
 
 
 class HasPolicy(Protocol):
@@ -51,6 +54,21 @@ class _Request:
         return id(self.served), shapes, self.obs.proprio.shape
 
 
+@dataclass(eq=False)
+class _Question:
+    served: HasPolicy
+    obs: Observation
+    text: str
+    future: asyncio.Future[Said]
+    speech: Speech | None = None
+
+    def step(self) -> Said | None:
+        """Go on by one token; the answer, once it is whole."""
+        if self.speech is None:
+            self.speech = speech(self.served.policy, self.obs, [self.text])
+        return self.speech.said()[0] if self.speech.step() else None
+
+
 class Batcher:
     """Runs policies on one thread, one batch at a time. No batching delay: a batch is whatever is queued.
 
@@ -63,6 +81,7 @@ class Batcher:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         self._max_batch = max_batch
         self._waiting: deque[_Request] = deque()
+        self._questions: deque[_Question] = deque()
         self._busy = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
 
@@ -78,6 +97,14 @@ class Batcher:
         self._next()
         return await request.future
 
+    async def ask(self, served: HasPolicy, obs: Observation, question: str) -> Said:
+        """The policy's answer to a question about one observation. Raises the exception that the policy raises on
+        it."""
+        asked = _Question(served, obs, question, asyncio.get_running_loop().create_future())
+        self._questions.append(asked)
+        self._next()
+        return await asked.future
+
     async def run(self, job: Callable[[], None]) -> None:
         """Run `job` on the policies' thread, between two batches."""
         await asyncio.get_running_loop().run_in_executor(self._worker, job)
@@ -85,15 +112,17 @@ class Batcher:
     def close(self) -> None:
         """Accept no more requests and cancel the queued ones."""
         self._worker.shutdown(wait=False, cancel_futures=True)
-        for request in self._waiting:
+        for request in (*self._waiting, *self._questions):
             request.future.cancel()
         self._waiting.clear()
+        self._questions.clear()
 
     def _next(self) -> None:
         if self._busy:
             return
         group = self._take()
         if not group:
+            self._go_on()
             return
         self._busy = True
         work = asyncio.get_running_loop().run_in_executor(self._worker, _answer, group)
@@ -109,6 +138,28 @@ class Batcher:
                     request.future.set_exception(answer)
                 else:
                     request.future.set_result(answer)
+            self._next()
+
+        work.add_done_callback(deliver)
+
+    def _go_on(self) -> None:
+        """The next token of the question that has waited longest."""
+        while self._questions and self._questions[0].future.done():  # the client has disconnected
+            self._questions.popleft()
+        if not self._questions:
+            return
+        self._busy, asked = True, self._questions[0]
+        work = asyncio.get_running_loop().run_in_executor(self._worker, asked.step)
+
+        def deliver(done: asyncio.Future[Said | None]) -> None:
+            self._busy = False
+            if done.cancelled():
+                return
+            problem = done.exception()
+            if problem is not None or done.result() is not None:
+                self._questions.popleft()
+                if not asked.future.done():
+                    asked.future.set_exception(problem) if problem else asked.future.set_result(done.result())
             self._next()
 
         work.add_done_callback(deliver)

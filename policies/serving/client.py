@@ -25,6 +25,7 @@ import numpy as np
 
 from policies.serving import wire
 from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
+from vla.language.talking import Said, checked_question
 
 if TYPE_CHECKING:
     import ssl
@@ -101,6 +102,7 @@ class PolicyClient:
             grounding_threshold=_fraction(told.get("grounding"), "threshold"),
             picture_size=_count(told.get("picture_size")),
             depth=told.get("depth") is True or None,
+            talks=told.get("talks") is True,
         )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,16 +118,31 @@ class PolicyClient:
             reply = self._exchange(frame)
         return self._read(reply)
 
+    def ask(self, question: str, observation: Mapping[str, Any]) -> Said:
+        """The policy's answer to a question about an observation (as `infer` takes it). RuntimeError with the server's
+        words for a policy that cannot talk."""
+        told = self.infer({**observation, "ask": checked_question(question)}).get("answer")
+        sure = _fraction(told, "confidence")
+        if sure is None or not isinstance(told.get("text"), str):
+            raise RuntimeError(f"policy server at {self.uri} does not answer questions: it took this one for an order")
+        return Said(told["text"], sure)
+
+    def answer(self, obs: Observation, questions: Sequence[str]) -> list[Said]:
+        """Answers to one question about each of B observations (`vla.language.talking.ask`), in B round trips."""
+        return [self.ask(question, self._message(obs, i)) for i, question in enumerate(questions)]
+
+    def _message(self, obs: Observation, i: int) -> dict[str, Any]:
+        images = {camera: image[i] for camera, image in obs.images.items()}
+        views = _views(obs, i) if self.metadata.get("depth") is True else {}
+        return {"images": images, **views, "state": obs.proprio[i], "prompt": obs.instruction[i]}
+
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Action chunks (B, C, A) for B observations. The protocol has no batches, so this takes B round trips."""
         chunks, sure = [], []
         for i in range(obs.batch_size):
-            images = {camera: image[i] for camera, image in obs.images.items()}
             # Only servers that speak of chunk sizes know the key; others (openpi's) send whole chunks anyway.
             whole = {"whole_chunk": True} if self.whole_chunks and "chunk_size" in self.metadata else {}
-            views = _views(obs, i) if self.metadata.get("depth") is True else {}
-            said = {"state": obs.proprio[i], "prompt": obs.instruction[i]}
-            answer = self.infer({"images": images, **views, **said, **whole})
+            answer = self.infer(self._message(obs, i) | whole)
             actions = answer.get("actions")
             if problem := _no_actions(actions, answer):
                 raise RuntimeError(f"policy server at {self.uri}: {problem}")

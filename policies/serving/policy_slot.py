@@ -22,6 +22,8 @@ from vla.processing.preprocess import Preprocessor
 
 Loader = Callable[[Path], Policy]
 """Folder -> its policy (`policies.load.load_policy`)."""
+ASK = "ask"
+"""Key of an observation: a question about it, which is answered instead of acting."""
 WHOLE_CHUNK = "whole_chunk"
 """Key of an observation: true requests all actions of the chunk, not only the first n_action_steps."""
 
@@ -137,19 +139,20 @@ class PolicySlot:
         if steps is not None and chunk_size is not None:
             steps = min(steps, chunk_size)
         self.policy, self.spec, self._stamp = policy, replace(policy.spec, n_action_steps=steps), stamp
-        kept = {
-            name: value for name, value in self.metadata.items() if name != "grounding"
-        }  # it may tell none any more
+        kept = {  # it may tell none, or not talk any more
+            name: value for name, value in self.metadata.items() if name not in ("grounding", "talks")
+        }
         self.metadata = kept | _declared(self.spec)
 
 
 def _declared(spec: PolicySpec) -> dict[str, Any]:
-    """The chunk sizes and the grounding threshold for the metadata; unknown ones are left out."""
+    """Chunk sizes, the grounding threshold and whether it talks, for the metadata; what is not so is left out."""
     threshold = spec.grounding_threshold
     known = {
         "chunk_size": spec.chunk_size,
         "n_action_steps": spec.n_action_steps,
         "grounding": None if threshold is None else {"threshold": threshold},
+        "talks": spec.talks or None,
     }
     return {name: value for name, value in known.items() if value is not None}
 

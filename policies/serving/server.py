@@ -7,6 +7,7 @@ frame, which is a one-line error. A policy that tells how surely it sees what th
 {"confidence", "threshold", "below"} (`vla.core.grounding`); a prompt that is cut, or has words without a meaning, gets
 "warnings", a line each. Unlike openpi's server, a bad observation does not cost the connection. C is the
 `n_action_steps` of the metadata; who sends "whole_chunk": true, as a controller on a slow link, gets `chunk_size`.
+Who sends "ask": a question, gets {"answer": {"text", "confidence"}} from a policy that talks, and no actions.
 `GET /healthz` answers 200 and `GET /metrics` Prometheus on the same port.
 """
 
@@ -24,7 +25,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -36,7 +37,7 @@ from policies.serving import wire
 from policies.serving.batching import Batcher
 from policies.serving.layouts import Layout
 from policies.serving.network import HTTPConnection, is_loopback, other_method, plain
-from policies.serving.policy_slot import PolicySlot
+from policies.serving.policy_slot import ASK, PolicySlot
 from policies.serving.prometheus import CONTENT_TYPE, Metrics
 from vla.core.types import Policy
 
@@ -300,6 +301,10 @@ class PolicyServer:
             name = self._chosen(message, name)
             served = self._served[name]
             obs = served.reader.read(message)
+            if ASK in message:
+                said = await self._batcher.ask(served, obs, message[ASK])
+                self.metrics.count("requests_total", policy=name, outcome="asked")
+                return wire.pack({"answer": asdict(said)})
             answer = await self._batcher.act(served, obs)
             self.metrics.observe("inference_seconds", answer.infer_ms / 1e3)
             self.metrics.observe("batch_size", answer.batch_size)

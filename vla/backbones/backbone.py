@@ -20,9 +20,11 @@ from vla.backbones.families import (
     ImageSpec,
     Layout,
     Patches,
+    Prompt,
     decoder_of,
     family_named,
     first_layers,
+    portable,
     prefix_positions,
     visible,
 )
@@ -258,8 +260,8 @@ class Backbone(nn.Module):
         embed = self.vlm.model.get_input_embeddings()
         return embed(ids_BT) if self.misheard is None else embed.misheard(ids_BT, *self.misheard)
 
-    def forward(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Features:
-        """Features of B observations. `token_mask_BT` is True on real tokens, which may be padded on either side."""
+    def prompt(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Prompt:
+        """The decoder's input of B observations; arguments as of `forward`."""
         b, q = images_BVHWC.shape[0], self.num_queries  # len() would make an int of it in an export
         patches, deep, fine = self.look(self.normalise(images_BVHWC))
         embed = self.vlm.model.get_input_embeddings()
@@ -273,14 +275,18 @@ class Backbone(nn.Module):
         mask = torch.cat([ones.expand(-1, self._prefix), *tail], 1)
         # Padding takes no position: what follows it goes on where the words before it ended.
         tail_positions = self._next_position - 1 + torch.cat(tail, 1).long().cumsum(1)
-        positions = torch.cat(
-            [
-                self._prefix_positions_RS[:, None].expand(-1, b, -1),
-                tail_positions.expand(len(self._prefix_positions_RS), -1, -1),
-            ],
-            2,
-        )
-        hidden = self.decode(embeds, self._mask(mask, embeds), positions if self.family.rope_3d else positions[0], deep)
+        rows = len(self._prefix_positions_RS)
+        prefix_positions_RBS = self._prefix_positions_RS[:, None].expand(-1, b, -1)
+        positions = torch.cat([prefix_positions_RBS, tail_positions.expand(rows, -1, -1)], 2)
+        placed = positions if self.family.rope_3d else positions[0]
+        return Prompt(embeds, mask, self._mask(mask, embeds), placed, deep, fine)
+
+    def forward(self, images_BVHWC: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Features:
+        """Features of B observations. `token_mask_BT` is True on real tokens, which may be padded on either side."""
+        q = self.num_queries
+        prompt = self.prompt(images_BVHWC, token_ids_BT, token_mask_BT)
+        hidden = self.decode(prompt.embeds_BSD, prompt.mask, prompt.positions, prompt.deep)
+        fine = prompt.fine
         points = None
         if self.pointer is not None:
             points, coarse = self.point(hidden[-1], hidden[-1][:, -q:])
@@ -354,7 +360,7 @@ class Backbone(nn.Module):
         from vla.core.config import encode
 
         spec = {
-            "vlm": _portable(json.loads(self.vlm.config.to_json_string())),
+            "vlm": portable(json.loads(self.vlm.config.to_json_string())),
             "num_queries": self.num_queries,
             "num_views": self.num_views,
         }
@@ -390,10 +396,3 @@ class Backbone(nn.Module):
         save_tensors(folder / WEIGHTS_FILE, pack(tensors), {})
         save_json(folder / SPEC_FILE, self.to_spec())
         self.tokenizer.save_pretrained(folder)
-
-
-def _portable(config: Any) -> Any:
-    """A model configuration without where on this machine it was read from."""
-    if isinstance(config, dict):
-        return {key: _portable(value) for key, value in config.items() if key != "_name_or_path"}
-    return config

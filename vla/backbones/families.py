@@ -32,6 +32,21 @@ class Patches(NamedTuple):
     """(M, C, h, w) features for a second look; None: it looks at the pictures themselves."""
 
 
+class Prompt(NamedTuple):
+    """The decoder's input of B observations: all S embeddings up to and with the queries."""
+
+    embeds_BSD: Tensor
+    mask_BS: Tensor
+    """bool, False marks padding."""
+    mask: Tensor | dict[str, Tensor]
+    """The attention mask as the decoder takes it."""
+    positions: Tensor
+    """(B, S), or (3, B, S) for M-RoPE."""
+    deep: tuple[Tensor, ...]
+    """The same as of `Patches`."""
+    fine: Tensor | None
+
+
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -369,3 +384,10 @@ def first_layers(decoder: nn.Module, layers: int) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def portable(config: Any) -> Any:
+    """A model configuration without where on this machine it was read from."""
+    if isinstance(config, dict):
+        return {key: portable(value) for key, value in config.items() if key != "_name_or_path"}
+    return config

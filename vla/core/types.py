@@ -183,6 +183,8 @@ class PolicySpec:
     observations: int = 1
     """Consecutive control steps whose observations it reads. More than 1: it remembers them for each environment, and
     must be asked at every control step."""
+    talks: bool = False
+    """True if it answers questions about what it sees and does (`vla.language.talking`)."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""How people say things: paraphrases of instructions, for training only."""
+"""How people say things: paraphrases of instructions, for training only; and what a policy that talks is asked."""

@@ -157,6 +157,21 @@ class DistilledConfig:
 
 
 @dataclass(frozen=True)
+class TalkerConfig:
+    """The part that answers questions (`vla.model.talk`)."""
+
+    rank: int = 16
+    """Rank of the adapters with which a frozen decoder talks. 0: none, for a decoder that learns from both losses."""
+    alpha: float = 32.0
+    """The adapters' output is scaled by alpha / rank."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        fine = self.rank >= 0 and self.alpha > 0
+        return None if fine else f"talk.rank must be 0 or more and talk.alpha positive, got {self.rank}, {self.alpha}"
+
+
+@dataclass(frozen=True)
 class VLAConfig:
     """Configuration of a model: backbone, bridge, action head."""
 
@@ -187,6 +202,8 @@ class VLAConfig:
     """False: the instruction is left blank. A control that must fail where instructions matter."""
     xyz: XYZConfig | None = None
     """Read where things are in the robot's frame: needs cameras with depth and calibration. None: in the pictures."""
+    talk: TalkerConfig | None = None
+    """The policy answers questions, too. None: it only acts."""
 
 
 def model_problem(config: VLAConfig) -> str | None:
@@ -220,7 +237,11 @@ def model_problem(config: VLAConfig) -> str | None:
         return "modulators learn on a policy that stands still: add them to a finished one (vla train --init)"
     if config.modulators is not None and isinstance(config.bridge, FaithfulConfig):
         return "modulators are for our own bridge, not for that of a released policy"
-    parts = (config.bridge, config.lora, config.xyz, config.modulators)
+    if config.talk is not None and config.modulators is not None:
+        return "a policy that talks takes no modulators, nor one with modulators a talker: leave one of them out"
+    if config.talk is not None and not config.decoder:
+        return "a policy without a language model (decoder false) cannot talk: leave talk out"
+    parts = (config.bridge, config.lora, config.xyz, config.modulators, config.talk)
     return next(filter(None, (part.problem() for part in parts if part is not None)), None)
 
 

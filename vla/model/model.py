@@ -20,7 +20,7 @@ from vla.core.checkpoint import refuse_misfit
 from vla.core.config import lookup
 from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.model.bridge import Bridge
-from vla.model.config import FaithfulConfig, ModulatorConfig, VLAConfig, model_problem
+from vla.model.config import FaithfulConfig, ModulatorConfig, TalkerConfig, VLAConfig, model_problem
 from vla.model.heads.distilled import make_head
 from vla.model.heads.residual import Latents, Refiner
 from vla.model.modulators import IDENTITY, Pool, modulated_layers
@@ -56,6 +56,7 @@ class VLA(nn.Module):
         self.members: dict[str, Processor] = {}
         """A policy for several robots: each one's processor, by name. `processor` is the one in use."""
         self.refiner = self._new_refiner(config.refiner_width) if config.refiner_width else None
+        self.talker = None if config.talk is None else _make_talker(config.talk, backbone, processor)
         self.grounding_threshold: float | None = None
         """The `confidence` below which nothing that the instruction names is in sight. None: not known for this
         backbone, or no longer true of one that learns."""
@@ -372,6 +373,12 @@ def _point_dim(config: VLAConfig, backbone: nn.Module, processor: Processor) -> 
     if config.xyz is None or not backbone.point_dim:
         return backbone.point_dim
     return point_dim(len(processor.config.cameras))
+
+
+def _make_talker(config: TalkerConfig, backbone: nn.Module, processor: Processor) -> nn.Module:
+    from vla.model.talk import Talker  # with transformers, which a backbone of one's own may do without
+
+    return Talker(config, backbone, proprio_dim=processor.proprio_width)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vla.backbones.features import Features
 from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
+from vla.language.talking import CANNOT, Said
 from vla.model.cuda_graph import Graph
 from vla.model.heads.flow import FlowHead, prefix_weights
 from vla.model.model import VLA, evaluating
@@ -22,6 +24,9 @@ from vla.model.routing import Routing
 from vla.processing.batch import ModelInput, trimmed_text
 from vla.processing.processor import Processor
 from vla.runtime.devices import bfloat16_is_fast
+
+if TYPE_CHECKING:
+    from vla.model.talk import Speech
 
 _INSTRUCTIONS = 256
 """Batches of instructions whose tokens are kept on the device."""
@@ -72,7 +77,7 @@ class VLAPolicy:
         """With a flow head it takes a prefix."""
         vla = self.vla
         spec = vla.processor.policy_spec(vla.chunk_size, self._steps, takes_prefix=isinstance(vla.head, FlowHead))
-        return replace(spec, grounding_threshold=vla.grounding_threshold)
+        return replace(spec, grounding_threshold=vla.grounding_threshold, talks=vla.talker is not None)
 
     @property
     def processor(self) -> Processor:
@@ -118,6 +123,22 @@ class VLAPolicy:
                         told[live] = confidence.numpy()
                 self.confidence = told
                 return chunk
+
+    def answer(self, obs: Observation, questions: Sequence[str]) -> list[Said]:
+        """Answers to one question about each of B observations. It computes apart from `act`, which it leaves as it is,
+        to the bit. ValueError for a policy that cannot talk (`spec.talks`)."""
+        return self.speech(obs, questions).whole()
+
+    def speech(self, obs: Observation, questions: Sequence[str]) -> Speech:
+        """The same answers, to be told a token at a time (`vla.language.talking.Speech`)."""
+        vla = self.vla
+        if vla.talker is None:
+            raise ValueError(CANNOT)
+        from vla.model.talk import Speech
+
+        inp = self._input(obs)
+        hear = partial(vla.talker.prefill, vla.backbone, inp, mask_words=not vla.config.language)
+        return Speech(vla.talker, vla.backbone, hear, questions, self._dtype())
 
     def _tell(self, confidence: Tensor | None) -> None:
         self.confidence = None if confidence is None else confidence.cpu().numpy()

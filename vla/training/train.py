@@ -45,6 +45,7 @@ from vla.training.multi_robot import build_vla, members_of
 from vla.training.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
 from vla.training.run_identity import check_policy, fingerprint
 from vla.training.sampling import batch_frames, mix, mixed_frames
+from vla.training.talking import TalkTask
 from vla.training.train_config import MAY_CHANGE, TrainConfig, TrainProgress, TrainReport, learning_rate
 
 __all__ = [
@@ -112,7 +113,7 @@ def train(
 class Objective(nn.Module):
     """Batch -> loss: what is wrapped, sharded and differentiated."""
 
-    def __init__(self, vla: VLA, language: LanguageTask | None, *, query_noise: float = 0.0) -> None:
+    def __init__(self, vla: VLA, language: LanguageTask | TalkTask | None, *, query_noise: float = 0.0) -> None:
         super().__init__()
         self.vla, self.language, self.query_noise = vla, language, query_noise
 
@@ -152,8 +153,7 @@ class _Run:
                 f"batch_size {cfg.batch_size} does not divide among {self.team.size} processes x {cfg.accumulate} parts"
             )
         self.threads = cfg.num_threads or min(4, max(1, round(idle_cores())))
-        language = None if cfg.language is None else LanguageTask(cfg.language, vla.backbone, seed=cfg.seed)
-        self.objective = Objective(vla, language, query_noise=cfg.query_noise)
+        self.objective = Objective(vla, _questions(cfg, vla), query_noise=cfg.query_noise)
         self.team.place(self.objective)
         self.wrapped = self.team.wrap(self.objective)
         groups, self.scales = parameter_groups(self.objective, cfg)
@@ -161,6 +161,8 @@ class _Run:
         batched = False if cfg.shard and self.team.size > 1 else None
         self.optimiser = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, foreach=batched)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        talks = set() if vla.talker is None else set(vla.talker.parameters())
+        self.acting, self.talking = ([p for p in self.parameters if (p in talks) == says] for says in (False, True))
         self.average = [p.clone() for p in held(self.parameters)] if cfg.ema_decay else None
 
     def fetch(self, source: Source, step: int) -> list[tuple[Batch, float]]:
@@ -197,7 +199,9 @@ class _Run:
             part = share if aligning else 1 / len(parts) / size
             value, asked = value + float(action) * share, asked + float(other) * part
         value, asked = team.total(value, asked)
-        norm = team.clip(self.parameters, cfg.grad_clip)
+        norm = team.clip(self.acting, cfg.grad_clip)
+        if self.talking:  # apart: a frozen backbone's policy acts as if it had not learnt to talk
+            team.clip(self.talking, cfg.grad_clip)
         rate = self.optimiser.param_groups[0]["lr"]
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingDiverged(
@@ -211,7 +215,7 @@ class _Run:
         figures = {"loss": value, "grad_norm": norm, "lr": rate}
         if aligning:
             return figures | {"align_loss": asked}
-        return figures if cfg.language is None else figures | {"language_loss": asked}
+        return figures if self.objective.language is None else figures | {"language_loss": asked}
 
     def _scenes(self, number: int, parts: int) -> tuple[tuple | None, float]:
         """The vision-language scenes of one part, and their weight."""
@@ -223,7 +227,7 @@ class _Run:
         mine = rows[place :: parts * self.team.size]
         if not len(mine):
             mine = rows[:1]
-        return (mine, rng), self.cfg.language.weight / parts
+        return (mine, rng), language.config.weight / parts
 
     def save(self, out: Path) -> None:
         """Write a checkpoint from which the run resumes bit for bit. Every process calls it, rank 0 writes."""
@@ -289,6 +293,13 @@ class _Run:
         """Leave in `vla` what the checkpoint holds."""
         if self.average is not None:
             copy_into(held(self.parameters), self.average)
+
+
+def _questions(cfg: TrainConfig, vla: VLA) -> LanguageTask | TalkTask | None:
+    """The questions that are asked beside the actions; None for a run without."""
+    if cfg.talk is not None:
+        return TalkTask(cfg.talk, vla)
+    return None if cfg.language is None else LanguageTask(cfg.language, vla.backbone, seed=cfg.seed)
 
 
 def _source(

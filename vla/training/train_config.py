@@ -98,6 +98,32 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
+class TalkConfig:
+    """How much of every step goes to answering questions (`vla.training.talking`)."""
+
+    data: str = "runs/talk-data"
+    """Folder that `vla talk-data` made."""
+    weight: float = 1.0
+    """Weight of the answers' loss; that of the actions is 1."""
+    moments: int = 16
+    """Per step, over all processes and accumulated parts."""
+    questions: int = 5
+    """About each moment."""
+    smoothing: float = 0.1
+    """Share of a label's probability that goes to all other tokens alike, as in VLA4CD."""
+    shuffled: bool = False
+    """Give every question the answer of another one of its kind: a control that must not learn to answer."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        if self.moments < 1 or self.questions < 1 or not self.weight > 0:
+            return "talk.moments, talk.questions and talk.weight must be positive"
+        if not 0 <= self.smoothing < 1:
+            return f"talk.smoothing must be in [0, 1), got {self.smoothing}"
+        return None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One imitation run."""
 
@@ -142,6 +168,8 @@ class TrainConfig:
     """Train the backbone on pointing and answering in addition to the actions."""
     distillation: DistillationConfig | None = None
     """Align the policy with a teacher before the actions are learnt; `model.distilled` is then the teacher's."""
+    talk: TalkConfig | None = None
+    """Teach the policy to answer questions about what it sees and does, in addition to the actions."""
     seed: int = 0
 
     checkpointing: bool = False
@@ -203,7 +231,15 @@ class TrainConfig:
                 return "a teacher teaches actions of one dataset: leave out --language and --weights beside --teacher"
             if problem := self.distillation.problem(self.steps):
                 return problem
-        for part in (self.augment, self.language):
+        if self.talk is not None and self.model.talk is None:
+            return (
+                "this policy has no talker (model.talk): teach it to talk from the beginning, with --talk, not --init"
+            )
+        if self.talk is not None and (self.language is not None or self.distillation is not None or self.shard):
+            return "talk goes neither with language, whose questions are others, nor with a teacher or shard"
+        if self.talk is not None and self.model.talk is not None and (self.model.talk.rank > 0) == learns:
+            return "a frozen backbone talks by adapters (talk.rank above 0), one that learns without (talk.rank 0)"
+        for part in (self.augment, self.language, self.talk):
             if part is not None and (problem := part.problem()):
                 return problem
         return model_problem(self.model)

@@ -89,6 +89,9 @@ class Train(Command):
     textures laid over. No simulator can draw such pictures anew."""
     language: Path | None = None
     """Folder of `vla ground-data`: a backbone that learns is trained on its questions too, to keep its words."""
+    talk: Path | None = None
+    """Folder of `vla talk-data`: the policy learns to answer questions about what it sees and does, too. A frozen
+    backbone's actions stay what they are without it; with --tune the backbone learns from both."""
     checkpointing: bool = False
     """Recompute the layers' activations instead of keeping them, to save memory."""
     compile: bool = False
@@ -229,9 +232,9 @@ class Train(Command):
     def _config(self, config: TrainConfig) -> TrainConfig:
         """The recipe with this command's changes."""
         from vla.backbones.lora import LoRAConfig
-        from vla.model.config import XYZConfig
+        from vla.model.config import TalkerConfig, XYZConfig
         from vla.processing.config import AUGMENTATIONS, AugmentConfig
-        from vla.training.train_config import DistillationConfig, LanguageConfig
+        from vla.training.train_config import DistillationConfig, LanguageConfig, TalkConfig
 
         if self.augment and self.randomise is not None:
             raise ValueError("--augment and --randomise both say how pictures change: give one of them")
@@ -244,11 +247,15 @@ class Train(Command):
         if self.tune is not None:
             adapters = (model.lora or LoRAConfig()) if self.tune == "lora" else None
             model = replace(model, freeze_backbone=self.tune != "full", lora=adapters)
+        if self.talk is not None:
+            learns = not model.freeze_backbone or model.lora is not None
+            model = replace(model, talk=TalkerConfig(rank=0) if learns else TalkerConfig())
         changes = given(
             steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, cameras=self.cameras,
             weights=self.weights, accumulate=self.accumulate, trackers=self.track or None,
             augment=AugmentConfig() if self.augment else AUGMENTATIONS.get(self.randomise or ""),
             language=None if self.language is None else LanguageConfig(data=str(self.language)),
+            talk=None if self.talk is None else TalkConfig(data=str(self.talk)),
             checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
             compile="inductor" if self.compile else None, num_threads=self.num_threads,
         )  # fmt: skip

@@ -1,0 +1,207 @@
+"""Questions about an episode under way, and the answers that the simulator's state gives: what a policy that talks is
+asked (`vla.model.talk`).
+
+Only what is true beyond argument is asked: a thing that stands between "left" and "middle" is not asked about. Left is
+left in the front camera's picture, as in the instructions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.backends.cpu_worlds import TabletopWorlds
+from envs.tabletop import goals as rules
+from envs.tabletop.episodes import Episode
+from envs.tabletop.goals import Goal, GoalKind
+from envs.tabletop.language import KIND_WORDS
+from envs.tabletop.scene import REST_HEIGHT_M, SCENES, joint_names, place_names
+from envs.tabletop.suites import Suite
+
+TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
+    "object": {"train": ("which object", "which thing", "what are you asked to handle"), "heldout": ("which one",)},
+    "doing": {
+        "train": ("what are you doing", "what are you up to", "tell me what you do"),
+        "heldout": ("what are you doing now",),
+    },
+    "done": {"train": ("is it done", "are you done", "is the task done"), "heldout": ("is the job done",)},
+    "held": {
+        "train": ("what is in the gripper", "what are you holding", "what is in your hand"),
+        "heldout": ("what do you hold",),
+    },
+    "where": {"train": ("where is {x}", "tell me where {x} is"), "heldout": ("where do you see {x}",)},
+    "beside": {
+        "train": ("what is {side} of {x}", "what is to the {side} of {x}"),
+        "heldout": ("what stands {side} of {x}",),
+    },
+}
+"""Wordings of each kind of question: those of training, and those that only a test has."""
+KINDS = tuple(TEMPLATES)
+NOTHING = "nothing"
+_SIDE_M, _CLEAR_M = 0.055, 0.015
+"""Where the middle of the table ends, and how far from there a thing stands clearly, m."""
+_APART_M = 0.025
+"""Sideways distance from which on one thing is clearly left of another, m."""
+_GRASPED_M, _GRASP_OPENING = 0.03, (0.2, 0.75)
+"""Distance of a held thing from the grip, m, and the fingers' opening around one (0 closed .. 1 open)."""
+_ON = {"plate": "on", "zone": "on", "bowl": "in", "box": "in", "cabinet": "in"}
+_WORDS = {"cabinet": "drawer"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of one of `KINDS`, and its true answer."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+def askable(suite: object) -> str | None:
+    """Why this suite's episodes cannot be asked about, in a sentence; None for one that can."""
+    name = getattr(suite, "name", suite)
+    if not isinstance(suite, Suite):
+        return f"suite {name!r} is another simulator's: questions about episodes are for the tabletop suites"
+    if SCENES[suite.scene].fixtures and any(suite.task(task).relation for task in suite.tasks):
+        return f"suite {name!r} has things that look alike: no answer could name one of them"
+    return None
+
+
+class Moment:
+    """The simulator's knowledge of one environment at this instant."""
+
+    def __init__(self, worlds: TabletopWorlds, world: int, episode: Episode) -> None:
+        """`episode`: whose goals count, where the environment itself plays others."""
+        self.worlds, self.i, self.episode = worlds, world, episode
+        scene, state = worlds.scene, worlds.state
+        self.kinds = scene.objects
+        self.names = {
+            slot: f"the {color} {KIND_WORDS[self.kinds[slot]][0]}"
+            for slot, color in zip(episode.slots, episode.colors, strict=True)
+        }
+        plates = len(episode.plate_colors)
+        kinds = [kind for _, kind in place_names(scene)]
+        named = [k for k, kind in enumerate(kinds) if kind != "plate" or k < plates]
+        self.place_kinds = {k: kinds[k] for k in named}
+        self.places = {
+            k: f"the {episode.plate_colors[k]} plate" if kinds[k] == "plate" and plates > 1 else _thing(kinds[k])
+            for k in named
+        }
+        self.joints = [_thing(kind) for _, kind in joint_names(scene)]
+        self.at: dict[str, np.ndarray] = {name: state.objects[world, slot] for slot, name in self.names.items()}
+        self.at |= {name: state.places[world, k] for k, name in self.places.items() if kinds[k] != "cabinet"}
+        self.at |= {name: state.handles[world, k] for k, name in enumerate(self.joints)}
+        self.held = self._held()
+
+    @property
+    def goal(self) -> Goal:
+        """The goal that counts now."""
+        return self.episode.goals[min(int(self.worlds.state.stage[self.i]), len(self.episode.goals) - 1)]
+
+    def object_named(self) -> str:
+        """The thing that the present goal handles."""
+        goal = self.goal
+        return self.joints[goal.joint] if goal.kind >= GoalKind.OPEN else self.names[goal.object]
+
+    def done(self) -> bool:
+        """Things are where the last goal, and those that must last, want them."""
+        state, goals = self.worlds.state, self.episode.goals
+        if state.stage[self.i] < len(goals) - 1:
+            return False
+        achieved = rules.achieved(state)[self.i]
+        lasting = [achieved[g] for g, goal in enumerate(goals[:-1]) if goal.kind in rules.LASTING]
+        return bool(achieved[len(goals) - 1] and all(lasting))
+
+    def doing(self) -> str | None:
+        """An account of what the robot does; None while it handles nothing and nobody can say what it is after."""
+        goal, held = self.goal, self.held
+        if self.done():
+            return "it is done"
+        if held >= 0 and (goal.kind >= GoalKind.OPEN or held != goal.object):
+            return f"holding {self.names[held]}"
+        if goal.kind >= GoalKind.OPEN:
+            return {GoalKind.OPEN: "opening", GoalKind.CLOSE: "closing", GoalKind.PRESS: "pressing"}[
+                goal.kind
+            ] + f" {self.joints[goal.joint]}"
+        if goal.kind == GoalKind.PUSH:
+            return f"pushing {self.names[goal.object]} to {self.places[goal.place]}"
+        if held < 0:
+            return f"reaching for {self.names[goal.object]}"
+        if goal.kind == GoalKind.LIFT:
+            return f"lifting {self.names[held]}"
+        to = self.names[goal.base] if goal.kind == GoalKind.STACK else self.places[goal.place]
+        return f"carrying {self.names[held]} to {to}"
+
+    def where(self, name: str) -> str | None:
+        """Where a thing is; None where that is open to argument."""
+        slot = next((slot for slot, own in self.names.items() if own == name), None)
+        if slot is not None and slot == self.held:
+            return "in the gripper"
+        if slot is not None:
+            place, clear = self._lies(slot)
+            if not clear:
+                return None
+            if place is not None:
+                return f"{_ON[self.place_kinds[place]]} {self.places[place]}"
+        y = float(self.at[name][1])
+        if abs(abs(y) - _SIDE_M) < _CLEAR_M:
+            return None
+        return "in the middle" if abs(y) < _SIDE_M else "on the left" if y < 0 else "on the right"
+
+    def beside(self, name: str, side: str) -> str | None:
+        """The objects on one side of a thing, from left to right; None where that is open to argument."""
+        far = {other: float(self.at[other][1] - self.at[name][1]) for other in self.names.values() if other != name}
+        if any(abs(offset) < _APART_M for offset in far.values()):
+            return None
+        wanted = sorted((offset, other) for other, offset in far.items() if (offset < 0) == (side == "left"))
+        return " and ".join(other for _, other in wanted) or NOTHING
+
+    def ask(self, rng: np.random.Generator, wording: str = "train", *, strays: bool = False) -> list[Asked]:
+        """One question of each kind that has a clear answer, two of "where" and "beside". `strays`: the robot is after
+        something else than it is told, so that what it does is clear only from what it holds."""
+
+        def say(kind: str, answer: str | None, **names: str) -> list[Asked]:
+            among = TEMPLATES[kind][wording]
+            text = among[rng.integers(len(among))].format(**names)
+            return [] if answer is None else [Asked(kind, text, answer)]
+
+        doing = None if strays and self.held < 0 else self.doing()
+        asked = [
+            *say("object", self.object_named()),
+            *say("doing", doing),
+            *say("done", "yes" if self.done() else "no"),
+            *say("held", self.names.get(self.held, NOTHING)),
+        ]
+        things = list(rng.permutation(list(self.at)))
+        for name in things[:2]:
+            asked += say("where", self.where(str(name)), x=str(name))
+        for name in list(rng.permutation(list(self.at)))[:2]:
+            side = "left" if rng.random() < 0.5 else "right"
+            asked += say("beside", self.beside(str(name), side), x=str(name), side=side)
+        return asked
+
+    def _held(self) -> int:
+        """Slot of what is between the closed fingers, or -1."""
+        state, low_high = self.worlds.state, _GRASP_OPENING
+        if not low_high[0] < state.finger_opening[self.i] < low_high[1]:
+            return -1
+        slots = list(self.episode.slots)
+        far = np.linalg.norm(state.objects[self.i, slots] - state.grip[self.i], axis=1)
+        nearest = int(np.argmin(far))
+        return slots[nearest] if far[nearest] < _GRASPED_M else -1
+
+    def _lies(self, slot: int) -> tuple[int | None, bool]:
+        """(the place that an object lies on or in, whether that is clear)."""
+        state = self.worlds.state
+        at = state.objects[self.i, slot]
+        for k in self.places:
+            to_place = at - state.places[self.i, k]
+            if np.hypot(*to_place[:2]) < state.place_radius[k] + 0.01:
+                inside = np.hypot(*to_place[:2]) < state.place_radius[k]
+                return k, bool(inside and to_place[2] < REST_HEIGHT_M[self.kinds[slot]] + 0.012)
+        return None, bool(at[2] < REST_HEIGHT_M[self.kinds[slot]] + 0.012)
+
+
+def _thing(kind: str) -> str:
+    return f"the {_WORDS.get(kind, kind)}"

@@ -1,0 +1,288 @@
+"""Text from the policy that acts: the decoder goes on behind the action queries with a question, and says an answer.
+
+After VLA4CD (Li et al., EMNLP 2025): continuous actions and text from one model. The sequence is
+
+    [patches][instruction][queries] | [state][question][answer]
+
+and attention is causal, so what stands behind the bar cannot change the queries' states, from which the action is read:
+the action comes of the prefill alone, in training as in use. Behind the bar a frozen decoder computes with low-rank
+adapters (LoRA, Hu et al. 2021) of the talker's own, on the keys and values that the bare decoder has of the prefill. So
+learning to talk moves nothing that acts. Where the decoder learns from both losses it talks without adapters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from vla.backbones.families import decoder_of
+from vla.language.talking import Said
+from vla.model.config import TalkerConfig
+from vla.processing.batch import ModelInput
+from vla.processing.text import plain_text
+
+LONGEST_ANSWER = 24
+"""Tokens after which an answer is cut."""
+QUESTION_TOKENS = 64
+"""Tokens of a question that are read."""
+_MASKED = -30000.0
+
+
+class _LowRank(nn.Module):
+    """x -> scale * B A x, zero to begin with."""
+
+    def __init__(self, inputs: int, outputs: int, config: TalkerConfig) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(config.rank, inputs) * inputs**-0.5)
+        self.b = nn.Parameter(torch.zeros(outputs, config.rank))
+        self.scale = config.alpha / config.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)) * self.scale
+
+
+class _Adapted(nn.Module):
+    """A frozen linear layer of the decoder and its adapter."""
+
+    def __init__(self, layer: nn.Module, adapter: _LowRank) -> None:
+        super().__init__()
+        self.layer, self.adapter = layer, adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.adapter(x)
+
+
+class SmoothedCrossEntropy(torch.autograd.Function):
+    """Mean label-smoothed cross-entropy of logits (N, V), as `F.cross_entropy(..., label_smoothing=...)` has it, with
+    half as many passes over them: of a large vocabulary they are most of the work of learning to talk."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor, smoothing: float) -> Tensor:
+        """logsumexp - (1 - smoothing) * logit of the target - smoothing * mean logit, averaged over N."""
+        logits = logits_NV.float()
+        total = logits.logsumexp(1)
+        ctx.save_for_backward(logits_NV, target_N, total)
+        ctx.smoothing = smoothing
+        chosen = logits.gather(1, target_N[:, None])[:, 0]
+        return (total - (1 - smoothing) * chosen - smoothing * logits.mean(1)).mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """(softmax - smoothed labels) / N."""
+        logits_NV, target_N, total = ctx.saved_tensors
+        n, v = logits_NV.shape
+        gradient = (logits_NV.float() - total[:, None]).exp_().sub_(ctx.smoothing / v)
+        gradient[torch.arange(n, device=target_N.device), target_N] -= 1 - ctx.smoothing
+        return gradient.mul_(grad / n).to(logits_NV.dtype), None, None
+
+
+@dataclass
+class Heard:
+    """The prefill of B observations: keys and values of patches, instruction and queries."""
+
+    cache: DynamicCache
+    mask_BS: Tensor
+    last_B: Tensor
+    """Position of the last query, (B,)."""
+    proprio_BP: Tensor
+    """The robot's own state, normalised."""
+
+    def select(self, index: Tensor) -> Heard:
+        """The observations in `index`, each as often as it is there: several questions about one. The cache itself is
+        changed."""
+        self.cache.batch_select_indices(index)
+        return Heard(self.cache, self.mask_BS[index], self.last_B[index], self.proprio_BP[index])
+
+
+class Talker(nn.Module):
+    """The part of a policy that only talking needs: a token of the robot's state, and the decoder's adapters."""
+
+    def __init__(self, config: TalkerConfig, backbone: Any, *, proprio_dim: int) -> None:
+        """ValueError for a backbone that cannot talk."""
+        super().__init__()
+        if problem := talk_problem(backbone):
+            raise ValueError(problem)
+        width = backbone.width
+        self.state = nn.Sequential(nn.Linear(proprio_dim, width), nn.GELU(), nn.Linear(width, width))
+        layers = _linear_layers(decoder_of(backbone.vlm, backbone.family)) if config.rank else {}
+        self.adapters = nn.ModuleDict(
+            {
+                name.replace(".", "/"): _LowRank(layer.in_features, layer.out_features, config)
+                for name, layer in layers.items()
+            }
+        )
+        self._adapted: tuple[Any, nn.Module] | None = None  # a tuple: no submodule, its weights are the backbone's
+
+    def prefill(self, backbone: Any, inp: ModelInput[Tensor], *, mask_words: bool = False) -> Heard:
+        """Run the decoder over observations before anything is asked: over the sequence that it acts on."""
+        mask = torch.zeros_like(inp.token_mask_BT) if mask_words else inp.token_mask_BT
+        prompt = backbone.prompt(inp.images_BVHWC, inp.token_ids_BT, mask)
+        cache = DynamicCache()
+        decoder_of(backbone.vlm, backbone.family)(
+            inputs_embeds=prompt.embeds_BSD,
+            attention_mask=prompt.mask,
+            position_ids=prompt.positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP)
+
+    def listen(self, backbone: Any, heard: Heard, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, D) after a question's (and answer's) tokens, padded on the right. The cache grows."""
+        words = backbone.vlm.model.get_input_embeddings()(ids_BT)
+        embeds = torch.cat([self.state(heard.proprio_BP)[:, None].to(words.dtype), words], 1)
+        valid = torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT], 1)
+        return self.go_on(backbone, heard, embeds, valid)[:, 1:]
+
+    def go_on(self, backbone: Any, heard: Heard, embeds_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+        """The decoder's last states (B, T, D) of tokens that follow what is in the cache; it and the mask grow."""
+        b, t = valid_BT.shape
+        before = heard.mask_BS.shape[1]
+        positions = heard.last_B[:, None] + valid_BT.long().cumsum(1)
+        causal = torch.ones(t, t, dtype=torch.bool, device=valid_BT.device).tril()
+        sees = torch.cat(
+            [heard.mask_BS[:, None].expand(b, t, before), causal[None] & valid_BT[:, None]], 2
+        )  # padding sees itself nowhere, and nothing reads it
+        mask = torch.zeros(b, 1, t, before + t, dtype=embeds_BTD.dtype, device=embeds_BTD.device)
+        mask = mask.masked_fill(~sees[:, None], _MASKED)
+        out = self._speaking(backbone)(
+            inputs_embeds=embeds_BTD,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=heard.cache,
+            use_cache=True,
+        )
+        heard.mask_BS = torch.cat([heard.mask_BS, valid_BT], 1)
+        heard.last_B = positions[:, -1]
+        return out.last_hidden_state
+
+    def _speaking(self, backbone: Any) -> nn.Module:
+        """The decoder with the adapters in it: a tree of modules of its own on the very same weights, so that a
+        decision that runs at the same time, in another thread, computes what it always does."""
+        decoder = decoder_of(backbone.vlm, backbone.family)
+        if not self.adapters:
+            return decoder
+        weight = next(decoder.parameters())
+        made_for = (id(decoder), weight.device, weight.dtype)
+        if self._adapted is None or self._adapted[0] != made_for:
+            shared = {id(tensor): tensor for tensor in (*decoder.parameters(), *decoder.buffers())}
+            twin = copy.deepcopy(decoder, shared)
+            for name, adapter in self.adapters.items():
+                parent, _, child = name.replace("/", ".").rpartition(".")
+                whole = twin.get_submodule(parent)
+                setattr(whole, child, _Adapted(getattr(whole, child), adapter))
+            # Explicit attention to all layers: the fused one is slow backward on a CPU (`vla.backbones.tiny`).
+            for layer in twin.layers:
+                layer.self_attn.config._attn_implementation = "bascule_lean"
+            self._adapted = made_for, twin
+        return self._adapted[1]
+
+    def loss(
+        self, backbone: Any, heard: Heard, ids_BT: Tensor, labels_BT: Tensor, *, smoothing: float, ignored: int
+    ) -> Tensor:
+        """Label-smoothed cross-entropy of the tokens that count. `ids_BT`: question, answer and end, padded with 0;
+        `labels_BT`: the next token of each place, `ignored` where none is to be said."""
+        hidden = self.listen(backbone, heard, ids_BT, ids_BT > 0)
+        counted = labels_BT != ignored
+        logits_NV: Tensor = backbone.vlm.lm_head(hidden[counted])
+        return SmoothedCrossEntropy.apply(logits_NV, labels_BT[counted], smoothing)  # type: ignore[no-any-return]
+
+
+class Speech:
+    """Greedy answers to one question about each of B observations, told together, a token a step
+    (`vla.language.talking.Speech`)."""
+
+    def __init__(
+        self,
+        talker: Talker,
+        backbone: Any,
+        hear: Callable[[], Heard],
+        questions: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`hear` gives the prefill, in the first step; `dtype`: the precision to compute in. ValueError for a question
+        without words."""
+        self._talker, self._backbone, self._hear, self._dtype = talker, backbone, hear, dtype
+        rows = [question_tokens(backbone.tokenizer, text) for text in questions]
+        longest, b = max(map(len, rows)), len(rows)
+        ids = np.zeros((b, longest), np.int64)
+        for row, tokens in zip(ids, rows, strict=True):  # to the right: all answers begin at one place
+            row[longest - len(tokens) :] = tokens
+        device = backbone.queries.device
+        self._ids_BT = torch.from_numpy(ids).to(device)
+        self._heard: Heard | None = None
+        self._words: list[list[int]] = [[] for _ in rows]
+        self._sure_B = torch.ones(b, device=device)
+        self._over_B = torch.zeros(b, dtype=torch.bool, device=device)
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Go on by one token. True when all answers have ended."""
+        low, kind = self._dtype != torch.float32, self._ids_BT.device.type
+        with torch.autocast(kind, dtype=self._dtype if low else torch.bfloat16, enabled=low):
+            hidden = self._next()
+            chance, token = self._backbone.vlm.lm_head(hidden[:, -1]).float().softmax(-1).max(-1)
+        self._sure_B = torch.where(self._over_B, self._sure_B, torch.minimum(self._sure_B, chance))
+        self._over_B = self._over_B | (token == self._backbone.tokenizer.eos_token_id)
+        for words, one, over in zip(self._words, token.tolist(), self._over_B.tolist(), strict=True):
+            if not over:
+                words.append(one)
+        self._ids_BT, self._steps = token[:, None], self._steps + 1
+        return bool(self._over_B.all()) or self._steps >= LONGEST_ANSWER
+
+    def _next(self) -> Tensor:
+        """States (B, T, D) after the tokens that came last."""
+        if self._heard is None:
+            self._heard = self._hear()
+            return self._talker.listen(self._backbone, self._heard, self._ids_BT, self._ids_BT > 0)
+        embeds = self._backbone.vlm.model.get_input_embeddings()(self._ids_BT)
+        return self._talker.go_on(self._backbone, self._heard, embeds, torch.ones_like(self._ids_BT, dtype=torch.bool))
+
+    def said(self) -> list[Said]:
+        """The answers, as far as they have come."""
+        texts = (self._backbone.tokenizer.decode(words).strip() for words in self._words)
+        return [Said(text, sure) for text, sure in zip(texts, self._sure_B.tolist(), strict=True)]
+
+    def whole(self) -> list[Said]:
+        """The answers, at once."""
+        while not self.step():
+            pass
+        return self.said()
+
+
+def question_tokens(tokenizer: Any, question: str) -> list[int]:
+    """A question's token ids, as plain text is read, at most `QUESTION_TOKENS`. ValueError for one without words."""
+    tokens = tokenizer(plain_text(question, "signs"), add_special_tokens=False)["input_ids"][:QUESTION_TOKENS]
+    if not tokens:
+        raise ValueError(f"a question must say something, got {question!r}")
+    return tokens
+
+
+def talk_problem(backbone: Any) -> str | None:
+    """Why a policy on this backbone cannot talk, in a sentence; None for one that can."""
+    family = getattr(backbone, "family", None)
+    if family is None or not hasattr(backbone, "prompt") or not hasattr(backbone.vlm, "lm_head"):
+        return "a policy talks with its backbone's language model, and this one has none: take the backbone small"
+    if family.rope_3d or family.sees_ahead != "nothing" or backbone._by_kind or backbone.layout.frame_ids:
+        return (
+            f"talking is not known for backbones of the family {backbone.family_name}: take small, tiny or "
+            "smollm2-135m, or leave --talk out"
+        )
+    return None
+
+
+def _linear_layers(decoder: nn.Module) -> dict[str, nn.Linear]:
+    """The decoder's linear layers by name. ValueError for one that has adapters already."""
+    found = {name: one for name, one in decoder.layers.named_modules(prefix="layers") if isinstance(one, nn.Linear)}
+    if any("lora_" in name for name in found):
+        raise ValueError("a decoder that learns by adapters talks without ones of its own: set talk.rank to 0")
+    return found

@@ -1,0 +1,176 @@
+"""Learning to talk: questions about moments of episodes, with the answers that the simulator's state gives.
+
+The sets are those of `vla talk-data` (`envs.grounding.talk_data`). The loss is label-smoothed cross-entropy of the
+answers' tokens (VLA4CD). A frozen backbone's actions are learnt as if nothing were said: other parameters, another
+clipping of their gradient, no random draw of torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla.core.config import load_json
+from vla.model.model import VLA, evaluating
+from vla.model.talk import Speech, question_tokens
+from vla.processing.batch import ModelInput
+from vla.processing.text import plain_text
+from vla.training.train_config import TalkConfig
+
+IGNORED = -100
+"""Label of a token that is not to be said."""
+INDEX = "talk.json"
+_EXAMINED = 16
+"""Moments that are examined at a time."""
+
+
+class TalkSet:
+    """The folder that `vla talk-data` wrote: pictures, states and instructions of moments, and questions about them."""
+
+    def __init__(self, folder: Path) -> None:
+        """ValueError for a folder that is none."""
+        if not (folder / INDEX).is_file():
+            raise ValueError(f"{folder} is no set of questions about episodes: `vla talk-data` makes one")
+        about = load_json(folder / INDEX)
+        self.folder = folder
+        self.cameras: tuple[str, ...] = tuple(about["cameras"])
+        self.proprio_names: tuple[str, ...] = tuple(about["proprio_names"])
+        self.images = np.load(folder / "images.npy", mmap_mode="r")  # (F, V, H, W, 3) uint8
+        self.proprio = np.load(folder / "proprio.npy")  # (F, P) float32
+        self.instruction: list[str] = [frame["instruction"] for frame in about["frames"]]
+        self.asked: list[list[list[str]]] = [frame["asked"] for frame in about["frames"]]
+        """[kind, question, answer] of each question, by moment."""
+        self.suite: list[str] = [frame["suite"] for frame in about["frames"]]
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+
+class TalkTask(nn.Module):
+    """Questions of a set as a loss beside that of the actions. It has no parameters: what talks is the policy's."""
+
+    def __init__(self, config: TalkConfig, vla: VLA) -> None:
+        """ValueError for a set that does not fit the policy."""
+        super().__init__()
+        if vla.talker is None:
+            raise ValueError("this policy has no talker: build it with talk set (vla train --talk DATA)")
+        self.config = config
+        self._vla = (vla,)  # a tuple: no submodule
+        data = self._data = TalkSet(Path(config.data))
+        reads = vla.processor.config
+        if data.cameras != tuple(reads.cameras):
+            raise ValueError(
+                f"{config.data} shows the cameras {', '.join(data.cameras)}, the policy reads "
+                f"{', '.join(reads.cameras)}"
+            )
+        if data.proprio.shape[1] != reads.proprio_dim:
+            raise ValueError(
+                f"{config.data} has a state of {data.proprio.shape[1]} components, the policy reads {reads.proprio_dim}"
+            )
+        tokenizer = vla.backbone.tokenizer
+        texts = sorted({text for frame in data.asked for _, *pair in frame for text in pair})
+        self._tokens = {text: question_tokens(tokenizer, text) for text in texts}
+        self._end = tokenizer.eos_token_id
+        self._answers = _shuffled(data.asked) if config.shuffled else [[a for _, _, a in one] for one in data.asked]
+        for text in set(data.instruction):  # long and odd ones are refused now
+            vla.processor.tokens(text)
+
+    def draw(self, seed: int) -> tuple[np.ndarray, np.random.Generator]:
+        """Moments of a step, and the generator that chooses among their questions."""
+        rng = np.random.default_rng(seed)
+        return rng.choice(len(self._data), min(self.config.moments, len(self._data)), replace=False), rng
+
+    def forward(self, _: Any, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Mean loss of some of these moments' questions."""
+        vla, config = self._vla[0], self.config
+        rows = np.sort(rows)
+        pairs = []
+        for row in rows:
+            chosen = rng.permutation(len(self._data.asked[row]))
+            for q in np.resize(chosen, config.questions):  # of a moment with fewer, some twice
+                pairs.append((self._data.asked[row][q][1], self._answers[row][q]))
+        ids, labels = self._pairs(pairs)
+        device = vla.device
+        low = vla.backbone_dtype != torch.float32
+        with torch.autocast(device.type, dtype=vla.backbone_dtype if low else torch.bfloat16, enabled=low):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and vla.backbone_learns):
+                heard = vla.talker.prefill(vla.backbone, self.observed(rows).to(device).without_padding())
+            heard = heard.select(torch.arange(len(rows), device=device).repeat_interleave(config.questions))
+            return vla.talker.loss(
+                vla.backbone, heard, ids.to(device), labels.to(device), smoothing=config.smoothing, ignored=IGNORED
+            )
+
+    def observed(self, rows: np.ndarray) -> ModelInput[Tensor]:
+        """These moments as the policy reads them."""
+        processor = self._vla[0].processor
+        ids, mask = processor.tokenise([self._data.instruction[row] for row in rows])
+        proprio = processor.normalise_proprio(self._data.proprio[rows])
+        return ModelInput(torch.from_numpy(self._data.images[rows]), ids, mask, proprio)
+
+    def _pairs(self, pairs: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+        """Tokens (N, T) of question, answer and end, padded with 0, and each place's next token where one counts."""
+        rows = [(self._tokens[question], [*self._tokens[answer], self._end]) for question, answer in pairs]
+        ids = torch.zeros(len(rows), max(len(q) + len(a) for q, a in rows), dtype=torch.int64)
+        labels = torch.full_like(ids, IGNORED)
+        for row, label, (question, answer) in zip(ids, labels, rows, strict=True):
+            row[: len(question) + len(answer)] = torch.tensor(question + answer)
+            label[len(question) - 1 : len(question) + len(answer) - 1] = torch.tensor(answer)
+        return ids, labels
+
+
+def _shuffled(asked: list[list[list[str]]]) -> list[list[str]]:
+    """Every question's answer from another question of its kind, drawn once: a control that must not learn."""
+    by_kind: dict[str, list[str]] = {}
+    for frame in asked:
+        for kind, _, answer in frame:
+            by_kind.setdefault(kind, []).append(answer)
+    rng = np.random.default_rng(0)
+    stacks = {kind: list(rng.permutation(answers)) for kind, answers in by_kind.items()}
+    return [[str(stacks[kind].pop()) for kind, *_ in frame] for frame in asked]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One question of a set, its true answer, and what the policy said."""
+
+    moment: int
+    kind: str
+    question: str
+    answer: str
+    said: str
+    confidence: float
+
+    @property
+    def right(self) -> bool:
+        """Exact match, but for how it is written down."""
+        return plain_text(self.said, "signs") == plain_text(self.answer, "signs")
+
+
+def examine(vla: VLA, data: TalkSet, rows: Sequence[int], *, pictures_of: Sequence[int] | None = None) -> list[Reply]:
+    """Every question about these moments, answered greedily. `pictures_of`: show the pictures and the state of these
+    other moments instead, a control that must fail where something is to be seen."""
+    processor, replies = vla.processor, []
+    seen = rows if pictures_of is None else pictures_of
+    for start in range(0, len(rows), _EXAMINED):
+        part, shown = rows[start : start + _EXAMINED], seen[start : start + _EXAMINED]
+        asked = [(row, place, one) for place, row in enumerate(part) for one in data.asked[row]]
+        ids, mask = processor.tokenise([data.instruction[row] for row in part])
+        inp = ModelInput(
+            torch.from_numpy(data.images[np.asarray(shown)]), ids, mask,
+            processor.normalise_proprio(data.proprio[np.asarray(shown)]),
+        )  # fmt: skip
+        with torch.no_grad(), evaluating(vla):
+            heard = vla.talker.prefill(vla.backbone, inp.to(vla.device).without_padding())
+            heard = heard.select(torch.tensor([place for _, place, _ in asked], device=vla.device))
+            questions = [question for _, _, (_, question, _) in asked]
+            said = Speech(vla.talker, vla.backbone, lambda heard=heard: heard, questions).whole()
+        replies += [
+            Reply(row, *one, answer.text, answer.confidence) for (row, _, one), answer in zip(asked, said, strict=True)
+        ]
+    return replies
