@@ -167,7 +167,7 @@ def test_a_set_that_does_not_fit_is_refused(tmp_path, changes, problem):
     ("change", "problem"),
     [
         (lambda cfg: replace(cfg, model=CONFIG.model), "has no talker"),
-        (lambda cfg: replace(cfg, shard=True, model=replace(cfg.model, freeze_backbone=False)), "nor with shard"),
+        (lambda cfg: replace(cfg, shard=True, model=replace(cfg.model, freeze_backbone=False)), "a teacher or shard"),
         (lambda cfg: replace(cfg, model=replace(cfg.model, talk=TalkerConfig(rank=0))), "talk.rank above 0"),
         (lambda cfg: replace(cfg, talk=replace(cfg.talk, smoothing=1.0)), "talk.smoothing"),
     ],
