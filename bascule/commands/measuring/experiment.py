@@ -49,8 +49,7 @@ class Experiment(Command):
     seed0: int | None = None
     """latency: seed of the first scene; by default the suite's first evaluation seed."""
     demos: int | None = None
-    """ablation, distil, peers, rl, talk, xyz: number of demonstrations; l2m: of each known task, and twice those of
-    a new one."""
+    """ablation, distil, peers, rl, talk, xyz: number of demonstrations; l2m: of each task."""
     backbone: str | None = None
     """ablation, distil, l2m, peers, rl, talk, xyz: backbone of our policies, see `vla list backbones`. Default:
     small."""

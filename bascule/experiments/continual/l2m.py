@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vla.core.types import Observation, VecEnv
     from vla.model.modulators import Pool
-    from vla.model.policy import VLAPolicy
+    from vla.model.routing import Rule
 
 POOL = ModulatorConfig(count=10)
 ARMS = ("before", "full", "one-lora", "oracle", "l2m", "l2m-observation", "random")
@@ -42,14 +42,14 @@ class L2MConfig:
     """Tasks that it learns later, in this order; None: the others of the suite's."""
     arms: tuple[str, ...] = ARMS
     """before: the known tasks alone; full: bridge and head are fine-tuned; one-lora: one set of low-rank matrices for
-    all new tasks; oracle: a set for each, and the task is told; l2m: a pool, nothing is told; l2m-observation: its
-    modulators are assigned observation by observation, as published; random: l2m's, chosen at random, a control."""
+    all new tasks; l2m: a pool, and nobody tells the task; oracle: the same, and the task is told; random: the same,
+    chosen at random, a control; l2m-observation: modulators are assigned observation by observation, as published."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
-    demos: int = 60
-    """Demonstrations of each known task; a new one has half as many."""
+    demos: int = 30
+    """Demonstrations of each task."""
     backbone: str = DEFAULT_BACKBONE
-    steps: int = 2000
+    steps: int = 1500
     """Gradient steps on the known tasks; a new one has a fifth of them."""
     episodes: int = 20
     """Evaluation scenes of each task."""
@@ -122,43 +122,49 @@ def curriculum(config: L2MConfig, seed: int, out: Path) -> Curriculum:
     recipe = replace(recipe, seed=seed, num_threads=1, model=replace(recipe.model, backbone=config.backbone))
     return Curriculum(
         known=shown(KNOWN, known, config.demos * len(known)),
-        new={task: shown(task, [task], max(1, config.demos // 2)) for task in new},
+        new={task: shown(task, [task], config.demos) for task in new},
         first=replace(recipe, steps=config.steps),
         later=replace(recipe, steps=max(1, config.steps // 5), warmup_steps=min(50, config.steps // 5)),
+        later_lr=3 * recipe.lr,
         folder=folder,
     )
 
 
 def _learn_and_evaluate(config: L2MConfig, out: Path, arm: str, seed: int) -> Row:
     """The arm's policy in every task: {"tasks": {task: [successes, episodes]}, "chosen": {task: {who: episodes}}}."""
+    from vla.model.modulators import IDENTITY
+
     lessons = curriculum(config, seed, out)
     known, new = tasks_of(config)
-    played = {"tasks": {}, "chosen": {}, "wrong_object": 0}
-    if arm in ("l2m", "random", "l2m-observation"):
-        pool = replace(POOL, assign="observation") if arm == "l2m-observation" else POOL
-        name = "l2m" if arm == "random" else arm
-        stages = lessons.one_after_another(name, pool)
-        learnt = owners(stages, list(new))
-        rule = _at_random(seed) if arm == "random" else None
-        _play(config, stages[-1], (*known, *new), played, rule, learnt)
-        sizes = _sizes(lessons.known_policy(), stages[-1], len(learnt))
+    every = (*known, *new)
+    played: dict[str, Any] = {"tasks": {}, "chosen": {}, "wrong_object": 0}
+    learnt: dict[int, str] = {}
+    sizes: dict[str, int] = {}
+    if arm == "before":
+        _play(config, lessons.known_policy(), every, played)
+    elif arm == "full":
+        _play(config, lessons.one_after_another(arm, None)[-1], every, played)
+    elif arm == "one-lora":
+        _play(config, lessons.one_after_another(arm, ALONE)[-1], every, played, lambda task: _always(0))
     else:
-        learnt, sizes = None, {}
-        if arm == "oracle":
-            _play(config, lessons.known_policy(), known, played)
-            for task, folder in zip(new, lessons.each_by_itself(arm), strict=True):
-                _play(config, folder, (task,), played, _always(0))
-        elif arm == "before":
-            _play(config, lessons.known_policy(), (*known, *new), played)
-        else:
-            stages = lessons.one_after_another(arm, None if arm == "full" else ALONE)
-            _play(config, stages[-1], (*known, *new), played, None if arm == "full" else _always(0))
+        if arm == "l2m-observation":
+            stages = lessons.one_after_another(arm, replace(POOL, assign="observation"))
+        else:  # the pool is the same; they differ in who chooses
+            stages = lessons.one_after_another("l2m", POOL)
+        learnt = owners(stages, list(new))
+        told = {task: number for number, task in learnt.items()}
+        at_random = _at_random(seed)
+        rules: dict[str, Callable[[str], Rule]] = {
+            "oracle": lambda task: _always(told.get(task, IDENTITY)), "random": lambda task: at_random,
+        }  # fmt: skip
+        _play(config, stages[-1], every, played, rules.get(arm), learnt)
+        sizes = _sizes(lessons.known_policy(), stages[-1], len(learnt))
     counts = played["tasks"].values()
     return {
         "successes": sum(k for k, _ in counts),
         "episodes": sum(n for _, n in counts),
         **played,
-        "key_match": None if learnt is None else key_match(played["chosen"], known),
+        "key_match": key_match(played["chosen"], known) if learnt else None,
         **sizes,
     }
 
@@ -191,47 +197,44 @@ def _play(
     folder: Path,
     tasks: Sequence[str],
     played: dict[str, Any],
-    rule: Callable[[Pool, Tensor], Tensor] | None = None,
+    rules: Callable[[str], Rule] | None = None,
     learnt: Mapping[int, str] | None = None,
 ) -> None:
-    """Add the policy's episodes of these tasks to `played`. `rule`: how it chooses, if not as it has learnt to;
-    `learnt`: what each modulator stands for, to note what was chosen."""
+    """Add the policy's episodes of these tasks to `played`. `rules`: how it chooses in a task, if not as it has learnt
+    to; `learnt`: what each modulator stands for, to note what was chosen."""
     from envs.evaluation.evaluate import evaluate
     from vla.model.policy import VLAPolicy
 
     policy = VLAPolicy.load(folder)
-    if rule is not None:
-        policy.routing.rule = rule
-    noted: list[int] = _note(policy) if learnt is not None else []
+    learnt_rule = policy.routing.rule
     with evaluation_scenes(config, policy) as (env, seeds):
         for task in tasks:
-            noted.clear()
+            noted: list[int] = []
+            policy.routing.rule = _noting(learnt_rule if rules is None else rules(task), noted)
             report = evaluate(policy, OneTask(env, task), seeds)  # type: ignore[arg-type]
             played["tasks"][task] = [report.successes, report.episodes]
             played["wrong_object"] += report.wrong_object
-            if learnt is not None:
+            if learnt:
                 played["chosen"][task] = dict(Counter(learnt.get(number, KNOWN) for number in noted))
 
 
-def _note(policy: VLAPolicy) -> list[int]:
-    """A list to which every choice of the policy is added from now on."""
-    rule, noted = policy.routing.rule, list[int]()
+def _noting(rule: Rule, noted: list[int]) -> Rule:
+    """The same rule, whose choices are added to `noted`."""
 
-    def noting(pool: Pool, query_BK: Tensor) -> Tensor:
+    def choose(pool: Pool, query_BK: Tensor) -> Tensor:
         chosen_B = rule(pool, query_BK)
         noted.extend(chosen_B.tolist())
         return chosen_B
 
-    policy.routing.rule = noting
-    return noted
+    return choose
 
 
-def _always(number: int) -> Callable[[Pool, Tensor], Tensor]:
+def _always(number: int) -> Rule:
     """The oracle's rule: this modulator."""
     return lambda pool, query_BK: query_BK.new_full((len(query_BK),), number).long()
 
 
-def _at_random(seed: int) -> Callable[[Pool, Tensor], Tensor]:
+def _at_random(seed: int) -> Rule:
     """The control's rule: any modulator that has learnt something, or none, with equal chances."""
     import torch
 

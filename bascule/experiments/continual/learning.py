@@ -32,6 +32,8 @@ class Curriculum:
     """How the known tasks are learnt."""
     later: TrainConfig
     """How each new task is learnt; the model's shape in it is not read."""
+    later_lr: float
+    """The learning rate of low-rank matrices, which takes the place of that in `later`."""
     folder: Path
 
     def known_policy(self) -> Path:
@@ -50,6 +52,7 @@ class Curriculum:
         from vla.training.modulation import extend
 
         before, found = self.known_policy(), []
+        config = self.later if pool is None else replace(self.later, lr=self.later_lr)
         for number, (task, demos) in enumerate(self.new.items()):
 
             def begun(before: Path = before, first: bool = number == 0) -> VLA:
@@ -58,23 +61,9 @@ class Curriculum:
                 extend(model, pool if first else None, known, seed=self.later.seed)
                 return model
 
-            before = _learnt(self.later, begun, demos, self.folder / f"{arm}-{number}-{task}")
+            before = _learnt(config, begun, demos, self.folder / f"{arm}-{number}-{task}")
             found.append(before)
         return found
-
-    def each_by_itself(self, arm: str) -> list[Path]:
-        """For each new task the known policy with low-rank matrices of that task alone."""
-        from vla.training.modulation import extend
-
-        def begun() -> VLA:
-            model = _loaded(self.known_policy())
-            extend(model, ALONE, {}, seed=self.later.seed)
-            return model
-
-        return [
-            _learnt(self.later, begun, demos, self.folder / f"{arm}-{number}-{task}")
-            for number, (task, demos) in enumerate(self.new.items())
-        ]
 
 
 def owners(stages: list[Path], tasks: list[str]) -> dict[int, str]:
