@@ -4,6 +4,8 @@ Written as a folder of arrays that `vla/training/grounding/pretrain.py` reads (i
 `images.npy` (S, V, H, W, 3) uint8; `questions.json` S lists of M [prompt, answer] pairs; `points.npy` (S, M, 2, 3 + 3V)
 float32: for the object and the place that the prompt names, its position relative to the workspace centre in metres,
 then (u, v, visible) per view, u right and v down in [-1, 1]; NaN where the prompt names none; `grip.npy` (S, 3).
+With depth, for the pre-training of heat-maps, also `depth.npy` (S, V, H, W) uint16 in millimetres, `intrinsics.npy` (S,
+V, 3, 3) and `extrinsics.npy` (S, V, 4, 4), and `centre.npy` (S, 3), what positions are relative to.
 Idea: BridgeVLA's heat-map pre-training, on the simulator's own labels.
 """
 
@@ -46,6 +48,8 @@ from vla.runtime.rendering_backend import check
 
 QUESTIONS_PER_SCENE = 8
 _SCENES_PER_TASK = 500
+_GEOMETRY = {"depth": np.uint16, "intrinsics": np.float32, "extrinsics": np.float32, "centre": np.float32}
+"""Arrays of a set with depth."""
 _SUITE = Suite("grounding", "", "tabletop", ("pick", "place"), 3, 2, 1, 0)
 _HALF_WIDTH_M = {"cube": 0.02, "can": 0.018, "brick": 0.014}
 
@@ -199,6 +203,7 @@ class _Request:
     seed: int
     image_size: int
     perturb: Perturbation | None
+    depth: bool = False
 
 
 def _make(arguments: tuple[_Request, int, int, str]) -> int:
@@ -209,8 +214,9 @@ def _make(arguments: tuple[_Request, int, int, str]) -> int:
     images = np.load(root / "images.npy", mmap_mode="r+")
     points = np.load(root / "points.npy", mmap_mode="r+")
     grip = np.load(root / "grip.npy", mmap_mode="r+")
+    geometry = {name: np.load(root / f"{name}.npy", mmap_mode="r+") for name in _GEOMETRY if request.depth}
     texts = []
-    samplers = {name: _scene_sampler(name, request.image_size, request.perturb) for name in suites}
+    samplers = {name: _scene_sampler(name, request.image_size, request.perturb, request.depth) for name in suites}
     for sampler in samplers.values():
         sampler.restart()
     for s in range(start, start + count):
@@ -218,34 +224,41 @@ def _make(arguments: tuple[_Request, int, int, str]) -> int:
         questions = sampler.scene(np.random.default_rng([request.seed, s, Stream.GROUNDING]))
         images[s] = sampler.pictures()
         grip[s] = sampler.grip() - sampler.centre_m
+        if geometry:
+            metres, *matrices = sampler.geometry()
+            values = (np.clip(np.round(1000 * metres), 0, 65535), *matrices, sampler.centre_m)
+            for array, value in zip(geometry.values(), values, strict=True):
+                array[s] = value
         points[s] = np.nan
         for q, question in enumerate(questions):
             for k, at in enumerate((question.object, question.place)):
                 if at is not None:
                     points[s, q, k] = [*(at - sampler.centre_m), *sampler.project(at).reshape(-1)]
         texts.append([[question.prompt, question.answer] for question in questions])
-    for array in (images, points, grip):
+    for array in (images, points, grip, *geometry.values()):
         array.flush()
     (root / f"texts-{start:08d}.json").write_text(json.dumps(texts))
     return count
 
 
 @functools.cache
-def _scene_sampler(suite: str, image_size: int, perturb: Perturbation | None) -> SceneSampler:
+def _scene_sampler(suite: str, image_size: int, perturb: Perturbation | None, depth: bool) -> SceneSampler:
     """This process's sampler of a suite with goals, of another simulator's, or, "", of shapes and plates."""
     if not suite:
-        return _PickPlaceSampler(_SUITE, image_size, perturb)
+        return _PickPlaceSampler(_SUITE, image_size, perturb, depth=depth)
     spec = load_suite(suite)
     if isinstance(spec, RobosuiteSuite):
         return RobosuiteSampler(spec, image_size, perturb)
     if isinstance(spec, MetaworldSuite):
         return MetaworldSampler(spec, image_size, perturb)
-    return GoalSampler(spec, image_size, perturb)
+    return GoalSampler(spec, image_size, perturb, depth=depth)
 
 
-def _check_suite(name: str, perturb: Perturbation | None) -> None:
+def _check_suite(name: str, perturb: Perturbation | None, depth: bool) -> None:
     """ValueError unless suite `name` can be asked about: its tasks are goals, or another simulator's."""
     suite = load_suite(name)
+    if depth and not isinstance(suite, Suite):
+        raise ValueError(f"suite {name!r} gives no depth with its scenes: leave it out, or --depth")
     if isinstance(suite, RobosuiteSuite | MetaworldSuite):
         worlds_class(suite)  # says what is missing
         if perturb is not None and (problem := borrowed_problem(perturb, name)):
@@ -271,13 +284,15 @@ def generate(
     num_workers: int = 2,
     image_size: int = IMAGE_SIZE,
     perturb: Perturbation | None = None,
+    depth: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `scenes` labelled scenes to the folder `out` (atomically: it appears when complete).
 
     `suites`: of these suites in turn, which have goals (`envs.grounding.goal_scenes`) or are another simulator's
     (`envs.grounding.expert_scenes`); a name given twice has twice the share. None: shapes and plates. `perturb`
-    randomises looks and sensors, and the layouts of the tabletop's; the pictures are `image_size` pixels square.
+    randomises looks and sensors, and the layouts of the tabletop's; the pictures are `image_size` pixels square. `depth`:
+    with depth and calibration, of the tabletop's only.
     ValueError for any other suite, and for a shaking camera: its pictures are not where the labels are.
     """
     if perturb is not None and (problem := perturb.problem()):
@@ -285,14 +300,14 @@ def generate(
     if perturb is not None and perturb.on("motion"):
         raise ValueError("the axis motion moves pictures away from their labels: set motion=0")
     for name in suites:
-        _check_suite(name, perturb)
+        _check_suite(name, perturb, depth)
     if out.exists():
         raise ValueError(f"{out} exists: give another --out, or remove it")
     check(probe=True)  # a pool would start workers that cannot draw again and again
     with locked(out):
         for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # by a run that was killed
             shutil.rmtree(left)
-        request = _Request(tuple(suites), seed, image_size, perturb)
+        request = _Request(tuple(suites), seed, image_size, perturb, depth)
         return _generate(request, scenes, out, num_workers, on_progress)
 
 
@@ -312,6 +327,11 @@ def _generate(
         remove(work)
 
 
+def _shape(name: str, views: int, size: int) -> tuple[int, ...]:
+    """A scene's part of an array of `_GEOMETRY`."""
+    return {"depth": (views, size, size), "intrinsics": (views, 3, 3), "extrinsics": (views, 4, 4), "centre": (3,)}[name]
+
+
 def _fill(
     request: _Request,
     work: Path,
@@ -326,6 +346,7 @@ def _fill(
         ("images", np.uint8, (scenes, views, size, size, 3)),
         ("points", np.float32, (scenes, QUESTIONS_PER_SCENE, 2, 3 + 3 * views)),
         ("grip", np.float32, (scenes, 3)),
+        *((name, kind, (scenes, *_shape(name, views, size))) for name, kind in _GEOMETRY.items() if request.depth),
     ):
         np.lib.format.open_memmap(work / f"{name}.npy", "w+", kind, shape).flush()
         reserve(work / f"{name}.npy")

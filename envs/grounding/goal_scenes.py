@@ -39,8 +39,15 @@ _LONGEST_PLAY = 60
 class GoalSampler(PosingSampler):
     """Scenes of one suite with goals."""
 
-    def __init__(self, suite: Suite, image_size: int = IMAGE_SIZE, perturb: Perturbation | None = None) -> None:
-        super().__init__(suite, image_size, perturb)
+    def __init__(
+        self,
+        suite: Suite,
+        image_size: int = IMAGE_SIZE,
+        perturb: Perturbation | None = None,
+        *,
+        depth: bool = False,
+    ) -> None:
+        super().__init__(suite, image_size, perturb, depth=depth)
         scene = self.worlds.scene
         self.fixtures = [kind for _, kind in fixture_names(scene)]
         self.places = [kind for _, kind in place_names(scene)]

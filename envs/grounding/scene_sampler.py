@@ -51,6 +51,12 @@ class SceneSampler(ABC):
         """(V, H, W, 3) uint8 images of the scene."""
         return self.worlds.images[0]
 
+    def geometry(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Depth (V, H, W) in m, intrinsics (V, 3, 3) and extrinsics (V, 4, 4) of the scene's pictures."""
+        w = self.worlds
+        assert w.depth is not None and w.intrinsics is not None and w.extrinsics is not None, "made without depth"
+        return w.depth[0], w.intrinsics[0], w.extrinsics[0]
+
     def project(self, point: np.ndarray) -> np.ndarray:
         """(V, 3): u right, v down in [-1, 1], and whether the point lies inside the image."""
         w, out = self.worlds, []
@@ -69,9 +75,16 @@ class PosingSampler(SceneSampler):
     worlds: TabletopWorlds
     centre_m = (0.53, 0.0, 0.0)
 
-    def __init__(self, suite: Suite, image_size: int = IMAGE_SIZE, perturb: Perturbation | None = None) -> None:
-        """`perturb`: randomises every scene's look, by its episode's seed."""
-        source, render = episode_source(perturb), RenderOptions(image_size, calibration=True)
+    def __init__(
+        self,
+        suite: Suite,
+        image_size: int = IMAGE_SIZE,
+        perturb: Perturbation | None = None,
+        *,
+        depth: bool = False,
+    ) -> None:
+        """`perturb`: randomises every scene's look, by its episode's seed. `depth`: for `geometry`."""
+        source, render = episode_source(perturb), RenderOptions(image_size, depth=depth, calibration=True)
         self.worlds = TabletopWorlds(suite, 1, source=source, render=render)
         self.kinds = self.worlds.scene.objects
 

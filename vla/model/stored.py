@@ -50,7 +50,7 @@ def save_policy(
         tensors=vla.state_dict() if tensors is None else tensors,
         stats=vla.processor.stats.to_dict(),
         trainer_state=trainer_state,
-        files=_tokenizer_files(vla.backbone.tokenizer),
+        files=tokenizer_files(vla.backbone.tokenizer),
     )
 
 
@@ -88,7 +88,8 @@ def _encode_processor(processor: Processor) -> dict[str, Any]:
     return {"processor": encode(processor.config), "stats": processor.stats.to_dict()}
 
 
-def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """The files of a tokenizer in a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         paths = [path for path in Path(folder).rglob("*") if path.is_file()]

@@ -1,0 +1,183 @@
+"""The heat-map head: what the backbone saw in the three views -> a heat-map for each, and verdicts at a place.
+
+BridgeVLA's decoder: coarse maps from the image tokens, made fine by convex up-sampling (Teed and Deng 2020), features
+gathered at the peak for everything that is no position. Ours also reads the backbone's finer look, where it has one,
+and where the hand is, which a picture of 96 pixels hardly shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.backbones.features import TensorBatch
+from vla.model.heatmap.volume import sample_views
+
+SLOTS = ("object", "place")
+"""What pre-training asks for: the thing that the instruction names, and the place it names for it."""
+_SPARE = 2
+"""Further slots, which only keyframes use: a pose that belongs to no thing."""
+_NEAR_M = 0.05
+_COORDINATES = 8
+FLAGS = ("gripper_open", "lift")
+"""Verdicts about a keyframe: the gripper's command once there, and whether the hand goes there from above."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen(TensorBatch):
+    """What the backbone makes of the three views of B scenes; fit for caching, also in half precision."""
+
+    tokens_BVPD: Tensor
+    """Image tokens after the last layer, a square grid of each view."""
+    queries_BQD: Tensor
+    """Action queries after the last layer."""
+    fine_BVCHW: Tensor | None
+    """Features of the finer look, if there is one."""
+    looks_BKVHW: Tensor | None
+    """Where the finer look looks for the K named things: logits."""
+
+    def float(self) -> Seen:
+        """Everything in float32."""
+        return self.map(Tensor.float)
+
+
+class HeatmapHead(nn.Module):
+    """Features of three views -> logits of their heat-maps (B, V, R, R), and features from which `flags` are told."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        token_width: int,
+        num_queries: int,
+        side: int,
+        fine_channels: int,
+        fine_side: int,
+        looks: int,
+        resolution: int,
+        state_dim: int,
+    ) -> None:
+        """`side` of the token grid; `fine_channels` and `fine_side` of the finer look (0: none), `looks` its logits;
+        `state_dim`: numbers about the robot that are no positions. ValueError for grids that do not divide."""
+        super().__init__()
+        self.grid = fine_side if fine_channels else side
+        if resolution % self.grid or self.grid % side:
+            raise ValueError(f"views of {resolution} pixels do not divide into a grid of {self.grid} cells")
+        self.factor, self.repeat = resolution // self.grid, self.grid // side
+        self.from_tokens = nn.Linear(token_width, width)
+        self.from_fine = nn.Conv2d(fine_channels, width, 1) if fine_channels else None
+        self.from_looks = nn.Conv2d(looks, width, 1) if looks else None
+        self.from_coordinates = nn.Conv2d(_COORDINATES, width, 1)
+        self.view = nn.Parameter(0.02 * torch.randn(3, width))
+        self.ask = nn.Sequential(
+            nn.Linear(num_queries * token_width, 2 * width), nn.GELU(), nn.Linear(2 * width, 2 * width)
+        )
+        slots = len(SLOTS) + _SPARE
+        self.slots = nn.Parameter(torch.randn(slots, 2 * width))
+        # The finer look's own verdict is where the heat-map begins.
+        self.prior = nn.Parameter(torch.eye(slots, looks)) if looks else None
+        self.choose = nn.Sequential(
+            nn.Linear(num_queries * token_width + state_dim, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, slots),
+        )
+        nn.init.zeros_(self.choose[2].weight)
+        with torch.no_grad():  # until it has learnt otherwise, the hand goes to what is named
+            self.choose[2].bias.copy_(3.0 * torch.eye(slots)[0])
+        self.modulate = nn.ModuleList([nn.Linear(2 * width, 2 * width), nn.Linear(2 * width, 2 * width)])
+        self.mix = nn.ModuleList(
+            [nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=2, dilation=2)]
+        )
+        self.heat = nn.Conv2d(width, 1, 3, padding=1)
+        self.mask = nn.Conv2d(width, 9 * self.factor**2, 1)
+        self.flags = nn.Sequential(
+            nn.Linear(3 * width + 2 * width + state_dim, 2 * width), nn.GELU(), nn.Linear(2 * width, len(FLAGS))
+        )
+
+    def fixed_slot(self, slot_B: Tensor) -> Tensor:
+        """(B, slots) weights that ask for slots of `SLOTS` by number, in pre-training."""
+        return F.one_hot(slot_B, len(self.slots)).to(self.slots.dtype)
+
+    def chosen_slot(self, seen: Seen, state_BS: Tensor) -> Tensor:
+        """(B, slots) weights: what the next keyframe is about, by the instruction and the robot's state."""
+        return self.choose(torch.cat([_normal(seen.queries_BQD).flatten(1), state_BS], 1)).softmax(-1)
+
+    def forward(
+        self, seen: Seen, slot_BK: Tensor, hand_B3: Tensor, centre_B3: Tensor, half_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, V, R, R); features (B, V, C, grid, grid) and the question (B, 2 width) for `flags_at`.
+
+        `hand_B3`: the hand's position; `centre_B3`, `half_B`: the cube shown. All in the robot's frame, m.
+        """
+        batch, views = seen.tokens_BVPD.shape[:2]
+        side = self.grid // self.repeat
+        x = self.from_tokens(_normal(seen.tokens_BVPD)).flatten(0, 1).mT.unflatten(-1, (side, side))
+        if self.repeat > 1:
+            x = F.interpolate(x, scale_factor=self.repeat, mode="bilinear", align_corners=False)
+        if self.from_fine is not None:
+            assert seen.fine_BVCHW is not None
+            x = x + self.from_fine(seen.fine_BVCHW.flatten(0, 1))
+        if self.from_looks is not None:
+            assert seen.looks_BKVHW is not None
+            x = x + self.from_looks(seen.looks_BKVHW.transpose(1, 2).flatten(0, 1) / 8)
+        x = x.contiguous(memory_format=torch.channels_last)
+        coordinates = self._coordinates(hand_B3, centre_B3, half_B)
+        x = x + self.from_coordinates(coordinates.flatten(0, 1)) + self.view.repeat(batch, 1)[..., None, None]
+        asked = F.gelu(self.ask(_normal(seen.queries_BQD).flatten(1)) + slot_BK @ self.slots)
+        for modulate, mix in zip(self.modulate, self.mix, strict=True):
+            scale, shift = (
+                part.repeat_interleave(views, 0)[..., None, None] for part in modulate(asked).chunk(2, -1)
+            )
+            y = F.group_norm(x, 1) * (1 + scale) + shift
+            x = x + mix(F.gelu(y))
+        y = F.gelu(x)
+        coarse = self.heat(y)
+        if self.prior is not None:
+            assert seen.looks_BKVHW is not None
+            prior = torch.einsum("bk,bkvhw->bvhw", slot_BK @ self.prior, seen.looks_BKVHW)
+            coarse = coarse + prior.flatten(0, 1)[:, None]
+        fine = self._convex(coarse, 0.1 * self.mask(y))
+        return fine.unflatten(0, (batch, views)), y.unflatten(0, (batch, views)), asked
+
+    def flags_at(
+        self, maps: Tensor, asked_BW: Tensor, state_BS: Tensor, at_B3: Tensor, centre_B3: Tensor, half_B: Tensor
+    ) -> Tensor:
+        """Logits (B, `FLAGS`) of a keyframe at positions `at_B3`, by the features of the cells onto which it falls."""
+        found = sample_views(maps, at_B3, centre_B3, half_B)
+        return self.flags(torch.cat([found, asked_BW, state_BS], 1))
+
+    def _convex(self, coarse: Tensor, weights: Tensor) -> Tensor:
+        """Maps (M, H, W) on a grid finer by `factor`: each value a convex combination of the nine cells around its own.
+        Teed and Deng 2020, RAFT."""
+        count, _, height, width = coarse.shape
+        factor = self.factor
+        weight = weights.view(count, 9, factor, factor, height, width).softmax(1)
+        around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).view(count, 9, 1, 1, height, width)
+        fine = (weight * around).sum(1)
+        return fine.permute(0, 3, 1, 4, 2).reshape(count, height * factor, width * factor)
+
+    def _coordinates(self, hand_B3: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
+        """(B, V, 8, grid, grid): where each cell is from the hand and in the robot's frame, near and far, and how large
+        the cube is."""
+        from vla.model.heatmap.orthographic import COMPONENTS, SIGNS
+
+        axis = (torch.arange(self.grid, device=half_B.device, dtype=half_B.dtype) + 0.5) / self.grid * 2 - 1
+        row, column = torch.meshgrid(axis, axis, indexing="ij")
+        out = []
+        for parts, signs in zip(COMPONENTS, SIGNS, strict=True):
+            across = [(parts[0], signs[0], column), (parts[1], signs[1], row)]
+            channels = []
+            for part, sign, grid in across:
+                at = centre_B3[:, part, None, None] + sign * half_B[:, None, None] * grid
+                from_hand = at - hand_B3[:, part, None, None]
+                channels += [torch.tanh(from_hand / _NEAR_M), torch.tanh(from_hand / (5 * _NEAR_M)), at]
+            size = half_B[:, None, None].expand_as(channels[0])
+            out.append(torch.stack([*channels, size, torch.exp(-(channels[0].square() + channels[3].square()))], 1))
+        return torch.stack(out, 1)
+
+
+def _normal(x: Tensor) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:])

@@ -1,0 +1,163 @@
+"""A keyframe policy's model: depth cameras -> three views -> backbone -> heat-maps -> the next keyframe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vla.backbones.features import TensorBatch
+from vla.model.heatmap.config import HeatmapConfig
+from vla.model.heatmap.head import HeatmapHead, Seen
+from vla.model.heatmap.orthographic import VIEWS, back_project, render
+from vla.model.heatmap.volume import peak, soft_targets
+
+SIGMA_PX = 1.5
+"""Deviation of a keyframe's heat-map, pixels (BridgeVLA)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud(TensorBatch):
+    """Coloured points of B scenes, in the robot's frame, m."""
+
+    points_BN3: Tensor
+    colours_BN3: Tensor
+    """uint8"""
+    seen_BN: Tensor
+    """bool; False: no point."""
+
+    @staticmethod
+    def of(images_BVHWC: Tensor, depth_BVHW: Tensor, intrinsics_BV33: Tensor, extrinsics_BV44: Tensor) -> Cloud:
+        """All pixels of B scenes' cameras; a depth that is 0 or not finite was not measured."""
+        points = back_project(depth_BVHW, intrinsics_BV33, extrinsics_BV44).flatten(1, 3)
+        seen = (torch.isfinite(depth_BVHW) & (depth_BVHW > 0)).flatten(1)
+        return Cloud(torch.where(seen[..., None], points, 0.0), images_BVHWC.flatten(1, 3), seen)
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """B poses that the hand goes to next."""
+
+    position_B3: Tensor
+    """In the robot's frame, m."""
+    open_B: Tensor
+    """bool: the gripper's command once there."""
+    lift_B: Tensor
+    """bool: up, across and down, instead of straight."""
+
+
+class HeatmapModel(nn.Module):
+    """Views and instruction -> heat-maps. The backbone is frozen; the head learns."""
+
+    def __init__(self, config: HeatmapConfig, backbone: Any, *, state_dim: int) -> None:
+        """`backbone`: of three views. `state_dim`: numbers of the robot's state that are no positions. ValueError for
+        a backbone that does not fit."""
+        super().__init__()
+        if problem := config.problem():
+            raise ValueError(problem)
+        if backbone.num_views != len(VIEWS):
+            raise ValueError(f"heat-maps need a backbone of {len(VIEWS)} views, not {backbone.num_views}")
+        sharp = backbone.sharp
+        if backbone.image_size != config.workspace.resolution:
+            raise ValueError(
+                f"this backbone reads pictures of {backbone.image_size} pixels: set the workspace's resolution to that"
+            )
+        self.config, self.backbone = config, backbone
+        channels = backbone.family.fine_channels if sharp is not None and backbone.family.fine_channels != 3 else 0
+        self.head = HeatmapHead(
+            width=config.width,
+            token_width=backbone.width,
+            num_queries=backbone.num_queries,
+            side=backbone.side,
+            fine_channels=channels,
+            fine_side=sharp.side if channels else 0,
+            looks=len(backbone.naming) if channels else 0,
+            resolution=config.workspace.resolution,
+            state_dim=state_dim,
+        )
+        self.state_dim = state_dim
+        backbone.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> HeatmapModel:
+        """Training mode of the head; the frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the head."""
+        return self.head.view.device
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The head's parameters."""
+        return list(self.head.parameters())
+
+    # ------------------------------------------------------------------ seeing
+    def views(self, cloud: Cloud, centre_B3: Tensor, half_B: Tensor) -> Tensor:
+        """Views (B, 3, R, R, 3) uint8 of cubes."""
+        return render(cloud.points_BN3, cloud.colours_BN3, cloud.seen_BN, centre_B3, half_B, self.config.workspace)
+
+    def whole(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Centre (B, 3) and half side (B,) of the whole workspace."""
+        workspace = self.config.workspace
+        centre = torch.tensor(workspace.centre_m, device=self.device)
+        return centre.expand(batch, 3), torch.full((batch,), workspace.half_m, device=self.device)
+
+    @torch.no_grad()
+    def look(self, views_BVHW3: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Seen:
+        """What the frozen backbone makes of views and an instruction, float32."""
+        mask_BT = mask_BT if self.config.language else torch.zeros_like(mask_BT)
+        kept: dict[str, Tensor] = {}
+        features = _overheard(self.backbone, kept, views_BVHW3, ids_BT, mask_BT)
+        fine = looks = None
+        if self.head.from_fine is not None:
+            fine = kept["fine"].float().unflatten(0, (-1, len(VIEWS)))
+            looks = kept["logits"].float().unflatten(-1, (self.head.grid, self.head.grid))
+        tokens = features.raw_BLND[:, -1].unflatten(1, (len(VIEWS), -1))
+        return Seen(tokens.float(), features.queries_BLQD[:, -1].float(), fine, looks)
+
+    # ------------------------------------------------------------------ answering
+    @torch.no_grad()
+    def decide(
+        self, cloud: Cloud, ids_BT: Tensor, mask_BT: Tensor, hand_B3: Tensor, state_BS: Tensor
+    ) -> Keyframe:
+        """The next keyframe of B scenes: a look at the whole workspace, then one at the surroundings of its peak."""
+        centre, half = self.whole(len(hand_B3))
+        logits = maps = asked = None
+        for zoom in (1.0, self.config.workspace.zoom):
+            half = half / zoom
+            seen = self.look(self.views(cloud, centre, half), ids_BT, mask_BT)
+            slot = self.head.chosen_slot(seen, state_BS)
+            logits, maps, asked = self.head(seen, slot, hand_B3, centre, half)
+            heat = logits.flatten(2).softmax(-1).view_as(logits)
+            found = peak(heat, centre, half)
+            if zoom == 1.0:
+                centre = found
+        assert maps is not None and asked is not None
+        flags = self.head.flags_at(maps, asked, state_BS, found, centre, half) > 0
+        return Keyframe(found, flags[:, 0], flags[:, 1])
+
+
+def heat_loss(logits_BVHW: Tensor, at_B3: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
+    """Cross entropy (B,) of the heat-maps with soft targets at positions `at_B3`, mean of the views."""
+    target = soft_targets(at_B3, centre_B3, half_B, logits_BVHW.shape[-1], sigma_px=SIGMA_PX)
+    return -(target.flatten(2) * logits_BVHW.flatten(2).log_softmax(-1)).sum(-1).mean(-1)
+
+
+def _overheard(backbone: Any, kept: dict[str, Tensor], *inputs: Tensor) -> Any:
+    """The backbone's features; what its finer look read and said on the way is left in `kept`."""
+    if backbone.sharp is None:
+        return backbone(*inputs)
+
+    def listen(_: nn.Module, told: tuple[Tensor, ...], said: tuple[Tensor, Tensor]) -> None:
+        kept["fine"], kept["logits"] = told[0].flatten(0, 1), said[1]
+
+    handle = backbone.sharp.register_forward_hook(listen)
+    try:
+        return backbone(*inputs)
+    finally:
+        handle.remove()
