@@ -53,8 +53,13 @@ def load_policy(folder: str | os.PathLike[str], embodiment: str | None = None) -
         from policies.lerobot_policy import LeRobotPolicy
 
         return LeRobotPolicy.load(folder)
-    if is_exported(read_config(folder)):
+    config = read_config(folder)
+    if is_exported(config):
         return ExportedPolicy.load(folder)
+    if "heatmap" in config:
+        from vla.model.heatmap.policy import HeatmapPolicy
+
+        return HeatmapPolicy.load(folder)
     from vla.model.model import VLA
     from vla.model.policy import VLAPolicy
 

@@ -270,6 +270,8 @@ class GroundData(Command):
     """Processes that render."""
     image_size: int = DEFAULT_PIXELS
     """Height and width of the pictures, pixels: best what the backbone to be trained reads."""
+    depth: bool = False
+    """With the depth and the calibration of the cameras, for `vla pretrain heatmap`; best of 128 pixels."""
     randomise: tuple[str, ...] = ()
     """Domain randomisation: light, medium or strong, and AXIS=FROM:TO to change a mix. Its patterns, colours, light
     directions and camera orbits are none of the tests'. Cameras do not shake: labels are where the picture was.
@@ -295,6 +297,7 @@ class GroundData(Command):
                 num_workers=self.workers,
                 image_size=self.image_size,
                 perturb=perturb,
+                depth=self.depth,
                 on_progress=lambda done, total: update(done),
             )
 

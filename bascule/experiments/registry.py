@@ -9,6 +9,7 @@ from bascule.experiments.ablation import AblationConfig, ablation
 from bascule.experiments.continual.l2m import L2MConfig, l2m
 from bascule.experiments.distillation.comparison import distil
 from bascule.experiments.distillation.config import DistilConfig
+from bascule.experiments.heatmaps.bridgevla import BridgeConfig, bridgevla
 from bascule.experiments.latency import LatencyConfig, latency
 from bascule.experiments.peers.experiment import PeersConfig, peers
 from bascule.experiments.refinement import RLConfig, rl
@@ -20,6 +21,7 @@ from bascule.experiments.words import WordsConfig, words
 
 EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "ablation": (AblationConfig, ablation),
+    "bridgevla": (BridgeConfig, bridgevla),
     "distil": (DistilConfig, distil),
     "l2m": (L2MConfig, l2m),
     "latency": (LatencyConfig, latency),

@@ -291,8 +291,8 @@ def generate(
 
     `suites`: of these suites in turn, which have goals (`envs.grounding.goal_scenes`) or are another simulator's
     (`envs.grounding.expert_scenes`); a name given twice has twice the share. None: shapes and plates. `perturb`
-    randomises looks and sensors, and the layouts of the tabletop's; the pictures are `image_size` pixels square. `depth`:
-    with depth and calibration, of the tabletop's only.
+    randomises looks and sensors, and the layouts of the tabletop's; the pictures are `image_size` pixels square.
+    `depth`: with depth and calibration, of the tabletop's only.
     ValueError for any other suite, and for a shaking camera: its pictures are not where the labels are.
     """
     if perturb is not None and (problem := perturb.problem()):
@@ -329,7 +329,8 @@ def _generate(
 
 def _shape(name: str, views: int, size: int) -> tuple[int, ...]:
     """A scene's part of an array of `_GEOMETRY`."""
-    return {"depth": (views, size, size), "intrinsics": (views, 3, 3), "extrinsics": (views, 4, 4), "centre": (3,)}[name]
+    each = {"depth": (views, size, size), "intrinsics": (views, 3, 3), "extrinsics": (views, 4, 4), "centre": (3,)}
+    return each[name]
 
 
 def _fill(

@@ -22,7 +22,8 @@ class Pretrain(Command):
     """Pre-train an embedded vision-language backbone on rendered scenes, with questions and answers about them."""
 
     kind: Positional[str] = "small"
-    """small: convolutions at several scales, and the words of SmolLM2 (needs the extra smollm)."""
+    """small: convolutions at several scales, and the words of SmolLM2 (needs the extra smollm). heatmap: no backbone,
+    but the head of a policy that answers by heat-maps, on sets of `vla ground-data --depth` (docs/train.md)."""
     data: tuple[Path, ...] = ()
     """Folders of `vla ground-data`; the last 256 scenes of each are for evaluation only. Default: it first makes its
     own in OUT/data, 72,000 scenes of the tabletop, robosuite and Meta-World, most of them randomised (4 GB, about an
@@ -68,6 +69,10 @@ class Pretrain(Command):
     there is none yet."""
 
     def run(self) -> None:
+        if self.kind == "heatmap":
+            from bascule.commands.learning.heatmap import pretrain_heatmap
+
+            return pretrain_heatmap(self)
         data = self._checked_data()
         import torch
 
@@ -119,7 +124,7 @@ class Pretrain(Command):
         from vla.data.dataset_meta import require_grounding_set
 
         if self.kind != "small":
-            raise ValueError(retirement(self.kind) or unknown(self.kind, ("small",), "kind of backbone"))
+            raise ValueError(retirement(self.kind) or unknown(self.kind, ("small", "heatmap"), "kind of backbone"))
         if self.only_pointer and self.initial is None:
             raise ValueError("--only-pointer needs a backbone to sharpen: --initial small, or a folder")
         if self.only_sight and (self.initial is None or retirement(self.initial)):

@@ -59,7 +59,8 @@ class Train(Command):
     tune: Literal["frozen", "lora", "full"] | None = None
     """How much of the vision-language model learns."""
     head: str | None = None
-    """Action head: l1, linear, flow, bins, frequencies; or MODULE:CLASS, one of your own (docs/extend.md)."""
+    """Action head: l1, linear, flow, bins, frequencies; or MODULE:CLASS, one of your own (docs/extend.md). heatmap:
+    another kind of policy, which says where the hand goes next and reads depth (docs/train.md)."""
     teacher: Path | None = None
     """Learn from a small expert on the same demonstrations first, then go on through its action decoder: the folder of
     a policy of ours, of an RL run (its privileged teacher), or of a policy that LeRobot trained, such as act."""
@@ -108,6 +109,10 @@ class Train(Command):
     """Torch's device, such as cpu or cuda:0. auto: the first GPU if there is one, else the CPU."""
 
     def run(self) -> int | None:
+        if self.head == "heatmap":
+            from bascule.commands.learning.heatmap import train_heatmap
+
+            return train_heatmap(self)
         from vla.data.dataset_meta import camera_keys, depth_maps, read_info
         from vla.training.recipes import RECIPES
 

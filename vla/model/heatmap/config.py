@@ -54,7 +54,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Body:
-    """What the robot's state and action components are called."""
+    """Names of the robot's state and action components."""
 
     hand: tuple[str, str, str] = ("grip_x", "grip_y", "grip_z")
     """State: the hand's position in the robot's frame, m."""

@@ -17,7 +17,7 @@ from vla.backbones.features import TensorBatch
 from vla.model.heatmap.volume import sample_views
 
 SLOTS = ("object", "place")
-"""What pre-training asks for: the thing that the instruction names, and the place it names for it."""
+"""Questions of pre-training: the thing that the instruction names, and the place it names for it."""
 _SPARE = 2
 """Further slots, which only keyframes use: a pose that belongs to no thing."""
 _NEAR_M = 0.05
@@ -28,7 +28,7 @@ FLAGS = ("gripper_open", "lift")
 
 @dataclass(frozen=True, eq=False)
 class Seen(TensorBatch):
-    """What the backbone makes of the three views of B scenes; fit for caching, also in half precision."""
+    """The backbone's account of the three views of B scenes; fit for caching, also in half precision."""
 
     tokens_BVPD: Tensor
     """Image tokens after the last layer, a square grid of each view."""
@@ -128,9 +128,7 @@ class HeatmapHead(nn.Module):
         x = x + self.from_coordinates(coordinates.flatten(0, 1)) + self.view.repeat(batch, 1)[..., None, None]
         asked = F.gelu(self.ask(_normal(seen.queries_BQD).flatten(1)) + slot_BK @ self.slots)
         for modulate, mix in zip(self.modulate, self.mix, strict=True):
-            scale, shift = (
-                part.repeat_interleave(views, 0)[..., None, None] for part in modulate(asked).chunk(2, -1)
-            )
+            scale, shift = (part.repeat_interleave(views, 0)[..., None, None] for part in modulate(asked).chunk(2, -1))
             y = F.group_norm(x, 1) * (1 + scale) + shift
             x = x + mix(F.gelu(y))
         y = F.gelu(x)

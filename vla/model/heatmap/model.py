@@ -109,7 +109,7 @@ class HeatmapModel(nn.Module):
 
     @torch.no_grad()
     def look(self, views_BVHW3: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Seen:
-        """What the frozen backbone makes of views and an instruction, float32."""
+        """The frozen backbone's account of views and an instruction, float32."""
         mask_BT = mask_BT if self.config.language else torch.zeros_like(mask_BT)
         kept: dict[str, Tensor] = {}
         features = _overheard(self.backbone, kept, views_BVHW3, ids_BT, mask_BT)
@@ -122,9 +122,7 @@ class HeatmapModel(nn.Module):
 
     # ------------------------------------------------------------------ answering
     @torch.no_grad()
-    def decide(
-        self, cloud: Cloud, ids_BT: Tensor, mask_BT: Tensor, hand_B3: Tensor, state_BS: Tensor
-    ) -> Keyframe:
+    def decide(self, cloud: Cloud, ids_BT: Tensor, mask_BT: Tensor, hand_B3: Tensor, state_BS: Tensor) -> Keyframe:
         """The next keyframe of B scenes: a look at the whole workspace, then one at the surroundings of its peak."""
         centre, half = self.whole(len(hand_B3))
         logits = maps = asked = None

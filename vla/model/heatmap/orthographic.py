@@ -75,8 +75,10 @@ def render(
     seen = torch.full((batch * views * side * side,), _EMPTY, dtype=torch.int64, device=points_BN3.device)
     seen = seen.scatter_reduce(0, torch.cat(place), torch.cat(key), "amax").view(batch, views, side, side)
     reach = [round(float(workspace.splat_m * side / (2 * half))) for half in half_B]
-    seen = torch.cat([_widened(seen[i : i + 1], reach[i]) for i in range(batch)]) if len(set(reach)) > 1 else _widened(
-        seen, reach[0]
+    seen = (
+        torch.cat([_widened(seen[i : i + 1], reach[i]) for i in range(batch)])
+        if len(set(reach)) > 1
+        else _widened(seen, reach[0])
     )
     colour = torch.stack([(seen >> shift) & 255 for shift in (16, 8, 0)], -1)
     return torch.where(seen[..., None] == _EMPTY, workspace.background, colour).to(torch.uint8)

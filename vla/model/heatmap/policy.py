@@ -105,7 +105,7 @@ class HeatmapPolicy:
         return np.clip(chunk, low, high).astype(np.float32)
 
     def inputs(self, seen: Any, proprio: NDArray[np.floating]) -> tuple[Cloud, Tensor, Tensor, Tensor, Tensor]:
-        """What `HeatmapModel.decide` takes, of the processor's arrays and the raw state."""
+        """Arguments of `HeatmapModel.decide`, from the processor's arrays and the raw state."""
         device = self.model.device
 
         def put(array: NDArray[Any]) -> Tensor:
@@ -135,7 +135,7 @@ class HeatmapPolicy:
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> HeatmapPolicy:
-        """What `save` wrote. ValueError naming what is missing or damaged."""
+        """Read what `save` wrote. ValueError naming what is missing or damaged."""
         from vla.backbones.hub import load as load_backbone
 
         checkpoint = load_checkpoint(folder, trainer=False, extra="tokenizer/")

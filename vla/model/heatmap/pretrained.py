@@ -26,12 +26,14 @@ def read_head(model: HeatmapModel, source: str) -> None:
     """Take over a head's weights from `write_head`'s file, or "shipped". ValueError where they do not fit."""
     file = SHIPPED if source == "shipped" else Path(source)
     if not file.is_file():
-        raise ValueError(f"there is no {file}: `vla pretrain heatmap` makes such a file, or begin without one (none)")
+        raise ValueError(f"there is no {file}: `vla pretrain heatmap` makes such a file, or begin without one")
     tensors = load_tensors(file)
-    own = {n: v for n, v in model.head.state_dict().items() if not n.startswith(_OF_STATE)}
-    if misfit := sorted(n for n in own.keys() | tensors.keys() if n not in tensors or n not in own or own[n].shape != tensors[n].shape):
+    own = {name: value.shape for name, value in model.head.state_dict().items() if not name.startswith(_OF_STATE)}
+    given = {name: value.shape for name, value in tensors.items()}
+    if own != given:
+        misfit = min(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
         raise ValueError(
-            f"{file} is for another backbone or width ({misfit[0]} differs): pre-train a head for this one "
-            "(`vla pretrain heatmap`), or begin without one (none)"
+            f"{file} is for another backbone or width ({misfit} differs): pre-train a head for this one "
+            "(`vla pretrain heatmap`), or begin without one"
         )
     model.head.load_state_dict({n: v.to(torch.float32) for n, v in tensors.items()}, strict=False)

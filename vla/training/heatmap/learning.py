@@ -46,7 +46,8 @@ def learn(
     weight_decay: float = 0.05,
     on_step: Callable[[int, float, float], None] | None = None,
 ) -> None:
-    """Train the head in place: AdamW, warm-up and a cosine to zero. FloatingPointError for a loss that is not finite."""
+    """Train the head in place: AdamW, warm-up and a cosine to zero. FloatingPointError for a loss that is not
+    finite."""
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.trainable(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
     model.train()

@@ -23,7 +23,8 @@ from vla.runtime.locks import locked, refuse_used
 from vla.runtime.process import restored_threads
 from vla.training.heatmap.keyframes import label, metres_per_action
 from vla.training.heatmap.learning import learn
-from vla.training.heatmap.looks import Lesson, Task, encode as encode_looks
+from vla.training.heatmap.looks import Task
+from vla.training.heatmap.looks import encode as encode_looks
 
 if TYPE_CHECKING:
     from vla.data.lerobot_dataset import DemoSet
@@ -71,9 +72,7 @@ def build(config: HeatmapTrainConfig, demos: DemoSet, backbone: Any = None) -> H
             "`vla demos --depth`, or train a chunk policy (--head l1)"
         )
     columns = Columns(config.model.body, demos.proprio_names, demos.action_names)
-    scale = metres_per_action(
-        columns.commanded(demos.proprio), demos.action[:, columns.move], demos.episode_index
-    )
+    scale = metres_per_action(columns.commanded(demos.proprio), demos.action[:, columns.move], demos.episode_index)
     model_config = replace(config.model, motion=replace(config.model.motion, metres_per_action=scale))
     backbone = backbone or load_backbone(model_config.backbone, num_views=3)
     size = model_config.picture_size

@@ -92,7 +92,8 @@ def test_order_of_points_does_not_matter():
 
 def test_nothing_measured_is_no_point():
     depth = torch.tensor([[[[0.0, 0.5], [float("nan"), float("inf")]]]])
-    cloud = Cloud.of(torch.zeros(1, 1, 2, 2, 3, dtype=torch.uint8), depth, torch.eye(3)[None, None], torch.eye(4)[None, None])
+    inner, outer = torch.eye(3)[None, None], torch.eye(4)[None, None]
+    cloud = Cloud.of(torch.zeros(1, 1, 2, 2, 3, dtype=torch.uint8), depth, inner, outer)
     assert cloud.seen_BN.tolist() == [[False, True, False, False]]
     assert torch.isfinite(cloud.points_BN3).all()
 

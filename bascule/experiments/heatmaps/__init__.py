@@ -1,0 +1,1 @@
+"""Experiments with policies that answer by heat-maps."""
