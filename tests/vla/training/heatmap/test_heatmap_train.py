@@ -1,0 +1,109 @@
+"""Heat-map policies from a few demonstrations: built, trained, saved, loaded, refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from policies.load import load_policy
+from tests.vla.training.heatmap.toy_demos import NAMES, SIZE, toy_demos
+from vla.model.heatmap.config import HeatmapConfig
+from vla.model.heatmap.policy import HeatmapPolicy
+from vla.model.heatmap.pretrained import read_head, write_head
+from vla.training.heatmap.learning import errors_mm, learn, loss_of
+from vla.training.heatmap.looks import encode
+from vla.training.heatmap.train import HeatmapTrainConfig, build, tasks_of, train
+
+CONFIG = HeatmapTrainConfig(
+    model=HeatmapConfig(width=16, picture_size=SIZE), pretrained=None, steps=2, batch_size=2, frames_per_keyframe=2
+)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return build(CONFIG, toy_demos())
+
+
+def test_a_policy_moves_within_its_bounds_and_says_what_it_reads(policy):
+    demos = toy_demos()
+    obs = demos.observation([0, 30])
+    chunk = policy.act(obs)
+    spec = policy.spec
+    assert chunk.shape == (2, 12, 4) and spec.chunk_size == spec.n_action_steps == 12
+    assert spec.depth and spec.cameras == ("front", "wrist") and spec.proprio_names == NAMES
+    low, high = np.array(spec.action_spec.low), np.array(spec.action_spec.high)
+    assert (chunk >= low - 1e-6).all() and (chunk <= high + 1e-6).all()
+    assert policy.model.config.motion.metres_per_action == pytest.approx(0.02, rel=1e-3)
+
+
+def test_what_is_over_stands_still_and_changes_nothing_for_others(policy):
+    obs = toy_demos().observation([0, 30])
+    obs.live = np.array([False, True])
+    chunk = policy.act(obs)
+    assert (chunk[0, :, :3] == 0).all() and (chunk[0, :, 3] == 1).all()
+    np.testing.assert_allclose(chunk[1:], policy.act(obs.select([1])), atol=1e-5)
+
+
+def test_trained_saved_and_loaded_it_acts_the_same(tmp_path):
+    demos, policy = toy_demos(), build(CONFIG, toy_demos())
+    figures = train(CONFIG, policy, demos, tmp_path / "policy")
+    assert figures["looks"] == 2 * 2 * 2 * 2  # two looks of two frames of two keyframes of two episodes
+    again = load_policy(tmp_path / "policy")
+    assert isinstance(again, HeatmapPolicy) and again.model.config == policy.model.config
+    obs = demos.observation([3, 25])
+    np.testing.assert_allclose(again.act(obs), policy.act(obs), atol=1e-6)
+    with pytest.raises(ValueError, match="--out"):
+        train(CONFIG, policy, demos, tmp_path / "policy")
+
+
+def test_a_head_learns_where_its_keyframes_are(policy):
+    demos = toy_demos()
+    mine = build(replace(CONFIG, frames_per_keyframe=1), demos)
+    tasks, total = tasks_of(replace(CONFIG, frames_per_keyframe=1), mine, demos)
+    lesson = encode(mine.model, tasks, torch.Generator().manual_seed(0), shift_m=0.0)
+    assert total == 4 and lesson.batch_size == 8
+    before = float(sum(loss_of(mine.model, lesson)))
+    learn(mine.model, lesson, steps=40, batch_size=8, lr=3e-3, seed=0)
+    assert float(sum(loss_of(mine.model, lesson))) < 0.6 * before
+    zoomed = lesson.half_B < 0.1
+    assert float(errors_mm(mine.model, lesson)[zoomed].median()) < 30
+
+
+def test_labels_turn_with_the_scene():
+    """Without a turn a keyframe is where the hand will be; with one it keeps its distance from the middle."""
+    demos, policy = toy_demos(), build(CONFIG, toy_demos())
+    plain, turned = (
+        next(tasks_of(replace(CONFIG, turn_deg=degrees), policy, demos)[0]) for degrees in (0.0, 90.0)
+    )  # fmt: skip
+    np.testing.assert_allclose(plain.at_B3[0], demos.proprio[15, :3], atol=1e-6)
+    middle = torch.tensor(CONFIG.model.workspace.centre_m)
+    for one, other in ((plain.at_B3, turned.at_B3), (plain.hand_B3, turned.hand_B3)):
+        assert (one - middle).norm(dim=-1).allclose((other - middle).norm(dim=-1), atol=1e-5)
+    assert not plain.at_B3.allclose(turned.at_B3, atol=1e-3)
+    assert (plain.at_B3 - plain.hand_B3).norm(dim=-1).allclose((turned.at_B3 - turned.hand_B3).norm(dim=-1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("demos", "words"),
+    [
+        ({"depth": False}, "--depth"),
+        ({"action_names": ("dx", "dy", "dz", "roll", "gripper")}, "roll"),
+        ({"still": True}, "displace"),
+    ],
+)
+def test_demonstrations_that_do_not_fit_are_refused(demos, words):
+    with pytest.raises(ValueError, match=words):
+        build(CONFIG, toy_demos(**demos))
+
+
+def test_a_pretrained_head_is_taken_over_but_for_what_reads_the_state(policy, tmp_path):
+    write_head(policy.model, tmp_path / "head.safetensors", {})
+    other = build(replace(CONFIG, seed=5), toy_demos())
+    read_head(other.model, str(tmp_path / "head.safetensors"))
+    mine, theirs = policy.model.head.state_dict(), other.model.head.state_dict()
+    assert torch.equal(mine["heat.weight"].half().float(), theirs["heat.weight"])
+    assert not torch.equal(mine["choose.0.weight"], theirs["choose.0.weight"])
+    wider = build(replace(CONFIG, model=replace(CONFIG.model, width=24)), toy_demos())
+    with pytest.raises(ValueError, match="pre-train a head for this one"):
+        read_head(wider.model, str(tmp_path / "head.safetensors"))
