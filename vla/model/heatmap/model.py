@@ -78,6 +78,8 @@ class HeatmapModel(nn.Module):
             state_dim=state_dim,
         )
         self.state_dim = state_dim
+        self.taught: tuple[str, ...] = ()
+        """Names of the head's parameters that were pre-trained."""
         backbone.requires_grad_(False)
         self.train(self.training)
 

@@ -22,8 +22,9 @@ def write_head(model: HeatmapModel, file: Path, facts: dict[str, Any]) -> None:
     save_tensors(file, kept, {name: str(value) for name, value in facts.items()})
 
 
-def read_head(model: HeatmapModel, source: str) -> None:
-    """Take over a head's weights from `write_head`'s file, or "shipped". ValueError where they do not fit."""
+def read_head(model: HeatmapModel, source: str) -> tuple[str, ...]:
+    """Take over a head's weights from `write_head`'s file, or "shipped"; returns their names. ValueError where they do
+    not fit."""
     file = SHIPPED if source == "shipped" else Path(source)
     if not file.is_file():
         raise ValueError(f"there is no {file}: `vla pretrain heatmap` makes such a file, or begin without one")
@@ -37,3 +38,4 @@ def read_head(model: HeatmapModel, source: str) -> None:
             "(`vla pretrain heatmap`), or begin without one"
         )
     model.head.load_state_dict({n: v.to(torch.float32) for n, v in tensors.items()}, strict=False)
+    return tuple(tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from vla.model.heatmap.volume import peak
 from vla.training.heatmap.looks import Lesson
 
 _WARMUP, _CLIP = 50, 1.0
+FRESH_LR = 5.0
+"""Learning rate of what has not learnt anything yet, where that of what has is 1."""
 
 
 def loss_of(model: HeatmapModel, lesson: Lesson) -> tuple[Tensor, Tensor]:
@@ -44,17 +46,23 @@ def learn(
     lr: float,
     seed: int,
     weight_decay: float = 0.05,
+    taught: Collection[str] = (),
     on_step: Callable[[int, float, float], None] | None = None,
 ) -> None:
-    """Train the head in place: AdamW, warm-up and a cosine to zero. FloatingPointError for a loss that is not
-    finite."""
+    """Train the head in place: AdamW, warm-up and a cosine to zero. The parameters named in `taught` go on from what
+    they have learnt with a lower rate. FloatingPointError for a loss that is not finite."""
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.trainable(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
+    named = dict(model.head.named_parameters())
+    groups = [
+        {"params": [value for name, value in named.items() if (name in taught) == known], "rate": rate * lr}
+        for known, rate in ((True, 1.0), (False, FRESH_LR))
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
     model.train()
     for step in range(steps):
         for group in optimiser.param_groups:
             warm = min(1.0, (step + 1) / min(_WARMUP, max(1, steps // 10)))
-            group["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = group["rate"] * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         rows = torch.randint(lesson.batch_size, (batch_size,), generator=generator)
         heat, flags = loss_of(model, lesson.select(rows))
         loss = heat + flags

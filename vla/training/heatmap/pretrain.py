@@ -35,7 +35,7 @@ class HeatmapPretrainConfig:
     model: HeatmapConfig = field(default_factory=HeatmapConfig)
     steps: int = 500
     batch_size: int = 32
-    lr: float = 1.5e-3
+    lr: float = 3e-4
     questions: int = 1
     """Of what a scene's questions name, how much is looked for."""
     holdout: int = 64
