@@ -44,9 +44,9 @@ class BridgeConfig:
     backbone: str = DEFAULT_BACKBONE
     steps: int = 1300
     """Gradient steps of the chunk policy."""
-    episodes: int = 160
+    episodes: int = 96
     """Evaluation scenes, the same for every arm and seed."""
-    num_envs: int = 32
+    num_envs: int = 24
     workers: int = 2
 
 
