@@ -11,7 +11,7 @@ from vla.core.checkpoint import load_tensors, save_tensors
 from vla.model.heatmap.model import HeatmapModel
 
 SHIPPED = Path(__file__).parent / "assets" / "small-heatmap.safetensors"
-"""Of the backbone `small`."""
+"""The head of the backbone `small`."""
 _OF_STATE = ("choose.", "flags.")
 """Parts that read the robot's state, which pre-training does not see: they begin anew with each robot."""
 

@@ -37,7 +37,7 @@ class HeatmapPretrainConfig:
     batch_size: int = 32
     lr: float = 3e-4
     questions: int = 1
-    """Of what a scene's questions name, how much is looked for."""
+    """Number of named things and places of each scene that are looked for."""
     holdout: int = 64
     """The last scenes of the set, for evaluation only."""
     shift_m: float = 0.03
