@@ -19,8 +19,8 @@ GRIPPING_FRAMES = 3
 """Frames after the gripper was told to move in which it still moves: they say nothing about the next keyframe."""
 _BESIDE = 8
 """A rest so few frames from a change of the gripper belongs to that."""
-_WINDOW = 6
-"""Frames over which commanded and measured motion are compared: the hand follows with a delay."""
+_LARGE, _FOLLOWS = 0.3, 0.5
+"""Actions from which their scale is read, as a share of the fastest; and how well motion must correlate with them."""
 FAR_M, ABOVE_M, OVER_M = 0.03, 0.03, 0.02
 """A hand comes from above that was further than the first to the side, and is higher than the second when it first is
 within the third."""
@@ -84,23 +84,26 @@ def _from_above(way_N3: Floats, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     return found
 
 
-def metres_per_action(command_T3: Floats, action_T3: Floats, episode_T: NDArray[np.int64]) -> float:
-    """Displacement that an action component of 1 commands, by least squares over stretches of the demonstrations.
+def metres_per_action(
+    command_T3: Floats, action_T3: Floats, episode_T: NDArray[np.int64], *, frames: int = 1
+) -> float:
+    """Displacement that an action component of 1 commands: the upper quartile of what large actions did in `frames`
+    frames (more than one where only the hand's own position is known, which follows with a delay).
 
-    ValueError where the hand does not follow the actions: they are no displacements, then.
+    Not the mean: what disturbs demonstrations is cut off at the fastest action, so most of them do less than they say,
+    and a hand that is thought to be slow goes too far, one that is thought to be fast comes in two steps. ValueError
+    where the motion does not follow the actions: they are no displacements, then.
     """
-    ends = np.arange(_WINDOW, len(command_T3))
-    ends = ends[episode_T[ends] == episode_T[ends - _WINDOW]]
-    if not len(ends):
-        raise ValueError(f"the demonstrations' episodes are shorter than {_WINDOW} frames: record longer ones")
+    ends = np.arange(frames, len(command_T3))
+    ends = ends[episode_T[ends] == episode_T[ends - frames]]
     summed = np.concatenate([np.zeros((1, 3)), np.cumsum(action_T3.astype(np.float64), 0)])
-    told = (summed[ends] - summed[ends - _WINDOW]).ravel()
-    done = (command_T3[ends] - command_T3[ends - _WINDOW]).astype(np.float64).ravel()
-    scale = float(told @ done / max(told @ told, 1e-12))
-    explained = 1 - float(((done - scale * told) ** 2).sum() / max((done**2).sum(), 1e-12))
-    if scale <= 0 or explained < 0.5:
+    told = (summed[ends] - summed[ends - frames]).ravel()
+    done = (command_T3[ends] - command_T3[ends - frames]).astype(np.float64).ravel()
+    large = np.abs(told) > _LARGE * frames
+    follows = float(np.corrcoef(told, done)[0, 1]) if large.any() and done.std() > 0 else 0.0
+    if not follows > _FOLLOWS:
         raise ValueError(
             "the hand does not follow the actions dx, dy, dz of these demonstrations: heat-maps need actions that "
-            f"displace it (they explain {100 * max(0.0, explained):.0f}% of its motion)"
+            "displace it"
         )
-    return scale
+    return float(np.quantile(done[large] / told[large], 0.75))

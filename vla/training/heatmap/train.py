@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vla.data.lerobot_dataset import DemoSet
 
 _BATCH = 16
+_DELAYED = 6
+"""Frames over which a hand's motion is compared with its actions where the state tells no commanded position."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ def build(config: HeatmapTrainConfig, demos: DemoSet, backbone: Any = None) -> H
             "`vla demos --depth`, or train a chunk policy (--head l1)"
         )
     columns = Columns(config.model.body, demos.proprio_names, demos.action_names)
-    scale = metres_per_action(columns.commanded(demos.proprio), demos.action[:, columns.move], demos.episode_index)
+    scale = metres_per_action(
+        columns.commanded(demos.proprio), demos.action[:, columns.move], demos.episode_index,
+        frames=1 if columns.lead else _DELAYED,
+    )  # fmt: skip
     model_config = replace(config.model, motion=replace(config.model.motion, metres_per_action=scale))
     backbone = backbone or load_backbone(model_config.backbone, num_views=3)
     size = model_config.picture_size

@@ -57,11 +57,24 @@ def test_a_hand_that_comes_down_on_a_thing_lifts_one_that_slides_does_not():
 
 
 def test_the_scale_of_actions_is_measured():
+    """Also where the executed actions were disturbed, and cut at the fastest."""
     rng = np.random.default_rng(0)
-    action = rng.uniform(-1, 1, (80, 3))
-    moved = np.concatenate([np.zeros((1, 3)), np.cumsum(0.03 * action, 0)[:-1]])
-    episode = np.repeat([0, 1], 40)
-    moved[40:] += 5.0  # another episode begins elsewhere
-    assert metres_per_action(moved, action, episode) == pytest.approx(0.03)
+    action = np.clip(rng.normal(0, 1.0, (400, 3)), -1, 1)
+    executed = np.clip(action + rng.normal(0, 0.15, action.shape), -1, 1)
+    episode = np.repeat([0, 1], 200)
+    for played, tolerance in ((action, 1e-6), (executed, 0.1)):
+        moved = np.concatenate([np.zeros((1, 3)), np.cumsum(0.03 * played, 0)[:-1]])
+        moved[200:] += 5.0  # another episode begins elsewhere
+        assert metres_per_action(moved, action, episode) == pytest.approx(0.03, rel=tolerance)
     with pytest.raises(ValueError, match="displace"):
-        metres_per_action(rng.normal(size=(80, 3)), action, episode)
+        metres_per_action(rng.normal(size=(400, 3)), action, episode)
+
+
+def test_a_hand_that_follows_late_is_measured_over_several_frames():
+    """A hand that goes a third of the rest of the way at each frame."""
+    action = np.repeat(np.random.default_rng(1).uniform(-1, 1, (20, 3)), 10, axis=0)
+    command = np.concatenate([np.zeros((1, 3)), np.cumsum(0.03 * action, 0)[:-1]])
+    hand = np.zeros_like(command)
+    for t in range(1, len(hand)):
+        hand[t] = hand[t - 1] + (command[t] - hand[t - 1]) / 3
+    assert metres_per_action(hand, action, np.zeros(200, int), frames=6) == pytest.approx(0.03, rel=0.15)
