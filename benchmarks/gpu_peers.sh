@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ours beside LeRobot's ACT and Diffusion at their published sizes on a GPU, on the same demonstrations, in the same scenes.
+# Ours beside LeRobot's ACT, Diffusion and SmolVLA (random weights) in full size on a GPU: same demonstrations and scenes.
 #
 #   benchmarks/gpu_peers.sh FOLDER [OPTION of vla experiment ...]     writes FOLDER/peers-SUITE.json; hours
 #
@@ -17,6 +17,6 @@ for suite in ${SUITES:-robosuite-lift robosuite-can tabletop-pick metaworld-mt10
     metaworld-*) .venv/bin/python -c 'import metaworld' 2>/dev/null || { echo "$suite: ./run setup metaworld"; continue; } ;;
     libero-*) [ -x .venv-libero/bin/python ] || { echo "$suite: ./run setup libero"; continue; } ;;
     esac
-    ./run experiment peers --suite "$suite" --arms ours ours-rl act diffusion blind --seconds 600 --steps 10000 \
+    ./run experiment peers --suite "$suite" --arms ours ours-rl act diffusion smolvla-random blind --seconds 600 --steps 10000 \
         --batch-size 64 --out "$out/$suite" --json "$out/peers-$suite.json" "${@:2}"
 done

@@ -64,9 +64,13 @@ class LeRobotPolicy:
         if hasattr(config, "pretrained_backbone_weights"):
             config.pretrained_backbone_weights = None  # or it would fetch those that training began with
         device = {"device_processor": {"device": config.device}}
-        with redirect_stdout(sys.stderr):  # LeRobot prints what it loads, among what a command prints
-            policy = get_policy_class(config.type).from_pretrained(folder, config=config)
-            pre, post = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=device)
+        try:
+            with redirect_stdout(sys.stderr):  # LeRobot prints what it loads, among what a command prints
+                policy = get_policy_class(config.type).from_pretrained(folder, config=config)
+                pre, post = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=device)
+        except OSError as problem:  # of Hugging Face: a tokenizer or a model that the folder only names
+            told = str(problem).strip().splitlines()[0]
+            raise ValueError(f"{folder} is not all that its policy needs: {told}") from None
         return LeRobotPolicy(policy, pre, post, _spec(config, _stats(post), _dataset(folder)))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:

@@ -26,8 +26,8 @@ class PeersConfig:
 
     suite: str = "tabletop-pick"
     arms: tuple[str, ...] = ("ours", "act-small", "diffusion-small", BLIND)
-    """ours: imitation by the recipe; ours-rl: online RL after it, within the seconds; act, diffusion and their small
-    versions: LeRobot's; blind: one demonstration replayed without looking, the floor."""
+    """ours: imitation by the recipe; ours-rl: online RL after it, within the seconds; blind: one demonstration replayed
+    without looking, the floor; the others are LeRobot's (`lerobot_peers.PEERS`)."""
     conditions: tuple[str, ...] = BUDGETS
     """The budgets, one after the other: equal seconds of learning, equal gradient steps of equal batches."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bascule.experiments.peers.budget import Budget, Learnt, on_gpu, steps_within
+from bascule.experiments.peers.smolvla import PICTURE, SIZES, write_random_vlm
 from vla.core.config import load_json
 from vla.core.paths import ROOT, quoted
 
@@ -29,12 +30,19 @@ class Peer:
     flags: tuple[str, ...]
     resnet: bool = False
     """It begins with LeRobot's ResNet-18, whose ImageNet weights are taken where torch has them on this machine."""
+    vlm: str | None = None
+    """Size of the vision-language model with random weights around which it is built (`smolvla.SIZES`)."""
 
 
 # LeRobot's rates are for 100,000 steps, its chunks of 100 actions for long episodes: with those neither learns anything
 # in minutes. Every frame is learnt from (episodes are short), and copies of the last action behind the end are not.
 _ACT = ("chunk_size=16", *_REPLANS, "optimizer_lr=1e-4", "optimizer_lr_backbone=1e-4")
 _DIFFUSION = ("horizon=16", *_REPLANS, "drop_n_last_frames=0", "do_mask_loss_for_padding=true")
+# With random weights there is nothing to freeze.
+_SMOLVLA = (
+    "chunk_size=16", *_REPLANS, "load_vlm_weights=false", "train_expert_only=false", "freeze_vision_encoder=false",
+    f"resize_imgs_with_padding=[{PICTURE},{PICTURE}]",
+)  # fmt: skip
 PEERS = {
     "act": Peer("act", _ACT, resnet=True),
     "act-small": Peer("act", (*_ACT, "dim_model=256", "dim_feedforward=1024"), resnet=True),
@@ -47,14 +55,16 @@ PEERS = {
         ),
         resnet=True,
     ),
+    "smolvla-random": Peer("smolvla", _SMOLVLA, vlm="published"),
+    "smolvla-small-random": Peer("smolvla", _SMOLVLA, vlm="small"),
 }  # fmt: skip
 """By arm. The small ones are a third of the size and several times as fast, which suits minutes on a CPU core."""
 
 
 def check_installed() -> None:
     """ValueError where LeRobot's trainer lacks packages."""
-    if missing := [name for name in ("accelerate", "diffusers") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"LeRobot's trainer needs {' and '.join(missing)}: ./run setup peers")
+    if missing := [name for name in ("accelerate", "diffusers", "num2words") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"LeRobot's trainer needs {', '.join(missing)}: ./run setup peers")
 
 
 def starting_weights(peer: Peer) -> str:
@@ -116,7 +126,10 @@ def command(
         flags.append("pretrained_backbone_weights=null")
         if peer.kind == "diffusion":  # as its paper has it; LeRobot refuses it beside ImageNet's batch norms
             flags.append("use_group_norm=true")
-    if peer.kind == "diffusion":
+    if peer.vlm is not None:
+        vlm = write_random_vlm(folder.resolve().with_name(f"smolvlm-{peer.vlm}"), peer.vlm)
+        flags += [f"vlm_model_name={vlm}", f"num_vlm_layers={SIZES[peer.vlm]['layers']}"]
+    if peer.kind != "act":
         flags.append(f"scheduler_warmup_steps={min(500, steps // 10)}")
     loading = ["--num_workers=4", "--dataloader_multiprocessing_context=fork"] if on_gpu() else ["--num_workers=0"]
     return [

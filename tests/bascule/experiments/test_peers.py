@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bascule.experiments.peers import experiment, lerobot_peers
+from bascule.experiments.peers import experiment, lerobot_peers, smolvla
 from bascule.experiments.peers.budget import Budget, Learnt, steps_within
 from bascule.experiments.peers.experiment import PeersConfig
 from bascule.experiments.registry import EXPERIMENTS
@@ -114,14 +114,68 @@ def test_a_failure_of_lerobot_is_told_with_its_last_line(tmp_path):
 
 @pytest.mark.parametrize("arm", lerobot_peers.PEERS)
 def test_lerobot_takes_the_flags_of_every_peer(arm, tmp_path):
-    """Parsed by LeRobot's own parser, then its policy is built where that is quick."""
+    """Parsed by LeRobot's own parser."""
     import draccus
     from lerobot.configs.train import TrainPipelineConfig
     from lerobot.policies.act.configuration_act import ACTConfig  # noqa: F401 (registers the type)
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig  # noqa: F401
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig  # noqa: F401
 
     peer = lerobot_peers.PEERS[arm]
     args = lerobot_peers.command(peer, tmp_path, tmp_path / "run", 100, batch_size=4, seed=1)
     config = draccus.parse(TrainPipelineConfig, args=args)
     assert (config.policy.type, config.steps, config.seed, config.save_freq) == (peer.kind, 100, 1, 0)
     assert config.policy.n_action_steps == 4 and not config.policy.push_to_hub
+
+
+def test_smolvla_with_random_weights_is_lerobots_and_plays_offline(tmp_path):
+    """Saved as LeRobot saves it, with another decision for other words; and refused in one line when what it names is
+    gone."""
+    import torch
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+    from policies.load import load_policy
+    from vla.core.types import Observation
+
+    vlm = smolvla.write_random_vlm(tmp_path / "vlm", "small")
+    config = SmolVLAConfig(
+        device="cpu", push_to_hub=False, vlm_model_name=str(vlm), num_vlm_layers=2, chunk_size=6, n_action_steps=3,
+        resize_imgs_with_padding=(96, 96), num_steps=2,
+        input_features={
+            "observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
+            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+    )  # fmt: skip
+    policy, folder = get_policy_class("smolvla")(config), tmp_path / "policy"
+    stats = {
+        name: {"mean": torch.full((dim,), 0.5), "std": torch.full((dim,), 2.0)}
+        for name, dim in (("observation.state", 8), ("action", 4))
+    }
+    policy.save_pretrained(folder)
+    pre, post = make_pre_post_processors(config, dataset_stats=stats)
+    pre.save_pretrained(folder)
+    post.save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    pictures = {"front": rng.integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)}
+    state = rng.normal(size=(2, 8)).astype(np.float32)
+    ours = load_policy(folder)
+    assert (ours.spec.chunk_size, ours.spec.n_action_steps, ours.spec.observations) == (6, 3, 1)
+    chunk = ours.act(Observation(pictures, state, ["pick up the red cube"] * 2))
+    torch.manual_seed(0)
+    batch = {
+        "observation.images.front": torch.from_numpy(pictures["front"]).permute(0, 3, 1, 2) / 255,
+        "observation.state": torch.from_numpy(state),
+        "task": ["pick up the red cube"] * 2,
+    }
+    theirs = [post(policy.eval().select_action(pre(batch))).numpy() for _ in range(3)]
+    np.testing.assert_allclose(chunk[:, :3], np.stack(theirs, 1), atol=1e-4)
+    ours.reset()
+    other = ours.act(Observation(pictures, state, ["push the button", "pick up the red cube"]))
+    assert np.abs(other - chunk)[0].max() > 10 * np.abs(other - chunk)[1].max()
+    vlm.rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="is not all that its policy needs") as problem:
+        load_policy(folder)
+    assert "\n" not in str(problem.value)
