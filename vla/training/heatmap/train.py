@@ -42,7 +42,7 @@ class HeatmapTrainConfig:
     model: HeatmapConfig = field(default_factory=HeatmapConfig)
     pretrained: str | None = "shipped"
     """The head's first weights: "shipped", a file of `vla pretrain heatmap`, or None for random ones."""
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 32
     lr: float = 3e-4
     """Largest learning rate of what was pre-trained; what is new learns five times as fast."""
