@@ -13,9 +13,12 @@ from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.vla.depth_policy import observation, policy
 from tests.vla.toy_backbone import CAMERAS
+from tests.vla.training.heatmap.toy_demos import SIZE, toy_demos
 from vla.core.compatibility import require_same
 from vla.core.types import PolicySpec
+from vla.model.heatmap.config import HeatmapConfig
 from vla.model.policy import VLAPolicy
+from vla.training.heatmap.train import HeatmapTrainConfig, build
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,18 @@ def test_a_client_sends_depth_and_calibration_and_gets_the_policys_actions(serve
         assert client.spec.depth is True and client.metadata["depth"] is True
         assert "extrinsics/front" in client.metadata["observation_keys"]
         np.testing.assert_allclose(client.act(obs), VLAPolicy(policy()).act(obs), atol=1e-5)
+
+
+def test_a_policy_with_heat_maps_is_served_like_any_other():
+    demos = toy_demos()
+    config = HeatmapTrainConfig(model=HeatmapConfig(width=16, picture_size=SIZE), pretrained=None)
+    keys, obs = build(config, demos), demos.observation([0, 25])
+    with (
+        serve_in_thread(PolicyServer({"keys": PolicySlot(keys)}, port=0)) as server,
+        PolicyClient(server.uri, whole_chunks=True) as client,
+    ):
+        assert client.spec.depth is True and client.spec.picture_size == SIZE
+        np.testing.assert_allclose(client.act(obs), keys.act(obs), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["depth", "intrinsics", "extrinsics"])
