@@ -67,6 +67,8 @@ class Stream:
     """Moments of episodes that are asked about, and the questions."""
     RESET_CHECK = 61
     """Seeds and tasks of `envs.evaluation.reset_checks`."""
+    HOLD_TIMES = 67
+    """Control steps that each goal of a suite with fixtures must hold."""
     LATENCY = 71
     """Latency of an episode."""
     PERTURB_SEVERITY = 97

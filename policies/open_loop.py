@@ -143,8 +143,10 @@ def _played(
     step = first.shape[1]
     out = np.empty((length, first.shape[2]), np.float32)
     starts = list(range(0, length, step))
-    for at in range(0, len(starts), _BATCH):
-        wanted = starts[at : at + _BATCH]
+    policy.reset()
+    batch = 1 if policy.spec.memory_frames else _BATCH  # one that remembers decides one after another
+    for at in range(0, len(starts), batch):
+        wanted = starts[at : at + batch]
         for start, chunk in zip(wanted, _act(policy, rows.start, wanted, state, readers, texts), strict=True):
             out[start : start + step] = chunk[: length - start]
     return out

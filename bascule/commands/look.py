@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from bascule.agents import AGENTS, resolve_policy
 from bascule.commands.base import Command, check_numbers, chosen_perturbation
 from vla.core.config import lookup
+from vla.core.types import executed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,8 +188,9 @@ def _film(env: VecEnv, policy: Policy, tasks: tuple[str, ...], seeds: range, fol
 def _control_steps(policy: Policy, env: VecEnv, obs: Observation) -> Iterator[tuple[ActionChunk, StepResult]]:
     """Play `policy` in `env` from `obs` until every episode is over, one control step (B, 1, A) at a time."""
     over = np.zeros(env.num_envs, bool)
+    policy.reset()
     while not over.all():
-        chunk = policy.act(obs)
+        chunk = executed(policy.spec, policy.act(obs))
         for k in range(chunk.shape[1]):
             result = env.step_chunk(chunk[:, k : k + 1])
             over |= result.terminated | result.truncated

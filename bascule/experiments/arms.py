@@ -199,9 +199,17 @@ class ImitationConfig(Protocol):
     workers: int
 
 
-def imitate(config: ImitationConfig, seed: int, out: Path, folder: Path, variant: Variant | None = None) -> VLA:
+def imitate(
+    config: ImitationConfig,
+    seed: int,
+    out: Path,
+    folder: Path,
+    variant: Variant | None = None,
+    *,
+    keep_features: bool = False,
+) -> VLA:
     """The seed's imitation policy in `folder`, from demonstrations in `out`; an interrupted run continues
-    exactly where it was. KeyboardInterrupt when it is stopped again."""
+    exactly where it was. `keep_features`: see `TrainConfig`. KeyboardInterrupt when it is stopped again."""
     from envs.demos.record import record
     from envs.seeds import DEMO_BLOCK
     from vla.backbones.hub import load as load_backbone
@@ -212,7 +220,8 @@ def imitate(config: ImitationConfig, seed: int, out: Path, folder: Path, variant
 
     recipe = RECIPES["tabletop"]()
     model = replace(recipe.model, backbone=config.backbone)
-    recipe = replace(recipe, steps=config.steps, seed=seed, model=variant(model) if variant else model)
+    model = variant(model) if variant else model
+    recipe = replace(recipe, steps=config.steps, seed=seed, model=model, keep_features=keep_features)
     backbone = load_backbone(recipe.model.backbone)
     dataset = record(
         config.suite, config.demos, out / f"demos-{seed}", seed0=DEMO_BLOCK * seed, num_workers=config.workers,

@@ -114,6 +114,8 @@ def _measured(config: LatencyConfig, folder: Path, arm: str, condition: str) -> 
     policy = VLAPolicy(VLA.load(folder, member=chosen_embodiment(folder)))
     with evaluation_scenes(config, policy, seed0=config.seed0) as (env, seeds):
         require_same(policy, env)
+        if policy.spec.memory_frames:
+            raise ValueError(f"{folder.name} remembers its decisions; this experiment asks for them out of turn")
         if arm == "rtc" and not policy.spec.takes_prefix:
             raise ValueError(f"{folder.name} has no flow head, so it cannot be led: leave rtc out of --arms")
         return play(policy, env, seeds, join=arm, condition=CONDITIONS[condition])

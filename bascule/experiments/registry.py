@@ -11,6 +11,7 @@ from bascule.experiments.distillation.comparison import distil
 from bascule.experiments.distillation.config import DistilConfig
 from bascule.experiments.heatmaps.bridgevla import BridgeConfig, bridgevla
 from bascule.experiments.latency import LatencyConfig, latency
+from bascule.experiments.memory import RememberConfig, memory
 from bascule.experiments.peers.experiment import PeersConfig, peers
 from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness.comparison import RobustnessConfig, robustness
@@ -25,6 +26,7 @@ EXPERIMENTS: dict[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
     "distil": (DistilConfig, distil),
     "l2m": (L2MConfig, l2m),
     "latency": (LatencyConfig, latency),
+    "memory": (RememberConfig, memory),
     "peers": (PeersConfig, peers),
     "rl": (RLConfig, rl),
     "robustness": (RobustnessConfig, robustness),

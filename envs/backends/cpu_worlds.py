@@ -7,7 +7,8 @@ MjData. A chunk's control steps run without rendering; the frame that the policy
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import mujoco
 import numpy as np
@@ -22,10 +23,11 @@ from envs.tabletop.control import action_spec, advance_command, joint_targets
 from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.episodes import Episode
 from envs.tabletop.language import Phrasings
-from envs.tabletop.scene import REST_HEIGHT_M
+from envs.tabletop.scene import REST_HEIGHT_M, joint_names
 from envs.tabletop.suites import Suite
 from vla.core.types import ActionChunk
 
+_LIT = (1.0, 0.95, 0.75, 1.0)
 PROPRIO_NAMES = (
     "grip_x", "grip_y", "grip_z", "lead_x", "lead_y", "lead_z", "finger_opening", "gripper_command",
 )  # fmt: skip
@@ -71,6 +73,9 @@ class TabletopWorlds(BaseWorlds):
         self._compiled = copy.copy(self.model) if self.source.varies_model else self.model
         """The model before any environment wrote its own colours, lights and cameras into the shared one."""
         self._fields: list[dict[str, NDArray]] = [{} for _ in range(num_worlds)]
+        self._lamp_bodies = [
+            [self.model.body(name).id, self.model.body(f"{name}_part").id] for name, _ in joint_names(self.scene)
+        ]
         self._jacobian = np.zeros((n, 6, 7))
         self._jac_buffer = np.zeros((6, self.model.nv))
         self._gripper = np.ones(n)
@@ -103,7 +108,7 @@ class TabletopWorlds(BaseWorlds):
         self._fields[i] = self.source.model_fields(episode, start, self._compiled, index)
         rgba = self._fields[i].get("geom_rgba")
         self._rgba[i] = start.rgba if rgba is None else rgba[self._geoms]
-        rules.write_goals(self.state, i, episode.goals, episode.slots)
+        rules.write_goals(self.state, i, episode.goals, episode.slots, strict=episode.strict)
         self._read(i)
         self._command[i] = self.state.grip[i]
 
@@ -191,12 +196,25 @@ class TabletopWorlds(BaseWorlds):
                     getattr(self.model, name)[:] = values
             self.model.geom_rgba[self._geoms] = self._rgba[i]
             mujoco.mj_camlight(self.model, self.data[i])
-            self._renderer.render(self.data[i], self.images[i], None if self.depth is None else self.depth[i])
+            with self._lamps(i):
+                self._renderer.render(self.data[i], self.images[i], None if self.depth is None else self.depth[i])
             if self.intrinsics is not None:
                 self.intrinsics[i] = intrinsics(self.model, self.index.camera_ids, self.image_size)
                 self.extrinsics[i] = extrinsics(self.data[i], self.index.camera_ids)
             if self.source.noisy:
                 self.images[i] = self.source.observed_images(self.images[i], self.episodes[i], int(self.elapsed[i]))
+
+    @contextmanager
+    def _lamps(self, i: int) -> Iterator[None]:
+        """Within this, the buttons of world `i` whose press counts are lit, if its task is one with lamps."""
+        joints = np.flatnonzero(self.state.spent[i]) if self.state.strict[i] else ()
+        lit = np.isin(self.model.geom_bodyid, [self._lamp_bodies[j] for j in joints])
+        before = self.model.geom_rgba[lit]
+        self.model.geom_rgba[lit] = _LIT
+        try:
+            yield
+        finally:
+            self.model.geom_rgba[lit] = before
 
     def exact_proprio(self) -> np.ndarray | None:
         """See `BaseWorlds.exact_proprio`."""

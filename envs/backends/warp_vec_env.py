@@ -27,9 +27,12 @@ from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.episodes import Episode
 from envs.tabletop.initial_state import Start
 from envs.tabletop.language import Phrasings
-from envs.tabletop.scene import REST_HEIGHT_M
+from envs.tabletop.scene import REST_HEIGHT_M, SCENES
 from envs.tabletop.suites import Suite
 from vla.core.types import ActionChunk, Observation, StepResult
+
+_OF_EPISODE = ("active", "may_lift", "num_goals", "strict", "stage", "held", "spent")
+"""Fields of the rules' state, besides the goals, that a new episode sets."""
 
 
 @dataclass
@@ -79,6 +82,8 @@ class WarpVecEnv(WordedEnv):
         contacts and constraints."""
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if any(suite.task(name).strict for name in suite.tasks if SCENES[suite.scene].fixtures):
+            raise ValueError(f"suite {suite.name} has buttons that light up, which only --backend cpu draws")
         self.suite, self.num_envs, self.horizon = suite, num_envs, suite.horizon
         self.task_names, self.plane = suite.tasks, suite.plane
         self.source = source(suite, phrasings=phrasings)
@@ -192,7 +197,7 @@ class WarpVecEnv(WordedEnv):
         rows, fresh = self._long(ids), self._empty(len(ids))
         for k, (i, episode) in enumerate(zip(ids, episodes, strict=True)):
             self.episodes[i] = episode
-            rules.write_goals(fresh, k, episode.goals, episode.slots)
+            rules.write_goals(fresh, k, episode.goals, episode.slots, strict=episode.strict)
         qpos = np.stack([start.qpos for start in starts])
         held = np.concatenate([self.index.arm_qpos, self.index.finger_qpos])  # the actuators' order
         self.sim.place(
@@ -205,7 +210,7 @@ class WarpVecEnv(WordedEnv):
         )
         self._paint(rows, episodes, starts)
         for name, values in vars(self._to_device(fresh)).items():
-            if name.startswith("goal_") or name in ("active", "may_lift", "num_goals", "stage", "held"):
+            if name.startswith("goal_") or name in _OF_EPISODE:
                 getattr(self.state, name)[rows] = values
         self.over[rows], self.elapsed[rows], self._gripper[rows] = False, 0, 1.0
         self.read()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from envs.seeds import Stream
-from envs.tabletop.goals import Goal, GoalKind
+from envs.tabletop.goals import HOLD_STEPS, Goal, GoalKind
 from envs.tabletop.language import (
     Phrasings,
     Wording,
@@ -20,7 +20,7 @@ from envs.tabletop.language import (
 )
 from envs.tabletop.layout import Layout, sample_layout
 from envs.tabletop.scene import COLORS, SceneConfig, fixture_names, joint_names, place_names
-from envs.tabletop.shapes import LOW_KINDS, PLATE_RADIUS_M
+from envs.tabletop.shapes import LOW_KINDS, PANEL_COLORS, PLATE_RADIUS_M
 from envs.tabletop.suites import Suite
 from envs.tabletop.tasks import RELATIONS, Step, Task, novel_color, related, swapped
 
@@ -63,6 +63,8 @@ class Episode:
     fixture_colors: tuple[str, ...] = ()
     openings: tuple[float, ...] = ()
     """Opening of each joint of the scene: 0 closed or released .. 1 open."""
+    strict: bool = False
+    """A button pressed out of turn ends the episode as a failure (`envs.tabletop.tasks.Task`)."""
 
 
 def _sample_layout(rng: np.random.Generator, num_plates: int, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +93,7 @@ def sample_episode(
     (`envs.tabletop.tasks.novel_color`)."""
     if task is not None and task not in suite.tasks:
         raise ValueError(f"suite {suite.name!r} has no task {task!r}; it has: {', '.join(suite.tasks)}")
-    if not scene.fixtures and phrasings == "novel":
+    if phrasings == "novel" and (not scene.fixtures or PANEL_COLORS.keys() & {*scene.fixtures}):
         raise holds_nothing_back(suite.name)
     return (_sample_goals if scene.fixtures else _sample_pick_place)(suite, scene, seed, task, phrasings)
 
@@ -160,7 +162,7 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
     named = {role: (object_colors[slots.index(slot)], scene.objects[slot]) for role, slot in roles.items()}
     text, template = tell(plan.steps, named, fixture_colors, words, phrasings, relation=relations[0])
     other_text, _ = tell(swapped(plan), named, fixture_colors, words, phrasings, relation=relations[1])
-    goals = goals_of(plan.steps, roles, scene)
+    goals = _held(goals_of(plan.steps, roles, scene), plan.steps, np.random.default_rng([seed, Stream.HOLD_TIMES]))
     placed = [goal.place for goal in goals if goal.kind in (GoalKind.ON, GoalKind.IN, GoalKind.PUSH)]
     plates = scene.num_plates
     return Episode(
@@ -181,6 +183,7 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
         fixtures=layout.fixtures[plates:],
         fixture_colors=tuple(fixture_colors[kind] for kind in fixtures[plates:]),
         openings=tuple(openings),
+        strict=plan.strict,
     )
 
 
@@ -230,7 +233,11 @@ def _choose_colors(
     rng: np.random.Generator, plan: Task, objects: list[str], fixtures: list[str], *, novel: bool
 ) -> list[str]:
     """Colours of the objects (all different, but all alike where a relation tells them apart), then of the fixtures.
-    Nothing is the subject of a goal in the colour held back for that, except the first subject of a "novel" episode."""
+    Nothing is the subject of a goal in the colour held back for that, except the first subject of a "novel" episode.
+    The buttons of a panel have colours of their own, and nothing else has those."""
+    if PANEL_COLORS.keys() & {*fixtures}:
+        others = [color for color in COLORS if color not in PANEL_COLORS.values()]
+        return [str(rng.choice(others)) for _ in objects] + [PANEL_COLORS[kind] for kind in fixtures]
     things = [*objects, *fixtures]
     held_back: dict[int, list[str]] = {}
     for step in plan.steps:
@@ -261,6 +268,12 @@ def relations_of(plan: Task, layout: Layout, fixtures: list[str]) -> tuple[str, 
         if related(relation, layout.objects, plate, bowl) == 1:
             return plan.relation, relation
     raise AssertionError("sample_layout returns no layout without a name for b")
+
+
+def _held(goals: tuple[Goal, ...], steps: tuple[Step, ...], rng: np.random.Generator) -> tuple[Goal, ...]:
+    """The goals, each to be held for as long as its step says."""
+    times = [int(rng.integers(HOLD_STEPS, step.longest_hold + 1)) for step in steps]
+    return tuple(replace(goal, hold=time) for goal, time in zip(goals, times, strict=True))
 
 
 def goals_of(steps: tuple[Step, ...], roles: dict[str, int], scene: SceneConfig) -> tuple[Goal, ...]:

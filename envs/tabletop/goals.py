@@ -18,7 +18,7 @@ LIFT_HEIGHT_M = 0.08
 """An object whose centre is this much above its rest height counts as lifted."""
 WRONG_LIFT_HEIGHT_M = 0.05
 HOLD_STEPS = 4
-"""Control steps in a row that a goal's condition must hold."""
+"""Control steps in a row that a goal's condition must hold, unless the goal says otherwise."""
 _HELD_M = 0.05
 _LET_GO_M = 0.03
 _LET_GO_OPENING = 0.6
@@ -63,9 +63,11 @@ class Goal:
     """Scene slot of the object underneath."""
     joint: int = 0
     """Number in `SceneIndex.joint_qpos`."""
+    hold: int = HOLD_STEPS
+    """Control steps in a row that it must hold."""
 
 
-MAX_GOALS = 3
+MAX_GOALS = 5
 """Goals in the longest sequence: the width G of the goal arrays."""
 
 
@@ -85,11 +87,14 @@ class WorldState:
     goal_place: Array  # (n, G) int
     goal_base: Array  # (n, G) int
     goal_joint: Array  # (n, G) int
+    goal_hold: Array  # (n, G) int: control steps in a row that it must hold
     goal_lasts: Array  # (n, G) bool: must still hold at the end
     num_goals: Array  # (n,) int
+    strict: Array  # (n,) bool: pressing a button out of turn is a failure
     # of the instant
     stage: Array  # (n,) int: goal that counts now
     held: Array  # (n,) int: control steps in a row that it has held
+    spent: Array  # (n, J) bool: still pressed for a goal already reached; its lamp is lit
     objects: Array  # (n, K, 3) object centres, world frame, m
     places: Array  # (n, P, 3) centre of each place's floor, world frame, m
     joints: Array  # (n, J) 0 closed or released .. 1 open or pressed down
@@ -111,23 +116,27 @@ def empty_state(num_worlds: int, rest_height: np.ndarray, place_radius: np.ndarr
         row=np.arange(n)[:, None], rest_height=rest_height, place_radius=radius,
         active=np.zeros((n, slots), bool), may_lift=np.zeros((n, slots), bool),
         goal_kind=index(), goal_object=index(), goal_place=index(), goal_base=index(), goal_joint=index(),
-        goal_lasts=np.zeros(goals, bool), num_goals=np.ones(n, np.int64),
-        stage=np.zeros(n, np.int64), held=np.zeros(n, np.int64),
+        goal_hold=index(), goal_lasts=np.zeros(goals, bool), num_goals=np.ones(n, np.int64), strict=np.zeros(n, bool),
+        stage=np.zeros(n, np.int64), held=np.zeros(n, np.int64), spent=np.zeros((n, joints), bool),
         objects=np.zeros((n, slots, 3)), places=np.full((n, len(radius), 3), np.nan),
         joints=np.zeros((n, joints)), handles=np.zeros((n, joints, 3)),
         grip=np.zeros((n, 3)), finger_opening=np.ones(n),
     )  # fmt: skip
 
 
-def write_goals(state: WorldState, i: int, goals: tuple[Goal, ...], slots: tuple[int, ...]) -> None:
-    """Give world `i` of a numpy state the goals of a new episode in which the object `slots` take part."""
+def write_goals(
+    state: WorldState, i: int, goals: tuple[Goal, ...], slots: tuple[int, ...], *, strict: bool = False
+) -> None:
+    """Give world `i` of a numpy state the goals of a new episode in which the object `slots` take part. `strict`: a
+    button that is pressed out of turn, or once too often, ends it as a failure."""
     if not 1 <= len(goals) <= MAX_GOALS:
         raise ValueError(f"an episode has 1 to {MAX_GOALS} goals, got {len(goals)}")
     padded = [*goals, *[goals[-1]] * (MAX_GOALS - len(goals))]
-    for name in ("kind", "object", "place", "base", "joint"):
+    for name in ("kind", "object", "place", "base", "joint", "hold"):
         getattr(state, f"goal_{name}")[i] = [int(getattr(goal, name)) for goal in padded]
     state.goal_lasts[i] = [g < len(goals) and goal.kind in LASTING for g, goal in enumerate(padded)]
     state.num_goals[i], state.stage[i], state.held[i] = len(goals), 0, 0
+    state.strict[i], state.spent[i] = strict, False
     state.active[i] = state.may_lift[i] = False
     state.active[i, list(slots)] = True
     state.may_lift[i, [goal.object for goal in goals if goal.kind in _LIFTING]] = True
@@ -180,22 +189,38 @@ def holds(state: WorldState) -> Array:
 
 def advance(state: WorldState) -> Array:
     """(n,) bool: the whole task is done. Call once per control step: it counts how long the present goal has held and
-    moves on to the next (`state.held` and `state.stage` become new arrays)."""
+    moves on to the next (`state.held`, `state.stage` and `state.spent` become new arrays). A button that was pressed
+    for one goal must be let go before it counts for the next."""
     last = state.stage >= state.num_goals - 1
     unbroken = (achieved(state) | ~state.goal_lasts).all(-1)
-    good = current(state, holds(state)) & (unbroken | ~last)
+    mine = _buttons(state)
+    spent = state.spent & (state.joints > _PRESSED)
+    good = current(state, holds(state)) & (unbroken | ~last) & ~(mine & spent).any(-1)
     held = (state.held + 1) * good
-    reached = held >= HOLD_STEPS
+    reached = held >= current(state, state.goal_hold)
     step = reached & ~last
+    state.spent = spent | (mine & step[:, None])
     state.stage = state.stage + step
     state.held = held * ~step
     return reached & last
 
 
 def wrong_object(state: WorldState) -> Array:
-    """(n,) bool: an object that no goal lifts has been lifted. Ends the episode as a failure."""
+    """(n,) bool: an object that no goal lifts has been lifted, or in a strict task a button pressed out of turn. Ends
+    the episode as a failure."""
     lifted = state.objects[:, :, 2] > state.rest_height[None, :] + WRONG_LIFT_HEIGHT_M
-    return (state.active & ~state.may_lift & lifted).any(-1)
+    out_of_turn = (state.joints > _PRESSED) & ~state.spent & ~_buttons(state) & _buttons(state, of_any_goal=True)
+    return (state.active & ~state.may_lift & lifted).any(-1) | (state.strict & out_of_turn.any(-1))
+
+
+def _buttons(state: WorldState, *, of_any_goal: bool = False) -> Array:
+    """(n, J) bool: the joint that the present goal wants pressed, or the joints that any goal of the task does."""
+    number = (state.spent | True).cumsum(-1) - 1  # 0, 1, .. J - 1 in every row
+    if of_any_goal:
+        wanted = state.goal_joint[..., None] == number[:, None]
+        return (wanted & (state.goal_kind == GoalKind.PRESS)[..., None]).any(1)
+    pressing, joint = current(state, state.goal_kind) == GoalKind.PRESS, current(state, state.goal_joint)
+    return pressing[:, None] & (joint[:, None] == number)
 
 
 def current(state: WorldState, field: Array) -> Array:

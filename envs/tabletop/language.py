@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from envs.tabletop.shapes import PANEL_Y_M
+
 Phrasings = Literal["train", "heldout", "novel"]
 """Training wording; new wording; training wording about objects in colours that were never their subject."""
 Wording = Phrasings | Literal["grounding"]
@@ -170,11 +172,13 @@ _FIXTURE_WORDS: dict[str, tuple[str, ...]] = {
     "zone": ("zone", "spot"),
     "cabinet": ("drawer",),
     "button": ("button", "switch"),
+    **dict.fromkeys(PANEL_Y_M, ("button", "switch")),
 }
 _FIXTURE_FORMS = {
     "train": ("the {k}", "the {c} {k}", "the {k} that is {c}"),
     "heldout": ("the {k}", "the {c} {k}"),
 }
+_PANEL_FORMS = {"train": ("the {c} {k}", "the {k} that is {c}"), "heldout": ("the {c} {k}",)}
 # {o}: an object without its article, {p}: the plate, {s}: the bowl.
 _RELATION_FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     relation: {"train": (f"the {{o}} {words}", *more), "heldout": (f"the {{o}} that is {words}",)}
@@ -197,8 +201,10 @@ def _draw(options: tuple[str, ...], rng: np.random.Generator) -> str:
 
 
 def fixture_phrase(color: str, kind: str, rng: np.random.Generator, phrasings: Wording = "train") -> str:
-    """A referring expression for a thing that stays, e.g. "the bowl that is red". It is the only one of its kind."""
-    form = _draw(_FIXTURE_FORMS["heldout" if phrasings == "heldout" else "train"], rng)
+    """A referring expression for a thing that stays, e.g. "the bowl that is red". It is the only one of its kind, but
+    for the buttons of a panel, which go by their colour."""
+    forms = _PANEL_FORMS if kind in PANEL_Y_M else _FIXTURE_FORMS
+    form = _draw(forms["heldout" if phrasings == "heldout" else "train"], rng)
     return form.format(c=color, k=_draw(_FIXTURE_WORDS[kind], rng))
 
 

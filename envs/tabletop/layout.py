@@ -8,15 +8,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.tabletop.shapes import PANEL_Y_M
 from envs.tabletop.tasks import RELATIONS, Point, Task, nearest_on_segment, related
 
-_KEEP_M = {"object": 0.0435, "plate": 0.0575, "bowl": 0.080, "box": 0.088, "zone": 0.050, "button": 0.057}
+_KEEP_M = {
+    "object": 0.0435,
+    "plate": 0.0575,
+    "bowl": 0.080,
+    "box": 0.088,
+    "zone": 0.050,
+    "button": 0.057,
+    **dict.fromkeys(PANEL_Y_M, 0.057),
+}
 """Two things are at least the sum of theirs apart: open fingers reach 66 mm to each side, along x."""
 _PALM_X_M, _PALM_Y_M = 0.122, 0.052
 """The palm, 20 cm wide along x, comes down on any of them and must miss the tallest object."""
 _ROW_X, _ROW_Y = (0.42, 0.65), (-0.20, 0.20)
 _COUNTER_X, _COUNTER_Y = (0.38, 0.68), (-0.22, 0.22)
 _CABINET_X, _CABINET_Y = (0.36, 0.39), 0.235
+_PANEL_X, _PANEL_M = (0.50, 0.55), 0.008
 _DRAWER_X_M, _DRAWER_Y_M = 0.165, 0.025
 """Half width of what the open drawer and a palm beside it take up, and how near to the middle that comes."""
 _SLIDING_M = 0.035
@@ -50,6 +60,8 @@ def _try_layout(rng: np.random.Generator, task: Task, fixtures: Sequence[str], n
             if between:
                 (_, p), (_, q) = placed[:2]
                 point = tuple(float(0.5 * (p[i] + q[i]) + rng.uniform(-0.015, 0.015)) for i in (0, 1))
+            elif kind in PANEL_Y_M:
+                point = (float(rng.uniform(*_PANEL_X)), PANEL_Y_M[kind] + float(rng.uniform(-_PANEL_M, _PANEL_M)))
             else:
                 point = (float(rng.uniform(*x_range)), float(rng.uniform(*y_range)))
             if cabinet and _in_drawer_sweep(point, cabinet):

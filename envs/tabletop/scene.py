@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from envs.tabletop.shapes import FIXTURES, KINDS, add_parts
+from envs.tabletop.shapes import FIXTURES, KINDS, PANEL_Y_M, add_parts
 from vla.core.paths import SIM_CONFIGS
 
 if TYPE_CHECKING:  # imported where a model is built: suites are listed without it
@@ -69,6 +69,7 @@ SCENES: dict[str, SceneConfig] = {
         fixtures=("bowl", "zone", "cabinet", "button"),
         parked_float=True,
     ),
+    "panel": SceneConfig(objects=("cube",), num_plates=0, fixtures=tuple(PANEL_Y_M), parked_float=True),
 }
 
 

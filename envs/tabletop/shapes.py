@@ -162,6 +162,11 @@ _MARK = [
     for t in np.pi / 2 * np.arange(4)
 ]
 
+_BUTTON = Fixture((Part(_BOX, (0.030, 0.030, 0.010), (0.0, 0.0, 0.010), _DARK),), joint=_button, travel_m=0.012)
+PANEL_Y_M = {"left-button": -0.13, "middle-button": 0.0, "right-button": 0.13}
+"""The buttons of a panel, and about where each stands across the table. Nothing shows which one was pressed before."""
+PANEL_COLORS = {"left-button": "red", "middle-button": "yellow", "right-button": "blue"}
+
 FIXTURES: dict[str, Fixture] = {
     "plate": Fixture(
         (Part(_CYLINDER, (PLATE_RADIUS_M, PLATE_THICKNESS_M / 2, 0.0)),),
@@ -184,7 +189,8 @@ FIXTURES: dict[str, Fixture] = {
         joint=_drawer,
         travel_m=DRAWER_TRAVEL_M,
     ),
-    "button": Fixture((Part(_BOX, (0.030, 0.030, 0.010), (0.0, 0.0, 0.010), _DARK),), joint=_button, travel_m=0.012),
+    "button": _BUTTON,
+    **dict.fromkeys(PANEL_Y_M, _BUTTON),
 }
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from envs.tabletop.goals import GoalKind
+from envs.tabletop.goals import HOLD_STEPS, GoalKind
 from envs.tabletop.scene import COLORS
 
 Point = tuple[float, float]
@@ -29,6 +29,8 @@ class Step:
     """Role of the object underneath."""
     fixture: str = ""
     """The place, or the thing that opens or is pressed."""
+    longest_hold: int = HOLD_STEPS
+    """The control steps in a row that it must hold are drawn from HOLD_STEPS to this."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Task:
     """The relation by which the instruction names `a`; empty: by colour and kind."""
     drawer: float | None = None
     """Opening of the drawer at the start, 0..1; None: open or closed by chance."""
+    strict: bool = False
+    """Buttons light up while a press counts; one of these steps' that is pressed out of turn, or once too often, ends
+    the episode as a failure."""
 
 
 def _lift(role: str = "a") -> Step:
@@ -61,6 +66,8 @@ _STACK = Step(GoalKind.STACK, "stack", "a", base="b")
 _OPEN = Step(GoalKind.OPEN, "open", fixture="cabinet")
 _CLOSE = Step(GoalKind.CLOSE, "close", fixture="cabinet")
 _PRESS = Step(GoalKind.PRESS, "press", fixture="button")
+_LEFT, _RIGHT = (Step(GoalKind.PRESS, "press", fixture=f"{side}-button") for side in ("left", "right"))
+_LONG_MIDDLE = Step(GoalKind.PRESS, "press", fixture="middle-button", longest_hold=64)
 
 RELATIONS = ("left", "right", "front", "behind", "nearest", "farthest", "between", "leftmost", "rightmost")
 _SHAPES = ("cube", "ball", "bottle", "mug", "arch", "pyramid", "brick", "domino")
@@ -89,16 +96,23 @@ TASKS: dict[str, Task] = {
     "push-press": Task((_PUSH, _PRESS)),
     "close-lift": Task((_CLOSE, _lift()), drawer=1.0),
     "press-plate-press": Task((_PRESS, _on("a", "plate"), _PRESS)),
+    # What was done before decides what comes next, and no picture shows it.
+    "other-button": Task((_LONG_MIDDLE, _LEFT, _LONG_MIDDLE, _RIGHT), strict=True),
+    "press-twice": Task((_LEFT, _LONG_MIDDLE, _LEFT, _LONG_MIDDLE, _RIGHT), strict=True),
 }
 
 
 def swapped(task: Task) -> tuple[Step, ...]:
-    """The steps with `a` and `b` exchanged; where a task names no object, it asks for the other fixture instead."""
+    """The steps with `a` and `b` exchanged; where a task names no object, it asks for the other fixture instead, on a
+    panel with left and right exchanged."""
     other = {"a": "b", "b": "a", "": ""}
     if any(step.object for step in task.steps):
         return tuple(
             Step(step.kind, step.words, other[step.object], other[step.base], step.fixture) for step in task.steps
         )
+    mirrored = {_LEFT: _RIGHT, _RIGHT: _LEFT}
+    if any(step in mirrored for step in task.steps):
+        return tuple(mirrored.get(step, step) for step in task.steps)
     return (_OPEN,) if task.steps == (_PRESS,) else (_PRESS,)
 
 

@@ -59,6 +59,11 @@ def control(
             "in_flight counts the connections to one policy: give as many, only asynchronous, and not with join rtc, "
             "which must know the answer before it asks again"
         )
+    if policy.spec.memory_frames and (others or config.n_action_steps != policy.spec.n_action_steps):
+        raise ValueError(
+            f"this policy remembers its decisions, {policy.spec.n_action_steps} steps apart: leave out n_action_steps "
+            "and in_flight"
+        )
     unknown = (math.nan,) * len(robot.kinds)
     Governor(config.guards, robot.action_spec, robot.kinds, rest=unknown, proprio_names=robot.proprio_names)  # refuses
     watched = WatchedRobot(robot, clock)

@@ -116,6 +116,7 @@ class ControlLoop:
                 first.ask(obs, step=0, seen_s=seen_s, prefix=self.plan.left(1))
                 first.fetch()
                 self.plan.clear()
+            policy.reset()  # one that remembers has not decided anything yet
 
     def start(self, rest: tuple[float, ...] | None = None) -> float:
         """The clock starts. `rest`: where the robot is now, if that was measured anew."""

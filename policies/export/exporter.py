@@ -117,6 +117,8 @@ def export(
         raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
     refuse_others(checkpoint, out)
     vla = VLA.load(checkpoint, member=member)
+    if vla.config.memory is not None:
+        raise ValueError("a policy that remembers is not exported, a graph keeps no memory: serve it with `vla serve`")
     if vla.pool is not None:
         raise ValueError(
             "an exported graph cannot keep a modulator for an episode: serve the checkpoint itself (`vla serve`)"

@@ -70,6 +70,8 @@ class BasculePolicy(PreTrainedPolicy):
             vla = _fresh(config, dataset_stats, dataset_meta)
         if dataset_meta is not None:
             _fit_text(vla, dataset_meta)
+        if vla.config.memory is not None:
+            raise ValueError("a policy that remembers is not for LeRobot's tools yet: use `vla eval`, serve or control")
         self.vla = vla
         self._fits: dict[PolicySpec, Fit] = {}
         config.parts = describe(vla)

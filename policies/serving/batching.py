@@ -214,11 +214,12 @@ def _act(
 
 
 def _join(observations: Sequence[Observation]) -> Observation:
+    first = observations[0]
+
     def joined(name: str) -> dict[str, NDArray[Any]] | None:
-        first = getattr(observations[0], name)
-        if first is None:
+        if (cameras := getattr(first, name)) is None:
             return None
-        return {camera: np.concatenate([getattr(obs, name)[camera] for obs in observations]) for camera in first}
+        return {camera: np.concatenate([getattr(obs, name)[camera] for obs in observations]) for camera in cameras}
 
     return Observation(
         images=joined("images") or {},
@@ -227,4 +228,5 @@ def _join(observations: Sequence[Observation]) -> Observation:
         extrinsics=joined("extrinsics"),
         proprio=np.concatenate([obs.proprio for obs in observations]),
         instruction=[text for obs in observations for text in obs.instruction],
+        env_ids=None if first.env_ids is None else np.concatenate([obs.env_ids for obs in observations]),
     )

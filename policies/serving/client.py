@@ -78,6 +78,7 @@ class PolicyClient:
         """How surely the policy saw, in the last `act`, what each instruction names (B,); None where the server does
         not tell."""
         self._tls = tls
+        self._going_on: set[int] = set()
         self._warned: list[Any] = []
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key is not None else {}
         self._connection: ClientConnection | None = None
@@ -103,6 +104,7 @@ class PolicyClient:
             picture_size=_count(told.get("picture_size")),
             depth=told.get("depth") is True or None,
             talks=told.get("talks") is True,
+            memory_frames=_count(told.get("memory_frames")),
         )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +144,7 @@ class PolicyClient:
         for i in range(obs.batch_size):
             # Only servers that speak of chunk sizes know the key; others (openpi's) send whole chunks anyway.
             whole = {"whole_chunk": True} if self.whole_chunks and "chunk_size" in self.metadata else {}
-            answer = self.infer(self._message(obs, i) | whole)
+            answer = self.infer(self._message(obs, i) | whole | self._session(obs, i))
             actions = answer.get("actions")
             if problem := _no_actions(actions, answer):
                 raise RuntimeError(f"policy server at {self.uri}: {problem}")
@@ -159,8 +161,20 @@ class PolicyClient:
                 self._warned.append(line)
                 _log.warning("policy server at %s: %s", self.uri, wire.one_line(line))
 
+    def _session(self, obs: Observation, i: int) -> dict[str, Any]:
+        """Tells a server whose policy remembers of row `i` whose episode it is of, and whether it begins."""
+        if "memory_frames" not in self.metadata:
+            return {}
+        row = i if obs.env_ids is None else int(obs.env_ids[i])
+        if row in self._going_on:
+            return {"row": row}
+        self._going_on.add(row)
+        return {"row": row, "reset": True}
+
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Does nothing: openpi's protocol has no such message, and served policies are stateless."""
+        """Begin new episodes. openpi's protocol has no such message: the next observation tells a server whose policy
+        remembers; other policies need not know."""
+        self._going_on.difference_update(list(self._going_on) if env_ids is None else map(int, env_ids))
 
     def close(self) -> None:
         """Close the connection. Later calls raise ConnectionError; closing twice is allowed."""

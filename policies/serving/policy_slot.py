@@ -54,6 +54,10 @@ class PolicySlot:
         steps = n_action_steps or spec.n_action_steps
         if steps is not None and not 1 <= steps <= (spec.chunk_size or steps):
             raise ValueError(f"n_action_steps must be in 1..{spec.chunk_size or 'C'} (the chunk size), got {steps}")
+        if spec.memory_frames and steps != spec.n_action_steps:
+            raise ValueError(
+                f"this policy remembers decisions {spec.n_action_steps} steps apart: leave out --n-action-steps {steps}"
+            )
         self.policy, self.spec = policy, replace(spec, n_action_steps=steps)
         self.reader = ObservationReader(
             spec.cameras or (), proprio_dim=spec.proprio_dim, layout=layout, depth=bool(spec.depth)
@@ -73,6 +77,7 @@ class PolicySlot:
             **({} if spec.proprio_names is None else {"proprio_names": list(spec.proprio_names)}),
             **({} if spec.picture_size is None else {"picture_size": spec.picture_size}),
             **({"depth": True} if spec.depth else {}),
+            **({"memory_frames": spec.memory_frames} if spec.memory_frames else {}),
             "observation_keys": self.reader.keys,
         }
         wire.pack(self.metadata)  # what cannot be sent is found out now

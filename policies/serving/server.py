@@ -39,6 +39,7 @@ from policies.serving.layouts import Layout
 from policies.serving.network import HTTPConnection, is_loopback, other_method, plain
 from policies.serving.policy_slot import ASK, PolicySlot
 from policies.serving.prometheus import CONTENT_TYPE, Metrics
+from policies.serving.sessions import Sessions
 from vla.core.types import Policy
 
 _log = logging.getLogger(__name__)
@@ -79,11 +80,11 @@ class PolicyServer:
     host, port  port 0 takes any free port; `server.port` says which. Another machine can reach the server only when
                 `api_key` is set: clients then send `Authorization: Api-Key KEY`.
     tls         a certificate for wss://; without one, tunnel whatever leaves the machine
-    max_batch   most observations of different clients in one forward pass; 1 for policies that remember
+    max_batch   most observations of different clients in one forward pass; 1 for policies with a state of their own
     reload_s    how often folders are looked at for a newer checkpoint; None: only `reload()` and SIGHUP do
 
     Policies run on one worker thread; the event loop keeps answering pings meanwhile. The protocol has no reset
-    message, so a policy is reset when a client connects to it and no other is connected.
+    message: a policy is reset when its only client connects, one that remembers by a key of an observation (Sessions).
     """
 
     def __init__(
@@ -112,8 +113,8 @@ class PolicyServer:
         self.host = "127.0.0.1" if host == "localhost" else host
         self._port = port
         self._api_key, self._tls, self._limits, self._reload_s = api_key, tls, limits, reload_s
-        self.metrics = Metrics()
-        self._batcher = Batcher(max_batch=max_batch)
+        self.metrics, self._batcher = Metrics(), Batcher(max_batch=max_batch)
+        self._sessions = Sessions(self._batcher)
         self._connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self._clients: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -247,13 +248,13 @@ class PolicyServer:
         self._clients[name] += 1
         self.metrics.count("connections_total", outcome="accepted")
         try:
-            if self._clients[name] == 1:
+            if self._clients[name] == 1 and not served.spec.memory_frames:
                 await self._batcher.run(served.policy.reset)
             await connection.send(wire.pack(self._metadata(served)))
             previous_total_ms: float | None = None
             async for frame in self._messages(connection):
                 start = time.perf_counter()
-                answer = await self._answer(frame, name, previous_total_ms)
+                answer = await self._answer(frame, name, previous_total_ms, connection)
                 async with asyncio.timeout(self._limits.message_s):
                     await connection.send(answer)
                 previous_total_ms = _ms_since(start)
@@ -269,6 +270,7 @@ class PolicyServer:
                 await connection.send(wire.one_line(f"policy failed to reset: {type(error).__name__}: {error}"))
         finally:
             self._clients[name] -= 1
+            await self._sessions.end(connection, self._served.values())
 
     def _metadata(self, served: PolicySlot) -> dict[str, Any]:
         return {**served.metadata, **({"policies": list(self._served)} if len(self._served) > 1 else {})}
@@ -290,7 +292,7 @@ class PolicyServer:
                     return
             yield parts[0] if len(parts) == 1 else type(parts[0])().join(parts)
 
-    async def _answer(self, frame: bytes | str, name: str, previous_total_ms: float | None) -> bytes | str:
+    async def _answer(self, frame: bytes | str, name: str, previous_total_ms: float | None, client: Any) -> bytes | str:
         """The answer to one frame: bytes, or the text of an error. Never raises on what a client or a policy does."""
         start = time.perf_counter()
         try:
@@ -300,7 +302,7 @@ class PolicyServer:
             message = wire.unpack(frame)
             name = self._chosen(message, name)
             served = self._served[name]
-            obs = served.reader.read(message)
+            obs = await self._sessions.address(client, message, served.reader.read(message), served)
             if ASK in message:
                 said = await self._batcher.ask(served, obs, message[ASK])
                 self.metrics.count("requests_total", policy=name, outcome="asked")

@@ -38,6 +38,8 @@ class VLANetwork:
                 "RL does not train modulators: refine the policy first (`vla rl`), then teach it new tasks with "
                 "`vla train --init POLICY --modulators N`"
             )
+        if getattr(getattr(vla, "config", None), "memory", None) is not None:
+            raise ValueError("online RL does not train a policy that remembers: start from one without --memory")
         if config.noise == "flow" and not isinstance(vla.head, FlowHead):
             raise ValueError(
                 "this recipe trains the flow head of a policy, and this one has another head: start from one of "

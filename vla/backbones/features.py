@@ -95,6 +95,8 @@ class Features(TensorBatch):
     """Coordinates of each raw token in the robot's frame (`vla.model.xyz`). Always float32."""
     points_xyz_BQE: Tensor | None = None
     """Coordinates in the robot's frame of what each query points at. Always float32."""
+    memory_BMK: Tensor | None = None
+    """Rows of M earlier decisions (`vla.model.memory`); None for a policy that remembers none. Always float32."""
 
     @property
     def pointed_BQE(self) -> Tensor | None:
@@ -112,7 +114,7 @@ class Features(TensorBatch):
 
         Coordinates stay float32: they are small, and half precision would cost fractions of a millimetre.
         """
-        exact = ("points_BQE", "raw_xyz_BNE", "points_xyz_BQE")
+        exact = ("points_BQE", "raw_xyz_BNE", "points_xyz_BQE", "memory_BMK")
         return replace(
             self,
             raw_BLND=_cast(self.raw_BLND.to(device=device), dtype),

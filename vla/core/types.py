@@ -91,6 +91,9 @@ class Observation:
     exact_proprio: NDArray[np.float32] | None = None
     """(B, P) `proprio` as it is in the simulator, where sensors are noisy: for who reads `privileged`. None: the same
     as `proprio`."""
+    env_ids: NDArray[np.int64] | None = None
+    """(B,) which environment or client each row is of, by which a policy that remembers keeps them apart. None: the
+    row's number."""
 
     def __post_init__(self) -> None:
         """ValueError for a single text in place of a list: it would be read letter by letter."""
@@ -120,6 +123,7 @@ class Observation:
             history=pick(self.history),
             live=None if self.live is None else self.live[ids],
             exact_proprio=None if self.exact_proprio is None else self.exact_proprio[ids],
+            env_ids=ids if self.env_ids is None else self.env_ids[ids],
         )
 
 
@@ -185,6 +189,9 @@ class PolicySpec:
     must be asked at every control step."""
     talks: bool = False
     """True if it answers questions about what it sees and does (`vla.language.talking`)."""
+    memory_frames: int | None = None
+    """Earlier decisions that it looks at again: it must be asked for every decision of an episode in turn, and reset
+    before the next. None: each observation decides alone."""
 
 
 @dataclass(frozen=True)

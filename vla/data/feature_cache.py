@@ -21,6 +21,7 @@ from vla.backbones.features import Features, mishearing
 from vla.core.disk import reserve, temporary, writing
 from vla.data.batches import Batch, chunk_targets
 from vla.data.lerobot_dataset import DemoSet
+from vla.model.memory import Replayed
 from vla.model.model import VLA
 from vla.processing.processor import Processor
 
@@ -39,6 +40,8 @@ class EncodedDemos:
     """float32, normalised."""
     mask_FC: Tensor
     """float32, 1 inside the episode; (F, C, A) where the model's action is wider than this robot's."""
+    memory: Replayed | None = None
+    """The frames that a policy which remembers would look at from each frame."""
 
     @property
     def num_frames(self) -> int:
@@ -62,6 +65,8 @@ class EncodedDemos:
     def take(self, frames: Tensor) -> Batch:
         """The batch of these frames; features in float32."""
         features = self.features.select(frames).float()
+        if self.memory is not None:
+            features = replace(features, memory_BMK=self.memory.take(frames))
         return Batch(features, self.proprio_FP[frames], self.action_FCA[frames], self.mask_FC[frames])
 
 
@@ -112,7 +117,12 @@ def encode_demos(
         if features is None:
             features = _encode_to_disk(vla, demos, processor, batch_size, word_noise, on_progress, kept)
     action_FCA, mask_FC = chunk_targets(processor, demos, vla.chunk_size, torch.arange(demos.num_frames))
-    return EncodedDemos(features, processor.normalise_proprio(demos.proprio), action_FCA, mask_FC)
+    proprio_FP = processor.normalise_proprio(demos.proprio)
+    memory = None
+    if vla.config.memory is not None:
+        steps = vla.config.n_action_steps or vla.chunk_size
+        memory = Replayed(vla.config.memory, features, proprio_FP, demos.episode_index, steps=steps)
+    return EncodedDemos(features, proprio_FP, action_FCA, mask_FC, memory)
 
 
 def _encode(

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.features import Features
-from vla.model.config import BridgeConfig
+from vla.model.config import BridgeConfig, MemoryConfig
+from vla.model.memory import MemoryTokens
 
 
 def resolve_taps(taps: tuple[int, ...] | str | None, num_layers: int) -> tuple[int, ...]:
@@ -71,8 +72,9 @@ def attention_weights(score: Tensor, mask: Tensor | None = None) -> Tensor:
 class BridgeBlock(nn.Module):
     """x + o([CA(x, raw) * tanh(g); CA(x, [queries, proprio]); SA(x, x)]), then x + FFN(LN(x))."""
 
-    def __init__(self, config: BridgeConfig, *, feature_width: int, point_dim: int) -> None:
-        """`feature_width` D is the backbone's; `point_dim` E > 0 when this block sees pointed coordinates."""
+    def __init__(self, config: BridgeConfig, *, feature_width: int, point_dim: int, remembers: bool = False) -> None:
+        """`feature_width` D is the backbone's; `point_dim` E > 0 when this block sees pointed coordinates.
+        `remembers`: it reads tokens of earlier decisions, too."""
         super().__init__()
         width, self.heads, self.kv_heads = config.width, config.heads, config.kv_heads
         self.head_width = width // config.heads
@@ -106,6 +108,7 @@ class BridgeBlock(nn.Module):
             nn.Linear(width, config.ffn_multiple * width), nn.GELU(), nn.Linear(config.ffn_multiple * width, width)
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.project_memory = nn.Linear(width, 2 * kv_width, bias=False) if remembers else None
 
     def forward(
         self,
@@ -119,6 +122,7 @@ class BridgeBlock(nn.Module):
         raw_mask_BN: Tensor | None = None,
         raw_stats: tuple[Tensor, Tensor] | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
+        memory_BTD: Tensor | None = None,
     ) -> Tensor:
         """The latent (B, C, width) after this block. Queries come already normalised: zero mean, unit variance.
 
@@ -138,6 +142,9 @@ class BridgeBlock(nn.Module):
                 assert points_BQE is not None
                 told_BQK = told_BQK + self.project_points(points_BQE)
             cond_BQK = torch.cat([told_BQK, cond_BQK], dim=1)
+        if self.project_memory is not None:
+            assert memory_BTD is not None
+            cond_BQK = torch.cat([cond_BQK, self.project_memory(memory_BTD)], dim=1)
         key_cond, value_cond = (self._split(part) for part in cond_BQK.chunk(2, dim=-1))
 
         reads = [self._attend(query_cond, key_cond, value_cond), self._attend(query_self, key_self, value_self)]
@@ -220,11 +227,12 @@ class Bridge(nn.Module):
         point_dim: int = 0,
         num_queries: int = 0,
         raw_xyz_dim: int = 0,
+        memory: MemoryConfig | None = None,
     ) -> None:
         """`feature_width`, `num_layers`, `point_dim`: the backbone's width D, tapped layers L and E (0: no points).
 
-        `num_queries` Q is only needed by the point stem; `raw_xyz_dim`: numbers of a raw token's coordinates in the
-        robot's frame (0: it has none).
+        `num_queries` Q is only needed by the point stem and the `memory`; `raw_xyz_dim`: numbers of a raw token's
+        coordinates in the robot's frame (0: it has none).
 
         Raises ValueError for a configuration that fits neither itself nor the backbone.
         """
@@ -262,9 +270,18 @@ class Bridge(nn.Module):
                 nn.Linear(raw_xyz_dim, config.width), nn.GELU(), nn.Linear(config.width, feature_width)
             )
         self.blocks = nn.ModuleList(
-            BridgeBlock(config, feature_width=feature_width, point_dim=point_dim if block in points_at else 0)
+            BridgeBlock(
+                config,
+                feature_width=feature_width,
+                point_dim=point_dim if block in points_at else 0,
+                remembers=memory is not None,
+            )
             for block in range(len(taps))
         )
+        self.memory = None
+        if memory is not None:
+            sizes = {"num_queries": num_queries, "point_dim": point_dim, "proprio_dim": proprio_dim}
+            self.memory = MemoryTokens(memory, width=config.width, feature_width=feature_width, **sizes)
         if config.rope:
             cos, sin = rope_table(chunk_size, config.width // config.heads)
             self.register_buffer("rope_cos", cos, persistent=False)
@@ -294,6 +311,13 @@ class Bridge(nn.Module):
             if features.raw_xyz_BNE is None:
                 raise ValueError("this bridge reads where raw tokens are in the robot's frame, which is not given")
             placed = self.embed_xyz(features.raw_xyz_BNE.to(dtype))
+        remembered = None
+        if self.memory is not None:
+            if features.memory_BMK is None:
+                raise ValueError("this policy remembers: it acts through VLAPolicy, which keeps an episode's memory")
+            pointed = None if features.pointed_BQE is None else features.pointed_BQE.to(dtype)
+            remembered, stem = self.memory(features.memory_BMK.to(dtype), pointed, proprio_BP.to(dtype))
+            x_BCD = x_BCD + stem[:, None]
         for tap, block in zip(self.taps, self.blocks, strict=True):
             raw = features.raw_BLND[:, tap].to(dtype) if self.config.raw else None
             if raw is not None and placed is not None:
@@ -308,6 +332,7 @@ class Bridge(nn.Module):
                 raw_mask_BN=features.raw_mask_BN,
                 raw_stats=None if raw is None or placed is not None else layer_stats(raw),
                 rope=rope,
+                memory_BTD=remembered,
             )
         return x_BCD
 

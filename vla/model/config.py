@@ -172,6 +172,21 @@ class TalkerConfig:
 
 
 @dataclass(frozen=True)
+class MemoryConfig:
+    """Which of an episode's earlier decisions a policy looks at again (`vla.model.memory`)."""
+
+    frames: int = 4
+    """M, how many of them."""
+    rule: Literal["bank", "uniform", "last", "current"] = "bank"
+    """bank: those whose frames differ most from their neighbours; uniform: evenly spaced over the episode; last: the
+    latest. current: none, the present frame in their place: a control that must fail where memory is needed."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        return None if self.frames >= 1 else f"a memory needs at least one frame, got {self.frames}"
+
+
+@dataclass(frozen=True)
 class VLAConfig:
     """Configuration of a model: backbone, bridge, action head."""
 
@@ -204,6 +219,8 @@ class VLAConfig:
     """Read where things are in the robot's frame: needs cameras with depth and calibration. None: in the pictures."""
     talk: TalkerConfig | None = None
     """The policy answers questions, too. None: it only acts."""
+    memory: MemoryConfig | None = None
+    """Look at earlier decisions of the episode again. None: each observation decides alone."""
 
 
 def model_problem(config: VLAConfig) -> str | None:
@@ -231,6 +248,11 @@ def model_problem(config: VLAConfig) -> str | None:
         return f"refiner_width must be 0 (none) or positive, got {config.refiner_width}"
     if config.lora is not None and not config.freeze_backbone:
         return "lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora"
+    if config.memory is not None:
+        if isinstance(config.bridge, FaithfulConfig) or not config.bridge.queries:
+            return "memory keeps what the action queries saw: it needs our bridge, with queries"
+        if not config.freeze_backbone or config.lora is not None:
+            return "memory keeps features of a frozen backbone: leave out --tune, or --memory"
     if config.xyz is not None and isinstance(config.bridge, FaithfulConfig):
         return "xyz is for our own bridge: a released policy reads no depth"
     if config.modulators is not None and (config.lora is not None or not config.freeze_backbone):
@@ -241,7 +263,7 @@ def model_problem(config: VLAConfig) -> str | None:
         return "a policy that talks takes no modulators, nor one with modulators a talker: leave one of them out"
     if config.talk is not None and not config.decoder:
         return "a policy without a language model (decoder false) cannot talk: leave talk out"
-    parts = (config.bridge, config.lora, config.xyz, config.modulators, config.talk)
+    parts = (config.bridge, config.lora, config.xyz, config.modulators, config.talk, config.memory)
     return next(filter(None, (part.problem() for part in parts if part is not None)), None)
 
 

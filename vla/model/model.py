@@ -366,6 +366,7 @@ def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -
         point_dim=_point_dim(config, backbone, processor),
         num_queries=backbone.num_queries,
         raw_xyz_dim=0 if config.xyz is None else RAW_DIM,
+        memory=config.memory,
     )
 
 

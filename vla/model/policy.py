@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 from vla.language.talking import CANNOT, Said
 from vla.model.cuda_graph import Graph
 from vla.model.heads.flow import FlowHead, prefix_weights
+from vla.model.memory import EpisodeMemory, remembering
 from vla.model.model import VLA, evaluating
 from vla.model.modulators import applied
 from vla.model.routing import Routing
@@ -35,8 +36,8 @@ _SHAPES = 16
 
 
 class VLAPolicy:
-    """A `vla.core.types.Policy` around a VLA. Stateless: each observation decides alone, but for the choice of a
-    modulator (`routing`).
+    """A `vla.core.types.Policy` around a VLA. Stateless but for the choice of a modulator (`routing`), unless the VLA
+    remembers: then it keeps the memory of the episode in each environment. `reset` clears both.
 
     It runs in inference mode with a text as long as the longest instruction, tokenised once and kept on the device.
     Padding changes nothing but rounding (tests hold it below 1e-5). Shapes are fixed as long as batch and instructions
@@ -58,6 +59,14 @@ class VLAPolicy:
         if dtype is not None:
             vla.backbone_dtype = getattr(torch, dtype)
             vla.backbone.to(vla.backbone_dtype)
+        self.memory = None
+        if vla.config.memory is not None:
+            learnt = vla.config.n_action_steps or vla.chunk_size
+            if steps != learnt:
+                raise ValueError(
+                    f"this policy remembers decisions {learnt} steps apart: keep n_action_steps at {learnt}"
+                )
+            self.memory = EpisodeMemory(vla.config.memory, learnt)
         self.vla, self._steps = vla, steps
         self._text: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         self._graphs: dict[tuple[torch.Size, ...], Graph] = {}
@@ -77,7 +86,13 @@ class VLAPolicy:
         """With a flow head it takes a prefix."""
         vla = self.vla
         spec = vla.processor.policy_spec(vla.chunk_size, self._steps, takes_prefix=isinstance(vla.head, FlowHead))
-        return replace(spec, grounding_threshold=vla.grounding_threshold, talks=vla.talker is not None)
+        talks, memory = vla.talker is not None, vla.config.memory
+        return replace(
+            spec,
+            grounding_threshold=vla.grounding_threshold,
+            talks=talks,
+            memory_frames=None if memory is None else memory.frames,
+        )
 
     @property
     def processor(self) -> Processor:
@@ -85,8 +100,10 @@ class VLAPolicy:
         return self.vla.processor
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Choose anew among modulators at the next decision; nothing else is remembered."""
+        """Forget the episodes in these environments (all when None), and choose anew among modulators."""
         self.routing.reset(env_ids)
+        if self.memory is not None:
+            self.memory.reset(env_ids)
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """The whole chunk (B, chunk_size, A) in environment units. FloatingPointError if it is not finite.
@@ -105,11 +122,16 @@ class VLAPolicy:
                 with torch.no_grad():
                     features = vla.encode(inp)
                     self._tell(vla.confidence(features))
+                    if self.memory is not None:
+                        proprio = inp.proprio_BP.to(vla.device)
+                        memory = self._recalled(_envs(obs))
+                        features, row, key = remembering(vla.config.memory, features, proprio, memory)
+                        self.memory.add(_envs(obs), row, key)
                 return continue_chunk(vla, inp, prefix, features)
             with torch.inference_mode():
                 inp, live = self._input(obs), obs.live
                 if live is None or live.all() or vla.device.type != "cpu":
-                    action, confidence = self._normalised(inp)
+                    action, confidence = self._normalised(inp, _envs(obs), live)
                     self._tell(confidence)
                     return vla.to_actions(action)
                 chunk = np.zeros((obs.batch_size, vla.chunk_size, len(vla.action_spec.names)), np.float32)
@@ -117,7 +139,7 @@ class VLAPolicy:
                 if live.any():  # with a text as long as before: another length rounds otherwise
                     rows = torch.from_numpy(live)
                     with applied(vla, None if chosen is None else chosen[rows]):
-                        action, confidence = self._normalised(inp.select(rows))
+                        action, confidence = self._normalised(inp.select(rows), _envs(obs)[live])
                     chunk[live] = vla.to_actions(action)
                     if told is not None and confidence is not None:
                         told[live] = confidence.numpy()
@@ -154,10 +176,25 @@ class VLAPolicy:
             images.to(device, non_blocking=True), ids, mask, proprio.to(device, non_blocking=True), *views
         )
 
-    def _normalised(self, inp: ModelInput) -> tuple[Tensor, Tensor | None]:
-        """Actions (B, C, A) as the model gives them, and confidences (B,) where it tells them."""
-        inputs = inp.arrays
-        if inp.proprio_BP.device.type != "cuda" or self.vla.pool is not None:  # no graph holds a choice
+    def _normalised(
+        self, inp: ModelInput, envs: NDArray[np.int64], live: NDArray[np.bool_] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions (B, C, A) as the model gives them, and confidences (B,) where it tells them. What is decided in the
+        `live` ones of these environments is remembered."""
+        if self.memory is None:
+            return self._computed(inp.arrays)
+        action, confidence, row, key = self._computed((*inp.arrays, self._recalled(envs)))
+        kept = np.ones(len(envs), bool) if live is None else live
+        self.memory.add(envs[kept], row[torch.from_numpy(kept)], key[torch.from_numpy(kept)])
+        return action, confidence
+
+    def _recalled(self, envs: NDArray[np.int64]) -> Tensor:
+        assert self.memory is not None
+        return self.memory.read(envs.tolist(), self.vla.bridge.memory.row_width, self.vla.device)
+
+    def _computed(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """The results of `_decide`, on a GPU by a graph of it."""
+        if inputs[0].device.type != "cuda" or self.vla.pool is not None:  # no graph holds a choice
             return self._decide(*inputs)
         shape = tuple(tensor.shape for tensor in inputs)
         if shape not in self._graphs:
@@ -166,10 +203,15 @@ class VLAPolicy:
             self._graphs[shape] = Graph(self._decide, inputs)
         return self._graphs[shape](*inputs)
 
-    def _decide(self, *arrays: Tensor) -> tuple[Tensor, Tensor | None]:
-        inp = ModelInput(*arrays)
+    def _decide(self, *arrays: Tensor) -> tuple[Any, ...]:
+        """(actions, confidences), and of a policy that remembers what to keep of these decisions."""
+        inputs, memory = (arrays, None) if self.memory is None else (arrays[:-1], arrays[-1])
+        inp = ModelInput(*inputs)
         features = self.vla.encode_as_is(inp, self._dtype())
-        return self.vla.act(features, inp.proprio_BP), self.vla.confidence(features)
+        if memory is None:
+            return self.vla.act(features, inp.proprio_BP), self.vla.confidence(features)
+        features, row, key = remembering(self.vla.config.memory, features, inp.proprio_BP, memory)
+        return self.vla.act(features, inp.proprio_BP), self.vla.confidence(features), row, key
 
     def _dtype(self) -> torch.dtype:
         """Precision in which the backbone acts: its own, or float32 on a processor that multiplies bfloat16 no faster,
@@ -185,6 +227,11 @@ class VLAPolicy:
             ids, mask = trimmed_text(*self.vla.processor.tokenise(instructions))
             self._text[instructions] = ids.to(self.vla.device), mask.to(self.vla.device)
         return self._text[instructions]
+
+
+def _envs(obs: Observation) -> NDArray[np.int64]:
+    """(B,) the environment that each row is of."""
+    return np.arange(obs.batch_size) if obs.env_ids is None else np.asarray(obs.env_ids)
 
 
 def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix, features: Features | None = None) -> ActionChunk:

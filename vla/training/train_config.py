@@ -212,6 +212,8 @@ class TrainConfig:
             return "word_noise is for a frozen backbone that reads each frame once: leave out --augment and --tune"
         if not 0 <= self.query_noise < math.inf:
             return f"query_noise must be 0 or more, got {self.query_noise}"
+        if self.model.memory is not None and self.augment is not None:
+            return "memory keeps features that are computed once a frame: leave out --augment, --randomise or --memory"
         if self.keep_features and (learns or self.augment is not None):
             return (
                 "keep_features is for a frozen backbone that reads each frame once: leave out --keep-features, or "

@@ -81,6 +81,11 @@ class Train(Command):
     """Control steps predicted per decision."""
     n_action_steps: int | None = None
     """Actions of a chunk that are executed before the next observation: at most the chunk size."""
+    memory: Literal["bank", "uniform", "last"] | None = None
+    """Let the policy look at earlier decisions of the episode again: those whose frames differ most from their
+    neighbours (bank), evenly spaced ones, or the last."""
+    memory_frames: int | None = None
+    """How many of them it looks at. (default: 4)"""
     accumulate: int | None = None
     """Number of parts in which a batch is computed, to save memory."""
     augment: bool = False
@@ -237,7 +242,7 @@ class Train(Command):
     def _config(self, config: TrainConfig) -> TrainConfig:
         """The recipe with this command's changes."""
         from vla.backbones.lora import LoRAConfig
-        from vla.model.config import TalkerConfig, XYZConfig
+        from vla.model.config import MemoryConfig, TalkerConfig, XYZConfig
         from vla.processing.config import AUGMENTATIONS, AugmentConfig
         from vla.training.train_config import DistillationConfig, LanguageConfig, TalkConfig
 
@@ -249,6 +254,11 @@ class Train(Command):
         model = replace(config.model, **shape)
         if self.xyz:
             model = replace(model, xyz=model.xyz or XYZConfig())
+        if self.memory_frames is not None and self.memory is None:
+            raise ValueError("--memory-frames goes with --memory: give it a rule, as --memory bank")
+        if self.memory is not None:
+            frames = given(frames=self.memory_frames)
+            model = replace(model, memory=MemoryConfig(rule=self.memory, **frames))
         if self.tune is not None:
             adapters = (model.lora or LoRAConfig()) if self.tune == "lora" else None
             model = replace(model, freeze_backbone=self.tune != "full", lora=adapters)

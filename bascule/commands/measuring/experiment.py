@@ -16,15 +16,16 @@ from vla.core.config import lookup
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run experiments: ablation, bridgevla, distil, l2m, latency, peers, rl, robustness, talk, words, xyz."""
+    """Run experiments: ablation, bridgevla, distil, l2m, latency, memory, peers, rl, robustness, talk, words, xyz."""
 
     name: Positional[str]
     """ablation: variants of bridge attention; bridgevla: heat-maps beside chunks, from three demonstrations of a task;
     distil: students of a privileged teacher; l2m: tasks learnt one after another, and what is left of those learnt
-    before; latency: delayed answers of the policy; peers: LeRobot's ACT and Diffusion on the same demonstrations within
-    the same budgets; rl: variants of online RL; robustness: perturbed environments; talk: policies that answer
-    questions while they act; words: sentences that no training text has, and such that name nothing in sight; xyz:
-    places in the robot's frame before cameras that stand elsewhere."""
+    before; latency: delayed answers of the policy; memory: policies that remember, by which decisions they look at
+    again; peers: LeRobot's ACT and Diffusion on the same demonstrations within the same budgets; rl: variants of online
+    RL; robustness: perturbed environments; talk: policies that answer questions while they act; words: sentences that
+    no training text has, and such that name nothing in sight; xyz: places in the robot's frame before cameras that
+    stand elsewhere."""
     out: Path = Path("runs/experiment")
     """Folder for the finished runs; repeating the command continues there."""
     json: Path | None = None
@@ -40,32 +41,34 @@ class Experiment(Command):
     """latency: the delays; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1.
     peers: the budgets, of seconds, steps; by default both."""
     suite: str | None = None
-    """bridgevla, l2m, latency, peers, robustness, talk, words, xyz: the suite to evaluate in."""
+    """bridgevla, l2m, latency, memory, peers, robustness, talk, words, xyz: the suite to evaluate in."""
     known_tasks: tuple[str, ...] | None = None
     """l2m: tasks of the suite that the policy learns first, together; by default the first half."""
     new_tasks: tuple[str, ...] | None = None
     """l2m: tasks that it learns later, in this order; by default the others."""
     seeds: tuple[int, ...] | None = None
-    """ablation, bridgevla, distil, l2m, peers, rl, talk, xyz: seeds of the training runs; each has demonstrations of
-    its own."""
+    """ablation, bridgevla, distil, l2m, memory, peers, rl, talk, xyz: seeds of the training runs; each has
+    demonstrations of its own."""
     seed0: int | None = None
     """latency: seed of the first scene; by default the suite's first evaluation seed."""
     demos: int | None = None
-    """ablation, distil, peers, rl, talk, xyz: number of demonstrations; bridgevla: of each task; l2m: of each task."""
+    """ablation, distil, memory, peers, rl, talk, xyz: number of demonstrations; bridgevla, l2m: of each task."""
     backbone: str | None = None
-    """ablation, bridgevla, distil, l2m, peers, rl, talk, xyz: backbone of our policies, see `vla list backbones`.
-    Default: small."""
+    """ablation, bridgevla, distil, l2m, memory, peers, rl, talk, xyz: backbone of our policies, see `vla list
+    backbones`. Default: small."""
     recipe: str | None = None
     """peers: recipe of our imitation. Default: tabletop-few."""
     seconds: int | None = None
     """peers: budget of every arm in seconds of learning, which one core computes; on a GPU by the wall's clock."""
     steps: int | None = None
-    """ablation, distil, rl, talk, xyz: gradient steps of imitation; l2m: of the known tasks, and five times those of a
-    new one; peers: budget of every arm; bridgevla: of the chunk policy."""
+    """ablation, distil, memory, rl, talk, xyz: gradient steps of imitation; l2m: of the known tasks, and five times
+    those of a new one; peers: budget of every arm; bridgevla: of the chunk policy."""
     batch_size: int | None = None
     """peers: frames of a gradient step, of LeRobot's policies and, at equal steps, of all."""
     align_steps: int | None = None
     """distil: the first of these steps, in which students are aligned with their teacher."""
+    frames: int | None = None
+    """memory: how many earlier decisions a policy looks at."""
     episodes: int | None = None
     """Evaluation scenes, the same for all arms; l2m: of each task."""
     num_envs: int | None = None
@@ -82,7 +85,7 @@ class Experiment(Command):
         make, perform = lookup(self.name, EXPERIMENTS, "experiment")
         check_numbers(
             self, seeds=(0, 2**31), seed0=(0, 2**53), demos=(1, 1_000_000), steps=(1, 10**9), align_steps=(0, 10**9),
-            seconds=(1, 10**9), batch_size=(1, 1_000_000),
+            seconds=(1, 10**9), batch_size=(1, 1_000_000), frames=(1, 64),
             episodes=(1, 10_000_000), num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
         )  # fmt: skip
         check_file("--json", self.json)

@@ -77,7 +77,7 @@ def test_the_shipped_suites_read_as_before():
         (HEAD + TIDY.replace('"a"', '"c"'), "role is a or b"),
         (HEAD.replace("horizon = 100", "horizons = 100") + TIDY, "did you mean 'horizon'"),
         (HEAD.replace("horizon = 100", "") + TIDY, "lacks the field 'horizon'"),
-        (HEAD + "[new_tasks.tidy]\nsteps = []", "must have 1 to 3 steps"),
+        (HEAD + "[new_tasks.tidy]\nsteps = []", "must have 1 to 5 steps"),
         (HEAD.replace('"counter"', '"tabletop"') + TIDY, "unknown task of scene 'tabletop' 'tidy'"),
         ("horizon = ", "Invalid value"),
         (HEAD.replace("100", "0") + TIDY, "horizon must be from 1 to 1,000,000, control steps, got 0"),

@@ -1,0 +1,98 @@
+"""The suite whose next step depends on what was done: its rules, its lamps, and that the pictures do not tell."""
+
+import numpy as np
+import pytest
+
+from envs.backends.cpu_worlds import TabletopWorlds
+from envs.experts.goals import GoalExpert
+from envs.registry import load_suite
+from envs.sim.render_options import RenderOptions
+from envs.tabletop import goals as rules
+from envs.tabletop.goals import Goal, GoalKind, empty_state, write_goals
+
+LEFT, MIDDLE, RIGHT = range(3)
+
+
+def panel(*joints, strict=True, hold=rules.HOLD_STEPS):
+    state = empty_state(1, np.array([0.02]), np.zeros(0), 3)
+    goals = tuple(Goal(GoalKind.PRESS, joint=joint, hold=hold) for joint in joints)
+    write_goals(state, 0, goals, (0,), strict=strict)
+    return state
+
+
+def press(state, joint, steps=rules.HOLD_STEPS):
+    """Press for `steps` control steps, then let go for one: (done, wrong) at any of them."""
+    done = wrong = False
+    for down in (*[1.0] * steps, 0.0):
+        state.joints[0] = 0.0
+        state.joints[0, joint] = down
+        done |= bool(rules.advance(state)[0])
+        wrong |= bool(rules.wrong_object(state)[0])
+    return done, wrong
+
+
+def test_a_press_counts_once_until_the_button_is_let_go():
+    state = panel(LEFT, LEFT, RIGHT)
+    assert press(state, LEFT, steps=5 * rules.HOLD_STEPS) == (False, False) and state.stage[0] == 1
+    assert press(state, LEFT) == (False, False) and state.stage[0] == 2
+    assert press(state, RIGHT) == (True, False)
+
+
+def test_a_button_pressed_out_of_turn_or_once_too_often_is_wrong_in_a_strict_task_only():
+    for strict in (True, False):
+        state = panel(LEFT, RIGHT, strict=strict)
+        assert press(state, RIGHT, steps=1) == (False, strict)
+        state = panel(LEFT, RIGHT, strict=strict)
+        assert press(state, LEFT) == (False, False)
+        assert press(state, LEFT, steps=1) == (False, strict)
+        assert press(panel(LEFT, RIGHT, strict=strict), MIDDLE) == (False, False)  # no goal is about it
+
+
+def test_a_press_must_last_as_long_as_its_goal_says():
+    state = panel(LEFT, RIGHT, hold=20)
+    assert press(state, LEFT, steps=19) == (False, False) and state.stage[0] == 0
+    press(state, LEFT, steps=20)
+    assert state.stage[0] == 1
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    worlds = TabletopWorlds(load_suite("tabletop-memory"), 4, render=RenderOptions(image_size=48))
+    yield worlds
+    worlds.close()
+
+
+def _white(image):
+    """Pixels that are bright in every colour: nothing but a lamp is."""
+    return int((image.min(-1) > 205).sum())
+
+
+def test_the_expert_solves_every_task_and_a_lamp_shows_a_press_that_counts(worlds):
+    tasks = worlds.suite.tasks
+    worlds.reset(seeds=[5_000_000 + k for k in range(4)], tasks=[*tasks, *tasks])
+    expert, solved, lit, dark = GoalExpert(4), np.zeros(4, bool), [], []
+    while not worlds.over.all():
+        result = worlds.step_chunk(expert.act(worlds.observation()))
+        solved |= result.info["success"]
+        if not worlds.over[2]:
+            (lit if worlds.state.spent[2].any() else dark).append(_white(worlds.images[2, 1]))
+    assert solved.all() and len(lit) > 4
+    assert min(lit) > 20 and max(dark) == 0
+    holds = {goal.hold for episode in worlds.episodes for goal in episode.goals}
+    assert min(holds) == rules.HOLD_STEPS and max(holds) > 10
+
+
+def test_the_other_instruction_asks_for_the_mirrored_task(worlds):
+    worlds.reset(seeds=[1, 2, 3, 4], tasks=[*worlds.suite.tasks] * 2)
+    swap = {LEFT: RIGHT, RIGHT: LEFT, MIDDLE: MIDDLE}
+    for episode in worlds.episodes:
+        assert [swap[goal.joint] for goal in episode.goals] == [goal.joint for goal in episode.swapped_goals]
+        assert episode.swapped_instruction != episode.instruction
+
+
+def test_warp_says_that_it_draws_no_lamps():
+    pytest.importorskip("mujoco_warp")
+    from envs.backends.warp_vec_env import WarpVecEnv
+
+    with pytest.raises(ValueError, match="only --backend cpu draws"):
+        WarpVecEnv(load_suite("tabletop-memory"), 1, device="cpu")

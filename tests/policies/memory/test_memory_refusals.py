@@ -1,0 +1,72 @@
+"""Everything that does not go with a memory says so in one line, and the controller begins with an empty one."""
+
+import pytest
+
+from bascule.main import main
+from policies.control.config import ControlConfig
+from policies.control.controller import control
+from policies.export.exporter import export
+from policies.lerobot.modeling_bascule import wrap
+from rl.models.vla_network import make_actor
+from tests.policies.control.toy_robot import STEADY, Says, Slide, drive
+from tests.vla.small_policy import small_policy
+from vla.core.types import PolicySpec
+from vla.model.config import MemoryConfig
+from vla.model.model import VLA
+from vla.training.recipes import RECIPES
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return small_policy(tmp_path_factory.mktemp("policy") / "plain", memory=MemoryConfig(2))
+
+
+def test_a_graph_keeps_no_memory(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="serve it with `vla serve`"):
+        export(checkpoint, tmp_path / "onnx")
+
+
+def test_rl_and_lerobot_refuse_it(checkpoint):
+    vla = VLA.load(checkpoint)
+    with pytest.raises(ValueError, match="start from one without --memory"):
+        make_actor(vla, vla.action_spec.names)
+    with pytest.raises(ValueError, match="use `vla eval`"):
+        wrap(VLA.load(checkpoint))
+
+
+def test_the_train_command_names_what_does_not_go_together(tmp_path, capsys):
+    for flags, words in (
+        (["--memory-frames", "3"], "--memory-frames goes with --memory"),
+        (["--memory", "bank", "--tune", "full"], "leave out --tune, or --memory"),
+        (["--memory", "bank", "--augment"], "leave out --augment, --randomise or --memory"),
+        (["--memory", "bank", "--memory-frames", "0"], "at least one frame"),
+    ):
+        assert main(["train", "--dataset", str(tmp_path), "--out", str(tmp_path / "out"), *flags]) == 2
+        assert words in capsys.readouterr().err
+    assert RECIPES["tabletop"]().model.memory is None
+
+
+class Mind(Says):
+    """Notes at every decision how many it has made since its last reset."""
+
+    def __init__(self):
+        super().__init__(STEADY, PolicySpec(chunk_size=8, n_action_steps=2, memory_frames=3))
+        self.noted, self.since_reset = [], 0
+
+    def reset(self, env_ids=None):
+        self.since_reset = 0
+
+    def act(self, obs):
+        self.noted.append(self.since_reset)
+        self.since_reset += 1
+        return super().act(obs)
+
+
+def test_the_warm_up_is_no_decision_of_the_episode_and_decisions_come_in_turn():
+    mind = Mind()
+    drive(mind)
+    assert mind.noted[:4] == [0, 0, 1, 2]  # warm-up, then the episode
+    with pytest.raises(ValueError, match="leave out n_action_steps and in_flight"):
+        drive(Mind(), n_action_steps=3)
+    with pytest.raises(ValueError, match="leave out n_action_steps and in_flight"):
+        control(Slide(), Mind(), ControlConfig(in_flight=2), Mind())
