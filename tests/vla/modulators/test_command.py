@@ -1,5 +1,7 @@
 """`vla train --init`: modulators from the command line, and who takes such a policy afterwards."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,8 @@ def test_without_modulators_the_policy_itself_goes_on(arm, trained, tmp_path):  
         ({"init": True, "modulators": 2}, "--known DATASET"),
         ({"init": True, "chunk_size": 4}, "leave out --chunk-size"),
         ({"init": True, "tune": "full"}, "leave out --tune"),
+        ({"init": True, "xyz": True}, "leave out --xyz"),
+        ({"init": True, "teacher": Path("teacher")}, "leave out --teacher"),
         ({"init": True, "modulators": 0}, "modulators"),
     ],
 )
