@@ -99,6 +99,16 @@ def test_a_dataset_is_learnt_by_the_modulator_that_most_of_its_episodes_choose()
     assert vla.pool.learn(torch.stack([first, second])).tolist() == [1, 1]
 
 
+def test_a_modulator_that_has_learnt_nothing_is_never_matched():
+    vla = toy_vla(bridge=BRIDGE)
+    vla.add_modulators(ModulatorConfig(count=2, rank=2, known_keys=1), seed=5)
+    query = vla.pool.keys_MK[[0]].detach().clone()
+    assert vla.pool.match(query).tolist() == [IDENTITY]
+    vla.pool.begin_dataset(query)
+    vla.pool.learn(query)
+    assert vla.pool.match(query).tolist() == [0]
+
+
 def test_keys_of_what_is_known_lie_in_its_clusters():
     pool = toy_vla(bridge=BRIDGE)
     pool.add_modulators(ModulatorConfig(count=1, known_keys=3), seed=0)
