@@ -69,6 +69,8 @@ class Experiment(Command):
     """distil: the first of these steps, in which students are aligned with their teacher."""
     frames: int | None = None
     """memory: how many earlier decisions a policy looks at."""
+    cameras: tuple[str, ...] | None = None
+    """xyz: the cameras that the policies read. Default: front, the one that stands elsewhere."""
     episodes: int | None = None
     """Evaluation scenes, the same for all arms; l2m: of each task."""
     num_envs: int | None = None
