@@ -90,6 +90,13 @@ def key_of(features: Features) -> Tensor:
     return F.normalize((raw * features.raw_mask_BN[..., None]).sum(1), dim=1)
 
 
+def nothing(config: MemoryConfig, batch: int, width: int, device: torch.device) -> Tensor:
+    """(B, M, K + 1) rows that hold nothing yet, as at an episode's first decision; `width` is K."""
+    memory = torch.zeros(batch, config.frames, width + 1, device=device)
+    memory[..., -1] = EMPTY
+    return memory
+
+
 def remembering(
     config: MemoryConfig, features: Features, proprio_BP: Tensor, memory_BMK: Tensor
 ) -> tuple[Features, Tensor, Tensor]:
@@ -118,8 +125,7 @@ class EpisodeMemory:
 
     def read(self, env_ids: Sequence[int], width: int, device: torch.device) -> Tensor:
         """The rows to look at now (B, M, K + 1), their ages in control steps in the last column; `width` is K."""
-        memory = torch.zeros(len(env_ids), self._config.frames, width + 1, device=device)
-        memory[..., -1] = EMPTY
+        memory = nothing(self._config, len(env_ids), width, device)
         for place, env in enumerate(env_ids):
             for slot, (ago, row) in enumerate(self._recall(env).look()):
                 memory[place, slot, :-1], memory[place, slot, -1] = row, ago * self._steps

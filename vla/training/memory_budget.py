@@ -9,7 +9,7 @@ top: expect 10 to 30 percent more.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vla.backbones.features import Features
 from vla.core.disk import free_bytes
 from vla.data.batches import Batch, LiveDemos
 from vla.data.lerobot_dataset import DemoSet
+from vla.model.memory import nothing
 from vla.model.model import VLA
 from vla.model.modulators import frozen
 from vla.processing.processor import Processor
@@ -225,6 +226,9 @@ def _saved(vla: VLA, batch: Batch) -> int:
     rows = batch.proprio_BP.shape[0]  # any choice of modulators keeps as much
     with frozen(vla, rows), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         features: Features = vla.encode(batch.seen)
+        if vla.config.memory is not None:
+            width = vla.bridge.memory.row_width
+            features = replace(features, memory_BMK=nothing(vla.config.memory, rows, width, vla.device))
         loss, _ = vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
     size = sum(kept.values()) + (0 if vla.backbone_learns else features.nbytes)
     del loss

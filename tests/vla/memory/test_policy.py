@@ -14,6 +14,7 @@ from vla.model.config import BridgeConfig, MemoryConfig
 from vla.model.memory import EMPTY
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
+from vla.training.memory_budget import estimate
 from vla.training.train import build_vla, train
 
 STEPS = 2
@@ -115,6 +116,7 @@ def test_it_learns_is_saved_and_loaded(tmp_path):
     data = demos(episodes=4, length=9)
     cfg = replace(CONFIG, model=replace(CONFIG.model, memory=MemoryConfig(3), n_action_steps=STEPS), steps=6)
     vla = build_vla(cfg, data, action_spec=SPEC, backbone=toy_backbone(point_dim=6))
+    assert estimate(cfg, vla, {"data": data}).lines()  # what `vla train` says before it begins
     start = {name: value.clone() for name, value in vla.bridge.named_parameters()}
     train(cfg, vla, data, tmp_path / "out")
     moved = [name for name, value in vla.bridge.named_parameters() if not torch.equal(value, start[name])]
