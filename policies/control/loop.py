@@ -295,7 +295,8 @@ class ControlLoop:
         prefix = self.plan.left(self.delay.steps) if going_on else None
         self._asked_at_ticks.append(self.ticks)
         self._last_asked_at_tick = self.ticks
-        self.inference.ask(obs, step=self.plan.step, seen_s=seen_s, prefix=prefix)
+        scene = getattr(self.robot, "scenes", 0)  # of a simulated robot that plays one after another
+        self.inference.ask(obs, step=self.plan.step, seen_s=seen_s, prefix=prefix, scene=scene)
 
     def _take(self, answer: Answer) -> None:
         asked_at_tick = self._asked_at_ticks.popleft()

@@ -155,9 +155,9 @@ class Asking(Protocol):
     def waiting_s(self) -> float:
         """Seconds since the oldest open request was made; 0 without one."""
 
-    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
+    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None, scene: int = 0) -> None:
         """Request an action chunk for `obs`. `prefix`: the actions still to be executed, for a policy that can continue
-        them."""
+        them. `scene`: number of the robot's episode; the policy is reset before the first answer of another."""
 
     def fetch(self) -> Answer | None:
         """The answer to the oldest open request, returned once; None while it is not there."""
@@ -166,7 +166,8 @@ class Asking(Protocol):
         """Stop making requests."""
 
 
-Question = tuple[Observation, int, float, Prefix | None]
+Question = tuple[Observation, int, float, Prefix | None, bool]
+"""Observation, step, time and prefix as in `Asking.ask`, and True for the first of another scene."""
 
 
 class Inference:
@@ -187,6 +188,7 @@ class Inference:
         self._questions: deque[tuple[int, Question]] = deque()
         self._answers: dict[int, Answer] = {}
         self._count = 0
+        self._scene = 0
         self._wake = threading.Condition()
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -206,16 +208,17 @@ class Inference:
         """Seconds since the oldest open request was made; 0 without one."""
         return self._clock() - min(self._asked_s.values()) if self._asked_s else 0.0
 
-    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
+    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None, scene: int = 0) -> None:
         """Queue a request for a chunk; without threads the policy runs here. AssertionError when `busy`."""
         assert not self.busy, "no more questions than there are connections"
         number, self._count = self._count, self._count + 1
         self._asked_s[number] = self._clock()
+        question, self._scene = (obs, step, seen_s, prefix, scene != self._scene), scene
         if not self._threads:
-            self._answers[number] = self._run(self._policy, obs, step, seen_s, prefix)
+            self._answers[number] = self._run(self._policy, *question)
             return
         with self._wake:
-            self._questions.append((number, (obs, step, seen_s, prefix)))
+            self._questions.append((number, question))
             self._wake.notify()
 
     def fetch(self) -> Answer | None:
@@ -245,9 +248,13 @@ class Inference:
             with self._wake:
                 self._answers[number] = answer
 
-    def _run(self, policy: Policy, obs: Observation, step: int, seen_s: float, prefix: Prefix | None) -> Answer:
+    def _run(
+        self, policy: Policy, obs: Observation, step: int, seen_s: float, prefix: Prefix | None, begins: bool
+    ) -> Answer:
         start, confidence = self._clock(), None
         try:
+            if begins:
+                policy.reset()
             chunks = policy.act(obs) if prefix is None else policy.act(obs, prefix=prefix)
             chunk, error = np.asarray(chunks)[0], None
             if (told := confidence_of(policy)) is not None:

@@ -118,7 +118,7 @@ def test_a_robot_that_runs_dry_asks_earlier_and_late_displacements_are_made_up_f
         asked = None
         busy = property(lambda self: self.asked is not None)
 
-        def ask(self, obs, *, step, seen_s, prefix=None):
+        def ask(self, obs, *, step, seen_s, prefix=None, scene=0):
             self.asked = (float(obs.proprio[0, 1]), step, seen_s, clock.now)
 
         def fetch(self):

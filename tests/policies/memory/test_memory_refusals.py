@@ -8,7 +8,7 @@ from policies.control.controller import control
 from policies.export.exporter import export
 from policies.lerobot.modeling_bascule import wrap
 from rl.models.vla_network import make_actor
-from tests.policies.control.toy_robot import STEADY, Says, Slide, drive
+from tests.policies.control.toy_robot import STEADY, Clock, Says, Slide, drive
 from tests.vla.small_policy import small_policy
 from vla.core.types import PolicySpec
 from vla.model.config import MemoryConfig
@@ -66,6 +66,11 @@ def test_the_warm_up_is_no_decision_of_the_episode_and_decisions_come_in_turn():
     mind = Mind()
     drive(mind)
     assert mind.noted[:4] == [0, 0, 1, 2]  # warm-up, then the episode
+    following = Slide(clock := Clock(), on_tick=lambda robot: setattr(robot, "scenes", int(robot.looks > 20)))
+    mind = Mind()
+    control(following, mind, ControlConfig(duration_s=1.0, asynchronous=False), clock=clock, sleep=clock.sleep)
+    again = mind.noted.index(0, 2)  # the robot's second scene
+    assert again > 3 and mind.noted[again:] == list(range(len(mind.noted) - again))
     with pytest.raises(ValueError, match="leave out n_action_steps and in_flight"):
         drive(Mind(), n_action_steps=3)
     with pytest.raises(ValueError, match="leave out n_action_steps and in_flight"):
