@@ -16,7 +16,7 @@ class Workspace:
     half_m: float = 0.28
     """Half the side of the cube."""
     resolution: int = 96
-    """Height and width of each view, pixels."""
+    """Height and width of each view, pixels; a model sets it to what its backbone reads."""
     splat_m: float = 0.004
     """A point is drawn as a square that reaches this far to each side, rounded to whole pixels, so that surfaces which
     a camera samples sparsely are closed."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vla.backbones.backbone import Backbone
 from vla.backbones.features import TensorBatch
 from vla.model.heatmap.config import HeatmapConfig
 from vla.model.heatmap.head import HeatmapHead, Seen
@@ -52,18 +53,18 @@ class HeatmapModel(nn.Module):
     """Views and instruction -> heat-maps. The backbone is frozen; the head learns."""
 
     def __init__(self, config: HeatmapConfig, backbone: Any, *, state_dim: int) -> None:
-        """`backbone`: of three views. `state_dim`: numbers of the robot's state that are no positions. ValueError for
-        a backbone that does not fit."""
+        """`backbone`: of three views; its picture size is the views' resolution. `state_dim`: numbers of the robot's
+        state that are no positions. ValueError for a backbone that does not fit."""
         super().__init__()
         if problem := config.problem():
             raise ValueError(problem)
+        if not isinstance(backbone, Backbone):
+            raise ValueError("heat-maps need a vision-language backbone (`vla list backbones`), not your own module")
         if backbone.num_views != len(VIEWS):
             raise ValueError(f"heat-maps need a backbone of {len(VIEWS)} views, not {backbone.num_views}")
         sharp = backbone.sharp
-        if backbone.image_size != config.workspace.resolution:
-            raise ValueError(
-                f"this backbone reads pictures of {backbone.image_size} pixels: set the workspace's resolution to that"
-            )
+        # The views are drawn as the backbone reads them.
+        config = replace(config, workspace=replace(config.workspace, resolution=backbone.image_size))
         self.config, self.backbone = config, backbone
         channels = backbone.family.fine_channels if sharp is not None and backbone.family.fine_channels != 3 else 0
         self.head = HeatmapHead(

@@ -70,6 +70,14 @@ def test_a_head_learns_where_its_keyframes_are(policy):
     assert float(errors_mm(mine.model, lesson)[zoomed].median()) < 30
 
 
+def test_a_backbone_without_a_finer_look_gives_heat_maps_of_its_tokens():
+    demos = toy_demos()
+    plain = build(replace(CONFIG, model=replace(CONFIG.model, backbone="tiny")), demos)
+    head, size = plain.model.head, plain.model.config.workspace.resolution
+    assert head.from_fine is None and size == plain.model.backbone.image_size == head.factor * plain.model.backbone.side
+    assert plain.act(demos.observation([0])).shape == (1, 12, 4)
+
+
 def test_labels_turn_with_the_scene():
     """Without a turn a keyframe is where the hand will be; with one it keeps its distance from the middle."""
     demos, policy = toy_demos(), build(CONFIG, toy_demos())
