@@ -66,7 +66,7 @@ class Train(Command):
     a policy of ours, of an RL run (its privileged teacher), or of a policy that LeRobot trained, such as act."""
     align_steps: int | None = None
     """Gradient steps, the first of --steps, in which the policy's latents learn to be the teacher's; 0 takes over only
-    its decoder. Default: a third of --steps."""
+    its decoder. Default: a fifth of --steps."""
     cameras: tuple[str, ...] | None = None
     """The cameras to use, in order. Default: all of the dataset."""
     xyz: bool = False
@@ -283,7 +283,7 @@ class Train(Command):
             raise ValueError("--head changes nothing beside --teacher, whose decoder is the head: leave it out")
         if len(self.dataset) > 1:
             raise ValueError("a teacher teaches actions of one dataset: give one --dataset beside --teacher")
-        steps = config.steps // 3 if self.align_steps is None else self.align_steps
+        steps = config.steps // 5 if self.align_steps is None else self.align_steps
         return replace(config, distillation=DistillationConfig(str(self.teacher), steps))
 
     def kept(self) -> str:
