@@ -109,8 +109,8 @@ class XYZConfig:
 
     centre_m: tuple[float, float, float] = (0.5, 0.0, 0.1)
     """The middle of the workspace in the frame of the cameras' extrinsics."""
-    scale_m: float = 0.25
-    """Coordinates are divided by this: about half of the workspace's side."""
+    scale_m: float = 0.1
+    """Coordinates are divided by this: so that a centimetre is much and the workspace has a side of a few."""
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""

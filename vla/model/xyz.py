@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vla.backbones.features import Features
@@ -25,15 +24,17 @@ NEAR_M, FAR_M = 0.01, 10.0
 nothing."""
 _LIMIT = 4.0
 """Normalised coordinates are limited to this: a wall far behind the table would drown everything else."""
+_REACH = 3.0
+"""Offsets from a camera that are much longer than so many times the scale count as far."""
 _BETWEEN_PX = 1e-3
 _SHARPNESS = 4
 """Power of a visibility by which the views of a query are weighed: the view that sees it best says where it is."""
 
 
 def point_dim(num_views: int) -> int:
-    """Numbers for each query that points: its coordinates, the direction from which it is seen, and how well each view
-    sees it."""
-    return 6 + num_views
+    """Numbers for each query that points: its coordinates, and for each view its offset from the camera and how well it
+    is seen there."""
+    return 3 + 4 * num_views
 
 
 def back_project(depth_BVHW: Tensor, intrinsics_BV33: Tensor, extrinsics_BV44: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,17 +97,25 @@ def with_xyz(features: Features, inp: ModelInput[Tensor], config: XYZConfig) -> 
     queries = points_BQV3.shape[1]
     view_M = torch.arange(views, device=raw.device).repeat(queries)
     xyz_BM3, known_BM = look_up(*cameras, points_BQV3[..., :2].flatten(1, 2), view_M)
-    xyz_BQV3 = normalised(xyz_BM3, config).unflatten(1, (queries, views))
     seen_BQV = points_BQV3[..., 2] * known_BM.unflatten(1, (queries, views))
-    # What is seen is the front of a thing: its middle lies behind it, on the ray.
-    eye_BM3 = cameras[2][:, view_M, :3, 3]
-    ray_BQV3 = F.normalize(xyz_BM3 - eye_BM3, dim=-1).unflatten(1, (queries, views))
-    return replace(
-        features, points_xyz_BQE=torch.cat([fused(torch.cat([xyz_BQV3, ray_BQV3], -1), seen_BQV), seen_BQV], -1)
-    )
+    place_BQ3 = fused(xyz_BM3.unflatten(1, (queries, views)), seen_BQV)
+    offset_BQV3 = place_BQ3[:, :, None] - cameras[2][:, None, :, :3, 3]
+    told = torch.cat([normalised(place_BQ3, config), near(offset_BQV3, config).flatten(2)], -1)
+    known_BQ1 = (seen_BQV > 0).any(-1, keepdim=True)
+    return replace(features, points_xyz_BQE=torch.cat([told * known_BQ1, seen_BQV], -1))
 
 
-def fused(told_BQVE: Tensor, seen_BQV: Tensor) -> Tensor:
-    """(B, Q, E) of the several views: their mean, weighed by how well each sees it; 0 where none does."""
-    weight = seen_BQV**_SHARPNESS
-    return (weight[..., None] * told_BQVE).sum(2) / weight.sum(2, keepdim=True).clamp(min=1e-6)
+def near(offset: Tensor, config: XYZConfig) -> Tensor:
+    """Offsets (..., 3) from cameras, m, as the bridge reads them: of what is near the offset itself, of what is far
+    little more than its direction. From a camera on the hand this is how far the hand has to go; and what is seen of a
+    thing is its front, its middle lies behind it in this direction."""
+    reach = _REACH * config.scale_m
+    distance = torch.linalg.vector_norm(offset, dim=-1, keepdim=True).clamp(min=1e-6)
+    return offset / distance * torch.tanh(distance / reach) * _REACH
+
+
+def fused(xyz_BQV3: Tensor, seen_BQV: Tensor) -> Tensor:
+    """One place (B, Q, 3) of the several views': their mean, weighed by how well each sees it; 0 where none does."""
+    best_BQ1 = seen_BQV.amax(2, keepdim=True)
+    weight = (seen_BQV / best_BQ1.clamp(min=1e-6)) ** _SHARPNESS
+    return (weight[..., None] * xyz_BQV3).sum(2) / weight.sum(2, keepdim=True).clamp(min=1e-6)

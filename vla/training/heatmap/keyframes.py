@@ -84,9 +84,7 @@ def _from_above(way_N3: Floats, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     return found
 
 
-def metres_per_action(
-    command_T3: Floats, action_T3: Floats, episode_T: NDArray[np.int64], *, frames: int = 1
-) -> float:
+def metres_per_action(command_T3: Floats, action_T3: Floats, episode_T: NDArray[np.int64], *, frames: int = 1) -> float:
     """Displacement that an action component of 1 commands: the upper quartile of what large actions did in `frames`
     frames (more than one where only the hand's own position is known, which follows with a delay).
 
