@@ -79,10 +79,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from bascule.usage import UsageError, parse
 
+    prog = f"vla {name}"
     try:
-        command = parse(COMMANDS[name], rest, f"vla {name}")
-    except UsageError as error:
-        print(f"vla {name}: error: {error}; see vla {name} --help", file=sys.stderr)
+        chosen, left = COMMANDS[name].variant(rest)
+        prog = " ".join([prog, *rest[: len(rest) - len(left)]])
+        command = parse(chosen, left, prog)
+    except (UsageError, ValueError) as error:
+        print(f"{prog}: error: {error}; see {prog} --help", file=sys.stderr)
         return 2
     except BrokenPipeError:
         from vla.runtime.console import reader_left

@@ -90,7 +90,8 @@ def test_the_parser_takes_every_command(page, capsys):
             continue
         assert name in cli.COMMANDS, f"{page.name}: there is no command `{name}`"
         try:
-            tyro.cli(cli.COMMANDS[name], args=rest, prog=f"vla {name}")
+            command, left = cli.COMMANDS[name].variant(rest)
+            tyro.cli(command, args=left, prog=f"vla {name}")
         except SystemExit:
             pytest.fail(f"{page.name}: the parser refuses `vla {shlex.join(words)}`:\n{capsys.readouterr().err}")
 

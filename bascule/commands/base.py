@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 class Command(ABC):
     """One subcommand: a frozen dataclass whose fields are its arguments. The docstring's first line is its help."""
 
+    @classmethod
+    def variant(cls, args: list[str]) -> tuple[type[Command], list[str]]:
+        """The command that these arguments are for, and those that are left for it: this one and all, unless its
+        first argument chooses among several. ValueError for one that names none."""
+        return cls, args
+
     @abstractmethod
     def run(self) -> int | None:
         """Run the command. Returns the exit code, None for 0. User errors are raised as ValueError or OSError."""
@@ -47,9 +53,9 @@ def from_flags[Config](make: type[Config], command: Command, **others: Any) -> C
     return make(**flags | others)
 
 
-def check_numbers(command: Command, **bounds: tuple[float, float]) -> None:
+def check_numbers(command: object, **bounds: tuple[float, float]) -> None:
     """Raise ValueError naming the flag and its range for a number outside of it. None (not given) passes; every number
-    of a tuple is checked."""
+    of a tuple is checked. `command`: it, or a configuration whose fields are flags."""
     for name, (low, high) in bounds.items():
         value = getattr(command, name)
         for number in value if isinstance(value, tuple) else (value,):

@@ -18,18 +18,24 @@ class AblationConfig:
     """Ablation of bridge attention: equal demonstrations, training steps and evaluation scenes for every arm."""
 
     suite: str = "tabletop-pick"
+    """The suite to evaluate in."""
     arms: tuple[str, ...] = ("bridge", "last-layer", "raw-only", "queries-only", "lean", "no-language")
     """Names in `bascule.experiments.ablations`, several joined by "+". The first is the baseline; no-language is a
     control that must fail."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 100
+    """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
+    """Backbone of the policies, see `vla list backbones`."""
     steps: int = 700
+    """Gradient steps of imitation."""
     episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def ablation(config: AblationConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

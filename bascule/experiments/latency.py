@@ -67,15 +67,20 @@ class LatencyConfig:
     policy: tuple[Path, ...] = ()
     """Checkpoints. At least twice as many actions to a chunk as an answer takes control steps, or robots run dry."""
     suite: str = "tabletop-pick"
+    """The suite to evaluate in."""
     arms: tuple[str, ...] = ("switch", "blend", "ensemble", "pipelined")
     """Values of `policies.control.config.ControlConfig.join`: switch is the naive way, rtc is for flow heads. Also
     pipelined: blend with up to eight requests in flight."""
     conditions: tuple[str, ...] = tuple(CONDITIONS)
+    """How late answers come: milliseconds, with jitter, stalls or drops."""
     episodes: int = 96
+    """Evaluation scenes, the same for every arm."""
     seed0: int | None = None
-    """First scene. None: the suite's first evaluation scene."""
+    """Seed of the first scene. Default: the suite's first evaluation scene."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def latency(config: LatencyConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class RLConfig:
     """Variants of online RL, compared at equal control steps and evaluation scenes."""
 
     suite: str = "tabletop-pick"
+    """The suite to evaluate in."""
     arms: tuple[str, ...] = (
         "imitation", "ppo", "no-critic-warmup", "bf16-logprob", "no-kl-stop", "grpo", "filtered", "residual-sac",
         "guided",
@@ -41,7 +42,9 @@ class RLConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policy."""
     demos: int = 100
+    """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
+    """Backbone of the policies, see `vla list backbones`."""
     steps: int = 700
     """Training steps of imitation."""
     control_steps: int = 200_000
@@ -51,7 +54,9 @@ class RLConfig:
     validation_episodes: int = 96
     """Number of other scenes on which every arm's best checkpoint is selected during training."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def _arms() -> dict[str, Change | None]:

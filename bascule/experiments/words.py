@@ -38,11 +38,15 @@ class WordsConfig:
     """Checkpoints, or expert, zero, random, blind. ARM=CHECKPOINT gives an arm's name: several of one name are its
     training seeds, in this order."""
     suite: str = "tabletop-pick"
+    """The suite to evaluate in."""
     episodes: int = 400
     """Episodes with a sentence about the target, each sentence in equally many."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
     sentences: Path = FILE
+    """The file with the sentences."""
 
 
 def words(config: WordsConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

@@ -1,107 +1,77 @@
-"""`vla experiment`: several arms over several seeds."""
+"""`vla experiment NAME`: several arms over several seeds. Each experiment's flags are its configuration's fields."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from tyro.conf import Positional
+import tyro
 
 from bascule.agents import AGENTS
-from bascule.commands.base import Command, check_file, check_numbers, given, stays
+from bascule.commands.base import Command, check_file, check_numbers, stays
 from bascule.commands.measuring.evaluate import tell_seeds
-from vla.core.config import lookup
+from vla.core.config import unknown
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "seeds": (0, 2**31), "seed0": (0, 2**53), "demos": (1, 1_000_000), "steps": (1, 10**9),
+    "tuned_steps": (1, 10**9), "align_steps": (0, 10**9), "seconds": (1, 10**9), "batch_size": (1, 1_000_000),
+    "talk_episodes": (1, 10_000_000), "episodes": (1, 10_000_000), "num_envs": (1, 100_000), "workers": (1, 1024),
+    "control_steps": (1, 10**12), "validation_episodes": (1, 10_000_000),
+}  # fmt: skip
+"""The ranges of numbers, whichever experiment has them."""
 
 
 @dataclass(frozen=True)
 class Experiment(Command):
-    """Run experiments: ablation, bridgevla, distil, l2m, latency, memory, peers, rl, robustness, talk, words, xyz."""
+    """Run an experiment over several arms and seeds; `vla experiment --help` lists them."""
 
-    name: Positional[str]
-    """ablation: variants of bridge attention; bridgevla: heat-maps beside chunks, from three demonstrations of a task;
-    distil: students of a privileged teacher; l2m: tasks learnt one after another, and what is left of those learnt
-    before; latency: delayed answers of the policy; memory: policies that remember, by which decisions they look at
-    again; peers: LeRobot's ACT and Diffusion on the same demonstrations within the same budgets; rl: variants of online
-    RL; robustness: perturbed environments; talk: policies that answer questions while they act; words: sentences that
-    no training text has, and such that name nothing in sight; xyz: places in the robot's frame before cameras that
-    stand elsewhere."""
     out: Path = Path("runs/experiment")
     """Folder for the finished runs; repeating the command continues there."""
     json: Path | None = None
     """Write the result to this file too."""
-    arms: tuple[str, ...] | None = None
-    """The variants to compare. Default: the experiment's own."""
-    policy: tuple[Path, ...] | None = None
-    """latency, robustness, words: checkpoints to evaluate. robustness, words: ARM=CHECKPOINT, once a training seed, for
-    the policies of one arm."""
-    axes: tuple[str, ...] | None = None
-    """robustness: axes of `vla eval --perturb`; by default all."""
-    conditions: tuple[str, ...] | None = None
-    """latency: the delays; by default 0 to 300 ms, jitter, stalls and drops. robustness: severities from 0 to 1.
-    peers: the budgets, of seconds, steps; by default both."""
-    suite: str | None = None
-    """bridgevla, l2m, latency, memory, peers, robustness, talk, words, xyz: the suite to evaluate in."""
-    known_tasks: tuple[str, ...] | None = None
-    """l2m: tasks of the suite that the policy learns first, together; by default the first half."""
-    new_tasks: tuple[str, ...] | None = None
-    """l2m: tasks that it learns later, in this order; by default the others."""
-    seeds: tuple[int, ...] | None = None
-    """ablation, bridgevla, distil, l2m, memory, peers, rl, talk, xyz: seeds of the training runs; each has
-    demonstrations of its own."""
-    seed0: int | None = None
-    """latency: seed of the first scene; by default the suite's first evaluation seed."""
-    demos: int | None = None
-    """ablation, distil, memory, peers, rl, talk, xyz: number of demonstrations; bridgevla, l2m: of each task."""
-    backbone: str | None = None
-    """ablation, bridgevla, distil, l2m, memory, peers, rl, talk, xyz: backbone of our policies, see `vla list
-    backbones`. Default: small."""
-    recipe: str | None = None
-    """peers: recipe of our imitation. Default: tabletop-few."""
-    seconds: int | None = None
-    """peers: budget of every arm in seconds of learning, which one core computes; on a GPU by the wall's clock."""
-    steps: int | None = None
-    """ablation, distil, memory, rl, talk, xyz: gradient steps of imitation; l2m: of the known tasks, and five times
-    those of a new one; peers: budget of every arm; bridgevla: of the chunk policy."""
-    batch_size: int | None = None
-    """peers: frames of a gradient step, of LeRobot's policies and, at equal steps, of all."""
-    align_steps: int | None = None
-    """distil: the first of these steps, in which students are aligned with their teacher."""
-    frames: int | None = None
-    """memory: how many earlier decisions a policy looks at."""
-    cameras: tuple[str, ...] | None = None
-    """xyz: the cameras that the policies read. Default: front, the one that stands elsewhere."""
-    episodes: int | None = None
-    """Evaluation scenes, the same for all arms; l2m: of each task."""
-    num_envs: int | None = None
-    """Environments that play at the same time."""
-    workers: int | None = None
-    """Worker processes that step the environments."""
-    control_steps: int | None = None
-    """rl: budget of every arm in control steps, summed over all environments."""
+
+    name: ClassVar[str] = ""
+    """The experiment's; the class of an experiment has a field `config` beside it."""
+
+    @classmethod
+    def variant(cls, args: list[str]) -> tuple[type[Command], list[str]]:
+        """The command of the experiment that the first argument names. ValueError where it names none; SystemExit
+        after the list for `--help`."""
+        from bascule.experiments.registry import EXPERIMENTS
+
+        if not args or args[0] in ("-h", "--help"):
+            width = max(map(len, EXPERIMENTS)) + 2
+            lines = [f"  {name:<{width}}{entry.about}" for name, entry in EXPERIMENTS.items()]
+            usage = "usage: vla experiment NAME [OPTIONS]    (vla experiment NAME --help explains them)"
+            if not args:
+                raise ValueError(f"NAME is required: one of {', '.join(EXPERIMENTS)}")
+            print("\n".join([usage, "", str(cls.__doc__).partition(";")[0] + ".", "", *lines]))
+            raise SystemExit(0)
+        if args[0].startswith("-"):
+            raise ValueError(f"NAME comes first: vla experiment NAME {args[0]} ...")
+        if args[0] not in EXPERIMENTS:
+            raise ValueError(unknown(args[0], EXPERIMENTS, "experiment"))
+        return command_of(args[0]), args[1:]
 
     def run(self) -> None:
         """Run what is missing, print the table and write --json. ValueError for flags it does not take."""
         from bascule.experiments.registry import EXPERIMENTS
 
-        make, perform = lookup(self.name, EXPERIMENTS, "experiment")
-        check_numbers(
-            self, seeds=(0, 2**31), seed0=(0, 2**53), demos=(1, 1_000_000), steps=(1, 10**9), align_steps=(0, 10**9),
-            seconds=(1, 10**9), batch_size=(1, 1_000_000), frames=(1, 64),
-            episodes=(1, 10_000_000), num_envs=(1, 100_000), workers=(1, 1024), control_steps=(1, 10**12),
-        )  # fmt: skip
+        config, perform = self.config, EXPERIMENTS[self.name].perform
+        check_numbers(config, **{name: _BOUNDS[name] for name in vars(config) if name in _BOUNDS})
         check_file("--json", self.json)
-        config = self._config(make)
         checkpoints = self._checkpoints()
-        if self.seed0 is not None:
-            tell_seeds(self.seed0, getattr(config, "episodes", 1))
+        if (seed0 := getattr(config, "seed0", None)) is not None:
+            tell_seeds(seed0, config.episodes)
         from policies.load import backbone_named
         from vla.core.config import save_json
         from vla.model.config import retirement
         from vla.runtime.console import format_rate, progress, say, stdout, table
         from vla.runtime.provenance import provenance
 
-        if note := retirement(self.backbone or ""):
+        if note := retirement(getattr(config, "backbone", "")):
             say(f"note: {note}")
         with progress(self.name, unit="runs") as update:
             result = perform(config, self.out, lambda done, total, what: update(done, what, total=total))
@@ -117,23 +87,14 @@ class Experiment(Command):
         if self.json is not None:
             save_json(self.json, result)
 
-    def _config(self, make: type[Any]) -> Any:
-        """The experiment's configuration, from the flags given. ValueError for one that it does not take."""
-        values = given(**{name: value for name, value in vars(self).items() if name not in ("name", "out", "json")})
-        known = {field.name for field in fields(make)}
-        if foreign := [name for name in values if name not in known]:
-            raise ValueError(f"this experiment has no --{foreign[0].replace('_', '-')}")
-        return make(**values)
-
     def _checkpoints(self) -> list[Path]:
         """The folders of the policies that are no scripted agents. ValueError for a suite or policies that do not
         exist, before any run begins."""
         from envs.registry import load_suite
         from policies.load import checkpoint
 
-        if self.suite is not None:
-            load_suite(self.suite)
-        policies = list(map(str, self.policy or ()))
+        load_suite(self.config.suite)
+        policies = list(map(str, getattr(self.config, "policy", ())))
         if self.name in ("robustness", "words"):
             from bascule.experiments.arms import arms_of
 
@@ -144,6 +105,20 @@ class Experiment(Command):
     def kept(self) -> str:
         """Finished runs are kept after Ctrl-C."""
         return stays(self.out, f"finished runs stay in {self.out}; the same command continues")
+
+
+@cache
+def command_of(name: str) -> type[Experiment]:
+    """The command `vla experiment NAME`: --out and --json, and the fields of the experiment's configuration."""
+    from bascule.experiments.registry import EXPERIMENTS
+    from bascule.usage import shown_plainly
+
+    entry = EXPERIMENTS[name]
+    config = Annotated[shown_plainly(entry.config), tyro.conf.OmitArgPrefixes]
+    return make_dataclass(
+        "Experiment", [("config", config, field(default_factory=entry.config))], bases=(Experiment,), frozen=True,
+        namespace={"name": name, "__doc__": f"{entry.config.__doc__}"},
+    )  # fmt: skip
 
 
 def _cell(counts: dict[str, Any], column: str) -> Any:

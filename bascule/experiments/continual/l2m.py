@@ -36,10 +36,11 @@ class L2MConfig:
     """Learning without forgetting: equal demonstrations, steps and evaluation scenes for every arm."""
 
     suite: str = "tabletop-ten"
+    """The suite to evaluate in."""
     known_tasks: tuple[str, ...] | None = None
-    """Tasks that the policy learns together, first; None: the first half of the suite's."""
+    """Tasks that the policy learns together, first. Default: the first half of the suite's."""
     new_tasks: tuple[str, ...] | None = None
-    """Tasks that it learns later, in this order; None: the others of the suite's."""
+    """Tasks that it learns later, in this order. Default: the others of the suite's."""
     arms: tuple[str, ...] = ARMS
     """before: the known tasks alone; full: bridge and head are fine-tuned; one-lora: one set of low-rank matrices for
     all new tasks; l2m: a pool, and nobody tells the task; oracle: the same, and the task is told; random: the same,
@@ -49,12 +50,15 @@ class L2MConfig:
     demos: int = 30
     """Demonstrations of each task."""
     backbone: str = DEFAULT_BACKBONE
+    """Backbone of the policies, see `vla list backbones`."""
     steps: int = 1500
     """Gradient steps on the known tasks; a new one has a fifth of them."""
     episodes: int = 20
     """Evaluation scenes of each task."""
     num_envs: int = 20
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def l2m(config: L2MConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

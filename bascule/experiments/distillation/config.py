@@ -16,6 +16,7 @@ class DistilConfig:
     """Learning from a privileged teacher: equal demonstrations, training steps and evaluation scenes for every arm."""
 
     suite: str = "tabletop-pick"
+    """The suite to evaluate in."""
     arms: tuple[str, ...] = ARMS
     """plain: the recipe as it is, without a teacher; tune-only: mapper and the teacher's decoder, not aligned;
     align-tune: aligned, then tuned through that decoder; no-decoder: aligned, then tuned through a fresh one; shuffled:
@@ -23,11 +24,16 @@ class DistilConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations, teacher and initial weights."""
     demos: int = 20
+    """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
+    """Backbone of the policies, see `vla list backbones`."""
     steps: int = 1300
+    """Gradient steps of imitation."""
     align_steps: int = 260
     """The first steps of the arms that are aligned; they count among the steps."""
     episodes: int = 200
     """Evaluation scenes, the same for every arm, seed and share of the steps."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""

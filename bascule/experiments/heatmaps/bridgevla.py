@@ -36,18 +36,25 @@ class BridgeConfig:
     """Heat-maps against chunks: equal backbone, demonstrations and evaluation scenes."""
 
     suite: str = "tabletop-object"
+    """The suite to evaluate in."""
     arms: tuple[str, ...] = ARMS
+    """heatmap; chunk: the usual policy; no-pretraining: a head that has not learnt where named things are; shuffled:
+    instructions exchanged between demonstrations; the others are heatmap's policy with cameras that are calibrated
+    wrongly by 20 degrees, and told of another object."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 3
     """Demonstrations of each task."""
     backbone: str = DEFAULT_BACKBONE
+    """Backbone of the policies, see `vla list backbones`."""
     steps: int = 1300
     """Gradient steps of the chunk policy."""
     episodes: int = 96
     """Evaluation scenes, the same for every arm and seed."""
     num_envs: int = 24
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def bridgevla(config: BridgeConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class PeersConfig:
     """Our policies and LeRobot's on the same demonstrations, within the same budgets."""
 
     suite: str = "tabletop-pick"
+    """The suite to evaluate in."""
     arms: tuple[str, ...] = ("ours", "act-small", "diffusion-small", BLIND)
     """ours: imitation by the recipe; ours-rl: online RL after it, within the seconds; blind: one demonstration replayed
     without looking, the floor; the others are LeRobot's (`lerobot_peers.PEERS`)."""
@@ -33,6 +34,7 @@ class PeersConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 50
+    """Number of demonstrations."""
     recipe: str = "tabletop-few"
     """Our imitation recipe."""
     backbone: str = DEFAULT_BACKBONE
@@ -40,12 +42,15 @@ class PeersConfig:
     seconds: int = 300
     """Seconds of learning: on a CPU on one core, counted in the time it computes; on a GPU by the wall's clock."""
     steps: int = 200
+    """Gradient steps of imitation."""
     batch_size: int = 16
     """Frames of a gradient step: of LeRobot's policies, and of all at equal steps."""
     episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def peers(config: PeersConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

@@ -40,13 +40,17 @@ class RobustnessConfig:
     """Checkpoints, or expert, zero, random, blind. ARM=CHECKPOINT gives an arm's name: several of one name are its
     training seeds, in this order."""
     suite: str = "tabletop-pick"
+    """The suite to evaluate in."""
     axes: tuple[str, ...] = ()
     """Axes of `envs.perturb.perturbation.Perturbation`; all of them by default."""
     conditions: tuple[str, ...] = ("0.25", "0.5", "1")
     """Severities, besides 0."""
     episodes: int = 100
+    """Evaluation scenes, the same for every arm."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def robustness(config: RobustnessConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

@@ -59,19 +59,27 @@ class XYZExperimentConfig:
     """Equal demonstrations, steps and evaluation scenes for policies that read places in pictures, and in metres."""
 
     suite: str = "tabletop-pick"
+    """The suite to evaluate in."""
     arms: tuple[str, ...] = ("plain", "xyz", "xyz-wrong")
+    """plain: places in pictures; xyz: places in the robot's frame; xyz-wrong: the same from wrong calibration, a
+    control. With -seen: before the cameras of training; with -raw: raw tokens are read, too."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations, azimuths and initial weights."""
     demos: int = 80
+    """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
+    """Backbone of the policies, see `vla list backbones`."""
     cameras: tuple[str, ...] = ("front",)
     """Those that the policies read: the one that stands elsewhere. With the camera on the hand, which never does, a
     policy can do without the other (docs/research-log.md)."""
     steps: int = 1300
+    """Gradient steps of imitation."""
     episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def xyz(config: XYZExperimentConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

@@ -20,7 +20,9 @@ class TalkExperimentConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights; the questions are the same."""
     demos: int = 20
+    """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
+    """Backbone of the policies, see `vla list backbones`."""
     steps: int = 1300
     """Gradient steps of the arms with a frozen backbone."""
     tuned_steps: int = 400
@@ -30,4 +32,6 @@ class TalkExperimentConfig:
     episodes: int = 200
     """Evaluation scenes to act in, and as many held-out episodes to be asked about."""
     num_envs: int = 24
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""

@@ -17,7 +17,7 @@ from bascule.commands.learning.quickstart import Quickstart
 from bascule.commands.learning.rl import RL
 from bascule.commands.learning.train import Train
 from bascule.commands.measuring.evaluate import Eval
-from bascule.commands.measuring.experiment import Experiment
+from bascule.commands.measuring.experiment import command_of
 from vla.core.config import save_json
 from vla.runtime import console
 
@@ -121,7 +121,7 @@ KEPT = {
     "quickstart": (Quickstart, {}, "quickstart.json", "what finished stays"),
     "pretrain": (Pretrain, {}, "data/x", "finished sets of scenes"),
     "demos": (Demos, {"suite": "tabletop-pick"}, "recording/0.parquet", "finished episodes stay"),
-    "experiment": (Experiment, {"name": "rl"}, "cell.json", "finished runs stay"),
+    "experiment": (command_of("rl"), {}, "cell.json", "finished runs stay"),
     "eval": (Eval, {"policy": "p", "robustness": True}, "cell.json", "finished cells stay"),
 }
 

@@ -133,10 +133,10 @@ def busy(*_):
 
 def test_what_a_command_writes_is_paths_only():
     from bascule.commands.doctor import Doctor
-    from bascule.commands.measuring.experiment import Experiment
+    from bascule.commands.measuring.experiment import command_of
 
     assert Doctor(json=True).writes() == ()
-    assert Experiment("ablation", json=Path("x")).writes() == (Path("runs/experiment"), Path("x"))
+    assert command_of("ablation")(json=Path("x")).writes() == (Path("runs/experiment"), Path("x"))
     assert cli.COMMANDS["demos"]("tabletop-pick").writes() == (Path("runs/demos/tabletop-pick"),)
 
 
