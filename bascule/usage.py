@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -64,11 +64,13 @@ def _check_once(flag: str, args: list[str]) -> None:
 
 
 @cache
-def shown_plainly(command: type[Command]) -> type[Command]:
+def shown_plainly(command: type[Any]) -> type[Any]:
     """The command, whose help shows a positional argument by its name, as SUITE instead of STR, and says neither {None}
     nor "(default: None)" of a flag that may be left out."""
     bare, hints = get_type_hints(command), get_type_hints(command, include_extras=True)
     for field in fields(command):
+        if is_dataclass(bare[field.name]):
+            shown_plainly(bare[field.name])  # an experiment's settings, whose flags the command has
         kind, given = bare[field.name], [one for one in get_args(bare[field.name]) if one is not NoneType]
         shown = {"help_behavior_hint": ""} if field.default in (None, ()) else {}
         if NoneType in get_args(kind) and len(given) == 1:

@@ -36,19 +36,25 @@ class RememberConfig:
     """Equal demonstrations, training steps, evaluation scenes and number of memory tokens for every arm."""
 
     suite: str = "tabletop-memory"
+    """The suite to evaluate in."""
     arms: tuple[str, ...] = ("bank", "uniform", "current", SHUFFLED)
     """Rules of `vla.model.config.MemoryConfig`; current repeats the present frame. The last two must fail."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
     demos: int = 100
+    """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
+    """Backbone of the policies, see `vla list backbones`."""
     steps: int = 1500
+    """Gradient steps of imitation."""
     episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""
     frames: int = 4
     """Earlier decisions that a policy looks at."""
     num_envs: int = 48
+    """Environments that play at the same time."""
     workers: int = 2
+    """Processes that simulate."""
 
 
 def memory(config: RememberConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:

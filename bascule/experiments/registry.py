@@ -12,6 +12,7 @@ from bascule.experiments.distillation.comparison import distil
 from bascule.experiments.distillation.config import DistilConfig
 from bascule.experiments.heatmaps.bridgevla import BridgeConfig, bridgevla
 from bascule.experiments.latency import LatencyConfig, latency
+from bascule.experiments.memory import RememberConfig, memory
 from bascule.experiments.peers.experiment import PeersConfig, peers
 from bascule.experiments.refinement import RLConfig, rl
 from bascule.experiments.robustness.comparison import RobustnessConfig, robustness
@@ -26,7 +27,7 @@ class Entry:
     """One experiment."""
 
     about: str
-    """What it compares, for the list of all."""
+    """The line that says what it compares, in the list of all."""
     config: type[Any]
     """The dataclass of its settings, whose fields are the command's flags."""
     perform: Callable[..., dict[str, Any]]
@@ -39,6 +40,7 @@ EXPERIMENTS: dict[str, Entry] = {
     "distil": Entry("students of a privileged teacher, aligned with it or not", DistilConfig, distil),
     "l2m": Entry("tasks learnt one after another, and what is left of those before", L2MConfig, l2m),
     "latency": Entry("delayed answers of a policy, and ways to go on meanwhile", LatencyConfig, latency),
+    "memory": Entry("policies that remember, by which decisions they look at again", RememberConfig, memory),
     "peers": Entry("LeRobot's ACT, Diffusion, SmolVLA and ours, within the same budgets", PeersConfig, peers),
     "rl": Entry("variants of online RL at equal control steps", RLConfig, rl),
     "robustness": Entry("policies in perturbed environments", RobustnessConfig, robustness),

@@ -20,7 +20,7 @@ SMALL = RLConfig(
 
 def test_every_kind_of_arm_runs_once_and_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment_rl, "SAC_CHECKPOINTS", 1)
-    make, perform = EXPERIMENTS["rl"]
+    make, perform = EXPERIMENTS["rl"].config, EXPERIMENTS["rl"].perform
     assert make is RLConfig
     result = perform(SMALL, tmp_path)
     assert result["experiment"] == "rl" and tuple(result["arms"]) == ARMS

@@ -17,8 +17,9 @@ from vla.core.config import unknown
 _BOUNDS: dict[str, tuple[float, float]] = {
     "seeds": (0, 2**31), "seed0": (0, 2**53), "demos": (1, 1_000_000), "steps": (1, 10**9),
     "tuned_steps": (1, 10**9), "align_steps": (0, 10**9), "seconds": (1, 10**9), "batch_size": (1, 1_000_000),
-    "talk_episodes": (1, 10_000_000), "episodes": (1, 10_000_000), "num_envs": (1, 100_000), "workers": (1, 1024),
-    "control_steps": (1, 10**12), "validation_episodes": (1, 10_000_000),
+    "frames": (1, 64), "talk_episodes": (1, 10_000_000), "episodes": (1, 10_000_000),
+    "num_envs": (1, 100_000), "workers": (1, 1024), "control_steps": (1, 10**12),
+    "validation_episodes": (1, 10_000_000),
 }  # fmt: skip
 """The ranges of numbers, whichever experiment has them."""
 
@@ -111,10 +112,9 @@ class Experiment(Command):
 def command_of(name: str) -> type[Experiment]:
     """The command `vla experiment NAME`: --out and --json, and the fields of the experiment's configuration."""
     from bascule.experiments.registry import EXPERIMENTS
-    from bascule.usage import shown_plainly
 
     entry = EXPERIMENTS[name]
-    config = Annotated[shown_plainly(entry.config), tyro.conf.OmitArgPrefixes]
+    config = Annotated[entry.config, tyro.conf.OmitArgPrefixes]
     return make_dataclass(
         "Experiment", [("config", config, field(default_factory=entry.config))], bases=(Experiment,), frozen=True,
         namespace={"name": name, "__doc__": f"{entry.config.__doc__}"},

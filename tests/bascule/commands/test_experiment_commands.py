@@ -45,7 +45,8 @@ def test_its_help_has_its_own_flags_and_explains_each(name, capsys):
     silent = [
         node.target.id
         for node, after in pairwise([*body, None])
-        if isinstance(node, ast.AnnAssign) and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+        if isinstance(node, ast.AnnAssign)
+        and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
     ]
     assert silent == []
 

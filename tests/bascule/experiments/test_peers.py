@@ -45,7 +45,7 @@ def test_arms_run_once_in_every_budget_and_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiment, "learn", learn)
     monkeypatch.setattr(experiment, "check_installed", lambda: None)
-    make, perform = EXPERIMENTS["peers"]
+    make, perform = EXPERIMENTS["peers"].config, EXPERIMENTS["peers"].perform
     assert make is PeersConfig
     result = perform(SMALL, tmp_path)
     assert list(result["arms"]) == ["ours-1s", "ours-2steps", "act-1s", "act-2steps", "blind"]

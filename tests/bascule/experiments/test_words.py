@@ -266,7 +266,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, sentences):
         ([], "--policy"),
         (["--policy", "expert", "--episodes", "100"], "multiple of 80"),
         (["--policy", "expert", "--suite", "tabletop-ten"], "--suite tabletop-pick"),
-        (["--policy", "expert", "--arms", "plain"], "no --arms"),
+        (["--policy", "expert", "--arms", "plain"], "unknown option '--arms'"),
         (["--policy", "exprt"], "exprt"),
     ):
         assert main(["experiment", "words", *wrong, "--out", str(tmp_path)]) == 2
