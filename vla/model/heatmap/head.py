@@ -44,6 +44,24 @@ class Seen(TensorBatch):
         return self.map(Tensor.float)
 
 
+class _Verdict(nn.Module):
+    """One hidden layer over features and the robot's state.
+
+    The state has weights of its own, which begin as large as a thousand features' together: two numbers that say
+    whether the gripper is closed would drown otherwise, and a hand that has closed would not know that it has.
+    """
+
+    def __init__(self, features: int, state_dim: int, *, hidden: int, out: int) -> None:
+        super().__init__()
+        self.features = nn.Linear(features, hidden)
+        self.state = nn.Parameter(torch.randn(state_dim, hidden))
+        self.out = nn.Linear(hidden, out)
+
+    def forward(self, features_BF: Tensor, state_BS: Tensor) -> Tensor:
+        """Logits (B, out)."""
+        return self.out(F.gelu(self.features(features_BF) + state_BS @ self.state))
+
+
 class HeatmapHead(nn.Module):
     """Features of three views -> logits of their heat-maps (B, V, R, R), and features from which `flags` are told."""
 
@@ -79,23 +97,17 @@ class HeatmapHead(nn.Module):
         self.slots = nn.Parameter(torch.randn(slots, 2 * width))
         # The finer look's own verdict is where the heat-map begins.
         self.prior = nn.Parameter(torch.eye(slots, looks)) if looks else None
-        self.choose = nn.Sequential(
-            nn.Linear(num_queries * token_width + state_dim, 2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, slots),
-        )
-        nn.init.zeros_(self.choose[2].weight)
+        self.choose = _Verdict(num_queries * token_width, state_dim, hidden=2 * width, out=slots)
+        nn.init.zeros_(self.choose.out.weight)
         with torch.no_grad():  # until it has learnt otherwise, the hand goes to what is named
-            self.choose[2].bias.copy_(3.0 * torch.eye(slots)[0])
+            self.choose.out.bias.copy_(2.0 * torch.eye(slots)[0])
         self.modulate = nn.ModuleList([nn.Linear(2 * width, 2 * width), nn.Linear(2 * width, 2 * width)])
         self.mix = nn.ModuleList(
             [nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=2, dilation=2)]
         )
         self.heat = nn.Conv2d(width, 1, 3, padding=1)
         self.mask = nn.Conv2d(width, 9 * self.factor**2, 1)
-        self.flags = nn.Sequential(
-            nn.Linear(3 * width + 2 * width + state_dim, 2 * width), nn.GELU(), nn.Linear(2 * width, len(FLAGS))
-        )
+        self.flags = _Verdict(3 * width + 2 * width, state_dim, hidden=2 * width, out=len(FLAGS))
 
     def fixed_slot(self, slot_B: Tensor) -> Tensor:
         """(B, slots) weights that ask for slots of `SLOTS` by number, in pre-training."""
@@ -103,7 +115,7 @@ class HeatmapHead(nn.Module):
 
     def chosen_slot(self, seen: Seen, state_BS: Tensor) -> Tensor:
         """(B, slots) weights: what the next keyframe is about, by the instruction and the robot's state."""
-        return self.choose(torch.cat([_normal(seen.queries_BQD).flatten(1), state_BS], 1)).softmax(-1)
+        return self.choose(_normal(seen.queries_BQD).flatten(1), state_BS).softmax(-1)
 
     def forward(
         self, seen: Seen, slot_BK: Tensor, hand_B3: Tensor, centre_B3: Tensor, half_B: Tensor
@@ -145,7 +157,7 @@ class HeatmapHead(nn.Module):
     ) -> Tensor:
         """Logits (B, `FLAGS`) of a keyframe at positions `at_B3`, by the features of the cells onto which it falls."""
         found = sample_views(maps, at_B3, centre_B3, half_B)
-        return self.flags(torch.cat([found, asked_BW, state_BS], 1))
+        return self.flags(torch.cat([found, asked_BW], 1), state_BS)
 
     def _convex(self, coarse: Tensor, weights: Tensor) -> Tensor:
         """Maps (M, H, W) on a grid finer by `factor`: each value a convex combination of the nine cells around its own.

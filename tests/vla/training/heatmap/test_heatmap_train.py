@@ -9,6 +9,7 @@ import torch
 from policies.load import load_policy
 from tests.vla.training.heatmap.toy_demos import NAMES, SIZE, toy_demos
 from vla.model.heatmap.config import HeatmapConfig
+from vla.model.heatmap.head import Seen
 from vla.model.heatmap.policy import HeatmapPolicy
 from vla.model.heatmap.pretrained import read_head, write_head
 from vla.training.heatmap.learning import errors_mm, learn, loss_of
@@ -111,7 +112,23 @@ def test_a_pretrained_head_is_taken_over_but_for_what_reads_the_state(policy, tm
     read_head(other.model, str(tmp_path / "head.safetensors"))
     mine, theirs = policy.model.head.state_dict(), other.model.head.state_dict()
     assert torch.equal(mine["heat.weight"].half().float(), theirs["heat.weight"])
-    assert not torch.equal(mine["choose.0.weight"], theirs["choose.0.weight"])
+    assert not torch.equal(mine["choose.features.weight"], theirs["choose.features.weight"])
     wider = build(replace(CONFIG, model=replace(CONFIG.model, width=24)), toy_demos())
     with pytest.raises(ValueError, match="pre-train a head for this one"):
         read_head(wider.model, str(tmp_path / "head.safetensors"))
+
+
+def test_the_gripper_tells_what_comes_next():
+    """Scenes that differ in nothing but the gripper's state have different keyframes: a few steps must tell them."""
+    torch.manual_seed(0)
+    head = build(CONFIG, toy_demos()).model.head
+    queries = torch.randn(1, 8, head.ask[0].in_features // 8).expand(8, -1, -1)
+    seen = Seen(torch.zeros(8, 3, 36, 1), queries, None, None)
+    state = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).repeat(4, 1)
+    wanted = torch.tensor([0, 1]).repeat(4)
+    optimiser = torch.optim.AdamW(head.choose.parameters(), lr=1.5e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        (-head.chosen_slot(seen, state)[torch.arange(8), wanted].log().mean()).backward()
+        optimiser.step()
+    assert (head.chosen_slot(seen, state)[torch.arange(8), wanted] > 0.8).all()
