@@ -88,7 +88,8 @@ def test_seconds_become_steps_by_a_short_run(tmp_path, monkeypatch):
         flags = dict(arg.removeprefix("--").split("=", 1) for arg in args if arg.startswith("--"))
         steps = int(flags["steps"])
         ran.append((steps, flags["save_checkpoint"], flags["policy.type"], flags["batch_size"], flags["seed"]))
-        (lerobot_peers.Path(flags["output_dir"]) / "checkpoints" / "last" / "training_state").mkdir(parents=True)
+        if flags["save_checkpoint"] == "true":
+            (lerobot_peers.Path(flags["output_dir"]) / "checkpoints" / "last" / "training_state").mkdir(parents=True)
         seconds = {"seconds": 99.0, "cpu_seconds": 0.5 * steps + 2, "cpu_seconds_after_first": 0.5 * (steps - 1)}
         lerobot_peers.Path(flags["times"]).write_text(json.dumps(seconds))
 
