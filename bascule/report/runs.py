@@ -26,7 +26,7 @@ from bascule.report.claims import (
 )
 from vla.core.config import decode, load_json
 
-MUST_FAIL = ("swapped_instruction", "shuffled_labels", "zero", "random", "blind", "no-language")
+MUST_FAIL = ("swapped_instruction", "shuffled_labels", "zero", "random", "blind", "no-language", "shuffled")
 Rows = tuple[list[Count], list[Figure]]
 
 
