@@ -43,8 +43,8 @@ _SIDE_M, _CLEAR_M = 0.055, 0.015
 """Where the middle of the table ends, and how far from there a thing stands clearly, m."""
 _APART_M = 0.025
 """Sideways distance from which on one thing is clearly left of another, m."""
-_GRASPED_M, _GRASP_OPENING = 0.03, (0.2, 0.75)
-"""Distance of a held thing from the grip, m, and the fingers' opening around one (0 closed .. 1 open)."""
+_GRASPED_M, _EMPTY = 0.03, 0.2
+"""Distance of a held thing from the grip, m, and the opening of fingers that have closed on nothing (0 .. 1 open)."""
 _ON = {"plate": "on", "zone": "on", "bowl": "in", "box": "in", "cabinet": "in"}
 _WORDS = {"cabinet": "drawer"}
 
@@ -182,9 +182,9 @@ class Moment:
         return asked
 
     def _held(self) -> int:
-        """Slot of what is between the closed fingers, or -1."""
-        state, low_high = self.worlds.state, _GRASP_OPENING
-        if not low_high[0] < state.finger_opening[self.i] < low_high[1]:
+        """Slot of what is between fingers that were told to close, or -1. (Around a brick they stand nearly open.)"""
+        state = self.worlds.state
+        if self.worlds._gripper[self.i] > 0 or state.finger_opening[self.i] < _EMPTY:
             return -1
         slots = list(self.episode.slots)
         far = np.linalg.norm(state.objects[self.i, slots] - state.grip[self.i], axis=1)

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -67,6 +67,10 @@ class PolicyProcess:
         chunk, self.confidence, self.account = self._call("act", obs, **({} if prefix is None else {"prefix": prefix}))
         return chunk
 
+    def answer(self, obs: Observation, questions: Sequence[str]) -> list[Said]:
+        """Answers of the policy in the child to one question about each of B observations (`vla.language.talking`)."""
+        return self._call("answer", obs, list(questions))
+
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         try:
             self._pipe.send((method, arguments, named))
@@ -107,17 +111,24 @@ class _Accounts:
         """An observation that was acted on: one to speak about, if it is time."""
         if self._speech is None and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + self._every_s
-            self._speech = speech(self._policy, obs.select([0]), [ACCOUNT])
+            with self._heard():
+                self._speech = speech(self._policy, obs.select([0]), [ACCOUNT])
 
     def go_on(self, busy: Callable[[], bool]) -> None:
         """Speak until the account is told, or a request has come."""
         while self._speech is not None and not busy():
-            try:
+            with self._heard():
                 if self._speech.step():
                     self._done, self._speech = self._speech.said()[0], None
-            except Exception:  # acting goes on, whatever talking comes to
-                _log.exception("the policy failed to say what it does")
-                self._speech = None
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Acting goes on, whatever talking comes to."""
+        try:
+            yield
+        except Exception:
+            _log.exception("the policy failed to say what it does")
+            self._speech = None
 
     def take(self) -> Said | None:
         """The account that was told, once."""

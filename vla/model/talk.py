@@ -13,6 +13,7 @@ learning to talk moves nothing that acts. Where the decoder learns from both los
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,12 @@ class Talker(nn.Module):
                 for name, layer in layers.items()
             }
         )
+        text = backbone.vlm.config.get_text_config()
+        self.kv_heads = text.num_key_value_heads
+        places = _waves(backbone.coords_N3)
+        self.register_buffer("places_NF", places, persistent=False)
+        self.placed = nn.Linear(places.shape[1], text.num_hidden_layers * 2 * self.kv_heads * text.head_dim, bias=False)
+        nn.init.zeros_(self.placed.weight)
         self._adapted: tuple[Any, nn.Module] | None = None  # a tuple: no submodule, its weights are the backbone's
 
     def prefill(self, backbone: Any, inp: ModelInput[Tensor], *, mask_words: bool = False) -> Heard:
@@ -138,9 +145,20 @@ class Talker(nn.Module):
     def listen(self, backbone: Any, heard: Heard, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D) after a question's (and answer's) tokens, padded on the right. The cache grows."""
         words = backbone.vlm.model.get_input_embeddings()(ids_BT)
+        self._place(heard.cache)
         embeds = torch.cat([self.state(heard.proprio_BP)[:, None].to(words.dtype), words], 1)
         valid = torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT], 1)
         return self.go_on(backbone, heard, embeds, valid)[:, 1:]
+
+    def _place(self, cache: DynamicCache) -> None:
+        """Tell where in the picture each image token is, which the decoder's own keys and values say in passing only:
+        add it to those that talking reads. Acting has others."""
+        n = len(self.places_NF)
+        told_NLKHD = self.placed(self.places_NF).view(n, len(cache.layers), 2, self.kv_heads, -1)
+        for layer, told in zip(cache.layers, told_NLKHD.unbind(1), strict=True):
+            keys_HND, values_HND = (part.transpose(0, 1).to(layer.keys.dtype) for part in told.unbind(1))
+            layer.keys = torch.cat([layer.keys[:, :, :n] + keys_HND, layer.keys[:, :, n:]], 2)
+            layer.values = torch.cat([layer.values[:, :, :n] + values_HND, layer.values[:, :, n:]], 2)
 
     def go_on(self, backbone: Any, heard: Heard, embeds_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         """The decoder's last states (B, T, D) of tokens that follow what is in the cache; it and the mask grow."""
@@ -257,6 +275,13 @@ class Speech:
         while not self.step():
             pass
         return self.said()
+
+
+def _waves(coords_N3: Tensor) -> Tensor:
+    """(N, F) features of each image token's place: x, y in [-1, 1], waves of both, and which view it is of."""
+    xy_N2, view_N = coords_N3[:, :2], coords_N3[:, 2].long()
+    waves = [f(k * math.pi * xy_N2) for k in (0.5, 1.0, 2.0) for f in (torch.sin, torch.cos)]
+    return torch.cat([xy_N2, *waves, F.one_hot(view_N).float()], 1)
 
 
 def question_tokens(tokenizer: Any, question: str) -> list[int]:

@@ -40,7 +40,7 @@ def hold(worlds, slot, height=0.1):
     """The fingers around an object, `height` above the table, m."""
     state = worlds.state
     state.objects[0, slot] = [0.5, 0.0, height]
-    state.grip[0], state.finger_opening[0] = state.objects[0, slot], 0.5
+    state.grip[0], state.finger_opening[0], worlds._gripper[0] = state.objects[0, slot], 0.5, -1.0
 
 
 def test_left_is_smaller_y_and_only_what_is_clear_is_asked(pick):
@@ -74,7 +74,11 @@ def test_what_it_does_follows_the_hand(pick):
     hold(pick, other)
     now = moment(pick)
     assert now.doing() == f"holding {now.names[other]}" and now.object_named() == target and not now.done()
-    pick.state.finger_opening[0] = 1.0
+    pick.state.finger_opening[0] = 0.95  # as around a brick
+    assert moment(pick).held == other
+    pick.state.finger_opening[0] = 0.05  # closed on nothing
+    assert moment(pick).held == -1
+    pick.state.finger_opening[0], pick._gripper[0] = 0.5, 1.0
     assert moment(pick).held == -1
 
 
@@ -138,7 +142,7 @@ def test_moments_of_episodes_are_what_the_state_was(tmp_path):
     for frame, state in zip(about["frames"], proprio, strict=True):
         told = {kind: answer for kind, _, answer in frame["asked"]}
         if told["held"] != "nothing":
-            assert 0.2 < state[6] < 0.75  # the fingers are around something
+            assert state[6] > 0.2 and state[7] == -1  # told to close, the fingers are around something
         if told["done"] == "yes" and frame["suite"] == "tabletop-pick":
             assert state[2] > 0.08 and told["doing"] == "it is done"
 

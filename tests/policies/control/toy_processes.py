@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from vla.core.types import ActionSpec, Observation, PolicySpec, StepResult
+from vla.language.talking import Said
 
 SPEC = ActionSpec(("dx", "gripper"), (-1.0, -1.0), (1.0, 1.0), 20.0)
 
@@ -93,3 +94,35 @@ class Ticking(World):
     def step_chunk(self, chunk):
         self.seed += 1
         return super().step_chunk(chunk)
+
+
+class Talks(Steady):
+    """Says what it is asked again, a letter a step, each of which takes `letter_s` seconds; fails to speak where the
+    instruction is "crash"."""
+
+    spec = PolicySpec(SPEC, n_action_steps=4, talks=True)
+
+    def __init__(self, letter_s=0.0):
+        super().__init__()
+        self.letter_s = letter_s
+
+    def speech(self, obs, questions):
+        if obs.instruction[0] == "crash":
+            raise RuntimeError("no voice")
+        return Letters(questions[0], self.letter_s)
+
+    def answer(self, obs, questions):
+        return [Said(text, 0.5) for text in questions]
+
+
+class Letters:
+    def __init__(self, text, letter_s):
+        self.text, self.letter_s, self.told = text, letter_s, 0
+
+    def step(self):
+        time.sleep(self.letter_s)
+        self.told += 1
+        return self.told == len(self.text)
+
+    def said(self):
+        return [Said(self.text[: self.told], 0.75)]

@@ -141,6 +141,34 @@ def silent():
     )  # fmt: skip
 
 
+@torch.no_grad()
+def test_what_it_reads_of_pictures_tells_where_each_token_is():
+    """Added to keys and values of the image tokens alone, of talking alone; a loop over tokens is the reference."""
+    policy, obs = talking_policy(), toy_observation(2, size=64)
+    vla, inp = policy.vla, policy._input(obs)
+    talker = vla.talker
+    torch.nn.init.normal_(talker.placed.weight, std=0.1)
+    before, after = (talker.prefill(vla.backbone, inp).cache for _ in range(2))
+    talker._place(after)
+    coords, layers = vla.backbone.coords_N3, len(before.layers)
+    weight = talker.placed.weight.view(layers, 2, 4, 40, -1)  # layer, keys or values, head, width, features
+    for number, (old, new) in enumerate(zip(before.layers, after.layers, strict=True)):
+        for k, (was, now) in enumerate(((old.keys, new.keys), (old.values, new.values))):
+            assert torch.equal(now[:, :, len(coords) :], was[:, :, len(coords) :])
+            for token in (0, 5, len(coords) - 1):
+                x, y, view = coords[token].tolist()
+                waves = [f(k * np.pi * z) for k in (0.5, 1, 2) for f in (np.sin, np.cos) for z in (x, y)]
+                told = torch.tensor([x, y, *waves, float(view == 0), float(view == 1)], dtype=torch.float32)
+                torch.testing.assert_close(
+                    now[0, :, token] - was[0, :, token], weight[number, k] @ told, atol=1e-5, rtol=1e-4
+                )
+    said = ask(policy, obs, QUESTIONS[:2])
+    act = policy.act(obs)
+    torch.nn.init.zeros_(talker.placed.weight)
+    assert ask(policy, obs, QUESTIONS[:2]) != said
+    np.testing.assert_array_equal(policy.act(obs), act)
+
+
 def test_it_sees_the_picture_and_the_state_and_hears_the_instruction():
     policy, obs = talking_policy(), toy_observation(1, size=64)
 
