@@ -2,12 +2,15 @@
 
 After VLA4CD (Li et al., EMNLP 2025): continuous actions and text from one model. The sequence is
 
-    [patches][instruction][queries] | [state][question][answer]
+    [patches][instruction][queries] | [question][answer]
 
 and attention is causal, so what stands behind the bar cannot change the queries' states, from which the action is read:
 the action comes of the prefill alone, in training as in use. Behind the bar a frozen decoder computes with low-rank
 adapters (LoRA, Hu et al. 2021) of the talker's own, on the keys and values that the bare decoder has of the prefill. So
 learning to talk moves nothing that acts. Where the decoder learns from both losses it talks without adapters.
+
+Every token behind the bar starts from its word, from the robot's state, and from the mean of the instruction's words:
+a few words among a hundred patches are found late (as the queries' own start, `vla.backbones.backbone.Backbone.ask`).
 """
 
 from __future__ import annotations
@@ -95,16 +98,21 @@ class Heard:
     """Position of the last query, (B,)."""
     proprio_BP: Tensor
     """The robot's own state, normalised."""
+    said_BD: Tensor
+    """Mean of the instruction's word vectors."""
+    start_BD: Tensor | None = None
+    """What every token that follows starts from, beside its word."""
 
     def select(self, index: Tensor) -> Heard:
         """The observations in `index`, each as often as it is there: several questions about one. The cache itself is
         changed."""
         self.cache.batch_select_indices(index)
-        return Heard(self.cache, self.mask_BS[index], self.last_B[index], self.proprio_BP[index])
+        rows = (tensor[index] for tensor in (self.mask_BS, self.last_B, self.proprio_BP, self.said_BD))
+        return Heard(self.cache, *rows)
 
 
 class Talker(nn.Module):
-    """The part of a policy that only talking needs: a token of the robot's state, and the decoder's adapters."""
+    """The part of a policy that only talking needs: where its tokens start, where patches are, and the adapters."""
 
     def __init__(self, config: TalkerConfig, backbone: Any, *, proprio_dim: int) -> None:
         """ValueError for a backbone that cannot talk."""
@@ -113,6 +121,7 @@ class Talker(nn.Module):
             raise ValueError(problem)
         width = backbone.width
         self.state = nn.Sequential(nn.Linear(proprio_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.told = nn.Linear(width, width)
         layers = _linear_layers(decoder_of(backbone.vlm, backbone.family)) if config.rank else {}
         self.adapters = nn.ModuleDict(
             {
@@ -140,15 +149,17 @@ class Talker(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP)
+        weight = mask[..., None].float()
+        words = backbone.vlm.model.get_input_embeddings()(inp.token_ids_BT).float()
+        said = (words * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP, said)
 
     def listen(self, backbone: Any, heard: Heard, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D) after a question's (and answer's) tokens, padded on the right. The cache grows."""
-        words = backbone.vlm.model.get_input_embeddings()(ids_BT)
         self._place(heard.cache)
-        embeds = torch.cat([self.state(heard.proprio_BP)[:, None].to(words.dtype), words], 1)
-        valid = torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT], 1)
-        return self.go_on(backbone, heard, embeds, valid)[:, 1:]
+        said = F.rms_norm(heard.said_BD, heard.said_BD.shape[-1:])
+        heard.start_BD = self.state(heard.proprio_BP) + self.told(said)
+        return self.go_on(backbone, heard, ids_BT, mask_BT)
 
     def _place(self, cache: DynamicCache) -> None:
         """Tell where in the picture each image token is, which the decoder's own keys and values say in passing only:
@@ -160,9 +171,12 @@ class Talker(nn.Module):
             layer.keys = torch.cat([layer.keys[:, :, :n] + keys_HND, layer.keys[:, :, n:]], 2)
             layer.values = torch.cat([layer.values[:, :, :n] + values_HND, layer.values[:, :, n:]], 2)
 
-    def go_on(self, backbone: Any, heard: Heard, embeds_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+    def go_on(self, backbone: Any, heard: Heard, ids_BT: Tensor, valid_BT: Tensor) -> Tensor:
         """The decoder's last states (B, T, D) of tokens that follow what is in the cache; it and the mask grow."""
         b, t = valid_BT.shape
+        words = backbone.vlm.model.get_input_embeddings()(ids_BT)
+        assert heard.start_BD is not None
+        embeds_BTD = words + heard.start_BD[:, None].to(words.dtype)
         before = heard.mask_BS.shape[1]
         positions = heard.last_B[:, None] + valid_BT.long().cumsum(1)
         causal = torch.ones(t, t, dtype=torch.bool, device=valid_BT.device).tril()
@@ -262,8 +276,8 @@ class Speech:
         if self._heard is None:
             self._heard = self._hear()
             return self._talker.listen(self._backbone, self._heard, self._ids_BT, self._ids_BT > 0)
-        embeds = self._backbone.vlm.model.get_input_embeddings()(self._ids_BT)
-        return self._talker.go_on(self._backbone, self._heard, embeds, torch.ones_like(self._ids_BT, dtype=torch.bool))
+        every = torch.ones_like(self._ids_BT, dtype=torch.bool)
+        return self._talker.go_on(self._backbone, self._heard, self._ids_BT, every)
 
     def said(self) -> list[Said]:
         """The answers, as far as they have come."""

@@ -47,8 +47,11 @@ def one_pass(policy, obs, question, said):
     prompt = backbone.prompt(inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT)
     b, s = prompt.mask_BS.shape
     tokens = torch.tensor([question_tokens(backbone.tokenizer, question) + said] * b)
-    words = backbone.vlm.model.get_input_embeddings()(tokens)
-    embeds = torch.cat([prompt.embeds_BSD, vla.talker.state(inp.proprio_BP)[:, None], words], 1)
+    words = backbone.vlm.model.get_input_embeddings()
+    real = [words(ids[mask]).mean(0) for ids, mask in zip(inp.token_ids_BT, inp.token_mask_BT, strict=True)]
+    said = torch.nn.functional.rms_norm(torch.stack(real), (backbone.width,))
+    start = vla.talker.state(inp.proprio_BP) + vla.talker.told(said)
+    embeds = torch.cat([prompt.embeds_BSD, words(tokens) + start[:, None]], 1)
     t = embeds.shape[1] - s
     sees = torch.ones(s + t, s + t, dtype=torch.bool).tril()[None] & torch.cat(
         [prompt.mask_BS, torch.ones(b, t, dtype=torch.bool)], 1
