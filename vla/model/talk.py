@@ -101,7 +101,7 @@ class Heard:
     said_BD: Tensor
     """Mean of the instruction's word vectors."""
     start_BD: Tensor | None = None
-    """What every token that follows starts from, beside its word."""
+    """Added to the word of every token that follows."""
 
     def select(self, index: Tensor) -> Heard:
         """The observations in `index`, each as often as it is there: several questions about one. The cache itself is
