@@ -18,6 +18,9 @@ COMPONENTS = ((1, 0, 2), (1, 2, 0), (0, 2, 1))
 From above, right is +y and down +x, as the front camera's picture has them."""
 SIGNS = ((1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, -1.0, -1.0))
 """Directions of those components."""
+_DIRECTIONS = sorted(
+    {pair for parts, signs in zip(COMPONENTS, SIGNS, strict=True) for pair in zip(parts, signs, strict=True)}
+)
 _NEARNESS_BITS = 20
 _EMPTY = -1
 
@@ -60,18 +63,20 @@ def render(
     of the cube) the colour decides, so that the order of the points does not matter. `seen_BN` False: not a point.
     """
     side, views, batch = workspace.resolution, len(VIEWS), len(points_BN3)
-    place, key = [], []
-    red, green, blue = colours_BN3.long().unbind(-1)
-    packed = (red << 16) + (green << 8) + blue
-    within = ((points_BN3 - centre_B3[:, None]).abs() < half_B[:, None, None]).all(-1) & seen_BN
+    offset = points_BN3 - centre_B3[:, None]
+    within = (offset.abs() < half_B[:, None, None]).all(-1) & seen_BN
     scene, point = within.nonzero(as_tuple=True)
-    pixel = project(points_BN3[scene, point][:, None], centre_B3[scene], half_B[scene], side)[:, :, 0]
-    for view in range(views):
-        column, row, near = pixel[:, view].unbind(-1)
-        column, row = column.long().clamp(0, side - 1), row.long().clamp(0, side - 1)
-        place.append(((scene * views + view) * side + row) * side + column)
+    unit = offset[scene, point] / (2 * half_B[scene, None])
+    red, green, blue = colours_BN3[scene, point].long().unbind(-1)
+    packed = (red << 16) + (green << 8) + blue
+    along = {(part, sign): sign * unit[:, part] + 0.5 for part, sign in _DIRECTIONS}
+    pixel = {which: (value * side).long().clamp_(0, side - 1) for which, value in along.items()}
+    place, key = [], []
+    for view, directions in enumerate(zip(COMPONENTS, SIGNS, strict=True)):
+        right, down, near = zip(*directions, strict=True)
+        place.append(((scene * views + view) * side + pixel[down]) * side + pixel[right])
         # One number for nearness and colour: the largest of a pixel's points is what is seen there.
-        key.append(((near * (1 << _NEARNESS_BITS)).long() << 24) + packed[scene, point])
+        key.append(((along[near] * (1 << _NEARNESS_BITS)).long() << 24) + packed)
     seen = torch.full((batch * views * side * side,), _EMPTY, dtype=torch.int64, device=points_BN3.device)
     seen = seen.scatter_reduce(0, torch.cat(place), torch.cat(key), "amax").view(batch, views, side, side)
     reach = [round(float(workspace.splat_m * side / (2 * half))) for half in half_B]

@@ -29,26 +29,35 @@ def soft_targets(points_B3: Tensor, centre_B3: Tensor, half_B: Tensor, resolutio
 def log_volume(heat_BVHW: Tensor) -> Tensor:
     """(B, R, R, R), over x, y and z of the cube's cells: the summed logarithms of the views' heat-maps, each of which
     sums to 1, at the pixels onto which a cell falls."""
-    total: Tensor | float = 0.0
-    for view, (parts, signs) in enumerate(zip(COMPONENTS, SIGNS, strict=True)):
-        score = torch.log(heat_BVHW[:, view] + _FLOOR)
-        right, down = parts[:2]
-        score = score.flip(-1) if signs[0] < 0 else score
-        score = score.flip(-2) if signs[1] < 0 else score
-        # Rows run along `down`, columns along `right`; the cube's axes are x, y, z.
-        score = score.transpose(-1, -2) if right < down else score
-        total = total + score.unsqueeze(1 + parts[2])
-    assert isinstance(total, Tensor)
-    return total
+    parts = (_along_axes(heat_BVHW[:, view], view).unsqueeze(1 + COMPONENTS[view][2]) for view in range(3))
+    above, front, side = parts
+    return above + front + side
 
 
 def peak(heat_BVHW: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
-    """(B, 3) centre of the cell where the summed heat-maps are highest, m."""
+    """(B, 3) centre of the cell where the summed heat-maps are highest, m: the peak of `log_volume`, without it.
+
+    The view from above says nothing about the height, so the best height of every column is found first.
+    """
     resolution = heat_BVHW.shape[-1]
-    best = log_volume(heat_BVHW).flatten(1).argmax(1)
-    cell = torch.stack([best // resolution**2, best // resolution % resolution, best % resolution], -1)
-    unit = (cell.to(centre_B3.dtype) + 0.5) / resolution * 2 - 1
+    above_Bxy, front_Byz, side_Bxz = (_along_axes(heat_BVHW[:, view], view) for view in range(3))
+    best_Bxy = above_Bxy + (front_Byz[:, None] + side_Bxz[:, :, None]).amax(-1)
+    column = best_Bxy.flatten(1).argmax(1)
+    x, y = column // resolution, column % resolution
+    rows = torch.arange(len(x), device=x.device)
+    z = (front_Byz[rows, y] + side_Bxz[rows, x]).argmax(1)
+    unit = (torch.stack([x, y, z], -1).to(centre_B3.dtype) + 0.5) / resolution * 2 - 1
     return centre_B3 + half_B[:, None] * unit
+
+
+def _along_axes(heat_BHW: Tensor, view: int) -> Tensor:
+    """Logarithms of a view's heat-map over the two of x, y, z that it shows, in that order and upward."""
+    parts, signs = COMPONENTS[view], SIGNS[view]
+    score = torch.log(heat_BHW + _FLOOR)
+    score = score.flip(-1) if signs[0] < 0 else score
+    score = score.flip(-2) if signs[1] < 0 else score
+    # Rows run along the picture's down, columns along its right.
+    return score.transpose(-1, -2) if parts[0] < parts[1] else score
 
 
 def sample_views(maps_BVCHW: Tensor, points_B3: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:

@@ -113,6 +113,16 @@ def test_volume_is_the_sum_over_the_pixels_that_a_cell_falls_on():
         assert float(volume[x, y, z]) == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_the_peak_is_that_of_the_volume():
+    rng = np.random.default_rng(5)
+    heat = torch.from_numpy(rng.random((6, 3, 9, 9)).astype(np.float32))
+    heat = heat / heat.sum((-1, -2), keepdim=True)
+    centre, half = cube(6)
+    best = log_volume(heat).flatten(1).argmax(1)
+    cell = torch.stack([best // 81, best // 9 % 9, best % 9], -1)
+    assert peak(heat, centre, half).allclose(centre + half[:, None] * ((cell + 0.5) / 9 * 2 - 1), atol=1e-6)
+
+
 def test_the_peak_after_zooming_is_the_cell_that_holds_the_point():
     """A first look finds the cell, a second look at its surroundings a cell of a quarter of that size."""
     rng = np.random.default_rng(4)
