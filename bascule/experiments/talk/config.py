@@ -23,9 +23,9 @@ class TalkExperimentConfig:
     """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
     """Backbone of the policies, see `vla list backbones`."""
-    steps: int = 1300
+    steps: int = 800
     """Gradient steps of the arms with a frozen backbone."""
-    tuned_steps: int = 400
+    tuned_steps: int = 150
     """Gradient steps, on half as many frames, of the arms whose backbone learns: it runs at every step."""
     talk_episodes: int = 1600
     """Episodes that are asked about for training, of tabletop-pick and tabletop-ten in turn."""
