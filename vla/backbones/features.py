@@ -174,8 +174,13 @@ def with_query_noise(features: Features, scale: float) -> Features:
     generator; as they are for scale 0, and where nothing is pointed at and the states are all that is known."""
     if not scale or features.points_BQE is None:
         return features
-    states = features.queries_BLQD
-    return replace(features, queries_BLQD=states + scale * states.std(-1, keepdim=True) * torch.randn_like(states))
+    states, memory = features.queries_BLQD, features.memory_BMK
+    noisy = states + scale * states.std(-1, keepdim=True) * torch.randn_like(states)
+    if memory is not None:  # a row begins with that decision's states, of unit variance; an empty one stays as it is
+        width = states.shape[2] * states.shape[3]
+        noise = scale * torch.randn_like(memory[..., :width]) * (memory[..., -1:] >= 0)
+        memory = torch.cat([memory[..., :width] + noise, memory[..., width:]], -1)
+    return replace(features, queries_BLQD=noisy, memory_BMK=memory)
 
 
 def hears_noise(backbone: object) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_backbone, toy_observation, toy_vla
 from tests.vla.training.test_train import CONFIG, demos
+from vla.backbones.features import with_query_noise
 from vla.core.types import Observation
 from vla.data.feature_cache import encode_demos
 from vla.model.config import BridgeConfig, MemoryConfig
@@ -125,6 +126,17 @@ def test_it_learns_is_saved_and_loaded(tmp_path):
     observations = [data.observation(slice(frame, frame + 1)) for frame in range(0, 9, STEPS)]
     np.testing.assert_allclose(played(VLAPolicy(loaded), observations), played(VLAPolicy(vla), observations), atol=1e-6)
     assert VLAPolicy(loaded).spec.memory_frames == 3
+
+
+def test_query_noise_is_on_remembered_states_too_and_on_nothing_else():
+    data = demos(episodes=1, length=9)
+    cfg = replace(CONFIG, model=replace(CONFIG.model, memory=MemoryConfig(3), n_action_steps=STEPS))
+    vla = build_vla(cfg, data, action_spec=SPEC, backbone=toy_backbone(point_dim=6))
+    features = encode_demos(vla, data).take(torch.arange(9)).seen
+    rows, noisy = features.memory_BMK, with_query_noise(features, 2.0).memory_BMK
+    width = features.queries_BLQD.shape[2] * features.queries_BLQD.shape[3]
+    assert torch.equal(noisy[..., width:], rows[..., width:]) and torch.equal(noisy[0], rows[0])  # nothing is kept yet
+    assert (noisy - rows)[8, :, :width].std() == pytest.approx(2.0, rel=0.2)
 
 
 def test_wrong_use_is_refused_in_one_line():
