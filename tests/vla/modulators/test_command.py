@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from bascule.commands.learning.train import Train
+from bascule.experiments.continual import l2m
 from bascule.experiments.continual.l2m import KNOWN, L2MConfig, key_match, tasks_of
 from bascule.experiments.continual.learning import owners
 from policies.export.exporter import export
 from policies.load import load_policy
 from tests.vla.data.test_data import lerobot  # noqa: F401 (fixture)
+from tests.vla.toy_backbone import toy_vla
 from tests.vla.training.test_train_command import arm, command  # noqa: F401 (fixture)
 from vla.data.lerobot_dataset import load_dataset
+from vla.model.config import ModulatorConfig
 from vla.model.model import VLA
 
 
@@ -80,3 +83,13 @@ def test_the_experiments_tasks_and_matches():
         tasks_of(L2MConfig(new_tasks=("pres",)))
     chosen = {"lift": {KNOWN: 8, "open": 2}, "open": {"open": 7, KNOWN: 3}, "press": {"open": 10}}
     assert key_match(chosen, ("lift",)) == [15, 30]
+
+
+def test_the_controls_chance_is_among_what_was_learnt_and_nothing():
+    pool = toy_vla()
+    pool.add_modulators(ModulatorConfig(count=4), seed=0)
+    pool.pool.counts_M += torch.tensor([0, 5, 0, 7])
+    drawn = l2m._at_random(3)(pool.pool, torch.zeros(300, 48))
+    assert {number: round((drawn == number).sum().item() / 100) for number in drawn.tolist()} == {-1: 1, 1: 1, 3: 1}
+    noted = []
+    assert l2m._noting(l2m._always(2), noted)(pool.pool, torch.zeros(3, 48)).tolist() == noted == [2, 2, 2]
