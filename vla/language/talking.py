@@ -16,7 +16,7 @@ LONGEST_QUESTION = 400
 """Characters of a question that are read."""
 ACCOUNT = "what are you doing"
 """The question to which a policy tells its own account of what it does."""
-CANNOT = "this policy cannot talk: train one that does with `vla train --talk DATA` (docs/train.md)"
+CANNOT = "this policy cannot talk: train one that does with `vla train --talk DATA` (docs/beyond.md)"
 
 
 @dataclass(frozen=True)

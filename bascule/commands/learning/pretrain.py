@@ -23,7 +23,7 @@ class Pretrain(Command):
 
     kind: Positional[str] = "small"
     """small: convolutions at several scales, and the words of SmolLM2 (needs the extra smollm). heatmap: no backbone,
-    but the head of a policy that answers by heat-maps, on sets of `vla ground-data --depth` (docs/train.md)."""
+    but the head of a policy that answers by heat-maps, on sets of `vla ground-data --depth` (docs/beyond.md)."""
     data: tuple[Path, ...] = ()
     """Folders of `vla ground-data`; the last 256 scenes of each are for evaluation only. Default: it first makes its
     own in OUT/data, 72,000 scenes of the tabletop, robosuite and Meta-World, most of them randomised (4 GB, about an

@@ -60,7 +60,7 @@ class Train(Command):
     """How much of the vision-language model learns."""
     head: str | None = None
     """Action head: l1, linear, flow, bins, frequencies; or MODULE:CLASS, one of your own (docs/extend.md). heatmap:
-    another kind of policy, which says where the hand goes next and reads depth (docs/train.md)."""
+    another kind of policy, which says where the hand goes next and reads depth (docs/beyond.md)."""
     teacher: Path | None = None
     """Learn from a small expert on the same demonstrations first, then go on through its action decoder: the folder of
     a policy of ours, of an RL run (its privileged teacher), or of a policy that LeRobot trained, such as act."""
@@ -70,7 +70,7 @@ class Train(Command):
     cameras: tuple[str, ...] | None = None
     """The cameras to use, in order. Default: all of the dataset."""
     xyz: bool = False
-    """Read where things are in the robot's frame, from the depth and the calibration of every camera (docs/train.md):
+    """Read where things are in the robot's frame, from the depth and the calibration of every camera (docs/beyond.md):
     the policy then works with cameras that stand elsewhere. The dataset must hold both, see `vla demos --depth`."""
     image_size: int | None = None
     """Read every picture at this square size in pixels: for cameras that changed their resolution, and to save memory.
