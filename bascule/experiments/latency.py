@@ -298,7 +298,7 @@ class _Post:
     def waiting_s(self) -> float:
         return self._world.now - self.questions[0].asked_s if self.questions else 0.0
 
-    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None) -> None:
+    def ask(self, obs: Observation, *, step: int, seen_s: float, prefix: Prefix | None = None, scene: int = 0) -> None:
         now = self._world.now
         if self._policy is not None:
             self.questions.append(_Question(step, now, seen_s, now, True, chunk=self._policy.act(obs)[0]))

@@ -127,6 +127,7 @@ def test_flags_that_do_not_go_together_are_refused_at_once(flags, message, capsy
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_the_experiment_reports_every_share_of_the_steps(tmp_path):
     small = ["--demos", "1", "--steps", "10", "--align-steps", "2", "--episodes", "2", "--num-envs", "2"]
     small += ["--seeds", "0", "--workers", "1", "--arms", "align-tune", "teacher"]

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from bascule.experiments.talk import rollout
 from bascule.experiments.talk.config import TalkExperimentConfig
@@ -101,6 +102,7 @@ def test_an_unknown_arm_is_refused_before_anything_is_made(tmp_path, capsys):
     assert "did you mean 'adapter'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_one_arm_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(rollout, "_TIMED", 2)
     config = TalkExperimentConfig(
