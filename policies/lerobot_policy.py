@@ -47,10 +47,10 @@ class LeRobotPolicy:
     def __init__(self, policy: Any, preprocess: Any, postprocess: Any, spec: PolicySpec) -> None:
         """`spec` describes the policy as it is configured; `self.spec` as it is to be asked."""
         self.policy, self.config = policy.eval(), policy.config
-        self._pre, self._post = preprocess, postprocess
+        self.preprocess, self.postprocess = preprocess, postprocess
         self.n_action_steps = spec.n_action_steps or 1
         """Actions of a chunk that are executed before the next one is computed."""
-        self._cameras = _cameras(self.config)
+        self.cameras = cameras_of(self.config)
         self._memory = _Memory(spec.observations)
         self._decisions = 0
         self.spec = spec if spec.observations == 1 else replace(spec, chunk_size=1, n_action_steps=1)
@@ -58,16 +58,25 @@ class LeRobotPolicy:
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> LeRobotPolicy:
         """The policy in a folder. ValueError naming what of it this program does not play."""
-        folder = Path(folder)
-        config = _config(folder)
-        config.device = choose_device("auto")
+        config = policy_config(folder)
+        if getattr(config, "temporal_ensemble_coeff", None) is not None:
+            raise ValueError(
+                f"{folder} averages overlapping chunks (temporal_ensemble_coeff), which is not done here: set it to "
+                "null in config.json, and n_action_steps to the actions of a chunk that are executed"
+            )
+        return LeRobotPolicy.of(config, folder, choose_device("auto"))
+
+    @staticmethod
+    def of(config: PreTrainedConfig, folder: str | os.PathLike[str], device: str) -> LeRobotPolicy:
+        """The policy in a folder, whose configuration has been read. ValueError where something of it is missing."""
+        folder, config.device = Path(folder), device
         if hasattr(config, "pretrained_backbone_weights"):
             config.pretrained_backbone_weights = None  # or it would fetch those that training began with
-        device = {"device_processor": {"device": config.device}}
+        steps = {"device_processor": {"device": device}}
         try:
             with redirect_stdout(sys.stderr):  # LeRobot prints what it loads, among what a command prints
                 policy = get_policy_class(config.type).from_pretrained(folder, config=config)
-                pre, post = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=device)
+                pre, post = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=steps)
         except OSError as problem:  # of Hugging Face: a tokenizer or a model that the folder only names
             told = str(problem).strip().splitlines()[0]
             raise ValueError(f"{folder} is not all that its policy needs: {told}") from None
@@ -84,7 +93,7 @@ class LeRobotPolicy:
         """The whole chunk (B, C, A) in environment units; of a policy with a memory the next action (B, 1, A).
         FloatingPointError if it is not finite. Actions of environments that are not live mean nothing."""
         with torch.inference_mode():
-            step = self._step(obs)
+            step = self.read(obs)
             if self.spec.observations == 1:
                 return self._chunk([step])
             memory = self._memory
@@ -95,10 +104,10 @@ class LeRobotPolicy:
                 memory.plan(asking, self._chunk(memory.steps(asking))[:, : self.n_action_steps])
             return memory.next_actions(obs.batch_size, self.spec.action_spec.dim)
 
-    def _step(self, obs: Observation) -> Step:
+    def read(self, obs: Observation) -> Step:
         """The observation as LeRobot's processors leave it: tensors (B, ...) by feature."""
         raw: dict[str, Any] = {"task": list(obs.instruction)}
-        for camera, key in self._cameras.items():
+        for camera, key in self.cameras.items():
             image = obs.images[camera]
             wanted = tuple(self.config.input_features[key].shape[1:])
             if wanted[0] == wanted[1] and image.shape[1] == image.shape[2] != wanted[0]:
@@ -111,7 +120,7 @@ class LeRobotPolicy:
             raw[key] = torch.from_numpy(np.ascontiguousarray(image)).permute(0, 3, 1, 2).float() / 255
         if OBS_STATE in self.config.input_features:
             raw[OBS_STATE] = torch.from_numpy(np.array(obs.proprio, np.float32))
-        done = self._pre(raw)
+        done = self.preprocess(raw)
         return {name: value for name, value in done.items() if isinstance(value, Tensor) and value.ndim}
 
     def _chunk(self, steps: Sequence[Step]) -> ActionChunk:
@@ -121,7 +130,7 @@ class LeRobotPolicy:
         queues = getattr(policy, "_queues", None) or {}
         for step in steps:
             if OBS_IMAGES in queues:
-                step[OBS_IMAGES] = torch.stack([step[key] for key in self._cameras.values()], dim=-4)
+                step[OBS_IMAGES] = torch.stack([step[key] for key in self.cameras.values()], dim=-4)
             if OBS_STATE in queues:
                 queues = policy._queues = populate_queues(queues, step)
         with torch.random.fork_rng():
@@ -129,7 +138,7 @@ class LeRobotPolicy:
             action = policy.predict_action_chunk(steps[-1])
         self._decisions += 1
         batch_size, length, width = action.shape
-        chunk = self._post(action.reshape(-1, width)).reshape(batch_size, length, width).float().cpu().numpy()
+        chunk = self.postprocess(action.reshape(-1, width)).reshape(batch_size, length, width).float().cpu().numpy()
         if not np.isfinite(chunk).all():
             raise FloatingPointError("the policy's action is not finite: its weights or inputs are damaged")
         return chunk
@@ -191,8 +200,9 @@ class _Memory:
         return actions[:, None]
 
 
-def _config(folder: Path) -> PreTrainedConfig:
+def policy_config(folder: str | os.PathLike[str]) -> PreTrainedConfig:
     """The configuration in a folder. ValueError, one line, for a policy that cannot be played here."""
+    folder = Path(folder)
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds adapters (--peft): merge them into their policy and save that")
     if not (folder / PREPROCESSOR).is_file():
@@ -204,18 +214,13 @@ def _config(folder: Path) -> PreTrainedConfig:
     if kind not in PreTrainedConfig.get_known_choices():
         raise ValueError(f"{folder} is a policy of type '{kind}', which the installed LeRobot does not know")
     config = PreTrainedConfig.from_pretrained(folder)
-    if getattr(config, "temporal_ensemble_coeff", None) is not None:
-        raise ValueError(
-            f"{folder} averages overlapping chunks (temporal_ensemble_coeff), which is not done here: set it to null "
-            "in config.json, and n_action_steps to the actions of a chunk that are executed"
-        )
-    others = [key for key in config.input_features if key != OBS_STATE and key not in _cameras(config).values()]
+    others = [key for key in config.input_features if key != OBS_STATE and key not in cameras_of(config).values()]
     if others:
         raise ValueError(f"{folder} reads '{others[0]}': only pictures, '{OBS_STATE}' and the instruction are given")
     return config
 
 
-def _cameras(config: PreTrainedConfig) -> dict[str, str]:
+def cameras_of(config: PreTrainedConfig) -> dict[str, str]:
     """Camera -> the feature with its pictures, in the policy's order."""
     features = [key for key, feature in config.input_features.items() if feature.type is FeatureType.VISUAL]
     return {key.removeprefix(f"{OBS_IMAGES}.").removeprefix("observation."): key for key in features}
@@ -250,14 +255,14 @@ def _spec(config: PreTrainedConfig, stats: dict[str, Any], dataset: dict[str, An
         tuple(np.asarray(stats[name], float).reshape(-1).tolist()) if name in stats else (bound,) * width
         for name, bound in zip(_BOUNDS, (-math.inf, math.inf), strict=True)
     )
-    sizes = {shape for key in _cameras(config).values() for shape in [tuple(config.input_features[key].shape[1:])]}
+    sizes = {shape for key in cameras_of(config).values() for shape in [tuple(config.input_features[key].shape[1:])]}
     side = next(iter(sizes)) if len(sizes) == 1 else (0, 1)
     steps = getattr(config, "n_action_steps", 1)
     return PolicySpec(
         action_spec=ActionSpec(names or tuple(f"a{i}" for i in range(width)), low, high, rate),
         chunk_size=getattr(config, "chunk_size", None) or steps,
         n_action_steps=steps,
-        cameras=tuple(_cameras(config)),
+        cameras=tuple(cameras_of(config)),
         proprio_dim=state.shape[0] if state else None,
         proprio_names=proprio,
         picture_size=side[0] if side[0] == side[1] else None,

@@ -1,6 +1,5 @@
 """Depth and calibration in demonstrations: read back as they were seen, by us and by the stock LeRobotDataset."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from envs.demos.record import record
+from tests.vla.data.odd_recordings import edited
 from vla.checking.check import check_dataset
 from vla.data.lerobot_dataset import load_dataset
 
@@ -122,18 +122,6 @@ def test_a_depth_video_of_the_stock_recorder_is_read(monkeypatch, tmp_path):
     assert (read[true == 0] == 0).all() and (np.abs(read - true) < 0.5 * step + 0.51)[true > 0].all()
     stock = lerobot.datasets.LeRobotDataset("local/x", root=tmp_path / "x")[5][f"{key}_depth"].numpy().squeeze()
     assert np.abs(stock - read[5])[true[5] > 0].max() <= 1
-
-
-def edited(recorded, folder, change):
-    """A copy of the recording with another info.json."""
-    import shutil
-
-    copy = shutil.copytree(recorded, folder / "copy")
-    path = copy / "meta" / "info.json"
-    info = json.loads(path.read_text())
-    change(info["features"])
-    path.write_text(json.dumps(info))
-    return copy
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ frame a row was given.
 
 import io
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -118,3 +119,13 @@ def write_folder(root, columns, rows, features, fps, tasks, *, row_group_size=No
 def train_arguments(out, root, *more):
     """The command line of two steps of training on `root`."""
     return [*f"train --dataset {root} --out {out} --recipe smoke --steps 2 --batch-size 4".split(), *more]
+
+
+def edited(recorded, folder, change):
+    """A copy FOLDER/edited of a recording whose info.json has features that `change` has changed."""
+    copy = Path(shutil.copytree(recorded, folder / "edited"))
+    path = copy / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    change(info["features"])
+    path.write_text(json.dumps(info))
+    return copy

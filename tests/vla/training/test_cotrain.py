@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.vla.toy_backbone import SPEC
+from tests.vla.training.resuming import assert_resumes_exactly
 from tests.vla.training.test_learning_backbone import TINY_FULL, tiny_demos
-from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, fresh, interrupt_at, kill, metrics, weights
-from vla.model.model import VLA
+from tests.vla.training.test_train import CONFIG, fresh, metrics, weights
 from vla.training.grounding.loss import scene_loss
 from vla.training.language_cotraining import LanguageTask
 from vla.training.train import build_vla, train
@@ -69,15 +69,9 @@ def answer_loss(vla, ground):
 
 
 def test_both_are_trained_and_resumed_exactly(ground, tmp_path):
-    cfg, data = config(ground, ema_decay=0.5, accumulate=2), tiny_demos()
-    straight = policy(cfg)
-    before = weights(straight)
-    train(cfg, straight, data, tmp_path / "a")
-    with pytest.raises(Killed):
-        train(cfg, policy(cfg), data, tmp_path / "b", on_step=interrupt_at(4, kill))
-    resumed = VLA.load(tmp_path / "b", merge=False)
-    train(cfg, resumed, data, tmp_path / "b", resume=True)
-    assert_bit_equal(weights(resumed), weights(straight))
+    cfg = config(ground, ema_decay=0.5, accumulate=2)
+    before = weights(policy(cfg))
+    straight = assert_resumes_exactly(cfg, policy, tiny_demos(), tmp_path)
     lines = metrics(tmp_path / "b")
     assert [line["language_loss"] for line in lines] == [line["language_loss"] for line in metrics(tmp_path / "a")]
     assert all(line["language_loss"] > 0 for line in lines)

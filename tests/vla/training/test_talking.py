@@ -11,8 +11,9 @@ import torch
 
 from tests.vla.backbones.test_small import spelling
 from tests.vla.toy_backbone import SPEC
+from tests.vla.training.resuming import assert_resumes_exactly
 from tests.vla.training.test_learning_backbone import tiny_demos
-from tests.vla.training.test_train import Killed, assert_bit_equal, interrupt_at, kill, metrics, weights
+from tests.vla.training.test_train import assert_bit_equal, metrics, weights
 from vla.backbones.hub import load
 from vla.backbones.lora import LoRAConfig
 from vla.backbones.small.create import build_small
@@ -120,14 +121,7 @@ def test_a_backbone_that_learns_learns_from_both(folder, tmp_path, tuned):
 
 
 def test_it_is_resumed_exactly(folder, tmp_path):
-    cfg, data = talks(folder, ema_decay=0.5), tiny_demos()
-    straight = policy(cfg)
-    train(cfg, straight, data, tmp_path / "a")
-    with pytest.raises(Killed):
-        train(cfg, policy(cfg), data, tmp_path / "b", on_step=interrupt_at(4, kill))
-    resumed = VLA.load(tmp_path / "b", merge=False)
-    train(cfg, resumed, data, tmp_path / "b", resume=True)
-    assert_bit_equal(weights(resumed), weights(straight))
+    assert_resumes_exactly(talks(folder, ema_decay=0.5), policy, tiny_demos(), tmp_path)
 
 
 def test_labels_are_smoothed(folder):

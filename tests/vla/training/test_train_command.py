@@ -1,12 +1,12 @@
 """`vla train` on folders that the stock recorder wrote: whatever cameras, sizes, widths and tasks, and no code."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bascule.commands.learning.train import Train
+from tests.vla.data.odd_recordings import edited
 from tests.vla.data.test_data import lerobot  # noqa: F401 (fixture)
 from vla.core.checkpoint import load_checkpoint
 from vla.core.types import executed
@@ -142,17 +142,6 @@ def test_one_robot_named_in_two_ways_is_told_before_training(arm, tmp_path, caps
     command(tmp_path / "out", arm, renamed).run()
     said = " ".join(capsys.readouterr().err.split())
     assert "warning: arm and edited name components of 'action' differently ('dx', 'dx.pos'): these are" in said
-
-
-def edited(root, tmp_path, change):
-    import shutil
-
-    copy = shutil.copytree(root, tmp_path / "edited")
-    path = Path(copy) / "meta" / "info.json"
-    info = json.loads(path.read_text())
-    change(info["features"])
-    path.write_text(json.dumps(info))
-    return copy
 
 
 @pytest.mark.parametrize(
