@@ -150,6 +150,7 @@ def _name(argument: Any) -> str:
 
 
 def _choice(value: str, choices: tuple[str, ...]) -> str:
+    choices = tuple(choice for choice in choices if choice != "None")  # a flag that is left out
     guess = nearest(value, list(choices))
     hint = f"; did you mean '{guess}'?" if guess else ";"
     return f"unknown choice '{value}'{hint} (known: {', '.join(choices)})"

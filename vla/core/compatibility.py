@@ -93,7 +93,7 @@ def fit(
     if policy.depth and env.depth is False:
         raise ValueError(
             f"the policy reads depth and calibration of its cameras, the {where} gives none: drive a robot of your own "
-            "whose observations hold both, or train a policy without --xyz"
+            "whose observations hold both, or train a policy that reads no depth"
         )
     if state is not None:
         notices.append(

@@ -64,8 +64,8 @@ def geometry_features(features: Mapping[str, Any], cameras: Iterable[str]) -> di
         for key in keys:
             if key not in features:
                 raise ValueError(
-                    f"the dataset has no feature '{key}', which xyz needs for camera '{camera}': record it (`vla demos "
-                    "--depth` in simulation), choose other --cameras, or train without --xyz"
+                    f"the dataset has no feature '{key}', without which camera '{camera}' tells no depth: record it "
+                    "(`vla demos --depth` in simulation), choose other --cameras, or train a policy that reads no depth"
                 )
         if f"{camera}_depth" not in marked:
             raise ValueError(f"feature '{keys[0]}' is not marked as a depth map: set is_depth_map in its info")
