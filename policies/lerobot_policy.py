@@ -205,14 +205,14 @@ def policy_config(folder: str | os.PathLike[str]) -> PreTrainedConfig:
     folder = Path(folder)
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds adapters (--peft): merge them into their policy and save that")
+    kind = load_json(folder / "config.json")["type"]
+    if kind not in PreTrainedConfig.get_known_choices():
+        raise ValueError(f"{folder} is a policy of type '{kind}', which the installed LeRobot does not know")
     if not (folder / PREPROCESSOR).is_file():
         raise ValueError(
             f"{folder} has no {PREPROCESSOR}: LeRobot before 0.4 wrote it; `python -m "
             f"lerobot.processor.migrate_policy_normalization --pretrained-path {folder}` makes it"
         )
-    kind = load_json(folder / "config.json")["type"]
-    if kind not in PreTrainedConfig.get_known_choices():
-        raise ValueError(f"{folder} is a policy of type '{kind}', which the installed LeRobot does not know")
     config = PreTrainedConfig.from_pretrained(folder)
     others = [key for key in config.input_features if key != OBS_STATE and key not in cameras_of(config).values()]
     if others:

@@ -107,7 +107,7 @@ def test_folders_that_hold_no_teacher_are_named(tmp_path):
         load_teacher(tmp_path / "export")
     (tmp_path / "unheard").mkdir()
     save_json(tmp_path / "unheard" / "config.json", {"type": "nothing-of-the-kind"})
-    with pytest.raises(ValueError, match="of an unknown policy type 'nothing-of-the-kind'"):
+    with pytest.raises(ValueError, match="is a policy of type 'nothing-of-the-kind', which"):
         load_teacher(tmp_path / "unheard")
 
 

@@ -183,6 +183,7 @@ def test_what_cannot_be_played_is_refused_in_one_line(act, tmp_path):
     (folder / "adapter_config.json").write_text("{}")
     assert "holds adapters" in refusal(folder)
     (folder / "adapter_config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "policy_preprocessor.json").unlink()
     assert "migrate_policy_normalization" in refusal(folder)
     run = act[0].parents[2]
