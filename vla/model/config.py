@@ -131,7 +131,7 @@ class ModulatorConfig:
     assign: Literal["dataset", "observation"] = "dataset"
     """Who chooses the modulator that learns: all episodes of a dataset together, at its beginning, or each observation
     for itself, as published."""
-    known_keys: int = 8
+    known_keys: int = 16
     """Keys of what the policy could do before. 0: everything is given to modulators."""
 
     def problem(self) -> str | None:

@@ -19,11 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.backbones.features import Features
 from vla.model.config import ModulatorConfig
 
 IDENTITY = -1
 """The number of no modulator: the policy as it was."""
+VARYING, RIDGE = 64, 0.3
+"""Directions in which the words of what is known are whitened, and the variance, as a share of the mean direction's,
+above which one is."""
+_NO_DIFFERENCE = 1e-3
+"""A difference this short is rounding, as that of one sentence from the mean of all, where all are the same: it is not
+drawn out to unit length."""
 _ROUNDS = 50
 _UNTOLD = (
     "this policy has modulators, and nothing has chosen among them: let it act as a policy "
@@ -37,6 +42,8 @@ class Pool(nn.Module):
 
     known_IK: Tensor
     centre_K: Tensor
+    varying_RD: Tensor
+    shrink_R: Tensor
     counts_M: Tensor
     before_M: Tensor
     turn: Tensor
@@ -58,21 +65,28 @@ class Pool(nn.Module):
             layer.register_forward_hook(partial(self._modulate, place))
         self.register_buffer("known_IK", torch.zeros(config.known_keys, key_width))
         self.register_buffer("centre_K", torch.zeros(key_width))
+        varying = min(VARYING, key_width // 2)
+        self.register_buffer("varying_RD", torch.zeros(varying, key_width // 2))
+        self.register_buffer("shrink_R", torch.zeros(varying))
         self.register_buffer("counts_M", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("before_M", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("turn", torch.tensor(IDENTITY))
         self.chosen_B: Tensor | None = None
 
-    @staticmethod
-    def query(features: Features) -> Tensor:
-        """The queries of observations (B, K), K twice the backbone's width: the mean state of the action queries after
-        the first layer, which is nearly the instruction's, and after the last: what it means in this picture."""
-        states_BLD = features.queries_BLQD.float().mean(2)
-        return F.layer_norm(states_BLD[:, [0, -1]], states_BLD.shape[-1:]).flatten(1)
+    def asked(self, query_BK: Tensor) -> Tensor:
+        """Return what keys are compared with (B, K): both halves of the queries as they differ from the mean of what
+        was known, each of unit length, so that neither drowns the other.
+
+        Of the words that difference is nearly whitened first: names of objects and places change from one instruction
+        of a task to the next, and would hide its verb.
+        """
+        words_BD, states_BD = (query_BK - self.centre_K).chunk(2, dim=-1)
+        words_BD = words_BD - (words_BD @ self.varying_RD.T * self.shrink_R) @ self.varying_RD
+        return torch.cat([F.normalize(half, dim=-1, eps=_NO_DIFFERENCE) for half in (words_BD, states_BD)], -1)
 
     def similarity(self, query_BK: Tensor, keys_NK: Tensor) -> Tensor:
-        """Cosines (B, N) of queries, as they differ from the mean of what was known, with keys."""
-        return F.normalize(query_BK - self.centre_K, dim=-1) @ F.normalize(keys_NK, dim=-1).T
+        """Cosines (B, N) of what the queries ask with keys."""
+        return F.normalize(self.asked(query_BK), dim=-1) @ F.normalize(keys_NK, dim=-1).T
 
     def match(self, query_BK: Tensor) -> Tensor:
         """The numbers (B,) of the modulators to act with: the most similar key of all that was learnt, `IDENTITY` where
@@ -111,17 +125,19 @@ class Pool(nn.Module):
 
     def pull(self, query_BK: Tensor, chosen_B: Tensor) -> Tensor:
         """The mean cosine between queries and the keys chosen for them, to be made larger."""
-        asked_BK = F.normalize(query_BK - self.centre_K, dim=-1)
+        asked_BK = F.normalize(self.asked(query_BK), dim=-1)
         return (asked_BK * F.normalize(self.keys_MK[chosen_B], dim=-1)).sum(-1).mean()
 
     @torch.no_grad()
     def know(self, query_NK: Tensor) -> None:
         """Fit the keys of what is known already to the queries of N observations of it: their mean, from which queries
-        are measured, and the centres of spherical k-means (Dhillon and Modha 2001), begun farthest first."""
+        are measured; the directions in which their words vary; and the centres of spherical k-means (Dhillon and Modha
+        2001), begun farthest first."""
         self.centre_K.copy_(query_NK.mean(0))
+        self._whiten((query_NK - self.centre_K).chunk(2, dim=-1)[0])
         if not len(self.known_IK):
             return
-        points_NK = F.normalize(query_NK - self.centre_K, dim=-1)
+        points_NK = F.normalize(self.asked(query_NK), dim=-1)
         centres = [points_NK[0]]
         while len(centres) < len(self.known_IK):
             centres.append(points_NK[(points_NK @ torch.stack(centres).T).amax(1).argmin()])
@@ -132,6 +148,16 @@ class Pool(nn.Module):
             # A centre with no point of its own stays where it is.
             centres_IK = torch.where(sums_IK.norm(dim=1, keepdim=True) > 0, F.normalize(sums_IK, dim=1), centres_IK)
         self.known_IK.copy_(centres_IK)
+
+    def _whiten(self, words_ND: Tensor) -> None:
+        """Fit the whitening to what is known: in the directions that vary most, sqrt(ridge / (ridge + variance)) of the
+        difference is left."""
+        _, singular_R, varying_RD = torch.linalg.svd(words_ND.float(), full_matrices=False)
+        variance_R = singular_R.square()[: len(self.shrink_R)] / len(words_ND)
+        ridge = RIDGE * words_ND.square().sum(1).mean() / words_ND.shape[1]
+        left_R = torch.where(variance_R > 0, (ridge / (ridge + variance_R)).sqrt(), 1.0)  # 0 / 0 for a single sentence
+        self.varying_RD[: len(left_R)] = varying_RD[: len(left_R)]
+        self.shrink_R[: len(left_R)] = 1 - left_R
 
     @contextmanager
     def applied(self, chosen_B: Tensor) -> Iterator[None]:

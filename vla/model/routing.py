@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vla.core.types import Observation
@@ -48,8 +49,21 @@ class Routing:
         new = [env for env in live if kept[env] is None or kept[env][0] != words[env]]
         if new:
             with torch.no_grad(), frozen(vla, len(new)):
-                query_BK = Pool.query(vla.encode(read(obs).select(torch.tensor(new))))
+                query_BK = query(vla, read(obs).select(torch.tensor(new)))
                 numbers = self.rule(vla.pool, query_BK).tolist()
             for env, number in zip(new, numbers, strict=True):
                 kept[env] = (words[env], number)
         return torch.tensor([IDENTITY if one is None else one[1] for one in kept])
+
+
+def query(vla: VLA, inp: ModelInput) -> Tensor:
+    """The queries of observations (B, K), K twice the backbone's width: the instruction's mean word, and the mean state
+    of the action queries after the last layer, which is what it means in this picture. A backbone that does not tell
+    its words gives the queries' state after the first layer instead, which is nearly the instruction's."""
+    inp = inp.to(vla.device)
+    states_BLD = vla.encode(inp).queries_BLQD.float().mean(2)
+    first_BD, last_BD = states_BLD[:, 0], states_BLD[:, -1]
+    if hasattr(vla.backbone, "hear"):
+        said_BT1 = (inp.token_mask_BT.bool() & vla.config.language)[..., None]
+        first_BD = (vla.backbone.hear(inp.token_ids_BT).float() * said_BT1).sum(1) / said_BT1.sum(1).clamp(min=1)
+    return torch.cat([F.layer_norm(half, half.shape[-1:]) for half in (first_BD, last_BD)], -1)

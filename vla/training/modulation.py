@@ -16,7 +16,8 @@ from vla.data.feature_cache import check_demos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.config import ModulatorConfig
 from vla.model.model import VLA
-from vla.model.modulators import Pool, frozen
+from vla.model.modulators import frozen
+from vla.model.routing import query
 from vla.runtime.distributed import launched
 
 PULL = 0.5
@@ -34,7 +35,7 @@ def episode_queries(vla: VLA, demos: DemoSet) -> tuple[Tensor, Tensor]:
         for part in np.array_split(begins, -(-len(begins) // _AT_ONCE)):
             inp = vla.processor.prepare(demos.observation(part))
             with frozen(vla, len(part)):
-                queries.append(Pool.query(vla.encode(inp)).cpu())
+                queries.append(query(vla, inp).cpu())
     lengths = np.diff([*begins, demos.num_frames])
     return torch.cat(queries), torch.arange(len(begins)).repeat_interleave(torch.from_numpy(lengths))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.vla.toy_backbone import load_toy, toy_observation
+from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_observation, toy_stats
 from tests.vla.training.test_train import (
     CONFIG,
     Killed,
@@ -18,10 +18,12 @@ from tests.vla.training.test_train import (
     kill,
     weights,
 )
-from vla.model.config import ModulatorConfig
+from vla.backbones.hub import load as load_backbone
+from vla.model.config import BridgeConfig, ModulatorConfig, VLAConfig
 from vla.model.model import VLA
-from vla.model.modulators import IDENTITY, Pool, applied
+from vla.model.modulators import IDENTITY, applied
 from vla.model.policy import VLAPolicy
+from vla.model.routing import query
 from vla.training.modulation import episode_queries, extend
 from vla.training.train import train
 
@@ -126,7 +128,7 @@ def test_each_frame_asks_by_the_first_of_its_episode():
     for frame in range(15):
         first = frame // 5 * 5
         with torch.no_grad(), applied(vla, torch.tensor([IDENTITY])):
-            alone = Pool.query(vla.encode(vla.processor.prepare(data.observation(np.array([first])))))
+            alone = query(vla, vla.processor.prepare(data.observation(np.array([first]))))
         assert torch.allclose(queries[episode[frame]], alone[0], atol=1e-5)
 
 
@@ -154,3 +156,39 @@ def test_extending_refuses_what_does_not_go_together():
     plain.members = {"a": plain.processor}
     with pytest.raises(ValueError, match="one robot"):
         extend(plain, POOL, known(), seed=0)
+
+
+def test_instructions_that_differ_by_a_verb_alone_are_told_apart():
+    vla = VLA.build(
+        VLAConfig(backbone="small", bridge=BridgeConfig(width=32)), stats=toy_stats(), action_spec=SPEC,
+        cameras=CAMERAS, max_text_tokens=24, backbone=load_backbone("small"),
+    ).eval()  # fmt: skip
+    vla.add_modulators(ModulatorConfig(count=2, known_keys=4), seed=0)
+    pulled = ("open the {}", "pull the {} open", "slide the {} open", "please open the {}")
+    pushed = ("close the {}", "push the {} shut", "slide the {} shut", "please close the {}")
+    lifted = (
+        "pick up the {}",
+        "lift the {}",
+        "push the {} to the left",
+        "put the {} on the plate",
+        "slide the {} away",
+    )
+    things = ("red cube", "blue ball", "green bar", "white cabinet", "black drawer", "yellow drawer")
+    said = {
+        "known": [sentence.format(thing) for sentence in lifted for thing in things[:3]],
+        "open": [sentence.format(thing) for sentence in pulled for thing in things[3:]],
+        "close": [sentence.format(thing) for sentence in pushed for thing in things[3:]],
+    }
+
+    def ask(sentences):
+        with torch.no_grad():
+            seen = toy_observation(len(sentences), size=96, seed=len(sentences[0]))
+            return query(vla, vla.processor.prepare(replace(seen, instruction=list(sentences))))
+
+    vla.pool.know(ask(said["known"]))
+    with torch.no_grad():
+        for number, task in enumerate(("open", "close")):
+            vla.pool.keys_MK[number] = vla.pool.asked(ask(said[task])).mean(0)
+    vla.pool.counts_M += 1
+    right = [vla.pool.match(ask(said[task])) for task in ("open", "close", "known")]
+    assert (right[0] == 0).all() and (right[1] == 1).all() and (right[2] == IDENTITY).all()

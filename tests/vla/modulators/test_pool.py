@@ -10,8 +10,9 @@ import torch
 from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
 from vla.model.config import BridgeConfig, FaithfulConfig, ModulatorConfig, VLAConfig, model_problem
 from vla.model.model import VLA
-from vla.model.modulators import IDENTITY, Pool, applied
+from vla.model.modulators import IDENTITY, RIDGE, applied
 from vla.model.policy import VLAPolicy
+from vla.model.routing import query
 
 BRIDGE = BridgeConfig(width=32, gate_init=0.5)
 SMALL = ModulatorConfig(count=3, rank=2, known_keys=2)
@@ -44,19 +45,34 @@ def cosine(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True)) / length
 
 
+def slowly_asked(queries, known):
+    """Both halves of queries as they differ from the known mean, of unit length, the words whitened by the
+    covariance of what is known with a ridge, from the definition."""
+    queries, known = queries.double().numpy(), known.double().numpy()
+    half = known.shape[1] // 2
+    difference = queries - known.mean(0)
+    covariance = np.cov(known[:, :half].T, bias=True)
+    ridge = RIDGE * np.trace(covariance) / half
+    values, vectors = np.linalg.eigh(covariance + ridge * np.eye(half))
+    words = difference[:, :half] @ (vectors / np.sqrt(values)) @ vectors.T
+    halves = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (words, difference[:, half:])]
+    return np.concatenate(halves, 1).tolist()
+
+
 def test_choices_and_usage_equal_a_slow_reference():
     vla = toy_vla(bridge=BRIDGE)
     vla.add_modulators(ModulatorConfig(count=4, rank=2, known_keys=3, assign="observation"), seed=5)
     pool, width = vla.pool, 2 * vla.backbone.width
     generator = torch.Generator().manual_seed(0)
-    pool.know(torch.randn(9, width, generator=generator))
+    known = torch.randn(9, width, generator=generator) * torch.linspace(0.1, 3, width)
+    pool.know(known)
     usage, before = [0] * 4, [0] * 4
     for _ in range(3):  # datasets
         pool.begin_dataset(torch.zeros(1, width))
         before = list(usage)
         for _ in range(3):  # steps
             query = torch.randn(6, width, generator=generator)
-            asked = (query - pool.centre_K).tolist()
+            asked = slowly_asked(query, known)
             expected = []
             for one in asked:
                 scores = [
@@ -205,7 +221,7 @@ def test_a_choice_is_by_the_frozen_features_and_worlds_that_rest_ask_nothing():
     obs = toy_observation(3)
     inp = vla.processor.prepare(obs)
     with torch.no_grad():
-        queries = Pool.query(vla.encode(inp))
+        queries = query(vla, inp)
     vla.pool.know(queries[[0]])
     vla.pool.centre_K.zero_()
     vla.pool.known_IK.copy_(queries[[0, 0]])
@@ -231,7 +247,8 @@ def test_a_checkpoint_grows_by_the_modulators_alone_and_acts_the_same(tmp_path):
     size = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("plain", "three")}
     assert own <= size["three"] - size["plain"] <= own + 200 * len(vla.pool.state_dict()), "and names of tensors"
     layers = sum(layer.in_features + layer.out_features for layer in _linear(plain))
-    assert own == 3 * 4 * (2 * layers + 48) + 4 * 3 * 48 + 2 * 3 * 8 + 8  # modulators and keys; known; usage
+    modulators, known, words = 3 * 4 * (2 * layers + 48), 4 * 3 * 48, 4 * 24 * 25
+    assert own == modulators + known + words + 2 * 3 * 8 + 8  # the last: usage
     again = VLA.load(tmp_path / "three", load_backbone=load_toy)
     obs = toy_observation(3)
     assert again.config == vla.config and not again.pool.up["head-out"].equal(torch.zeros(1))
