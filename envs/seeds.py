@@ -71,6 +71,8 @@ class Stream:
     """Control steps that each goal of a suite with fixtures must hold."""
     LATENCY = 71
     """Latency of an episode."""
+    INSIDE = 73
+    """Where in a fixture an object lies at the start."""
     PERTURB_SEVERITY = 97
     """Severity of a perturbation that is a range; followed by the axis."""
     PERTURB = 101

@@ -26,7 +26,7 @@ ORDER = {
     "policies": ("chunking", "export", "lerobot_policy", "load", "open_loop", "serving", "control", "lerobot"),
     "rl": (
         "streams", "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_checks",
-        "run_checkpoint", "selection", "budget", "algorithm", "recipes", "retention", "runner", "external",
+        "run_checkpoint", "selection", "budget", "algorithm", "recipes", "retention", "runner", "offline", "external",
     ),
     "bascule": (
         "report", "catalogue", "agents", "teachers", "experiments", "bench", "quickstart", "commands", "usage", "main",

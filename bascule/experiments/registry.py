@@ -63,6 +63,11 @@ EXPERIMENTS: dict[str, Entry] = {
         "peers.experiment.PeersConfig",
         "peers.experiment.peers",
     ),
+    "reset-free": Entry(
+        "a task and its undo, practised without resets and rewarded by a classifier",
+        "resetfree.experiment.ResetFreeExperimentConfig",
+        "resetfree.experiment.reset_free",
+    ),
     "rl": Entry("variants of online RL at equal control steps", "refinement.RLConfig", "refinement.rl"),
     "robustness": Entry(
         "policies in perturbed environments",

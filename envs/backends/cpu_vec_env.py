@@ -122,7 +122,7 @@ class MujocoVecEnv(WordedEnv):
                 result, state = self._workers[w].receive()
             except WorkerDied as death:
                 self._replace(w, death)
-                if command == "step":
+                if command in ("step", "continue"):  # what they stood in is lost
                     continue
                 try:
                     self._workers[w].send(command, arguments[w])
@@ -183,13 +183,7 @@ class MujocoVecEnv(WordedEnv):
         """See `vla.core.types.VecEnv.reset`."""
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, dtype=int)
         check_seeds(ids, seeds)
-        arguments: dict[int, object] = {}
-        for w, worker in enumerate(self._workers):
-            mine = np.flatnonzero((ids >= worker.lo) & (ids < worker.hi))
-            if len(mine):
-                chosen = [tasks[k] for k in mine] if tasks else None
-                local = [int(ids[k] - worker.lo) for k in mine]
-                arguments[w] = ([int(seeds[k]) for k in mine], chosen, local)
+        arguments = self._shares(ids, seeds, tasks)
         self._playing[ids] = False  # what these worlds played is over, and nobody's loss if a worker dies now
         self._all("reset", arguments)
         for k, i in enumerate(ids):
@@ -198,6 +192,30 @@ class MujocoVecEnv(WordedEnv):
         if self._history is not None:
             self._history.restart(self._by_camera(self._images), ids)
         return self.observation()
+
+    def continue_episodes(
+        self, *, seeds: Sequence[int], tasks: Sequence[str], env_ids: Sequence[int] | None = None
+    ) -> Observation:
+        """Begin episodes of `tasks` in environments `env_ids` (all when None), where they are now, without a reset; the
+        seeds draw the words. ValueError for a suite or a task that cannot. Where a worker dies meanwhile, the next
+        step reports its episodes lost."""
+        ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, dtype=int)
+        check_seeds(ids, seeds)
+        check_started(self._asked)
+        arguments = self._shares(ids, seeds, tasks)
+        self._playing[ids] = True
+        self._all("continue", arguments)
+        return self.observation()
+
+    def _shares(self, ids: np.ndarray, seeds: Sequence[int], tasks: Sequence[str] | None) -> dict[int, object]:
+        """(seeds, tasks, its own numbers of the environments) for each worker that has some of `ids`."""
+        shares: dict[int, object] = {}
+        for w, worker in enumerate(self._workers):
+            mine = np.flatnonzero((ids >= worker.lo) & (ids < worker.hi))
+            if len(mine):
+                chosen = [tasks[k] for k in mine] if tasks else None
+                shares[w] = ([int(seeds[k]) for k in mine], chosen, [int(ids[k] - worker.lo) for k in mine])
+        return shares
 
     def step_chunk(self, chunk: ActionChunk) -> StepResult:
         """See `vla.core.types.VecEnv.step_chunk`. An episode lost with its worker shows its last observation."""

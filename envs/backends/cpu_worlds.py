@@ -21,7 +21,7 @@ from envs.sim.render_options import RenderOptions
 from envs.tabletop import goals as rules
 from envs.tabletop.control import action_spec, advance_command, joint_targets
 from envs.tabletop.episode_source import EpisodeSource
-from envs.tabletop.episodes import Episode
+from envs.tabletop.episodes import Episode, continued
 from envs.tabletop.language import Phrasings
 from envs.tabletop.scene import REST_HEIGHT_M, joint_names
 from envs.tabletop.suites import Suite
@@ -111,6 +111,24 @@ class TabletopWorlds(BaseWorlds):
         rules.write_goals(self.state, i, episode.goals, episode.slots, strict=episode.strict)
         self._read(i)
         self._command[i] = self.state.grip[i]
+
+    def continue_episodes(self, seeds: Sequence[int], tasks: Sequence[str], env_ids: Sequence[int] | None) -> None:
+        """Begin episodes of `tasks` where environments `env_ids` (all when None) are now: other goals and words, the
+        same scene in the same state. Lifting another object than the named one does not end them.
+
+        RuntimeError where nothing was played yet, ValueError for a task that cannot go on in the scene.
+        """
+        for seed, task, i in zip(seeds, tasks, self._ids(seeds, env_ids), strict=True):
+            if self.episodes[i] is None:
+                raise RuntimeError("no episode has begun: call reset() before continue_episodes()")
+            episode = continued(
+                self.episodes[i], self.source.suite, self.scene, task, seed=int(seed), phrasings=self.phrasings
+            )
+            self.episodes[i] = episode
+            self.over[i] = self._success[i] = self._wrong[i] = False
+            self.elapsed[i] = 0
+            rules.write_goals(self.state, i, episode.goals, episode.slots, strict=episode.strict)
+            self.state.may_lift[i] |= self.state.active[i]
 
     # ------------------------------------------------------------------ stepping
     def run_chunk(self, chunk: ActionChunk) -> ChunkOutcome:

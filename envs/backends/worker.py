@@ -192,7 +192,7 @@ def _state(worlds: BaseWorlds, command: str) -> dict[str, Any]:
     state: dict[str, Any] = {"proprio": worlds.proprio(), "privileged": worlds.privileged()}
     if (exact := worlds.exact_proprio()) is not None:
         state["exact_proprio"] = exact
-    if command == "reset":
+    if command in ("reset", "continue"):
         state |= {name: worlds.words(name) for name in WORDS}
     if worlds.intrinsics is not None:
         state |= {"intrinsics": worlds.intrinsics, "extrinsics": worlds.extrinsics}
@@ -209,6 +209,8 @@ def mujoco_version() -> str:
 def _answer(worlds: BaseWorlds, command: str, argument: Any) -> ChunkOutcome | None:
     if command == "reset":
         worlds.start_episodes(*argument)
+    elif command == "continue":
+        worlds.continue_episodes(*argument)
     elif command == "restore":
         # After a restart: the environments stand where their lost episodes began, but those are over.
         drawing, worlds.render_images = worlds.render_images, False  # the last frames stay

@@ -124,6 +124,10 @@ class BaseWorlds(WordedEnv):
     def start_episodes(self, seeds: Sequence[int], tasks: Sequence[str] | None, env_ids: Sequence[int] | None) -> None:
         """Start the episodes that `seeds` mean in environments `env_ids` (all when None), and render them."""
 
+    def continue_episodes(self, seeds: Sequence[int], tasks: Sequence[str], env_ids: Sequence[int] | None) -> None:
+        """Begin episodes of `tasks` where these environments are now. ValueError where they cannot."""
+        raise ValueError(f"suite {self.suite.name!r} cannot go on without a reset: the tabletop suites can")
+
     @abstractmethod
     def run_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
         """Run up to C control steps in each environment whose episode is not over, then render once.

@@ -20,7 +20,7 @@ from envs.tabletop.language import (
 )
 from envs.tabletop.layout import Layout, sample_layout
 from envs.tabletop.scene import COLORS, SceneConfig, fixture_names, joint_names, place_names
-from envs.tabletop.shapes import LOW_KINDS, PANEL_COLORS, PLATE_RADIUS_M
+from envs.tabletop.shapes import FIXTURES, LOW_KINDS, PANEL_COLORS, PLATE_RADIUS_M
 from envs.tabletop.suites import Suite
 from envs.tabletop.tasks import RELATIONS, Step, Task, novel_color, related, swapped
 
@@ -28,6 +28,8 @@ WORKSPACE_X = (0.43, 0.63)
 WORKSPACE_Y = (-0.17, 0.17)
 _GAP_OBJECTS_M = 0.085
 _GAP_PLATE_M = PLATE_RADIUS_M + 0.045
+_SPREAD_M = 0.02
+"""How far from the middle of a fixture a thing may lie in it at the start, along each axis."""
 _GAP_PLATES_M = 2 * PLATE_RADIUS_M + 0.02
 
 
@@ -63,6 +65,8 @@ class Episode:
     fixture_colors: tuple[str, ...] = ()
     openings: tuple[float, ...] = ()
     """Opening of each joint of the scene: 0 closed or released .. 1 open."""
+    first_floor: float = 0.0
+    """Height of what the first of the slots stands on, m above the table."""
     strict: bool = False
     """A button pressed out of turn ends the episode as a failure (`envs.tabletop.tasks.Task`)."""
 
@@ -163,6 +167,12 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
     text, template = tell(plan.steps, named, fixture_colors, words, phrasings, relation=relations[0])
     other_text, _ = tell(swapped(plan), named, fixture_colors, words, phrasings, relation=relations[1])
     goals = _held(goals_of(plan.steps, roles, scene), plan.steps, np.random.default_rng([seed, Stream.HOLD_TIMES]))
+    poses = [(x, y, float(w)) for (x, y), w in zip(layout.objects, yaws, strict=True)]
+    floor = 0.0
+    if plan.inside:
+        (x, y, _), floor = layout.fixtures[fixtures.index(plan.inside)], FIXTURES[plan.inside].place[0]
+        dx, dy = np.random.default_rng([seed, Stream.INSIDE]).uniform(-_SPREAD_M, _SPREAD_M, 2)
+        poses[0] = (x + float(dx), y + float(dy), poses[0][2])
     placed = [goal.place for goal in goals if goal.kind in (GoalKind.ON, GoalKind.IN, GoalKind.PUSH)]
     plates = scene.num_plates
     return Episode(
@@ -170,7 +180,7 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
         task=name,
         slots=slots,
         colors=tuple(object_colors),
-        poses=tuple((x, y, float(w)) for (x, y), w in zip(layout.objects, yaws, strict=True)),
+        poses=tuple(poses),
         plate_colors=tuple(fixture_colors[kind] for kind in fixtures[:plates]),
         plate_xy=tuple((x, y) for x, y, _ in layout.fixtures[:plates]),
         target=goals[0].object,
@@ -183,8 +193,33 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
         fixtures=layout.fixtures[plates:],
         fixture_colors=tuple(fixture_colors[kind] for kind in fixtures[plates:]),
         openings=tuple(openings),
+        first_floor=floor,
         strict=plan.strict,
     )
+
+
+def continued(
+    episode: Episode, suite: Suite, scene: SceneConfig, task: str, *, seed: int, phrasings: Phrasings = "train"
+) -> Episode:
+    """The same things with the goals of another task of the suite, which is to begin where they are now; `seed` draws
+    the words. ValueError for a task that asks for other things, or a scene without fixtures."""
+    if not scene.fixtures or task not in suite.tasks:
+        raise ValueError(f"suite {suite.name!r} has no task {task!r} that could go on in the same scene")
+    plan = suite.task(task)
+    if plan.kind or plan.relation or plan.strict:
+        raise ValueError(f"task {task!r} asks for things that an episode has not set out: it cannot go on in its scene")
+    fixtures = [kind for _, kind in fixture_names(scene)]
+    roles = dict(zip("ab", episode.slots, strict=False))
+    named = {role: (episode.colors[k], scene.objects[slot]) for k, (role, slot) in enumerate(roles.items())}
+    colors = dict(zip(fixtures, (*episode.plate_colors, *episode.fixture_colors), strict=True))
+    words = np.random.default_rng([seed, Stream.WORDS])
+    text, template = tell(plan.steps, named, colors, words, phrasings)
+    other_text, _ = tell(swapped(plan), named, colors, words, phrasings)
+    goals = goals_of(plan.steps, roles, scene)
+    return replace(
+        episode, task=task, instruction=text, template=template, swapped_instruction=other_text, goals=goals,
+        swapped_goals=goals_of(swapped(plan), roles, scene), target=goals[0].object,
+    )  # fmt: skip
 
 
 def tell(

@@ -43,6 +43,7 @@ def initial_state(
     for slot, (x, y, yaw) in zip(episode.slots, episode.poses, strict=True):
         a = index.object_qpos[slot]
         rest = REST_HEIGHT_M[scene.objects[slot]]
+        rest += episode.first_floor if slot == episode.slots[0] else 0.0
         qpos[a : a + 7] = [x, y, rest, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
     lift_force = np.zeros(model.nbody)
     if scene.parked_float:

@@ -169,6 +169,7 @@ _FIXTURE_WORDS: dict[str, tuple[str, ...]] = {
     "plate": ("plate",),
     "bowl": ("bowl", "dish"),
     "box": ("box", "tray"),
+    "tray": ("box", "tray"),
     "zone": ("zone", "spot"),
     "cabinet": ("drawer",),
     "button": ("button", "switch"),

@@ -16,6 +16,7 @@ _KEEP_M = {
     "plate": 0.0575,
     "bowl": 0.080,
     "box": 0.088,
+    "tray": 0.105,
     "zone": 0.050,
     "button": 0.057,
     **dict.fromkeys(PANEL_Y_M, 0.057),

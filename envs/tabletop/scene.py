@@ -69,6 +69,7 @@ SCENES: dict[str, SceneConfig] = {
         fixtures=("bowl", "zone", "cabinet", "button"),
         parked_float=True,
     ),
+    "tray": SceneConfig(objects=("cube", "cube"), num_plates=0, fixtures=("tray", "zone"), parked_float=True),
     "panel": SceneConfig(objects=("cube",), num_plates=0, fixtures=tuple(PANEL_Y_M), parked_float=True),
 }
 

@@ -177,6 +177,8 @@ FIXTURES: dict[str, Fixture] = {
         (Part(_CYLINDER, (0.054, 0.003, 0.0), (0.0, 0.0, 0.003)), *_walls(0.052, 0.034, 8)), (0.006, 0.050)
     ),
     "box": Fixture((Part(_BOX, (0.060, 0.060, 0.003), (0.0, 0.0, 0.003)), *_walls(0.058, 0.036, 4)), (0.006, 0.062)),
+    # A box that fingers can take things out of again: wide, with a rim lower than a block.
+    "tray": Fixture((Part(_BOX, (0.074, 0.074, 0.003), (0.0, 0.0, 0.003)), *_walls(0.072, 0.014, 4)), (0.006, 0.074)),
     "zone": Fixture(tuple(_MARK), (0.0, 0.040)),
     "cabinet": Fixture(
         (

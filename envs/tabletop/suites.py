@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from envs.seeds import SCENE_RANGES
 from envs.tabletop.goals import MAX_GOALS, GoalKind
 from envs.tabletop.language import GOAL_TEMPLATES
-from envs.tabletop.scene import COLORS, SCENES, SceneConfig, fixture_names
+from envs.tabletop.scene import COLORS, SCENES, SceneConfig, fixture_names, place_names
 from envs.tabletop.tasks import RELATIONS, TASKS, Step, Task
 from vla.core.config import decode, lookup
 from vla.core.paths import SIM_CONFIGS
@@ -156,6 +156,9 @@ def _check_tasks(suite: Suite) -> None:
             lookup(task.kind, dict.fromkeys(scene.objects), f"kind of object in scene {suite.scene!r} for task {name}")
         if task.relation:
             lookup(task.relation, dict.fromkeys(RELATIONS), f"relation of task {name}")
+        if task.inside:
+            holding = {kind: kind for _, kind in place_names(scene)}
+            lookup(task.inside, holding, f"place in scene {suite.scene!r} for task {name}")
         if task.drawer is not None and not 0 <= task.drawer <= 1:
             raise ValueError(f"drawer of task {name} must be from 0 to 1, got {task.drawer:g}")
         if not 1 <= len(task.steps) <= MAX_GOALS:

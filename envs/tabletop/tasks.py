@@ -44,6 +44,8 @@ class Task:
     """The relation by which the instruction names `a`; empty: by colour and kind."""
     drawer: float | None = None
     """Opening of the drawer at the start, 0..1; None: open or closed by chance."""
+    inside: str = ""
+    """The fixture in which `a` lies at the start; empty: it stands on the table."""
     strict: bool = False
     """Buttons light up while a press counts; one of these steps' that is pressed out of turn, or once too often, ends
     the episode as a failure."""
@@ -81,6 +83,9 @@ TASKS: dict[str, Task] = {
     "plate": Task((_on("a", "plate"),)),
     "bowl": Task((_in("a", "bowl"),)),
     "zone": Task((_on("a", "zone"),)),
+    # Each undoes the other: what a robot can practise without anybody to put things back.
+    "into-tray": Task((_in("a", "tray"),)),
+    "out-of-tray": Task((_on("a", "zone"),), inside="tray"),
     "push": Task((_PUSH,)),
     "stack": Task((_STACK,)),
     "drawer": Task((_in("a", "cabinet"),), drawer=1.0),

@@ -24,7 +24,8 @@ class RL(Command):
     """Refine a policy by online RL in simulation."""
 
     recipe: Positional[str]
-    """Name of the recipe, which sets the method and its budgets; see `vla list recipes`."""
+    """Name of the recipe, which sets the method and its budgets; see `vla list recipes`. `vla rl reset-free --help`
+    has flags of its own."""
     init: Path
     """Checkpoint to start from."""
     embodiment: str | None = None
@@ -73,6 +74,15 @@ class RL(Command):
     drawn per episode. A chunk must have this many actions more than are executed between two decisions."""
     device: str = "auto"
     """Torch's device, such as cpu or cuda:0. auto: the first GPU if there is one, else the CPU."""
+
+    @classmethod
+    def variant(cls, args: list[str]) -> tuple[type[Command], list[str]]:
+        """`vla rl reset-free` has flags of its own."""
+        if args[:1] != ["reset-free"]:
+            return cls, args
+        from bascule.commands.learning.reset_free import ResetFree
+
+        return ResetFree, args[1:]
 
     def run(self) -> None:
         """Refine the policy and write checkpoints to `out`; `out`/best is the best on validation scenes. ValueError for

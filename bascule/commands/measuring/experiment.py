@@ -19,7 +19,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "tuned_steps": (1, 10**9), "align_steps": (0, 10**9), "seconds": (1, 10**9), "batch_size": (1, 1_000_000),
     "frames": (1, 64), "talk_episodes": (1, 10_000_000), "episodes": (1, 10_000_000),
     "num_envs": (1, 100_000), "workers": (1, 1024), "control_steps": (1, 10**12),
-    "validation_episodes": (1, 10_000_000),
+    "validation_episodes": (1, 10_000_000), "logged_episodes": (1, 1_000_000), "offline_steps": (0, 10**9),
+    "decisions": (1, 10**9),
 }  # fmt: skip
 """The ranges of numbers, whichever experiment has them."""
 

@@ -1,0 +1,89 @@
+"""The logs that are there before any learning: demonstrations, and episodes of the imitation policy with their outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.backends.reset_free_env import ResetFreeVecEnv
+from rl.configs.offline import ResetFreeConfig
+from rl.offline.agent import Agent
+from rl.offline.judges import SimulatorJudge
+from rl.offline.practice import Practice, demonstrated
+from rl.offline.replay import Replay
+from rl.rewards.success_classifier import Watched
+from vla.core.checkpoint import load_checkpoint, save_checkpoint
+from vla.core.config import encode
+from vla.data.lerobot_dataset import DemoSet
+
+_PATIENCE = 2
+
+
+@dataclass
+class Logs:
+    """Transitions, and the frames that a success classifier learns from."""
+
+    replay: Replay
+    watched: list[Watched] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path, config: ResetFreeConfig) -> None:
+        """Write them, atomically."""
+        lengths = torch.tensor([len(w.done_T) for w in self.watched])
+        tensors = {f"replay.{name}": tensor for name, tensor in self.replay.tensors().items()}
+        tensors |= {
+            "watched.lengths": lengths,
+            "watched.seen": torch.cat([w.seen_TS for w in self.watched]),
+            "watched.done": torch.cat([w.done_T for w in self.watched]),
+        }
+        save_checkpoint(folder, config=_asked(config), tensors=tensors, stats={}, trainer_state=self.figures)
+
+    @staticmethod
+    def load(folder: Path, config: ResetFreeConfig) -> Logs:
+        """Read them. ValueError where they were logged with other settings."""
+        saved = load_checkpoint(folder)
+        had = {name: value for name, value in saved.config.items() if name in _asked(config)}
+        if had != _asked(config):
+            raise ValueError(f"{folder} was logged with other settings ({had}): choose another folder")
+        groups: dict[str, dict[str, Tensor]] = {"replay": {}, "watched": {}}
+        for name, tensor in saved.tensors.items():
+            group, _, rest = name.partition(".")
+            groups[group][rest] = tensor
+        replay = Replay(max(1, int(groups["replay"]["added"])))
+        replay.load(groups["replay"])
+        lengths = groups["watched"]["lengths"].tolist()
+        seen, done = (groups["watched"][name].split(lengths) for name in ("seen", "done"))
+        watched = [Watched(*pair) for pair in zip(seen, done, strict=True)]
+        return Logs(replay, watched, saved.trainer_state or {})
+
+
+def _asked(config: ResetFreeConfig) -> dict[str, Any]:
+    names = ("suite", "pair", "num_envs", "n_action_steps", "horizon", "reset_every", "logged_episodes", "seed")
+    return {name: encode(config)[name] for name in names}
+
+
+def log(agent: Agent, env: ResetFreeVecEnv, demos: DemoSet, config: ResetFreeConfig) -> Logs:
+    """Play `logged_episodes` of the agent, which is still the imitation policy, with its noise; the outcomes are what a
+    person who watched would note down."""
+    generator = torch.Generator().manual_seed(config.seed + 29)
+    judge = SimulatorJudge(env.num_envs, _PATIENCE)
+    practice = Practice(env, agent, judge, generator=generator)
+    episodes = [*demonstrated(agent, demos)]
+    figures = {"demonstrations": len(episodes)}
+    practice.start()
+    while figures.get("episodes", 0) < config.logged_episodes:
+        for played in practice.step():
+            episodes.append((played.steps, played.watched))
+            for name, count in played.counts().items():
+                figures[name] = figures.get(name, 0) + count
+        if env.reset_is_due:
+            practice.start()
+    replay = Replay(sum(len(steps) for steps, _ in episodes))
+    for steps, _ in episodes:
+        replay.add_episode(steps)
+    figures["control_steps"] = practice.control_steps
+    return Logs(replay, [watched for _, watched in episodes], figures)

@@ -1,0 +1,101 @@
+"""From a policy, its demonstrations and environments to a run without resets: logs, reward, agent, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.backends.cpu_vec_env import MujocoVecEnv
+from envs.backends.reset_free_env import ResetCounts, ResetFreeVecEnv
+from envs.evaluation.evaluate import evaluate
+from envs.seeds import RL_TRAIN_SEEDS
+from rl.configs.offline import ResetFreeConfig
+from rl.offline.agent import Agent
+from rl.offline.judges import ClassifierJudge, Judge, SimulatorJudge
+from rl.offline.logs import Logs, log
+from rl.offline.run import Draws, Evaluate, Outcome, ResetFreeRun
+from rl.rewards.success_classifier import fit_classifier, shuffled
+from vla.core.checkpoint import CONFIG
+from vla.core.config import save_json
+from vla.core.types import Observation, VecEnv
+from vla.data.lerobot_dataset import DemoSet
+from vla.model.model import VLA
+from vla.model.policy import VLAPolicy
+
+
+def learn_without_resets(
+    vla: VLA,
+    worlds: MujocoVecEnv,
+    demos: DemoSet,
+    config: ResetFreeConfig,
+    out: Path,
+    *,
+    evaluate: Evaluate,
+    logs_at: Path | None = None,
+    resume: bool = False,
+    on_window: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """Learn from `demos` and logged episodes, then online, in `out`; `vla` gets a residual. `logs_at`: where the logs
+    are kept, for other runs from the same policy (OUT/logs). ValueError for a policy that has been refined, or a suite
+    without the pair of tasks."""
+    if vla.refiner is not None:
+        raise ValueError("this policy has been refined by RL already: start from one of imitation (`vla train`)")
+    draws = Draws(config.seed, RL_TRAIN_SEEDS)
+    env = ResetFreeVecEnv(worlds, config.pair, draws, reset_every=config.reset_every, horizon=config.horizon)
+    agent = Agent(vla, worlds.action_spec.names, config.n_action_steps, config.agent, seed=config.seed)
+    folder = logs_at or out / "logs"
+    if (folder / CONFIG).is_file():
+        logs = Logs.load(folder, config)
+        draws.count = logs.figures["scenes"]
+    else:
+        logs = log(agent, env, demos, config)
+        logs.figures |= {"scenes": draws.count, "resets": vars(env.counts).copy()}
+        env.counts = ResetCounts()  # those of the logs are told apart
+        logs.save(folder, config)
+    judge = _judge(logs, config, out, worlds.num_envs)
+    run = ResetFreeRun(agent, env, logs, judge, config, out, evaluate=evaluate, draws=draws, on_window=on_window)
+    return run.run(resume=resume)
+
+
+def _judge(logs: Logs, config: ResetFreeConfig, out: Path, num_envs: int) -> Judge:
+    """Who rewards. A classifier is learnt from the logs, and kept in OUT/classifier with its errors beside it."""
+    if config.reward == "simulator":
+        return SimulatorJudge(num_envs)
+    watched = logs.watched
+    if config.reward == "shuffled":
+        watched = shuffled(watched, seed=config.seed)
+    classifier, report = fit_classifier(watched, config.classifier, seed=config.seed)
+    classifier.save(out / "classifier", config.suite)
+    save_json(out / "classifier.json", report.to_dict())
+    return ClassifierJudge(num_envs, classifier)
+
+
+def true_success(vla: VLA, referee: VecEnv, tasks: Sequence[str], seeds: range) -> Evaluate:
+    """The function that plays each of `tasks` on the scenes `seeds` of `referee`, with real resets: {task: [successes,
+    episodes]}, by the simulator's word."""
+
+    def play() -> dict[str, list[int]]:
+        counts = {}
+        for task in tasks:
+            report = evaluate(VLAPolicy(vla), OneTask(referee, task), seeds)  # type: ignore[arg-type]
+            counts[task] = [report.successes, report.episodes]
+        return counts
+
+    return play
+
+
+class OneTask:
+    """Environments that play one task of their suite."""
+
+    def __init__(self, env: VecEnv, task: str) -> None:
+        self._env, self._task = env, task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def reset(
+        self, *, seeds: Sequence[int], tasks: Sequence[str] | None = None, env_ids: Sequence[int] | None = None
+    ) -> Observation:
+        """See `vla.core.types.VecEnv.reset`; the task is always the same."""
+        return self._env.reset(seeds=seeds, tasks=[self._task] * len(seeds), env_ids=env_ids)
