@@ -118,7 +118,7 @@ class ResetFreeRun:
             self._note("online")
         if self._passed(before, self.config.window):
             self._close_window(log)
-        if self.env.reset_is_due:
+        if self.env.reset_is_due and self.outcome.decisions < self.config.decisions:
             self._begin()
 
     def _passed(self, before: int, every: int) -> bool:
