@@ -18,12 +18,14 @@ class AgentConfig:
     refiner_width: int = 128
     """Width of the residual on the VLA's actions: all of the policy that learns."""
     critic_width: int = 128
-    gamma: float = 0.99
+    gamma: float = 0.98
     """Discount of a control step; that of a chunk of n steps is its n-th power."""
-    lr: float = 3e-4
-    critic_lr: float = 3e-4
+    n_step: int = 4
+    """Chunks until the value that a critic's target goes on with."""
+    lr: float = 5e-4
+    critic_lr: float = 5e-4
     batch_size: int = 128
-    target_rate: float = 0.01
+    target_rate: float = 0.02
     """Share of the critics in the moving average that the targets are computed with."""
     actor_every: int = 2
     """Critic updates for each of the actor."""
@@ -32,7 +34,7 @@ class AgentConfig:
     gripper_std: float = 0.3
     correlation: float = 0.5
     """Correlation of the noise of neighbouring control steps."""
-    anchor: float = 0.05
+    anchor: float = 0.005
     """Weight of the squared residual, in standard deviations, beside the value: stay near the imitation policy."""
     penalty: float = 0.1
     """Weight of the conservative penalty."""
@@ -52,6 +54,8 @@ class AgentConfig:
         for name in ("gamma", "target_rate"):
             if not 0 < getattr(self, name) <= 1:
                 return f"{name} must be in (0, 1], got {getattr(self, name)}"
+        if self.n_step < 1:
+            return f"n_step must be at least 1, got {self.n_step}"
         for name in ("motion_std", "gripper_std", "temperature", "advantage_scale", "lr", "critic_lr"):
             if getattr(self, name) <= 0:
                 return f"{name} must be positive, got {getattr(self, name)}"
@@ -99,7 +103,7 @@ class ResetFreeConfig:
     """Critic updates on the logged data and the demonstrations."""
     decisions: int = 10_000
     """Chunks executed online, over all environments."""
-    updates_per_decision: float = 1.0
+    updates_per_decision: float = 0.5
     """Critic updates for each of them."""
     logged_share: float = 0.5
     """Part of every online batch that is logged data."""

@@ -41,7 +41,7 @@ class Agent:
         self.critics: TwinCritics | None = None
         self.targets: TwinCritics | None = None
         self.updates = 0
-        self.actor_optimiser = torch.optim.Adam(vla.refiner.parameters(), lr=config.lr)
+        self.actor_optimiser = torch.optim.Adam(vla.refiner.parameters(), lr=config.lr, fused=True)
         self.critic_optimiser: torch.optim.Optimizer | None = None
 
     def _critics(self, state_dim: int) -> tuple[TwinCritics, TwinCritics, torch.optim.Optimizer]:
@@ -50,7 +50,7 @@ class Agent:
             width = self.steps * len(self.std_A)
             self.critics = TwinCritics(state_dim, width, self.config.critic_width, seed=self.seed)
             self.targets = deepcopy(self.critics).requires_grad_(False)
-            self.critic_optimiser = torch.optim.Adam(self.critics.parameters(), lr=self.config.critic_lr)
+            self.critic_optimiser = torch.optim.Adam(self.critics.parameters(), lr=self.config.critic_lr, fused=True)
         return self.critics, self.targets, self.critic_optimiser
 
     def mean(self, seen: AgentInput) -> Tensor:

@@ -21,8 +21,8 @@ class ChunkCritic(nn.Module):
     def forward(self, state_BS: Tensor, action_BKa: Tensor) -> Tensor:
         """Return the values (B, K)."""
         hidden = self.of_state(state_BS)[:, None] + self.of_action(action_BKa)
-        hidden = F.gelu(self.first_norm(hidden))
-        hidden = F.gelu(self.second_norm(self.second(hidden)))
+        hidden = F.relu(self.first_norm(hidden))
+        hidden = F.relu(self.second_norm(self.second(hidden)))
         return self.last(hidden).squeeze(-1)
 
 

@@ -1,4 +1,4 @@
-"""The logs that are there before any learning: demonstrations, and episodes of the imitation policy with their outcomes."""
+"""The logs that are there before any learning: demonstrations, and the imitation policy's episodes with outcomes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Logs:
 
 def _asked(config: ResetFreeConfig) -> dict[str, Any]:
     names = ("suite", "pair", "num_envs", "n_action_steps", "horizon", "reset_every", "logged_episodes", "seed")
-    return {name: encode(config)[name] for name in names}
+    agent = ("gamma", "n_step", "motion_std", "gripper_std", "correlation")
+    return {name: encode(config)[name] for name in names} | {name: encode(config.agent)[name] for name in agent}
 
 
 def log(agent: Agent, env: ResetFreeVecEnv, demos: DemoSet, config: ResetFreeConfig) -> Logs:
@@ -82,7 +83,7 @@ def log(agent: Agent, env: ResetFreeVecEnv, demos: DemoSet, config: ResetFreeCon
                 figures[name] = figures.get(name, 0) + count
         if env.reset_is_due:
             practice.start()
-    replay = Replay(sum(len(steps) for steps, _ in episodes))
+    replay = Replay(sum(len(steps) for steps, _ in episodes), config.agent.n_step)
     for steps, _ in episodes:
         replay.add_episode(steps)
     figures["control_steps"] = practice.control_steps

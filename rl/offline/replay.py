@@ -17,13 +17,15 @@ class Transition:
 
     now: AgentInput
     after: AgentInput
+    """What was seen `n_step` chunks later, or at the end of the episode."""
     action_BnA: Tensor
     """Normalised, within the action's bounds; zeros where the episode ended earlier."""
     executed_Bn: Tensor
     """Bool: True for the steps that were executed."""
     reward_B: Tensor
+    """Discounted rewards until `after`."""
     discount_B: Tensor
-    """gamma to the number of control steps; 0 where nothing follows."""
+    """gamma to the number of control steps until `after`; 0 where nothing follows."""
     returned_B: Tensor
     """Discounted rewards from here to the end of the episode."""
 
@@ -42,37 +44,41 @@ class Step:
 
 class Replay:
     """Room for `capacity` transitions, of which the oldest make place. Whole episodes are added: returns are known at
-    their end."""
+    their end. With `n_step` above 1, values come from so many chunks later: a sparse reward is sooner heard of."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, n_step: int = 1) -> None:
         if capacity < 1:
             raise ValueError(f"a replay needs room for at least one transition, got {capacity}")
-        self.capacity, self.size, self.added = capacity, 0, 0
+        self.capacity, self.n_step, self.size, self.added = capacity, n_step, 0, 0
         self._now: AgentInput | None = None
         self._after: AgentInput | None = None
         self._rows: dict[str, Tensor] = {}
 
     def add_episode(self, steps: Sequence[Step]) -> None:
         """Store the chunks of one episode, in their order."""
-        returned = 0.0
-        for step in reversed(steps):
+        returned = [0.0] * (len(steps) + 1)
+        for k in reversed(range(len(steps))):
             # Of a truncated episode nothing is known beyond its end: a lower bound, which is all Cal-QL asks for.
-            returned = step.reward + step.discount * returned
-            self._add(step, returned)
+            returned[k] = steps[k].reward + steps[k].discount * returned[k + 1]
+        for k, step in enumerate(steps):
+            reward, discount, last = 0.0, 1.0, step
+            for last in steps[k : k + self.n_step]:
+                reward, discount = reward + discount * last.reward, discount * last.discount
+            self._add(step, last.after, {"reward": reward, "discount": discount, "returned": returned[k]})
 
-    def _add(self, step: Step, returned: float) -> None:
+    def _add(self, step: Step, after: AgentInput, numbers: dict[str, float]) -> None:
         if self._now is None or self._after is None:
-            self._now, self._after = (part.empty_like(self.capacity) for part in (step.now, step.after))
+            self._now, self._after = (part.empty_like(self.capacity) for part in (step.now, after))
             shape = (self.capacity, *step.action_nA.shape)
             self._rows = {"action": torch.zeros(shape), "executed": torch.zeros(shape[:2], dtype=torch.bool)}
-            self._rows |= {name: torch.zeros(self.capacity) for name in ("reward", "discount", "returned")}
+            self._rows |= {name: torch.zeros(self.capacity) for name in numbers}
         at = self.added % self.capacity
         self._now.write(at, step.now)
-        self._after.write(at, step.after)
+        self._after.write(at, after)
         executed = torch.arange(len(step.action_nA)) < step.executed
         self._rows["action"][at] = torch.where(executed[:, None], step.action_nA, 0.0)
         self._rows["executed"][at] = executed
-        for name, value in (("reward", step.reward), ("discount", step.discount), ("returned", returned)):
+        for name, value in numbers.items():
             self._rows[name][at] = value
         self.added += 1
         self.size = min(self.capacity, self.added)

@@ -67,7 +67,7 @@ class ResetFreeRun:
         self.exploration = torch.Generator().manual_seed(2 * config.seed + 1)
         self.batches = torch.Generator().manual_seed(2 * config.seed)
         self.practice = Practice(env, agent, judge, generator=self.exploration)
-        self.online = Replay(max(1, config.decisions + config.num_envs * 2))
+        self.online = Replay(config.decisions + 2 * config.num_envs, config.agent.n_step)
         self.outcome = Outcome()
         self._base = frozen_digest(agent.vla)
         self._window: dict[str, Any] = {}

@@ -22,6 +22,19 @@ def test_returns_are_discounted_to_the_end_of_the_episode() -> None:
     assert back == {0: 0.125, 1: 0.25, 2: 1.0, 3: 0.0}
 
 
+def test_targets_go_on_some_chunks_later_or_at_the_end() -> None:
+    replay = Replay(10, n_step=2)
+    replay.add_episode([step(0, discount=0.5), step(1, discount=0.25), step(2, reward=1.0, discount=0.0)])
+    replay.add_episode([step(3, discount=0.5)])
+    rows = replay.rows(torch.arange(4))
+    told = zip(
+        rows.now.proprio_BP.argmax(1), rows.after.proprio_BP.argmax(1), rows.reward_B, rows.discount_B, strict=True
+    )
+    assert [tuple(map(float, row)) for row in told] == [
+        (0, 1, 0, 0.125), (1, 2, 0.25, 0), (2, 2, 1, 0), (3, 3, 0, 0.5)
+    ]  # fmt: skip
+
+
 def test_what_was_not_executed_is_not_learnt_from() -> None:
     replay = Replay(2)
     replay.add_episode([step(1, executed=1)])

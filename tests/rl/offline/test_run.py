@@ -58,8 +58,15 @@ def run(
             raise Killed
 
     outcome = learn_without_resets(
-        vla, worlds, demos, config, out, evaluate=lambda: {"into-tray": [0, 1]}, logs_at=out.parent / "logs",
-        resume=resume, on_window=window,
+        vla,
+        worlds,
+        demos,
+        config,
+        out,
+        evaluate=lambda: {"into-tray": [0, 1]},
+        logs_at=out.parent / "logs",
+        resume=resume,
+        on_window=window,
     )
     return outcome, vla
 
