@@ -17,7 +17,7 @@ class Transition:
 
     now: AgentInput
     after: AgentInput
-    """What was seen `n_step` chunks later, or at the end of the episode."""
+    """The observation `n_step` chunks later, or at the end of the episode."""
     action_BnA: Tensor
     """Normalised, within the action's bounds; zeros where the episode ended earlier."""
     executed_Bn: Tensor
