@@ -9,6 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_file, check_numbers, chosen_perturbation, stays
+from vla.core.checkpoint import weights_digest
 from vla.core.config import lookup
 from vla.core.paths import quoted
 from vla.model.config import DEFAULT_BACKBONE, DEFAULT_PIXELS
@@ -21,18 +22,22 @@ _MOST_SHOWN = 24
 
 @dataclass(frozen=True)
 class Demos(Command):
-    """Record demonstrations of the scripted expert as a LeRobotDataset v3."""
+    """Record demonstrations of the scripted expert as a LeRobotDataset v3, or a policy's own episodes."""
 
     suite: Positional[str]
     """The suite to record in, see `vla list suites`; or a .toml file."""
     episodes: int = 200
     """Number of demonstrations; episodes in which the expert fails are replaced."""
     out: Path | None = None
-    """The dataset's folder. Default: runs/demos/SUITE."""
+    """The dataset's folder. Default: runs/demos/SUITE, or runs/logs/SUITE of a policy's episodes."""
+    policy: Path | None = None
+    """Record the episodes of this policy instead, those that fail too, with LeRobot's next.success, for `vla train
+    --advantage`. The recorded actions are the ones executed."""
     seed: int = 0
     """Seed of the first episode's scene; the following episodes count up from it."""
     noise: float = 0.15
-    """Noise added to the expert's actions, so that demonstrations include recoveries."""
+    """Noise added to the actions, in halves of their range: demonstrations then include recoveries, and a policy's
+    episodes what it would not have done by itself."""
     workers: int = 2
     """Processes that simulate."""
     image_size: int = DEFAULT_PIXELS
@@ -49,10 +54,10 @@ class Demos(Command):
     """Perturbations as in `vla eval`, AXIS=FROM:TO each: for tests rather than for training."""
 
     def _out(self) -> Path:
-        return self.out or Path("runs/demos") / Path(self.suite).stem
+        return self.out or Path("runs/demos" if self.policy is None else "runs/logs") / Path(self.suite).stem
 
     def run(self) -> None:
-        """Record the demonstrations. ValueError for an unknown suite or task, or a number out of range."""
+        """Record the episodes. ValueError for an unknown suite, task or policy, or a number out of range."""
         from envs.registry import load_suite
 
         check_numbers(
@@ -65,7 +70,17 @@ class Demos(Command):
         from vla.runtime.console import progress, say
 
         perturb = chosen_perturbation(self.perturb, self.randomise)
-        with progress("demonstrations", self.episodes, unit="episodes") as update:
+        depth, played = self.depth, None
+        if self.policy is not None:
+            from functools import partial
+
+            from policies.load import checkpoint, load_policy, reads_depth
+
+            folder = checkpoint(self.policy)
+            played = f"{self.policy} {weights_digest(folder)}", partial(load_policy, folder)
+            depth = depth or reads_depth(folder)
+        what = "demonstrations" if self.policy is None else "episodes"
+        with progress(what, self.episodes, unit="episodes") as update:
             out = record(
                 self.suite,
                 self.episodes,
@@ -76,10 +91,11 @@ class Demos(Command):
                 image_size=self.image_size,
                 perturb=perturb,
                 tasks=self.tasks,
-                depth=self.depth,
+                depth=depth,
+                policy=played,
                 on_progress=lambda state: update(state.kept, _note(state)),
             )
-        say(f"{self.episodes} demonstrations in {out}")
+        say(f"{self.episodes} {what} in {out}")
 
     def writes(self) -> tuple[Path, ...]:
         """The dataset's folder."""

@@ -36,6 +36,11 @@ def _found(place: str) -> Any:
 
 
 EXPERIMENTS: dict[str, Entry] = {
+    "advantage": Entry(
+        "one offline iteration on a policy's own episodes, with labels of a value model",
+        "logged.advantage.AdvantageExperimentConfig",
+        "logged.advantage.advantage",
+    ),
     "ablation": Entry("variants of bridge attention, by imitation", "ablation.AblationConfig", "ablation.ablation"),
     "bridgevla": Entry(
         "heat-maps beside chunks, from three demonstrations of a task",

@@ -33,6 +33,9 @@ PRIVILEGED, EXACT_PROPRIO = "privileged", "exact_proprio"
 PRIVILEGED_FILE = "privileged.parquet"
 """In `meta/`, beside the dataset: as one of its features, appending or merging data would need a simulator."""
 _INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+_OUTCOMES = {"next.reward": "float32", "next.done": "bool", "next.success": "bool"}
+"""LeRobot's features for what an action led to, of the episodes of a policy: reward 1 and success at the last frame of
+an episode that succeeded, done at the last frame of every one."""
 _METADATA_KEY = b"bascule"
 
 
@@ -48,11 +51,14 @@ class WorldFacts:
     robot_type: str = "panda"
     depth: bool = False
     """Depth and calibration of every camera are recorded, too."""
+    outcomes: bool = False
+    """Episodes are a policy's, which fail too: LeRobot's `next.*` features say how each ended."""
 
 
 @dataclass(frozen=True)
 class DemoEpisode:
-    """One successful demonstration of T control steps: what was seen before each step, the expert's clean action."""
+    """One episode of T control steps: what was seen before each step, and the action; of a demonstration, which
+    succeeds, the expert's clean one."""
 
     seed: int
     instruction: str
@@ -68,6 +74,8 @@ class DemoEpisode:
     """(T, P) proprio without the noise of sensors, for the same readers; None where they have none."""
     geometry: views.Geometry | None = None
     """Depth (T, H, W) and calibration (T, 3, 3), (T, 4, 4) of every camera; None unless asked for."""
+    success: bool | None = None
+    """How a policy's episode ended; None for a demonstration."""
 
 
 def image_key(camera: str) -> str:
@@ -111,6 +119,13 @@ def save_episode(path: Path, episode: DemoEpisode) -> None:
         histograms[camera] = [np.bincount(frames[..., c].ravel(), minlength=256).tolist() for c in range(3)]
     columns |= {views.depth_key(camera): views.depth_column(found[0]) for camera, found in measured.items()}
     columns |= {name: _vectors(values) for name, values in vectors.items()}
+    if episode.success is not None:
+        ends = np.arange(len(episode.action)) == len(episode.action) - 1
+        won = ends & episode.success
+        columns |= {
+            name: pa.array(values.astype(kind))
+            for (name, kind), values in zip(_OUTCOMES.items(), (won, ends, won), strict=True)
+        }
     depths = {camera: views.depth_stats(found[0]) for camera, found in measured.items()}
     about = {"seed": episode.seed, "instruction": episode.instruction, "histograms": histograms, "depths": depths}
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about)})
@@ -170,6 +185,10 @@ def _features(facts: WorldFacts) -> dict[str, dict[str, Any]]:
             for key, names in (("observation.state", facts.proprio_names), ("action", facts.action_names))
         }
         | views.features(facts.cameras if facts.depth else (), size)
+        | {
+            key: {"dtype": kind, "shape": [1], "names": None}
+            for key, kind in (_OUTCOMES.items() if facts.outcomes else ())
+        }
         | {
             key: {"dtype": "float32" if key == "timestamp" else "int64", "shape": [1], "names": None}
             for key in _INDEX_FEATURES

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,10 @@ MakeWorld = Callable[[str, int], DemoWorld]
 """(suite, image_size) -> world. A module-level function: worker processes import it by name."""
 
 
+RunEpisode = Callable[[DemoWorld, int, float], DemoEpisode | None]
+"""(world, seed, noise) -> the episode to keep, if there is one. A module-level function, as `MakeWorld`."""
+
+
 def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None:
     """One demonstration, or None if the expert failed.
 
@@ -69,6 +74,19 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     every component but the gripper; the *recorded* action is the expert's clean one, so the data shows recoveries
     (DART, Laskey et al. 2017).
     """
+    episode = played(world, seed, noise, recorded="wanted")
+    return replace(episode, success=None) if episode is not None and episode.success else None
+
+
+def run_rollout(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None:
+    """One episode of whoever acts in the world, kept with its outcome, whichever that is. The *recorded* action is the
+    *executed* one, noise included: what it led to is what can be learnt from it. None if there was no step."""
+    return played(world, seed, noise, recorded="executed")
+
+
+def played(world: DemoWorld, seed: int, noise: float, *, recorded: Literal["wanted", "executed"]) -> DemoEpisode | None:
+    """One episode with its outcome, None if it ended before the first step. `noise` is as in `run_episode`; `recorded`:
+    the action that is kept, before noise is added to it or after."""
     rng = np.random.default_rng([seed, Stream.EXECUTION_NOISE])
     spec = world.action_spec
     low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
@@ -89,16 +107,17 @@ def run_episode(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
         privileged.append(np.array(world.privileged(), np.float32))
         if (values := world.exact_proprio()) is not None:
             exact.append(np.array(values, np.float32))
-        actions.append(action)
-        world.step(np.clip(action + scale * disturbance, low, high).astype(np.float32))
+        done = np.clip(action + scale * disturbance, low, high).astype(np.float32)
+        actions.append(action if recorded == "wanted" else done)
+        world.step(done)
         fresh = rng.standard_normal(spec.dim)
         disturbance = NOISE_CORRELATION * disturbance + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
-    if not world.success or not actions:
+    if not actions:
         return None
     stacked = {camera: np.stack(frames) for camera, frames in images.items()}
     return DemoEpisode(
         seed, world.instruction, stacked, np.stack(proprio), np.stack(actions), np.stack(privileged),
-        np.stack(exact) if exact else None, stacked_geometry(geometry) if geometry else None,
+        np.stack(exact) if exact else None, stacked_geometry(geometry) if geometry else None, bool(world.success),
     )  # fmt: skip
 
 

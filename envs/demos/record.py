@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from envs.backends.worker import worker_environment
 from envs.demos.dataset_writer import WorldFacts, build_dataset, is_whole, iter_files, save_episode
-from envs.demos.episode import DemoWorld, MakeWorld, run_episode, suite_world
+from envs.demos.episode import DemoWorld, MakeWorld, RunEpisode, run_episode, run_rollout, suite_world
+from envs.demos.rollout import MakePolicy, PolicyWorld
 from envs.seeds import TRAIN_SEED_LIMIT
 from vla.core.config import load_json, save_json, write_atomic
 from vla.core.disk import writing
@@ -65,13 +66,16 @@ class _Request:
     perturb: str | None = None
     tasks: str | None = None
     depth: bool | None = None
+    policy: str | None = None
+    """Name of the policy whose episodes are recorded, those that fail too. None: the expert's, without those."""
 
 
-def _facts(world: DemoWorld, image_size: int, depth: bool = False) -> WorldFacts:
+def _facts(world: DemoWorld, image_size: int, depth: bool = False, outcomes: bool = False) -> WorldFacts:
     fps = round(world.action_spec.control_hz)
     if fps != world.action_spec.control_hz:
         raise ValueError(f"LeRobot needs a whole number of frames per second, not {world.action_spec.control_hz}")
-    return WorldFacts(fps, world.action_spec.names, world.proprio_names, world.cameras, image_size, depth=depth)
+    names, proprio_names = world.action_spec.names, world.proprio_names
+    return WorldFacts(fps, names, proprio_names, world.cameras, image_size, depth=depth, outcomes=outcomes)
 
 
 def _facts_from_dict(stored: dict[str, Any]) -> WorldFacts:
@@ -83,9 +87,11 @@ def _worker(connection: Connection, make_world: MakeWorld, request: dict[str, An
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which stops us between episodes
     try:
         world = make_world(request["suite"], request["image_size"])
-        connection.send(("ready", _facts(world, request["image_size"], bool(request["depth"]))))
+        logs = request["policy"] is not None
+        run: RunEpisode = run_rollout if logs else run_episode
+        connection.send(("ready", _facts(world, request["image_size"], bool(request["depth"]), logs)))
         while (seed := connection.recv()) is not None:
-            episode = run_episode(world, seed, request["noise"])
+            episode = run(world, seed, request["noise"])
             if episode is None:
                 write_atomic(folder / f"{seed:08d}.failed", b"")
             else:
@@ -243,19 +249,25 @@ def record(
     perturb: Perturbation | None = None,
     tasks: Sequence[str] = (),
     depth: bool = False,
+    policy: tuple[str, MakePolicy] | None = None,
 ) -> Path:
     """Record the first `episodes` successful demonstrations of seeds seed0, seed0+1, ... as a LeRobotDataset v3.
 
     The result depends on neither `num_workers` nor interruptions. Calling it again on a finished `out` returns at once;
     on an unfinished one it continues. `make_world` is for other worlds than the suites'; `perturb` randomises the
     suites', and `tasks` are which of theirs to show, in turn (a name given twice has twice the share; none: as the
-    seeds say); `depth`: with the depth and the calibration of every camera. ValueError if `out` holds something else or
+    seeds say); `depth`: with the depth and the calibration of every camera. `policy`: whose episodes to record instead
+    of the expert's, by name and how to load it in a worker; they are kept with their outcome, whichever that is, and
+    the recorded action is the one executed, `noise` included. ValueError if `out` holds something else or
     the expert hardly ever succeeds; RuntimeError if a world fails. A worker process that dies is replaced and its
     episode begun again; ChildProcessError when that happens three times at one seed.
     """
     out = Path(out)
     words = perturb.words() if perturb is not None else ""
-    request = _Request(suite, seed0, float(noise), image_size, words or None, " ".join(tasks) or None, depth or None)
+    shown = " ".join(tasks) or None
+    request = _Request(
+        suite, seed0, float(noise), image_size, words or None, shown, depth or None, policy and policy[0]
+    )
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")
     if not 0 <= seed0 < TRAIN_SEED_LIMIT:
@@ -279,6 +291,8 @@ def record(
         make_world = make_world or partial(
             suite_world, perturb=perturb if words else None, tasks=tuple(tasks), depth=depth
         )
+        if policy is not None:
+            make_world = partial(PolicyWorld, make_world, policy[1])
         facts = _record_seeds(folder, request, episodes, num_workers, on_progress, make_world)
         _complete(folder, out, request, facts, episodes)
         shutil.rmtree(folder)

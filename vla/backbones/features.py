@@ -97,6 +97,9 @@ class Features(TensorBatch):
     """Coordinates in the robot's frame of what each query points at. Always float32."""
     memory_BMK: Tensor | None = None
     """Rows of M earlier decisions (`vla.model.memory`); None for a policy that remembers none. Always float32."""
+    advantage_B: Tensor | None = None
+    """What a policy that is conditioned on it is told about its actions (`vla.model.advantage`); None: what it asks
+    for. Always float32."""
 
     @property
     def pointed_BQE(self) -> Tensor | None:
@@ -114,7 +117,7 @@ class Features(TensorBatch):
 
         Coordinates stay float32: they are small, and half precision would cost fractions of a millimetre.
         """
-        exact = ("points_BQE", "raw_xyz_BNE", "points_xyz_BQE", "memory_BMK")
+        exact = ("points_BQE", "raw_xyz_BNE", "points_xyz_BQE", "memory_BMK", "advantage_B")
         return replace(
             self,
             raw_BLND=_cast(self.raw_BLND.to(device=device), dtype),

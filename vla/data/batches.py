@@ -35,6 +35,8 @@ class Batch:
     """Queries of the frames' episodes to a pool of modulators (`vla.training.modulation`)."""
     latent: Tensor | None = None
     """The teacher's latents, standardised, while a student is being aligned (`vla.training.distillation`)."""
+    told_B: Tensor | None = None
+    """Labels of the actions (`vla.model.advantage`), for a policy that is told."""
 
     @property
     def weight(self) -> float:
@@ -46,8 +48,9 @@ class Batch:
         seen = self.seen.to(device=device) if isinstance(self.seen, Features) else self.seen.to(device)
         query = None if self.query_BK is None else self.query_BK.to(device)
         latent = None if self.latent is None else self.latent.to(device)
+        told = None if self.told_B is None else self.told_B.to(device)
         action, mask = self.action_BCA.to(device), self.mask.to(device)
-        return Batch(seen, self.proprio_BP.to(device), action, mask, query_BK=query, latent=latent)
+        return Batch(seen, self.proprio_BP.to(device), action, mask, query_BK=query, latent=latent, told_B=told)
 
 
 class Source(Protocol):

@@ -43,6 +43,7 @@ from vla.data.findings import (
 )
 from vla.data.tables import (
     data_files,
+    flags,
     foreign_findings,
     instructions,
     read_table,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from vla.data.lazy_frames import LazyFrames
     from vla.processing.processor import Stats
 
-PROPRIO, ACTION = "observation.state", "action"
+PROPRIO, ACTION, SUCCESS = "observation.state", "action", "next.success"
 _MEMORY_SHARE = 0.8
 _LOOKED_AT = 16
 """Frames, spread over the recording, by which a camera that never changes is found."""
@@ -85,6 +86,9 @@ class DemoSet:
     """(F, S) the simulator's state, where the demonstrations were made in one (`vla demos`): for teachers."""
     exact_proprio: NDArray[np.float32] | None = None
     """(F, P) `proprio` without the noise of sensors, for teachers; None where there was none."""
+    success: NDArray[np.bool_] | None = None
+    """(F,) whether this frame's action ended in success, where the dataset says so: of a policy's own episodes, not
+    of demonstrations."""
     noticed: tuple[Finding, ...] = ()
     """A finding for each oddity of the dataset's tables that does not prevent reading it."""
     aspects: Mapping[str, float] = field(default_factory=dict)
@@ -172,6 +176,7 @@ class DemoSet:
             episode_index=self.episode_index[rows],
             privileged=None if self.privileged is None else self.privileged[rows],
             exact_proprio=None if self.exact_proprio is None else self.exact_proprio[rows],
+            success=None if self.success is None else self.success[rows],
             geometry={camera: known.take(rows) for camera, known in self.geometry.items()},
         )
 
@@ -244,7 +249,8 @@ def load_dataset(
         lazy = _pixels(features, list(keys.values()), info["total_frames"], image_size) > 0.5 * free_memory()
     in_memory = [] if lazy else [key for key in keys.values() if features[key]["dtype"] == "image"]
     measured = geometry_features(features, keys) if depth else {}
-    table, order = read_table(root, info, [PROPRIO, ACTION, *in_memory, *table_columns(features, measured)])
+    told = [name for name in (SUCCESS,) if name in features]
+    table, order = read_table(root, info, [PROPRIO, ACTION, *told, *in_memory, *table_columns(features, measured)])
     proprio, action = (vectors(table, features, key) for key in (PROPRIO, ACTION))
     if not lazy:
         _check_memory(features, list(keys.values()), len(table), image_size)
@@ -277,6 +283,7 @@ def load_dataset(
         proprio_names=names[PROPRIO],
         privileged=simulator_state(root, table, "privileged"),
         exact_proprio=simulator_state(root, table, "exact_proprio"),
+        success=flags(root, table, SUCCESS) if told else None,
         noticed=(
             *naming_findings(features, (ACTION, PROPRIO)),
             *unused_findings(features, ACTION),

@@ -330,6 +330,18 @@ def simulator_state(root: Path, table: pa.Table, name: str) -> NDArray[np.float3
     return values[order[at]] if (numbers[at] == wanted).all() else None
 
 
+def flags(root: Path, table: pa.Table, key: str) -> NDArray[np.bool_]:
+    """(F,) a column of yes and no: bools, or numbers that are 0 for no. ValueError for anything else."""
+    column = table.column(key).combine_chunks()
+    if _is_list(column.type):
+        column = column.flatten()
+    kind = column.type
+    fine = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if not fine or column.null_count or len(column) != len(table):
+        raise ValueError(f"{root}: feature '{key}' must be one bool for each frame, it holds {kind}")
+    return column.to_numpy(zero_copy_only=False).astype(bool)
+
+
 def tasks(root: Path) -> list[tuple[int, object]]:
     """(task_index, task string) of each row of meta/tasks.parquet. ValueError where there is no such table."""
     path = root / "meta" / "tasks.parquet"

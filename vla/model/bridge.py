@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.features import Features
-from vla.model.config import BridgeConfig, MemoryConfig
+from vla.model.advantage import AdvantageToken
+from vla.model.config import AdvantageConfig, BridgeConfig, MemoryConfig
 from vla.model.memory import MemoryTokens
 
 
@@ -228,6 +229,7 @@ class Bridge(nn.Module):
         num_queries: int = 0,
         raw_xyz_dim: int = 0,
         memory: MemoryConfig | None = None,
+        advantage: AdvantageConfig | None = None,
     ) -> None:
         """`feature_width`, `num_layers`, `point_dim`: the backbone's width D, tapped layers L and E (0: no points).
 
@@ -282,6 +284,7 @@ class Bridge(nn.Module):
         if memory is not None:
             sizes = {"num_queries": num_queries, "point_dim": point_dim, "proprio_dim": proprio_dim}
             self.memory = MemoryTokens(memory, width=config.width, feature_width=feature_width, **sizes)
+        self.advantage = None if advantage is None else AdvantageToken(config.width)
         if config.rope:
             cos, sin = rope_table(chunk_size, config.width // config.heads)
             self.register_buffer("rope_cos", cos, persistent=False)
@@ -301,6 +304,8 @@ class Bridge(nn.Module):
         coords = features.coords_NE.to(dtype)
         rope = (self.rope_cos.to(dtype), self.rope_sin.to(dtype)) if self.config.rope else None
         state = self.embed_proprio(proprio_BP.to(dtype))
+        if self.advantage is not None:
+            state = state + self.advantage(features.advantage_B)
         token = self.proprio_norm(state)
         x_BCD = self.position + state[:, None]
         if self.embed_points is not None:

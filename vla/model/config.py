@@ -187,6 +187,20 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
+class AdvantageConfig:
+    """A policy that is told whether its actions shall be good ones (`vla.model.advantage`)."""
+
+    guidance: float = 1.0
+    """How far the action goes from that of the policy that is told nothing (0) to that of the one asked for good
+    actions (1), and beyond."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        fine = 0 <= self.guidance <= 10
+        return None if fine else f"advantage.guidance must be from 0 to 10, got {self.guidance}"
+
+
+@dataclass(frozen=True)
 class VLAConfig:
     """Configuration of a model: backbone, bridge, action head."""
 
@@ -221,6 +235,8 @@ class VLAConfig:
     """The policy answers questions, too. None: it only acts."""
     memory: MemoryConfig | None = None
     """Look at earlier decisions of the episode again. None: each observation decides alone."""
+    advantage: AdvantageConfig | None = None
+    """The policy has learnt good and bad actions apart, and is asked for good ones. None: it imitates all alike."""
 
 
 def model_problem(config: VLAConfig) -> str | None:
@@ -263,7 +279,11 @@ def model_problem(config: VLAConfig) -> str | None:
         return "a policy that talks takes no modulators, nor one with modulators a talker: leave one of them out"
     if config.talk is not None and not config.decoder:
         return "a policy without a language model (decoder false) cannot talk: leave talk out"
-    parts = (config.bridge, config.lora, config.xyz, config.modulators, config.talk, config.memory)
+    if config.advantage is not None and (isinstance(config.bridge, FaithfulConfig) or config.modulators is not None):
+        return "only a policy with our own bridge, and without modulators, can be asked for good actions"
+    parts = (
+        config.bridge, config.lora, config.xyz, config.modulators, config.talk, config.memory, config.advantage,
+    )  # fmt: skip
     return next(filter(None, (part.problem() for part in parts if part is not None)), None)
 
 

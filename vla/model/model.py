@@ -19,6 +19,7 @@ from vla.backbones.vision_only import NoDecoder
 from vla.core.checkpoint import refuse_misfit
 from vla.core.config import lookup
 from vla.core.types import IMAGE_SIZE, ActionSpec
+from vla.model.advantage import guided
 from vla.model.bridge import Bridge
 from vla.model.config import FaithfulConfig, ModulatorConfig, TalkerConfig, VLAConfig, model_problem
 from vla.model.heads.distilled import make_head
@@ -229,7 +230,8 @@ class VLA(nn.Module):
 
     def act(self, features: Features, proprio_BP: Tensor) -> Tensor:
         """Normalised actions (B, C, A), float32: the same function in training and serving, no noise anywhere."""
-        return self.act_on(self.condition(features, proprio_BP), proprio_BP)
+        action_BCA = self.act_on(self.condition(features, proprio_BP), proprio_BP)
+        return action_BCA if self.config.advantage is None else guided(self, features, proprio_BP, action_BCA)
 
     def add_refiner(self, width: int, *, seed: int) -> None:
         """Give the policy a residual to be trained by RL; its actions stay what they are. Nothing if it has one."""
@@ -367,6 +369,7 @@ def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -
         num_queries=backbone.num_queries,
         raw_xyz_dim=0 if config.xyz is None else RAW_DIM,
         memory=config.memory,
+        advantage=config.advantage,
     )
 
 

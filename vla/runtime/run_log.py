@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,3 +104,10 @@ TRACKERS: dict[str, Callable[[Path, Any, int], tuple[Log, Callable[[], None]]]] 
     "wandb": _run_tracker("wandb"),
     "trackio": _run_tracker("trackio"),
 }
+
+
+def mean_of(entries: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of logged figures, those that the last entry has; the learning rate is the last one's."""
+    return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[-1]} | {
+        "lr": entries[-1]["lr"]
+    }

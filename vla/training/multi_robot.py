@@ -64,16 +64,26 @@ def build_vla(
 
 
 def members_of(vla: VLA, demos: DemoSet | Mapping[str, DemoSet]) -> dict[str, tuple[Processor, DemoSet]]:
-    """Each dataset with its processor. ValueError if the policy was not built for it."""
+    """Each dataset with its processor: its own of a policy for several robots, that of the one robot otherwise.
+    ValueError if the policy was not built for it."""
     if isinstance(demos, Mapping) and len(demos) == 1 and not vla.members:
         demos = next(iter(demos.values()))
     if isinstance(demos, DemoSet):
         return {ONLY: (vla.processor, demos)}
+    if not vla.members and all(_same_robot(vla, part) for part in demos.values()):
+        return {name: (vla.processor, part) for name, part in demos.items()}
     for name in demos:
         if name not in vla.members:
             known = ", ".join(vla.members) or "one unnamed dataset"
             raise ValueError(f"this policy was not built for the dataset '{name}' but for: {known}")
     return {name: (vla.members[name], part) for name, part in demos.items()}
+
+
+def _same_robot(vla: VLA, demos: DemoSet) -> bool:
+    """Whether the policy's one robot was recorded, by the names of its components."""
+    config = vla.processor.config
+    state = config.proprio_names is None or config.proprio_names == demos.proprio_names
+    return state and tuple(config.action_names) == tuple(demos.action_names)
 
 
 def align_cameras(cameras: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

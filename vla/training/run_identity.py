@@ -37,5 +37,7 @@ def _fingerprint(demos: DemoSet) -> str:
     digest.update(repr((demos.num_frames, demos.fps, demos.action_names)).encode())
     for array in (demos.proprio, demos.action, demos.episode_index):
         digest.update(array.tobytes())
+    if demos.success is not None:
+        digest.update(demos.success.tobytes())
     digest.update("\n".join(demos.instruction).encode())
     return digest.hexdigest()

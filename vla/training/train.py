@@ -36,7 +36,8 @@ from vla.runtime.distributed import assemble, held, launched, load_model, load_o
 from vla.runtime.locks import locked, refuse_used
 from vla.runtime.machine import idle_cores
 from vla.runtime.process import Stop, restored_threads, stop_signals
-from vla.runtime.run_log import METRICS, TRACKERS, Metrics
+from vla.runtime.run_log import METRICS, TRACKERS, Metrics, mean_of
+from vla.training.advantage.labels import check_logs, labelled, telling
 from vla.training.distillation.student import LATENTS, alignment, alignment_targets
 from vla.training.distillation.teacher import Teacher
 from vla.training.language_cotraining import LanguageTask
@@ -85,6 +86,8 @@ def train(
         lookup(name, TRACKERS, "tracker")
     check_policy(cfg, vla)
     check_loads(vla)
+    if cfg.advantage is not None:
+        check_logs(demos if isinstance(demos, Mapping) else {"demonstrations": demos})
     members = members_of(vla, demos)
     for processor, part in members.values():
         check_demos(processor, part)
@@ -113,16 +116,17 @@ def train(
 class Objective(nn.Module):
     """Batch -> loss: what is wrapped, sharded and differentiated."""
 
-    def __init__(self, vla: VLA, language: LanguageTask | TalkTask | None, *, query_noise: float = 0.0) -> None:
+    def __init__(self, vla: VLA, language: LanguageTask | TalkTask | None, cfg: TrainConfig) -> None:
         super().__init__()
-        self.vla, self.language, self.query_noise = vla, language, query_noise
+        self.vla, self.language, self.query_noise = vla, language, cfg.query_noise
+        self.untold = 0.0 if cfg.advantage is None else cfg.advantage.untold
 
     def forward(self, batch: Batch, weight: float, scenes: tuple | None, scenes_weight: float) -> tuple[Tensor, ...]:
         """(what to differentiate, the actions' loss, the questions' loss or the distance from the teacher)."""
         seen = batch.seen
         with routed(self.vla, batch) as pull:
             features = seen if isinstance(seen, Features) else self.vla.encode(seen)
-            features = with_query_noise(features, self.query_noise)
+            features = telling(with_query_noise(features, self.query_noise), batch, self.untold)
             if batch.latent is not None:
                 distance, action = alignment(self.vla, features, batch)
                 return distance * weight, action, distance.detach()
@@ -153,7 +157,7 @@ class _Run:
                 f"batch_size {cfg.batch_size} does not divide among {self.team.size} processes x {cfg.accumulate} parts"
             )
         self.threads = cfg.num_threads or min(4, max(1, round(idle_cores())))
-        self.objective = Objective(vla, _questions(cfg, vla), query_noise=cfg.query_noise)
+        self.objective = Objective(vla, _questions(cfg, vla), cfg)
         self.team.place(self.objective)
         self.wrapped = self.team.wrap(self.objective)
         groups, self.scales = parameter_groups(self.objective, cfg)
@@ -335,7 +339,8 @@ def _source(
         before += part.num_frames
     if team.rank == 0:
         team.wait()
-    return join(encoded)
+    parts = {name: (members[name][1], part) for name, part in encoded.items()}
+    return labelled(vla, cfg.advantage, parts, join(encoded), out, seed=cfg.seed, begun=run.step > 0)
 
 
 def _loop(
@@ -353,7 +358,7 @@ def _loop(
                 parts = ahead.get(run.step, last) if ahead else run.fetch(source, run.step)
                 run.recent = [*run.recent, run.update(parts)][-cfg.log_every :]
                 if run.step % cfg.log_every == 0 or run.step == cfg.steps:
-                    now, figures = time.monotonic(), _mean(run.recent[-(run.step - run.logged) :])
+                    now, figures = time.monotonic(), mean_of(run.recent[-(run.step - run.logged) :])
                     if metrics is not None:
                         rate = cfg.batch_size * (run.step - marked) / max(now - mark, 1e-9)
                         metrics.log(run.step, figures | {"seconds": now - begin, "samples_per_second": rate})
@@ -391,10 +396,3 @@ def _augmented(batch: Batch, draws: Tensor, cfg: TrainConfig, vla: VLA) -> Batch
     assert cfg.augment is not None and isinstance(batch.seen, ModelInput)
     images = augment(batch.seen.images_BVHWC.to(vla.device), draws, cfg.augment)
     return replace(batch, seen=replace(batch.seen, images_BVHWC=images))
-
-
-def _mean(entries: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of the logged figures, those that every step has; the learning rate is the last one's."""
-    return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[-1]} | {
-        "lr": entries[-1]["lr"]
-    }

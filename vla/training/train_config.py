@@ -124,6 +124,33 @@ class TalkConfig:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    """How logged episodes are judged, and what of it the policy is told (`vla.training.advantage`)."""
+
+    good: float = 0.4
+    """Share of a task's logged frames whose actions are called good: those with the largest advantage. Demonstrations
+    always are."""
+    steps_ahead: int = 16
+    """Control steps after which the value model looks again."""
+    untold: float = 0.3
+    """Share of the frames of a batch whose label the policy is not told."""
+    folds: int = 5
+    """Value models: each judges the episodes that it has not learnt from."""
+    value_steps: int = 400
+    """Gradient steps of each."""
+    shuffled: bool = False
+    """Give every frame the label of another one of its dataset: a control that must not improve."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        if not (0 < self.good < 1 and 0 <= self.untold < 1):
+            return f"advantage.good must be in (0, 1) and untold in [0, 1), got {self.good} and {self.untold}"
+        if self.steps_ahead < 1 or self.folds < 2 or self.value_steps < 1:
+            return "advantage needs steps_ahead and value_steps of 1 or more, and at least 2 folds"
+        return None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One imitation run."""
 
@@ -170,6 +197,8 @@ class TrainConfig:
     """Align the policy with a teacher before the actions are learnt; `model.distilled` is then the teacher's."""
     talk: TalkConfig | None = None
     """Teach the policy to answer questions about what it sees and does, in addition to the actions."""
+    advantage: JudgeConfig | None = None
+    """Judge the datasets that say which episodes succeeded, and tell the policy of each chunk whether it was good."""
     seed: int = 0
 
     checkpointing: bool = False
@@ -241,7 +270,12 @@ class TrainConfig:
             return "talk goes neither with language, whose questions are others, nor with a teacher or shard"
         if self.talk is not None and self.model.talk is not None and (self.model.talk.rank > 0) == learns:
             return "a frozen backbone talks by adapters (talk.rank above 0), one that learns without (talk.rank 0)"
-        for part in (self.augment, self.language, self.talk):
+        if self.advantage is not None and (learns or self.augment is not None or self.distillation is not None):
+            return (
+                "advantage judges frames by a frozen backbone's features: leave out --tune, --augment, --randomise and "
+                "--teacher"
+            )
+        for part in (self.augment, self.language, self.talk, self.advantage):
             if part is not None and (problem := part.problem()):
                 return problem
         return model_problem(self.model)

@@ -53,6 +53,16 @@ class Train(Command):
     """Beside --modulators: the layers that they change, those of bridge and head, or also those of the backbone's
     language model, which then runs at every step."""
 
+    advantage: bool = False
+    """Beside --init: judge the datasets that say which episodes succeeded (`vla demos --policy`), tell the policy of
+    each chunk whether it did better than was to be expected, and ask it for good ones from then on. Datasets that do
+    not say so count as demonstrations, which are always good."""
+    good: float | None = None
+    """Beside --advantage: share of each task's logged frames that is called good. (default: 0.4)"""
+    steps_ahead: int | None = None
+    """Beside --advantage: control steps after which a chunk is judged by what the value model then expects.
+    (default: 16)"""
+
     backbone: str | None = None
     """Another vision-language model: a name (`vla list backbones`), a folder, or MODULE:FUNCTION (docs/extend.md).
     With --resume the run keeps the one that it was begun with."""
@@ -205,7 +215,11 @@ class Train(Command):
     def _check_init(self) -> None:
         """ValueError for flags that do not go together with --init, or without it."""
         flags = "backbone", "tune", "head", "chunk_size", "n_action_steps", "weights", "teacher"
+        if not self.advantage and (self.good is not None or self.steps_ahead is not None):
+            raise ValueError("--good and --steps-ahead say how logs are judged: they go with --advantage")
         if self.init is None:
+            if self.advantage:
+                raise ValueError("--advantage improves the policy whose episodes were logged: name it with --init")
             if self.modulators is not None or self.known or self.modulate != "bridge":
                 raise ValueError("modulators are learnt on a trained policy: name it with --init")
             return
@@ -214,13 +228,17 @@ class Train(Command):
         checkpoint(self.init)
         if changed := [flag for flag in flags if getattr(self, flag) is not None] + ["xyz"] * self.xyz:
             raise ValueError(f"--init keeps the shape of its policy: leave out --{changed[0].replace('_', '-')}")
-        if len(self.dataset) > 1:
+        if self.advantage and self.modulators is not None:
+            raise ValueError("--advantage and --modulators both add to the policy of --init: give one of them")
+        if len(self.dataset) > 1 and not self.advantage:
             raise ValueError("--init goes on with one dataset at a time: give one --dataset, then the next")
 
     def _extended(self, config: TrainConfig, model: VLA, resuming: bool) -> TrainConfig:
-        """The run's configuration for a model that --init names, which gets its modulators unless it is resumed."""
+        """The run's configuration for a model that --init names, which gets what it is to learn with (modulators, or
+        the label of good actions) unless it is resumed."""
         from vla.data.lerobot_dataset import load_datasets
-        from vla.model.config import ModulatorConfig
+        from vla.model.advantage import add_advantage
+        from vla.model.config import AdvantageConfig, ModulatorConfig
         from vla.runtime.console import say
         from vla.training.modulation import extend
 
@@ -234,6 +252,8 @@ class Train(Command):
                 say(line)
         elif pool is not None and pool != model.config.modulators:
             raise ValueError(f"{self.out} was begun with other modulators: resume it as it was begun")
+        if self.advantage and not resuming:
+            add_advantage(model, AdvantageConfig())
         config = replace(config, model=model.config)
         if problem := config.problem():
             raise ValueError(problem)
@@ -244,7 +264,7 @@ class Train(Command):
         from vla.backbones.lora import LoRAConfig
         from vla.model.config import MemoryConfig, TalkerConfig, XYZConfig
         from vla.processing.config import AUGMENTATIONS, AugmentConfig
-        from vla.training.train_config import DistillationConfig, LanguageConfig, TalkConfig
+        from vla.training.train_config import DistillationConfig, JudgeConfig, LanguageConfig, TalkConfig
 
         if self.augment and self.randomise is not None:
             raise ValueError("--augment and --randomise both say how pictures change: give one of them")
@@ -271,6 +291,7 @@ class Train(Command):
             augment=AugmentConfig() if self.augment else AUGMENTATIONS.get(self.randomise or ""),
             language=None if self.language is None else LanguageConfig(data=str(self.language)),
             talk=None if self.talk is None else TalkConfig(data=str(self.talk)),
+            advantage=JudgeConfig(**given(good=self.good, steps_ahead=self.steps_ahead)) if self.advantage else None,
             checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
             compile="inductor" if self.compile else None, num_threads=self.num_threads,
         )  # fmt: skip

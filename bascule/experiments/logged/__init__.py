@@ -1,0 +1,1 @@
+"""Learning from a policy's own logged episodes, good and bad."""

@@ -1,0 +1,50 @@
+"""A policy in the expert's place: its own episodes, failures too, recorded as demonstrations are."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.demos.episode import MakeWorld
+from vla.core.types import Observation, Policy, executed
+
+MakePolicy = Callable[[], Policy]
+"""Loads the policy. A module-level function or a partial of one: worker processes import it by name."""
+
+
+class PolicyWorld:
+    """A `DemoWorld` in which a policy acts: it is asked when the actions of its last chunk have been executed."""
+
+    def __init__(self, make_world: MakeWorld, make_policy: MakePolicy, suite: str, image_size: int) -> None:
+        self._world, self._policy = make_world(suite, image_size), make_policy()
+        self._left: deque[NDArray[np.float32]] = deque()
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the world's."""
+        return getattr(self._world, name)
+
+    def reset(self, seed: int) -> None:
+        """See `DemoWorld.reset`."""
+        self._world.reset(seed)
+        self._policy.reset()
+        self._left.clear()
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """(A,) the policy's action of now."""
+        if not self._left:
+            chunk = executed(self._policy.spec, self._policy.act(self._observation()))
+            self._left.extend(chunk[0])
+        return self._left.popleft()
+
+    def _observation(self) -> Observation:
+        images, proprio = self._world.observe()
+        views = self._world.geometry() or {}
+        depth, inner, outer = ({name: view[i][None] for name, view in views.items()} or None for i in range(3))
+        return Observation(
+            {name: image[None] for name, image in images.items()}, np.asarray(proprio)[None],
+            [self._world.instruction], depth=depth, intrinsics=inner, extrinsics=outer,
+        )  # fmt: skip

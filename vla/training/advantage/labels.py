@@ -1,0 +1,172 @@
+"""Labels of logged frames, and the batches that carry them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla.backbones.features import Features
+from vla.core.checkpoint import load_tensors, save_tensors
+from vla.core.config import save_json
+from vla.data.batches import Batch, Source
+from vla.data.feature_cache import EncodedDemos
+from vla.data.lerobot_dataset import DemoSet
+from vla.model.advantage import BAD, GOOD, UNTOLD
+from vla.model.memory import row_of
+from vla.model.model import VLA
+from vla.runtime.distributed import launched
+from vla.training.advantage.value import Outcomes, held_out_values
+from vla.training.train_config import JudgeConfig
+
+LABELS = "advantage.safetensors"
+"""The file of a run that holds the labels of its frames, and the values and advantages that they came from."""
+FIGURES = "advantage.json"
+_FEWEST = 20
+"""Logged episodes that a task needs for a threshold of its own; those with fewer share one."""
+_AT_ONCE = 1024
+
+
+def check_logs(demos: Mapping[str, DemoSet]) -> None:
+    """ValueError, one line, unless at least one of the datasets says which episodes succeeded."""
+    if all(part.success is None for part in demos.values()):
+        raise ValueError(
+            f"none of the datasets ({', '.join(demos)}) says which episodes succeeded: record a policy's own with "
+            "`vla demos SUITE --policy FOLDER`, or with LeRobot's feature next.success"
+        )
+
+
+def good_ones(advantage_F: NDArray[np.float64], task_F: Sequence[str], share: float) -> NDArray[np.bool_]:
+    """(F,) whether a frame's advantage is among its task's largest: `share` of the frames, ties included."""
+    tasks = np.asarray(task_F)
+    good = np.zeros(len(advantage_F), bool)
+    for task in np.unique(tasks):
+        mine = tasks == task
+        good[mine] = advantage_F[mine] >= np.quantile(advantage_F[mine], 1 - share)
+    return good
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is made of the frames of one dataset, (F,) each."""
+
+    label_F: Tensor
+    """float32: GOOD, BAD."""
+    value_F: Tensor
+    advantage_F: Tensor
+    figures: dict[str, float]
+
+
+def judge(vla: VLA, demos: DemoSet, encoded: EncodedDemos, config: JudgeConfig, *, seed: int) -> Judged:
+    """The labels of a dataset: of demonstrations all good, of logged episodes by their advantage. ValueError for logs
+    by which nothing can be told apart."""
+    if demos.success is None:
+        nothing = torch.zeros(demos.num_frames)
+        return Judged(torch.full((demos.num_frames,), GOOD), nothing, nothing, {"frames": demos.num_frames})
+    outcomes = Outcomes(demos.success, demos.episode_index)
+    value_F = held_out_values(_inputs(vla, encoded), outcomes, folds=config.folds, steps=config.value_steps, seed=seed)
+    advantage_F = outcomes.advantages_F(value_F, config.steps_ahead)
+    good = good_ones(advantage_F, _tasks(demos), config.good)
+    if config.shuffled:
+        good = good[np.random.default_rng(seed).permutation(len(good))]
+    won_F, first = outcomes.won_E[outcomes.number_F], outcomes.elapsed_F == 0
+    figures = {
+        "episodes": len(outcomes.won_E),
+        "successes": int(outcomes.won_E.sum()),
+        "frames": demos.num_frames,
+        "good": int(good.sum()),
+        "good_of_successes": round(float(good[won_F].mean()), 3),
+        "good_of_failures": round(float(good[~won_F].mean()), 3),
+        "explained_variance": round(1 - float(np.var(outcomes.returns_F - value_F) / np.var(outcomes.returns_F)), 3),
+        "auc_at_the_start": round(_auc(value_F[first], won_F[first]), 3),
+        "auc": round(_auc(value_F, won_F), 3),
+    }
+    label_F = torch.from_numpy(np.where(good, GOOD, BAD)).float()
+    return Judged(label_F, torch.from_numpy(value_F), torch.from_numpy(advantage_F), figures)
+
+
+def _inputs(vla: VLA, encoded: EncodedDemos) -> Tensor:
+    """What the value model reads, (F, K): query states, where they point, the robot's state."""
+    parts = []
+    for rows in torch.arange(encoded.num_frames).split(_AT_ONCE):
+        parts.append(row_of(encoded.features.select(rows).float(), encoded.proprio_FP[rows]))
+    return torch.cat(parts)
+
+
+def _tasks(demos: DemoSet) -> list[str]:
+    """Each frame's task, "" for those of too few episodes."""
+    begins = np.flatnonzero(np.diff(demos.episode_index, prepend=demos.episode_index[0] - 1))
+    episodes = Counter(demos.instruction[row] for row in begins)
+    return [task if episodes[task] >= _FEWEST else "" for task in demos.instruction]
+
+
+def _auc(score: NDArray[np.float64], won: NDArray[np.bool_]) -> float:
+    """How often a success has the higher score of a success and a failure, ties as half."""
+    order = np.argsort(np.argsort(score, kind="stable"), kind="stable") + 1.0
+    wins, losses = int(won.sum()), int((~won).sum())
+    return float((order[won].sum() - wins * (wins + 1) / 2) / (wins * losses))
+
+
+class Labelled:
+    """A source whose batches carry the labels of its frames."""
+
+    def __init__(self, source: Source, label_F: Tensor) -> None:
+        self._source, self._label_F = source, label_F
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Frames of each dataset, as of the source."""
+        return self._source.sizes
+
+    def weigh(self, frames: Tensor) -> float:
+        """`Batch.weight` of these frames, as of the source."""
+        return self._source.weigh(frames)
+
+    def take(self, frames: Tensor) -> Batch:
+        """The source's batch of these frames, with their labels."""
+        return replace(self._source.take(frames), told_B=self._label_F[frames])
+
+
+def labelled(
+    vla: VLA,
+    config: JudgeConfig | None,
+    parts: Mapping[str, tuple[DemoSet, Source]],
+    source: Source,
+    out: Path,
+    *,
+    seed: int,
+    begun: bool,
+) -> Source:
+    """The `source` of all these datasets with labels, if `config` asks for them; they are kept in `out`, where a run
+    that was `begun` finds them. ValueError for a policy that cannot be told, and for logs that cannot be judged."""
+    if config is None:
+        return source
+    if vla.config.advantage is None:
+        raise ValueError("this policy cannot be told which actions were good: `vla train --init` makes one that can")
+    if launched()[1] > 1:
+        raise ValueError("episodes are judged in one process: leave out the others, or train without --advantage")
+    if begun and (out / LABELS).is_file():
+        return Labelled(source, load_tensors(out / LABELS)["label"])
+    judged = {name: judge(vla, part, encoded, config, seed=seed) for name, (part, encoded) in parts.items()}
+    columns = {
+        name: torch.cat([getattr(one, f"{name}_F").float() for one in judged.values()])
+        for name in ("label", "value", "advantage")
+    }
+    save_tensors(out / LABELS, columns, {})
+    save_json(out / FIGURES, {name: one.figures for name, one in judged.items()})
+    return Labelled(source, columns["label"])
+
+
+def telling(features: Features, batch: Batch, untold: float) -> Features:
+    """The features with what the policy is told in this step: the labels, a share `untold` of them left out, drawn
+    from torch's generator. As they are for a batch without labels."""
+    if batch.told_B is None:
+        return features
+    kept = torch.rand_like(batch.told_B) >= untold
+    return replace(features, advantage_B=torch.where(kept, batch.told_B, UNTOLD))
