@@ -98,7 +98,7 @@ class Features(TensorBatch):
     memory_BMK: Tensor | None = None
     """Rows of M earlier decisions (`vla.model.memory`); None for a policy that remembers none. Always float32."""
     advantage_B: Tensor | None = None
-    """What a policy that is conditioned on it is told about its actions (`vla.model.advantage`); None: what it asks
+    """Label that a policy is told about its actions (`vla.model.advantage`); None: what it asks
     for. Always float32."""
 
     @property

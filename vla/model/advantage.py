@@ -18,7 +18,7 @@ from vla.backbones.features import Features
 from vla.model.config import AdvantageConfig, model_problem
 
 GOOD, UNTOLD, BAD = 1.0, 0.0, -1.0
-"""What a policy is told about its actions."""
+"""Words about its actions that a policy can be told."""
 
 
 class AdvantageToken(nn.Module):
@@ -29,7 +29,7 @@ class AdvantageToken(nn.Module):
         self.good_D = nn.Parameter(torch.zeros(width))
         self.bad_D = nn.Parameter(torch.zeros(width))
         self.asked = GOOD
-        """What the policy is asked for where nobody says anything, as in evaluation, on a server or in an export."""
+        """Word that the policy is told where nobody says anything, as in evaluation, on a server or in an export."""
 
     def forward(self, told_B: Tensor | None) -> Tensor:
         """(B, width) of what each observation's policy is told; (1, width) of what it is asked for if None."""

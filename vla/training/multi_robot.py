@@ -80,7 +80,7 @@ def members_of(vla: VLA, demos: DemoSet | Mapping[str, DemoSet]) -> dict[str, tu
 
 
 def _same_robot(vla: VLA, demos: DemoSet) -> bool:
-    """Whether the policy's one robot was recorded, by the names of its components."""
+    """True if the policy's one robot was recorded, by the names of its components."""
     config = vla.processor.config
     state = config.proprio_names is None or config.proprio_names == demos.proprio_names
     return state and tuple(config.action_names) == tuple(demos.action_names)

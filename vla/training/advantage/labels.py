@@ -54,7 +54,7 @@ def good_ones(advantage_F: NDArray[np.float64], task_F: Sequence[str], share: fl
 
 @dataclass(frozen=True)
 class Judged:
-    """What is made of the frames of one dataset, (F,) each."""
+    """Labels of the frames of one dataset, (F,) each, and the figures that they came from."""
 
     label_F: Tensor
     """float32: GOOD, BAD."""
@@ -92,7 +92,7 @@ def judge(vla: VLA, demos: DemoSet, encoded: EncodedDemos, config: JudgeConfig, 
 
 
 def _inputs(vla: VLA, encoded: EncodedDemos) -> Tensor:
-    """What the value model reads, (F, K): query states, where they point, the robot's state."""
+    """Inputs of the value model, (F, K): query states, where they point, the robot's state."""
     parts = []
     for rows in torch.arange(encoded.num_frames).split(_AT_ONCE):
         parts.append(row_of(encoded.features.select(rows).float(), encoded.proprio_FP[rows]))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 FAILURE = 0.5
-"""What a failure costs. An episode's steps cost at most as much again, so that returns lie in [-1, 0]."""
+"""The cost of a failure. An episode's steps cost at most as much again, so that returns lie in [-1, 0]."""
 _BINS = 51
 _SPREAD = 0.75
 """Deviation of the Gaussian that stands for a return, in bins: Farebrother et al. 2024 (arXiv 2403.03950)."""
@@ -48,7 +48,7 @@ class Outcomes:
 
     @property
     def returns_F(self) -> NDArray[np.float64]:
-        """What came of each frame, in [-1, 0]: the cost of the steps left, and of the failure if there was one."""
+        """Return of each frame, in [-1, 0]: the cost of the steps left, and of the failure if there was one."""
         return -self.step_cost * self.left_F - FAILURE * ~self.won_E[self.number_F]
 
     def advantages_F(self, value_F: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
