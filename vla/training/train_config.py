@@ -136,7 +136,7 @@ class JudgeConfig:
     """Share of the frames of a batch whose label the policy is not told."""
     folds: int = 5
     """Value models: each judges the episodes that it has not learnt from."""
-    value_steps: int = 400
+    value_steps: int = 200
     """Gradient steps of each."""
     shuffled: bool = False
     """Give every frame the label of another one of its dataset: a control that must not improve."""

@@ -114,7 +114,7 @@ def run(**changes):
 
 
 def test_it_learns_which_of_two_things_was_good(tmp_path):
-    vla, cfg = run(steps=80, lr=5e-3, batch_size=32)
+    vla, cfg = run(steps=120, lr=4e-3, batch_size=32)
     data = logged()
     train(cfg, vla, data, tmp_path)
     first = np.flatnonzero(np.arange(data.num_frames) % 6 == 0)[:8]

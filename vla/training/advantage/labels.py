@@ -63,14 +63,14 @@ class Judged:
     figures: dict[str, float]
 
 
-def judge(vla: VLA, demos: DemoSet, encoded: EncodedDemos, config: JudgeConfig, *, seed: int) -> Judged:
+def judge(demos: DemoSet, encoded: EncodedDemos, config: JudgeConfig, *, seed: int) -> Judged:
     """The labels of a dataset: of demonstrations all good, of logged episodes by their advantage. ValueError for logs
     by which nothing can be told apart."""
     if demos.success is None:
         nothing = torch.zeros(demos.num_frames)
         return Judged(torch.full((demos.num_frames,), GOOD), nothing, nothing, {"frames": demos.num_frames})
     outcomes = Outcomes(demos.success, demos.episode_index)
-    value_F = held_out_values(_inputs(vla, encoded), outcomes, folds=config.folds, steps=config.value_steps, seed=seed)
+    value_F = held_out_values(_inputs(encoded), outcomes, folds=config.folds, steps=config.value_steps, seed=seed)
     advantage_F = outcomes.advantages_F(value_F, config.steps_ahead)
     good = good_ones(advantage_F, _tasks(demos), config.good)
     if config.shuffled:
@@ -91,12 +91,13 @@ def judge(vla: VLA, demos: DemoSet, encoded: EncodedDemos, config: JudgeConfig, 
     return Judged(label_F, torch.from_numpy(value_F), torch.from_numpy(advantage_F), figures)
 
 
-def _inputs(vla: VLA, encoded: EncodedDemos) -> Tensor:
-    """Inputs of the value model, (F, K): query states, where they point, the robot's state."""
-    parts = []
-    for rows in torch.arange(encoded.num_frames).split(_AT_ONCE):
-        parts.append(row_of(encoded.features.select(rows).float(), encoded.proprio_FP[rows]))
-    return torch.cat(parts)
+def _inputs(encoded: EncodedDemos) -> Tensor:
+    """Inputs of the value model, (F, K): where the queries point, and the robot's state. Query states only where
+    nothing is pointed at: a few hundred episodes are learnt by heart from those."""
+    if (pointed := encoded.features.pointed_BQE) is not None:
+        return torch.cat([pointed.flatten(1), encoded.proprio_FP], 1)
+    parts = torch.arange(encoded.num_frames).split(_AT_ONCE)
+    return torch.cat([row_of(encoded.features.select(rows).float(), encoded.proprio_FP[rows]) for rows in parts])
 
 
 def _tasks(demos: DemoSet) -> list[str]:
@@ -153,7 +154,7 @@ def labelled(
         raise ValueError("episodes are judged in one process: leave out the others, or train without --advantage")
     if begun and (out / LABELS).is_file():
         return Labelled(source, load_tensors(out / LABELS)["label"])
-    judged = {name: judge(vla, part, encoded, config, seed=seed) for name, (part, encoded) in parts.items()}
+    judged = {name: judge(part, encoded, config, seed=seed) for name, (part, encoded) in parts.items()}
     columns = {
         name: torch.cat([getattr(one, f"{name}_F").float() for one in judged.values()])
         for name in ("label", "value", "advantage")
