@@ -107,8 +107,11 @@ class ResetFreeConfig:
     """Critic updates for each of them."""
     logged_share: float = 0.5
     """Part of every online batch that is logged data."""
+    evaluate_at: tuple[str, ...] = ("start", "switch", "online", "end")
+    """When true success is measured: before anything is learnt, between offline and online learning, every
+    `evaluate_every` decisions, and at the end."""
     evaluate_every: int = 0
-    """Decisions between evaluations while it learns online; 0: only at the start, at the switch and at the end."""
+    """Decisions between evaluations while it learns online; 0: none."""
     window: int = 1600
     """Decisions over which the practised episodes are counted together."""
     seed: int = 0

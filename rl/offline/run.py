@@ -39,8 +39,7 @@ class Outcome:
     control_steps: int = 0
     resets: dict[str, int] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """{"decisions", "when", "tasks": {task: [successes, episodes]}}: at the start, at the switch to online learning,
-    then every `evaluate_every` decisions, and at the end."""
+    """{"decisions", "when", "tasks": {task: [successes, episodes]}}, in the order in which they were made."""
     windows: list[dict[str, Any]] = field(default_factory=list)
     """Counts of the practised episodes (`Played.counts`) in stretches of the run."""
 
@@ -87,6 +86,8 @@ class ResetFreeRun:
                     self._one_step(log)
                 self._close_window(log)
                 self._note("end")
+            self.outcome.control_steps = self.practice.control_steps
+            self.outcome.resets = vars(self.env.counts).copy()
             self.agent.vla.config = replace(self.agent.vla.config, n_action_steps=self.agent.steps)
             self.agent.vla.save(self.out / "policy")
             return self.outcome
@@ -148,8 +149,8 @@ class ResetFreeRun:
             self.on_window(row)
 
     def _note(self, when: str) -> None:
-        self.outcome.control_steps = self.practice.control_steps
-        self.outcome.resets = vars(self.env.counts).copy()
+        if when not in self.config.evaluate_at:
+            return
         row = {"decisions": self.outcome.decisions, "when": when, "tasks": self.evaluate()}
         self.outcome.evaluations.append(row)
 

@@ -47,11 +47,11 @@ class ResetFreeExperimentConfig:
     cal-ql-simulator and the like: rewarded by the simulator."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policy."""
-    demos: int = 48
+    demos: int = 96
     """Demonstrations: a third of each task of the pair, the rest of the suite's other tasks."""
     backbone: str = DEFAULT_BACKBONE
     """Backbone of the policies, see `vla list backbones`."""
-    steps: int = 900
+    steps: int = 1300
     """Training steps of imitation."""
     logged_episodes: int = 96
     """Episodes of the imitation policy, with noise, that are logged with their outcomes before anything is learnt."""
@@ -59,7 +59,7 @@ class ResetFreeExperimentConfig:
     """Critic updates on demonstrations and logs."""
     decisions: int = 10_000
     """Chunks executed while practising, over all environments."""
-    episodes: int = 100
+    episodes: int = 50
     """Evaluation scenes of each of the two tasks."""
     num_envs: int = 16
     """Environments that play at the same time."""
@@ -113,7 +113,8 @@ def settings(config: ResetFreeExperimentConfig, arm: str, seed: int) -> ResetFre
     return replace(
         run, suite=config.suite, num_envs=config.num_envs, logged_episodes=config.logged_episodes,
         offline_steps=config.offline_steps, decisions=config.decisions, reward=reward, seed=seed,
-        evaluate_every=max(1, config.decisions // 4), agent=replace(run.agent, algorithm=algorithm),
+        evaluate_at=("switch", "online", "end"), evaluate_every=max(1, config.decisions // 2),
+        window=max(1, config.decisions // 10), agent=replace(run.agent, algorithm=algorithm),
     )  # fmt: skip
 
 
