@@ -14,7 +14,7 @@ from rl.algorithms.policy_gradient import PolicyLearner
 from rl.algorithms.ppo import PPO
 from rl.configs.learning import CriticConfig, GRPOConfig
 from rl.configs.run import RunnerConfig
-from rl.models.actor import GaussianChunkActor
+from rl.models.actor import ChunkActor
 from rl.models.critic import Critic
 from rl.rollout.episode_collector import EpisodeCollector
 from rl.rollout.step_collector import Collector
@@ -41,7 +41,7 @@ class Algorithm:
     buffer: RolloutBuffer | EpisodeBuffer
 
 
-def make_algorithm(config: RunnerConfig, actor: GaussianChunkActor, collector: Collector, team: Team) -> Algorithm:
+def make_algorithm(config: RunnerConfig, actor: ChunkActor, collector: Collector, team: Team) -> Algorithm:
     """Return the algorithm that `config` names; `collector` plays its episodes."""
     env, method, order = collector.env, config.method, streams.minibatches(config.seed)
     if method is None:

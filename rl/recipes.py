@@ -159,6 +159,22 @@ def tabletop_pick_flow() -> RunnerConfig:
     )
 
 
+def tabletop_pick_tokens() -> RunnerConfig:
+    """Picking by PPO over the tokens of a policy with `--head bins` or frequencies: one ratio a decision, VLA-RL's.
+
+    A residual on the logits learns. The temperature is VLA-RL's; calibration lowers it where nearly all samples fail.
+    """
+    config = tabletop_pick()
+    actor = replace(config.actor, noise="tokens", temperature=1.5, correlation=0.0)
+    return replace(config, actor=actor, calibrate_scales=(1.0, 0.66, 0.33))
+
+
+def tabletop_pick_decoupled() -> RunnerConfig:
+    """Picking by PPO over tokens with a ratio for each of them and one value a decision: VL-DAC's."""
+    config = tabletop_pick_tokens()
+    return replace(config, ppo=replace(config.ppo, ratio="token"))
+
+
 def multitask() -> RunnerConfig:
     """Many tasks in one policy, drawn by how they succeed; choose the suite with --suite, give --demos.
 
@@ -240,6 +256,8 @@ RECIPES: dict[str, Callable[[], RunnerConfig]] = {
     "tabletop-pick-filtered": tabletop_pick_filtered,
     "tabletop-pick-shaped": tabletop_pick_shaped,
     "tabletop-pick-flow": tabletop_pick_flow,
+    "tabletop-pick-tokens": tabletop_pick_tokens,
+    "tabletop-pick-decoupled": tabletop_pick_decoupled,
     "tabletop-pick-guided": tabletop_pick_guided,
     "tabletop-robust": tabletop_robust,
     "multitask": multitask,

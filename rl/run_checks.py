@@ -37,6 +37,13 @@ def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos
         raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
     if guide is not None and config.method is not None:
         raise ValueError("a teacher goes with PPO, whose critic reads the simulator's state as its teacher does")
+    if (config.method or config.ppo).ratio == "token" and config.actor.noise != "tokens":
+        raise ValueError("only tokens have a ratio each: set ActorConfig.noise to 'tokens', or leave ratio at 'chunk'")
+    if guide is not None and config.actor.noise == "tokens":
+        raise ValueError(
+            "a teacher corrects actions, not tokens: leave the guide off, or refine the actions of this policy "
+            "(...-guided takes any head)"
+        )
     if guide is not None and demos is None:
         raise ValueError("a teacher learns from demonstrations: name a data set (--demos), or leave the guide off")
     if guide is not None and (problem := guide.problem()):

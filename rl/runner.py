@@ -13,6 +13,7 @@ import torch
 from envs.registry import scenes_digest
 from rl import streams
 from rl.algorithm import make_algorithm
+from rl.algorithms.policy_gradient import OBJECTIVES
 from rl.configs.run import RunnerConfig, RunResult
 from rl.models.actor import GreedyPolicy
 from rl.models.vla_network import make_actor, serve_as_trained
@@ -96,6 +97,7 @@ class Runner:
             curriculum=make_curriculum(config.curriculum, env, config.seed, team.rank),
             shaping=self.shaping,
             critic=config.method is None,
+            score=OBJECTIVES[(config.method or config.ppo).ratio].score,
             share=(team.rank, team.size),
             word_noise=config.word_noise if hears_noise(getattr(model, "backbone", None)) else 0.0,
         )

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from rl.configs.run import RunnerConfig
-from rl.models.actor import GaussianChunkActor
+from rl.models.actor import ChunkActor
 from vla.runtime.distributed import Team
 
 
 class Selection:
     """Evaluations (update, successes, episodes) so far, and the parameters of the best one."""
 
-    def __init__(self, actor: GaussianChunkActor, folder: Path, team: Team) -> None:
+    def __init__(self, actor: ChunkActor, folder: Path, team: Team) -> None:
         """`folder` receives the best policy, by the model's own `save`."""
         self.actor, self.folder, self.team = actor, folder, team
         self.evaluations: list[tuple[int, int, int]] = []

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bascule.experiments.arms import Report, Row, compare, evaluation_scenes, imitate
 from vla.core.config import lookup
@@ -19,6 +19,7 @@ from vla.model.config import DEFAULT_BACKBONE
 
 if TYPE_CHECKING:
     from rl.configs.run import RunnerConfig
+    from rl.runner import Runner
     from vla.core.types import Policy, VecEnv
 
 Change = Callable[["RunnerConfig"], "RunnerConfig"]
@@ -101,11 +102,7 @@ def rl(config: RLConfig, out: Path, on_progress: Report | None = None) -> dict[s
     return compare(
         "rl", config.arms, config.seeds, partial(_run, config, out), out,
         asked={name: value for name, value in asdict(config).items() if name not in ("arms", "seeds", "workers")},
-        figures={
-            "sampled": _sampled,
-            "control_steps": lambda rows: [row["control_steps"] for row in rows],
-            "seconds": lambda rows: [row["train_seconds"] for row in rows],
-        },
+        figures=FIGURES,
         on_progress=on_progress,
     )  # fmt: skip
 
@@ -116,33 +113,48 @@ def _sampled(rows: list[Row]) -> list[int] | None:
     return [sum(column) for column in zip(*counts, strict=True)] if counts else None
 
 
+FIGURES: dict[str, Callable[[list[Row]], Any]] = {
+    "sampled": _sampled,
+    "control_steps": lambda rows: [row["control_steps"] for row in rows],
+    "seconds": lambda rows: [row["train_seconds"] for row in rows],
+}
+"""Columns beside an arm's success, from its rows of all seeds."""
+
+
 def _run(config: RLConfig, out: Path, arm: str, seed: int) -> Row:
-    from envs.evaluation.evaluate import evaluate
     from vla.model.policy import VLAPolicy
 
     folder = out / f"imitation-policy-{seed}"  # trained once, shared by the seed's arms
     before = VLAPolicy(imitate(config, seed, out, folder))
     began = time.monotonic()
     with evaluation_scenes(config, before) as (env, seeds):
-        learn = {"imitation": _nothing, "residual-sac": _residual}.get(arm, _refined)
-        policies, figures = learn(config, arm, seed, folder, out / f"{arm}-{seed}", env)
-        seconds = time.monotonic() - began
-        reports = {name: evaluate(policy, env, seeds, suite=config.suite) for name, policy in policies.items()}
-    greedy, sampled = reports["greedy"], reports.get("sampled")
-    return figures | {
-        "successes": greedy.successes,
-        "episodes": greedy.episodes,
-        "wrong_object": greedy.wrong_object,
-        "sampled": None if sampled is None else [sampled.successes, sampled.episodes],
-        "train_seconds": round(seconds, 1),
-    }
+        learn = {"imitation": untrained, "residual-sac": _residual}.get(arm, _refined)
+        learnt = learn(config, arm, seed, folder, out / f"{arm}-{seed}", env)
+        return row_of(config, learnt, env, seeds, time.monotonic() - began)
 
 
 Learnt = tuple[dict[str, "Policy"], dict[str, Any]]
 """({"greedy": ..., "sampled": ...}, figures)."""
 
 
-def _nothing(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
+def row_of(config: RefinementConfig, learnt: Learnt, env: VecEnv, seeds: range, train_seconds: float) -> Row:
+    """The row of an arm and a seed: its policies in the evaluation scenes, greedy and (if there is one) sampled."""
+    from envs.evaluation.evaluate import evaluate
+
+    policies, figures = learnt
+    reports = {name: evaluate(policy, env, seeds, suite=config.suite) for name, policy in policies.items()}
+    greedy, sampled = reports["greedy"], reports.get("sampled")
+    return figures | {
+        "successes": greedy.successes,
+        "episodes": greedy.episodes,
+        "wrong_object": greedy.wrong_object,
+        "sampled": None if sampled is None else [sampled.successes, sampled.episodes],
+        "train_seconds": round(train_seconds, 1),
+    }
+
+
+def untrained(config: RefinementConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
+    """The policy in `folder` as it is."""
     from rl.recipes import tabletop_pick
     from vla.model.policy import VLAPolicy
 
@@ -151,30 +163,58 @@ def _nothing(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env
 
 
 def _refined(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, env: VecEnv) -> Learnt:
-    import torch
-
-    from envs.seeds import RL_TRAIN_SEEDS
-    from rl.models.actor import SampledPolicy
     from rl.recipes import tabletop_pick
-    from rl.runner import Runner
-    from vla.data.lerobot_dataset import load_dataset
-    from vla.model.model import VLA
 
     change = _arms()[arm]
     assert change is not None, "an arm of the runner's"
-    recipe = tabletop_pick()
-    recipe = replace(
+    return refine(config, change(at_equal_steps(tabletop_pick(), config, seed)), folder, out, env)
+
+
+class RefinementConfig(Protocol):
+    """The fields of an experiment's configuration that say how much an arm plays."""
+
+    suite: str
+    control_steps: int
+    validation_episodes: int
+    num_envs: int
+
+
+def at_equal_steps(recipe: RunnerConfig, config: RefinementConfig, seed: int) -> RunnerConfig:
+    """A recipe with the experiment's control steps as its only budget."""
+    from envs.seeds import RL_TRAIN_SEEDS
+
+    return replace(
         recipe, suite=config.suite, seed=seed, num_envs=config.num_envs, train_seeds=RL_TRAIN_SEEDS,
         max_env_steps=config.control_steps, max_updates=1_000_000, max_seconds=None, target_success=None, eval_every=4,
         calibrate_episodes=min(recipe.calibrate_episodes, config.validation_episodes),
     )  # fmt: skip
-    recipe = change(recipe)
-    demos = None if recipe.guide is None else load_dataset(out.parent / f"demos-{seed}")
-    runner = Runner(VLA.load(folder), env, recipe, out, evaluate=_validation(config, env), demos=demos)
+
+
+def refine(
+    config: RefinementConfig,
+    recipe: RunnerConfig,
+    folder: Path,
+    out: Path,
+    env: VecEnv,
+    *,
+    prepare: Callable[[Runner], None] | None = None,
+) -> Learnt:
+    """The policy in `folder`, refined in `out` as the recipe says: greedy and sampled. `prepare` may change the runner
+    before it begins."""
+    import torch
+
+    from rl.models.actor import SampledPolicy
+    from rl.runner import Runner
+    from vla.data.lerobot_dataset import load_dataset
+    from vla.model.model import VLA
+
+    demos = None if recipe.guide is None else load_dataset(out.parent / f"demos-{recipe.seed}")
+    runner = Runner(VLA.load(folder), env, recipe, out, evaluate=validation(config, env), demos=demos)
+    if prepare is not None:
+        prepare(runner)
     result = runner.run(resume=(out / "last").exists())
-    sampled = SampledPolicy(
-        runner.actor, env.action_spec, runner.collector.n_action_steps, generator=torch.Generator().manual_seed(seed)
-    )
+    noise = torch.Generator().manual_seed(recipe.seed)
+    sampled = SampledPolicy(runner.actor, env.action_spec, runner.collector.n_action_steps, generator=noise)
     return {"greedy": runner.greedy_policy(), "sampled": sampled}, {
         "control_steps": result.env_steps,
         "updates": result.updates,
@@ -199,7 +239,7 @@ def _residual(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, en
     drawn = drawn_for(VLAPolicy(vla))
     referee = make_vec(config.suite, config.num_envs, num_workers=config.workers, **drawn)
     try:
-        validate, seen = _validation(config, referee), []
+        validate, seen = validation(config, referee), []
 
         def judge(model: Any) -> float:
             successes, episodes = validate(ResidualPolicy(vla, model, how, config.num_envs))
@@ -215,7 +255,8 @@ def _residual(config: RLConfig, arm: str, seed: int, folder: Path, out: Path, en
     return {"greedy": ResidualPolicy(vla, model, how, config.num_envs)}, figures | {"evaluations": seen}
 
 
-def _validation(config: RLConfig, env: VecEnv) -> Callable[[Policy], tuple[int, int]]:
+def validation(config: RefinementConfig, env: VecEnv) -> Callable[[Policy], tuple[int, int]]:
+    """Plays a policy on the scenes by which an arm's best is chosen -> (successes, episodes)."""
     from envs.evaluation.evaluate import evaluate
     from envs.seeds import VALIDATION_SEED0
 

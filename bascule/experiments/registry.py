@@ -82,6 +82,11 @@ EXPERIMENTS: dict[str, Entry] = {
     "talk": Entry(
         "policies that answer questions while they act", "talk.config.TalkExperimentConfig", "talk.experiment.talk"
     ),
+    "token-ppo": Entry(
+        "PPO over action tokens beside PPO of Gaussians, at equal control steps",
+        "tokens.comparison.TokenPPOConfig",
+        "tokens.comparison.token_ppo",
+    ),
     "words": Entry(
         "sentences that no training text has, or that name nothing in sight", "words.WordsConfig", "words.words"
     ),

@@ -20,7 +20,7 @@ class Likelihood(PolicyObjective):
         """Return (loss, log-ratio (M,), metrics) of a minibatch of M decisions."""
         log_prob = self.actor.distribution(batch.inputs, batch.proprio_BP).log_prob(batch.action, batch.executed_BC)
         loss = -log_prob.sum() / batch.executed_BC.sum().clamp(min=1)
-        log_ratio = log_prob - batch.log_prob_B
+        log_ratio = log_prob - batch.log_prob
         return loss, log_ratio, {"policy_loss": float(loss.detach()), "kl": kl_estimate(log_ratio)}
 
 

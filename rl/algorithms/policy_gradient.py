@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rl.configs.learning import PolicyConfig
-from rl.models.actor import GaussianChunkActor
+from rl.models.actor import ChunkActor
+from rl.models.distribution import ChunkDistribution
+from rl.models.tokens import TokenChunk
 from rl.storage.episode_buffer import EpisodeBuffer
 from rl.storage.rollout_buffer import NonFiniteError, PolicyBatch, Transitions, require_finite
 from vla.runtime.distributed import Team
@@ -21,7 +23,7 @@ from vla.training.optim import average_into, copy_into
 MAX_FIRST_LOG_RATIO = 0.05
 """Before its first step the policy scored is the one that acted: fp32 leaves about 1e-5 of log-ratio, a bug more."""
 LR_FINAL, STD_FINAL = 0.1, 0.5
-"""Fractions of the learning rate and of the standard deviation that are left after `PolicyConfig.anneal_updates`."""
+"""Fractions of the learning rate and of the width of the noise that are left after `PolicyConfig.anneal_updates`."""
 
 
 def clipped_surrogate(
@@ -33,13 +35,20 @@ def clipped_surrogate(
     dual_clip: float | None = None,
 ) -> tuple[Tensor, float]:
     """PPO's policy loss (scalar, to minimise) and the fraction of samples outside the clip band. All inputs (M,)."""
+    gain, outside = clipped_gain(log_ratio, advantage, clip, clip_high, dual_clip)
+    return -gain.mean(), float(outside.float().mean())
+
+
+def clipped_gain(
+    log_ratio: Tensor, advantage: Tensor, clip: float, clip_high: float | None, dual_clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return PPO's gain, to be maximised, and whether the ratio is outside the clip band: for ratios of any shape."""
     ratio = log_ratio.exp()
     high = 1 + (clip if clip_high is None else clip_high)
     gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, high) * advantage)
     if dual_clip is not None:
         gain = torch.where(advantage < 0, torch.maximum(gain, dual_clip * advantage), gain)
-    outside = (ratio.detach() > high) | (ratio.detach() < 1 - clip)
-    return -gain.mean(), float(outside.float().mean())
+    return gain, (ratio.detach() > high) | (ratio.detach() < 1 - clip)
 
 
 def kl_estimate(log_ratio: Tensor) -> float:
@@ -49,17 +58,22 @@ def kl_estimate(log_ratio: Tensor) -> float:
 
 
 class PolicyObjective(nn.Module):
-    """The clipped surrogate loss as a module, so that several processes can share its gradient."""
+    """The clipped surrogate loss, one ratio a decision. A module, so that several processes can share its gradient."""
 
-    def __init__(self, actor: GaussianChunkActor, config: PolicyConfig) -> None:
+    def __init__(self, actor: ChunkActor, config: PolicyConfig) -> None:
         super().__init__()
         self.actor, self.config = actor, config
+
+    @staticmethod
+    def score(policy: ChunkDistribution, sample: Tensor, executed_BC: Tensor) -> Tensor:
+        """Return the log-densities whose ratios are taken; those of the policy that acted are stored."""
+        return policy.log_prob(sample, executed_BC)
 
     def forward(self, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Return (loss, log-ratio (M,), metrics) of a minibatch of M decisions."""
         config = self.config
         policy = self.actor.distribution(batch.inputs, batch.proprio_BP)
-        log_ratio = policy.log_prob(batch.action, batch.executed_BC) - batch.log_prob_B
+        log_ratio = self.score(policy, batch.action, batch.executed_BC) - batch.log_prob
         loss, clip_fraction = clipped_surrogate(
             log_ratio, batch.advantage_B, config.clip, clip_high=config.clip_high, dual_clip=config.dual_clip
         )
@@ -67,14 +81,45 @@ class PolicyObjective(nn.Module):
         return loss, log_ratio, metrics
 
 
+class TokenObjective(PolicyObjective):
+    """A ratio of its own for every token, each with the advantage of its decision: VL-DAC's policy term (arXiv
+    2508.04280), and SimpleVLA-RL's (arXiv 2509.09674).
+
+    One token that has moved far is clipped alone. The joint ratio of sixteen tokens leaves its band when all have moved
+    a little, and then none of them learns.
+    """
+
+    score = staticmethod(TokenChunk.token_log_prob)
+
+    def forward(self, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Return (loss, log-ratio (M, C, A) and 0 for tokens that do not count, metrics) of a minibatch."""
+        config = self.config
+        policy = self.actor.distribution(batch.inputs, batch.proprio_BP)
+        log_ratio = self.score(policy, batch.action, batch.executed_BC) - batch.log_prob
+        advantage = batch.advantage_B[:, None, None].expand_as(log_ratio)
+        gain, outside = clipped_gain(log_ratio, advantage, config.clip, config.clip_high, config.dual_clip)
+        counts = policy.counts(batch.executed_BC)
+        # the mean over a decision's tokens: so that decisions weigh alike, and so does every process's part of a batch
+        loss = -((gain * counts).sum((1, 2)) / counts.sum((1, 2)).clamp(min=1)).mean()
+        # the tokens are independent of each other, so that the divergence of a decision is the sum of theirs
+        kl = kl_estimate(log_ratio) * log_ratio[0].numel()
+        clipped = float((outside & counts).sum() / counts.sum().clamp(min=1))
+        return loss, log_ratio, {"policy_loss": float(loss.detach()), "clip_fraction": clipped, "kl": kl}
+
+
+OBJECTIVES: dict[str, type[PolicyObjective]] = {"chunk": PolicyObjective, "token": TokenObjective}
+"""By `PolicyConfig.ratio`."""
+
+
 class PolicyLearner:
     """An actor and its optimiser; `improve` takes epochs of minibatch steps on a full buffer."""
 
-    objective_class: type[PolicyObjective] = PolicyObjective
+    objective_class: type[PolicyObjective] | None = None
+    """Instead of the one that the configured ratio has."""
 
     def __init__(
         self,
-        actor: GaussianChunkActor,
+        actor: ChunkActor,
         config: PolicyConfig,
         *,
         generator: torch.Generator,
@@ -85,9 +130,10 @@ class PolicyLearner:
         self.actor, self.config, self.generator, self.team = actor, config, generator, team or Team()
         named = dict(actor.named_policy_parameters())
         self.policy_parameters = list(named.values())
-        means = [p for name, p in named.items() if name != "log_std"]
-        groups = [{"params": means, "lr": config.lr}, {"params": [actor.log_std], "lr": config.log_std_lr}]
-        self._objective = self.team.wrap(self.objective_class(actor, config))
+        means = [p for p in self.policy_parameters if p is not actor.spread]
+        groups = [{"params": means, "lr": config.lr}, {"params": [actor.spread], "lr": config.log_std_lr}]
+        objective_class = self.objective_class or OBJECTIVES[config.ratio]
+        self._objective = self.team.wrap(objective_class(actor, config))
         self.policy_optimiser = torch.optim.Adam([g for g in groups if g["params"]], fused=True)
         self._initial_lrs = [group["lr"] for group in self.policy_optimiser.param_groups]
         self.num_updates = 0
@@ -146,7 +192,7 @@ class PolicyLearner:
         norm = nn.utils.clip_grad_norm_(self.policy_parameters, self.config.max_grad_norm)
         require_finite("grad (norm of the policy's)", norm, where)
         self.policy_optimiser.step()
-        self.actor.clamp_std()
+        self.actor.clamp_spread()
         return float(norm)
 
     def _shared_loss(self, buffer: Transitions, index: Tensor, where: str) -> tuple[Tensor, Tensor, dict[str, float]]:
@@ -179,8 +225,7 @@ class PolicyLearner:
         left = 1.0 - (self.num_updates + 1) / config.anneal_updates
         for group, lr in zip(self.policy_optimiser.param_groups, self._initial_lrs, strict=True):
             group["lr"] = lr * (LR_FINAL + (1.0 - LR_FINAL) * left)
-        self.actor.log_std.add_(math.log(STD_FINAL) / config.anneal_updates)
-        self.actor.clamp_std()
+        self.actor.widen(math.log(STD_FINAL) / config.anneal_updates)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -235,6 +280,5 @@ class EpisodeLearner(PolicyLearner, ABC):
         if self.team.total(float(buffer.size))[0]:
             metrics = {"skipped": 0.0} | self.improve(buffer)
         self.anneal()
-        metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())
         self.num_updates += 1
-        return metrics
+        return metrics | self.actor.noise_metrics()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rl.algorithms.advantages import explained_variance, gae, normalise
 from rl.algorithms.policy_gradient import PolicyLearner
 from rl.configs.learning import PPOConfig
-from rl.models.actor import GaussianChunkActor
+from rl.models.actor import ChunkActor
 from rl.models.critic import Critic
 from rl.storage.rollout_buffer import RolloutBuffer, require_finite
 from vla.runtime.distributed import Team
@@ -23,7 +23,7 @@ class PPO(PolicyLearner):
 
     def __init__(
         self,
-        actor: GaussianChunkActor,
+        actor: ChunkActor,
         critic: Critic,
         config: PPOConfig,
         *,
@@ -47,9 +47,8 @@ class PPO(PolicyLearner):
             metrics |= self.improve(buffer)
             self.anneal()
         metrics |= self._fit_critic(buffer, returns)
-        metrics["std_mean"] = float(self.actor.log_std.detach().exp().mean())
         self.num_updates += 1
-        return metrics
+        return metrics | self.actor.noise_metrics()
 
     @torch.no_grad()
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, dict[str, float]]:

@@ -9,22 +9,25 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """The Gaussian's spread, in normalised action units ([-1, 1] spans the demonstrations)."""
+    """The noise, of Gaussians in normalised action units ([-1, 1] spans the demonstrations), and what learns."""
 
     motion_std: float = 0.2
     gripper_std: float = 0.3
     """A value of its own: the environment reads only the sign, so small noise there explores nothing."""
     std_min: float = 0.03
     std_max: float = 0.5
-    noise: Literal["action", "flow"] = "action"
-    """On the chunk itself, or between the denoising steps of a flow head, which then learns as a chain of normals."""
+    noise: Literal["action", "flow", "tokens"] = "action"
+    """On the chunk itself, or between the denoising steps of a flow head, which then learns as a chain of normals, or
+    in the choice of the bins of a head `bins` or `frequencies`."""
+    temperature: float = 1.0
+    """The logits are divided by it where tokens are drawn and scored. No gradient changes it; VLA-RL has 1.5."""
     correlation: float = 0.0
     """Correlation of the noise of neighbouring steps in a chunk (an AR(1) process with the spread above); 0: none."""
     log_prob_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 exists for comparison: at small standard deviations its rounding alone leaves the clip range."""
     refiner_width: int = 0
-    """Train only a residual of this width on the action (`vla.model.heads.residual`), all else frozen. 0: as `trains`
-    says."""
+    """Train only a residual of this width on the action, or with noise "tokens" on the logits
+    (`vla.model.heads.residual`), all else frozen. 0: as `trains` says."""
     trains: Literal["head", "bridge"] = "bridge"
     """The head alone, or bridge and head. The backbone is always frozen."""
 
@@ -52,8 +55,11 @@ class PolicyConfig:
     epochs: int = 4
     minibatch_size: int = 128
     """Decisions per step, over all processes."""
+    ratio: Literal["chunk", "token"] = "chunk"
+    """The unit whose probability ratio is clipped: the whole chunk, its executed control steps jointly, as in VLA-RL;
+    or, with noise "tokens", each token by itself, as in VL-DAC and SimpleVLA-RL."""
     clip: float = 0.2
-    """Clip range of the probability ratio, which is joint over a chunk's executed control steps."""
+    """Clip range of the probability ratio."""
     clip_high: float | None = None
     """Another bound upwards ("clip-higher", Yu et al. 2025): unlikely actions that worked gain more. None: `clip`."""
     dual_clip: float | None = None
@@ -145,3 +151,9 @@ class FilteredConfig(PolicyConfig):
     """Successful ones, over all processes."""
     max_rounds: int = 4
     """Rounds of episodes played in one update at most."""
+
+    def problem(self) -> str | None:
+        """Return a sentence naming the first invalid value, or None."""
+        if self.ratio != "chunk":
+            return f"filtered imitation has no ratio: leave it at 'chunk', got {self.ratio!r}"
+        return super().problem()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rl.models.distribution import FlowChain
 from rl.models.policy_inputs import PolicyInput
+from rl.models.tokens import TokenChunk
 from vla.core.types import Observation
 
 
@@ -47,4 +48,17 @@ class FlowNetwork(Protocol):
 
     def flow_chain(self, inputs: PolicyInput, proprio_BP: Tensor, log_std: Tensor) -> FlowChain:
         """Return the distribution over denoising chains with standard deviation exp(log_std) (A,) in all."""
+        ...
+
+
+@runtime_checkable
+class TokenNetwork(Protocol):
+    """A policy network whose head chooses among bins."""
+
+    def token_chunk(self, inputs: PolicyInput, proprio_BP: Tensor, temperature: Tensor) -> TokenChunk:
+        """Return the distribution over chunks of tokens at a temperature (a scalar)."""
+        ...
+
+    def of_tokens(self, token_BCA: Tensor) -> Tensor:
+        """Return the normalised chunk (B, C, A) that tokens stand for."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,19 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rl.configs.learning import ActorConfig
-from rl.models.actor import GaussianChunkActor
+from rl.models.actor import ChunkActor, GaussianChunkActor, TokenChunkActor
 from rl.models.distribution import FlowChain
+from rl.models.tokens import TokenChunk
 from vla.backbones.features import Features, Mishearing, mishearing
 from vla.core.types import Observation
 from vla.model.config import check_loads
 from vla.model.heads.flow import FlowHead
 from vla.model.heads.residual import Latents
+from vla.model.heads.tokens import BinHead
 from vla.model.model import VLA
 
 
 class VLANetwork:
-    """Presents a VLA to `GaussianChunkActor`. The backbone is frozen; RL trains a residual on the action, or the head,
-    or bridge and head, as `ActorConfig` says.
+    """Presents a VLA to a `ChunkActor`. The backbone is frozen; RL trains a residual on the action (with noise "tokens"
+    on the logits), or the head, or bridge and head, as `ActorConfig` says.
 
     Everything before the trained part is computed once per observation: the backbone's features where the bridge
     learns, else all up to the head.
@@ -47,6 +50,8 @@ class VLANetwork:
             )
         if config.noise == "flow" and config.refiner_width:
             raise ValueError("noise 'flow' trains the flow head itself: leave ActorConfig.refiner_width at 0")
+        refines: Literal["actions", "logits"] = "logits" if config.noise == "tokens" else "actions"
+        _check_tokens(vla, refines)
         if config.refiner_width and config.trains != "bridge":
             raise ValueError("refiner_width trains the refiner alone: leave ActorConfig.trains at its default")
         self.module, self.chunk_size = vla, vla.chunk_size
@@ -54,7 +59,7 @@ class VLANetwork:
         """True if the bridge is frozen as well."""
         vla.backbone.requires_grad_(False)
         if config.refiner_width:
-            vla.add_refiner(config.refiner_width, seed=seed)
+            vla.add_refiner(config.refiner_width, seed=seed, on=refines)
         if self.reads_latents:
             vla.requires_grad_(False)
             (vla.refiner if config.refiner_width else vla.head).requires_grad_(True)
@@ -81,17 +86,50 @@ class VLANetwork:
             lambda states, first: head.advance(latent_BCD, states, first), head.sampling_steps, start, log_std
         )
 
+    def token_chunk(self, inputs: Features | Latents, proprio_BP: Tensor, temperature: Tensor) -> TokenChunk:
+        """Return the distribution over the bins of a head that chooses among some, with the residual on their logits
+        if there is one."""
+        vla = self.module
+        latents = inputs if isinstance(inputs, Latents) else vla.condition(inputs, proprio_BP)
+        logits = vla.head.logits(latents.latent_BCD)
+        if vla.refiner is not None:
+            logits = vla.refined(logits, latents, proprio_BP)
+        return TokenChunk(logits, temperature, vla.head.spans_chunk)
+
+    def of_tokens(self, token_BCA: Tensor) -> Tensor:
+        """Return the normalised chunk (B, C, A) of the centres of these bins."""
+        return self.module.head.of_tokens(token_BCA)
+
     def unnormalise_action(self, action_BCA: NDArray[np.float32]) -> NDArray[np.float32]:
         """Convert normalised actions to the units of the demonstrations."""
         return self.module.processor.unnormalise_action(action_BCA)
 
 
+def _check_tokens(vla: nn.Module, refines: str) -> None:
+    """ValueError where noise on the tokens meets a policy without any, or a residual that RL of the other kind made."""
+    if refines == "logits" and not isinstance(vla.head, BinHead):
+        raise ValueError(
+            "this recipe draws the tokens of a policy whose head has some, and this one has another head: start from "
+            "one of `vla train --head bins` (or frequencies), or choose a recipe for any head (`vla list recipes`)"
+        )
+    trained = getattr(getattr(vla, "config", None), "refines", "actions")
+    if getattr(vla, "refiner", None) is not None and trained != refines:
+        names = {"actions": "a recipe of the actions (tabletop-pick)", "logits": "one of the tokens (...-tokens)"}
+        raise ValueError(
+            f"RL has refined the {trained} of this policy already: go on with {names[trained]}, or start from the "
+            "policy before RL"
+        )
+
+
 def make_actor(
     vla: nn.Module, action_names: Sequence[str], config: ActorConfig | None = None, *, seed: int = 0
-) -> GaussianChunkActor:
+) -> ChunkActor:
     """Return the stochastic policy of a VLA, which is changed in place."""
     config = config or ActorConfig()
-    return GaussianChunkActor(VLANetwork(vla, config, seed=seed), action_names, config)
+    network = VLANetwork(vla, config, seed=seed)
+    if config.noise == "tokens":
+        return TokenChunkActor(network, config)
+    return GaussianChunkActor(network, action_names, config)
 
 
 def serve_as_trained(vla: nn.Module, n_action_steps: int | None) -> int | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rl import streams
 from rl.configs.rewards import ShapingConfig
-from rl.models.actor import GaussianChunkActor, SampledPolicy
+from rl.models.actor import ChunkActor, SampledPolicy
 from rl.models.policy_inputs import summary
 from rl.rewards.process_reward import Episode, ProgressModel, ProgressReport, fit_progress
 from vla.backbones.features import Features
@@ -23,7 +23,7 @@ from vla.model.heads.residual import Latents
 
 @torch.no_grad()
 def watch(
-    actor: GaussianChunkActor,
+    actor: ChunkActor,
     policy: Policy,
     env: VecEnv,
     seeds: Sequence[int],
@@ -66,7 +66,7 @@ def watch(
     return episodes
 
 
-def _summary(actor: GaussianChunkActor, obs: Observation) -> NDArray[np.float32]:
+def _summary(actor: ChunkActor, obs: Observation) -> NDArray[np.float32]:
     return summary(*actor.encode(obs)).cpu().numpy()
 
 
@@ -114,7 +114,7 @@ class Shaping:
 
 def learn_process_reward(
     shaping: Shaping,
-    actor: GaussianChunkActor,
+    actor: ChunkActor,
     env: VecEnv,
     next_seeds: Callable[[int], list[int]],
     config: ShapingConfig,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from rl import streams
 from rl.configs.run import RunnerConfig
 from rl.models.actor import GreedyPolicy, SampledPolicy
@@ -14,8 +12,8 @@ from vla.runtime.distributed import Team
 
 
 def calibrate_std(collector: Collector, config: RunnerConfig, team: Team) -> float:
-    """Shrink the actor's initial standard deviation until noise costs little, and return the factor: where all samples
-    fail there is nothing to learn from.
+    """Shrink the actor's initial standard deviation (or temperature) until noise costs little, and return the factor:
+    where all samples fail there is nothing to learn from.
 
     The factor is the largest of `calibrate_scales` that keeps `calibrate_keep` of the greedy success on training
     scenes, else the smallest; 1 without `calibrate_scales`.
@@ -34,8 +32,6 @@ def calibrate_std(collector: Collector, config: RunnerConfig, team: Team) -> flo
         if successes(policy, env, seeds, team) >= config.calibrate_keep * greedy:
             chosen = scale
             break
-    with torch.no_grad():
-        actor.log_std.add_(math.log(chosen))
-    actor.clamp_std()
+    actor.widen(math.log(chosen))
     collector.forget_worlds()
     return chosen

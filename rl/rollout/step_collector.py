@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.seeds import FIRST_EVALUATION_SEED
-from rl.models.actor import GaussianChunkActor
+from rl.algorithms.policy_gradient import PolicyObjective
+from rl.models.actor import ChunkActor
 from rl.models.critic import critic_state
+from rl.models.distribution import ChunkDistribution
 from rl.models.policy_inputs import PolicyInput
 from rl.rewards.shaping import Shaping
 from rl.rollout.curriculum import Curriculum
 from rl.storage.rollout_buffer import RolloutBuffer, require_finite
 from vla.core.types import Observation, Policy, StepResult, VecEnv, executed
 from vla.runtime.distributed import Team
+
+Score = Callable[[ChunkDistribution, Tensor, Tensor], Tensor]
+"""(distribution, sample, executed (B, C)) -> log-densities (B,), or of each token (B, C, A)."""
 
 
 def play(policy: Policy, env: VecEnv, seeds: Sequence[int]) -> int:
@@ -101,7 +106,7 @@ class Collector:
 
     def __init__(
         self,
-        actor: GaussianChunkActor,
+        actor: ChunkActor,
         env: VecEnv,
         *,
         generator: torch.Generator,
@@ -111,11 +116,13 @@ class Collector:
         curriculum: Curriculum | None = None,
         shaping: Shaping | None = None,
         critic: bool = True,
+        score: Score = PolicyObjective.score,
         share: tuple[int, int] = (0, 1),
         word_noise: float = 0.0,
     ) -> None:
         """`curriculum` chooses the tasks; without one the seeds do. `shaping` adds a reward for progress to the
-        environment's. `critic`: also store privileged states. `share` is (rank, number of processes): the seeds are
+        environment's. `critic`: also store privileged states. `score`: the log-densities to
+        store. `share` is (rank, number of processes): the seeds are
         dealt out to the processes in turn. `word_noise`: see `RunnerConfig`."""
         low, high = train_seeds
         if not 0 <= low < high <= FIRST_EVALUATION_SEED:
@@ -130,7 +137,7 @@ class Collector:
         # a large odd stride keeps runs with neighbouring seeds on different scenes
         self.offset = first_seed * 104_729 % (high - low)
         self.share = share
-        self.curriculum, self.shaping, self.critic = curriculum, shaping, critic
+        self.curriculum, self.shaping, self.critic, self.score = curriculum, shaping, critic, score
         self._tasks = [""] * env.num_envs
         self.seeds_used = 0
         self.env_steps = 0
@@ -255,7 +262,7 @@ class Collector:
             proprio_BP=proprio,
             action=action,
             executed_BC=executed_BC,
-            log_prob=policy.log_prob(action, executed_BC),
+            log_prob=self.score(policy, action, executed_BC),
             state_BS=state.to(to),
             next_state_BS=self._state(result.obs, after, proprio).to(to),
             reward=torch.from_numpy(result.reward).float().to(to),

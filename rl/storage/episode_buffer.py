@@ -56,6 +56,6 @@ class EpisodeBuffer(Transitions):
     def pad(self, played: RolloutBuffer) -> None:
         """Make row 0 readable although no episode was kept: this process must take part in exchanging gradients."""
         first = torch.zeros(1, dtype=torch.int64, device=played.flat("proprio").device)
-        self.append(played, first, played.flat("log_prob")[:1] * 0.0)
+        self.append(played, first, played.flat("log_prob").new_zeros(1))
         self.filled = 0
         self._advantages = [self._advantages[-1]]

@@ -29,9 +29,11 @@ class PolicyBatch:
     inputs: PolicyInput
     proprio_BP: Tensor
     action: Tensor
-    """The unclipped sample: the normalised chunk (M, C, A), or the denoising chain that led to it (M, K + 1, C, A)."""
+    """The unclipped sample: the normalised chunk (M, C, A), the denoising chain that led to it (M, K + 1, C, A), or the
+    tokens (M, C, A) that stand for it."""
     executed_BC: Tensor
-    log_prob_B: Tensor
+    log_prob: Tensor
+    """(M,), or (M, C, A) where every token has a ratio of its own."""
     advantage_B: Tensor
 
 
@@ -81,7 +83,7 @@ class Transitions:
             proprio_BP=take["proprio"],
             action=take["action"],
             executed_BC=take["executed"],
-            log_prob_B=take["log_prob"],
+            log_prob=take["log_prob"],
             advantage_B=self.advantages_B.index_select(0, index),
         )
 
@@ -151,8 +153,8 @@ class RolloutBuffer(Transitions):
         """Store one decision of every environment, after `put_inputs`. RuntimeError when full; NonFiniteError names
         NaNs.
 
-        `action` is the unclipped normalised sample; `next_state_BS` the critic's input in the state the chunk
-        really ended in (for a finished episode its final state, not the next episode's first).
+        `action` is the unclipped normalised sample, or tokens; `next_state_BS` the critic's input in the state the
+        chunk really ended in (for a finished episode its final state, not the next episode's first).
         """
         self._require_room()
         where = f"in decision {self.filled} of the rollout"

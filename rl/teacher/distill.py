@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.configs.teacher import DistillConfig
-from rl.models.actor import GaussianChunkActor
+from rl.models.actor import ChunkActor
 from rl.models.policy_inputs import PolicyInput, storage_like
 from rl.storage.rollout_buffer import RolloutBuffer, require_finite
 from rl.teacher.state_teacher import Teacher
@@ -25,14 +25,14 @@ from vla.runtime.distributed import Team
 class DistillationLoss(nn.Module):
     """Mean L1 distance of the policy's mean chunk from the teacher's, as a module so that processes share gradients."""
 
-    def __init__(self, actor: GaussianChunkActor) -> None:
+    def __init__(self, actor: ChunkActor) -> None:
         super().__init__()
         self.actor = actor
 
     def forward(self, inputs: PolicyInput, proprio_BP: Tensor, chunk_BCA: Tensor) -> Tensor:
         """Return the scalar loss, in normalised action units."""
         # the teacher has no spread; where processes exchange gradients, every parameter must have one
-        return (self.actor.mean(inputs, proprio_BP) - chunk_BCA).abs().mean() + 0.0 * self.actor.log_std.sum()
+        return (self.actor.mean(inputs, proprio_BP) - chunk_BCA).abs().mean() + 0.0 * self.actor.spread.sum()
 
 
 class Distillation:
@@ -40,7 +40,7 @@ class Distillation:
 
     def __init__(
         self,
-        actor: GaussianChunkActor,
+        actor: ChunkActor,
         teacher: Teacher,
         config: DistillConfig,
         *,
@@ -52,7 +52,7 @@ class Distillation:
             raise ValueError(problem)
         self.actor, self.teacher, self.config = actor, teacher, config
         self.generator, self.team = generator, team or Team()
-        self.parameters = [p for name, p in actor.named_policy_parameters() if name != "log_std"]
+        self.parameters = [p for _, p in actor.named_policy_parameters() if p is not actor.spread]
         self._loss = self.team.wrap(DistillationLoss(actor))
         self._optimiser = torch.optim.Adam(self.parameters, lr=config.lr)
         self.num_updates = 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.configs.teacher import TeacherConfig
-from rl.models.actor import GaussianChunkActor
+from rl.models.actor import ChunkActor
 from rl.models.critic import privileged_state
 from rl.teacher.symmetry import from_hand, turned
 from vla.core.types import ActionChunk, ActionSpec, Observation, Pair, PlanarSymmetry, PolicySpec, Prefix
@@ -139,7 +139,7 @@ def _view(demos: DemoSet, config: TeacherConfig, plane: PlanarSymmetry | None) -
 class TeacherPolicy:
     """The teacher acting by itself, to measure its success. A `vla.core.types.Policy`."""
 
-    def __init__(self, teacher: Teacher, actor: GaussianChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
+    def __init__(self, teacher: Teacher, actor: ChunkActor, spec: ActionSpec, n_action_steps: int) -> None:
         """`actor` converts normalised actions to the environment's units."""
         self.teacher, self.actor, self.action_spec = teacher, actor, spec
         self.spec = PolicySpec(spec, teacher.chunk_size, min(n_action_steps, teacher.chunk_size))

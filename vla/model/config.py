@@ -223,6 +223,8 @@ class VLAConfig:
     """Precision in which the backbone computes. Features, bridge and head are float32 in either case."""
     refiner_width: int = 0
     """Width of the residual that online RL trains (`vla.model.heads.residual`). 0: there is none."""
+    refines: Literal["actions", "logits"] = "actions"
+    """The residual is added to the head's actions, or to the logits of a head that chooses among bins."""
     modulators: ModulatorConfig | None = None
     """A pool that learns new tasks while everything else stands still."""
     decoder: bool = True
@@ -262,6 +264,8 @@ def model_problem(config: VLAConfig) -> str | None:
         return "a teacher's latent and the mapper into it must be at least 1 wide"
     if config.refiner_width < 0:
         return f"refiner_width must be 0 (none) or positive, got {config.refiner_width}"
+    if config.refines == "logits" and (config.head not in ("bins", "frequencies") or config.distilled is not None):
+        return "a residual on logits needs a head that has some: bins or frequencies"
     if config.lora is not None and not config.freeze_backbone:
         return "lora trains adapters on a frozen backbone: leave freeze_backbone on, or drop lora"
     if config.memory is not None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -214,32 +214,33 @@ class VLA(nn.Module):
 
     def act_on(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
         """Normalised actions (B, C, A), float32, of what `condition` gave."""
-        action_BCA = self.head(latents.latent_BCD)
         if self.refiner is None:
-            return action_BCA
-        return self.refined(action_BCA, latents, proprio_BP)
+            return self.head(latents.latent_BCD)
+        if self.config.refines == "logits":
+            return self.head.decode(self.refined(self.head.logits(latents.latent_BCD), latents, proprio_BP))
+        return self.refined(self.head(latents.latent_BCD), latents, proprio_BP)
 
-    def refined(self, action_BCA: Tensor, latents: Latents, proprio_BP: Tensor) -> Tensor:
-        """The head's actions with the residual of a policy that has one. It belongs to what the policy could do when RL
-        trained it: modulators learn without it, and act without it."""
+    def refined(self, base: Tensor, latents: Latents, proprio_BP: Tensor) -> Tensor:
+        """The head's actions (B, C, A), or logits (B, C, A, bins), with the residual of a policy that has one. It
+        belongs to what the policy could do when RL trained it: modulators learn without it, and act without it."""
         with torch.autocast(self.device.type, enabled=False):
-            residual_BCA = self.refiner(latents, proprio_BP)
+            residual = self.refiner(latents, proprio_BP)
             if self.pool is not None:
-                residual_BCA = residual_BCA * (self.pool.chosen_B == IDENTITY)[:, None, None]
-            return action_BCA + residual_BCA
+                residual = residual * (self.pool.chosen_B == IDENTITY)[:, None, None]
+            return base + residual.view_as(base)
 
     def act(self, features: Features, proprio_BP: Tensor) -> Tensor:
         """Normalised actions (B, C, A), float32: the same function in training and serving, no noise anywhere."""
         action_BCA = self.act_on(self.condition(features, proprio_BP), proprio_BP)
         return action_BCA if self.config.advantage is None else guided(self, features, proprio_BP, action_BCA)
 
-    def add_refiner(self, width: int, *, seed: int) -> None:
+    def add_refiner(self, width: int, *, seed: int, on: Literal["actions", "logits"] = "actions") -> None:
         """Give the policy a residual to be trained by RL; its actions stay what they are. Nothing if it has one."""
         if self.refiner is None:
+            self.config = replace(self.config, refiner_width=width, refines=on)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.refiner = self._new_refiner(width).to(self.device)
-            self.config = replace(self.config, refiner_width=width)
 
     def add_modulators(self, config: ModulatorConfig, *, seed: int) -> None:
         """Give the policy a pool of modulators, and freeze everything else. Until the pool knows what was known before
@@ -262,7 +263,7 @@ class VLA(nn.Module):
             latent_width=self.bridge.width,
             point_width=self.backbone.num_queries * self.point_dim,
             proprio_dim=self.bridge.proprio_dim,
-            action_dim=self.action_dim,
+            action_dim=self.action_dim * (self.head.bins if self.config.refines == "logits" else 1),
             width=width,
         )
 

@@ -37,7 +37,7 @@ def test_gripper_has_its_own_spread_and_std_is_clamped():
     assert torch.allclose(actor.log_std.exp(), torch.tensor([0.1, 0.1, 0.4]))
     with torch.no_grad():
         actor.log_std.copy_(torch.tensor([-9.0, -1.0, 9.0]))
-    actor.clamp_std()
+    actor.clamp_spread()
     assert torch.allclose(actor.log_std.exp(), torch.tensor([0.05, float(np.exp(-1)), 0.5]))
     with pytest.raises(ValueError, match="std_max"):
         actor_with(motion_std=0.9)

@@ -47,7 +47,8 @@ class Latents(TensorBatch):
 
 
 class Refiner(nn.Module):
-    """(latent, pointed coordinates, proprio) -> what to add to the head's actions. Exactly 0 until trained."""
+    """(latent, pointed coordinates, proprio) -> what to add to the head's actions, or to its logits. Exactly 0 until
+    trained."""
 
     def __init__(self, *, latent_width: int, point_width: int, proprio_dim: int, action_dim: int, width: int) -> None:
         super().__init__()
@@ -63,7 +64,8 @@ class Refiner(nn.Module):
         nn.init.zeros_(self.net[-1].bias)
 
     def forward(self, latents: Latents, proprio_BP: Tensor) -> Tensor:
-        """(B, C, A) to add to the normalised action, float32. One network for all steps of the chunk."""
+        """(B, C, A) to add to the normalised action, or (B, C, A * bins) to the logits, float32. One network for all
+        steps of the chunk."""
         return self.net[-1](self.hidden(latents, proprio_BP))
 
     def hidden(self, latents: Latents, proprio_BP: Tensor) -> Tensor:

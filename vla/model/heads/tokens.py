@@ -22,8 +22,11 @@ class BinHead(nn.Module):
     """Categorical over bins of each normalised action component; cross entropy against the two nearest bins.
 
     The action is the mean over the likeliest bin and its neighbours: it stays on one mode, is finer than a bin, and has
-    gradients, which RL needs.
+    gradients, which RL needs. RL may also draw the bins themselves (`rl.models.tokens`).
     """
+
+    spans_chunk = False
+    """True where every number says something about every control step, not only about its own."""
 
     def __init__(self, *, width: int, action_dim: int, bins: int = 128, limit: float = 1.5) -> None:
         """Bin centres span [-limit, limit] in normalised units; targets beyond are clipped to it."""
@@ -53,12 +56,19 @@ class BinHead(nn.Module):
 
     def forward(self, x_BCD: Tensor) -> Tensor:
         """Latent (B, C, D) -> normalised actions (B, C, A), float32, deterministic."""
-        logits = self.logits(x_BCD)
-        with torch.autocast(x_BCD.device.type, enabled=False):
-            index = torch.arange(self.bins, device=logits.device)
-            far = (index - logits.argmax(-1, keepdim=True)).abs() > NEIGHBOURS
-            weight = logits.masked_fill(far, -math.inf).softmax(-1)
-            return self.from_code(weight @ torch.linspace(-1, 1, self.bins, device=logits.device))
+        return self.decode(self.logits(x_BCD))
+
+    def decode(self, logits_BCAK: Tensor) -> Tensor:
+        """The deterministic actions (B, C, A) of logits."""
+        with torch.autocast(logits_BCAK.device.type, enabled=False):
+            index = torch.arange(self.bins, device=logits_BCAK.device)
+            far = (index - logits_BCAK.argmax(-1, keepdim=True)).abs() > NEIGHBOURS
+            weight = logits_BCAK.masked_fill(far, -math.inf).softmax(-1)
+            return self.from_code(weight @ torch.linspace(-1, 1, self.bins, device=logits_BCAK.device))
+
+    def of_tokens(self, token_BCA: Tensor) -> Tensor:
+        """The actions (B, C, A) that chosen bins (int64) stand for: their centres, not an edge of theirs."""
+        return self.from_code(torch.linspace(-1, 1, self.bins, device=token_BCA.device)[token_BCA])
 
     def loss(self, x_BCD: Tensor, target_BCA: Tensor, mask_BC: Tensor) -> Tensor:
         """Cross entropy, masked, in nats per number; the target's weight is split between its two nearest bins."""
@@ -78,6 +88,8 @@ class BinHead(nn.Module):
 
 class FrequencyHead(BinHead):
     """Bins of the chunk's cosine transform: smooth chunks concentrate in few numbers, and no step can jump alone."""
+
+    spans_chunk = True
 
     def __init__(self, *, width: int, action_dim: int, bins: int = 256, limit: float = 1.5) -> None:
         """Arguments as in `BinHead`. The transform is orthonormal: a constant chunk at `limit` just fits the bins."""

@@ -1,0 +1,1 @@
+"""PPO over action tokens."""
