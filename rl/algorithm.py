@@ -16,11 +16,11 @@ from rl.configs.learning import CriticConfig, GRPOConfig
 from rl.configs.run import RunnerConfig
 from rl.models.actor import ChunkActor
 from rl.models.critic import Critic
+from rl.models.policy_inputs import summary
 from rl.rollout.episode_collector import EpisodeCollector
 from rl.rollout.step_collector import Collector
 from rl.storage.episode_buffer import EpisodeBuffer
 from rl.storage.rollout_buffer import RolloutBuffer
-from vla.core.types import VecEnv
 from vla.runtime.distributed import Team
 
 
@@ -45,7 +45,7 @@ def make_algorithm(config: RunnerConfig, actor: ChunkActor, collector: Collector
     """Return the algorithm that `config` names; `collector` plays its episodes."""
     env, method, order = collector.env, config.method, streams.minibatches(config.seed)
     if method is None:
-        critic = make_critic(env, config.critic, config.seed).to(actor.device)
+        critic = make_critic(collector, config.critic, config.seed).to(actor.device)
         ppo = PPO(actor, critic, config.ppo, generator=order, team=team)
         return Algorithm(ppo, collector, RolloutBuffer(config.decisions_per_update, env.num_envs))
     learner: GRPO | FilteredImitation
@@ -64,8 +64,14 @@ def make_algorithm(config: RunnerConfig, actor: ChunkActor, collector: Collector
     return Algorithm(learner, episodes, EpisodeBuffer(episodes.capacity))
 
 
-def make_critic(env: VecEnv, config: CriticConfig, seed: int) -> Critic:
-    """Return a critic whose initial weights follow from `seed`, not from the process's random state."""
+def make_critic(collector: Collector, config: CriticConfig, seed: int) -> Critic:
+    """Return a critic of what `collector` stores. Its initial weights follow from `seed`, not from the process's random
+    state."""
+    env = collector.env
+    widths = (env.privileged_dim, env.proprio_dim)
+    if config.reads == "latent":
+        seen = env.reset(seeds=[collector.low] * env.num_envs)  # nothing but a look tells how wide latents are
+        widths = summary(*collector.actor.encode(seen)).shape[1], 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Critic(env.privileged_dim, env.proprio_dim, config)
+        return Critic(*widths, config)

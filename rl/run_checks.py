@@ -37,6 +37,15 @@ def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos
         raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
     if guide is not None and config.method is not None:
         raise ValueError("a teacher goes with PPO, whose critic reads the simulator's state as its teacher does")
+    if config.critic.reads == "latent" and config.method is None:
+        if guide is not None:
+            raise ValueError(
+                "beside a teacher the critic reads the simulator's state: leave CriticConfig.reads as it is"
+            )
+        if config.ppo.time_limit != "terminal":
+            raise ValueError(
+                "a critic of latents cannot bootstrap at the time limit: set PPOConfig.time_limit 'terminal'"
+            )
     if (config.method or config.ppo).ratio == "token" and config.actor.noise != "tokens":
         raise ValueError("only tokens have a ratio each: set ActorConfig.noise to 'tokens', or leave ratio at 'chunk'")
     if guide is not None and config.actor.noise == "tokens":

@@ -96,7 +96,7 @@ class Runner:
             n_action_steps=env.chunk_steps or n_action_steps,
             curriculum=make_curriculum(config.curriculum, env, config.seed, team.rank),
             shaping=self.shaping,
-            critic=config.method is None,
+            critic=config.critic.reads if config.method is None else None,
             score=OBJECTIVES[(config.method or config.ppo).ratio].score,
             share=(team.rank, team.size),
             word_noise=config.word_noise if hears_noise(getattr(model, "backbone", None)) else 0.0,

@@ -207,6 +207,7 @@ def imitate(
     variant: Variant | None = None,
     *,
     keep_features: bool = False,
+    recipe_name: str = "tabletop",
 ) -> VLA:
     """The seed's imitation policy in `folder`, from demonstrations in `out`; an interrupted run continues
     exactly where it was. `keep_features`: see `TrainConfig`. KeyboardInterrupt when it is stopped again."""
@@ -218,7 +219,7 @@ def imitate(
     from vla.training.recipes import RECIPES
     from vla.training.train import build_vla, train
 
-    recipe = RECIPES["tabletop"]()
+    recipe = RECIPES[recipe_name]()
     model = replace(recipe.model, backbone=config.backbone)
     model = variant(model) if variant else model
     recipe = replace(recipe, steps=config.steps, seed=seed, model=model, keep_features=keep_features)

@@ -38,10 +38,13 @@ class ActorConfig:
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """The value network. It is asymmetric: it reads the simulator's state, which the policy never sees."""
+    """The value network, one value a decision. No gradient of it ever reaches the policy."""
 
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers."""
+    reads: Literal["state", "latent"] = "state"
+    """The simulator's state, which the policy never sees, or the policy's own latents, detached, as in VL-DAC: where an
+    environment tells no state. Both see the clock."""
 
 
 @dataclass(frozen=True)

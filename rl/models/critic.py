@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rl.configs.learning import CriticConfig
+from rl.models.policy_inputs import PolicyInput, summary
 from rl.models.running_norm import RunningNorm
 from vla.core.types import Observation
 
 
 class Critic(nn.Module):
-    """State value (B,) of `critic_state` (B, S), which is normalised by running statistics."""
+    """State value (B,) of `critic_state` or `seen_state` (B, S), which is normalised by running statistics."""
 
     def __init__(self, privileged_dim: int, proprio_dim: int, config: CriticConfig | None = None) -> None:
+        """Widths of the simulator's state and of the proprio; or of `seen_state` without the clock, and 0."""
         super().__init__()
         config = config or CriticConfig()
         self.state_dim = privileged_dim + proprio_dim + 1
@@ -43,7 +45,8 @@ def privileged_state(obs: Observation) -> Tensor:
     if obs.privileged is None:
         raise ValueError(
             "the critic and the teacher read Observation.privileged, which this environment does not give: choose one "
-            "that does, or a method without a critic (GRPO, filtered imitation)"
+            "that does, a critic of the policy's latents (CriticConfig.reads), or a method without a critic (GRPO, "
+            "filtered imitation)"
         )
     proprio = obs.proprio if obs.exact_proprio is None else obs.exact_proprio
     return torch.from_numpy(np.concatenate((obs.privileged, proprio), axis=1, dtype=np.float32))
@@ -55,3 +58,9 @@ def critic_state(obs: Observation, elapsed_fraction: NDArray[np.float32]) -> Ten
     Elapsed time is an input because the same state is worth less when the time limit is near.
     """
     return torch.cat([privileged_state(obs), torch.from_numpy(elapsed_fraction)[:, None]], 1)
+
+
+def seen_state(inputs: PolicyInput, proprio_BP: Tensor, elapsed_fraction: NDArray[np.float32]) -> Tensor:
+    """Return (B, S + 1) float32: `summary` of what the policy sees, without a gradient to it, then the elapsed fraction
+    (B,) of the horizon."""
+    return torch.cat([summary(inputs, proprio_BP), torch.from_numpy(elapsed_fraction)[:, None].to(proprio_BP)], 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from envs.seeds import FIRST_EVALUATION_SEED
 from rl.algorithms.policy_gradient import PolicyObjective
 from rl.models.actor import ChunkActor
-from rl.models.critic import critic_state
+from rl.models.critic import critic_state, seen_state
 from rl.models.distribution import ChunkDistribution
 from rl.models.policy_inputs import PolicyInput
 from rl.rewards.shaping import Shaping
@@ -115,14 +115,14 @@ class Collector:
         n_action_steps: int | None = None,
         curriculum: Curriculum | None = None,
         shaping: Shaping | None = None,
-        critic: bool = True,
+        critic: Literal["state", "latent"] | None = "state",
         score: Score = PolicyObjective.score,
         share: tuple[int, int] = (0, 1),
         word_noise: float = 0.0,
     ) -> None:
         """`curriculum` chooses the tasks; without one the seeds do. `shaping` adds a reward for progress to the
-        environment's. `critic`: also store privileged states. `score`: the log-densities to
-        store. `share` is (rank, number of processes): the seeds are
+        environment's. `critic`: what a critic reads is stored too (`CriticConfig.reads`). `score`: the
+        log-densities to store. `share` is (rank, number of processes): the seeds are
         dealt out to the processes in turn. `word_noise`: see `RunnerConfig`."""
         low, high = train_seeds
         if not 0 <= low < high <= FIRST_EVALUATION_SEED:
@@ -214,8 +214,12 @@ class Collector:
                 began = time.perf_counter()
                 obs = self.start(self.next_seeds(len(ids)), ids)
                 stats.seconds_worlds += time.perf_counter() - began
-        if self.shaping is not None:
-            self._shape(buffer, before, *self._encoded(obs))
+        if self.shaping is not None or self.critic == "latent":
+            inputs, proprio = self._encoded(obs)
+            if self.shaping is not None:
+                self._shape(buffer, before, inputs, proprio)
+            if self.critic == "latent":
+                self._followed_by(buffer, self._state(obs, self._elapsed_fraction(), inputs, proprio))
         return obs
 
     def _encoded(self, obs: Observation) -> tuple[PolicyInput, Tensor]:
@@ -236,7 +240,9 @@ class Collector:
         answered, the control steps (N,) of active environments and which of their episodes ended (N,)."""
         env, actor, to = self.env, self.actor, self.actor.device
         where = f"in decision {buffer.filled} of the rollout"
-        state = self._state(obs, self._elapsed_fraction(), proprio)
+        state = self._state(obs, self._elapsed_fraction(), inputs, proprio)
+        if self.critic == "latent" and buffer.filled:
+            self._followed_by(buffer, state)
         require_finite("obs (privileged state or proprio)", state, where)
         policy = actor.distribution(inputs, proprio)
         action = policy.sample(self.generator)
@@ -255,6 +261,8 @@ class Collector:
         # no chunk ever starts at the time limit, so the critic has no value for that moment: ask about the last
         # moment it knows, which is also what bootstrapping past a time limit means
         after = np.where(result.truncated, before, self._elapsed_fraction())
+        # (what the policy will see next is not known yet: `_followed_by`)
+        next_state = state if self.critic == "latent" else self._state(result.obs, after, inputs, proprio)
         # (of a late answer, later actions play a part, too: in the next decision)
         until = torch.from_numpy(np.where(active, result.executed_until, 0))
         executed_BC = (torch.arange(chunk.shape[1]) < until[:, None]).to(to)
@@ -264,7 +272,7 @@ class Collector:
             executed_BC=executed_BC,
             log_prob=self.score(policy, action, executed_BC),
             state_BS=state.to(to),
-            next_state_BS=self._state(result.obs, after, proprio).to(to),
+            next_state_BS=next_state.to(to),
             reward=torch.from_numpy(result.reward).float().to(to),
             terminated=torch.from_numpy(result.terminated).to(to),
             truncated=torch.from_numpy(result.truncated).to(to),
@@ -272,9 +280,19 @@ class Collector:
         )
         return result, n_steps, active & (result.terminated | result.truncated)
 
-    def _state(self, obs: Observation, elapsed: NDArray[np.float32], proprio: Tensor) -> Tensor:
+    def _state(self, obs: Observation, elapsed: NDArray[np.float32], inputs: PolicyInput, proprio: Tensor) -> Tensor:
         """The critic's input; without a critic `proprio` stands in its place."""
+        if self.critic == "latent":
+            return seen_state(inputs, proprio, elapsed)
         return critic_state(obs, elapsed) if self.critic else proprio
+
+    def _followed_by(self, buffer: RolloutBuffer, state_BS: Tensor) -> None:
+        """The state that the policy sees now is the one in which the decision before ended, where no episode did: there
+        nobody looks at it, since neither success nor the time limit has a future (`run_checks`)."""
+        last = buffer.filled - 1
+        ended = buffer.time_major("terminated")[last] | buffer.time_major("truncated")[last]
+        kept = buffer.time_major("next_state")[last]
+        kept.copy_(torch.where(ended[:, None], kept, state_BS))
 
     def _shape(
         self,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from rl.configs.run import RunnerConfig
     from rl.runner import Runner
+    from vla.model.config import VLAConfig
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class TokenPPOConfig:
     """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
     """Backbone of the policies, see `vla list backbones`."""
-    steps: int = 700
-    """Training steps of imitation."""
+    steps: int = 1300
+    """Training steps of imitation, by the recipe `tabletop-few`."""
     control_steps: int = 60_000
     """Control steps of every arm that learns by RL, summed over all environments."""
     episodes: int = 200
@@ -111,7 +112,11 @@ def _run(config: TokenPPOConfig, out: Path, name: str, seed: int) -> Row:
 
     arm = arms()[name]
     folder = out / f"{arm.head}-policy-{seed}"  # trained once, shared by the seed's arms
-    before = VLAPolicy(imitate(config, seed, out, folder, lambda model: replace(model, head=arm.head)))
+
+    def change(model: VLAConfig) -> VLAConfig:
+        return replace(model, head=arm.head)
+
+    before = VLAPolicy(imitate(config, seed, out, folder, change, recipe_name="tabletop-few"))
     began = time.monotonic()
     with evaluation_scenes(config, before) as (env, seeds):
         if arm.recipe is None:

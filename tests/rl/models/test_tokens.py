@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from rl.algorithms.ppo import PPO
-from rl.configs.learning import ActorConfig, FilteredConfig, GRPOConfig, PPOConfig
+from rl.configs.learning import ActorConfig, CriticConfig, FilteredConfig, GRPOConfig, PPOConfig
 from rl.models.actor import GreedyPolicy, SampledPolicy
-from rl.models.critic import Critic
+from rl.models.critic import Critic, seen_state
 from rl.models.tokens import TokenChunk
 from rl.models.vla_network import make_actor
 from rl.recipes import tabletop_pick_guided
@@ -230,6 +230,33 @@ def test_a_run_resumes_exactly_and_what_it_saves_acts_the_same(head, ratio, tmp_
         assert not np.array_equal(VLAPolicy(saved).act(obs), VLAPolicy(make_vla(head=head).eval()).act(obs))
 
 
+@pytest.mark.parametrize("trains", ["residual", "bridge"])
+def test_a_critic_of_latents_sees_what_comes_next_and_moves_no_weight_of_the_policy(trains, tmp_path):
+    """VL-DAC's value: of the policy's own latents, behind a stop-gradient."""
+    settings = config(num_envs=8, max_updates=2, critic=CriticConfig(reads="latent"), ppo={"time_limit": "terminal"})
+    settings = replace(settings, actor=TOKENS if trains == "residual" else replace(TOKENS, refiner_width=0))
+    runner = Runner(make_vla(head="bins"), PointReach(8), settings, tmp_path)
+    runner.collector.collect(runner.buffer)
+    state, after = runner.buffer.time_major("state"), runner.buffer.time_major("next_state")
+    ended = runner.buffer.time_major("terminated") | runner.buffer.time_major("truncated")
+    for t in range(3):
+        assert torch.equal(after[t][~ended[t]], state[t + 1][~ended[t]]) and torch.isfinite(after[t]).all()
+    inputs, proprio = runner.actor.encode(runner.env.observation())
+    now = seen_state(inputs, proprio, runner.collector._elapsed_fraction())
+    assert torch.allclose(after[3][~ended[3]], now[~ended[3]], atol=1e-2) and ended.any() and not ended.all()
+    learner = runner.learner
+    leaf = replace(inputs, **{next(iter(inputs.tensors())): next(iter(inputs.tensors().values())).requires_grad_()})
+    learner.critic(seen_state(leaf, proprio.requires_grad_(), runner.collector._elapsed_fraction())).sum().backward()
+    assert all(p.grad is None for p in runner.model.parameters()) and proprio.grad is None
+    assert any(p.grad is not None for p in learner.critic.parameters())
+    before = {name: p.clone() for name, p in runner.model.state_dict().items()}
+    first = [p.clone() for p in learner.critic.parameters()]
+    learner.update(runner.buffer)  # critic_warmup: values alone
+    assert all(torch.equal(p, before[name]) for name, p in runner.model.state_dict().items())
+    assert not all(torch.equal(a, b) for a, b in zip(first, learner.critic.parameters(), strict=True))
+    runner.run()
+
+
 def evaluate_few(policy: GreedyPolicy) -> tuple[int, int]:
     return evaluate(policy, 8)[0], 8
 
@@ -257,6 +284,11 @@ def test_combinations_that_make_no_sense_are_refused(tmp_path):
         start(make_vla(head="bins"), actor=TOKENS, method=FilteredConfig(ratio="token"))
     with pytest.raises(ValueError, match="temperature must be above 0"):
         start(make_vla(head="bins"), actor=replace(TOKENS, temperature=0.0))
+    latent = {"actor": TOKENS, "critic": CriticConfig(reads="latent")}
+    with pytest.raises(ValueError, match="cannot bootstrap at the time limit"):
+        start(make_vla(head="bins"), **latent)
+    with pytest.raises(ValueError, match="beside a teacher the critic reads"):
+        start(make_vla(head="bins"), **latent, guide=tabletop_pick_guided().guide)
     for first, second in ((TOKENS, ActorConfig(refiner_width=16)), (ActorConfig(refiner_width=16), TOKENS)):
         vla = make_vla(head="bins")
         make_actor(vla, SPEC.names, first)
