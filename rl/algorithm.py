@@ -69,7 +69,7 @@ def make_critic(collector: Collector, config: CriticConfig, seed: int) -> Critic
     state."""
     env = collector.env
     widths = (env.privileged_dim, env.proprio_dim)
-    if config.reads == "latent":
+    if config.reads == "latents":
         seen = env.reset(seeds=[collector.low] * env.num_envs)  # nothing but a look tells how wide latents are
         widths = summary(*collector.actor.encode(seen)).shape[1], 0
     with torch.random.fork_rng(devices=[]):

@@ -25,7 +25,6 @@ Groups = dict[str, dict[str, Tensor]]
 REMOVED: dict[str, Any] = {
     "bc_coef": 0.0, "demo_coef": 0.0, "entropy_coef": 0.0, "kl_target": None, "lr_final": 0.1,
     "std_final": 0.5, "discount_per": "chunk", "reward_scale": 1.0, "scale_returns": False, "state_std": False,
-    "reads": "privileged",
 }  # fmt: skip
 """Options that earlier versions had, with the values that mean what this version does."""
 _FIRST_VALUES = 65_536

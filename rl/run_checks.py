@@ -37,7 +37,7 @@ def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos
         raise ValueError("shaping goes with PPO in one process: episodes compared or filtered need the true reward")
     if guide is not None and config.method is not None:
         raise ValueError("a teacher goes with PPO, whose critic reads the simulator's state as its teacher does")
-    if config.critic.reads == "latent" and config.method is None:
+    if config.critic.reads == "latents" and config.method is None:
         if guide is not None:
             raise ValueError(
                 "beside a teacher the critic reads the simulator's state: leave CriticConfig.reads as it is"

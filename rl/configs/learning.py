@@ -42,7 +42,7 @@ class CriticConfig:
 
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers."""
-    reads: Literal["state", "latent"] = "state"
+    reads: Literal["privileged", "latents"] = "privileged"
     """The simulator's state, which the policy never sees, or the policy's own latents, detached, as in VL-DAC: where an
     environment tells no state. Both see the clock."""
 

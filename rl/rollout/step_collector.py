@@ -115,7 +115,7 @@ class Collector:
         n_action_steps: int | None = None,
         curriculum: Curriculum | None = None,
         shaping: Shaping | None = None,
-        critic: Literal["state", "latent"] | None = "state",
+        critic: Literal["privileged", "latents"] | None = "privileged",
         score: Score = PolicyObjective.score,
         share: tuple[int, int] = (0, 1),
         word_noise: float = 0.0,
@@ -214,11 +214,11 @@ class Collector:
                 began = time.perf_counter()
                 obs = self.start(self.next_seeds(len(ids)), ids)
                 stats.seconds_worlds += time.perf_counter() - began
-        if self.shaping is not None or self.critic == "latent":
+        if self.shaping is not None or self.critic == "latents":
             inputs, proprio = self._encoded(obs)
             if self.shaping is not None:
                 self._shape(buffer, before, inputs, proprio)
-            if self.critic == "latent":
+            if self.critic == "latents":
                 self._followed_by(buffer, self._state(obs, self._elapsed_fraction(), inputs, proprio))
         return obs
 
@@ -241,7 +241,7 @@ class Collector:
         env, actor, to = self.env, self.actor, self.actor.device
         where = f"in decision {buffer.filled} of the rollout"
         state = self._state(obs, self._elapsed_fraction(), inputs, proprio)
-        if self.critic == "latent" and buffer.filled:
+        if self.critic == "latents" and buffer.filled:
             self._followed_by(buffer, state)
         require_finite("obs (privileged state or proprio)", state, where)
         policy = actor.distribution(inputs, proprio)
@@ -262,7 +262,7 @@ class Collector:
         # moment it knows, which is also what bootstrapping past a time limit means
         after = np.where(result.truncated, before, self._elapsed_fraction())
         # (what the policy will see next is not known yet: `_followed_by`)
-        next_state = state if self.critic == "latent" else self._state(result.obs, after, inputs, proprio)
+        next_state = state if self.critic == "latents" else self._state(result.obs, after, inputs, proprio)
         # (of a late answer, later actions play a part, too: in the next decision)
         until = torch.from_numpy(np.where(active, result.executed_until, 0))
         executed_BC = (torch.arange(chunk.shape[1]) < until[:, None]).to(to)
@@ -282,7 +282,7 @@ class Collector:
 
     def _state(self, obs: Observation, elapsed: NDArray[np.float32], inputs: PolicyInput, proprio: Tensor) -> Tensor:
         """The critic's input; without a critic `proprio` stands in its place."""
-        if self.critic == "latent":
+        if self.critic == "latents":
             return seen_state(inputs, proprio, elapsed)
         return critic_state(obs, elapsed) if self.critic else proprio
 

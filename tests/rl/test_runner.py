@@ -199,9 +199,9 @@ def test_checkpoint_compat_a_run_of_an_older_version_goes_on(cloned, tmp_path):
     whole = start(cloned, tmp_path / "whole", config(max_updates=4))
     whole.run(resume=True)
     assert differing(state_of(whole), state_of(again)) == []
-    old["critic"] |= {"reads": "latents"}
+    old["actor"] |= {"state_std": True}
     save_checkpoint(tmp_path / "old/last", config=old, tensors=saved.tensors, stats={}, trainer_state=state)
-    with pytest.raises(ValueError, match="reads='latents', an option that this version does not have"):
+    with pytest.raises(ValueError, match="state_std=True, an option that this version does not have"):
         start(cloned, tmp_path / "old", config(max_updates=4)).run(resume=True)
 
 

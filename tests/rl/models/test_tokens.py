@@ -233,7 +233,7 @@ def test_a_run_resumes_exactly_and_what_it_saves_acts_the_same(head, ratio, tmp_
 @pytest.mark.parametrize("trains", ["residual", "bridge"])
 def test_a_critic_of_latents_sees_what_comes_next_and_moves_no_weight_of_the_policy(trains, tmp_path):
     """VL-DAC's value: of the policy's own latents, behind a stop-gradient."""
-    settings = config(num_envs=8, max_updates=2, critic=CriticConfig(reads="latent"), ppo={"time_limit": "terminal"})
+    settings = config(num_envs=8, max_updates=2, critic=CriticConfig(reads="latents"), ppo={"time_limit": "terminal"})
     settings = replace(settings, actor=TOKENS if trains == "residual" else replace(TOKENS, refiner_width=0))
     runner = Runner(make_vla(head="bins"), PointReach(8), settings, tmp_path)
     runner.collector.collect(runner.buffer)
@@ -284,7 +284,7 @@ def test_combinations_that_make_no_sense_are_refused(tmp_path):
         start(make_vla(head="bins"), actor=TOKENS, method=FilteredConfig(ratio="token"))
     with pytest.raises(ValueError, match="temperature must be above 0"):
         start(make_vla(head="bins"), actor=replace(TOKENS, temperature=0.0))
-    latent = {"actor": TOKENS, "critic": CriticConfig(reads="latent")}
+    latent = {"actor": TOKENS, "critic": CriticConfig(reads="latents")}
     with pytest.raises(ValueError, match="cannot bootstrap at the time limit"):
         start(make_vla(head="bins"), **latent)
     with pytest.raises(ValueError, match="beside a teacher the critic reads"):
