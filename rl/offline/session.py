@@ -39,8 +39,8 @@ def learn_without_resets(
     """Learn from `demos` and logged episodes, then online, in `out`; `vla` gets a residual. `logs_at`: where the logs
     are kept, for other runs from the same policy (OUT/logs). ValueError for a policy that has been refined, or a suite
     without the pair of tasks."""
-    if vla.refiner is not None:
-        raise ValueError("this policy has been refined by RL already: start from one of imitation (`vla train`)")
+    if problem := _unfit(vla):
+        raise ValueError(f"{problem}: start from a policy of imitation (`vla train`) without that")
     draws = Draws(config.seed, RL_TRAIN_SEEDS)
     env = ResetFreeVecEnv(worlds, config.pair, draws, reset_every=config.reset_every, horizon=config.horizon)
     agent = Agent(vla, worlds.action_spec.names, config.n_action_steps, config.agent, seed=config.seed)
@@ -56,6 +56,17 @@ def learn_without_resets(
     judge = _judge(logs, config, out, worlds.num_envs)
     run = ResetFreeRun(agent, env, logs, judge, config, out, evaluate=evaluate, draws=draws, on_window=on_window)
     return run.run(resume=resume)
+
+
+def _unfit(vla: VLA) -> str | None:
+    """Why no agent can be made of this policy; None where one can."""
+    reasons = {
+        "this policy has been refined by RL already": vla.refiner is not None,
+        "learning without resets does not train a policy that remembers": vla.config.memory is not None,
+        "learning without resets does not train modulators": vla.pool is not None,
+        "learning without resets reads no depth": vla.config.xyz is not None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _judge(logs: Logs, config: ResetFreeConfig, out: Path, num_envs: int) -> Judge:

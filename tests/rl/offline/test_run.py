@@ -18,6 +18,7 @@ from rl.offline.session import learn_without_resets
 from vla.backbones.hub import load as load_backbone
 from vla.core.config import load_json
 from vla.data.lerobot_dataset import DemoSet, load_dataset
+from vla.model.config import MemoryConfig
 from vla.model.model import VLA
 from vla.training.recipes import RECIPES
 from vla.training.train import build_vla
@@ -100,8 +101,13 @@ def test_a_classifier_rewards_and_is_kept(worlds: MujocoVecEnv, demos: DemoSet, 
     assert outcome.windows[-1]["decisions"] == 8
 
 
-def test_a_refined_policy_is_refused(worlds: MujocoVecEnv, demos: DemoSet, tmp_path: Path) -> None:
+def test_policies_that_no_agent_can_be_made_of_are_refused(
+    worlds: MujocoVecEnv, demos: DemoSet, tmp_path: Path
+) -> None:
     vla = build_vla(RECIPES["smoke"](), demos, backbone=load_backbone("small"))
     vla.add_refiner(8, seed=0)
     with pytest.raises(ValueError, match="refined by RL already"):
+        learn_without_resets(vla, worlds, demos, CONFIG, tmp_path, evaluate=dict)
+    vla.refiner, vla.config = None, replace(vla.config, memory=MemoryConfig())
+    with pytest.raises(ValueError, match="a policy that remembers"):
         learn_without_resets(vla, worlds, demos, CONFIG, tmp_path, evaluate=dict)
