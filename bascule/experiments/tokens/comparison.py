@@ -36,9 +36,9 @@ class TokenPPOConfig:
     arms: tuple[str, ...] = ("bins", "tokens", "decoupled", "exchanged", "l1", "gaussian")
     """bins, l1: the imitation policies, with these heads. tokens: PPO with one ratio a decision, as VLA-RL. decoupled:
     with a ratio for each token, as VL-DAC. gaussian: the L1 policy by PPO of Gaussians. exchanged: as tokens, with
-    every decision's advantage given to another one, which must not learn. Also available: no-critic-warmup, cool
-    (temperature 1), shaped (a learnt progress reward, whose episodes count), curriculum, frequencies (imitation) and
-    frequency-tokens (its PPO)."""
+    every decision's advantage given to another one, which must not learn. Also available: latents (decoupled, with the
+    value of the policy's own latents), no-critic-warmup, cool (temperature 1), shaped (a learnt progress reward, whose
+    episodes count), curriculum, frequencies (imitation) and frequency-tokens (its PPO)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policies."""
     demos: int = 20
@@ -49,6 +49,9 @@ class TokenPPOConfig:
     """Training steps of imitation, by the recipe `tabletop-few`."""
     control_steps: int = 60_000
     """Control steps of every arm that learns by RL, summed over all environments."""
+    decisions: int = 10
+    """Decisions of every environment between two updates: half the recipes' number, so that few control steps make
+    twice as many updates."""
     episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""
     validation_episodes: int = 48
@@ -79,6 +82,10 @@ def arms() -> dict[str, Arm]:
     def tokens(**changes: Any) -> Callable[[], RunnerConfig]:
         return lambda: replace(tabletop_pick_tokens(), **changes)
 
+    def latents() -> RunnerConfig:
+        recipe = tabletop_pick_decoupled()
+        return replace(recipe, critic=replace(recipe.critic, reads="latents"))
+
     base = tabletop_pick_tokens()
     return {
         "bins": Arm("bins"),
@@ -87,6 +94,7 @@ def arms() -> dict[str, Arm]:
         "exchanged": Arm("bins", tabletop_pick_tokens, exchanged=True),
         "l1": Arm("l1"),
         "gaussian": Arm("l1", tabletop_pick),
+        "latents": Arm("bins", latents),
         "no-critic-warmup": Arm("bins", tokens(ppo=replace(base.ppo, critic_warmup=0))),
         "cool": Arm("bins", tokens(actor=replace(base.actor, temperature=1.0))),
         "shaped": Arm("bins", tokens(shaping=tabletop_pick_shaped().shaping)),
@@ -122,7 +130,9 @@ def _run(config: TokenPPOConfig, out: Path, name: str, seed: int) -> Row:
         if arm.recipe is None:
             learnt = untrained(config, name, seed, folder, out, env)
         else:
-            recipe, prepare = at_equal_steps(arm.recipe(), config, seed), exchange if arm.exchanged else None
+            recipe = at_equal_steps(arm.recipe(), config, seed)
+            recipe = replace(recipe, decisions_per_update=config.decisions, eval_every=8)
+            prepare = exchange if arm.exchanged else None
             learnt = refine(config, recipe, folder, out / f"{name}-{seed}", env, prepare=prepare)
         return row_of(config, learnt, env, seeds, time.monotonic() - began)
 

@@ -36,6 +36,7 @@ def test_arms_say_what_they_do():
     tokens, decoupled = every["tokens"].recipe(), every["decoupled"].recipe()
     assert tokens.actor.noise == "tokens" and tokens.actor.temperature == 1.5 and tokens.ppo.ratio == "chunk"
     assert replace(decoupled, ppo=tokens.ppo) == tokens and decoupled.ppo.ratio == "token"
+    assert every["latents"].recipe().critic.reads == "latents"
     assert every["no-critic-warmup"].recipe().ppo.critic_warmup == 0 < tokens.ppo.critic_warmup
     assert every["cool"].recipe().actor.temperature == 1.0
     assert every["shaped"].recipe().shaping is not None and every["curriculum"].recipe().curriculum is not None
