@@ -1,5 +1,5 @@
 """Questions about an episode under way, and the answers that the simulator's state gives: what a policy that talks is
-asked (`vla.model.talk`).
+asked (`vla.model.talking.talker`).
 
 Only what is true beyond argument is asked: a thing that stands between "left" and "middle" is not asked about. Left is
 left in the front camera's picture, as in the instructions.

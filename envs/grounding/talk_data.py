@@ -67,6 +67,8 @@ class Frame:
     """(P,) raw units."""
     asked: list[list[str]]
     """[kind, question, answer] of each question."""
+    names: list[str]
+    """The things of the scene, as questions name them."""
 
 
 class _Stage:
@@ -105,7 +107,8 @@ class _Stage:
             asked = [[one.kind, one.question, one.answer] for one in moment.ask(rng, wording, strays=strays)]
             w.render_images = True
             w._render([0])
-            yield Frame(self.name, seed, episode.instruction, w.images[0].copy(), w.proprio()[0], asked)
+            shown = w.images[0].copy(), w.proprio()[0]
+            yield Frame(self.name, seed, episode.instruction, *shown, asked, list(moment.at))
 
     def _keep(self) -> tuple[Any, ...]:
         w = self.worlds
@@ -196,8 +199,9 @@ def _write(frames: list[Frame], request: _Request, out: Path) -> None:
         np.save(work / "images.npy", np.stack([frame.images for frame in frames]))
         np.save(work / "proprio.npy", np.stack([frame.proprio for frame in frames]))
         about = [{"suite": f.suite, "seed": f.seed, "instruction": f.instruction, "asked": f.asked} for f in frames]
-        names = {"cameras": list(worlds.cameras), "proprio_names": list(worlds.proprio_names)}
-        save_json(work / "talk.json", {**names, "frames": about})
+        seen = {"cameras": list(worlds.cameras), "proprio_names": list(worlds.proprio_names)}
+        names = sorted({name for frame in frames for name in frame.names})
+        save_json(work / "talk.json", {**seen, "names": names, "frames": about})
         os.replace(work, out)
     finally:
         remove(work)

@@ -158,12 +158,15 @@ class DistilledConfig:
 
 @dataclass(frozen=True)
 class TalkerConfig:
-    """The part that answers questions (`vla.model.talk`)."""
+    """The part that answers questions (`vla.model.talking.talker`)."""
 
     rank: int = 16
     """Rank of the adapters with which a frozen decoder talks. 0: none, for a decoder that learns from both losses."""
     alpha: float = 32.0
     """The adapters' output is scaled by alpha / rank."""
+    names: tuple[str, ...] = ()
+    """Names of things, as "the red cube": the backbone looks for each of them before it answers
+    (`vla.model.talking.things`). Without names it talks of what it sees in passing."""
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""

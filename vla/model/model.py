@@ -381,7 +381,7 @@ def _point_dim(config: VLAConfig, backbone: nn.Module, processor: Processor) -> 
 
 
 def _make_talker(config: TalkerConfig, backbone: nn.Module, processor: Processor) -> nn.Module:
-    from vla.model.talk import Talker  # with transformers, which a backbone of one's own may do without
+    from vla.model.talking.talker import Talker  # with transformers, which a backbone of one's own may do without
 
     return Talker(config, backbone, proprio_dim=processor.proprio_width)
 

@@ -27,7 +27,7 @@ from vla.processing.processor import Processor
 from vla.runtime.devices import bfloat16_is_fast
 
 if TYPE_CHECKING:
-    from vla.model.talk import Speech
+    from vla.model.talking.talker import Speech
 
 _INSTRUCTIONS = 256
 """Batches of instructions whose tokens are kept on the device."""
@@ -156,7 +156,7 @@ class VLAPolicy:
         vla = self.vla
         if vla.talker is None:
             raise ValueError(CANNOT)
-        from vla.model.talk import Speech
+        from vla.model.talking.talker import Speech
 
         inp = self._input(obs)
         hear = partial(vla.talker.prefill, vla.backbone, inp, mask_words=not vla.config.language)

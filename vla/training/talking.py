@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vla.core.config import load_json
+from vla.model.config import TalkerConfig
 from vla.model.model import VLA, evaluating
-from vla.model.talk import Speech, question_tokens
+from vla.model.talking.talker import Speech, question_tokens
 from vla.processing.batch import ModelInput
 from vla.processing.text import plain_text
 from vla.training.train_config import TalkConfig
@@ -47,9 +48,18 @@ class TalkSet:
         self.asked: list[list[list[str]]] = [frame["asked"] for frame in about["frames"]]
         """[kind, question, answer] of each question, by moment."""
         self.suite: list[str] = [frame["suite"] for frame in about["frames"]]
+        self.names: tuple[str, ...] = tuple(about.get("names", ()))
+        """The things that its scenes hold, by name."""
 
     def __len__(self) -> int:
         return len(self.instruction)
+
+
+def talker_for(folder: str | Path, *, learns: bool) -> TalkerConfig:
+    """The talker that learns from this set, which knows the names of its things. `learns`: the decoder learns from the
+    answers itself, and needs no adapters. ValueError for a folder that is no set."""
+    names = TalkSet(Path(folder)).names
+    return TalkerConfig(rank=0, names=names) if learns else TalkerConfig(names=names)
 
 
 class TalkTask(nn.Module):
@@ -78,6 +88,7 @@ class TalkTask(nn.Module):
         self._tokens = {text: question_tokens(tokenizer, text) for text in texts}
         self._end = tokenizer.eos_token_id
         self._answers = _shuffled(data.asked) if config.shuffled else [[a for _, _, a in one] for one in data.asked]
+        self._things: dict[int, Tensor] = {}
         for text in set(data.instruction):  # long and odd ones are refused now
             vla.processor.tokens(text)
 
@@ -100,11 +111,25 @@ class TalkTask(nn.Module):
         low = vla.backbone_dtype != torch.float32
         with torch.autocast(device.type, dtype=vla.backbone_dtype if low else torch.bfloat16, enabled=low):
             with torch.set_grad_enabled(torch.is_grad_enabled() and vla.backbone_learns):
-                heard = vla.talker.prefill(vla.backbone, self.observed(rows).to(device).without_padding())
+                inp = self.observed(rows).to(device)
+                things = self._seen(inp, rows)
+                heard = vla.talker.prefill(vla.backbone, inp.without_padding(), things_BNF=things)
             heard = heard.select(torch.arange(len(rows), device=device).repeat_interleave(config.questions))
             return vla.talker.loss(
                 vla.backbone, heard, ids.to(device), labels.to(device), smoothing=config.smoothing, ignored=IGNORED
             )
+
+    def _seen(self, inp: ModelInput[Tensor], rows: np.ndarray) -> Tensor | None:
+        """Where a frozen backbone sees the things that it has names for, looked up once a moment. Each is looked at by
+        itself: in another batch the last bits may be others, and a resumed run would not be the same."""
+        vla = self._vla[0]
+        if vla.backbone_learns or vla.talker.names_NT is None:
+            return None
+        for place, row in enumerate(rows.tolist()):
+            if row not in self._things:
+                one = vla.talker.prefill(vla.backbone, inp.select([place]).without_padding())
+                self._things[row] = one.things_BNF[0].half()
+        return torch.stack([self._things[row] for row in rows.tolist()]).float()
 
     def observed(self, rows: np.ndarray) -> ModelInput[Tensor]:
         """These moments as the policy reads them."""

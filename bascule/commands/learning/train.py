@@ -262,7 +262,7 @@ class Train(Command):
     def _config(self, config: TrainConfig) -> TrainConfig:
         """The recipe with this command's changes."""
         from vla.backbones.lora import LoRAConfig
-        from vla.model.config import MemoryConfig, TalkerConfig, XYZConfig
+        from vla.model.config import MemoryConfig, XYZConfig
         from vla.processing.config import AUGMENTATIONS, AugmentConfig
         from vla.training.train_config import DistillationConfig, JudgeConfig, LanguageConfig, TalkConfig
 
@@ -283,8 +283,10 @@ class Train(Command):
             adapters = (model.lora or LoRAConfig()) if self.tune == "lora" else None
             model = replace(model, freeze_backbone=self.tune != "full", lora=adapters)
         if self.talk is not None:
+            from vla.training.talking import talker_for
+
             learns = not model.freeze_backbone or model.lora is not None
-            model = replace(model, talk=TalkerConfig(rank=0) if learns else TalkerConfig())
+            model = replace(model, talk=talker_for(self.talk, learns=learns))
         changes = given(
             steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, cameras=self.cameras,
             weights=self.weights, accumulate=self.accumulate, trackers=self.track or None,

@@ -169,14 +169,14 @@ def _recipe(
 ) -> TrainConfig:
     """The quickstart's imitation, its backbone frozen or learning by adapters, and questions beside it."""
     from vla.backbones.lora import LoRAConfig
-    from vla.model.config import TalkerConfig
     from vla.training.recipes import RECIPES
+    from vla.training.talking import talker_for
     from vla.training.train_config import TalkConfig
 
     recipe = RECIPES["tabletop-few"]()
     model = replace(recipe.model, backbone=config.backbone, lora=LoRAConfig() if tuned else None)
     if talks:
-        model = replace(model, talk=TalkerConfig(rank=0) if tuned else TalkerConfig())
+        model = replace(model, talk=talker_for(out / "talk-train", learns=tuned))
     questions = TalkConfig(data=str(out / "talk-train"), shuffled=shuffled) if talks else None
     recipe = replace(recipe, model=model, steps=config.steps, seed=seed, talk=questions, num_threads=1)
     if tuned:

@@ -15,12 +15,12 @@ from vla.language.talking import ask
 from vla.model.config import BridgeConfig, TalkerConfig, VLAConfig
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.model.talk import question_tokens
+from vla.model.talking.talker import question_tokens
 
 QUESTIONS = ["what are you doing?", "which object?", "Colourless green ideas sleep furiously, 42%!"]
 
 
-def talking_policy(rank=4, **config):
+def talking_policy(rank=4, names=(), **config):
     """On a random backbone `small` of 64 pixels that spells its words; the adapters are not zero."""
     tokenizer = spelling()
     backbone = build_small(
@@ -28,7 +28,8 @@ def talking_policy(rank=4, **config):
     ).eval()
     vla = VLA.build(
         VLAConfig(
-            backbone="small", bridge=BridgeConfig(width=32, gate_init=0.5), talk=TalkerConfig(rank=rank), **config
+            backbone="small", bridge=BridgeConfig(width=32, gate_init=0.5),
+            talk=TalkerConfig(rank=rank, names=names), **config,
         ),
         stats=toy_stats(), action_spec=SPEC, cameras=CAMERAS, max_text_tokens=40, backbone=backbone,
     )  # fmt: skip
@@ -37,6 +38,25 @@ def talking_policy(rank=4, **config):
         for adapter in vla.talker.adapters.values():
             adapter.b.copy_(0.1 * torch.randn(adapter.b.shape, generator=generator))
     return VLAPolicy(vla.eval())
+
+
+def things_slowly(policy, inp):
+    """The tokens (B, N, D) of the policy's names: the backbone's own forward pass with each name as instruction."""
+    backbone, talker = policy.vla.backbone, policy.vla.talker
+    words, tokens = backbone.vlm.model.get_input_embeddings(), []
+    for name in policy.vla.config.talk.names:
+        ids = torch.tensor([question_tokens(backbone.tokenizer, name)] * len(inp.images_BVHWC))
+        features = backbone(inp.images_BVHWC, ids, torch.ones_like(ids, dtype=torch.bool))
+        states = features.queries_BLQD[:, -1]
+        both = [
+            torch.nn.functional.layer_norm(x, x.shape[-1:]) for x in (states[:, backbone.naming[0]], states.mean(1))
+        ]
+        points = features.points_BQE[:, list(backbone.naming)].unflatten(-1, (-1, 3))  # (B, queries, views, 3)
+        xy = points[..., :2]
+        waves = [f(k * np.pi * xy) for k in (0.5, 1, 2) for f in (torch.sin, torch.cos)]
+        places = torch.cat([xy, points[..., 2:], *waves], -1).flatten(1)
+        tokens.append(words(ids[:1]).mean(1) + talker.thing(torch.cat([*both, places], 1)))
+    return torch.stack(tokens, 1) if tokens else inp.proprio_BP.new_zeros(len(inp.images_BVHWC), 0, backbone.width)
 
 
 def one_pass(policy, obs, question, said):
@@ -48,10 +68,11 @@ def one_pass(policy, obs, question, said):
     b, s = prompt.mask_BS.shape
     tokens = torch.tensor([question_tokens(backbone.tokenizer, question) + said] * b)
     words = backbone.vlm.model.get_input_embeddings()
+    told = torch.cat([things_slowly(policy, inp), words(tokens)], 1)
     real = [words(ids[mask]).mean(0) for ids, mask in zip(inp.token_ids_BT, inp.token_mask_BT, strict=True)]
     said = torch.nn.functional.rms_norm(torch.stack(real), (backbone.width,))
     start = vla.talker.state(inp.proprio_BP) + vla.talker.told(said)
-    embeds = torch.cat([prompt.embeds_BSD, words(tokens) + start[:, None]], 1)
+    embeds = torch.cat([prompt.embeds_BSD, told + start[:, None]], 1)
     t = embeds.shape[1] - s
     sees = torch.ones(s + t, s + t, dtype=torch.bool).tril()[None] & torch.cat(
         [prompt.mask_BS, torch.ones(b, t, dtype=torch.bool)], 1
@@ -76,9 +97,10 @@ def one_pass(policy, obs, question, said):
     return backbone.vlm.lm_head(hidden[:, -1 - len(said) :])
 
 
+@pytest.mark.parametrize("names", [(), ("the red cube", "the drawer", "cup")])
 @torch.no_grad()
-def test_answers_are_the_likeliest_tokens_of_one_plain_pass():
-    policy = talking_policy()
+def test_answers_are_the_likeliest_tokens_of_one_plain_pass(names):
+    policy = talking_policy(names=names)
     obs = toy_observation(3, size=64)
     answers = ask(policy, obs, QUESTIONS)
     tokenizer = policy.vla.backbone.tokenizer
@@ -95,9 +117,9 @@ def test_answers_are_the_likeliest_tokens_of_one_plain_pass():
     assert len({answer.text for answer in answers}) > 1
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_no_question_changes_an_action_by_a_bit(rank):
-    policy, obs = talking_policy(rank), toy_observation(3, size=64)
+@pytest.mark.parametrize(("rank", "names"), [(0, ()), (4, ()), (4, ("the red cube",))])
+def test_no_question_changes_an_action_by_a_bit(rank, names):
+    policy, obs = talking_policy(rank, names), toy_observation(3, size=64)
     before = policy.act(obs)
     with torch.no_grad():
         inp = policy._input(obs)

@@ -20,7 +20,7 @@ from vla.backbones.small.create import build_small
 from vla.backbones.small.model import small_config
 from vla.model.config import BridgeConfig, TalkerConfig, VLAConfig
 from vla.model.model import VLA
-from vla.training.talking import TalkSet, TalkTask, examine
+from vla.training.talking import TalkSet, TalkTask, examine, talker_for
 from vla.training.train import build_vla, train
 from vla.training.train_config import TalkConfig, TrainConfig
 
@@ -48,7 +48,8 @@ def talk_set(folder, moments=24, **changes):
         }
         for k, (colour, thing) in enumerate(zip(shown, told, strict=True))
     ]  # fmt: skip
-    about = {"cameras": ["front", "wrist"], "proprio_names": list("abcde"), "frames": frames} | changes
+    about = {"cameras": ["front", "wrist"], "proprio_names": list("abcde"), "frames": frames}
+    about |= {"names": ["the red cube", "the can"]} | changes
     (folder / "talk.json").write_text(json.dumps(about))
     return folder
 
@@ -56,7 +57,7 @@ def talk_set(folder, moments=24, **changes):
 def talks(folder, tuned=None, **changes):
     """A run that learns to talk; `tuned`: changes of the model with which the backbone learns, too."""
     questions = TalkConfig(data=str(folder), moments=8, questions=2, smoothing=0.1)
-    model = replace(CONFIG.model, talk=TalkerConfig(rank=0 if tuned else 8), **(tuned or {}))
+    model = replace(CONFIG.model, talk=talker_for(folder, learns=bool(tuned)), **(tuned or {}))
     return replace(CONFIG, model=model, talk=replace(questions, **changes.pop("talk", {})), **changes)
 
 

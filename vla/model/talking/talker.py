@@ -2,7 +2,7 @@
 
 After VLA4CD (Li et al., EMNLP 2025): continuous actions and text from one model. The sequence is
 
-    [patches][instruction][queries] | [question][answer]
+    [patches][instruction][queries] | [things][question][answer]
 
 and attention is causal, so what stands behind the bar cannot change the queries' states, from which the action is read:
 the action comes of the prefill alone, in training as in use. Behind the bar a frozen decoder computes with low-rank
@@ -11,6 +11,9 @@ learning to talk moves nothing that acts. Where the decoder learns from both los
 
 Every token behind the bar starts from its word, from the robot's state, and from the mean of the instruction's words:
 a few words among a hundred patches are found late (as the queries' own start, `vla.backbones.backbone.Backbone.ask`).
+
+A token for each name that the policy knows things by tells where its backbone points when told that name alone. The
+decoder's own keys and values say too little of places: it was pre-trained to point, not to tell.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from transformers import DynamicCache
 from vla.backbones.families import decoder_of
 from vla.language.talking import Said
 from vla.model.config import TalkerConfig
+from vla.model.talking.things import look_for, name_tokens, things_width
 from vla.processing.batch import ModelInput
 from vla.processing.text import plain_text
 
@@ -100,6 +104,8 @@ class Heard:
     """The robot's own state, normalised."""
     said_BD: Tensor
     """Mean of the instruction's word vectors."""
+    things_BNF: Tensor | None = None
+    """Where the things that the policy has names for are seen (`vla.model.talking.things.look_for`)."""
     start_BD: Tensor | None = None
     """Added to the word of every token that follows."""
 
@@ -108,11 +114,14 @@ class Heard:
         changed."""
         self.cache.batch_select_indices(index)
         rows = (tensor[index] for tensor in (self.mask_BS, self.last_B, self.proprio_BP, self.said_BD))
-        return Heard(self.cache, *rows)
+        return Heard(self.cache, *rows, None if self.things_BNF is None else self.things_BNF[index])
 
 
 class Talker(nn.Module):
-    """The part of a policy that only talking needs: where its tokens start, where patches are, and the adapters."""
+    """The part of a policy that only talking needs: where its tokens start, where patches and things are, and the
+    adapters."""
+
+    names_NT: Tensor | None
 
     def __init__(self, config: TalkerConfig, backbone: Any, *, proprio_dim: int) -> None:
         """ValueError for a backbone that cannot talk."""
@@ -135,31 +144,55 @@ class Talker(nn.Module):
         self.register_buffer("places_NF", places, persistent=False)
         self.placed = nn.Linear(places.shape[1], text.num_hidden_layers * 2 * self.kv_heads * text.head_dim, bias=False)
         nn.init.zeros_(self.placed.weight)
+        self.register_buffer(
+            "names_NT", name_tokens(backbone.tokenizer, config.names) if config.names else None, persistent=False
+        )
+        if config.names:
+            self.thing = nn.Sequential(nn.Linear(things_width(backbone), width), nn.GELU(), nn.Linear(width, width))
         self._adapted: tuple[Any, nn.Module] | None = None  # a tuple: no submodule, its weights are the backbone's
 
-    def prefill(self, backbone: Any, inp: ModelInput[Tensor], *, mask_words: bool = False) -> Heard:
-        """Run the decoder over observations before anything is asked: over the sequence that it acts on."""
+    def prefill(
+        self,
+        backbone: Any,
+        inp: ModelInput[Tensor],
+        *,
+        mask_words: bool = False,
+        things_BNF: Tensor | None = None,
+    ) -> Heard:
+        """Run the decoder over observations before anything is asked: over the sequence that it acts on, and then over
+        each name, unless `things_BNF` is known already."""
         mask = torch.zeros_like(inp.token_mask_BT) if mask_words else inp.token_mask_BT
         prompt = backbone.prompt(inp.images_BVHWC, inp.token_ids_BT, mask)
         cache = DynamicCache()
-        decoder_of(backbone.vlm, backbone.family)(
+        out = decoder_of(backbone.vlm, backbone.family)(
             inputs_embeds=prompt.embeds_BSD,
             attention_mask=prompt.mask,
             position_ids=prompt.positions,
             past_key_values=cache,
             use_cache=True,
         )
+        if self.names_NT is not None and things_BNF is None:
+            things_BNF = look_for(backbone, prompt, cache, out.last_hidden_state, self.names_NT)
         weight = mask[..., None].float()
         words = backbone.vlm.model.get_input_embeddings()(inp.token_ids_BT).float()
         said = (words * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP, said)
+        return Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP, said, things_BNF)
 
     def listen(self, backbone: Any, heard: Heard, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D) after a question's (and answer's) tokens, padded on the right. The cache grows."""
         self._place(heard.cache)
         said = F.rms_norm(heard.said_BD, heard.said_BD.shape[-1:])
         heard.start_BD = self.state(heard.proprio_BP) + self.told(said)
-        return self.go_on(backbone, heard, ids_BT, mask_BT)
+        words = backbone.vlm.model.get_input_embeddings()
+        if heard.things_BNF is None:
+            return self.go_on(backbone, heard, words(ids_BT), mask_BT)
+        assert self.names_NT is not None
+        named_NT1 = (self.names_NT > 0)[..., None].to(words.weight.dtype)
+        names_ND = (words(self.names_NT) * named_NT1).sum(1) / named_NT1.sum(1)
+        things_BND = names_ND + self.thing(heard.things_BNF).to(names_ND.dtype)
+        everything = torch.cat([things_BND, words(ids_BT)], 1)
+        n = things_BND.shape[1]
+        return self.go_on(backbone, heard, everything, F.pad(mask_BT, (n, 0), value=True))[:, n:]
 
     def _place(self, cache: DynamicCache) -> None:
         """Tell where in the picture each image token is, which the decoder's own keys and values say in passing only:
@@ -171,12 +204,11 @@ class Talker(nn.Module):
             layer.keys = torch.cat([layer.keys[:, :, :n] + keys_HND, layer.keys[:, :, n:]], 2)
             layer.values = torch.cat([layer.values[:, :, :n] + values_HND, layer.values[:, :, n:]], 2)
 
-    def go_on(self, backbone: Any, heard: Heard, ids_BT: Tensor, valid_BT: Tensor) -> Tensor:
+    def go_on(self, backbone: Any, heard: Heard, words_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         """The decoder's last states (B, T, D) of tokens that follow what is in the cache; it and the mask grow."""
         b, t = valid_BT.shape
-        words = backbone.vlm.model.get_input_embeddings()(ids_BT)
         assert heard.start_BD is not None
-        embeds_BTD = words + heard.start_BD[:, None].to(words.dtype)
+        embeds_BTD = words_BTD + heard.start_BD[:, None].to(words_BTD.dtype)
         before = heard.mask_BS.shape[1]
         positions = heard.last_B[:, None] + valid_BT.long().cumsum(1)
         causal = torch.ones(t, t, dtype=torch.bool, device=valid_BT.device).tril()
@@ -277,7 +309,8 @@ class Speech:
             self._heard = self._hear()
             return self._talker.listen(self._backbone, self._heard, self._ids_BT, self._ids_BT > 0)
         every = torch.ones_like(self._ids_BT, dtype=torch.bool)
-        return self._talker.go_on(self._backbone, self._heard, self._ids_BT, every)
+        words = self._backbone.vlm.model.get_input_embeddings()(self._ids_BT)
+        return self._talker.go_on(self._backbone, self._heard, words, every)
 
     def said(self) -> list[Said]:
         """The answers, as far as they have come."""
