@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla.core.compatibility import require_same
 from vla.core.config import load_json
+from vla.core.types import PolicySpec
 from vla.training.distillation.teacher import Decoder
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class PrivilegedTeacher:
         self.network = network
         self.chunk_size = network.chunk_size
         self.action_names: tuple[str, ...] | None = processor.config.action_names
+        self._reads = PolicySpec(proprio_names=processor.config.proprio_names)
         last = [net[-1] for net in network.nets]
         tensors = {
             "weight": torch.cat([layer.weight for layer in last], 1).detach() / len(last),
@@ -67,6 +70,8 @@ class PrivilegedTeacher:
                 "the teacher reads the simulator's state, which these demonstrations do not hold: record them with "
                 "`vla demos`, or give the run's policy (its folder 'best') as the --teacher"
             )
+        told = PolicySpec(proprio_names=demos.proprio_names)
+        require_same(self._reads, told, where="demonstrations", remedy="give demonstrations in the teacher's order")
         proprio = demos.proprio if demos.exact_proprio is None else demos.exact_proprio
         state = np.concatenate([demos.privileged[frames], proprio[frames]], 1, dtype=np.float32)
         known = len(self.network.shift)

@@ -19,6 +19,7 @@ from rl.rewards.success_classifier import fit_classifier, shuffled
 from vla.core.checkpoint import CONFIG
 from vla.core.config import save_json
 from vla.core.types import Observation, VecEnv
+from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
@@ -41,6 +42,7 @@ def learn_without_resets(
     without the pair of tasks."""
     if problem := _unfit(vla):
         raise ValueError(f"{problem}: start from a policy of imitation (`vla train`) without that")
+    demos, _ = aligned(vla.processor, demos)
     draws = Draws(config.seed, RL_TRAIN_SEEDS)
     env = ResetFreeVecEnv(worlds, config.pair, draws, reset_every=config.reset_every, horizon=config.horizon)
     agent = Agent(vla, worlds.action_spec.names, config.n_action_steps, config.agent, seed=config.seed)

@@ -201,8 +201,13 @@ def _check_ranges(policy: ActionSpec, env: ActionSpec, where: str) -> list[str]:
     return [f"{beyond[0]}{more}: what lies beyond is cut off"] if beyond else []
 
 
+def same_rate(policy_hz: float, other_hz: float) -> bool:
+    """True if both rates are the same but for rounding, or one is not known (0)."""
+    return not (policy_hz > 0 and other_hz > 0) or abs(policy_hz - other_hz) <= _SAME_RATE * other_hz
+
+
 def _check_rate(policy_hz: float, env_hz: float, where: str) -> None:
-    if policy_hz > 0 and env_hz > 0 and abs(policy_hz - env_hz) > _SAME_RATE * env_hz:
+    if not same_rate(policy_hz, env_hz):
         raise ValueError(
             f"the policy was trained on actions at {policy_hz:g} Hz, the {where} takes them at {env_hz:g} Hz: train it "
             f"on demonstrations at {env_hz:g} Hz"

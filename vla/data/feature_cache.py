@@ -20,6 +20,7 @@ from torch import Tensor
 from vla.backbones.features import Features, mishearing
 from vla.core.disk import reserve, temporary, writing
 from vla.data.batches import Batch, chunk_targets
+from vla.data.fitting import check_demos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.memory import Replayed
 from vla.model.model import VLA
@@ -68,27 +69,6 @@ class EncodedDemos:
         if self.memory is not None:
             features = replace(features, memory_BMK=self.memory.take(frames))
         return Batch(features, self.proprio_FP[frames], self.action_FCA[frames], self.mask_FC[frames])
-
-
-def check_demos(processor: Processor, demos: DemoSet) -> None:
-    """ValueError, one line, if these demonstrations cannot train the policy with this processor."""
-    config = processor.config
-    for camera in filter(None, config.cameras):
-        if camera not in demos.images:
-            raise ValueError(f"the demonstrations lack camera '{camera}'; they have: {', '.join(demos.images)}")
-        if config.depth and camera not in demos.geometry:
-            raise ValueError(f"the demonstrations lack the depth of camera '{camera}': load them with depth=True")
-    if demos.action.shape[1] != len(config.action_names):
-        raise ValueError(
-            f"feature 'action' has {demos.action.shape[1]} components, this policy has {len(config.action_names)}: "
-            f"{', '.join(config.action_names)}"
-        )
-    if demos.proprio.shape[1] != config.proprio_dim:
-        raise ValueError(
-            f"feature 'observation.state' has {demos.proprio.shape[1]} components, not {config.proprio_dim}"
-        )
-    if demos.num_frames == 0:
-        raise ValueError("there are no demonstrations")
 
 
 def encode_demos(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vla.data.batches import Batch, Source
-from vla.data.feature_cache import check_demos
+from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.config import ModulatorConfig
 from vla.model.model import VLA
@@ -27,7 +27,7 @@ _AT_ONCE = 64
 
 def episode_queries(vla: VLA, demos: DemoSet) -> tuple[Tensor, Tensor]:
     """The queries (E, K) of the first observations of E episodes, and the episode (F,) of each frame, from 0 on."""
-    check_demos(vla.processor, demos)
+    demos, _ = aligned(vla.processor, demos)
     numbers = demos.episode_index
     begins = np.flatnonzero(np.concatenate([[True], numbers[1:] != numbers[:-1]]))
     queries = []

@@ -15,6 +15,7 @@ from torch import nn
 
 from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.data.dataset_meta import camera_name
+from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
 from vla.processing.processor import Processor, ProcessorConfig
@@ -64,26 +65,28 @@ def build_vla(
 
 
 def members_of(vla: VLA, demos: DemoSet | Mapping[str, DemoSet]) -> dict[str, tuple[Processor, DemoSet]]:
-    """Each dataset with its processor: its own of a policy for several robots, that of the one robot otherwise.
-    ValueError if the policy was not built for it."""
+    """Each dataset, its components in the policy's order (`vla.data.fitting`), with its processor: its own of a policy
+    for several robots, that of the one robot otherwise. ValueError if it does not fit, or the policy was not built for
+    it."""
     if isinstance(demos, Mapping) and len(demos) == 1 and not vla.members:
         demos = next(iter(demos.values()))
     if isinstance(demos, DemoSet):
-        return {ONLY: (vla.processor, demos)}
-    if not vla.members and all(_same_robot(vla, part) for part in demos.values()):
-        return {name: (vla.processor, part) for name, part in demos.items()}
+        return {ONLY: (vla.processor, aligned(vla.processor, demos)[0])}
+    if not vla.members:
+        return {name: (vla.processor, aligned(vla.processor, part, name=name)[0]) for name, part in demos.items()}
     for name in demos:
         if name not in vla.members:
-            known = ", ".join(vla.members) or "one unnamed dataset"
-            raise ValueError(f"this policy was not built for the dataset '{name}' but for: {known}")
-    return {name: (vla.members[name], part) for name, part in demos.items()}
+            raise ValueError(f"this policy was not built for the dataset '{name}' but for: {', '.join(vla.members)}")
+    return {name: (vla.members[name], aligned(vla.members[name], part, name=name)[0]) for name, part in demos.items()}
 
 
-def _same_robot(vla: VLA, demos: DemoSet) -> bool:
-    """True if the policy's one robot was recorded, by the names of its components."""
-    config = vla.processor.config
-    state = config.proprio_names is None or config.proprio_names == demos.proprio_names
-    return state and tuple(config.action_names) == tuple(demos.action_names)
+def reorderings(vla: VLA, demos: Mapping[str, DemoSet]) -> list[str]:
+    """A line for each dataset whose components `members_of` brings into the policy's order. ValueError as there."""
+    return [
+        notice
+        for name, part in demos.items()
+        for notice in aligned(vla.members.get(name, vla.processor), part, name=name)[1]
+    ]
 
 
 def align_cameras(cameras: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

@@ -24,7 +24,7 @@ from vla.core.checkpoint import CONFIG, load_checkpoint
 from vla.core.config import difference, encode, fill_defaults, lookup, save_json
 from vla.core.disk import remove
 from vla.data.batches import Ahead, Batch, LiveDemos, Source, join
-from vla.data.feature_cache import check_demos, encode_demos
+from vla.data.feature_cache import encode_demos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.config import check_loads
 from vla.model.model import VLA
@@ -89,8 +89,6 @@ def train(
     if cfg.advantage is not None:
         check_logs(demos if isinstance(demos, Mapping) else {"demonstrations": demos})
     members = members_of(vla, demos)
-    for processor, part in members.values():
-        check_demos(processor, part)
     if launched()[0] == 0:
         warn_of_lookalikes((text for _, part in members.values() for text in part.instruction), vla.processor.tokens)
     with locked(out), restored_threads(), stop_signals() as stop, torch.random.fork_rng(devices=[]):

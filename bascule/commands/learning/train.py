@@ -152,7 +152,7 @@ class Train(Command):
         from vla.runtime.distributed import launched
         from vla.training.distillation.student import student_config, take_decoder
         from vla.training.memory_budget import estimate
-        from vla.training.multi_robot import unshared_components
+        from vla.training.multi_robot import reorderings, unshared_components
         from vla.training.train import build_vla, train
 
         rank, processes = launched()
@@ -181,7 +181,8 @@ class Train(Command):
             if not resuming and (note := retirement(config.model.backbone)):
                 say(f"note: {note}")
             budget = estimate(config, model, demos, processes=processes)
-            for line in (*(line for part in demos.items() for line in part[1].summary(part[0])), *budget.lines()):
+            told = [line for part in demos.items() for line in part[1].summary(part[0])]
+            for line in (*told, *reorderings(model, demos), *budget.lines()):
                 say(line)
             for dataset, (name, part) in zip(self.dataset, demos.items(), strict=True):
                 if (maps := depth_maps(read_info(dataset)["features"])) and not depth:

@@ -57,6 +57,10 @@ def test_the_privileged_teachers_decoder_is_the_mean_of_its_networks():
         teacher.latents(demos(), slice(0, 2))
     with pytest.raises(ValueError, match="reads 12 numbers of the simulator's state, the demonstrations hold 10"):
         teacher.latents(replace(data, privileged=data.privileged[:, :5]), slice(0, 2))
+    reads = PrivilegedTeacher(net, build_vla(cfg, data, backbone=toy_backbone(point_dim=6)).processor)
+    assert torch.equal(reads.latents(data, slice(0, 2)), teacher.latents(data, slice(0, 2)))
+    with pytest.raises(ValueError, match=r"the state as a, b, c, d, e, the .* as b, a, c, d, e: give dem"):
+        reads.latents(replace(data, proprio_names=tuple("bacde")), slice(0, 2))
 
 
 def test_a_shuffled_teacher_says_the_same_of_other_frames_and_a_fresh_decoder_is_none_of_its():

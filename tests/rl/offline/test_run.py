@@ -105,6 +105,9 @@ def test_policies_that_no_agent_can_be_made_of_are_refused(
     worlds: MujocoVecEnv, demos: DemoSet, tmp_path: Path
 ) -> None:
     vla = build_vla(RECIPES["smoke"](), demos, backbone=load_backbone("small"))
+    other = replace(demos, action_names=("dx", "dy", "dz", "jaw"))
+    with pytest.raises(ValueError, match="on dx, dy, dz, jaw: not the same components"):
+        learn_without_resets(vla, worlds, other, CONFIG, tmp_path, evaluate=dict)
     vla.add_refiner(8, seed=0)
     with pytest.raises(ValueError, match="refined by RL already"):
         learn_without_resets(vla, worlds, demos, CONFIG, tmp_path, evaluate=dict)

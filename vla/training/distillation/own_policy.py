@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vla.data.feature_cache import check_demos
+from vla.data.fitting import check_demos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.heads.registry import L1Head
 from vla.model.model import VLA
