@@ -2,8 +2,9 @@
 
 Physical Intelligence 2025, "pi*0.6: a VLA that learns from experience" (arXiv 2511.14759). Episodes of mixed quality
 are imitated, each chunk with a label that says whether it did better than was to be expected
-(`vla.training.advantage`). Asked for good actions, the policy does what it has seen work. The label is one learnt
-vector that is added to the robot's state as the bridge embeds it.
+(`vla.training.advantage`). Asked for good actions, the policy does what it has seen work. What makes an action good
+depends on where things are: each label has a small network of places and state, whose output is added to the robot's
+state as the bridge embeds it. (One vector for each label changed next to nothing; docs/research-log.md.)
 """
 
 from __future__ import annotations
@@ -21,25 +22,32 @@ GOOD, UNTOLD, BAD = 1.0, 0.0, -1.0
 """Words about its actions that a policy can be told."""
 
 
-class AdvantageToken(nn.Module):
-    """GOOD or BAD -> a vector; UNTOLD is no vector. Both are 0 until learnt."""
+class AdvantageStem(nn.Module):
+    """(GOOD or BAD, where the queries point and the robot's state) -> a vector, 0 until learnt; none when UNTOLD."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, seen: int, width: int) -> None:
+        """`seen`: numbers that it reads of places and state."""
         super().__init__()
-        self.good_D = nn.Parameter(torch.zeros(width))
-        self.bad_D = nn.Parameter(torch.zeros(width))
+        hidden = 2 * width
+        self.read = nn.Sequential(nn.Linear(seen, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+        self.good = nn.Linear(hidden, width)
+        self.bad = nn.Linear(hidden, width)
+        for last in (self.good, self.bad):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         self.asked = GOOD
         """Word that the policy is told where nobody says anything, as in evaluation, on a server or in an export."""
 
-    def forward(self, told_B: Tensor | None) -> Tensor:
-        """(B, width) of what each observation's policy is told; (1, width) of what it is asked for if None."""
+    def forward(self, told_B: Tensor | None, seen_BS: Tensor) -> Tensor:
+        """(B, width) of what each observation's policy is told; of what it is asked for if None."""
         if told_B is None:
-            told_B = self.good_D.new_full((1,), self.asked)
-        told_B1 = told_B.to(self.good_D)[:, None]
-        return told_B1.clamp(min=0) * self.good_D + (-told_B1).clamp(min=0) * self.bad_D
+            told_B = seen_BS.new_full((len(seen_BS),), self.asked)
+        told_B1 = told_B.to(seen_BS)[:, None]
+        hidden = self.read(seen_BS)
+        return told_B1.clamp(min=0) * self.good(hidden) + (-told_B1).clamp(min=0) * self.bad(hidden)
 
 
-def add_advantage(vla: Any, config: AdvantageConfig) -> None:
+def add_advantage(vla: Any, config: AdvantageConfig, *, seed: int) -> None:
     """Make a trained policy (a `vla.model.model.VLA`) one that can be told. Its actions stay what they are, whatever it
     is told, until it learns; one that has been told before stays as it is. ValueError for one that cannot."""
     if vla.config.advantage is not None:
@@ -49,7 +57,9 @@ def add_advantage(vla: Any, config: AdvantageConfig) -> None:
         raise ValueError(problem)
     if vla.refiner is not None:
         raise ValueError("this policy was refined by RL; imitation of its logs would train its head past the refiner")
-    vla.bridge.advantage = AdvantageToken(vla.bridge.width).to(vla.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vla.bridge.advantage = vla.bridge.advantage_stem().to(vla.device)
     vla.config = changed
 
 

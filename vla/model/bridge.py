@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.features import Features
-from vla.model.advantage import AdvantageToken
+from vla.model.advantage import AdvantageStem
 from vla.model.config import AdvantageConfig, BridgeConfig, MemoryConfig
 from vla.model.memory import MemoryTokens
 
@@ -284,11 +284,16 @@ class Bridge(nn.Module):
         if memory is not None:
             sizes = {"num_queries": num_queries, "point_dim": point_dim, "proprio_dim": proprio_dim}
             self.memory = MemoryTokens(memory, width=config.width, feature_width=feature_width, **sizes)
-        self.advantage = None if advantage is None else AdvantageToken(config.width)
+        self.num_points = num_queries * point_dim if self.needs_points else 0
+        self.advantage = None if advantage is None else self.advantage_stem()
         if config.rope:
             cos, sin = rope_table(chunk_size, config.width // config.heads)
             self.register_buffer("rope_cos", cos, persistent=False)
             self.register_buffer("rope_sin", sin, persistent=False)
+
+    def advantage_stem(self) -> AdvantageStem:
+        """A fresh one for this bridge."""
+        return AdvantageStem(self.num_points + self.proprio_dim, self.width)
 
     def forward(self, features: Features, proprio_BP: Tensor) -> Tensor:
         """Action latent (B, C, width). `proprio_BP` normalised. Features of any float precision are read in ours."""
@@ -305,7 +310,8 @@ class Bridge(nn.Module):
         rope = (self.rope_cos.to(dtype), self.rope_sin.to(dtype)) if self.config.rope else None
         state = self.embed_proprio(proprio_BP.to(dtype))
         if self.advantage is not None:
-            state = state + self.advantage(features.advantage_B)
+            seen = [proprio_BP.to(dtype)] if points is None else [points.flatten(1), proprio_BP.to(dtype)]
+            state = state + self.advantage(features.advantage_B, torch.cat(seen, 1))
         token = self.proprio_norm(state)
         x_BCD = self.position + state[:, None]
         if self.embed_points is not None:

@@ -127,10 +127,10 @@ class TalkConfig:
 class JudgeConfig:
     """How logged episodes are judged, and what of it the policy is told (`vla.training.advantage`)."""
 
-    good: float = 0.4
+    good: float = 0.2
     """Share of a task's logged frames whose actions are called good: those with the largest advantage. Demonstrations
     always are."""
-    steps_ahead: int = 16
+    steps_ahead: int = 24
     """Control steps after which the value model looks again."""
     untold: float = 0.3
     """Share of the frames of a batch whose label the policy is not told."""

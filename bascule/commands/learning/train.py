@@ -58,10 +58,10 @@ class Train(Command):
     each chunk whether it did better than was to be expected, and ask it for good ones from then on. Datasets that do
     not say so count as demonstrations, which are always good."""
     good: float | None = None
-    """Beside --advantage: share of each task's logged frames that is called good. (default: 0.4)"""
+    """Beside --advantage: share of each task's logged frames that is called good. (default: 0.2)"""
     steps_ahead: int | None = None
     """Beside --advantage: control steps after which a chunk is judged by what the value model then expects.
-    (default: 16)"""
+    (default: 24)"""
 
     backbone: str | None = None
     """Another vision-language model: a name (`vla list backbones`), a folder, or MODULE:FUNCTION (docs/extend.md).
@@ -254,7 +254,7 @@ class Train(Command):
         elif pool is not None and pool != model.config.modulators:
             raise ValueError(f"{self.out} was begun with other modulators: resume it as it was begun")
         if self.advantage and not resuming:
-            add_advantage(model, AdvantageConfig())
+            add_advantage(model, AdvantageConfig(), seed=config.seed)
         config = replace(config, model=model.config)
         if problem := config.problem():
             raise ValueError(problem)

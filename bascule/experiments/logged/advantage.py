@@ -163,7 +163,7 @@ class Lesson:
         def begun() -> VLA:
             model = VLA.load(self._start)
             if told:
-                add_advantage(model, AdvantageConfig())
+                add_advantage(model, AdvantageConfig(), seed=self._seed)
             return model
 
         self._share_features(arm)

@@ -72,7 +72,9 @@ def test_an_improved_policy_is_asked_for_good_actions_by_everyone(
         exported = Decision(vla)(inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT, inp.proprio_BP)
     np.testing.assert_allclose(vla.to_actions(exported), told, atol=1e-5)
     improve(tmp_path / "again", (logs,), out, good=0.3, steps_ahead=2)  # a second iteration
-    before, after = (VLA.load(folder).state_dict()["bridge.advantage.good_D"] for folder in (out, tmp_path / "again"))
+    before, after = (
+        VLA.load(folder).state_dict()["bridge.advantage.good.weight"] for folder in (out, tmp_path / "again")
+    )
     assert not torch.equal(before, after)
 
 

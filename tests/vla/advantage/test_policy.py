@@ -30,22 +30,24 @@ def actions(vla, told=None, rows=4):
 
 
 def learnt(guidance=1.0, seed=1):
-    """A policy whose two vectors are no longer 0."""
+    """A policy whose two labels do no longer nothing."""
     vla = toy_vla().eval()
-    add_advantage(vla, AdvantageConfig(guidance))
+    add_advantage(vla, AdvantageConfig(guidance), seed=0)
     generator = torch.Generator().manual_seed(seed)
-    for vector in (vla.bridge.advantage.good_D, vla.bridge.advantage.bad_D):
-        vector.data = torch.randn(vector.shape, generator=generator)
+    for last in (vla.bridge.advantage.good, vla.bridge.advantage.bad):
+        last.weight.data = torch.randn(last.weight.shape, generator=generator)
     return vla
 
 
 def test_a_policy_that_can_be_told_acts_as_before_until_it_learns():
     plain, told = toy_vla().eval(), toy_vla().eval()
-    add_advantage(told, AdvantageConfig())
+    add_advantage(told, AdvantageConfig(), seed=0)
     assert all(torch.equal(actions(told, word), actions(plain)) for word in (None, GOOD, UNTOLD, BAD))
-    assert "bridge.advantage.good_D" in told.state_dict() and "bridge.advantage.good_D" not in plain.state_dict()
+    assert (
+        "bridge.advantage.good.weight" in told.state_dict() and "bridge.advantage.good.weight" not in plain.state_dict()
+    )
     before = told.bridge.advantage
-    add_advantage(told, AdvantageConfig())  # a second iteration
+    add_advantage(told, AdvantageConfig(), seed=0)  # a second iteration
     assert told.bridge.advantage is before
 
 
@@ -109,7 +111,7 @@ def logged(episodes=40, seed=3):
 
 def run(**changes):
     start = fresh(CONFIG)
-    add_advantage(start, AdvantageConfig())
+    add_advantage(start, AdvantageConfig(), seed=0)
     return start, replace(CONFIG, model=start.config, advantage=JUDGE, **changes)
 
 
@@ -125,7 +127,7 @@ def test_it_learns_which_of_two_things_was_good(tmp_path):
             vla.act(replace(features, advantage_B=torch.full((8,), word)), inp.proprio_BP)[:, 0, 0]
             for word in (GOOD, BAD)
         )
-    assert (good > bad + 0.3).all()
+    assert good.mean() > bad.mean() + 1.0
     figures = load_json(tmp_path / FIGURES)["only"]
     assert figures["episodes"] == 40 and figures["successes"] == 20
     assert figures["good_of_successes"] > 2 * figures["good_of_failures"]
@@ -171,4 +173,4 @@ def test_what_cannot_be_told_or_judged_is_refused(tmp_path):
     refined = toy_vla()
     refined.add_refiner(8, seed=0)
     with pytest.raises(ValueError, match="refined by RL"):
-        add_advantage(refined, AdvantageConfig())
+        add_advantage(refined, AdvantageConfig(), seed=0)
