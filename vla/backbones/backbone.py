@@ -189,7 +189,7 @@ class Backbone(nn.Module):
         if deep:
             b, s = embeds_BSD.shape[:2]
             at_S = torch.zeros(s, dtype=torch.bool, device=embeds_BSD.device)
-            self._patches_of(at_S[None, :, None])[:] = True  # a view: marks the patches' places
+            self.patches_of(at_S[None, :, None])[:] = True  # a view: marks the patches' places
             extra = {"visual_pos_masks": at_S.expand(b, -1), "deepstack_visual_embeds": [d.flatten(0, 1) for d in deep]}
         decoder = decoder_of(self.vlm, self.family)
         with first_layers(decoder, self._layers_run) as hidden:
@@ -221,7 +221,7 @@ class Backbone(nn.Module):
         """`Pointer` on the decoder's last layer: points (B, Q, V, 3) and logits (B, Q, V, P)."""
         if self.pointer is None:
             raise ValueError("this backbone does not point; make it with pointing=True and train it")
-        return self.pointer(queries_BQD, self._patches_of(hidden_BSD), self.grid_P2)
+        return self.pointer(queries_BQD, self.patches_of(hidden_BSD), self.grid_P2)
 
     def add_sharp(self) -> None:
         """Add an untrained `sharp` pointer to the backbone, unless it has one."""
@@ -248,7 +248,7 @@ class Backbone(nn.Module):
         coarse = coarse_BQVP[:, named].flatten(0, 1).unflatten(0, about)
         found = None
         if self.agree and self.pointer is not None:
-            found = self.pointer.found(self._patches_of(hidden_BSD), coarse_BQVP[:, named], self.grid_P2)
+            found = self.pointer.found(self.patches_of(hidden_BSD), coarse_BQVP[:, named], self.grid_P2)
             found = found.flatten(0, 1).unflatten(0, about)
         sharp, logits = self.sharp(fine.unflatten(0, (scenes, self.num_views)), queries, coarse, found)
         points_BQVC = points_BQVC.float().clone()  # xy are float32 already; the visibility may be half
@@ -295,7 +295,7 @@ class Backbone(nn.Module):
                 points, _ = self.sharpen(fine, hidden[-1], hidden[-1][:, -q:], points, coarse)
             points = torch.cat([points[..., :2], points[..., 2:].sigmoid()], -1).flatten(2)
         return Features(
-            raw_BLND=torch.stack([self._patches_of(h).flatten(1, 2) for h in hidden], 1),
+            raw_BLND=torch.stack([self.patches_of(h).flatten(1, 2) for h in hidden], 1),
             raw_mask_BN=None,
             queries_BLQD=torch.stack([h[:, -q:] for h in hidden], 1),
             points_BQE=points,
@@ -325,7 +325,7 @@ class Backbone(nn.Module):
             parts += [opens, view, closes]
         return torch.cat([*parts, between], 1), [after]
 
-    def _patches_of(self, x_BSD: Tensor) -> Tensor:
+    def patches_of(self, x_BSD: Tensor) -> Tensor:
         """The image tokens (B, V, P, D) of a whole sequence, as a view of it."""
         layout, patches = self.layout, self.side**2
         start, each = len(layout.before), layout.view_length(patches)
@@ -341,7 +341,7 @@ class Backbone(nn.Module):
             group_S[: -self.num_queries] = 0
         elif self.family.sees_ahead == "own view":
             views = torch.arange(self.num_views, device=mask_BS.device)
-            self._patches_of(group_S[None, :, None])[:] = views[None, :, None, None]
+            self.patches_of(group_S[None, :, None])[:] = views[None, :, None, None]
         order = mask_BS.long().cumsum(1)
         implementation = decoder_of(self.vlm, self.family).config._attn_implementation
 

@@ -44,8 +44,7 @@ class Pointer(nn.Module):
 
     def forward(self, query_BQD: Tensor, patch_BVPD: Tensor, grid_P2: Tensor) -> tuple[Tensor, Tensor]:
         """Points (B, Q, V, 3) = x, y in [-1, 1] and a visibility logit, float32; attention logits (B, Q, V, P)."""
-        q, k = self.query(query_BQD), self.key(patch_BVPD)
-        logits = torch.einsum("bqd,bvpd->bqvp", q, k).float() * POINTER_WIDTH**-0.5
+        logits = self.scores(query_BQD, patch_BVPD)
         reach = (2 * PEAK_CELLS + 1) * self.patch_half if self.peak and not self.training else None
         weight = _weights(logits, grid_P2, reach)
         # Each patch may move its coordinate within (and a little beyond) itself: precision below the patch size.
@@ -54,6 +53,11 @@ class Pointer(nn.Module):
         seen = torch.einsum("bqvp,bvpc->bqvc", weight, patch_BVPD.float()) + query_BQD.float()[:, :, None]
         logit = F.linear(seen, self.visible.weight.float(), self.visible.bias.float())
         return torch.cat([xy, logit], dim=-1), logits
+
+    def scores(self, query_BQD: Tensor, patch_BVPD: Tensor) -> Tensor:
+        """Attention logits (B, Q, V, P) alone, float32."""
+        q, k = self.query(query_BQD), self.key(patch_BVPD)
+        return torch.einsum("bqd,bvpd->bqvp", q, k).float() * POINTER_WIDTH**-0.5
 
     def found(self, patch_BVPD: Tensor, logits_BQVP: Tensor, grid_P2: Tensor) -> Tensor:
         """The patches that each query found (B, Q, D): those that it looks at, the views weighed by how strongly; when
@@ -114,29 +118,42 @@ class SharpPointer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the same as `Pointer`. `pixels_BVCHW` are normalised images, or features on the fine grid;
         `coarse_BQVP` its logits; `found_BQD` its `found`, if the views are to agree."""
-        b, v = pixels_BVCHW.shape[:2]
-        # In whatever precision surrounds us, four times as fast in bfloat16: < 0.01 px worse (docs/research-log.md).
-        seen = self.look(pixels_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float()
+        seen_BVPC, query, logits = self._compared(pixels_BVCHW, query_BQD, coarse_BQVP, found_BQD)
         # The coordinates themselves in float32.
         with torch.autocast(pixels_BVCHW.device.type, enabled=False):
-            key_BVCP = self.key(seen).flatten(2).unflatten(0, (b, v))
-            shift_BVCP = torch.tanh(self.shift(seen)).flatten(2).unflatten(0, (b, v))
-            at_BVCP = self.grid_P2.T + (1.5 / self.side) * shift_BVCP
-            query = self.norm(query_BQD.float())
-            if found_BQD is not None:
-                query = query + self.taken(found_BQD.float())
-            logits = torch.einsum("bqc,bvcp->bqvp", self.query(query), key_BVCP) * POINTER_WIDTH**-0.5
-            logits = logits + self.prior * self._finer(coarse_BQVP.float())
+            at_BVP2 = self.grid_P2 + (1.5 / self.side) * torch.tanh(_pointwise(self.shift, seen_BVPC))
             reach = (2 * PEAK_PX / STRIDE_PX + 1) / self.side if self.peak and not self.training else None
             weight = _weights(logits, self.grid_P2, reach)
-            xy = torch.einsum("bqvp,bvcp->bqvc", weight, at_BVCP)
-            there = torch.einsum("bqvp,bvcp->bqvc", weight, seen.flatten(2).unflatten(0, (b, v)))
+            xy = torch.einsum("bqvp,bvpc->bqvc", weight, at_BVP2)
+            there = torch.einsum("bqvp,bvpc->bqvc", weight, seen_BVPC)
             first, *rest = self.visible
-            verdict = first(torch.cat([query[:, :, None].expand(-1, -1, v, -1), there], -1))
+            verdict = first(torch.cat([query[:, :, None].expand(-1, -1, xy.shape[2], -1), there], -1))
             if self.agree:
                 verdict = verdict + self.alike(self.asked(query)[:, :, None] * there)
             logit = nn.Sequential(*rest)(verdict)
             return torch.cat([xy, logit], -1), logits
+
+    def scores(
+        self, pixels_BVCHW: Tensor, query_BQD: Tensor, coarse_BQVP: Tensor, found_BQD: Tensor | None = None
+    ) -> Tensor:
+        """Attention logits (B, Q, V, P) alone, of `forward`'s arguments."""
+        return self._compared(pixels_BVCHW, query_BQD, coarse_BQVP, found_BQD)[2]
+
+    def _compared(
+        self, pixels_BVCHW: Tensor, query_BQD: Tensor, coarse_BQVP: Tensor, found_BQD: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(what is seen (B, V, P, C), queries (B, Q, D), attention logits (B, Q, V, P)), float32."""
+        b, v = pixels_BVCHW.shape[:2]
+        # In whatever precision surrounds us, four times as fast in bfloat16: < 0.01 px worse (docs/research-log.md).
+        seen = self.look(pixels_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float()
+        seen_BVPC = seen.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (b, v))
+        with torch.autocast(pixels_BVCHW.device.type, enabled=False):
+            query = self.norm(query_BQD.float())
+            if found_BQD is not None:
+                query = query + self.taken(found_BQD.float())
+            key_BVPC = _pointwise(self.key, seen_BVPC)
+            logits = torch.einsum("bqc,bvpc->bqvp", self.query(query), key_BVPC) * POINTER_WIDTH**-0.5
+            return seen_BVPC, query, logits + self.prior * self._finer(coarse_BQVP.float())
 
     def _finer(self, coarse_BQVP: Tensor) -> Tensor:
         side = self.side // self.repeat
@@ -171,6 +188,11 @@ class Sight(nn.Module):
         if self.training:
             hidden = F.dropout(hidden, SIGHT_DROPOUT)
         return best + self.outer(hidden)[..., 0]
+
+
+def _pointwise(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution by single cells of maps (..., C) whose channels come last: nothing is copied into another order."""
+    return F.linear(x, convolution.weight[:, :, 0, 0], convolution.bias)
 
 
 def _of_pictures() -> nn.Sequential:

@@ -94,7 +94,7 @@ def fine_features(taps: Taps) -> Tensor:
 
 def _layers(width: int, channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     conv = nn.Conv2d(width, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(channels), nn.ReLU6()]
+    return [conv, nn.BatchNorm2d(channels), nn.ReLU6(inplace=True)]
 
 
 def _convolution(width: int, channels: int, kernel: int, *, stride: int) -> nn.Sequential:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.backbones.features import TensorBatch
+from vla.model.heatmap.orthographic import COMPONENTS, SIGNS
 from vla.model.heatmap.volume import sample_views
 
 SLOTS = ("object", "place")
@@ -126,31 +127,40 @@ class HeatmapHead(nn.Module):
         """
         batch, views = seen.tokens_BVPD.shape[:2]
         side = self.grid // self.repeat
-        x = self.from_tokens(_normal(seen.tokens_BVPD)).flatten(0, 1).mT.unflatten(-1, (side, side))
+        # Maps (M, H, W, C) of all views: channels last throughout, so that no layer has to copy them into its order.
+        x = self.from_tokens(_normal(seen.tokens_BVPD)) + self.view[:, None]
+        x = x.flatten(0, 1).unflatten(1, (side, side))
         if self.repeat > 1:
-            x = F.interpolate(x, scale_factor=self.repeat, mode="bilinear", align_corners=False)
+            x = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=self.repeat, mode="bilinear", align_corners=False)
+            x = x.permute(0, 2, 3, 1)
+        # Everything else that is read of a cell enters by one product, whose parts have weights of their own.
+        layers, given = [self.from_coordinates], [self._coordinates(hand_B3, centre_B3, half_B)]
         if self.from_fine is not None:
             assert seen.fine_BVCHW is not None
-            x = x + self.from_fine(seen.fine_BVCHW.flatten(0, 1))
+            layers, given = [self.from_fine, *layers], [seen.fine_BVCHW, *given]
         if self.from_looks is not None:
             assert seen.looks_BKVHW is not None
-            x = x + self.from_looks(seen.looks_BKVHW.transpose(1, 2).flatten(0, 1) / 8)
-        x = x.contiguous(memory_format=torch.channels_last)
-        coordinates = self._coordinates(hand_B3, centre_B3, half_B)
-        x = x + self.from_coordinates(coordinates.flatten(0, 1)) + self.view.repeat(batch, 1)[..., None, None]
+            layers, given = [*layers, self.from_looks], [*given, seen.looks_BKVHW.transpose(1, 2) / 8]
+        weight = torch.cat([layer.weight for layer in layers], 1)[:, :, 0, 0]
+        bias = sum(layer.bias for layer in layers)
+        x = x + F.linear(torch.cat([part.flatten(0, 1).permute(0, 2, 3, 1) for part in given], -1), weight, bias)
         asked = F.gelu(self.ask(_normal(seen.queries_BQD).flatten(1)) + slot_BK @ self.slots)
         for modulate, mix in zip(self.modulate, self.mix, strict=True):
-            scale, shift = (part.repeat_interleave(views, 0)[..., None, None] for part in modulate(asked).chunk(2, -1))
-            y = F.group_norm(x, 1) * (1 + scale) + shift
-            x = x + mix(F.gelu(y))
+            scale, shift = (part.repeat_interleave(views, 0)[:, None, None] for part in modulate(asked).chunk(2, -1))
+            y = torch.addcmul(shift, F.layer_norm(x, x.shape[1:]), 1 + scale)
+            x = x + mix(F.gelu(y).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = F.gelu(x)
-        coarse = self.heat(y)
+        # A convolution to one channel, as nine products with a cell that are summed where they belong.
+        nine = self.heat.weight[0].flatten(1).T.flip(0)
+        weight, bias = torch.cat([nine, 0.1 * self.mask.weight[:, :, 0, 0]]), F.pad(0.1 * self.mask.bias, (9, 0))
+        told, weights = F.linear(y, weight, bias).split([9, len(self.mask.bias)], -1)
+        coarse = F.fold(told.flatten(1, 2).mT, (self.grid, self.grid), 3, padding=1) + self.heat.bias
         if self.prior is not None:
             assert seen.looks_BKVHW is not None
-            prior = torch.einsum("bk,bkvhw->bvhw", slot_BK @ self.prior, seen.looks_BKVHW)
+            prior = ((slot_BK @ self.prior)[..., None, None, None] * seen.looks_BKVHW).sum(1)
             coarse = coarse + prior.flatten(0, 1)[:, None]
-        fine = self._convex(coarse, 0.1 * self.mask(y))
-        return fine.unflatten(0, (batch, views)), y.unflatten(0, (batch, views)), asked
+        fine = self._convex(coarse, weights)
+        return fine.unflatten(0, (batch, views)), y.permute(0, 3, 1, 2).unflatten(0, (batch, views)), asked
 
     def flags_at(
         self, maps: Tensor, asked_BW: Tensor, state_BS: Tensor, at_B3: Tensor, centre_B3: Tensor, half_B: Tensor
@@ -160,33 +170,30 @@ class HeatmapHead(nn.Module):
         return self.flags(torch.cat([found, asked_BW], 1), state_BS)
 
     def _convex(self, coarse: Tensor, weights: Tensor) -> Tensor:
-        """Maps (M, H, W) on a grid finer by `factor`: each value a convex combination of the nine cells around its own.
-        Teed and Deng 2020, RAFT."""
+        """Maps (M, H, W) on a grid finer by `factor`: each value a convex combination of the nine cells around its own,
+        by the softmax of `weights` (M, H, W, 9 * factor ** 2). Teed and Deng 2020, RAFT."""
         count, _, height, width = coarse.shape
         factor = self.factor
-        weight = weights.view(count, 9, factor, factor, height, width).softmax(1)
-        around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).view(count, 9, 1, 1, height, width)
-        fine = (weight * around).sum(1)
-        return fine.permute(0, 3, 1, 4, 2).reshape(count, height * factor, width * factor)
+        weight = weights.unflatten(-1, (9, factor**2)).softmax(-2)
+        around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).mT.unflatten(1, (height, width))
+        fine = (around[..., None] * weight).sum(-2).view(count, height, width, factor, factor)
+        return fine.permute(0, 1, 3, 2, 4).reshape(count, height * factor, width * factor)
 
     def _coordinates(self, hand_B3: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
         """(B, V, 8, grid, grid): where each cell is from the hand and in the robot's frame, near and far, and how large
         the cube is."""
-        from vla.model.heatmap.orthographic import COMPONENTS, SIGNS
-
         axis = (torch.arange(self.grid, device=half_B.device, dtype=half_B.dtype) + 0.5) / self.grid * 2 - 1
-        row, column = torch.meshgrid(axis, axis, indexing="ij")
-        out = []
-        for parts, signs in zip(COMPONENTS, SIGNS, strict=True):
-            across = [(parts[0], signs[0], column), (parts[1], signs[1], row)]
-            channels = []
-            for part, sign, grid in across:
-                at = centre_B3[:, part, None, None] + sign * half_B[:, None, None] * grid
-                from_hand = at - hand_B3[:, part, None, None]
-                channels += [torch.tanh(from_hand / _NEAR_M), torch.tanh(from_hand / (5 * _NEAR_M)), at]
-            size = half_B[:, None, None].expand_as(channels[0])
-            out.append(torch.stack([*channels, size, torch.exp(-(channels[0].square() + channels[3].square()))], 1))
-        return torch.stack(out, 1)
+        # Along one direction of the picture at a time: right and down of every view.
+        parts = [part for triple in COMPONENTS for part in triple[:2]]
+        sign = half_B.new_tensor([sign for triple in SIGNS for sign in triple[:2]])
+        at = centre_B3[:, parts, None] + (sign * half_B[:, None])[..., None] * axis
+        from_hand = at - hand_B3[:, parts, None]
+        told = torch.stack([torch.tanh(from_hand / _NEAR_M), torch.tanh(from_hand / (5 * _NEAR_M)), at], 2)
+        right, down = told[:, 0::2, :, None], told[:, 1::2, :, :, None]
+        near = torch.exp(-(right[:, :, 0].square() + down[:, :, 0].square()))[:, :, None]
+        size = half_B[:, None, None, None, None].expand_as(near)
+        shape = (-1, -1, -1, self.grid, self.grid)
+        return torch.cat([right.expand(shape), down.expand(shape), size, near], 2)
 
 
 def _normal(x: Tensor) -> Tensor:

@@ -114,14 +114,19 @@ class HeatmapModel(nn.Module):
     def look(self, views_BVHW3: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Seen:
         """The frozen backbone's account of views and an instruction, float32."""
         mask_BT = mask_BT if self.config.language else torch.zeros_like(mask_BT)
-        kept: dict[str, Tensor] = {}
-        features = _overheard(self.backbone, kept, views_BVHW3, ids_BT, mask_BT)
+        backbone, views = self.backbone, len(VIEWS)
+        prompt = backbone.prompt(views_BVHW3, ids_BT, mask_BT)
+        hidden_BSD = backbone.decode(prompt.embeds_BSD, prompt.mask, prompt.positions, prompt.deep)[-1]
+        tokens_BVPD, queries_BQD = backbone.patches_of(hidden_BSD), hidden_BSD[:, -backbone.num_queries :]
         fine = looks = None
         if self.head.from_fine is not None:
-            fine = kept["fine"].float().unflatten(0, (-1, len(VIEWS)))
-            looks = kept["logits"].float().unflatten(-1, (self.head.grid, self.head.grid))
-        tokens = features.raw_BLND[:, -1].unflatten(1, (len(VIEWS), -1))
-        return Seen(tokens.float(), features.queries_BLQD[:, -1].float(), fine, looks)
+            fine = prompt.fine.unflatten(0, (-1, views))
+            named = queries_BQD[:, list(backbone.naming)]
+            coarse = backbone.pointer.scores(named, tokens_BVPD)
+            found = backbone.pointer.found(tokens_BVPD, coarse, backbone.grid_P2) if backbone.agree else None
+            looks = backbone.sharp.scores(fine, named, coarse, found).unflatten(-1, (self.head.grid, self.head.grid))
+            fine = fine.float()
+        return Seen(tokens_BVPD.float(), queries_BQD.float(), fine, looks)
 
     # ------------------------------------------------------------------ answering
     @torch.no_grad()
@@ -147,18 +152,3 @@ def heat_loss(logits_BVHW: Tensor, at_B3: Tensor, centre_B3: Tensor, half_B: Ten
     """Cross entropy (B,) of the heat-maps with soft targets at positions `at_B3`, mean of the views."""
     target = soft_targets(at_B3, centre_B3, half_B, logits_BVHW.shape[-1], sigma_px=SIGMA_PX)
     return -(target.flatten(2) * logits_BVHW.flatten(2).log_softmax(-1)).sum(-1).mean(-1)
-
-
-def _overheard(backbone: Any, kept: dict[str, Tensor], *inputs: Tensor) -> Any:
-    """The backbone's features; what its finer look read and said on the way is left in `kept`."""
-    if backbone.sharp is None:
-        return backbone(*inputs)
-
-    def listen(_: nn.Module, told: tuple[Tensor, ...], said: tuple[Tensor, Tensor]) -> None:
-        kept["fine"], kept["logits"] = told[0].flatten(0, 1), said[1]
-
-    handle = backbone.sharp.register_forward_hook(listen)
-    try:
-        return backbone(*inputs)
-    finally:
-        handle.remove()

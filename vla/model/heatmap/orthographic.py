@@ -64,29 +64,34 @@ def render(
     """
     side, views, batch = workspace.resolution, len(VIEWS), len(points_BN3)
     offset = points_BN3 - centre_B3[:, None]
-    within = (offset.abs() < half_B[:, None, None]).all(-1) & seen_BN
-    scene, point = within.nonzero(as_tuple=True)
-    unit = offset[scene, point] / (2 * half_B[scene, None])
-    red, green, blue = colours_BN3[scene, point].long().unbind(-1)
+    x_BN, y_BN, z_BN = (part.abs() < half_B[:, None] for part in offset.unbind(-1))
+    within = x_BN & y_BN & z_BN & seen_BN
+    point = within.flatten().nonzero()[:, 0]
+    scene = point.div(points_BN3.shape[1], rounding_mode="floor")
+    unit = offset.flatten(0, 1).index_select(0, point) / (2 * half_B.index_select(0, scene)[:, None])
+    red, green, blue = colours_BN3.flatten(0, 1).index_select(0, point).long().unbind(-1)
     packed = (red << 16) + (green << 8) + blue
-    along = {(part, sign): sign * unit[:, part] + 0.5 for part, sign in _DIRECTIONS}
-    pixel = {which: (value * side).long().clamp_(0, side - 1) for which, value in along.items()}
+    parts, signs = (list(column) for column in zip(*_DIRECTIONS, strict=True))
+    along = unit.T[parts] * unit.new_tensor(signs)[:, None] + 0.5
+    pixel = dict(zip(_DIRECTIONS, (along * side).int().clamp_(0, side - 1), strict=True))
+    near = dict(zip(_DIRECTIONS, (along * (1 << _NEARNESS_BITS)).long() << 24, strict=True))
     place, key = [], []
+    first = (scene * (views * side)).int()  # row of a scene's first picture, all pictures one below the other
     for view, directions in enumerate(zip(COMPONENTS, SIGNS, strict=True)):
-        right, down, near = zip(*directions, strict=True)
-        place.append(((scene * views + view) * side + pixel[down]) * side + pixel[right])
+        right, down, toward = zip(*directions, strict=True)
+        place.append((first + view * side + pixel[down]) * side + pixel[right])
         # One number for nearness and colour: the largest of a pixel's points is what is seen there.
-        key.append(((along[near] * (1 << _NEARNESS_BITS)).long() << 24) + packed)
+        key.append(near[toward] + packed)
     seen = torch.full((batch * views * side * side,), _EMPTY, dtype=torch.int64, device=points_BN3.device)
-    seen = seen.scatter_reduce(0, torch.cat(place), torch.cat(key), "amax").view(batch, views, side, side)
+    seen = seen.scatter_reduce(0, torch.cat(place).long(), torch.cat(key), "amax").view(batch, views, side, side)
     reach = [round(float(workspace.splat_m * side / (2 * half))) for half in half_B]
     seen = (
         torch.cat([_widened(seen[i : i + 1], reach[i]) for i in range(batch)])
         if len(set(reach)) > 1
         else _widened(seen, reach[0])
     )
-    colour = torch.stack([(seen >> shift) & 255 for shift in (16, 8, 0)], -1)
-    return torch.where(seen[..., None] == _EMPTY, workspace.background, colour).to(torch.uint8)
+    colour = torch.stack([(seen >> shift).to(torch.uint8) for shift in (16, 8, 0)], -1)
+    return torch.where(seen[..., None] == _EMPTY, colour.new_tensor(workspace.background), colour)
 
 
 def _widened(key_BVHW: Tensor, reach: int) -> Tensor:

@@ -88,7 +88,8 @@ class HeatmapPolicy:
         if live.any():
             rows = np.flatnonzero(live)
             seen = self.processor.arrays(obs if live.all() else obs.select(rows))
-            key = self.model.decide(*self.inputs(seen, proprio[rows]))
+            with torch.inference_mode():
+                key = self.model.decide(*self.inputs(seen, proprio[rows]))
             goal = key.position_B3.cpu().numpy()
             if not np.isfinite(goal).all():
                 raise FloatingPointError("the model's position is not finite: its weights or inputs are damaged")

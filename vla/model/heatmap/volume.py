@@ -37,14 +37,24 @@ def log_volume(heat_BVHW: Tensor) -> Tensor:
 def peak(heat_BVHW: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
     """(B, 3) centre of the cell where the summed heat-maps are highest, m: the peak of `log_volume`, without it.
 
-    The view from above says nothing about the height, so the best height of every column is found first.
+    The view from above says nothing about the height, so the best height of every column is found first; of those
+    columns only that could be the highest if front and side agreed about the height.
     """
     resolution = heat_BVHW.shape[-1]
     above_Bxy, front_Byz, side_Bxz = (_along_axes(heat_BVHW[:, view], view) for view in range(3))
-    best_Bxy = above_Bxy + (front_Byz[:, None] + side_Bxz[:, :, None]).amax(-1)
+
+    def height(scene: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return above_Bxy[scene, x, y] + (front_Byz[scene, y] + side_Bxz[scene, x]).amax(-1)
+
+    rows = torch.arange(len(heat_BVHW), device=heat_BVHW.device)
+    most_Bxy = above_Bxy + (front_Byz.amax(-1)[:, None] + side_Bxz.amax(-1)[:, :, None])
+    column = most_Bxy.flatten(1).argmax(1)
+    reached_B = height(rows, column // resolution, column % resolution)
+    candidates = (most_Bxy >= reached_B[:, None, None]).nonzero(as_tuple=True)
+    best_Bxy = torch.full_like(most_Bxy, -torch.inf)
+    best_Bxy[candidates] = height(*candidates)
     column = best_Bxy.flatten(1).argmax(1)
     x, y = column // resolution, column % resolution
-    rows = torch.arange(len(x), device=x.device)
     z = (front_Byz[rows, y] + side_Bxz[rows, x]).argmax(1)
     unit = (torch.stack([x, y, z], -1).to(centre_B3.dtype) + 0.5) / resolution * 2 - 1
     return centre_B3 + half_B[:, None] * unit
