@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bascule.experiments.arms import Report, Row, compare, evaluation_scenes
+from bascule.experiments.spatial.calibration import WRONG_DEG, Miscalibrated
 from vla.core.config import lookup
 from vla.model.config import DEFAULT_BACKBONE
 
 if TYPE_CHECKING:
-    from vla.core.types import ActionChunk, Observation, Policy, PolicySpec, Prefix
+    from vla.core.types import Observation, Policy
     from vla.data.lerobot_dataset import DemoSet
 
 ARMS = ("heatmap", "chunk", "no-pretraining", "shuffled", "wrong-extrinsics", "swapped-instruction")
 """The last two are the first one's policy, in front of badly calibrated cameras and told of another object."""
-_TURN_DEG = 20.0
 _TIMED = 15
 
 
@@ -79,7 +78,7 @@ def _run(config: BridgeConfig, out: Path, arm: str, seed: int) -> Row:
     policy = _policy(config, out, arm, seed)
     seconds = time.monotonic() - began
     if arm == "wrong-extrinsics":
-        policy = Miscalibrated(policy, _TURN_DEG)
+        policy = Miscalibrated(policy, WRONG_DEG)
     with evaluation_scenes(config, policy) as (env, seeds):
         report = evaluate(policy, env, seeds, suite=config.suite, swap_instruction=arm == "swapped-instruction")
         one = env.observation().select([0])
@@ -156,30 +155,6 @@ def _chunk_policy(config: BridgeConfig, out: Path, seed: int) -> Policy:
     if train(recipe, vla, demos, folder, resume=(folder / "config.json").exists()).interrupted:
         raise KeyboardInterrupt
     return VLAPolicy(vla.eval())
-
-
-class Miscalibrated:
-    """A policy in front of cameras that are said to be turned by some degrees about their own vertical."""
-
-    def __init__(self, policy: Policy, degrees: float) -> None:
-        self.policy = policy
-        c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-        self._turn = np.array([[c, 0, s, 0], [0, 1, 0, 0], [-s, 0, c, 0], [0, 0, 0, 1]], np.float32)
-
-    @property
-    def spec(self) -> PolicySpec:
-        """The policy's own."""
-        return self.policy.spec
-
-    def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """See `vla.core.types.Policy.reset`."""
-        self.policy.reset(env_ids)
-
-    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """The policy's answer, believing the wrong calibration."""
-        assert obs.extrinsics is not None
-        wrong = {camera: matrix @ self._turn for camera, matrix in obs.extrinsics.items()}
-        return self.policy.act(replace(obs, extrinsics=wrong))
 
 
 def _replan_ms(policy: Policy, obs: Observation) -> float:

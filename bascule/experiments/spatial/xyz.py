@@ -1,13 +1,12 @@
 """`vla experiment xyz`: does a policy that reads places in the robot's frame work with cameras that stand elsewhere?
 
 Demonstrations show the table from a few azimuths drawn at random, the evaluation from azimuths between them. The
-control is the same policy with extrinsics that are wrong by 20 degrees: it must fail. May import every package.
+control is the same policy told that its cameras are turned by 20 degrees: it must fail. May import every package.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,10 @@ import numpy as np
 
 from bascule.experiments.arms import Report, Row, compare, evaluation_scenes
 from bascule.experiments.spatial.azimuths import HELD_OUT, trained_azimuths
+from bascule.experiments.spatial.calibration import WRONG_DEG, Miscalibrated
 from vla.core.config import lookup
-from vla.core.types import ActionChunk, Observation, Policy, Prefix
+from vla.core.types import Observation, Policy
 from vla.model.config import DEFAULT_BACKBONE, VLAConfig, XYZConfig
-
-WRONG_DEG = 20.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class XYZArm:
     seen: bool = False
     """Evaluated before cameras at the azimuths of its training."""
     wrong: bool = False
-    """With extrinsics turned by `WRONG_DEG`: a control that must fail."""
+    """With cameras said to be turned by `WRONG_DEG`: a control that must fail."""
 
     @property
     def trained(self) -> str:
@@ -108,7 +106,7 @@ def _imitate_and_evaluate(config: XYZExperimentConfig, out: Path, name: str, see
     seconds = time.monotonic() - began
     policy = VLAPolicy(model.eval())
     azimuths = trained_azimuths(seed) if arm.seen else HELD_OUT
-    shown = WrongExtrinsics(policy, WRONG_DEG, model.config.xyz) if arm.wrong and model.config.xyz else policy
+    shown = Miscalibrated(policy, WRONG_DEG) if arm.wrong else policy
     with evaluation_scenes(config, policy, perturb=Perturbation(azimuths=azimuths)) as (env, seeds):
         report = evaluate(shown, env, seeds, suite=config.suite)
         replan_ms, ratio = replan_times(policy, VLAPolicy(plain.eval()), env.observation().select([0]))
@@ -152,27 +150,6 @@ def _imitate(config: XYZExperimentConfig, arm: XYZArm, seed: int, out: Path) -> 
     if train(recipe, model, demos, folder, resume=(folder / "config.json").exists()).interrupted:
         raise KeyboardInterrupt
     return model, plain
-
-
-class WrongExtrinsics:
-    """A policy that is told of cameras turned about the vertical through the workspace's middle by so many degrees."""
-
-    def __init__(self, policy: Policy, degrees: float, config: XYZConfig) -> None:
-        angle = np.deg2rad(degrees)
-        self.policy, self.spec = policy, policy.spec
-        turn, centre = np.eye(4), np.array(config.centre_m)
-        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-        turn[:3, 3] = centre - turn[:3, :3] @ centre
-        self._turn = turn.astype(np.float32)
-
-    def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Forget what the policy remembers."""
-        self.policy.reset(env_ids)
-
-    def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
-        """The policy's chunk, with wrong extrinsics."""
-        turned = {camera: self._turn @ matrix for camera, matrix in (obs.extrinsics or {}).items()}
-        return self.policy.act(replace(obs, extrinsics=turned), prefix=prefix)
 
 
 def replan_times(policy: Policy, plain: Policy, obs: Observation, *, rounds: int = 60) -> tuple[float, float]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bascule.experiments.heatmaps.bridgevla import BridgeConfig, Miscalibrated, bridgevla, shuffled
+from bascule.experiments.heatmaps.bridgevla import BridgeConfig, bridgevla, shuffled
+from bascule.experiments.spatial.calibration import Miscalibrated
 from tests.vla.training.heatmap.toy_demos import toy_demos
 
 

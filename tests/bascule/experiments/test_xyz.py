@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bascule.experiments.spatial.azimuths import HELD_OUT, trained_azimuths
-from bascule.experiments.spatial.xyz import WrongExtrinsics, XYZExperimentConfig, xyz
+from bascule.experiments.spatial.calibration import WRONG_DEG, Miscalibrated
+from bascule.experiments.spatial.xyz import XYZExperimentConfig, xyz
 from bascule.main import main
 from tests.vla.depth_policy import observation, policy
 from vla.core.config import load_json
@@ -25,8 +26,9 @@ def test_no_azimuth_of_the_evaluation_is_one_of_the_training():
     assert min(HELD_OUT) > -60 and max(HELD_OUT) < 52  # between the trained ones, not beyond
 
 
-def test_wrong_extrinsics_turn_places_about_the_middle_of_the_workspace():
-    config, obs, heard = XYZConfig(), observation(), []
+def test_wrong_calibration_misplaces_everything_by_a_third_of_its_distance_also_the_middle():
+    """A control that leaves the middle of the workspace where it is would hardly mislead."""
+    middle, heard = np.array(XYZConfig().centre_m), []
 
     class Listens:
         spec = VLAPolicy(policy()).spec
@@ -35,17 +37,17 @@ def test_wrong_extrinsics_turn_places_about_the_middle_of_the_workspace():
             heard.append(obs)
             return np.zeros((3, 8, 4), np.float32)
 
-    WrongExtrinsics(Listens(), 20.0, config).act(obs)
-    centre = np.array(config.centre_m)
-    for camera, matrix in obs.extrinsics.items():
-        for before, after in zip(matrix[:, :3, 3], heard[0].extrinsics[camera][:, :3, 3], strict=True):
-            was, now = before - centre, after - centre
-            assert np.linalg.norm(was) == pytest.approx(np.linalg.norm(now), abs=1e-5) and was[2] == pytest.approx(
-                now[2]
-            )
-            turned = np.rad2deg(np.arctan2(now[1], now[0]) - np.arctan2(was[1], was[0]))
-            assert (turned + 180) % 360 - 180 == pytest.approx(20, abs=1e-3)
+    obs = observation()
+    Miscalibrated(Listens(), WRONG_DEG).act(obs)
+    for camera, matrices in obs.extrinsics.items():
+        for true, told in zip(matrices, heard[0].extrinsics[camera], strict=True):
+            local = np.linalg.inv(true) @ [*middle, 1.0]  # as the camera saw it
+            moved = (told @ local)[:3] - middle
+            away = np.hypot(*local[[0, 2]])  # from the axis about which it is turned
+            assert np.linalg.norm(moved) == pytest.approx(2 * np.sin(np.deg2rad(10)) * away, rel=1e-3)
     assert obs.images is heard[0].images and heard[0].depth is obs.depth
+    with pytest.raises(ValueError, match="no calibration"):
+        Miscalibrated(Listens(), WRONG_DEG).act(replace(obs, extrinsics=None))
 
 
 def test_commands_carry_depth_from_demonstrations_to_evaluation(tmp_path, capsys):
