@@ -181,8 +181,8 @@ class MemoryConfig:
     frames: int = 4
     """M, how many of them."""
     rule: Literal["bank", "uniform", "last", "current"] = "bank"
-    """bank: those whose frames differ most from their neighbours; uniform: evenly spaced over the episode; last: the
-    latest. current: none, the present frame in their place: a control that must fail where memory is needed."""
+    """bank: those between which the way from frame to frame is longest; uniform: evenly spaced over the episode; last:
+    the latest. current: none, the present frame in their place: a control that must fail where memory is needed."""
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""

@@ -61,14 +61,16 @@ class Recall[RowT]:
 
 
 def redundant(keys_KS: NDArray[np.float32]) -> int:
-    """The frame of K, in the order of time, that is missed least: of the two neighbours most like each other the one
-    that is more like its other neighbour too. The first frame stays, and the newest is taken only if it differs."""
-    # Of frames that are equally alike, as where nothing moves, rounding must not choose: training rounds otherwise.
-    alike = (keys_KS[:-1] * keys_KS[1:]).sum(-1).round(5)
-    first = int(alike.argmax())
-    before = alike[first - 1] if first else -np.inf
-    after = alike[first + 1] if first + 1 < len(alike) else np.inf
-    return first if before > after else first + 1
+    """The frame of K, in the order of time, that is missed least: without it the way from frame to frame is
+    shortened least. So what stands still or passes by goes, and places where the way turns stay, also if
+    they were visited before. The first frame stays. ValueError for fewer than two frames."""
+    if len(keys_KS) < 2:
+        raise ValueError("of a single frame none is redundant")
+    step = np.linalg.norm(keys_KS[1:] - keys_KS[:-1], axis=1)
+    across = np.linalg.norm(keys_KS[2:] - keys_KS[:-2], axis=1)
+    shorter = np.append(step[:-1] + step[1:] - across, step[-1])
+    # Where nothing moves, rounding must not choose, since training rounds otherwise: of equals the newest goes.
+    return len(keys_KS) - 1 - int(shorter.round(4)[::-1].argmin())
 
 
 def row_of(features: Features, proprio_BP: Tensor) -> Tensor:

@@ -92,8 +92,8 @@ class Train(Command):
     n_action_steps: int | None = None
     """Actions of a chunk that are executed before the next observation: at most the chunk size."""
     memory: Literal["bank", "uniform", "last"] | None = None
-    """Let the policy look at earlier decisions of the episode again: those whose frames differ most from their
-    neighbours (bank), evenly spaced ones, or the last."""
+    """Let the policy look at earlier decisions of the episode again: those between which the way from frame
+    to frame is longest (bank), evenly spaced ones, or the last."""
     memory_frames: int | None = None
     """How many of them it looks at. (default: 4)"""
     accumulate: int | None = None

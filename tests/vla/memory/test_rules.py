@@ -18,20 +18,21 @@ def unit_rows(count, seed, width=6):
 
 
 def slow_bank(keys, frames):
-    """The bank after each of the decisions, from the rule in words: of the pair of neighbours that is most alike, the
-    one whose other neighbour is more like it goes; an end of the row has no other neighbour there, the first frame
-    stays and the newest goes."""
+    """The bank after each of the decisions, from the rule in words: of all ways through the frames without one of them,
+    the first excepted, the longest; of ways equally long the one without the newer frame."""
     kept, after = [], []
     for new in range(len(keys)):
         kept = [*kept, new]
         if len(kept) > frames:
-            pairs = [(round(float(keys[a] @ keys[b]), 5), place) for place, (a, b) in enumerate(pairwise(kept))]
-            likeness, place = max(pairs, key=lambda pair: (pair[0], -pair[1]))
-            earlier = pairs[place - 1][0] if place > 0 else -2.0
-            later = pairs[place + 1][0] if place + 1 < len(pairs) else 2.0
-            kept = [one for one in kept if one != (kept[place] if earlier > later else kept[place + 1])]
+            ways = [kept[:place] + kept[place + 1 :] for place in range(1, len(kept))]
+            whole = length(keys, kept)
+            kept = min(reversed(ways), key=lambda way: round(whole - length(keys, way), 4))
         after.append(list(kept))
     return after
+
+
+def length(keys, way):
+    return sum(float(np.linalg.norm(keys[b] - keys[a])) for a, b in pairwise(way))
 
 
 def looked_at(config, keys):
@@ -63,6 +64,17 @@ def test_the_newest_frame_is_taken_only_if_it_differs():
     keys = np.eye(3, dtype=np.float32)
     assert redundant(keys[[0, 1, 2, 2]]) == 3
     assert redundant(keys[[0, 0, 1, 2]]) == 1
+    with pytest.raises(ValueError, match="single frame"):
+        redundant(keys[:1])
+
+
+def test_what_is_visited_twice_is_kept_twice_and_what_lies_on_the_way_is_not():
+    """To and fro between two places with stops on the way, as between buttons: the turning points stay."""
+    angles = np.repeat([0.0, 0.3, 0.6, 0.3, 0.0, 0.3, 0.6, 0.3, 0.0], 3)
+    keys = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    for upto, turns in ((15, [0.0, 0.6, 0.0]), (21, [0.0, 0.6, 0.0, 0.6]), (27, [0.0, 0.6, 0.0, 0.6])):
+        bank = looked_at(MemoryConfig(frames=len(turns)), keys[:upto])[-1]
+        np.testing.assert_allclose(angles[bank], turns)
 
 
 def test_uniform_frames_are_evenly_spaced_from_the_first_to_the_last():
