@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from envs.tabletop.language import (
     instruction,
     object_phrase,
     related_phrase,
+    whole_instruction,
 )
 from envs.tabletop.layout import Layout, sample_layout
 from envs.tabletop.scene import COLORS, SceneConfig, fixture_names, joint_names, place_names
@@ -164,8 +166,9 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
     relations = relations_of(plan, layout, fixtures) if plan.relation else ("", "")
 
     named = {role: (object_colors[slots.index(slot)], scene.objects[slot]) for role, slot in roles.items()}
-    text, template = tell(plan.steps, named, fixture_colors, words, phrasings, relation=relations[0])
-    other_text, _ = tell(swapped(plan), named, fixture_colors, words, phrasings, relation=relations[1])
+    said = partial(tell, named=named, fixture_colors=fixture_colors, words=words, phrasings=phrasings, told=plan.told)
+    text, template = said(plan.steps, relation=relations[0])
+    other_text, _ = said(swapped(plan), relation=relations[1])
     goals = _held(goals_of(plan.steps, roles, scene), plan.steps, np.random.default_rng([seed, Stream.HOLD_TIMES]))
     poses = [(x, y, float(w)) for (x, y), w in zip(layout.objects, yaws, strict=True)]
     floor = 0.0
@@ -230,9 +233,14 @@ def tell(
     phrasings: Wording = "train",
     *,
     relation: str = "",
+    told: str = "",
 ) -> tuple[str, str]:
     """(instruction, template) for goals about the objects that `named` gives, (colour, kind) by role, and fixtures of
-    these colours; with a `relation`, it and not the colour tells the object."""
+    these colours; with a `relation`, it and not the colour tells the object. `told`: as in `Task`."""
+    if told:
+        fixtures = dict.fromkeys(step.fixture for step in steps)
+        phrases = [fixture_phrase(fixture_colors[kind], kind, words, phrasings) for kind in fixtures]
+        return whole_instruction(told, phrases, words, phrasings)
 
     def name_of(role: str) -> str:
         if not relation:

@@ -161,6 +161,26 @@ GOAL_TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
         "heldout": ("press {f} down", "please push down on {f}"),
     },
 }
+# {f}, {g}, {h}: the fixtures of the task's steps, in the order in which they come first.
+WHOLE_TASKS: dict[str, dict[str, tuple[str, ...]]] = {
+    "before-each": {
+        "train": (
+            "press {f} before {g} and again before {h}",
+            "before {g} and before {h} press {f}",
+            "push {f} before {g} and again before {h}",
+        ),
+        "heldout": ("push {f} before {g} and before {h}", "before {g} and again before {h} push {f}"),
+    },
+    "twice": {
+        "train": (
+            "press {f} and {g} twice and then {h}",
+            "twice press {f} and {g} and then {h}",
+            "push {f} and {g} twice and then {h}",
+        ),
+        "heldout": ("twice push {f} and {g} and then {h}", "push {f} then {g} twice and then press {h}"),
+    },
+}
+"""Sentences that tell a task of many steps, which would be hard to follow if they told every step (`Task.told`)."""
 _JOINS = {
     "train": (("", " then "), ("", " and then "), ("first ", " then ")),
     "heldout": (("first ", " and then "),),
@@ -226,6 +246,14 @@ def related_phrase(
         p=fixture_phrase(plate_color, "plate", rng, phrasings),
         s=fixture_phrase(bowl_color, "bowl", rng, phrasings),
     )
+
+
+def whole_instruction(
+    told: str, fixtures: Sequence[str], rng: np.random.Generator, phrasings: Wording = "train"
+) -> tuple[str, str]:
+    """(text, template) of a task that one sentence of WHOLE_TASKS tells; `fixtures` are referring expressions."""
+    template = _template(told, WHOLE_TASKS, rng, phrasings)
+    return template.format(**dict(zip("fgh", fixtures, strict=False))), template
 
 
 def goal_instruction(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from envs.seeds import SCENE_RANGES
 from envs.tabletop.goals import MAX_GOALS, GoalKind
-from envs.tabletop.language import GOAL_TEMPLATES
+from envs.tabletop.language import GOAL_TEMPLATES, WHOLE_TASKS
 from envs.tabletop.scene import COLORS, SCENES, SceneConfig, fixture_names, place_names
 from envs.tabletop.tasks import RELATIONS, TASKS, Step, Task
 from vla.core.config import decode, lookup
@@ -163,6 +163,10 @@ def _check_tasks(suite: Suite) -> None:
             raise ValueError(f"drawer of task {name} must be from 0 to 1, got {task.drawer:g}")
         if not 1 <= len(task.steps) <= MAX_GOALS:
             raise ValueError(f"task {name} must have 1 to {MAX_GOALS} steps, it has {len(task.steps)}")
+        if task.told:
+            lookup(task.told, WHOLE_TASKS, f"sentences of task {name}")
+            if len({step.fixture for step in task.steps if step.fixture}) != 3:
+                raise ValueError(f"task {name}: sentences '{task.told}' are about three fixtures")
         for step in task.steps:
             lookup(step.words, GOAL_TEMPLATES, f"words of task {name}")
             _check_roles(name, step)

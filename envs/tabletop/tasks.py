@@ -49,6 +49,8 @@ class Task:
     strict: bool = False
     """Buttons light up while a press counts; one of these steps' that is pressed out of turn, or once too often, ends
     the episode as a failure."""
+    told: str = ""
+    """The sentences that tell the whole task (`envs.tabletop.language.WHOLE_TASKS`); empty: step by step."""
 
 
 def _lift(role: str = "a") -> Step:
@@ -102,8 +104,8 @@ TASKS: dict[str, Task] = {
     "close-lift": Task((_CLOSE, _lift()), drawer=1.0),
     "press-plate-press": Task((_PRESS, _on("a", "plate"), _PRESS)),
     # What was done before decides what comes next, and no picture shows it.
-    "other-button": Task((_LONG_MIDDLE, _LEFT, _LONG_MIDDLE, _RIGHT), strict=True),
-    "press-twice": Task((_LEFT, _LONG_MIDDLE, _LEFT, _LONG_MIDDLE, _RIGHT), strict=True),
+    "other-button": Task((_LONG_MIDDLE, _LEFT, _LONG_MIDDLE, _RIGHT), strict=True, told="before-each"),
+    "press-twice": Task((_LEFT, _LONG_MIDDLE, _LEFT, _LONG_MIDDLE, _RIGHT), strict=True, told="twice"),
 }
 
 

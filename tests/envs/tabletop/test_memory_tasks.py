@@ -8,7 +8,9 @@ from envs.experts.goals import GoalExpert
 from envs.registry import load_suite
 from envs.sim.render_options import RenderOptions
 from envs.tabletop import goals as rules
+from envs.tabletop.episodes import sample_episode
 from envs.tabletop.goals import Goal, GoalKind, empty_state, write_goals
+from envs.tabletop.scene import SCENES
 
 LEFT, MIDDLE, RIGHT = range(3)
 
@@ -88,6 +90,42 @@ def test_the_other_instruction_asks_for_the_mirrored_task(worlds):
     for episode in worlds.episodes:
         assert [swap[goal.joint] for goal in episode.goals] == [goal.joint for goal in episode.swapped_goals]
         assert episode.swapped_instruction != episode.instruction
+
+
+def test_one_short_sentence_tells_the_whole_task_and_names_its_buttons_in_order():
+    suite = load_suite("tabletop-memory")
+    for task, order in (("other-button", ("yellow", "red", "blue")), ("press-twice", ("red", "yellow", "blue"))):
+        for phrasings in ("train", "heldout"):
+            told = [sample_episode(suite, SCENES["panel"], seed, task=task, phrasings=phrasings) for seed in range(60)]
+            texts = {episode.instruction for episode in told}
+            assert len(texts) > 10 and max(len(text.split()) for text in texts) < 24
+            for text in texts:
+                named = [word for word in text.split() if word in order]
+                assert sorted(named) == sorted(order)
+                turned = text.startswith("before")
+                assert named == ([*order[1:], order[0]] if turned else [*order])
+            for episode in told[:10]:
+                assert {"red": "blue", "blue": "red"}.get(_first_side(episode.instruction)) == _first_side(
+                    episode.swapped_instruction
+                )
+
+
+def _first_side(text):
+    return next(word for word in text.split() if word in ("red", "blue"))
+
+
+def test_a_task_told_in_a_sentence_about_three_things_must_have_them(tmp_path):
+    suite = tmp_path / "suite.toml"
+    suite.write_text(
+        'scene = "panel"\ntasks = ["short"]\nobjects_per_episode = 1\nplates_per_episode = 0\nhorizon = 9\n'
+        'eval_seed0 = 5000000\ndescription = "x"\n[new_tasks.short]\ntold = "twice"\n'
+        'steps = [{kind = "press", fixture = "left-button"}]\n'
+    )
+    with pytest.raises(ValueError, match="about three fixtures"):
+        load_suite(str(suite))
+    suite.write_text(suite.read_text().replace('told = "twice"', 'told = "twise"'))
+    with pytest.raises(ValueError, match="did you mean 'twice'"):
+        load_suite(str(suite))
 
 
 def test_warp_says_that_it_draws_no_lamps():
