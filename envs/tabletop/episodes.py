@@ -238,9 +238,8 @@ def tell(
     """(instruction, template) for goals about the objects that `named` gives, (colour, kind) by role, and fixtures of
     these colours; with a `relation`, it and not the colour tells the object. `told`: as in `Task`."""
     if told:
-        fixtures = dict.fromkeys(step.fixture for step in steps)
-        phrases = [fixture_phrase(fixture_colors[kind], kind, words, phrasings) for kind in fixtures]
-        return whole_instruction(told, phrases, words, phrasings)
+        fixtures = [step.fixture for step in steps]
+        return whole_instruction(told, fixtures, fixture_colors[fixtures[0]], words, phrasings)
 
     def name_of(role: str) -> str:
         if not relation:

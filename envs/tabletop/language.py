@@ -161,26 +161,28 @@ GOAL_TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
         "heldout": ("press {f} down", "please push down on {f}"),
     },
 }
-# {f}, {g}, {h}: the fixtures of the task's steps, in the order in which they come first.
+# {f}: the first button, {w}: from which side on the outer ones are pressed.
 WHOLE_TASKS: dict[str, dict[str, tuple[str, ...]]] = {
     "before-each": {
         "train": (
-            "press {f} before {g} and again before {h}",
-            "before {g} and before {h} press {f}",
-            "push {f} before {g} and again before {h}",
+            "press {f} before each of the others {w}",
+            "{w} press {f} before each of the others",
+            "push {f} before each of the others {w}",
         ),
-        "heldout": ("push {f} before {g} and before {h}", "before {g} and again before {h} push {f}"),
+        "heldout": ("before each of the others {w} press {f}", "{w} push {f} before each of the others"),
     },
     "twice": {
         "train": (
-            "press {f} and {g} twice and then {h}",
-            "twice press {f} and {g} and then {h}",
-            "push {f} and {g} twice and then {h}",
+            "press {f} and the next one twice and then the last one",
+            "twice press {f} and the next one and then the last one",
+            "push {f} and the next one twice and then the last one",
         ),
-        "heldout": ("twice push {f} and {g} and then {h}", "push {f} then {g} twice and then press {h}"),
+        "heldout": ("twice push {f} and the next one and then the last one",),
     },
 }
-"""Sentences that tell a task of many steps, which would be hard to follow if they told every step (`Task.told`)."""
+"""Sentences that tell a task on a panel of buttons, of which a sentence for every step would be hard to follow
+(`Task.told`). One name in each: of several, a frozen backbone hardly says which comes first (docs/research-log.md)."""
+_WAYS = {"left-button": "from left to right", "right-button": "from right to left"}
 _JOINS = {
     "train": (("", " then "), ("", " and then "), ("first ", " then ")),
     "heldout": (("first ", " and then "),),
@@ -249,11 +251,13 @@ def related_phrase(
 
 
 def whole_instruction(
-    told: str, fixtures: Sequence[str], rng: np.random.Generator, phrasings: Wording = "train"
+    told: str, fixtures: Sequence[str], color: str, rng: np.random.Generator, phrasings: Wording = "train"
 ) -> tuple[str, str]:
-    """(text, template) of a task that one sentence of WHOLE_TASKS tells; `fixtures` are referring expressions."""
+    """(text, template) of a task that one sentence of WHOLE_TASKS tells; `fixtures` are the buttons in the order in
+    which they are pressed, `color` that of the first."""
     template = _template(told, WHOLE_TASKS, rng, phrasings)
-    return template.format(**dict(zip("fgh", fixtures, strict=False))), template
+    way = next(_WAYS[kind] for kind in fixtures if kind in _WAYS)
+    return template.format(f=fixture_phrase(color, fixtures[0], rng, phrasings), w=way), template
 
 
 def goal_instruction(
