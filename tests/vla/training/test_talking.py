@@ -169,3 +169,12 @@ def test_a_set_that_does_not_fit_is_refused(tmp_path, changes, problem):
 )
 def test_what_does_not_go_together_is_refused_in_a_line(folder, change, problem):
     assert problem in change(talks(folder)).problem()
+
+
+def test_what_is_seen_is_kept_for_a_run_in_bfloat16_too(folder):
+    cfg = talks(folder)
+    vla = policy(replace(cfg, model=replace(cfg.model, backbone_dtype="bfloat16")))
+    task = TalkTask(cfg.talk, vla)
+    rows, rng = task.draw(0)
+    assert torch.isfinite(task(None, rows, rng))
+    assert set(task._things) == set(rows.tolist())
