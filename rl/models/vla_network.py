@@ -114,10 +114,13 @@ def _check_tokens(vla: nn.Module, refines: str) -> None:
         )
     trained = getattr(getattr(vla, "config", None), "refines", "actions")
     if getattr(vla, "refiner", None) is not None and trained != refines:
-        names = {"actions": "a recipe of the actions (tabletop-pick)", "logits": "one of the tokens (...-tokens)"}
+        names = {
+            "actions": "the actions (such as tabletop-pick)",
+            "logits": "the tokens (such as tabletop-pick-tokens)",
+        }
         raise ValueError(
-            f"RL has refined the {trained} of this policy already: go on with {names[trained]}, or start from the "
-            "policy before RL"
+            f"RL has refined the {trained} of this policy already: go on with a recipe of {names[trained]}, or start "
+            "from the policy before RL"
         )
 
 

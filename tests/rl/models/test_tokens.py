@@ -292,6 +292,6 @@ def test_combinations_that_make_no_sense_are_refused(tmp_path):
     for first, second in ((TOKENS, ActorConfig(refiner_width=16)), (ActorConfig(refiner_width=16), TOKENS)):
         vla = make_vla(head="bins")
         make_actor(vla, SPEC.names, first)
-        with pytest.raises(ValueError, match="already: go on with"):
+        with pytest.raises(ValueError, match="already: go on with a recipe of"):
             make_actor(vla, SPEC.names, second)
     assert "needs a head that has some" in model_problem(replace(make_vla().config, refines="logits"))
