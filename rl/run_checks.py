@@ -50,11 +50,13 @@ def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos
         raise ValueError("only tokens have a ratio each: set ActorConfig.noise to 'tokens', or leave ratio at 'chunk'")
     if guide is not None and config.actor.noise == "tokens":
         raise ValueError(
-            "a teacher corrects actions, not tokens: leave the guide off, or refine the actions of this policy "
+            "a teacher corrects actions, not tokens: take a recipe without one, or refine the actions of this policy "
             "(...-guided takes any head)"
         )
     if guide is not None and demos is None:
-        raise ValueError("a teacher learns from demonstrations: name a data set (--demos), or leave the guide off")
+        raise ValueError(
+            "this recipe's teacher learns from demonstrations: name a data set (--demos), or take a recipe without one"
+        )
     if guide is not None and (problem := guide.problem()):
         raise ValueError(problem)
     require_same(model, env, remedy=_ORDER)

@@ -191,6 +191,7 @@ def _random_views(images: Mapping[str, np.ndarray], rng: np.random.Generator) ->
         focal = size * rng.uniform(0.8, 1.5)
         inner[camera] = np.array([[[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]], np.float32)
         turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        turn *= np.linalg.det(turn)  # a rotation, not a mirror
         outer[camera] = np.eye(4, dtype=np.float32)[None]
         outer[camera][0, :3] = np.concatenate([turn, rng.uniform(-0.3, 0.3, (3, 1))], 1)
     return {"depth": depth, "intrinsics": inner, "extrinsics": outer}

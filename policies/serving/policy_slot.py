@@ -17,6 +17,7 @@ from policies.serving import wire
 from policies.serving.layouts import Layout, ObservationReader
 from vla.core.checkpoint import CONFIG
 from vla.core.types import Observation, Policy, PolicySpec
+from vla.processing.depth import depth_remarks
 from vla.processing.pictures import black_picture, is_black
 from vla.processing.preprocess import Preprocessor
 
@@ -95,15 +96,19 @@ class PolicySlot:
 
     def told(self, confidence: float | None, obs: Observation) -> dict[str, Any]:
         """The part of an answer about what came: how surely the policy sees what the prompt names, and warnings of what
-        of the prompt is not read or means nothing, and of black pictures. What is not known is left out. No arrays:
-        openpi's clients take those for actions."""
+        of the prompt is not read or means nothing, of black pictures, of depth without a measurement and of a state far
+        from training's. What is not known is left out. No arrays: openpi's clients take those for actions."""
         told: dict[str, Any] = {}
         threshold = self.spec.grounding_threshold
         if confidence is not None and threshold is not None:
             told["grounding"] = {"confidence": confidence, "threshold": threshold, "below": confidence < threshold}
         reads = getattr(self.policy, "processor", None)  # what is not a checkpoint reads prompts in its own way
         lines = list(reads.remarks(obs.instruction[0])) if isinstance(reads, Preprocessor) else []
-        if lines := lines + [black_picture(name) for name, picture in obs.images.items() if is_black(picture)]:
+        lines += [black_picture(name) for name, picture in obs.images.items() if is_black(picture)]
+        lines += depth_remarks(obs).values()
+        if isinstance(reads, Preprocessor):
+            lines += reads.far_states(obs.proprio).values()
+        if lines:
             told["warnings"] = lines
         return told
 

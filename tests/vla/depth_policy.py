@@ -22,6 +22,7 @@ def cameras(seed=0, size=SIZE, batch=B):
             np.array([[focal, 0, size / 2], [0, focal * 1.1, size / 2 - 1], [0, 0, 1]], np.float32), (batch, 1, 1)
         )
         turns = [np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(batch)]
+        turns = [turn * np.linalg.det(turn) for turn in turns]  # rotations, not mirrors
         matrix = np.tile(np.eye(4, dtype=np.float32), (batch, 1, 1))
         matrix[:, :3, :3], matrix[:, :3, 3] = np.stack(turns), rng.uniform(-0.5, 0.5, (batch, 3))
         found["extrinsics"][camera] = matrix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 
 from vla.checking.motion import EpisodeFacts
 from vla.checking.recording import Recording
+from vla.data.camera_geometry import depth_picture, depth_unit, geometry_features, lens_findings, matrices
 from vla.data.dataset_meta import height_width
 from vla.data.decoding import check_image, mixed_sizes
 from vla.data.findings import Finding, identical_cameras, listed, other_shape, still_camera
 from vla.data.lerobot_dataset import on_disk
+from vla.data.tables import row_place
+from vla.processing.calibration import NOTHING, measured
 
 if TYPE_CHECKING:
     from vla.data.lazy_frames import LazyFrames
@@ -29,6 +33,8 @@ _DARK, _CLIPPED = 35.0, 0.4
 _APART = 10.0
 """Grey levels by which two cameras must differ before they can be told apart."""
 _FEWEST = 3
+_MAPS = 32
+"""Maps of depth, spread over the recording, that are looked at until one holds a measurement."""
 _TOLD = 500
 """Pictures between two reports of progress."""
 
@@ -98,6 +104,55 @@ def camera_findings(
         for other in names[i + 1 :]:
             found += _alike(one, other, seen) or _exchanged(one, other, seen)
     return found
+
+
+def calibration_findings(recording: Recording) -> list[Finding]:
+    """Findings about depth and calibration of the cameras that have both, which only policies that read depth need:
+    some maps without a measurement, and matrices that cannot be true. Maps in videos are not looked at."""
+    found: list[Finding] = []
+    for camera in recording.cameras:
+        try:
+            depth, inner, outer = geometry_features(recording.info["features"], [camera])[camera]
+        except ValueError:
+            continue  # which `vla train --xyz` says
+        try:
+            shape = _looked_into(recording, depth)
+        except ValueError as problem:
+            found.append(Finding("depth_missing", "warning", str(problem), cameras=(camera,)))
+            shape = None
+        lenses, faults = [], {}
+        for place, table in recording.vectors((inner, outer)):
+            try:
+                lenses.append(matrices(table, recording.info["features"], inner, outer)[0])
+            except ValueError as problem:
+                faults[int(recording.episodes[place])] = str(problem)
+        if faults:
+            first, *others = faults
+            text = faults[first] + (f" (and in {listed(others)})" if others else "")
+            found.append(Finding("calibration", "warning", text, tuple(faults), cameras=(camera,)))
+        if shape is not None and lenses:
+            found += lens_findings(camera, np.concatenate(lenses), shape)
+    return found
+
+
+def _looked_into(recording: Recording, key: str) -> tuple[int, int]:
+    """(height, width) of a depth feature. ValueError if none of the maps looked at holds a measurement."""
+    feature = recording.info["features"][key]
+    shape = height_width(recording.info["features"], key)
+    if not recording.encoded(key):
+        return shape
+    unit, every, looked = depth_unit(feature, key), max(1, recording.frames // _MAPS), 0
+    nothing = True
+    for row, cell in recording.pictures(key):
+        if nothing and row % every == 0:
+            mm = depth_picture(cell, recording.root, unit, key, partial(row_place, recording.table, row))
+            looked, shape, nothing = looked + 1, mm.shape, not measured(mm[None] / 1000).any()
+    if nothing:
+        raise ValueError(
+            f"feature '{key}' holds {NOTHING} of {looked} frames looked at: a policy that reads depth learns none from "
+            "it; is depth_unit right in its info in meta/info.json?"
+        )
+    return shape
 
 
 def _whole(recording: Recording, on_episode: Callable[[int], None]) -> list[Finding]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vla.checking.cameras import camera_findings
+from vla.checking.cameras import calibration_findings, camera_findings
 from vla.checking.commands import command_findings, find_pairs, gripper_pairs
 from vla.checking.components import component_findings
 from vla.checking.episodes import BY_RANGE, episode_findings
@@ -156,6 +156,7 @@ def check_dataset(
         found += [finding for finding in told_of if not (unlike and finding.code in BY_RANGE)]
     if pictures:
         found += camera_findings(recording, facts, told(2), told(passes - 1))
+        found += calibration_findings(recording)
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(recording, tuple(found), tuple(facts), tasks, scales, tuple(pairs))
 

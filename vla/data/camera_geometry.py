@@ -9,7 +9,7 @@ extrinsics is the robot's).
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vla.data.dataset_meta import IMAGE_PREFIX, check_width, depth_maps
+from vla.data.findings import Finding
 from vla.data.tables import row_place, vectors
 from vla.data.video_index import open_video, readable, video_files
+from vla.processing.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
 from vla.processing.depth import sampled
 
 _MM = {"mm": 1.0, "m": 1000.0}
 """Millimetres of a unit."""
 _MOST_MM = 65535
+_AT_ONCE = 256
 _CODES = 4095
 """Codes of LeRobot's depth videos: 0 is the least depth or less (nothing measured), this one the most or more."""
 _ENCODING = {"depth_min": 0.01, "depth_max": 10.0, "shift": 3.5, "use_log": True}
@@ -95,41 +98,95 @@ def read_geometry(
             maps = _filmed(root, info, table, depth)
         else:
             maps = _depths(root, table, features[depth], depth)
-        matrix = vectors(table, features, inner).reshape(-1, 3, 3)
+        matrix, poses = matrices(table, features, inner, outer)
+        if not _measured(maps).any():
+            raise ValueError(
+                f"feature '{depth}' holds {NOTHING} of any frame: is depth_unit right in its info in meta/info.json? "
+                "Correct it, or leave the camera out (--cameras)"
+            )
         if size is not None:
             height, width = maps.shape[1:]
             matrix = matrix * np.array([size / width, size / height, 1.0], np.float32)[:, None]
             maps = sampled(maps, size)
-        found[camera] = CameraGeometry(maps, matrix, vectors(table, features, outer).reshape(-1, 4, 4))
+        found[camera] = CameraGeometry(maps, matrix, poses)
     return found
+
+
+def matrices(
+    table: pa.Table, features: Mapping[str, Any], inner: str, outer: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(F, 3, 3) and (F, 4, 4) of these two features. ValueError naming the first frame whose matrix cannot be true."""
+    matrix, poses = (vectors(table, features, key).reshape(-1, n, n) for key, n in ((inner, 3), (outer, 4)))
+    for key, problem in ((inner, lens_problem(matrix)), (outer, pose_problem(poses))):
+        if problem:
+            raise ValueError(
+                f"the values of feature '{key}' at {row_place(table, problem[0])} {problem[1]}: record them again, or "
+                "leave the camera out (--cameras)"
+            )
+    return matrix, poses
+
+
+def geometry_findings(geometry: Mapping[str, CameraGeometry]) -> list[Finding]:
+    """Findings about cameras whose depth tells nothing in some frames, or whose intrinsics are hardly theirs."""
+    found = []
+    for camera, known in geometry.items():
+        blind = int((~_measured(known.depth_mm)).sum())
+        if blind:
+            text = f"camera '{camera}' measures {NOTHING} of {blind} of {len(known.depth_mm)} frames: was it covered?"
+            found.append(Finding("depth_missing", "warning", text, cameras=(camera,)))
+        found += lens_findings(camera, known.intrinsics, known.depth_mm.shape[1:])
+    return found
+
+
+def lens_findings(camera: str, intrinsics_F33: NDArray[np.float32], shape: Sequence[int]) -> list[Finding]:
+    """A finding if a camera's intrinsics are unlikely to be those of depth maps of this (height, width)."""
+    if problem := off_centre(intrinsics_F33, *shape):
+        text = f"the intrinsics of camera '{camera}' {problem}"
+        return [Finding("intrinsics_off", "warning", text, cameras=(camera,))]
+    return []
 
 
 def _depths(root: Path, table: pa.Table, feature: Mapping[str, Any], key: str) -> NDArray[np.uint16]:
     """(F, H, W) of a depth feature of pictures, mm."""
-    info = feature.get("info") or {}
-    unit = info.get("depth_unit")
-    if unit not in _MM:
-        raise ValueError(f"feature '{key}' does not say its depth_unit, mm or m, in its info in meta/info.json: {unit}")
-    cells = table.column(key).to_pylist()
+    unit, cells = depth_unit(feature, key), table.column(key).to_pylist()
 
     def decode(row: int) -> NDArray[np.uint16]:
-        cell = cells[row] or {}
-        encoded, path = (cell, None) if isinstance(cell, bytes) else (cell.get("bytes"), cell.get("path"))
-        try:
-            with Image.open(io.BytesIO(encoded) if encoded else root / str(path)) as image:
-                values = np.asarray(image)
-        except OSError as problem:
-            raise ValueError(f"feature '{key}' holds no depth at {row_place(table, row)}: {problem}") from None
-        if values.ndim != 2 or values.dtype == np.uint8:
-            raise ValueError(
-                f"feature '{key}' holds {values.dtype} of shape {values.shape} at {row_place(table, row)}, not one "
-                "channel of 16 bits or floats"
-            )
-        mm = np.nan_to_num(values.astype(np.float64) * _MM[unit], nan=0.0, posinf=0.0, neginf=0.0).round()
-        return np.where((mm > 0) & (mm <= _MOST_MM), mm, 0).astype(np.uint16)
+        return depth_picture(cells[row], root, unit, key, lambda: row_place(table, row))
 
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(pool.map(decode, range(len(cells)))))
+
+
+def depth_unit(feature: Mapping[str, Any], key: str) -> float:
+    """Millimetres of the unit of a depth feature of pictures. ValueError where it says none."""
+    unit = (feature.get("info") or {}).get("depth_unit")
+    if unit not in _MM:
+        raise ValueError(f"feature '{key}' does not say its depth_unit, mm or m, in its info in meta/info.json: {unit}")
+    return _MM[unit]
+
+
+def depth_picture(cell: Any, root: Path, unit: float, key: str, place: Callable[[], str]) -> NDArray[np.uint16]:
+    """(H, W) mm of one picture of depth, as it lies in a table. ValueError naming the `place` for what is none."""
+    cell = cell or {}
+    encoded, path = (cell, None) if isinstance(cell, bytes) else (cell.get("bytes"), cell.get("path"))
+    try:
+        with Image.open(io.BytesIO(encoded) if encoded else root / str(path)) as image:
+            values = np.asarray(image)
+    except OSError as problem:
+        raise ValueError(f"feature '{key}' holds no depth at {place()}: {problem}") from None
+    if values.ndim != 2 or values.dtype == np.uint8:
+        raise ValueError(
+            f"feature '{key}' holds {values.dtype} of shape {values.shape} at {place()}, not one channel of 16 bits or "
+            "floats"
+        )
+    mm = np.nan_to_num(values.astype(np.float64) * unit, nan=0.0, posinf=0.0, neginf=0.0).round()
+    return np.where((mm > 0) & (mm <= _MOST_MM), mm, 0).astype(np.uint16)
+
+
+def _measured(depth_FHW: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """(F,) whether these maps, mm, hold a measurement; some at a time, for they may fill the memory."""
+    parts = [depth_FHW[at : at + _AT_ONCE] for at in range(0, len(depth_FHW), _AT_ONCE)]
+    return np.concatenate([measured(part.astype(np.float32) / 1000) for part in parts])
 
 
 def _filmed(root: Path, info: dict[str, Any], table: pa.Table, key: str) -> NDArray[np.uint16]:

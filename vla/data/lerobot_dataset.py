@@ -21,7 +21,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vla.core.types import ActionSpec, Observation
-from vla.data.camera_geometry import CameraGeometry, geometry_features, read_geometry, table_columns
+from vla.data.camera_geometry import (
+    CameraGeometry,
+    geometry_features,
+    geometry_findings,
+    read_geometry,
+    table_columns,
+)
 from vla.data.dataset_meta import (
     camera_keys,
     check_width,
@@ -263,6 +269,7 @@ def load_dataset(
             on_progress(done, total)
 
     names = {key: component_names(features, key) for key in (ACTION, PROPRIO)}
+    geometry = read_geometry(root, info, table, measured, image_size)
     images: dict[str, NDArray[np.uint8] | LazyFrames] = {}
     for camera, key in keys.items() if lazy else ():
         images[camera] = on_disk(root, info, table, order, key, image_size)
@@ -291,9 +298,10 @@ def load_dataset(
             *timing_findings(table, info),
             *foreign_findings(root),
             *(() if image_size else _shapes(features, keys, images)),
+            *geometry_findings(geometry),
         ),
         aspects={} if image_size else {camera: image.shape[2] / image.shape[1] for camera, image in images.items()},
-        geometry=read_geometry(root, info, table, measured, image_size),
+        geometry=geometry,
     )
 
 

@@ -16,12 +16,10 @@ from torch import Tensor
 from vla.backbones.features import Features
 from vla.model.config import XYZConfig
 from vla.processing.batch import ModelInput
+from vla.processing.calibration import FAR_M, NEAR_M
 
 RAW_DIM = 4
 """Numbers for each raw token: its coordinates, and 1 where they are known."""
-NEAR_M, FAR_M = 0.01, 10.0
-"""A depth outside of this is no measurement: 0 and infinity are what cameras and renderers give where they see
-nothing."""
 _LIMIT = 4.0
 """Normalised coordinates are limited to this: a wall far behind the table would drown everything else."""
 _REACH = 3.0

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.core.types import Observation
+from vla.processing.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
 
 _NEEDS = "this policy reads depth and calibration of every camera"
+_IMPOSSIBLE = {"intrinsics": lens_problem, "extrinsics": pose_problem}
 
 
 def depth_views(
@@ -62,6 +64,25 @@ def _of(
         raise ValueError(
             f"the {what} of camera '{camera}' must be floats of shape ({wanted}), got {values.dtype} {values.shape}"
         )
-    if what != "depth" and not np.isfinite(values).all():
+    if what == "depth":
+        return values
+    if not np.isfinite(values).all():
         raise ValueError(f"the {what} of camera '{camera}' holds NaN or infinity")
+    if problem := _IMPOSSIBLE[what](values):
+        raise ValueError(f"the {what} of camera '{camera}' {problem[1]}")
     return values
+
+
+def depth_remarks(obs: Observation) -> dict[str, str]:
+    """A line for each camera of an observation whose depth tells nothing, or whose intrinsics are unlikely to belong to
+    its depth."""
+    found = {}
+    for camera, depth in (obs.depth or {}).items():
+        inner = (obs.intrinsics or {}).get(camera)
+        if not (measured(depth[:, ::8, ::8]).any() or measured(depth).any()):
+            found[camera] = (
+                f"camera '{camera}' measures {NOTHING}: is it covered, or its depth in mm? Floats are read as metres"
+            )
+        elif inner is not None and (problem := off_centre(inner, *depth.shape[1:])):
+            found[camera] = f"the intrinsics of camera '{camera}' {problem}"
+    return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vla.core.types import IMAGE_SIZE, ActionSpec, Observation, PolicySpec
 from vla.processing.batch import ModelInput
-from vla.processing.depth import depth_views
+from vla.processing.depth import depth_remarks, depth_views
 from vla.processing.pictures import black_picture, is_black
 from vla.processing.stats import LEAST_RANGE, Stats
 from vla.processing.text import TextRule, read, remarks, tokens_of
@@ -116,6 +116,7 @@ class Preprocessor:
         self._told: set[int] = set()  # state components that were far away
         self._shown: set[str] = set()  # cameras whose pictures had an unlikely shape
         self._black: set[str] = set()  # cameras that showed nothing
+        self._blind: set[str] = set()  # cameras whose depth told nothing, or was read by wrong intrinsics
         self._tokens: dict[str, tuple[int, ...]] = {}
         self._remarks: dict[str, tuple[str, ...]] = {}
         self.text_limit = config.max_text_tokens
@@ -174,7 +175,14 @@ class Preprocessor:
     def depth_arrays(self, obs: Observation) -> tuple[NDArray[np.float32], ...]:
         """Depth (B, V, size, size) and the matrices of every camera for a model that reads depth; nothing for another.
         ValueError as `arrays`."""
-        return depth_views(self.config.cameras, self.config.image_size, obs) if self.config.depth else ()
+        if not self.config.depth:
+            return ()
+        views = depth_views(self.config.cameras, self.config.image_size, obs)
+        for camera, line in depth_remarks(obs).items():
+            if camera in self.config.cameras and camera not in self._blind:
+                self._blind.add(camera)
+                _log.warning("%s", line)
+        return views
 
     def token_arrays(self, instructions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids (B, T) and mask (B, T), T being `max_text_tokens`, or the longest instruction's length if that is more.
@@ -229,21 +237,27 @@ class Preprocessor:
         scaled = np.clip((proprio.astype(np.float64) - centre) / half, -_PROPRIO_LIMIT, _PROPRIO_LIMIT)
         return _spread(scaled.astype(np.float32), self.config.proprio_slots, self.proprio_width)
 
-    def _tell_far(self, proprio_BP: NDArray[np.floating]) -> None:
-        """Log, once for each component, a state so far from the recorded ones that another unit or order is likely."""
+    def far_states(self, proprio_BP: NDArray[np.floating]) -> dict[int, str]:
+        """A line for each state component so far from the recorded ones that another unit or order is likely."""
         middle, half = self._recorded
         far = np.abs(proprio_BP - middle) > _FAR * half
-        if not far.any():
-            return
-        for index in set(np.flatnonzero(far.any(0)).tolist()) - self._told:
-            self._told.add(index)
+        found = {}
+        for index in np.flatnonzero(far.any(0)).tolist():
             value = proprio_BP[np.flatnonzero(far[:, index])[0], index]
             low, high = self.stats.proprio.min[index], self.stats.proprio.max[index]
-            _log.warning(
-                "state component %s is %.4g, in training it was %.4g to %.4g: another unit (degrees, radians) or "
-                "order? The policy reads it as the end of its range",
-                names[index] if (names := self.config.proprio_names) else index, value, low, high,
-            )  # fmt: skip
+            name = names[index] if (names := self.config.proprio_names) else index
+            found[index] = (
+                f"state component {name} is {value:.4g}, in training it was {low:.4g} to {high:.4g}: another unit "
+                "(degrees, radians) or order? The policy reads it as the end of its range"
+            )
+        return found
+
+    def _tell_far(self, proprio_BP: NDArray[np.floating]) -> None:
+        """Log, once for each component, what `far_states` finds."""
+        for index, line in self.far_states(proprio_BP).items():
+            if index not in self._told:
+                self._told.add(index)
+                _log.warning("%s", line)
 
     def normalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]:
         """(..., A) environment units -> [-1, 1] between the quantiles of the training data. Not clipped.

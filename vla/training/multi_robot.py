@@ -7,9 +7,10 @@ black in its views, and masked in its loss. Each keeps its own normalisation, wh
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +18,7 @@ from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.data.dataset_meta import camera_name
 from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
+from vla.model.config import MemoryConfig, VLAConfig
 from vla.model.model import VLA
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.processing.text import MOST_TOKENS, room_for_text
@@ -43,6 +45,8 @@ def build_vla(
     if cfg.weights is not None and len(cfg.weights) != count:
         need = "1 dataset needs 1 weight" if count == 1 else f"{count} datasets need {count} weights"
         raise ValueError(f"{need}, got {len(cfg.weights)}")
+    if cfg.model.memory is not None:
+        check_memory(cfg.model, demos.values() if isinstance(demos, Mapping) else [demos])
     if isinstance(demos, Mapping) and len(demos) == 1:
         demos = next(iter(demos.values()))
     if isinstance(demos, Mapping):
@@ -62,6 +66,18 @@ def build_vla(
         backbone=backbone,
         seed=cfg.seed,
     )
+
+
+def check_memory(config: VLAConfig, demos: Iterable[DemoSet]) -> None:
+    """ValueError for a memory of more decisions than any episode has: what would fill it never comes."""
+    assert config.memory is not None
+    longest = max(int(np.unique(part.episode_index, return_counts=True)[1].max(initial=0)) for part in demos)
+    most = max(-(-longest // (config.n_action_steps or config.chunk_size)), MemoryConfig.frames)
+    if config.memory.frames > most:
+        raise ValueError(
+            f"a memory of {config.memory.frames} frames is more than an episode's decisions, in the longest of "
+            f"{longest} frames: give --memory-frames {most} or fewer"
+        )
 
 
 def members_of(vla: VLA, demos: DemoSet | Mapping[str, DemoSet]) -> dict[str, tuple[Processor, DemoSet]]:

@@ -9,6 +9,9 @@ from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
 from vla.training.train_config import TrainConfig
 
+_THIN = slice(2, None, 8)
+"""Rows and columns of depth maps that tell recordings apart."""
+
 
 def check_policy(cfg: TrainConfig, vla: VLA) -> None:
     """ValueError where the policy is not one of this run's configuration."""
@@ -27,12 +30,32 @@ def check_policy(cfg: TrainConfig, vla: VLA) -> None:
 
 
 def fingerprint(demos: Iterable[DemoSet]) -> str:
-    """A digest of everything but the pictures: a run is resumed on the demonstrations that it began with."""
-    each = list(map(_fingerprint, demos))
+    """Two digests of everything but the pictures: a run is resumed on the demonstrations that it began with. Runs made
+    before the second, of the state's names and what cameras measured, was kept know the first only (`same_data`)."""
+    parts = list(demos)
+    return "-".join(_joined([of(part) for part in parts]) for of in (_numbers, _measurements))
+
+
+def same_data(kept: str, now: str) -> bool:
+    """True if a run that has kept this fingerprint was begun with the demonstrations that have `now`."""
+    return kept == now or kept == now.partition("-")[0]
+
+
+def _joined(each: list[str]) -> str:
     return each[0] if len(each) == 1 else hashlib.blake2b("".join(each).encode(), digest_size=16).hexdigest()
 
 
-def _fingerprint(demos: DemoSet) -> str:
+def _measurements(demos: DemoSet) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(demos.proprio_names).encode())
+    for camera, known in sorted(demos.geometry.items()):
+        digest.update(repr((camera, known.depth_mm.shape)).encode())
+        for array in (known.intrinsics, known.extrinsics, known.depth_mm[:, _THIN, _THIN]):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _numbers(demos: DemoSet) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((demos.num_frames, demos.fps, demos.action_names)).encode())
     for array in (demos.proprio, demos.action, demos.episode_index):

@@ -44,7 +44,7 @@ from vla.training.language_cotraining import LanguageTask
 from vla.training.modulation import asking, routed
 from vla.training.multi_robot import build_vla, members_of
 from vla.training.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
-from vla.training.run_identity import check_policy, fingerprint
+from vla.training.run_identity import check_policy, fingerprint, same_data
 from vla.training.sampling import batch_frames, mix, mixed_frames
 from vla.training.talking import TalkTask
 from vla.training.train_config import MAY_CHANGE, TrainConfig, TrainProgress, TrainReport, learning_rate
@@ -275,7 +275,7 @@ class _Run:
                     f"{out} was trained with {field}={was!r}, not {wanted!r}: resume it as it was begun, or begin "
                     "another run (--out)"
                 )
-        if state["data"] != self.data:
+        if not same_data(state["data"], self.data):
             raise ValueError(
                 f"{out} was trained on other demonstrations: resume it on those, or begin another run (--out)"
             )

@@ -25,6 +25,7 @@ def train_heatmap(command: Any) -> None:
     if command.backbone is not None:
         check_backbone(command.backbone)
     refuse_used(command.out / CONFIG, command.out, "a checkpoint", resume=False)
+    from vla.checking.check import training_warnings
     from vla.data.lerobot_dataset import load_dataset
     from vla.runtime.console import progress, say
     from vla.training.heatmap.train import HeatmapTrainConfig, build, train
@@ -43,6 +44,8 @@ def train_heatmap(command: Any) -> None:
     policy.model.to(choose_device(command.device))
     for line in demos.summary(command.dataset[0].name):
         say(line)
+    for warning in training_warnings(command.dataset[0], demos):
+        say(f"warning: {warning}")
     motion = policy.model.config.motion
     say(f"an action of 1 moves the hand by {1000 * motion.metres_per_action:.1f} mm, as the demonstrations show")
     with progress("heat-maps", config.steps, unit="steps") as update:

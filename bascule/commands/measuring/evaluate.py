@@ -32,7 +32,8 @@ class Eval(Command):
     json: Path | None = None
     """Write the result to this file too; `vla report compare` compares such files."""
     seed0: int | None = None
-    """Seed of the first scene. Default: the suite's first evaluation seed, which is never a training seed."""
+    """Seed of the first scene. Default: the suite's first evaluation seed, which is never a training seed; of
+    a checkpoint that plays scenes below, which it may have learnt, a warning tells."""
     phrasings: Literal["train", "heldout", "novel"] = "train"
     """heldout: instructions phrased as in no demonstration; novel: objects in colours that no demonstration handles."""
     controls: bool = True

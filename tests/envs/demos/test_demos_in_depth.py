@@ -1,10 +1,15 @@
 """Depth and calibration in demonstrations: read back as they were seen, by us and by the stock LeRobotDataset."""
 
+import io
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from envs.demos.record import record
 from tests.vla.data.odd_recordings import edited
@@ -137,6 +142,66 @@ def test_a_depth_video_of_the_stock_recorder_is_read(monkeypatch, tmp_path):
 def test_what_is_missing_is_named(recorded, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         load_dataset(edited(recorded, tmp_path, change), ["front", "wrist"], depth=True)
+
+
+def written(recorded, folder, key, change):
+    """A copy whose column `key` is changed: a function of its values in order, one for each frame."""
+    shutil.copytree(recorded, folder)
+    for path in sorted((folder / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        column = pa.array(change(table.column(key).to_pylist()), table.column(key).type)
+        pq.write_table(table.set_column(table.column_names.index(key), key, column), path)
+    return folder
+
+
+def from_row(row, value):
+    return lambda values: [value(v) if i >= row else v for i, v in enumerate(values)]
+
+
+def dark(cell):
+    picture = io.BytesIO()
+    Image.fromarray(np.zeros((SIZE, SIZE), np.uint16)).save(picture, "PNG")
+    return {"bytes": picture.getvalue(), "path": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "code", "message"),
+    [
+        ("images.front_depth", from_row(0, dark), "depth_missing", "depth_unit right"),
+        ("extrinsics.front", from_row(6, lambda v: [0.0] * 16), "calibration", "episode 1, frame 2 are no pose: the"),
+        (
+            "extrinsics.wrist", from_row(0, lambda v: [1000 * x if i in (3, 7, 11) else x for i, x in enumerate(v)]),
+            "calibration", "episode 0, frame 0 put the camera .* must be in metres",
+        ),
+        ("intrinsics.wrist", from_row(4, lambda v: [0.0] * 9), "calibration", "episode 1, frame 0 have no focal"),
+    ],
+)  # fmt: skip
+def test_depth_and_calibration_that_cannot_be_true_are_refused_and_found(
+    recorded, tmp_path, key, change, code, message
+):
+    camera = key.split(".")[1].removesuffix("_depth")
+    folder = written(recorded, tmp_path / "x", f"observation.{key}", change)
+    with pytest.raises(ValueError, match=rf"feature 'observation\.{key}'.*{message}.*leave the camera out"):
+        load_dataset(folder, depth=True)
+    assert load_dataset(folder).geometry == {}, "nobody who does not ask is troubled"
+    found = [finding for finding in check_dataset(folder).findings if finding.code == code]
+    assert [finding.cameras for finding in found] == [(camera,)] and found[0].severity == "warning"
+
+
+def test_frames_without_a_measurement_and_lenses_of_another_size_are_told(recorded, tmp_path):
+    def told(folder, code):
+        return [line for line in load_dataset(folder, depth=True).noticed if line.code == code]
+
+    assert not told(recorded, "depth_missing")
+    folder = written(recorded, tmp_path / "a", "observation.images.wrist_depth", from_row(5, dark))
+    (said,) = told(folder, "depth_missing")
+    count = sum(map(toy.length, range(EPISODES)))
+    assert f"camera 'wrist' measures no depth between 0.01 and 10 m in any pixel of {count - 5} of {count}" in said.text
+    centred = from_row(0, lambda v: [20, 0, SIZE / 2, 0, 21, SIZE / 2, 0, 0, 1])
+    folder = written(recorded, tmp_path / "b", "observation.intrinsics.front", centred)
+    assert [finding.cameras for finding in told(folder, "intrinsics_off")] == [("wrist",)]  # the toy's point is at 0
+    found = [finding for finding in check_dataset(folder).findings if finding.code == "intrinsics_off"]
+    assert [finding.cameras for finding in found] == [("wrist",)]
 
 
 def test_a_recording_with_depth_is_not_continued_without(recorded):

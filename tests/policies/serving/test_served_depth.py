@@ -56,6 +56,43 @@ def test_what_a_client_lacks_is_named_and_costs_no_connection(server, name):
         assert client.act(obs).shape[0] == 3
 
 
+def warnings(client, obs):
+    """The warnings in the answer to the first of the observations."""
+    message = {"state": obs.proprio[0], "prompt": obs.instruction[0]}
+    parts = ("images", "depth", "intrinsics", "extrinsics")
+    message |= {f"{part}/{name}": value[0] for part in parts for name, value in getattr(obs, part).items()}
+    return client.infer(message).get("warnings", [])
+
+
+def test_depth_that_tells_nothing_and_a_state_in_another_unit_are_told(server):
+    obs = observation()
+    with PolicyClient(server.uri) as client:
+        assert warnings(client, obs) == []
+        for scale in (1000, 0, np.nan, -1):
+            depth = {camera: scale * depth for camera, depth in obs.depth.items()}
+            said = warnings(client, replace(obs, depth=depth))
+            assert [line.split(" in any pixel")[0] for line in said] == [
+                f"camera '{camera}' measures no depth between 0.01 and 10 m" for camera in CAMERAS
+            ]
+        (said,) = warnings(client, replace(obs, proprio=obs.proprio + [0, 0, 1e30, 0, 0]))
+        assert said.startswith("state component 2 is 1e+30, in training it was") and "another unit" in said
+        large = {camera: matrix * np.float32([[8], [8], [1]]) for camera, matrix in obs.intrinsics.items()}
+        assert "principal point" in warnings(client, replace(obs, intrinsics=large))[0]
+
+
+def test_matrices_that_cannot_be_true_get_one_line(server):
+    obs = observation()
+    with PolicyClient(server.uri) as client:
+        for part, words in (
+            ("intrinsics", "have no focal length: fx and fy must be positive"),
+            ("extrinsics", "no pose"),
+        ):
+            nothing = {camera: 0 * matrix for camera, matrix in getattr(obs, part).items()}
+            with pytest.raises(RuntimeError, match=f"the {part} of camera 'front' .*{words}"):
+                client.act(replace(obs, **{part: nothing}))
+        assert client.act(obs).shape[0] == 3
+
+
 def test_whole_numbers_are_millimetres_and_shapes_are_checked():
     reader = ObservationReader(CAMERAS, depth=True)
     obs = observation()

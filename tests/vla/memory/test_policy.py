@@ -146,3 +146,20 @@ def test_wrong_use_is_refused_in_one_line():
     inp = vla.processor.prepare(toy_observation(1))
     with pytest.raises(ValueError, match="acts through VLAPolicy"):
         vla.predict(inp)
+
+
+def test_a_memory_of_more_decisions_than_an_episode_has_is_refused():
+    """Before anything is built: the policy's layers are as large as its memory."""
+    data = demos(length=9)
+
+    def built(frames):
+        memory = MemoryConfig(frames, "bank")
+        cfg = replace(CONFIG, model=replace(CONFIG.model, memory=memory, n_action_steps=STEPS))
+        return build_vla(cfg, data, action_spec=SPEC, backbone=toy_backbone(point_dim=6))
+
+    assert built(5).config.memory.frames == 5
+    for frames in (6, 10**6):
+        with pytest.raises(ValueError, match=f"a memory of {frames} frames .* longest of 9 frames: .* 5 or fewer"):
+            built(frames)
+    with pytest.raises(ValueError, match="--memory-frames 4 or fewer"):
+        build_vla(replace(CONFIG, model=replace(CONFIG.model, memory=MemoryConfig(9))), {"a": demos(), "b": demos()})

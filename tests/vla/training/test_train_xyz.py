@@ -12,6 +12,8 @@ from tests.vla.training.test_train import CONFIG, SIZE, demos
 from vla.data.camera_geometry import CameraGeometry
 from vla.data.feature_cache import encode_demos
 from vla.model.config import XYZConfig
+from vla.training import train as trainer
+from vla.training.run_identity import fingerprint
 from vla.training.train import build_vla, train
 
 XYZ = replace(CONFIG, model=replace(CONFIG.model, xyz=XYZConfig()))
@@ -65,6 +67,28 @@ def test_it_learns_resumes_bit_for_bit_and_is_refused_without_depth(tmp_path):
     assert any(not torch.equal(t, before[n]) for n, t in whole.state_dict().items() if "embed_xyz" in n)
     with pytest.raises(ValueError, match="lack the depth of camera 'front'"):
         train(XYZ, fresh(demos()), demos(), tmp_path / "none")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_is_resumed_with_the_cameras_that_it_began_with(tmp_path, monkeypatch, old):
+    """Runs made before the cameras counted know nothing of them: they go on as before."""
+    data, few = measured(), replace(XYZ, steps=4)
+    with monkeypatch.context() as patch:
+        if old:
+            patch.setattr(trainer, "fingerprint", lambda parts: fingerprint(parts).partition("-")[0])
+        train(few, fresh(data), data, tmp_path)
+    assert train(few, fresh(data), data, tmp_path, resume=True).step == 4
+    mm = {name: replace(known, depth_mm=known.depth_mm + 1) for name, known in data.geometry.items()}
+    others = measured(turn=0.1), replace(data, geometry=mm), replace(data, proprio_names=tuple("vwxyz"))
+    for other in others:
+        vla = fresh(other)
+        if old:
+            train(few, vla, other, tmp_path, resume=True)
+            continue
+        with pytest.raises(ValueError, match="trained on other demonstrations"):
+            train(few, vla, other, tmp_path, resume=True)
+    with pytest.raises(ValueError, match="trained on other demonstrations"):
+        train(few, fresh(data), replace(data, action=data.action * 0.9), tmp_path, resume=True)
 
 
 def _stop_after(steps):

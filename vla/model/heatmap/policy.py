@@ -78,7 +78,8 @@ class HeatmapPolicy:
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """The way (B, chunk_size, A) to the next keyframe, environment units. Environments that are not live stand
-        still. FloatingPointError if a position is not finite."""
+        still. ValueError where no camera sees anything of the workspace: heat-maps of nothing have a peak, too.
+        FloatingPointError if a position is not finite."""
         live = np.ones(obs.batch_size, bool) if obs.live is None else obs.live
         columns, motion = self.columns, self.model.config.motion
         proprio = np.asarray(obs.proprio, np.float64)
@@ -89,7 +90,9 @@ class HeatmapPolicy:
             rows = np.flatnonzero(live)
             seen = self.processor.arrays(obs if live.all() else obs.select(rows))
             with torch.inference_mode():
-                key = self.model.decide(*self.inputs(seen, proprio[rows]))
+                inputs = self.inputs(seen, proprio[rows])
+                self._require_sight(inputs[0])
+                key = self.model.decide(*inputs)
             goal = key.position_B3.cpu().numpy()
             if not np.isfinite(goal).all():
                 raise FloatingPointError("the model's position is not finite: its weights or inputs are damaged")
@@ -104,6 +107,17 @@ class HeatmapPolicy:
         # Only the gripper may have other ends than +1 and -1: displacements are scaled by what was measured.
         chunk[..., columns.grip] = np.where(chunk[..., columns.grip] > 0, high[columns.grip], low[columns.grip])
         return np.clip(chunk, low, high).astype(np.float32)
+
+    def _require_sight(self, cloud: Cloud) -> None:
+        centre, half = self.model.whole(cloud.batch_size)
+        near = ((cloud.points_BN3 - centre[:, None]).abs() < half[:, None, None]).all(-1) & cloud.seen_BN
+        if not near.any(1).all():
+            workspace = self.model.config.workspace
+            raise ValueError(
+                f"no camera measures a point of the workspace, {workspace.half_m:g} m to each side of "
+                f"({', '.join(f'{x:g}' for x in workspace.centre_m)}): the policy does not move; is depth in metres, "
+                "and are the extrinsics in the robot's frame?"
+            )
 
     def inputs(self, seen: Any, proprio: NDArray[np.floating]) -> tuple[Cloud, Tensor, Tensor, Tensor, Tensor]:
         """Arguments of `HeatmapModel.decide`, from the processor's arrays and the raw state."""
