@@ -32,9 +32,10 @@ class Cloud(TensorBatch):
     @staticmethod
     def of(images_BVHWC: Tensor, depth_BVHW: Tensor, intrinsics_BV33: Tensor, extrinsics_BV44: Tensor) -> Cloud:
         """All pixels of B scenes' cameras; a depth that is 0 or not finite was not measured."""
+        seen_BVHW = (depth_BVHW > 0) & (depth_BVHW < torch.inf)
+        depth_BVHW = torch.where(seen_BVHW, depth_BVHW, 0.0)
         points = back_project(depth_BVHW, intrinsics_BV33, extrinsics_BV44).flatten(1, 3)
-        seen = (torch.isfinite(depth_BVHW) & (depth_BVHW > 0)).flatten(1)
-        return Cloud(torch.where(seen[..., None], points, 0.0), images_BVHWC.flatten(1, 3), seen)
+        return Cloud(points, images_BVHWC.flatten(1, 3), seen_BVHW.flatten(1))
 
 
 @dataclass(frozen=True)

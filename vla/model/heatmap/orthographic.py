@@ -40,8 +40,10 @@ def back_project(depth: Tensor, intrinsics: Tensor, extrinsics: Tensor) -> Tenso
     x = (column - of(intrinsics, 0, 2)) / of(intrinsics, 0, 0) * depth
     y = (row - of(intrinsics, 1, 2)) / of(intrinsics, 1, 1) * depth
     local = torch.stack([x, y, depth], -1)
-    turned = local.flatten(-3, -2) @ extrinsics[..., :3, :3].transpose(-1, -2)
-    return turned.unflatten(-2, (height, width)) + extrinsics[..., None, None, :3, 3]
+    turn, shift = extrinsics[..., :3, :3].transpose(-1, -2), extrinsics[..., None, :3, 3]
+    lead = depth.shape[:-2]
+    world = torch.baddbmm(shift.reshape(-1, 1, 3), local.reshape(-1, height * width, 3), turn.reshape(-1, 3, 3))
+    return world.view(*lead, height, width, 3)
 
 
 def project(points_BN3: Tensor, centre_B3: Tensor, half_B: Tensor, resolution: int) -> Tensor:
