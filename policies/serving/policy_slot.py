@@ -106,7 +106,7 @@ class PolicySlot:
         lines = list(reads.remarks(obs.instruction[0])) if isinstance(reads, Preprocessor) else []
         lines += [black_picture(name) for name, picture in obs.images.items() if is_black(picture)]
         lines += depth_remarks(obs).values()
-        if isinstance(reads, Preprocessor):
+        if isinstance(reads, Preprocessor) and reads.config.proprio_dim == obs.proprio.shape[1]:
             lines += reads.far_states(obs.proprio).values()
         if lines:
             told["warnings"] = lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,17 @@ class Logs:
         save_checkpoint(folder, config=_asked(config), tensors=tensors, stats={}, trainer_state=self.figures)
 
     @staticmethod
-    def load(folder: Path, config: ResetFreeConfig) -> Logs:
-        """Read them. ValueError where they were logged with other settings."""
+    def load(folder: Path, config: ResetFreeConfig, begun: Mapping[str, str]) -> Logs:
+        """Read them. ValueError where they were logged with other settings, or where `begun` (what `figures` keeps of
+        the policy and the demonstrations that they began with) is not theirs. Earlier versions kept nothing."""
         saved = load_checkpoint(folder)
+        kept = saved.trainer_state or {}
+        for name, now in begun.items():
+            if kept.get(name, now) != now:
+                raise ValueError(
+                    f"the episodes in {folder} were logged with another {name}: give those that they were logged with "
+                    "(--init and --demos), or choose another folder (--out)"
+                )
         had = {name: value for name, value in saved.config.items() if name in _asked(config)}
         if had != _asked(config):
             raise ValueError(f"{folder} was logged with other settings ({had}): choose another folder")
@@ -58,7 +67,7 @@ class Logs:
         lengths = groups["watched"]["lengths"].tolist()
         seen, done = (groups["watched"][name].split(lengths) for name in ("seen", "done"))
         watched = [Watched(*pair) for pair in zip(seen, done, strict=True)]
-        return Logs(replay, watched, saved.trainer_state or {})
+        return Logs(replay, watched, kept)
 
 
 def _asked(config: ResetFreeConfig) -> dict[str, Any]:

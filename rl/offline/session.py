@@ -16,6 +16,7 @@ from rl.offline.judges import ClassifierJudge, Judge, SimulatorJudge
 from rl.offline.logs import Logs, log
 from rl.offline.run import Draws, Evaluate, Outcome, ResetFreeRun
 from rl.rewards.success_classifier import fit_classifier, shuffled
+from rl.run_checkpoint import frozen_digest
 from vla.core.checkpoint import CONFIG
 from vla.core.config import save_json
 from vla.core.types import Observation, VecEnv
@@ -23,6 +24,7 @@ from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
+from vla.training.run_identity import fingerprint
 
 
 def learn_without_resets(
@@ -47,12 +49,13 @@ def learn_without_resets(
     env = ResetFreeVecEnv(worlds, config.pair, draws, reset_every=config.reset_every, horizon=config.horizon)
     agent = Agent(vla, worlds.action_spec.names, config.n_action_steps, config.agent, seed=config.seed)
     folder = logs_at or out / "logs"
+    begun = {"policy": frozen_digest(agent.vla), "recording": fingerprint([demos])}
     if (folder / CONFIG).is_file():
-        logs = Logs.load(folder, config)
+        logs = Logs.load(folder, config, begun)
         draws.count = logs.figures["scenes"]
     else:
         logs = log(agent, env, demos, config)
-        logs.figures |= {"scenes": draws.count, "resets": vars(env.counts).copy()}
+        logs.figures |= {"scenes": draws.count, "resets": vars(env.counts).copy(), **begun}
         env.counts = ResetCounts()  # those of the logs are told apart
         logs.save(folder, config)
     judge = _judge(logs, config, out, worlds.num_envs)

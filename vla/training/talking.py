@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vla.core.compatibility import fit
 from vla.core.config import load_json
+from vla.core.types import PolicySpec
 from vla.model.config import TalkerConfig
 from vla.model.model import VLA, evaluating
 from vla.model.talking.talker import Speech, question_tokens
@@ -83,6 +85,9 @@ class TalkTask(nn.Module):
             raise ValueError(
                 f"{config.data} has a state of {data.proprio.shape[1]} components, the policy reads {reads.proprio_dim}"
             )
+        told = PolicySpec(proprio_dim=reads.proprio_dim, proprio_names=data.proprio_names)
+        if (order := fit(vla.processor.policy_spec(1, 1), told, where=f"set {config.data}").proprio_order) is not None:
+            data.proprio = data.proprio[:, list(order)]
         tokenizer = vla.backbone.tokenizer
         texts = sorted({text for frame in data.asked for _, *pair in frame for text in pair})
         self._tokens = {text: question_tokens(tokenizer, text) for text in texts}

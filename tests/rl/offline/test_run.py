@@ -93,6 +93,19 @@ def test_a_killed_run_goes_on_bit_exactly(worlds: MujocoVecEnv, demos: DemoSet, 
     assert VLA.load(tmp_path / "whole" / "policy").config.refiner_width == 16
 
 
+def test_episodes_of_another_policy_or_beside_other_demonstrations_are_not_taken(
+    worlds: MujocoVecEnv, demos: DemoSet, tmp_path: Path
+) -> None:
+    short = replace(CONFIG, decisions=8)
+    run(worlds, demos, tmp_path / "a", short)
+    other = replace(demos, action=demos.action.clip(-0.5, 0.5))
+    with pytest.raises(ValueError, match="were logged with another recording: give those"):
+        run(worlds, other, tmp_path / "b", short)
+    vla = build_vla(replace(RECIPES["smoke"](), seed=5), demos, backbone=load_backbone("small"))
+    with pytest.raises(ValueError, match="were logged with another policy: give those"):
+        learn_without_resets(vla, worlds, demos, short, tmp_path / "b", evaluate=dict, logs_at=tmp_path / "logs")
+
+
 def test_a_classifier_rewards_and_is_kept(worlds: MujocoVecEnv, demos: DemoSet, tmp_path: Path) -> None:
     config = replace(CONFIG, reward="classifier", decisions=8)
     outcome, _ = run(worlds, demos, tmp_path / "c", config)

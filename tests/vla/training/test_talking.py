@@ -90,6 +90,19 @@ def test_it_learns_to_tell_what_it_sees_and_what_it_was_told(folder):
     assert right == {"object": len(data)}  # the colour is that of the other picture, the object that of the words
 
 
+def test_a_states_components_are_found_by_name(tmp_path):
+    vla, order = policy(talks(talk_set(tmp_path))), [3, 0, 4, 1, 2]
+    (tmp_path / "other").mkdir()
+    other = talk_set(tmp_path / "other", proprio_names=[*map("abcde".__getitem__, order)])
+    np.save(other / "proprio.npy", np.load(other / "proprio.npy")[:, order])
+    seen = [TalkTask(talks(folder).talk, vla).observed(np.arange(9)) for folder in (tmp_path / "talk", other)]
+    assert torch.equal(seen[0].proprio_BP, seen[1].proprio_BP)
+    (tmp_path / "foreign").mkdir()
+    foreign = talk_set(tmp_path / "foreign", proprio_names=list("abcdx"))
+    with pytest.raises(ValueError, match="reads the state a, b, c, d, e, the set .* reports a, b, c, d, x"):
+        TalkTask(talks(foreign).talk, vla)
+
+
 def test_a_frozen_backbone_learns_the_same_actions_to_the_bit(folder, tmp_path):
     plain, data = policy(CONFIG), tiny_demos()
     train(CONFIG, plain, data, tmp_path / "plain")
