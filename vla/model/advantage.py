@@ -49,17 +49,16 @@ class AdvantageStem(nn.Module):
 
 def add_advantage(vla: Any, config: AdvantageConfig, *, seed: int) -> None:
     """Make a trained policy (a `vla.model.model.VLA`) one that can be told. Its actions stay what they are, whatever it
-    is told, until it learns; one that has been told before stays as it is. ValueError for one that cannot."""
-    if vla.config.advantage is not None:
-        return
+    is told, until it learns; one that has been told before keeps what it has learnt. ValueError for one that cannot."""
     changed = replace(vla.config, advantage=config)
     if problem := model_problem(changed):
         raise ValueError(problem)
     if vla.refiner is not None:
         raise ValueError("this policy was refined by RL; imitation of its logs would train its head past the refiner")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vla.bridge.advantage = vla.bridge.advantage_stem().to(vla.device)
+    if vla.bridge.advantage is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            vla.bridge.advantage = vla.bridge.advantage_stem().to(vla.device)
     vla.config = changed
 
 

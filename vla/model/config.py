@@ -193,14 +193,14 @@ class MemoryConfig:
 class AdvantageConfig:
     """A policy that is told whether its actions shall be good ones (`vla.model.advantage`)."""
 
-    guidance: float = 1.0
+    guidance: float = 8.0
     """How far the action goes from that of the policy that is told nothing (0) to that of the one asked for good
-    actions (1), and beyond."""
+    actions (1), and beyond: what logs of one policy show of better actions is a small step away from its own."""
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""
-        fine = 0 <= self.guidance <= 10
-        return None if fine else f"advantage.guidance must be from 0 to 10, got {self.guidance}"
+        fine = 0 <= self.guidance <= 100
+        return None if fine else f"advantage.guidance must be from 0 to 100, got {self.guidance}"
 
 
 @dataclass(frozen=True)
@@ -288,6 +288,8 @@ def model_problem(config: VLAConfig) -> str | None:
         return "a policy without a language model (decoder false) cannot talk: leave talk out"
     if config.advantage is not None and (isinstance(config.bridge, FaithfulConfig) or config.modulators is not None):
         return "only a policy with our own bridge, and without modulators, can be asked for good actions"
+    if config.advantage is not None and config.advantage.guidance != 1 and config.head == "flow":
+        return "actions of a flow head are not guided: set the guidance to 1 (vla train --guidance 1)"
     parts = (
         config.bridge, config.lora, config.xyz, config.modulators, config.talk, config.memory, config.advantage,
     )  # fmt: skip

@@ -62,6 +62,9 @@ class Train(Command):
     steps_ahead: int | None = None
     """Beside --advantage: control steps after which a chunk is judged by what the value model then expects.
     (default: 24)"""
+    guidance: float | None = None
+    """Beside --advantage: how many times as far as good actions are from what the policy does untold it goes that way.
+    (default: 8)"""
 
     backbone: str | None = None
     """Another vision-language model: a name (`vla list backbones`), a folder, or MODULE:FUNCTION (docs/extend.md).
@@ -217,8 +220,8 @@ class Train(Command):
     def _check_init(self) -> None:
         """ValueError for flags that do not go together with --init, or without it."""
         flags = "backbone", "tune", "head", "chunk_size", "n_action_steps", "weights", "teacher"
-        if not self.advantage and (self.good is not None or self.steps_ahead is not None):
-            raise ValueError("--good and --steps-ahead say how logs are judged: they go with --advantage")
+        if not self.advantage and given(good=self.good, steps_ahead=self.steps_ahead, guidance=self.guidance):
+            raise ValueError("--good, --steps-ahead and --guidance go with --advantage")
         if self.init is None:
             if self.advantage:
                 raise ValueError("--advantage improves the policy whose episodes were logged: name it with --init")
@@ -255,7 +258,7 @@ class Train(Command):
         elif pool is not None and pool != model.config.modulators:
             raise ValueError(f"{self.out} was begun with other modulators: resume it as it was begun")
         if self.advantage and not resuming:
-            add_advantage(model, AdvantageConfig(), seed=config.seed)
+            add_advantage(model, AdvantageConfig(**given(guidance=self.guidance)), seed=config.seed)
         config = replace(config, model=model.config)
         if problem := config.problem():
             raise ValueError(problem)

@@ -58,8 +58,8 @@ class AdvantageExperimentConfig:
     """Share of the logged frames that are called good."""
     steps_ahead: int = JudgeConfig.steps_ahead
     """Control steps after which the value model looks again."""
-    guidance: float = 1.0
-    """Classifier-free guidance of the arm good."""
+    guidance: float = AdvantageConfig.guidance
+    """Classifier-free guidance of the arms that are told something."""
     episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""
     num_envs: int = 48
@@ -108,7 +108,6 @@ def _learn_and_evaluate(config: AdvantageExperimentConfig, out: Path, arm: str, 
     model = VLA.load(folder)
     if model.bridge.advantage is not None:
         model.bridge.advantage.asked = {"bad": BAD, "untold": UNTOLD}.get(arm, GOOD)
-    if arm == "good":
         model.config = replace(model.config, advantage=AdvantageConfig(config.guidance))
     policy = VLAPolicy(model)
     with evaluation_scenes(config, policy) as (env, seeds):

@@ -82,7 +82,7 @@ def test_an_improved_policy_is_asked_for_good_actions_by_everyone(
     ("changes", "says"),
     [
         ({"advantage": True}, "name it with --init"),
-        ({"good": 0.3}, "they go with --advantage"),
+        ({"good": 0.3}, "go with --advantage"),
         ({"init": True, "advantage": True, "modulators": 2}, "give one of them"),
         ({"init": True, "advantage": True, "augment": True}, "leave out --tune, --augment"),
         ({"init": True, "advantage": True, "good": 1.5}, "good must be in"),

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from rl.configs.learning import ActorConfig
+from rl.models.vla_network import VLANetwork
 from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, demos, fresh, interrupt_at, kill, weights
 from vla.core.config import load_json
@@ -59,7 +61,7 @@ def test_it_asks_for_good_actions_unless_it_is_told_otherwise(tmp_path):
     assert torch.equal(untold, actions(toy_vla().eval()))
     vla.save(tmp_path)
     again = VLA.load(tmp_path, load_backbone=load_toy)
-    assert again.config.advantage == AdvantageConfig() and torch.equal(actions(again), good)
+    assert again.config.advantage == AdvantageConfig(1.0) and torch.equal(actions(again), good)
     vla.bridge.advantage.asked = BAD
     assert torch.equal(actions(vla), bad)
 
@@ -172,5 +174,8 @@ def test_what_cannot_be_told_or_judged_is_refused(tmp_path):
     assert "without modulators" in model_problem(VLAConfig(advantage=AdvantageConfig(), modulators=ModulatorConfig()))
     refined = toy_vla()
     refined.add_refiner(8, seed=0)
+    with pytest.raises(ValueError, match="does not refine a guided policy"):
+        VLANetwork(learnt(guidance=2.0), ActorConfig())
+    assert "flow head" in model_problem(VLAConfig(head="flow", advantage=AdvantageConfig()))
     with pytest.raises(ValueError, match="refined by RL"):
         add_advantage(refined, AdvantageConfig(), seed=0)
