@@ -193,9 +193,9 @@ class MemoryConfig:
 class AdvantageConfig:
     """A policy that is told whether its actions shall be good ones (`vla.model.advantage`)."""
 
-    guidance: float = 8.0
+    guidance: float = 1.0
     """How far the action goes from that of the policy that is told nothing (0) to that of the one asked for good
-    actions (1), and beyond: what logs of one policy show of better actions is a small step away from its own."""
+    actions (1), and beyond."""
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""

@@ -64,7 +64,7 @@ class Train(Command):
     (default: 24)"""
     guidance: float | None = None
     """Beside --advantage: how many times as far as good actions are from what the policy does untold it goes that way.
-    (default: 8)"""
+    (default: 1, no further)"""
 
     backbone: str | None = None
     """Another vision-language model: a name (`vla list backbones`), a folder, or MODULE:FUNCTION (docs/extend.md).

@@ -176,6 +176,6 @@ def test_what_cannot_be_told_or_judged_is_refused(tmp_path):
     refined.add_refiner(8, seed=0)
     with pytest.raises(ValueError, match="does not refine a guided policy"):
         VLANetwork(learnt(guidance=2.0), ActorConfig())
-    assert "flow head" in model_problem(VLAConfig(head="flow", advantage=AdvantageConfig()))
+    assert "flow head" in model_problem(VLAConfig(head="flow", advantage=AdvantageConfig(2.0)))
     with pytest.raises(ValueError, match="refined by RL"):
         add_advantage(refined, AdvantageConfig(), seed=0)
