@@ -154,6 +154,7 @@ class Train(Command):
         from vla.runtime.console import progress, say
         from vla.runtime.console import stderr as console
         from vla.runtime.distributed import launched
+        from vla.training.advantage.labels import judgement
         from vla.training.distillation.student import student_config, take_decoder
         from vla.training.memory_budget import estimate
         from vla.training.multi_robot import reorderings, unshared_components
@@ -214,6 +215,8 @@ class Train(Command):
         if report.interrupted:
             raise KeyboardInterrupt
         if rank == 0:
+            for line in judgement(self.out):
+                say(line)
             say(f"policy after {report.step} steps in {self.out}")
         return None
 

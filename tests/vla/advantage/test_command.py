@@ -53,12 +53,14 @@ def improve(out, data, init, **changes):
 
 
 def test_an_improved_policy_is_asked_for_good_actions_by_everyone(
-    arm, logs, trained, tmp_path, monkeypatch,  # noqa: F811
+    arm, logs, trained, tmp_path, monkeypatch, capsys,  # noqa: F811
 ):  # fmt: skip
     for name in ("_WIDTH", "_BATCH"):  # a small value model
         monkeypatch.setattr(f"vla.training.advantage.value.{name}", 8)
     out = tmp_path / "out"
     improve(out, (arm, logs), trained)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "logs: 6 of 12 episodes succeeded" in told and "record more episodes" in told, "of noise nothing is learnt"
     improve(out, (arm, logs), trained, resume=True)  # nothing left to do
     label = load_tensors(out / LABELS)["label"]
     assert (label[:12] == 1).all() and len(label) == 12 + 36 and set(label[12:].tolist()) == {1.0, -1.0}

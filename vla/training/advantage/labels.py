@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vla.backbones.features import Features
 from vla.core.checkpoint import load_tensors, save_tensors
-from vla.core.config import save_json
+from vla.core.config import load_json, save_json
 from vla.data.batches import Batch, Source
 from vla.data.feature_cache import EncodedDemos
 from vla.data.lerobot_dataset import DemoSet
@@ -31,6 +31,8 @@ FIGURES = "advantage.json"
 _FEWEST = 20
 """Logged episodes that a task needs for a threshold of its own; those with fewer share one."""
 _AT_ONCE = 1024
+_LEAST_EXPLAINED = 0.1
+"""Share of the returns' variance below which the value model gets a warning."""
 
 
 def check_logs(demos: Mapping[str, DemoSet]) -> None:
@@ -89,6 +91,28 @@ def judge(demos: DemoSet, encoded: EncodedDemos, config: JudgeConfig, *, seed: i
     }
     label_F = torch.from_numpy(np.where(good, GOOD, BAD)).float()
     return Judged(label_F, torch.from_numpy(value_F), torch.from_numpy(advantage_F), figures)
+
+
+def judgement(out: Path) -> list[str]:
+    """Lines for the console about how the logs of the run in `out` were judged; none for a run without."""
+    if not (out / FIGURES).is_file():
+        return []
+    lines = []
+    for name, told in load_json(out / FIGURES).items():
+        if "episodes" not in told:
+            continue
+        lines.append(
+            f"{name}: {told['successes']} of {told['episodes']} episodes succeeded, {told['good']} of "
+            f"{told['frames']} frames are called good ({100 * told['good_of_successes']:.0f}% of those of successes, "
+            f"{100 * told['good_of_failures']:.0f}% of failures)"
+        )
+        if told["explained_variance"] < _LEAST_EXPLAINED:
+            lines.append(
+                f"warning: {name}: of episodes that it has not seen the value model explains "
+                f"{100 * told['explained_variance']:.0f}% of the returns' variance, so labels are little better than "
+                "chance: record more episodes"
+            )
+    return lines
 
 
 def _inputs(encoded: EncodedDemos) -> Tensor:
