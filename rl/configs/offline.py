@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-ALGORITHMS = ("cal-ql", "cql", "awac", "rlpd")
+ALGORITHMS = ("cal-ql", "cql", "awac", "rlpd", "filtered")
 REWARDS = ("classifier", "simulator", "shuffled")
 
 
@@ -14,7 +14,8 @@ class AgentConfig:
 
     algorithm: str = "cal-ql"
     """cal-ql: conservative values, pushed down no further than what the data returned (Nakamoto et al. 2023); cql: the
-    same without that bound; awac: imitation weighted by advantages; rlpd: neither, half of every batch logged data."""
+    same without that bound; awac: imitation weighted by advantages; rlpd: neither, half of every batch logged data;
+    filtered: imitation of what was rewarded in the end, the baseline of them all."""
     refiner_width: int = 128
     """Width of the residual on the VLA's actions: all of the policy that learns."""
     critic_width: int = 128

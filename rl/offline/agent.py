@@ -135,8 +135,9 @@ class Agent:
         departure = ((mean - batch.now.base_BnA) / self.std_A).square().mean((1, 2))
         log_prob_B = policy.log_prob(batch.action_BnA, batch.executed_Bn) / batch.action_BnA[0].numel()
         opinion = Opinion(
-            value_B=value_B, log_prob_B=log_prob_B, departure_B=departure, advantage_B=of_data_B - value_B.detach()
-        )
+            value_B=value_B, log_prob_B=log_prob_B, departure_B=departure, succeeded_B=batch.returned_B > 0,
+            advantage_B=of_data_B - value_B.detach(),
+        )  # fmt: skip
         loss = self.algorithm.improvement(opinion, self.config)
         self.actor_optimiser.zero_grad(set_to_none=True)
         loss.backward()

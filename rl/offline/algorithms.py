@@ -57,6 +57,8 @@ class Opinion:
     """Log-density of what was done under the policy, per component; differentiable."""
     departure_B: Tensor
     """Mean square of the residual, in standard deviations; differentiable."""
+    succeeded_B: Tensor
+    """Bool: a reward followed what was done."""
     advantage_B: Tensor
     """The critics' value of what was done, less that of the policy's action; without gradients."""
 
@@ -75,6 +77,11 @@ def imitate_the_better(opinion: Opinion, config: AgentConfig) -> Tensor:
     return -(weight_B * opinion.log_prob_B).mean()
 
 
+def imitate_successes(opinion: Opinion, config: AgentConfig) -> Tensor:
+    """Filtered imitation: of what was rewarded in the end. The critics have no say."""
+    return -(opinion.succeeded_B * opinion.log_prob_B).mean()
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One of `rl.configs.offline.ALGORITHMS`."""
@@ -88,4 +95,5 @@ BY_NAME: dict[str, Algorithm] = {
     "cql": Algorithm(conservative, ascend),
     "awac": Algorithm(None, imitate_the_better),
     "rlpd": Algorithm(None, ascend),
+    "filtered": Algorithm(None, imitate_successes),
 }

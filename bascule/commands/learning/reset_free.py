@@ -32,7 +32,8 @@ class ResetFree(Command):
     """The folder of the run: OUT/policy is the policy, OUT/classifier says when a task is done."""
     algorithm: str = _AGENT.algorithm
     """cal-ql: conservative values, pushed down no further than what the data returned; cql: the same without that
-    bound; awac: imitation weighted by advantages; rlpd: neither, half of every batch logged data."""
+    bound; awac: imitation weighted by advantages; rlpd: neither, half of every batch logged data;
+    filtered: imitation of what was rewarded in the end."""
     reward: str = _RUN.reward
     """classifier: learnt from the logs; simulator: the simulator's word; shuffled: a classifier learnt from shuffled
     labels, a control that must fail."""

@@ -26,6 +26,7 @@ ARMS: dict[str, tuple[str, str]] = {
     "cql": ("cql", "classifier"),
     "awac": ("awac", "classifier"),
     "rlpd": ("rlpd", "classifier"),
+    "filtered": ("filtered", "classifier"),
     "shuffled": ("cal-ql", "shuffled"),
     "cal-ql-simulator": ("cal-ql", "simulator"),
     "cql-simulator": ("cql", "simulator"),
@@ -41,9 +42,10 @@ class ResetFreeExperimentConfig:
 
     suite: str = "tabletop-tray"
     """The suite that has both tasks; its other tasks are prior experience, in the demonstrations."""
-    arms: tuple[str, ...] = (IMITATION, "cal-ql", "cql", "awac", "shuffled", "cal-ql-simulator")
-    """imitation: the initial policy of all arms. cal-ql, cql, awac, rlpd: rewarded by a classifier learnt from the
-    logs. shuffled: cal-ql with a classifier learnt from shuffled labels, a control that must not improve.
+    arms: tuple[str, ...] = (IMITATION, "filtered", "cal-ql", "cql", "awac", "shuffled", "cal-ql-simulator")
+    """imitation: the initial policy of all arms. filtered: its residual imitates the demonstrations and what is
+    rewarded. cal-ql, cql, awac, rlpd: offline and online RL of the same residual. A classifier learnt from the logs
+    rewards them all. shuffled: cal-ql with a classifier learnt from shuffled labels, a control that must not improve.
     cal-ql-simulator and the like: rewarded by the simulator."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and imitation policy."""

@@ -60,7 +60,7 @@ def test_calibration_has_no_gradient_below_the_returns() -> None:
 def test_awac_weighs_by_advantage() -> None:
     log_prob = torch.zeros(3, requires_grad=True)
     opinion = Opinion(
-        value_B=torch.zeros(3), log_prob_B=log_prob, departure_B=torch.zeros(3),
+        value_B=torch.zeros(3), log_prob_B=log_prob, departure_B=torch.zeros(3), succeeded_B=torch.zeros(3) > 0,
         advantage_B=torch.tensor([-1.0, 0.0, 1.0]),
     )  # fmt: skip
     imitate_the_better(opinion, AgentConfig(advantage_scale=1.0)).backward()
@@ -108,7 +108,7 @@ def test_cal_ql_stops_pushing_at_what_the_data_returned_and_cql_does_not() -> No
 
 
 def test_the_actor_goes_where_the_reward_was() -> None:
-    for algorithm in ("rlpd", "awac"):
+    for algorithm in ("rlpd", "awac", "filtered"):
         config = replace(QUICK, algorithm=algorithm, motion_std=0.3, gripper_std=0.3, anchor=0.01)
         agent = Agent(StubVLA(), ACTIONS, STEPS, config, seed=0)  # type: ignore[arg-type]
         generator, replay = torch.Generator().manual_seed(0), Replay(300)
