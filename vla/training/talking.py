@@ -21,7 +21,8 @@ from vla.core.config import load_json
 from vla.core.types import PolicySpec
 from vla.model.config import TalkerConfig
 from vla.model.model import VLA, evaluating
-from vla.model.talking.talker import Speech, question_tokens
+from vla.model.talking.talker import Heard, Speech, question_tokens
+from vla.model.talking.things import look_for, text_tokens
 from vla.processing.batch import ModelInput
 from vla.processing.text import plain_text
 from vla.training.train_config import TalkConfig
@@ -93,7 +94,7 @@ class TalkTask(nn.Module):
         self._tokens = {text: question_tokens(tokenizer, text) for text in texts}
         self._end = tokenizer.eos_token_id
         self._answers = _shuffled(data.asked) if config.shuffled else [[a for _, _, a in one] for one in data.asked]
-        self._things: dict[int, Tensor] = {}
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
         for text in set(data.instruction):  # long and odd ones are refused now
             vla.processor.tokens(text)
 
@@ -106,35 +107,52 @@ class TalkTask(nn.Module):
         """Mean loss of some of these moments' questions."""
         vla, config = self._vla[0], self.config
         rows = np.sort(rows)
-        pairs = []
-        for row in rows:
-            chosen = rng.permutation(len(self._data.asked[row]))
-            for q in np.resize(chosen, config.questions):  # of a moment with fewer, some twice
-                pairs.append((self._data.asked[row][q][1], self._answers[row][q]))
-        ids, labels = self._pairs(pairs)
+        chosen: list[tuple[int, int]] = []
+        for row in rows.tolist():
+            order = rng.permutation(len(self._data.asked[row]))
+            chosen += [(row, int(q)) for q in np.resize(order, config.questions)]  # of a moment with fewer, some twice
+        ids, labels = self._pairs([(self._data.asked[row][q][1], self._answers[row][q]) for row, q in chosen])
         device = vla.device
         low = vla.backbone_dtype != torch.float32
         with torch.autocast(device.type, dtype=vla.backbone_dtype if low else torch.bfloat16, enabled=low):
             with torch.set_grad_enabled(torch.is_grad_enabled() and vla.backbone_learns):
                 inp = self.observed(rows).to(device)
-                things = self._seen(inp, rows)
+                things = self._look(inp, rows)
                 heard = vla.talker.prefill(vla.backbone, inp.without_padding(), things_BNF=things)
             heard = heard.select(torch.arange(len(rows), device=device).repeat_interleave(config.questions))
+            heard.asked_BF = self._asked(heard, chosen)
             return vla.talker.loss(
                 vla.backbone, heard, ids.to(device), labels.to(device), smoothing=config.smoothing, ignored=IGNORED
             )
 
-    def _seen(self, inp: ModelInput[Tensor], rows: np.ndarray) -> Tensor | None:
-        """Where a frozen backbone sees the things that it has names for, looked up once a moment. Each is looked at by
-        itself: in another batch the last bits may be others, and a resumed run would not be the same."""
+    def _look(self, inp: ModelInput[Tensor], rows: np.ndarray) -> Tensor | None:
+        """Where a frozen backbone sees the things that it has names for, looked up once a moment, with what all of the
+        moment's questions name. Each moment is looked at by itself: in another batch the last bits may be others, and a
+        resumed run would not be the same."""
         vla = self._vla[0]
         if vla.backbone_learns or vla.talker.names_NT is None:
             return None
         for place, row in enumerate(rows.tolist()):
-            if row not in self._things:
+            if row not in self._seen:
                 one = vla.talker.prefill(vla.backbone, inp.select([place]).without_padding())
-                self._things[row] = one.things_BNF[0].half()  # 14 kB for 22 names
-        return torch.stack([self._things[row].float() for row in rows.tolist()])
+                questions = [question for _, question, _ in self._data.asked[row]]
+                asked = look_for(vla.backbone, one.looked, one.cache, self._ids(questions)[None])
+                self._seen[row] = one.things_BNF[0].half(), asked[0].half()  # 14 kB for 22 names
+        return torch.stack([self._seen[row][0].float() for row in rows.tolist()])
+
+    def _asked(self, heard: Heard, chosen: list[tuple[int, int]]) -> Tensor | None:
+        """Where what each chosen question names is seen, (B, F); None for a policy without names."""
+        vla = self._vla[0]
+        if vla.talker.names_NT is None:
+            return None
+        if vla.backbone_learns:
+            ids = self._ids([self._data.asked[row][q][1] for row, q in chosen])
+            return look_for(vla.backbone, heard.looked, heard.cache, ids[:, None])[:, 0]
+        return torch.stack([self._seen[row][1][q].float() for row, q in chosen])
+
+    def _ids(self, questions: list[str]) -> Tensor:
+        vla = self._vla[0]
+        return text_tokens(vla.backbone.tokenizer, questions).to(vla.device)
 
     def observed(self, rows: np.ndarray) -> ModelInput[Tensor]:
         """These moments as the policy reads them."""

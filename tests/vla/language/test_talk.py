@@ -40,23 +40,31 @@ def talking_policy(rank=4, names=(), **config):
     return VLAPolicy(vla.eval())
 
 
-def things_slowly(policy, inp):
-    """The tokens (B, N, D) of the policy's names: the backbone's own forward pass with each name as instruction."""
-    backbone, talker = policy.vla.backbone, policy.vla.talker
-    words, tokens = backbone.vlm.model.get_input_embeddings(), []
+def seen_slowly(policy, inp, text):
+    """The numbers (B, F) of a text, and its places: the backbone's own forward pass with it as instruction."""
+    backbone = policy.vla.backbone
+    ids = torch.tensor([question_tokens(backbone.tokenizer, text)] * len(inp.images_BVHWC))
+    features = backbone(inp.images_BVHWC, ids, torch.ones_like(ids, dtype=torch.bool))
+    states = features.queries_BLQD[:, -1]
+    both = [states[:, backbone.naming[0]], states.mean(1)]
+    both = [torch.nn.functional.layer_norm(x, x.shape[-1:]) for x in both]
+    points = features.points_BQE[:, list(backbone.naming)].unflatten(-1, (-1, 3))  # (B, queries, views, 3)
+    xy = points[..., :2]
+    waves = [f(k * np.pi * xy) for k in (0.5, 1, 2) for f in (torch.sin, torch.cos)]
+    return torch.cat([part.flatten(1) for part in (*both, xy, points[..., 2:], *waves)], 1), xy.flatten(1)
+
+
+def things_slowly(policy, inp, question):
+    """(the tokens (B, N, D) of the names, what every token starts from beside words, state and instruction)."""
+    talker, words, tokens = policy.vla.talker, policy.vla.backbone.vlm.model.get_input_embeddings(), []
+    if not policy.vla.config.talk.names:
+        return inp.proprio_BP.new_zeros(len(inp.images_BVHWC), 0, policy.vla.backbone.width), 0
+    asked, at = seen_slowly(policy, inp, question)
     for name in policy.vla.config.talk.names:
-        ids = torch.tensor([question_tokens(backbone.tokenizer, name)] * len(inp.images_BVHWC))
-        features = backbone(inp.images_BVHWC, ids, torch.ones_like(ids, dtype=torch.bool))
-        states = features.queries_BLQD[:, -1]
-        both = [
-            torch.nn.functional.layer_norm(x, x.shape[-1:]) for x in (states[:, backbone.naming[0]], states.mean(1))
-        ]
-        points = features.points_BQE[:, list(backbone.naming)].unflatten(-1, (-1, 3))  # (B, queries, views, 3)
-        xy = points[..., :2]
-        waves = [f(k * np.pi * xy) for k in (0.5, 1, 2) for f in (torch.sin, torch.cos)]
-        places = torch.cat([xy, points[..., 2:], *waves], -1).flatten(1)
-        tokens.append(words(ids[:1]).mean(1) + talker.thing(torch.cat([*both, places], 1)))
-    return torch.stack(tokens, 1) if tokens else inp.proprio_BP.new_zeros(len(inp.images_BVHWC), 0, backbone.width)
+        seen, place = seen_slowly(policy, inp, name)
+        ids = torch.tensor(question_tokens(policy.vla.backbone.tokenizer, name))
+        tokens.append(words(ids).mean(0) + talker.thing(torch.cat([seen, place - at], 1)))
+    return torch.stack(tokens, 1), talker.asked(asked)
 
 
 def one_pass(policy, obs, question, said):
@@ -68,10 +76,11 @@ def one_pass(policy, obs, question, said):
     b, s = prompt.mask_BS.shape
     tokens = torch.tensor([question_tokens(backbone.tokenizer, question) + said] * b)
     words = backbone.vlm.model.get_input_embeddings()
-    told = torch.cat([things_slowly(policy, inp), words(tokens)], 1)
+    things, asked = things_slowly(policy, inp, question)
+    told = torch.cat([things, words(tokens)], 1)
     real = [words(ids[mask]).mean(0) for ids, mask in zip(inp.token_ids_BT, inp.token_mask_BT, strict=True)]
     said = torch.nn.functional.rms_norm(torch.stack(real), (backbone.width,))
-    start = vla.talker.state(inp.proprio_BP) + vla.talker.told(said)
+    start = vla.talker.state(inp.proprio_BP) + vla.talker.told(said) + asked
     embeds = torch.cat([prompt.embeds_BSD, told + start[:, None]], 1)
     t = embeds.shape[1] - s
     sees = torch.ones(s + t, s + t, dtype=torch.bool).tril()[None] & torch.cat(

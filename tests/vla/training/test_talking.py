@@ -190,4 +190,4 @@ def test_what_is_seen_is_kept_for_a_run_in_bfloat16_too(folder):
     task = TalkTask(cfg.talk, vla)
     rows, rng = task.draw(0)
     assert torch.isfinite(task(None, rows, rng))
-    assert set(task._things) == set(rows.tolist())
+    assert set(task._seen) == set(rows.tolist())

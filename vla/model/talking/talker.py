@@ -12,8 +12,9 @@ learning to talk moves nothing that acts. Where the decoder learns from both los
 Every token behind the bar starts from its word, from the robot's state, and from the mean of the instruction's words:
 a few words among a hundred patches are found late (as the queries' own start, `vla.backbones.backbone.Backbone.ask`).
 
-A token for each name that the policy knows things by tells where its backbone points when told that name alone. The
-decoder's own keys and values say too little of places: it was pre-trained to point, not to tell.
+A policy that has names for things looks before it answers: for what the question names, and for each thing by its
+name. Every token starts from the first, too, and the second stand before the question, a token each. The decoder's own
+keys and values say too little of places: it was pre-trained to point, not to tell.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from transformers import DynamicCache
 from vla.backbones.families import decoder_of
 from vla.language.talking import Said
 from vla.model.config import TalkerConfig
-from vla.model.talking.things import look_for, name_tokens, things_width
+from vla.model.talking.things import Looked, look_for, places_width, seen_width, text_tokens
 from vla.processing.batch import ModelInput
 from vla.processing.text import plain_text
 
@@ -106,6 +107,10 @@ class Heard:
     """Mean of the instruction's word vectors."""
     things_BNF: Tensor | None = None
     """Where the things that the policy has names for are seen (`vla.model.talking.things.look_for`)."""
+    looked: Looked | None = None
+    """The pictures, for a policy that has names for things."""
+    asked_BF: Tensor | None = None
+    """Where what the question names is seen; None: to be looked up when it is asked."""
     start_BD: Tensor | None = None
     """Added to the word of every token that follows."""
 
@@ -114,7 +119,9 @@ class Heard:
         changed."""
         self.cache.batch_select_indices(index)
         rows = (tensor[index] for tensor in (self.mask_BS, self.last_B, self.proprio_BP, self.said_BD))
-        return Heard(self.cache, *rows, None if self.things_BNF is None else self.things_BNF[index])
+        if self.things_BNF is None or self.looked is None:
+            return Heard(self.cache, *rows)
+        return Heard(self.cache, *rows, self.things_BNF[index], self.looked.select(index))
 
 
 class Talker(nn.Module):
@@ -145,10 +152,13 @@ class Talker(nn.Module):
         self.placed = nn.Linear(places.shape[1], text.num_hidden_layers * 2 * self.kv_heads * text.head_dim, bias=False)
         nn.init.zeros_(self.placed.weight)
         self.register_buffer(
-            "names_NT", name_tokens(backbone.tokenizer, config.names) if config.names else None, persistent=False
+            "names_NT", text_tokens(backbone.tokenizer, config.names) if config.names else None, persistent=False
         )
         if config.names:
-            self.thing = nn.Sequential(nn.Linear(things_width(backbone), width), nn.GELU(), nn.Linear(width, width))
+            seen, self._places = seen_width(backbone), slice(2 * width, 2 * width + places_width(backbone))
+            self.asked = nn.Sequential(nn.Linear(seen, width), nn.GELU(), nn.Linear(width, width))
+            beside = seen + places_width(backbone)
+            self.thing = nn.Sequential(nn.Linear(beside, width), nn.GELU(), nn.Linear(width, width))
         self._adapted: tuple[Any, nn.Module] | None = None  # a tuple: no submodule, its weights are the backbone's
 
     def prefill(
@@ -171,28 +181,41 @@ class Talker(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        if self.names_NT is not None and things_BNF is None:
-            things_BNF = look_for(backbone, prompt, cache, out.last_hidden_state, self.names_NT)
+        looked = None
+        if self.names_NT is not None:
+            looked = Looked.at(backbone, prompt, out.last_hidden_state)
+            if things_BNF is None:
+                names_BNT = self.names_NT.expand(len(mask), -1, -1)
+                things_BNF = look_for(backbone, looked, cache, names_BNT)
         weight = mask[..., None].float()
         words = backbone.vlm.model.get_input_embeddings()(inp.token_ids_BT).float()
         said = (words * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP, said, things_BNF)
+        return Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP, said, things_BNF, looked)
 
     def listen(self, backbone: Any, heard: Heard, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D) after a question's (and answer's) tokens, padded on the right. The cache grows."""
-        self._place(heard.cache)
+        """Hidden states (B, T, D) after a question's (and answer's) tokens. The cache grows. Without an answer they may
+        be padded on the left; with one, `heard.asked_BF` must be known."""
+        words = backbone.vlm.model.get_input_embeddings()
         said = F.rms_norm(heard.said_BD, heard.said_BD.shape[-1:])
         heard.start_BD = self.state(heard.proprio_BP) + self.told(said)
-        words = backbone.vlm.model.get_input_embeddings()
-        if heard.things_BNF is None:
-            return self.go_on(backbone, heard, words(ids_BT), mask_BT)
+        tokens_BTD, n = words(ids_BT), 0
+        if heard.things_BNF is not None:
+            assert heard.looked is not None
+            if heard.asked_BF is None:
+                heard.asked_BF = look_for(backbone, heard.looked, heard.cache, ids_BT[:, None])[:, 0]
+            heard.start_BD = heard.start_BD + self.asked(heard.asked_BF)
+            things_BND = self._things(words, heard.things_BNF, heard.asked_BF)
+            tokens_BTD, n = torch.cat([things_BND, tokens_BTD], 1), things_BND.shape[1]
+        self._place(heard.cache)
+        return self.go_on(backbone, heard, tokens_BTD, F.pad(mask_BT, (n, 0), value=True))[:, n:]
+
+    def _things(self, words: nn.Module, things_BNF: Tensor, asked_BF: Tensor) -> Tensor:
+        """A token (B, N, D) for each name: its words, where it is seen, and how far from what the question names."""
         assert self.names_NT is not None
-        named_NT1 = (self.names_NT > 0)[..., None].to(words.weight.dtype)
-        names_ND = (words(self.names_NT) * named_NT1).sum(1) / named_NT1.sum(1)
-        things_BND = names_ND + self.thing(heard.things_BNF).to(names_ND.dtype)
-        everything = torch.cat([things_BND, words(ids_BT)], 1)
-        n = things_BND.shape[1]
-        return self.go_on(backbone, heard, everything, F.pad(mask_BT, (n, 0), value=True))[:, n:]
+        said_NT1 = (self.names_NT > 0)[..., None].float()
+        names_ND = (words(self.names_NT) * said_NT1).sum(1) / said_NT1.sum(1)
+        apart_BNP = things_BNF[..., self._places] - asked_BF[:, None, self._places]
+        return names_ND + self.thing(torch.cat([things_BNF, apart_BNP], -1)).to(names_ND.dtype)
 
     def _place(self, cache: DynamicCache) -> None:
         """Tell where in the picture each image token is, which the decoder's own keys and values say in passing only:
