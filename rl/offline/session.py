@@ -58,7 +58,7 @@ def learn_without_resets(
         logs.figures |= {"scenes": draws.count, "resets": vars(env.counts).copy(), **begun}
         env.counts = ResetCounts()  # those of the logs are told apart
         logs.save(folder, config)
-    judge = _judge(logs, config, out, worlds.num_envs)
+    judge = _judge(logs, config, out, worlds.num_envs, backbone=vla.config.backbone)
     run = ResetFreeRun(agent, env, logs, judge, config, out, evaluate=evaluate, draws=draws, on_window=on_window)
     return run.run(resume=resume)
 
@@ -74,7 +74,7 @@ def _unfit(vla: VLA) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _judge(logs: Logs, config: ResetFreeConfig, out: Path, num_envs: int) -> Judge:
+def _judge(logs: Logs, config: ResetFreeConfig, out: Path, num_envs: int, *, backbone: str) -> Judge:
     """Who rewards. A classifier is learnt from the logs, and kept in OUT/classifier with its errors beside it."""
     if config.reward == "simulator":
         return SimulatorJudge(num_envs)
@@ -82,7 +82,7 @@ def _judge(logs: Logs, config: ResetFreeConfig, out: Path, num_envs: int) -> Jud
     if config.reward == "shuffled":
         watched = shuffled(watched, seed=config.seed)
     classifier, report = fit_classifier(watched, config.classifier, seed=config.seed)
-    classifier.save(out / "classifier", config.suite)
+    classifier.save(out / "classifier", backbone)
     save_json(out / "classifier.json", report.to_dict())
     return ClassifierJudge(num_envs, classifier)
 

@@ -110,7 +110,8 @@ def test_a_classifier_rewards_and_is_kept(worlds: MujocoVecEnv, demos: DemoSet, 
     config = replace(CONFIG, reward="classifier", decisions=8)
     outcome, _ = run(worlds, demos, tmp_path / "c", config)
     report = load_json(tmp_path / "c" / "classifier.json")
-    assert report["frames"]["negatives"] > 0 and (tmp_path / "c" / "classifier" / "model.safetensors").is_file()
+    assert report["frames"]["negatives"] > 0
+    assert load_json(tmp_path / "c" / "classifier" / "config.json")["backbone"] == "small"
     assert outcome.windows[-1]["decisions"] == 8
 
 
