@@ -57,9 +57,9 @@ class ResetFreeExperimentConfig:
     """Training steps of imitation."""
     logged_episodes: int = 96
     """Episodes of the imitation policy, with noise, that are logged with their outcomes before anything is learnt."""
-    offline_steps: int = 2000
+    offline_steps: int = 1500
     """Critic updates on demonstrations and logs."""
-    decisions: int = 10_000
+    decisions: int = 6_000
     """Chunks executed while practising, over all environments."""
     episodes: int = 50
     """Evaluation scenes of each of the two tasks."""
