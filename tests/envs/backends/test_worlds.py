@@ -119,6 +119,8 @@ def test_objects_rest_on_the_table_and_the_arm_tracks_its_command() -> None:
         worlds.reset(seeds=range(8))
         worlds.step_chunk(np.tile(np.array([0.5, 0.0, 0.0, 1.0], np.float32), (8, 6, 1)))
         height = worlds.state.objects[:, :, 2] - worlds.state.rest_height
+        for world, episode in enumerate(worlds.episodes):
+            height[world, episode.slots[0]] -= episode.first_floor  # a task may begin with its object in a box
         assert np.abs(height[worlds.state.active]).max() < 0.004
         grip = worlds.state.grip
         lead = worlds.proprio()[:, 3:6]
