@@ -9,6 +9,7 @@ from typing import Any
 from envs.backends.cpu_vec_env import MujocoVecEnv
 from envs.backends.reset_free_env import ResetCounts, ResetFreeVecEnv
 from envs.evaluation.evaluate import evaluate
+from envs.evaluation.one_task import OneTask
 from envs.seeds import RL_TRAIN_SEEDS
 from rl.configs.offline import ResetFreeConfig
 from rl.offline.agent import Agent
@@ -19,7 +20,7 @@ from rl.rewards.success_classifier import fit_classifier, shuffled
 from rl.run_checkpoint import frozen_digest
 from vla.core.checkpoint import CONFIG
 from vla.core.config import save_json
-from vla.core.types import Observation, VecEnv
+from vla.core.types import VecEnv
 from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
@@ -99,19 +100,3 @@ def true_success(vla: VLA, referee: VecEnv, tasks: Sequence[str], seeds: range) 
         return counts
 
     return play
-
-
-class OneTask:
-    """Environments that play one task of their suite."""
-
-    def __init__(self, env: VecEnv, task: str) -> None:
-        self._env, self._task = env, task
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._env, name)
-
-    def reset(
-        self, *, seeds: Sequence[int], tasks: Sequence[str] | None = None, env_ids: Sequence[int] | None = None
-    ) -> Observation:
-        """See `vla.core.types.VecEnv.reset`; the task is always the same."""
-        return self._env.reset(seeds=seeds, tasks=[self._task] * len(seeds), env_ids=env_ids)

@@ -21,7 +21,6 @@ from vla.model.config import DEFAULT_BACKBONE, ModulatorConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vla.core.types import Observation, VecEnv
     from vla.model.modulators import Pool
     from vla.model.routing import Rule
 
@@ -180,22 +179,6 @@ def key_match(chosen: Mapping[str, Mapping[str, int]], known: Sequence[str]) -> 
     return [right, sum(sum(counts.values()) for counts in chosen.values())]
 
 
-class OneTask:
-    """Environments that play one task of their suite."""
-
-    def __init__(self, env: VecEnv, task: str) -> None:
-        self._env, self._task = env, task
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._env, name)
-
-    def reset(
-        self, *, seeds: Sequence[int], tasks: Sequence[str] | None = None, env_ids: Sequence[int] | None = None
-    ) -> Observation:
-        """See `vla.core.types.VecEnv.reset`; the task is always the same."""
-        return self._env.reset(seeds=seeds, tasks=[self._task] * len(seeds), env_ids=env_ids)
-
-
 def _play(
     config: L2MConfig,
     folder: Path,
@@ -207,6 +190,7 @@ def _play(
     """Add the policy's episodes of these tasks to `played`. `rules`: how it chooses in a task, if not as it has learnt
     to; `learnt`: what each modulator stands for, to note what was chosen."""
     from envs.evaluation.evaluate import evaluate
+    from envs.evaluation.one_task import OneTask
     from vla.model.policy import VLAPolicy
 
     policy = VLAPolicy.load(folder)
