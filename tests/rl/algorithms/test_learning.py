@@ -90,9 +90,16 @@ def distance(seed: int) -> tuple[float, float]:
     learner = PPO(actor, Critic(0, 2), settings, generator=torch.Generator().manual_seed(seed))
     noise = torch.Generator().manual_seed(seed + 100)
     collector = Collector(actor, env, generator=noise, train_seeds=(0, 100_000), first_seed=seed)
-    policy, buffer, found = GreedyPolicy(actor, env.action_spec, 3), RolloutBuffer(2, 64), []
-    for updates in (0, 40):
-        for _ in range(updates):
+    return before_and_after(env, learner, collector, RolloutBuffer(2, 64), updates=40)
+
+
+def before_and_after(
+    env: Bandit, learner: PPO, collector: Collector, buffer: RolloutBuffer, *, updates: int
+) -> tuple[float, float]:
+    """Mean distance of the greedy chunk to the best one, before and after that many updates."""
+    policy, found = GreedyPolicy(learner.actor, env.action_spec, 3), []
+    for more in (0, updates):
+        for _ in range(more):
             buffer.clear()
             collector.collect(buffer)
             learner.update(buffer)

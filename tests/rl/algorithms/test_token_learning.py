@@ -8,14 +8,13 @@ from torch import nn
 from rl.algorithms.policy_gradient import OBJECTIVES
 from rl.algorithms.ppo import PPO
 from rl.configs.learning import ActorConfig, PPOConfig
-from rl.models.actor import GreedyPolicy, TokenChunkActor
+from rl.models.actor import TokenChunkActor
 from rl.models.critic import Critic
 from rl.models.policy_inputs import StateInput
 from rl.models.tokens import TokenChunk
 from rl.rollout.step_collector import Collector
 from rl.storage.rollout_buffer import RolloutBuffer
-from tests.rl.algorithms.test_learning import Bandit, lie
-from vla.core.types import executed
+from tests.rl.algorithms.test_learning import Bandit, before_and_after, lie
 from vla.model.heads.tokens import BinHead, FrequencyHead
 
 
@@ -63,16 +62,7 @@ def distance(head: type[BinHead], ratio: str, temperature: float = 1.0) -> tuple
     learner = PPO(actor, Critic(0, 2), settings, generator=torch.Generator().manual_seed(0))
     noise = torch.Generator().manual_seed(100)
     collector = Collector(actor, env, generator=noise, train_seeds=(0, 100_000), score=OBJECTIVES[ratio].score)
-    policy, buffer, found = GreedyPolicy(actor, env.action_spec, 3), RolloutBuffer(4, 64), []
-    for updates in (0, 25):
-        for _ in range(updates):
-            buffer.clear()
-            collector.collect(buffer)
-            learner.update(buffer)
-        seen = env.reset(seeds=range(200_000, 200_064))
-        found.append(-float(env.step_chunk(executed(policy.spec, policy.act(seen))).reward.mean()))
-        collector.forget_worlds()
-    return found[0], found[1]
+    return before_and_after(env, learner, collector, RolloutBuffer(4, 64), updates=25)
 
 
 @pytest.mark.parametrize(
