@@ -41,8 +41,8 @@ def without_words(monkeypatch):
 
 @pytest.fixture
 def short(monkeypatch):
-    """One process trains, and less is held out."""
-    config = partial(PretrainConfig, holdout=32, batch_scenes=8, num_processes=1)
+    """One process trains, less is held out, and few scenes say what is in sight."""
+    config = partial(PretrainConfig, holdout=32, batch_scenes=8, num_processes=1, sight_scenes=40)
     monkeypatch.setattr(pretraining, "PretrainConfig", config)
 
 

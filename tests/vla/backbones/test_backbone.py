@@ -89,7 +89,7 @@ def test_patches_are_the_convolution_they_replace() -> None:
 def test_pretraining_learns_to_point_and_saves_it(tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", 160)
     config = PretrainConfig(
-        minutes=5, max_steps=60, batch_scenes=16, lr=3e-3, warmup_steps=5, num_processes=1, holdout=32
+        minutes=5, max_steps=30, batch_scenes=8, lr=3e-3, warmup_steps=5, num_processes=1, holdout=32, sight_scenes=40
     )
     losses: list[float] = []
     build_backbone().save(tmp_path / "untrained")
