@@ -41,6 +41,9 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
             raise UsageError(_unframed(shown.getvalue())) from None
         raise
     sys.stderr.write(shown.getvalue())  # warnings
+    given = {_flag(arg) for arg in args if arg.startswith("--")}
+    if empty := next((flag for flag in _empty(parsed) if flag in given), None):  # as of a variable that is not set
+        raise UsageError(f"{empty}: a value is missing")
     for field in fields(command):
         flag, required = f"--{field.name.replace('_', '-')}", field.default is MISSING is field.default_factory
         if required and getattr(parsed, field.name) == () and flag in _flags(command):
@@ -48,6 +51,16 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
         if get_origin(get_type_hints(command)[field.name]) is dict:
             _check_once(flag, args)
     return parsed
+
+
+def _empty(settings: Any) -> Iterator[str]:
+    """The flags of the fields of a command, and of an experiment's settings in it, that hold nothing."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            yield from _empty(value)
+        elif value in ((), {}):
+            yield f"--{field.name.replace('_', '-')}"
 
 
 def _check_once(flag: str, args: list[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     Variant = Callable[[VLAConfig], VLAConfig]
 
-NEWER = ("weights", "suite_file")
-"""Entries of `made_of`, which rows of earlier versions do not have."""
+NEWER = ("weights", "suite_file", "backbone_files")
+"""Entries of `made_of` and `files_of`, which rows of earlier versions do not have."""
 Report = Callable[[int, int, str], None]
 """Callback with (finished runs, all runs, description of the current one)."""
 Row = dict[str, Any]
@@ -42,26 +43,58 @@ def made_of(policy: str | Path, suite: str) -> dict[str, str]:
 
 def played_with(policy: str | Path, suite: str) -> dict[str, str]:
     """`made_of` for a row that is kept, with what else a suite file may say otherwise when the command is repeated."""
-    from envs.registry import load_suite
+    return made_of(policy, suite) | files_of({"suite": suite})
 
-    made, told = made_of(policy, suite), load_suite(suite)
-    seeds = f"{made.get('suite_file')}, horizon {told.horizon}, seeds from {told.eval_seed0}"
-    return made | ({"suite_file": seeds} if "suite_file" in made else {})
+
+def files_of(asked: Mapping[str, Any]) -> dict[str, str]:
+    """Contents of the files that the settings `asked` name, in short: a "suite" of its own file, a "backbone" folder.
+    Either may be another when the command is repeated."""
+    from envs.registry import load_suite, scenes_digest
+
+    found, suite, backbone = dict[str, str](), asked.get("suite"), Path(asked.get("backbone") or "nowhere")
+    if suite and (scenes := scenes_digest(suite)) is not None:
+        told = load_suite(suite)
+        found["suite_file"] = f"{scenes}, horizon {told.horizon}, seeds from {told.eval_seed0}"
+    if backbone.is_dir():
+        files = sorted(file for file in backbone.iterdir() if file.is_file())
+        found["backbone_files"] = _digest(tuple((file, file.stat().st_mtime_ns) for file in files))
+    return found
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int], ...]) -> str:
+    """A digest of the contents of these files, each given with the time of its last change."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path, _ in files:
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row]) -> Row:
     """The row in `file`, if an earlier command got so far; otherwise that of `run`, which is written there with the
-    settings `asked`. ValueError where the file holds a row of other settings, or none. For those of `NEWER` that an
-    older row does not name it is not refused."""
+    settings `asked` and what the files hold that they name (`files_of`). ValueError where the file holds a row of
+    others, or none. For those of `NEWER` that an older row does not name it is not refused."""
+    asked = {**asked, **files_of(asked)}
     if file.is_file():
         row = _row(file)
-        unnamed = {name: asked[name] for name in NEWER if name in asked}
-        if (had := unnamed | row["asked"]) != asked:
-            raise ValueError(f"{file.parent} holds results of {_other(had, asked)}: choose another --out")
+        if other := _other(row["asked"], asked):
+            raise ValueError(f"{file.parent} holds results of {other}: choose another --out")
         return row
-    row = {**run(), "asked": dict(asked)}
+    row = {**run(), "asked": asked}
     save_json(file, row)
     return row
+
+
+def begin(out: Path, asked: Mapping[str, Any]) -> None:
+    """Note in OUT/settings.json what is begun there, before anything else is: what an interrupted command has recorded
+    and trained goes into the rows of the next. ValueError where it was begun with other settings than `asked`, or other
+    files (`files_of`)."""
+    file, asked = out / "settings.json", {**asked, **files_of(asked)}
+    if not file.is_file():
+        save_json(file, asked)
+    elif other := _other(load_json(file), asked):
+        raise ValueError(f"{out} was begun with {other}: choose another --out")
 
 
 def _row(file: Path) -> Row:
@@ -76,13 +109,18 @@ def _row(file: Path) -> Row:
 
 
 def _other(had: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """How the settings of a row differ from those asked for, in words."""
+    """How settings that were kept differ from those asked for, in words; "" where they do not."""
+    had = {name: asked[name] for name in NEWER if name in asked} | dict(had)
     differing = [name for name in had.keys() | asked.keys() if had.get(name) != asked.get(name)]
+    if not differing:
+        return ""
     if differing == ["weights"]:
         return f"other weights, which {asked.get('policy', 'the policy')} held before"
     if differing == ["suite_file"]:
         return f"other scenes, which {asked.get('suite', 'the suite file')} described before"
-    return f"other settings ({dict(had)})"
+    if differing == ["backbone_files"]:
+        return f"another backbone, which {asked['backbone']} held before"
+    return f"other settings ({had})"
 
 
 def arms_of(policies: Sequence[str | Path], kind: Literal["checkpoint", "file"] = "checkpoint") -> dict[str, list[str]]:
@@ -129,6 +167,7 @@ def compare(
     and what `figures` read. These are further columns, each computed from an arm's rows of all seeds.
     """
     started = time.monotonic()
+    begin(out, asked)
     rows: dict[str, list[Row]] = {arm: [] for arm in arms}
     pairs = [(seed, arm) for seed in seeds for arm in arms]
     for seed, arm in in_turn(pairs, lambda pair: f"{pair[1]}, seed {pair[0]}", on_progress):

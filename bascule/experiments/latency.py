@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bascule.experiments.arms import Report, Row, evaluation_scenes, in_turn, kept, played_with
+from bascule.experiments.arms import Report, Row, arms_of, evaluation_scenes, in_turn, kept, played_with
 from vla.core.config import lookup
 from vla.core.types import ActionSpec, Observation, Prefix
 
@@ -65,7 +65,8 @@ class LatencyConfig:
     """Delayed answers, and the ways to join a chunk that was computed from an earlier observation."""
 
     policy: tuple[Path, ...] = ()
-    """Checkpoints. At least twice as many actions to a chunk as an answer takes control steps, or robots run dry."""
+    """Checkpoints, or NAME=CHECKPOINT. At least twice as many actions to a chunk as an answer takes control steps, or
+    robots run dry."""
     suite: str = "tabletop-pick"
     """The suite to evaluate in."""
     arms: tuple[str, ...] = ("switch", "blend", "ensemble", "pipelined")
@@ -85,25 +86,32 @@ class LatencyConfig:
 
 def latency(config: LatencyConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
     """Success and jerk of every policy, arm and condition; each cell is kept in OUT. ValueError without a policy."""
+    from policies.control.config import JOINS
+
     if not config.policy:
         raise ValueError("vla experiment latency needs trained policies: --policy CHECKPOINT [CHECKPOINT ...]")
     for name in config.conditions:
         lookup(name, CONDITIONS, "condition")
-    cells = [(p, arm, c) for p in config.policy for c in config.conditions for arm in config.arms]
+    for arm in config.arms:
+        lookup(arm, dict.fromkeys((*JOINS, "pipelined")), "arm")
+    policies = arms_of(config.policy)
+    if twice := next((name for name, folders in policies.items() if len(folders) > 1), None):
+        raise ValueError(f"two policies are called '{twice}': give each a name of its own, NAME=CHECKPOINT")
+    cells = [(name, arm, c) for name in policies for c in config.conditions for arm in config.arms]
     started, arms, sync = time.monotonic(), {}, {}
-    for folder, arm, condition in in_turn(cells, lambda cell: f"{cell[0].name}, {cell[1]}, {cell[2]}", on_progress):
-        if folder not in sync:
-            sync[folder] = _cell(config, out, folder, "waits", "0 ms")
-            arms[f"{folder.name}: no latency"] = sync[folder]
-        row = _cell(config, out, folder, arm, condition)
-        share = row["success_rate"] / max(sync[folder]["success_rate"], 1e-9)
-        arms[f"{folder.name}: {arm}, {condition}"] = row | {"kept": round(share, 3)}
+    for name, arm, condition in in_turn(cells, ", ".join, on_progress):
+        cell = partial(_cell, config, out, name, Path(policies[name][0]))
+        if name not in sync:
+            arms[f"{name}: no latency"] = sync[name] = cell("waits", "0 ms")
+        row = cell(arm, condition)
+        share = row["success_rate"] / max(sync[name]["success_rate"], 1e-9)
+        arms[f"{name}: {arm}, {condition}"] = row | {"kept": round(share, 3)}
     seconds = round(time.monotonic() - started, 1)
     return {"experiment": "latency", "seeds": [0], "arms": arms, "columns": ["kept", "jerk"], "seconds": seconds}
 
 
-def _cell(config: LatencyConfig, out: Path, folder: Path, arm: str, condition: str) -> Row:
-    file = out / f"{folder.name}-{arm}-{condition.replace(' ', '').replace(',', '-')}.json"
+def _cell(config: LatencyConfig, out: Path, name: str, folder: Path, arm: str, condition: str) -> Row:
+    file = out / f"{name}-{arm}-{condition.replace(' ', '').replace(',', '-')}.json"
     asked = {"suite": config.suite, "episodes": config.episodes, "policy": str(folder)}
     asked |= played_with(folder, config.suite)
     asked |= {} if config.seed0 is None else {"seed0": config.seed0}

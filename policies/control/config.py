@@ -14,6 +14,9 @@ from policies.control.guards import GuardConfig
 from policies.serving.wire import one_line
 from vla.core.types import ActionChunk, ActionSpec
 
+JOINS = ("switch", "blend", "ensemble", "rtc")
+"""Values of `ControlConfig.join`."""
+
 
 @dataclass(frozen=True)
 class ControlConfig:

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from policies.control.config import ControlConfig, ControlReport, check_estop_file, is_pressed, ticks_per_step
+from policies.control.config import JOINS, ControlConfig, ControlReport, check_estop_file, is_pressed, ticks_per_step
 from policies.control.flight_log import BlackBox
 from policies.control.guards import Governor
 from policies.control.loop import ControlLoop
 from policies.control.playback import Inference
 from policies.control.robots import Robot
 from policies.control.watched_robot import WatchedRobot, check_robot
+from vla.core.config import lookup
 from vla.core.grounding import threshold_of
 from vla.core.types import Policy
 
@@ -50,6 +51,7 @@ def control(
     check_estop_file(config.estop_file)
     if (chunk := policy.spec.chunk_size) is not None and not 1 <= (config.n_action_steps or 1) <= chunk:
         raise ValueError(f"n_action_steps must be in 1..{chunk} (the chunk size), got {config.n_action_steps}")
+    lookup(config.join, dict.fromkeys(JOINS), "join")
     if config.join == "rtc" and not policy.spec.takes_prefix:
         raise ValueError("rtc needs a flow head that can be told what is still to be played: choose the join blend")
     if config.hold_below is not None:

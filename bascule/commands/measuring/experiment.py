@@ -64,6 +64,7 @@ class Experiment(Command):
 
         config, perform = self.config, EXPERIMENTS[self.name].perform
         check_numbers(config, **{name: _BOUNDS[name] for name in vars(config) if name in _BOUNDS})
+        _check_settings(config)
         check_file("--json", self.json)
         checkpoints = self._checkpoints()
         if (seed0 := getattr(config, "seed0", None)) is not None:
@@ -98,7 +99,7 @@ class Experiment(Command):
 
         load_suite(self.config.suite)
         policies = list(map(str, getattr(self.config, "policy", ())))
-        if self.name in ("robustness", "words"):
+        if self.name in ("robustness", "words", "latency"):
             from bascule.experiments.arms import arms_of
 
             policies = [policy for arm in arms_of(policies).values() for policy in arm]
@@ -121,6 +122,17 @@ def command_of(name: str) -> type[Experiment]:
         "Experiment", [("config", config, field(default_factory=entry.config))], bases=(Experiment,), frozen=True,
         namespace={"name": name, "__doc__": f"{entry.config.__doc__}"},
     )  # fmt: skip
+
+
+def _check_settings(config: Any) -> None:
+    """ValueError for a name or number that a list has twice, whose episodes would be counted as others of the same; and
+    for settings of which the experiment says itself that they are none."""
+    for name, values in vars(config).items():
+        if isinstance(values, tuple) and len(set(values)) < len(values):
+            twice = next(value for k, value in enumerate(values) if value in values[:k])
+            raise ValueError(f"--{name.replace('_', '-')} names {twice} twice, and would count it twice: name it once")
+    if hasattr(config, "problem") and (problem := config.problem()):
+        raise ValueError(problem)
 
 
 def _cell(counts: dict[str, Any], column: str) -> Any:

@@ -37,3 +37,11 @@ class DistilConfig:
     """Environments that play at the same time."""
     workers: int = 2
     """Processes that simulate."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        if self.align_steps < self.steps:
+            return None
+        return (
+            f"--align-steps must be less than --steps, of which they are the first: {self.align_steps} of {self.steps}"
+        )

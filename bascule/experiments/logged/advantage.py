@@ -67,6 +67,13 @@ class AdvantageExperimentConfig:
     workers: int = 2
     """Processes that simulate."""
 
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        if not 0 <= self.noise < 10:
+            return f"--noise must be from 0 to 10 halves of the actions' range, got {self.noise}"
+        judge = JudgeConfig(good=self.good, steps_ahead=self.steps_ahead)
+        return judge.problem() or AdvantageConfig(self.guidance).problem()
+
 
 def advantage(config: AdvantageExperimentConfig, out: Path, on_progress: Report | None = None) -> dict[str, Any]:
     """Every arm with every seed; `arms.compare` says what is returned. Its columns: "logged", the successes among the

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bascule.experiments.arms import Report, Row, in_turn, kept
+from bascule.experiments.arms import Report, Row, begin, in_turn, kept
 from bascule.experiments.talk.config import TalkExperimentConfig
 from vla.core.config import lookup
 
@@ -38,6 +38,7 @@ def talk(config: TalkExperimentConfig, out: Path, on_progress: Report | None = N
         name: getattr(config, name)
         for name in ("suite", "demos", "backbone", "steps", "tuned_steps", "talk_episodes", "episodes")
     }
+    begin(out, asked)
     _questions(config, out)
     rows: dict[str, list[Row]] = {}
     pairs = [(seed, arm) for seed in config.seeds for arm in config.arms]
