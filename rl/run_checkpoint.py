@@ -95,6 +95,18 @@ def require_same_scenes(out: Path, state: Mapping[str, Any], digest: str | None)
         )
 
 
+def require_same_conditions(out: Path, state: Mapping[str, Any], conditions: Mapping[str, str]) -> None:
+    """ValueError naming the condition (see `Runner`) in which the run in `out` differs from the one now. Runs of
+    earlier versions do not say theirs."""
+    began = state.get("conditions", {})
+    for name, now in conditions.items():
+        if (was := began.get(name, now)) != now:
+            raise ValueError(
+                f"{out} was begun with {name} {was}, now it is {now}: resume it as it was begun, or start a new run in "
+                "another folder"
+            )
+
+
 def require_same_run(out: Path, config: RunnerConfig, saved: Mapping[str, Any]) -> None:
     """ValueError naming a field (budgets aside) in which the run saved in `out` differs from `config`."""
     ours = encode(config)

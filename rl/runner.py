@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from rl.run_checkpoint import (
     frozen_digest,
     load_run,
     require_same_base,
+    require_same_conditions,
     require_same_scenes,
     save_run,
 )
@@ -70,12 +71,15 @@ class Runner:
         *,
         evaluate: Evaluate | None = None,
         demos: DemoSet | None = None,
+        conditions: Mapping[str, str] | None = None,
         team: Team | None = None,
         on_update: Callable[[dict[str, float]], None] | None = None,
         on_teacher_update: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        """`team` is the processes that learn together, each with its share of the environments and of the evaluation
-        episodes. `on_teacher_update` receives the teacher's updates. ValueError for what does not fit together."""
+        """`conditions`: what the run depends on beside its configuration, in words by what it is called; it must be the
+        same when the run is resumed. `team` is the processes that learn together, each with its share of the
+        environments and of the evaluation episodes. `on_teacher_update` receives the teacher's updates. ValueError for
+        what does not fit together."""
         self.team = team = team or Team()
         self.model, self.env, self.config, self.out = model, env, config, Path(out)
         self.evaluate, self.demos = evaluate, demos
@@ -108,6 +112,7 @@ class Runner:
         self.std_scale = 1.0
         self._base = frozen_digest(model)
         self._scenes = scenes_digest(config.suite)
+        self._conditions = dict(conditions or {})
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -248,17 +253,19 @@ class Runner:
             "processes": self.team.size,
             "base": self._base,
             "scenes": self._scenes,
+            "conditions": self._conditions,
             "guide": None if self.distillation is None else self.distillation.state(),
             **self.selection.state(),
         }
         save_run(self.out, self.config, groups, state, self.team)
 
     def load(self) -> None:
-        """Restore the checkpoint in `out`. ValueError when another configuration made it, or another policy, or in
-        other scenes."""
+        """Restore the checkpoint in `out`. ValueError when another configuration made it, or another policy, in
+        other scenes or under other conditions."""
         groups, state = load_run(self.out, self.config, self.team)
         require_same_base(self.out, state, self._base)
         require_same_scenes(self.out, state, self._scenes)
+        require_same_conditions(self.out, state, self._conditions)
         self.learner.load_tensors(groups[LEARNER])
         if self.shaping is not None:
             self.shaping.load(groups[REWARD], self.actor.device)

@@ -52,8 +52,8 @@ class Logs:
         for name, now in begun.items():
             if kept.get(name, now) != now:
                 raise ValueError(
-                    f"the episodes in {folder} were logged with another {name}: give those that they were logged with "
-                    "(--init and --demos), or choose another folder (--out)"
+                    f"the episodes in {folder} were logged with another {name}: give what they were logged with "
+                    "(--init, --demos, --suite), or choose another folder (--out)"
                 )
         had = {name: value for name, value in saved.config.items() if name in _asked(config)}
         if had != _asked(config):

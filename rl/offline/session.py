@@ -10,6 +10,7 @@ from envs.backends.cpu_vec_env import MujocoVecEnv
 from envs.backends.reset_free_env import ResetCounts, ResetFreeVecEnv
 from envs.evaluation.evaluate import evaluate
 from envs.evaluation.one_task import OneTask
+from envs.registry import scenes_digest
 from envs.seeds import RL_TRAIN_SEEDS
 from rl.configs.offline import ResetFreeConfig
 from rl.offline.agent import Agent
@@ -51,6 +52,8 @@ def learn_without_resets(
     agent = Agent(vla, worlds.action_spec.names, config.n_action_steps, config.agent, seed=config.seed)
     folder = logs_at or out / "logs"
     begun = {"policy": frozen_digest(agent.vla), "recording": fingerprint([demos])}
+    if (scenes := scenes_digest(config.suite)) is not None:
+        begun["suite file"] = scenes
     if (folder / CONFIG).is_file():
         logs = Logs.load(folder, config, begun)
         draws.count = logs.figures["scenes"]

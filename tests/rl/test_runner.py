@@ -167,6 +167,12 @@ def test_runs_are_not_overwritten_nor_resumed_as_something_else(cloned, tmp_path
     (tmp_path / "k.toml").write_text(text.format(3, 40))
     with pytest.raises(ValueError, match="begun in other scenes than its suite file describes now"):
         start(cloned, tmp_path / "k", scenes).run(resume=True)
+    windy = {"--late-steps": "2", "weather": "wind"}
+    start(cloned, tmp_path / "w", config(max_updates=1), conditions=windy).run()
+    start(cloned, tmp_path / "w", config(max_updates=1), conditions=windy).run(resume=True)
+    with pytest.raises(ValueError, match="begun with weather wind, now it is rain: resume it as it was begun"):
+        start(cloned, tmp_path / "w", config(max_updates=1), conditions=windy | {"weather": "rain"}).run(resume=True)
+    start(cloned, tmp_path, config(max_updates=1), conditions=windy).run(resume=True)  # it does not say its own
     with pytest.raises(ValueError, match="16 worlds"):
         Runner(ToyVLA(), PointReach(16), config(num_envs=8), tmp_path)
 

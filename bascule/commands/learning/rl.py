@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from vla.runtime.locks import refuse_used
 if TYPE_CHECKING:
     from envs.perturb.perturbation import Perturbation
     from vla.core.types import Policy
+    from vla.data.lerobot_dataset import DemoSet
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class RL(Command):
         pixels, depth = picture_size(init, member), reads_depth(init)
         env = self._worlds(config.suite, config.num_envs // team.size, pixels, perturb, config.horizon, depth=depth)
         if self.late_steps:
-            env = self._late(env, config, init)
+            env = self._late(env, config, init, member)
         demos = None
         if self.demos is not None:
             from vla.data.lerobot_dataset import load_dataset
@@ -143,6 +144,7 @@ class RL(Command):
                 model.members = {}  # the weights they share are refined for one of them
                 runner = Runner(
                     model, env, config, self.out, evaluate=play, demos=demos, team=team,
+                    conditions=self._conditions(perturb, demos),
                     on_update=show if team.rank == 0 else None,
                     on_teacher_update=show_teacher if team.rank == 0 else None,
                 )  # fmt: skip
@@ -167,10 +169,11 @@ class RL(Command):
             self, updates=(1, 10**9), minutes=(0.01, 1e6), seed=(0, 2**31), workers=(1, 1024), processes=(1, 1024),
             num_envs=(1, 100_000), horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
         )  # fmt: skip
+        from envs.make import worlds_class
         from envs.registry import load_suite
 
         for suite in (*self.retain, *([] if self.suite is None else [self.suite])):
-            load_suite(suite)
+            worlds_class(load_suite(suite))  # refuses one whose package is not installed
         if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
             raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
         chosen_perturbation(self.perturb, self.randomise)
@@ -221,12 +224,13 @@ class RL(Command):
             horizon=horizon, image_size=pixels or IMAGE_SIZE, depth=depth, calibration=depth,
         )  # fmt: skip
 
-    def _late(self, env: Any, config: Any, init: Path) -> Any:
+    def _late(self, env: Any, config: Any, init: Path, member: str | None) -> Any:
         """The worlds with answers that come late, as many control steps apart as the policy will be asked."""
         from envs.backends.delayed_env import DelayedVecEnv
+        from vla.model.model import VLA
         from vla.model.policy import VLAPolicy
 
-        policy = VLAPolicy.load(init)
+        policy = VLAPolicy(VLA.load(init, member=member))
         between, chunk_size = config.n_action_steps or policy.spec.n_action_steps, policy.spec.chunk_size
         if between + self.late_steps > chunk_size:
             env.close()
@@ -235,6 +239,21 @@ class RL(Command):
                 f"decisions, leave room for {chunk_size - between}"
             )
         return DelayedVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
+
+    def _conditions(self, perturb: Perturbation | None, demos: DemoSet | None) -> dict[str, str]:
+        """What a resumed run must have in common with its beginning, beside its configuration and its policy."""
+        from vla.training.run_identity import fingerprint
+
+        drawn = {} if perturb is None or not perturb.any() else asdict(perturb)
+        return {
+            "perturbations (--randomise, --perturb)": "; ".join(
+                f"{axis} {value}" for axis, value in drawn.items() if value not in (0.0, ())
+            )
+            or "none",
+            "--late-steps": str(self.late_steps),
+            "--backend": self.backend,
+            "demonstrations (--demos)": "none" if demos is None else fingerprint([demos]),
+        }
 
     def _report_retention(self, init: Path, member: str | None, pixels: int | None, depth: bool) -> None:
         from envs.evaluation.evaluate import evaluate

@@ -99,10 +99,10 @@ def test_episodes_of_another_policy_or_beside_other_demonstrations_are_not_taken
     short = replace(CONFIG, decisions=8)
     run(worlds, demos, tmp_path / "a", short)
     other = replace(demos, action=demos.action.clip(-0.5, 0.5))
-    with pytest.raises(ValueError, match="were logged with another recording: give those"):
+    with pytest.raises(ValueError, match="were logged with another recording: give what"):
         run(worlds, other, tmp_path / "b", short)
     vla = build_vla(replace(RECIPES["smoke"](), seed=5), demos, backbone=load_backbone("small"))
-    with pytest.raises(ValueError, match="were logged with another policy: give those"):
+    with pytest.raises(ValueError, match="were logged with another policy: give what"):
         learn_without_resets(vla, worlds, demos, short, tmp_path / "b", evaluate=dict, logs_at=tmp_path / "logs")
 
 
