@@ -241,7 +241,7 @@ class RL(Command):
         return DelayedVecEnv(env, n_action_steps=between, late_steps=self.late_steps)
 
     def _conditions(self, perturb: Perturbation | None, demos: DemoSet | None) -> dict[str, str]:
-        """What a resumed run must have in common with its beginning, beside its configuration and its policy."""
+        """The things that a resumed run must have in common with its beginning, beside configuration and policy."""
         from vla.training.run_identity import fingerprint
 
         drawn = {} if perturb is None or not perturb.any() else asdict(perturb)

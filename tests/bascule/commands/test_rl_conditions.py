@@ -1,4 +1,4 @@
-"""What `vla rl` keeps of a run beside its configuration, so that it is resumed as it was begun."""
+"""A run of `vla rl` keeps more than its configuration, so that it is resumed as it was begun."""
 
 from pathlib import Path
 
