@@ -79,11 +79,16 @@ def chosen_perturbation(perturb: tuple[str, ...], randomise: tuple[str, ...] = (
 def refuse_others(command: Command, option: str, why: str, *taken: str) -> None:
     """ValueError naming a flag that was given beside `option`, where only the fields `taken` have an effect. `why`: a
     clause about the option."""
+    others = (flag.name for flag in fields(command) if flag.name not in taken)  # type: ignore[arg-type]
+    refuse_idle(command, f"beside {option}, {why}", *others)
+
+
+def refuse_idle(command: Command, where: str, *names: str) -> None:
+    """ValueError naming the first of these flags that was given. `where`: why it changes nothing, in words."""
     for flag in fields(command):  # type: ignore[arg-type]
         usual = flag.default if flag.default_factory is MISSING else flag.default_factory()
-        if flag.name not in taken and getattr(command, flag.name) != usual:
-            name = flag.name.replace("_", "-")
-            raise ValueError(f"--{name} changes nothing beside {option}, {why}: leave it out")
+        if flag.name in names and getattr(command, flag.name) != usual:
+            raise ValueError(f"--{flag.name.replace('_', '-')} changes nothing {where}: leave it out")
 
 
 def check_file(flag: str, path: Path | None) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_file, check_numbers, from_flags, refuse_others
+from bascule.commands.base import Command, check_file, check_numbers, from_flags, refuse_idle, refuse_others
 
 if TYPE_CHECKING:
     from policies.control.config import ControlConfig
@@ -198,13 +198,19 @@ class Control(Command):
             )
         if "://" in self.policy and self.embodiment is not None:
             raise ValueError(f"--embodiment {self.embodiment} goes to `vla serve`, which loads the policy")
+        if "://" not in self.policy:
+            refuse_idle(self, f"with {self.policy}, which is no server", "api_key")
+        if self.join != "blend":
+            refuse_idle(self, f"with --join {self.join}", "blend_steps")
+        if self.robot is not None:
+            refuse_idle(
+                self, f"with --robot {self.robot}: it is of the simulated one", "suite", "seed", "image_size", "endless"
+            )
         if self.robot is None:
             load_suite(self.suite)
             for name in ("limits", "switches", "robot_args"):
                 if getattr(self, name):
                     raise ValueError(f"--{name.replace('_', '-')} is of a LeRobot robot: name its type with --robot")
-        elif self.endless:
-            raise ValueError(f"--endless is of the simulated robot, not of --robot {self.robot}: leave it out")
         elif ":" in self.robot:
             for name, said in (("task", "instruction"), ("limits", "action_spec"), ("switches", "action_spec")):
                 if getattr(self, name):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from bascule.commands.base import Command, check_numbers
+from bascule.commands.base import Command, check_numbers, refuse_idle
 from vla.core.config import unknown
 
 
@@ -135,6 +135,7 @@ class LeRobot(Command):
         from bascule.catalogue import is_lerobot, trained
 
         if is_lerobot(self.checkpoint):
+            refuse_idle(self, "with a policy of LeRobot's, which controls one robot", "embodiment")
             from policies.lerobot.exchange import from_lerobot
 
             print(f"{from_lerobot(self.checkpoint, self.out)}: a checkpoint of ours, for vla eval, serve, rl")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_file
+from bascule.commands.base import Command, check_file, refuse_idle
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Report(Command):
 
         if self.action == "results" and (self.name or self.files):
             raise ValueError("vla report results takes no names; it renders all claims")
+        if self.action == "results":
+            refuse_idle(self, "of `report results`: it is for `report add`", "claim", "command", "section", "note")
         if self.action == "add":
             from bascule.report.runs import Wording, add
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from bascule.commands.base import Command, check_numbers
+from bascule.commands.base import Command, check_numbers, refuse_idle
 from vla.model.config import DEFAULT_PIXELS
 
 
@@ -85,6 +85,10 @@ class Ask(Command):
     def run(self) -> None:
         """Play, ask, and print a line for each answer. ValueError for a policy that cannot talk."""
         check_numbers(self, seed=(0, 2**53), decisions=(0, 100_000))
+        if "://" in self.policy:
+            refuse_idle(self, "with a server: it is of `vla serve`, which loads the policy", "embodiment")
+        else:
+            refuse_idle(self, f"with {self.policy}, which is no server", "api_key")
         if not self.questions:
             raise ValueError('say what to ask, in quotes: "what are you doing?"')
         from dataclasses import replace

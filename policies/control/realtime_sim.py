@@ -194,7 +194,8 @@ def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | 
     memory = view = None
     try:
         env = make()
-        obs = env.reset(seeds=[seed], tasks=None if task is None else [task])
+        tasks = None if task is None else [task]  # of every scene
+        obs = env.reset(seeds=[seed], tasks=tasks)
         size = next(iter(obs.images.values())).shape[1]
         memory = SharedMemory(create=True, size=_View.size(len(env.cameras), size, env.proprio_dim))
         view = _View(memory, len(env.cameras), size, env.proprio_dim)
@@ -202,7 +203,7 @@ def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | 
         pipe.send((True, (env.action_spec, tuple(env.cameras), size, env.proprio_dim, memory.name)))
         pipe.recv()
         following = itertools.count(seed + 1) if endless else None
-        _run(pipe, env, view, obs, lambda: following and env.reset(seeds=[next(following)]))
+        _run(pipe, env, view, obs, lambda: following and env.reset(seeds=[next(following)], tasks=tasks))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the controller disconnected: the simulation ends
     except Exception as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from bascule.agents import AGENTS, resolve_policy
-from bascule.commands.base import Command, check_file, check_numbers, from_flags, stays
+from bascule.commands.base import Command, check_file, check_numbers, from_flags, refuse_idle, stays
 
 if TYPE_CHECKING:
     from envs.evaluation.evaluate import EvalReport
@@ -88,6 +88,8 @@ class Eval(Command):
         folder = None if self.policy in AGENTS else checkpoint(self.policy, AGENTS)
         check_numbers(self, episodes=(1, 10_000_000), num_envs=(1, 100_000), workers=(1, 1024), seed0=(0, 2**53))
         check_numbers(self, until_width=(0.1, 99.9))
+        if self.backend == "cpu":
+            refuse_idle(self, "without --backend warp, whose device it is", "device")
         if folder is None and self.embodiment is not None:
             raise ValueError(
                 f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"

@@ -82,3 +82,18 @@ def test_a_folder_in_place_of_a_file_is_told_without_numbers_of_the_system(resul
 def test_errors_of_the_system_are_told_in_words(error, words):
     assert one_line(error(1, "as the system says", "x/y")) == words
     assert one_line(error("our own words")) == "our own words"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["eval", "zero", "--device", "cpu"], "--device changes nothing without --backend warp"),
+        (["ask", "ws://127.0.0.1:9", "what?", "--embodiment", "left"], "--embodiment changes nothing with a server"),
+        (["ask", "x", "what?", "--api-key", "k"], "--api-key changes nothing with x, which is no server"),
+        (["report", "results", "--note", "fine"], "--note changes nothing of `report results`"),
+    ],
+)
+def test_flags_that_would_not_be_heeded_are_refused(args, words, capsys):
+    assert main(args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line and line.endswith(": leave it out")

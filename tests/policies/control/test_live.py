@@ -71,6 +71,19 @@ def test_the_loop_keeps_its_rate_while_the_policy_thinks(beside):
     assert max(report.delays) >= 2, "and actions were played while it thought"
 
 
+def test_the_task_that_was_asked_for_is_that_of_every_scene():
+    robot = live(endless=True, task="push")
+    robot.connect()
+    try:
+        assert robot.observe()[0].instruction == ["push in scene 5"]
+        for _ in range(5):
+            robot.send(np.array([0.4, -1.0], np.float32))
+        obs, _ = eventually(robot, lambda obs: robot.scenes == 1)
+        assert obs.instruction == ["push in scene 6"]
+    finally:
+        robot.disconnect()
+
+
 def test_displacements_add_up_to_the_worlds_own_steps():
     robot = live()
     robot.connect()

@@ -69,6 +69,7 @@ class World:
 
     def reset(self, *, seeds, tasks=None, env_ids=None):
         self.x, self.gripper, self.seed = 0.0, 1.0, seeds[0]
+        self.told = f"scene {self.seed}" if tasks is None else f"{tasks[0]} in scene {self.seed}"
         return self._see()
 
     def step_chunk(self, chunk):
@@ -82,7 +83,7 @@ class World:
     def _see(self):
         pixels = np.full((1, 8, 8, 3), int(abs(self.x) * 100) % 256, np.uint8)
         proprio = np.array([[self.x, self.gripper, self.seed]], np.float32)
-        return Observation({"front": pixels}, proprio, [f"scene {self.seed}"])
+        return Observation({"front": pixels}, proprio, [self.told])
 
     def close(self):
         pass
