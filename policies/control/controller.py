@@ -66,6 +66,11 @@ def control(
             f"this policy remembers its decisions, {policy.spec.n_action_steps} steps apart: leave out n_action_steps "
             "and in_flight"
         )
+    if policy.spec.routes and others:
+        raise ValueError(
+            "this policy chooses at its first decision how to act, and every connection would choose for itself: leave "
+            "out in_flight"
+        )
     unknown = (math.nan,) * len(robot.kinds)
     Governor(config.guards, robot.action_spec, robot.kinds, rest=unknown, proprio_names=robot.proprio_names)  # refuses
     watched = WatchedRobot(robot, clock)

@@ -184,7 +184,8 @@ class WatchedRobot:
         self._look_for_frozen(obs, float(seen_s))
         self._look_for_jumps(state[0], float(seen_s))
         images = {camera: self._seen[camera].picture for camera in obs.images}
-        self._given, self.latest = (obs, seen_s), (replace(obs, images=images, proprio=state), float(seen_s))
+        kept = replace(obs, images=images, proprio=state, **_views(obs))
+        self._given, self.latest = (obs, seen_s), (kept, float(seen_s))
         return True
 
     def _is_given(self, obs: Any, seen_s: Any) -> bool:
@@ -336,6 +337,12 @@ class _Seen:
     since_s: float
     state: NDArray[np.float64]
     told: bool = False
+
+
+def _views(obs: Observation) -> dict[str, dict[str, NDArray[Any]] | None]:
+    """Copies of depth and calibration."""
+    given = {"depth": obs.depth, "intrinsics": obs.intrinsics, "extrinsics": obs.extrinsics}
+    return {part: views and {camera: np.array(view) for camera, view in views.items()} for part, views in given.items()}
 
 
 def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:

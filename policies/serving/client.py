@@ -38,6 +38,10 @@ _BACKOFF_S = (0.05, 1.0)
 
 
 _MOST_WARNINGS = 100
+_FORGOTTEN = (
+    "the connection was lost in the middle of an episode, and with it what the policy had kept of it: it goes on as if "
+    "the episode began now; begin anew if that matters"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +86,8 @@ class PolicyClient:
         self._warned: list[Any] = []
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key is not None else {}
         self._connection: ClientConnection | None = None
+        self._connected = 0
+        """Connections so far."""
         self._resources = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._closed = False
@@ -105,6 +111,7 @@ class PolicyClient:
             depth=told.get("depth") is True or None,
             talks=told.get("talks") is True,
             memory_frames=_count(told.get("memory_frames")),
+            routes=told.get("episodes") is True and "memory_frames" not in told,
         )
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +151,10 @@ class PolicyClient:
         for i in range(obs.batch_size):
             # Only servers that speak of chunk sizes know the key; others (openpi's) send whole chunks anyway.
             whole = {"whole_chunk": True} if self.whole_chunks and "chunk_size" in self.metadata else {}
-            answer = self.infer(self._message(obs, i) | whole | self._session(obs, i))
+            session, connected = self._session(obs, i), self._connected
+            answer = self.infer(self._message(obs, i) | whole | session)
+            if session and "reset" not in session and self._connected != connected:
+                _log.warning("policy server at %s: %s", self.uri, _FORGOTTEN)
             actions = answer.get("actions")
             if problem := _no_actions(actions, answer):
                 raise RuntimeError(f"policy server at {self.uri}: {problem}")
@@ -162,8 +172,8 @@ class PolicyClient:
                 _log.warning("policy server at %s: %s", self.uri, wire.one_line(line))
 
     def _session(self, obs: Observation, i: int) -> dict[str, Any]:
-        """Tells a server whose policy remembers of row `i` whose episode it is of, and whether it begins."""
-        if "memory_frames" not in self.metadata:
+        """Tells a server whose policy is episodic of row `i` whose episode it is of, and whether it begins."""
+        if not self.spec.episodic:
             return {}
         row = i if obs.env_ids is None else int(obs.env_ids[i])
         if row in self._going_on:
@@ -266,6 +276,7 @@ class PolicyClient:
                 proxy=None,  # a robot talks to its policy directly, whatever http_proxy says
             )
         )
+        self._connected += 1
         _limit_send_time(connection.socket, self.timeout_s)
         metadata = self._read(connection.recv(timeout=_left(deadline)))
         for name in ("action_spec", "cameras"):

@@ -79,6 +79,7 @@ class PolicySlot:
             **({} if spec.picture_size is None else {"picture_size": spec.picture_size}),
             **({"depth": True} if spec.depth else {}),
             **({"memory_frames": spec.memory_frames} if spec.memory_frames else {}),
+            **({"episodes": True} if spec.episodic else {}),
             "observation_keys": self.reader.keys,
         }
         wire.pack(self.metadata)  # what cannot be sent is found out now
@@ -141,7 +142,7 @@ class PolicySlot:
             return
         stamp = _stamp(self.folder)
         policy = self._load(self.folder)
-        for what in ("action_spec", "cameras", "proprio_dim", "proprio_names"):
+        for what in ("action_spec", "cameras", "proprio_dim", "proprio_names", "depth", "memory_frames", "routes"):
             if getattr(self.spec, what) != getattr(policy.spec, what):
                 self._stamp = stamp  # it will not become right by waiting
                 raise TypeError(f"{self.folder}: the new policy has another {what}: restart the server to serve it")

@@ -248,7 +248,7 @@ class PolicyServer:
         self._clients[name] += 1
         self.metrics.count("connections_total", outcome="accepted")
         try:
-            if self._clients[name] == 1 and not served.spec.memory_frames:
+            if self._clients[name] == 1 and not served.spec.episodic:
                 await self._batcher.run(served.policy.reset)
             await connection.send(wire.pack(self._metadata(served)))
             previous_total_ms: float | None = None

@@ -1,4 +1,5 @@
-"""Tells whose episode an observation is of, for policies that remember: every client's robots have numbers."""
+"""Tells whose episode an observation is of, for policies of episodes (`PolicySpec.episodic`): every client's robots
+have numbers."""
 
 from __future__ import annotations
 
@@ -32,9 +33,9 @@ class Sessions:
     async def address(
         self, client: object, message: Mapping[Any, Any], obs: Observation, served: HasPolicy
     ) -> Observation:
-        """The observation with its number, where the policy remembers; it is reset there if the message says so.
+        """The observation with its number, where the policy is episodic; it is reset there if the message says so.
         ValueError for keys that are none."""
-        if not served.spec.memory_frames:
+        if not served.spec.episodic:
             return obs
         row, reset = message.get(ROW, 0), message.get(RESET, False)
         if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < MAX_ROWS:

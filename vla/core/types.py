@@ -192,6 +192,14 @@ class PolicySpec:
     memory_frames: int | None = None
     """Earlier decisions that it looks at again: it must be asked for every decision of an episode in turn, and reset
     before the next. None: each observation decides alone."""
+    routes: bool = False
+    """True if it chooses at an episode's first decision how to act in all of it (`vla.model.modulators`)."""
+
+    @property
+    def episodic(self) -> bool:
+        """True if a decision depends on earlier ones of its episode: whose each observation is must be known, and when
+        an episode begins."""
+        return self.routes or self.memory_frames is not None
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class VLAPolicy:
             grounding_threshold=vla.grounding_threshold,
             talks=talks,
             memory_frames=None if memory is None else memory.frames,
+            routes=vla.pool is not None,
         )
 
     @property

@@ -23,37 +23,39 @@ Rule = Callable[[Pool, Tensor], Tensor]
 class Routing:
     """The choices of B environments. One is made at the first decision of an episode and kept until `reset`: half of a
     task done in one modulator's way and half in another's is what neither has learnt, and in the middle of an episode
-    the picture tells less of the task than at its beginning. A new instruction makes a new choice, too: where episodes
-    follow one another without a reset, and for a server's clients, whose observations share batches in any order."""
+    the picture tells less of the task than at its beginning. A new instruction makes a new choice, too, where episodes
+    follow one another without a reset."""
 
     def __init__(self, rule: Rule = Pool.match) -> None:
         """`rule`: how to choose. Experiments choose by an oracle or at random."""
         self.rule = rule
-        self._kept: list[tuple[str, int] | None] = []
+        self._kept: dict[int, tuple[str, int]] = {}
+        self._batch = 0
+        """Size of the last batch that did not say of which environments it is."""
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """New episodes begin in these environments, or in all."""
-        for env in range(len(self._kept)) if env_ids is None else env_ids:
-            if env < len(self._kept):
-                self._kept[env] = None
+        for env in list(self._kept) if env_ids is None else env_ids:
+            self._kept.pop(int(env), None)
 
     def choose(self, vla: VLA, obs: Observation, read: Callable[[Observation], ModelInput]) -> Tensor | None:
         """The numbers (B,) for `applied`; None for a policy without modulators. `read` makes the model's input."""
         if vla.pool is None:
             return None
         batch = obs.batch_size
-        if len(self._kept) != batch:
-            self._kept = [None] * batch
+        if obs.env_ids is None and batch != self._batch:
+            self._kept, self._batch = {}, batch
         words, kept = obs.instruction, self._kept
+        envs = list(range(batch)) if obs.env_ids is None else obs.env_ids.tolist()
         live = range(batch) if obs.live is None else obs.live.nonzero()[0].tolist()
-        new = [env for env in live if kept[env] is None or kept[env][0] != words[env]]
+        new = [row for row in live if envs[row] not in kept or kept[envs[row]][0] != words[row]]
         if new:
             with torch.no_grad(), frozen(vla, len(new)):
                 query_BK = query(vla, read(obs).select(torch.tensor(new)))
                 numbers = self.rule(vla.pool, query_BK).tolist()
-            for env, number in zip(new, numbers, strict=True):
-                kept[env] = (words[env], number)
-        return torch.tensor([IDENTITY if one is None else one[1] for one in kept])
+            for row, number in zip(new, numbers, strict=True):
+                kept[envs[row]] = (words[row], number)
+        return torch.tensor([kept[env][1] if env in kept else IDENTITY for env in envs])
 
 
 def query(vla: VLA, inp: ModelInput) -> Tensor:

@@ -153,15 +153,17 @@ def test_a_run_at_its_rate_says_nothing_of_it():
 def test_pictures_that_a_driver_changes_later_stay_as_they_were_seen(tmp_path):
     """A driver that fills one buffer again and again: the log, and a policy that answers late, saw other pictures."""
     buffer, state, seen = np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 2), np.float32), []
+    depth = np.zeros((1, 4, 4), np.float32)
 
     class Reuses(Slide):
         def observe(self):
             obs, seen_s = super().observe()
             buffer[:], state[:] = self.looks % 200, obs.proprio
-            return Observation({"front": buffer}, state, ["go"]), seen_s
+            depth[:] = self.looks % 200
+            return Observation({"front": buffer}, state, ["go"], depth={"front": depth}), seen_s
 
         def send(self, action_A):
-            buffer[:] = 255  # the grabbing thread is quicker than the log and the policy
+            buffer[:] = depth[:] = 255  # the grabbing thread is quicker than the log and the policy
             super().send(action_A)
 
     class Looks(Says):
@@ -175,6 +177,7 @@ def test_pictures_that_a_driver_changes_later_stay_as_they_were_seen(tmp_path):
     pictures = np.frombuffer((tmp_path / "log.jsonl.frames").read_bytes(), np.uint8).reshape(-1, 48)
     assert (pictures == pictures[:, :1]).all() and (np.diff(pictures[:, 0]) == 1).all() and pictures.max() < 200
     assert len({int(obs.images["front"].max()) for obs in seen}) == len(seen) and seen[-1].images["front"].max() < 200
+    assert all(obs.depth["front"].max() == obs.images["front"].max() for obs in seen)
 
 
 def test_a_position_that_jumps_further_than_it_can_move_is_told(caplog):

@@ -75,3 +75,6 @@ def test_the_warm_up_is_no_decision_of_the_episode_and_decisions_come_in_turn():
         drive(Mind(), n_action_steps=3)
     with pytest.raises(ValueError, match="leave out n_action_steps and in_flight"):
         control(Slide(), Mind(), ControlConfig(in_flight=2), Mind())
+    chooses = Says(STEADY, PolicySpec(chunk_size=8, n_action_steps=2, routes=True))
+    with pytest.raises(ValueError, match="every connection would choose for itself: leave out in_flight"):
+        control(Slide(), chooses, ControlConfig(in_flight=2), chooses)

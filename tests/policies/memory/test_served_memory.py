@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from policies.serving.client import PolicyClient
 from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.vla.memory.test_policy import moments, played, remembering
+from tests.vla.modulators.test_pool import modulated
+from tests.vla.toy_backbone import toy_observation
 from vla.model.policy import VLAPolicy
 
 FIRST, SECOND = moments(4, seed=1), moments(4, seed=2)
@@ -73,3 +76,40 @@ def test_robots_of_one_client_are_told_apart_by_their_row(server, vla):
 def test_another_cadence_than_that_of_training_is_not_served(vla):
     with pytest.raises(ValueError, match="leave out --n-action-steps 1"):
         PolicySlot(VLAPolicy(vla), n_action_steps=1)
+
+
+def test_a_connection_that_is_lost_takes_its_memory_with_it_and_the_client_says_so(server, vla, caplog):
+    with PolicyClient(server.uri) as client:
+        client.act(FIRST[0])
+        client._connection.socket.close()  # a cable that was pulled
+        client.act(FIRST[1])
+        assert "lost in the middle of an episode, and with it what the policy had kept" in caplog.text
+        caplog.clear()
+        client.reset()
+        client._connection.socket.close()
+        client.act(FIRST[0])
+        assert not caplog.records, "between two episodes nothing is lost"
+
+
+def test_clients_of_a_policy_with_modulators_have_choices_of_their_own():
+    policy, asked = VLAPolicy(modulated().eval()), []
+
+    def rule(pool, query):
+        asked.append(len(query))
+        return torch.full((len(query),), len(asked) % 2)
+
+    policy.routing.rule = rule
+    obs, slot = toy_observation(1), PolicySlot(policy)
+    assert slot.metadata["episodes"] and "memory_frames" not in slot.metadata
+    with serve_in_thread(PolicyServer({"mind": slot}, port=0)) as server, PolicyClient(server.uri) as one:
+        assert one.spec.routes and one.spec.episodic and one.spec.memory_frames is None
+        first = one.act(obs)
+        with PolicyClient(server.uri) as other:
+            second = other.act(obs)
+            assert asked == [1, 1] and not np.allclose(first, second)
+            np.testing.assert_allclose(one.act(obs), first, atol=1e-5)
+            np.testing.assert_allclose(other.act(obs), second, atol=1e-5)
+            assert asked == [1, 1]
+            one.reset()
+            one.act(obs)
+            assert asked == [1, 1, 1], "another episode, with the same words"
