@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from bascule.experiments.arms import Report, Row, compare, evaluation_scenes, imitate
 from vla.core.config import lookup
 from vla.model.config import DEFAULT_BACKBONE, MemoryConfig, VLAConfig
-from vla.model.memory import EpisodeMemory
+from vla.model.memory.recall import EpisodeMemory
 
 if TYPE_CHECKING:
     from vla.core.types import Observation
@@ -153,18 +153,18 @@ class OthersMemory(EpisodeMemory):
 
     def __init__(self, config: MemoryConfig, steps: int, *, seed: int) -> None:
         super().__init__(config, steps)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._pool: deque[tuple[list[int], Tensor]] = deque(maxlen=_POOL)
+        self._rng = np.random.default_rng(seed)
+        self._pool: deque[tuple[list[int], NDArray[np.float32]]] = deque(maxlen=_POOL)
 
-    def read(self, env_ids: Sequence[int], width: int, device: torch.device) -> Tensor:
+    def read(self, env_ids: Sequence[int], width: int) -> NDArray[np.float32]:
         """See `EpisodeMemory.read`."""
-        own = super().read(env_ids, width, device)
+        own = super().read(env_ids, width)
         self._pool.append((list(env_ids), own))
-        return torch.stack([self._of_another(env) for env in env_ids])
+        return np.stack([self._of_another(env) for env in env_ids])
 
-    def _of_another(self, env: int) -> Tensor:
+    def _of_another(self, env: int) -> NDArray[np.float32]:
         while True:
-            then, row = (int(torch.randint(n, (), generator=self._generator)) for n in (len(self._pool), 1 << 30))
+            then, row = (int(self._rng.integers(n)) for n in (len(self._pool), 1 << 30))
             others, memories = self._pool[then]
             if others[row % len(others)] != env or len(others) == 1:
                 return memories[row % len(others)]

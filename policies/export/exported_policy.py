@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from vla.core.checkpoint import CONFIG, STATS, checkpoint_files, read_config, reading_config
 from vla.core.config import decode
 from vla.core.types import ActionChunk, Observation, Prefix
+from vla.model.config import MemoryConfig
+from vla.model.memory.recall import EpisodeMemory
 from vla.processing.batch import ModelInput
 from vla.processing.preprocess import Preprocessor, ProcessorConfig
 from vla.processing.stats import Stats
@@ -31,12 +33,15 @@ from vla.runtime.machine import half_of_the_cores
 
 Format = Literal["onnx", "torch", "aoti"]
 Precision = Literal["float32", "bfloat16", "int8"]
-Graph = Callable[[ModelInput[NDArray]], NDArray[np.float32]]
-"""A batch -> normalised actions (B, C, A)."""
+Graph = Callable[[dict[str, NDArray]], list[NDArray]]
+"""Inputs by name, in the order of `INPUTS` -> normalised actions (B, C, A); of a policy that remembers also the rows to
+keep of these decisions (B, K) and the keys of their frames (B, S)."""
 GRAPHS: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2", "aoti": "model.aoti.pt2"}
 TOKENIZER = "tokenizer/tokenizer.json"
 INPUTS = ("images", "token_ids", "token_mask", "proprio", "depth", "intrinsics", "extrinsics")
 """Input names of exported graphs, in the order of `ModelInput`'s fields; the last three of policies that read depth."""
+MEMORY = "memory"
+"""The input after them, of policies that remember: rows of earlier decisions (B, M, K + 1)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class ExportConfig:
     """SHA-256 of the weights that were exported."""
     processor: str | None = None
     """For "aoti": the CPU capability its machine code needs; None for other formats."""
+    memory: MemoryConfig | None = None
+    """Which earlier decisions it looks at again; None for a policy that remembers none."""
+    row_width: int = 0
+    """K, numbers kept of a decision."""
 
 
 class FileTokenizer:
@@ -80,11 +89,14 @@ class FileTokenizer:
 
 
 class ExportedPolicy:
-    """A `vla.core.types.Policy` around an exported graph. Stateless: each observation decides alone."""
+    """A `vla.core.types.Policy` around an exported graph. Each observation decides alone, unless the policy remembers:
+    then the memory of the episode in each environment is kept here, and `reset` clears it."""
 
     def __init__(self, config: ExportConfig, processor: Preprocessor, graph: Graph) -> None:
         self.config, self.processor = config, processor
-        self.spec = processor.policy_spec(config.chunk_size, config.n_action_steps)
+        spec, memory = processor.policy_spec(config.chunk_size, config.n_action_steps), config.memory
+        self.spec = spec if memory is None else replace(spec, memory_frames=memory.frames)
+        self._memory = None if memory is None else EpisodeMemory(memory, config.n_action_steps)
         self._graph = graph
 
     @staticmethod
@@ -110,11 +122,21 @@ class ExportedPolicy:
         return ExportedPolicy(config, processor, load_graph(config, files[name], threads=threads))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Does nothing: the policy has no state."""
+        """Forget the episodes in these environments (all when None)."""
+        if self._memory is not None:
+            self._memory.reset(env_ids)
 
     def predict(self, obs: Observation) -> NDArray[np.float32]:
         """Normalised actions (B, chunk_size, action width) of the whole chunk. FloatingPointError if not finite."""
-        action = self._graph(self.processor.arrays(obs).without_padding())
+        inputs = feed(self.processor.arrays(obs).without_padding())
+        if self._memory is None:
+            (action,) = self._graph(inputs)
+        else:
+            envs = np.arange(obs.batch_size) if obs.env_ids is None else np.asarray(obs.env_ids)
+            recalled = self._memory.read(envs.tolist(), self.config.row_width)
+            action, rows, keys = self._graph({**inputs, MEMORY: recalled})
+            live = np.ones(len(envs), bool) if obs.live is None else obs.live
+            self._memory.add(envs[live].tolist(), rows[live], keys[live])
         if not np.isfinite(action).all():
             raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
         return action
@@ -165,7 +187,7 @@ def onnx_graph(data: bytes, *, threads: int) -> Graph:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda inp: session.run(None, feed(inp))[0]
+    return lambda inputs: session.run(None, inputs)
 
 
 def torch_graph(data: bytes, *, threads: int) -> Graph:
@@ -194,9 +216,10 @@ def _of_tensors(module: Callable[..., Any], *, threads: int) -> Graph:
 
     torch.set_num_threads(threads)
 
-    def run(inp: ModelInput[NDArray]) -> NDArray[np.float32]:
+    def run(inputs: dict[str, NDArray]) -> list[NDArray]:
         with torch.inference_mode():
-            return module(*map(torch.from_numpy, feed(inp).values())).numpy()
+            results = module(*map(torch.from_numpy, inputs.values()))
+            return [result.numpy() for result in (results if isinstance(results, tuple | list) else (results,))]
 
     return run
 

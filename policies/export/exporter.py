@@ -26,6 +26,7 @@ from policies.export.aot_inductor import processor as processor_kind
 from policies.export.exported_policy import (
     GRAPHS,
     INPUTS,
+    MEMORY,
     TOKENIZER,
     ExportConfig,
     ExportedPolicy,
@@ -43,6 +44,8 @@ from policies.export.exported_policy import (
 from vla.core.checkpoint import MODEL, checkpoint_files, read_config, save_files
 from vla.core.config import encode
 from vla.core.types import Observation
+from vla.model.memory.recall import EpisodeMemory, nothing
+from vla.model.memory.tokens import remembering
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.batch import ModelInput
@@ -64,29 +67,16 @@ class Decision(nn.Module):
         super().__init__()
         self.vla = vla
 
-    def forward(self, images: Tensor, token_ids: Tensor, token_mask: Tensor, proprio: Tensor) -> Tensor:
-        """The normalised actions (B, C, A) for model inputs in the order of `INPUTS`, B rows each."""
-        features = self.vla.encode_as_is(ModelInput(images, token_ids, token_mask, proprio))
-        return self.vla.act(features, proprio)
-
-
-class DepthDecision(Decision):
-    """`Decision` of a policy that reads depth."""
-
-    def forward(
-        self,
-        images: Tensor,
-        token_ids: Tensor,
-        token_mask: Tensor,
-        proprio: Tensor,
-        depth: Tensor,
-        intrinsics: Tensor,
-        extrinsics: Tensor,
-    ) -> Tensor:
-        """The same, with depth (B, V, H, W) in metres and the cameras' matrices."""
-        views = (depth, intrinsics, extrinsics)
-        features = self.vla.encode_as_is(ModelInput(images, token_ids, token_mask, proprio, *views))
-        return self.vla.act(features, proprio)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """The normalised actions (B, C, A) for model inputs in the order of `INPUTS`, B rows each; with a memory as the
+        last of them also what to keep of these decisions (`vla.model.memory.tokens.remembering`)."""
+        vla, memory = self.vla, self.vla.config.memory
+        if memory is None:
+            inp = ModelInput(*inputs)
+            return vla.act(vla.encode_as_is(inp), inp.proprio_BP)
+        inp = ModelInput(*inputs[:-1])
+        features, row, key = remembering(memory, vla.encode_as_is(inp), inp.proprio_BP, inputs[-1])
+        return vla.act(features, inp.proprio_BP), row, key
 
 
 def export(
@@ -117,8 +107,6 @@ def export(
         raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
     refuse_others(checkpoint, out)
     vla = VLA.load(checkpoint, member=member)
-    if vla.config.memory is not None:
-        raise ValueError("a policy that remembers is not exported, a graph keeps no memory: serve it with `vla serve`")
     if vla.pool is not None:
         raise ValueError(
             "an exported graph cannot keep a modulator for an episode: serve the checkpoint itself (`vla serve`)"
@@ -132,7 +120,7 @@ def export(
     processor = Preprocessor(reads, vla.processor.stats, tokenizer)
     samples = list(random_observations(processor, observations, seed=seed))
     with made_up():
-        expected = [_normalised(vla, obs) for obs in samples]
+        expected = list(_normalised(vla, samples, steps))
     if precision == "bfloat16":
         vla.backbone_dtype = torch.bfloat16
     data, graph = {"onnx": partial(_onnx, precision=precision), "torch": _torch, "aoti": _aoti}[format](vla)
@@ -144,6 +132,8 @@ def export(
         parity=Parity(observations, 0.0, 0.0),
         source=read_config(checkpoint)["checkpoint"]["files"][MODEL],
         processor=processor_kind() if format == "aoti" else None,
+        memory=vla.config.memory,
+        row_width=0 if vla.config.memory is None else vla.bridge.memory.row_width,
     )
     policy = ExportedPolicy(draft, processor, graph)
     with made_up():
@@ -208,13 +198,23 @@ def _instruction(processor: Preprocessor, words: Sequence[str], rng: np.random.G
 
 def _inputs(vla: VLA) -> tuple[str, ...]:
     """Input names of this policy's graph."""
-    return INPUTS if vla.processor.config.depth else INPUTS[:4]
+    read = INPUTS if vla.processor.config.depth else INPUTS[:4]
+    return read if vla.config.memory is None else (*read, MEMORY)
 
 
 @torch.no_grad()
-def _normalised(vla: VLA, obs: Observation) -> np.ndarray:
-    inp = vla.processor.prepare(obs)
-    return vla.act(vla.encode(inp), inp.proprio_BP).numpy()
+def _normalised(vla: VLA, samples: Sequence[Observation], steps: int) -> Iterator[np.ndarray]:
+    """The model's actions (1, C, A) in these observations; to a policy that remembers they are one episode, with a
+    decision every `steps` control steps."""
+    memory = None if vla.config.memory is None else EpisodeMemory(vla.config.memory, steps)
+    for obs in samples:
+        inp = vla.processor.prepare(obs)
+        features = vla.encode(inp)
+        if memory is not None:
+            recalled = torch.from_numpy(memory.read([0], vla.bridge.memory.row_width))
+            features, row, key = remembering(vla.config.memory, features, inp.proprio_BP, recalled)
+            memory.add([0], row.numpy(), key.numpy())
+        yield vla.act(features, inp.proprio_BP).numpy()
 
 
 def _onnx(vla: VLA, *, precision: Precision) -> tuple[bytes, Graph]:
@@ -234,7 +234,7 @@ def _onnx(vla: VLA, *, precision: Precision) -> tuple[bytes, Graph]:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(_inputs(vla)),
-            output_names=["actions"],
+            output_names=["actions", "row", "key"][: 1 if vla.config.memory is None else 3],
             verbose=False,
         )
         assert program is not None
@@ -284,13 +284,15 @@ def trace(vla: VLA) -> ExportedProgram:
         matrices = (torch.eye(side).expand(2, views, -1, -1).clone() for side in (3, 4))
         example = (*example, torch.ones(2, views, size, size), *matrices)
         shapes += [{0: batch}] * 3
-    dynamic = dict(zip(_inputs(vla), shapes, strict=True))
+    if vla.config.memory is not None:
+        example = (*example, torch.from_numpy(nothing(vla.config.memory, 2, vla.bridge.memory.row_width)))
+        shapes.append({0: batch})
     try:
         # Conditions on sizes that the tracer cannot prove (large VLMs' masks have some) are checked when it runs.
         return torch.export.export(
-            (DepthDecision if config.depth else Decision)(vla).eval(),
+            Decision(vla).eval(),
             example,
-            dynamic_shapes=dynamic,
+            dynamic_shapes={"inputs": tuple(shapes)},
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     except Exception as problem:  # the tracer has many errors, each pages long

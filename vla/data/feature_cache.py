@@ -22,7 +22,7 @@ from vla.core.disk import reserve, temporary, writing
 from vla.data.batches import Batch, chunk_targets
 from vla.data.fitting import check_demos
 from vla.data.lerobot_dataset import DemoSet
-from vla.model.memory import Replayed
+from vla.model.memory.tokens import Replayed
 from vla.model.model import VLA
 from vla.processing.processor import Processor
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vla.backbones.features import Features
 from vla.model.advantage import AdvantageStem
 from vla.model.config import AdvantageConfig, BridgeConfig, MemoryConfig
-from vla.model.memory import MemoryTokens
+from vla.model.memory.tokens import MemoryTokens
 
 
 def resolve_taps(taps: tuple[int, ...] | str | None, num_layers: int) -> tuple[int, ...]:

@@ -176,7 +176,7 @@ class TalkerConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Which of an episode's earlier decisions a policy looks at again (`vla.model.memory`)."""
+    """Which of an episode's earlier decisions a policy looks at again (`vla.model.memory.recall`)."""
 
     frames: int = 4
     """M, how many of them."""

@@ -18,7 +18,8 @@ from vla.core.types import ActionChunk, Observation, PolicySpec, Prefix
 from vla.language.talking import CANNOT, Said
 from vla.model.cuda_graph import Graph
 from vla.model.heads.flow import FlowHead, prefix_weights
-from vla.model.memory import EpisodeMemory, remembering
+from vla.model.memory.recall import EpisodeMemory
+from vla.model.memory.tokens import remembering
 from vla.model.model import VLA, evaluating
 from vla.model.modulators import applied
 from vla.model.routing import Routing
@@ -127,7 +128,7 @@ class VLAPolicy:
                         proprio = inp.proprio_BP.to(vla.device)
                         memory = self._recalled(_envs(obs))
                         features, row, key = remembering(vla.config.memory, features, proprio, memory)
-                        self.memory.add(_envs(obs), row, key)
+                        self.memory.add(_envs(obs), row.cpu().numpy(), key.cpu().numpy())
                 return continue_chunk(vla, inp, prefix, features)
             with torch.inference_mode():
                 inp, live = self._input(obs), obs.live
@@ -186,12 +187,13 @@ class VLAPolicy:
             return self._computed(inp.arrays)
         action, confidence, row, key = self._computed((*inp.arrays, self._recalled(envs)))
         kept = np.ones(len(envs), bool) if live is None else live
-        self.memory.add(envs[kept], row[torch.from_numpy(kept)], key[torch.from_numpy(kept)])
+        self.memory.add(envs[kept], row.cpu().numpy()[kept], key.cpu().numpy()[kept])
         return action, confidence
 
     def _recalled(self, envs: NDArray[np.int64]) -> Tensor:
         assert self.memory is not None
-        return self.memory.read(envs.tolist(), self.vla.bridge.memory.row_width, self.vla.device)
+        rows = self.memory.read(envs.tolist(), self.vla.bridge.memory.row_width)
+        return torch.from_numpy(rows).to(self.vla.device)
 
     def _computed(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """The results of `_decide`, on a GPU by a graph of it."""

@@ -23,7 +23,7 @@ from vla.backbones.features import Features
 from vla.core.disk import free_bytes
 from vla.data.batches import Batch, LiveDemos
 from vla.data.lerobot_dataset import DemoSet
-from vla.model.memory import nothing
+from vla.model.memory.recall import nothing
 from vla.model.model import VLA
 from vla.model.modulators import frozen
 from vla.processing.processor import Processor
@@ -227,8 +227,8 @@ def _saved(vla: VLA, batch: Batch) -> int:
     with frozen(vla, rows), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         features: Features = vla.encode(batch.seen)
         if vla.config.memory is not None:
-            width = vla.bridge.memory.row_width
-            features = replace(features, memory_BMK=nothing(vla.config.memory, rows, width, vla.device))
+            memory = torch.from_numpy(nothing(vla.config.memory, rows, vla.bridge.memory.row_width))
+            features = replace(features, memory_BMK=memory.to(vla.device))
         loss, _ = vla.loss(features, batch.proprio_BP, batch.action_BCA, batch.mask)
     size = sum(kept.values()) + (0 if vla.backbone_learns else features.nbytes)
     del loss

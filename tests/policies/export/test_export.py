@@ -21,7 +21,7 @@ from bascule.bench.serving import serving
 from bascule.main import main
 from policies.export import exporter as exporting
 from policies.export.aot_inductor import compiler
-from policies.export.exported_policy import ExportedPolicy, aoti_graph, feed, torch_graph
+from policies.export.exported_policy import ExportedPolicy, aoti_graph, torch_graph
 from policies.export.exporter import MAX_ERROR, export
 from policies.load import load_policy
 from policies.serving.client import PolicyClient
@@ -307,9 +307,9 @@ def test_an_export_that_differs_from_the_model_is_not_written(checkpoint, tmp_pa
     def wrong(vla: VLA) -> object:
         decide = exporting.Decision(vla)
 
-        def graph(arrays: object) -> np.ndarray:
+        def graph(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
             with torch.no_grad():
-                return decide(*(torch.from_numpy(value) for value in feed(arrays).values())).numpy() + 2e-4
+                return [decide(*map(torch.from_numpy, inputs.values())).numpy() + 2e-4]
 
         return b"", graph
 

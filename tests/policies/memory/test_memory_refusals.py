@@ -5,7 +5,6 @@ import pytest
 from bascule.main import main
 from policies.control.config import ControlConfig
 from policies.control.controller import control
-from policies.export.exporter import export
 from policies.lerobot.modeling_bascule import wrap
 from rl.models.vla_network import make_actor
 from tests.policies.control.toy_robot import STEADY, Clock, Says, Slide, drive
@@ -19,11 +18,6 @@ from vla.training.recipes import RECIPES
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return small_policy(tmp_path_factory.mktemp("policy") / "plain", memory=MemoryConfig(2))
-
-
-def test_a_graph_keeps_no_memory(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="serve it with `vla serve`"):
-        export(checkpoint, tmp_path / "onnx")
 
 
 def test_rl_and_lerobot_refuse_it(checkpoint):

@@ -12,7 +12,7 @@ from vla.backbones.features import with_query_noise
 from vla.core.types import Observation
 from vla.data.feature_cache import encode_demos
 from vla.model.config import BridgeConfig, MemoryConfig
-from vla.model.memory import EMPTY
+from vla.model.memory.recall import EMPTY
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.training.memory_budget import estimate

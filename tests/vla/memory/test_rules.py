@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vla.model.config import MemoryConfig, VLAConfig, model_problem
-from vla.model.memory import MOST_KEPT, Recall, redundant, replayed
+from vla.model.memory.recall import MOST_KEPT, Recall, redundant
+from vla.model.memory.tokens import replayed
 
 
 def unit_rows(count, seed, width=6):

@@ -19,7 +19,7 @@ from vla.data.batches import Batch, Source
 from vla.data.feature_cache import EncodedDemos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.advantage import BAD, GOOD, UNTOLD
-from vla.model.memory import row_of
+from vla.model.memory.tokens import row_of
 from vla.model.model import VLA
 from vla.runtime.distributed import launched
 from vla.training.advantage.value import Outcomes, held_out_values

@@ -1,15 +1,12 @@
-"""Memory: what a policy keeps of an episode's earlier decisions, and which of them it looks at again.
+"""Earlier decisions in the model: what is kept of one, and how the bridge reads those that are looked at again.
 
 A frozen backbone encodes each frame once, when it is current. Of each decision a row is kept - the last layer's query
 states, where they point, the robot's state - and at later decisions M of these rows are further conditions of the
-bridge (`MemoryTokens`), each with the time since. Which M, is a rule (`vla.model.config.MemoryConfig`), the same while
-training (`replayed`, over demonstrations) and while acting (`EpisodeMemory`). Memory-bank sampling after 4D-VLA, arXiv
-2506.22242, whose rule is published in words only.
+bridge (`MemoryTokens`), each with the time since. Which M: `vla.model.memory.recall`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,57 +17,10 @@ from torch import Tensor, nn
 
 from vla.backbones.features import Features
 from vla.model.config import MemoryConfig
+from vla.model.memory.recall import EMPTY, Recall
 
-MOST_KEPT = 512
-"""Decisions that the rule "uniform" keeps of an episode; of a longer one only every second, and so on."""
 _PERIODS = 8
 """Wavelengths in which a time is told: 8, 16, .. 1024 control steps."""
-EMPTY = -1.0
-"""The age of a row that holds nothing yet."""
-
-
-class Recall[RowT]:
-    """The decisions that are kept of one episode. A row is whatever the caller keeps of a decision."""
-
-    def __init__(self, config: MemoryConfig) -> None:
-        self._config = config
-        self._count = 0
-        self._kept: list[tuple[int, RowT, NDArray[np.float32]]] = []
-
-    def look(self) -> list[tuple[int, RowT]]:
-        """(how many decisions ago, row) of the decisions to look at again now, oldest first: M at most."""
-        kept = self._kept
-        if self._config.rule == "uniform" and len(kept) > self._config.frames:
-            numbers = np.array([number for number, _, _ in kept])
-            wanted = np.linspace(0, numbers[-1], self._config.frames)
-            kept = [kept[place] for place in np.unique(np.abs(numbers[:, None] - wanted).argmin(0))]
-        return [(self._count - number, row) for number, row, _ in kept]
-
-    def add(self, row: RowT, key: NDArray[np.float32]) -> None:
-        """The decision just made. `key`: a unit vector that says what its frame looked like."""
-        config, kept = self._config, self._kept
-        if config.rule != "current":
-            kept.append((self._count, row, key))
-        self._count += 1
-        if config.rule == "last":
-            del kept[: -config.frames]
-        elif config.rule == "uniform" and len(kept) > MOST_KEPT:
-            del kept[1::2]
-        elif config.rule == "bank" and len(kept) > config.frames:
-            del kept[redundant(np.stack([key for _, _, key in kept]))]
-
-
-def redundant(keys_KS: NDArray[np.float32]) -> int:
-    """The frame of K, in the order of time, that is missed least: without it the way from frame to frame is
-    shortened least. So what stands still or passes by goes, and places where the way turns stay, also if
-    they were visited before. The first frame stays. ValueError for fewer than two frames."""
-    if len(keys_KS) < 2:
-        raise ValueError("of a single frame none is redundant")
-    step = np.linalg.norm(keys_KS[1:] - keys_KS[:-1], axis=1)
-    across = np.linalg.norm(keys_KS[2:] - keys_KS[:-2], axis=1)
-    shorter = np.append(step[:-1] + step[1:] - across, step[-1])
-    # Where nothing moves, rounding must not choose, since training rounds otherwise: of equals the newest goes.
-    return len(keys_KS) - 1 - int(shorter.round(4)[::-1].argmin())
 
 
 def row_of(features: Features, proprio_BP: Tensor) -> Tensor:
@@ -92,13 +42,6 @@ def key_of(features: Features) -> Tensor:
     return F.normalize((raw * features.raw_mask_BN[..., None]).sum(1), dim=1)
 
 
-def nothing(config: MemoryConfig, batch: int, width: int, device: torch.device) -> Tensor:
-    """(B, M, K + 1) rows that hold nothing yet, as at an episode's first decision; `width` is K."""
-    memory = torch.zeros(batch, config.frames, width + 1, device=device)
-    memory[..., -1] = EMPTY
-    return memory
-
-
 def remembering(
     config: MemoryConfig, features: Features, proprio_BP: Tensor, memory_BMK: Tensor
 ) -> tuple[Features, Tensor, Tensor]:
@@ -108,38 +51,6 @@ def remembering(
         now = torch.cat([row_BK, torch.zeros_like(row_BK[:, :1])], 1)
         memory_BMK = now[:, None].expand(-1, config.frames, -1)
     return replace(features, memory_BMK=memory_BMK), row_BK, key_of(features)
-
-
-class EpisodeMemory:
-    """The memories of the episodes under way, by the number of their environment or client."""
-
-    def __init__(self, config: MemoryConfig, steps: int) -> None:
-        """`steps`: control steps from one decision to the next."""
-        self._config, self._steps = config, steps
-        self._recalls: dict[int, Recall[Tensor]] = {}
-
-    def reset(self, env_ids: Sequence[int] | None = None) -> None:
-        """Forget these episodes (all when None)."""
-        if env_ids is None:
-            self._recalls.clear()
-        for env in env_ids or ():
-            self._recalls.pop(int(env), None)
-
-    def read(self, env_ids: Sequence[int], width: int, device: torch.device) -> Tensor:
-        """The rows to look at now (B, M, K + 1), their ages in control steps in the last column; `width` is K."""
-        memory = nothing(self._config, len(env_ids), width, device)
-        for place, env in enumerate(env_ids):
-            for slot, (ago, row) in enumerate(self._recall(env).look()):
-                memory[place, slot, :-1], memory[place, slot, -1] = row, ago * self._steps
-        return memory
-
-    def add(self, env_ids: Sequence[int], rows_BK: Tensor, keys_BS: Tensor) -> None:
-        """The decisions just made in these environments."""
-        for env, row, key in zip(env_ids, rows_BK.clone(), keys_BS.cpu().numpy(), strict=True):
-            self._recall(env).add(row, key)
-
-    def _recall(self, env: int) -> Recall[Tensor]:
-        return self._recalls.setdefault(int(env), Recall(self._config))
 
 
 class Replayed:
