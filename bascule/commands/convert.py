@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command
+from bascule.commands.base import Command, check_numbers
 from vla.core.checkpoint import CONFIG
 from vla.runtime.locks import refuse_used
 
@@ -35,6 +35,9 @@ class Convert(Command):
 
     def run(self) -> None:
         """Convert the published checkpoint and save it to `out`. ValueError without the source folder."""
+        check_numbers(self, chunk_size=(1, 1000), control_hz=(0.01, 100_000))
+        if len(set(self.cameras)) < len(self.cameras) or not all(name.strip() for name in self.cameras):
+            raise ValueError(f"--cameras names every view once, in the order of the release, got {self.cameras}")
         if not self.source.is_dir():
             raise ValueError(f"there is no folder {self.source}")
         from vla.model.config import check_backbone

@@ -121,7 +121,7 @@ class Ask(Command):
             obs = worlds.step_chunk(executed(acts.spec, acts.act(told(obs)))).obs
         print(f"instruction: {told(obs).instruction[0]}")
         for question in self.questions:
-            answer = ask(policy, told(obs), [question])[0]
+            answer = ask(acts, told(obs), [question])[0]
             print(f"{question} {answer.text} ({answer.confidence:.2f})")
 
     def _policy(self) -> Any:

@@ -145,12 +145,19 @@ class Reordered:
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """(B, C, A) in the environment's order."""
-        state, action = self._order.proprio_order, self._order.action_order
-        if state is not None:
-            obs = replace(obs, proprio=np.ascontiguousarray(obs.proprio[:, list(state)]))
-        chunk = self.policy.act(obs)
+        action, chunk = self._order.action_order, self.policy.act(self._seen(obs))
         self.confidence = confidence_of(self.policy)
         return chunk if action is None else np.ascontiguousarray(chunk[..., list(action)])
+
+    def answer(self, obs: Observation, questions: Sequence[str]) -> list[Any]:
+        """Answers to one question about each of B observations, of a policy that talks (`vla.language.talking`)."""
+        return self.policy.answer(self._seen(obs), questions)  # type: ignore[attr-defined]
+
+    def _seen(self, obs: Observation) -> Observation:
+        """The observation as the policy inside reads it."""
+        if (order := self._order.proprio_order) is None:
+            return obs
+        return replace(obs, proprio=np.ascontiguousarray(obs.proprio[:, list(order)]))
 
 
 def choose_embodiment(names: Sequence[str], wanted: str | None, policy: str) -> str | None:

@@ -18,7 +18,7 @@ from rl.offline.session import learn_without_resets
 from vla.backbones.hub import load as load_backbone
 from vla.core.config import load_json
 from vla.data.lerobot_dataset import DemoSet, load_dataset
-from vla.model.config import MemoryConfig
+from vla.model.config import AdvantageConfig, MemoryConfig
 from vla.model.model import VLA
 from vla.training.recipes import RECIPES
 from vla.training.train import build_vla
@@ -127,4 +127,7 @@ def test_policies_that_no_agent_can_be_made_of_are_refused(
         learn_without_resets(vla, worlds, demos, CONFIG, tmp_path, evaluate=dict)
     vla.refiner, vla.config = None, replace(vla.config, memory=MemoryConfig())
     with pytest.raises(ValueError, match="a policy that remembers"):
+        learn_without_resets(vla, worlds, demos, CONFIG, tmp_path, evaluate=dict)
+    vla.config = replace(vla.config, memory=None, advantage=AdvantageConfig(guidance=2.0))
+    with pytest.raises(ValueError, match="does not refine a guided policy"):
         learn_without_resets(vla, worlds, demos, CONFIG, tmp_path, evaluate=dict)

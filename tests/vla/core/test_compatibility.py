@@ -99,6 +99,9 @@ class Turned:
         right = Observation(obs.images, obs.proprio[:, ::-1], obs.instruction, obs.privileged)
         return self.expert.act(right)[..., ::-1]
 
+    def answer(self, obs, questions):
+        return [(state.tolist(), question) for state, question in zip(obs.proprio, questions, strict=True)]
+
 
 def test_another_order_is_played_as_it_was_meant(caplog):
     """In the real worlds, through worker processes: 0 of 4 without the names."""
@@ -113,6 +116,8 @@ def test_another_order_is_played_as_it_was_meant(caplog):
         player = fitted(turned, env, say=lambda notice: None)
         player.act(obs)
         np.testing.assert_array_equal(turned.seen, obs.proprio[:, ::-1])
+        said = player.answer(obs, ["what?", "where?"])
+        assert said == [(obs.proprio[0, ::-1].tolist(), "what?"), (obs.proprio[1, ::-1].tolist(), "where?")]
         assert isinstance(player, Reordered) and player.spec.action_spec.names == env.action_spec.names
         assert player.spec.proprio_names == env.proprio_names == PROPRIO_NAMES
         assert fitted(player, env, say=lambda notice: pytest.fail(notice)) is player

@@ -225,6 +225,13 @@ def test_the_command_explains_what_does_not_fit(tmp_path, capsys):
 
     assert cli.main(["convert", str(tmp_path / "nowhere"), "--backbone", "tiny"]) == 2
     assert "there is no folder" in capsys.readouterr().err
+    for flags, words in (
+        (["--chunk-size", "0"], "--chunk-size must be at least 1"),
+        (["--control-hz", "nan"], "--control-hz must be at least 0.01, got nan"),
+        (["--cameras", "front", "front"], "--cameras names every view once"),
+    ):
+        assert cli.main(["convert", str(tmp_path), "--backbone", "tiny", *flags]) == 2
+        assert words in capsys.readouterr().err
     write(tmp_path, "base")
     # 32 wide weights, and the embedded backbone is 160 wide
     assert cli.main(["convert", str(tmp_path), "--backbone", "tiny", "--out", str(tmp_path / "ours")]) == 2
