@@ -86,11 +86,11 @@ def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row]) -> Row:
     return row
 
 
-def begin(out: Path, asked: Mapping[str, Any]) -> None:
-    """Note in OUT/settings.json what is begun there, before anything else is: what an interrupted command has recorded
-    and trained goes into the rows of the next. ValueError where it was begun with other settings than `asked`, or other
-    files (`files_of`)."""
-    file, asked = out / "settings.json", {**asked, **files_of(asked)}
+def begin(out: Path, name: str, asked: Mapping[str, Any]) -> None:
+    """Note in OUT/NAME-settings.json what is begun there, before anything else is: what an interrupted command has
+    recorded and trained goes into the rows of the next. ValueError where it was begun with other settings than `asked`,
+    or with other files (`files_of`)."""
+    file, asked = out / f"{name}-settings.json", {**asked, **files_of(asked)}
     if not file.is_file():
         save_json(file, asked)
     elif other := _other(load_json(file), asked):
@@ -167,7 +167,7 @@ def compare(
     and what `figures` read. These are further columns, each computed from an arm's rows of all seeds.
     """
     started = time.monotonic()
-    begin(out, asked)
+    begin(out, name, asked)
     rows: dict[str, list[Row]] = {arm: [] for arm in arms}
     pairs = [(seed, arm) for seed in seeds for arm in arms]
     for seed, arm in in_turn(pairs, lambda pair: f"{pair[1]}, seed {pair[0]}", on_progress):

@@ -12,10 +12,11 @@ import tyro
 from bascule.agents import AGENTS
 from bascule.commands.base import Command, check_file, check_numbers, stays
 from bascule.commands.measuring.evaluate import tell_seeds
+from envs.seeds import DEMO_BLOCK, TRAIN_SEED_LIMIT
 from vla.core.config import unknown
 
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "seeds": (0, 2**31), "seed0": (0, 2**53), "demos": (1, 1_000_000), "steps": (1, 10**9),
+    "seeds": (0, TRAIN_SEED_LIMIT // DEMO_BLOCK - 1), "seed0": (0, 2**53), "demos": (1, 1_000_000), "steps": (1, 10**9),
     "logs": (1, 1_000_000), "start_steps": (1, 10**9), "tuned_steps": (1, 10**9), "align_steps": (0, 10**9),
     "seconds": (1, 10**9), "batch_size": (1, 1_000_000),
     "frames": (1, 64), "talk_episodes": (1, 10_000_000), "episodes": (1, 10_000_000),
@@ -23,7 +24,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "validation_episodes": (1, 10_000_000), "logged_episodes": (1, 1_000_000), "offline_steps": (0, 10**9),
     "decisions": (1, 10**9),
 }  # fmt: skip
-"""The ranges of numbers, whichever experiment has them."""
+"""The ranges of numbers, whichever experiment has them. Each of `seeds` has a block of demonstration scenes."""
 
 
 @dataclass(frozen=True)

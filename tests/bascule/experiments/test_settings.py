@@ -22,6 +22,7 @@ def told(capsys, *args):
         (["memory", "--arms"], "--arms: a value is missing"),
         (["l2m", "--known-tasks"], "--known-tasks: a value is missing"),
         (["ablation", "--seeds", "0", "1", "0"], "--seeds names 0 twice, and would count it twice"),
+        (["ablation", "--seeds", "2026"], "--seeds must be at most 49, got 2026"),
         (["rl", "--arms", "ppo", "ppo"], "--arms names ppo twice"),
         (["words", "--policy", "a=x", "a=x"], "--policy names a=x twice"),
         (["latency", "--policy", "runs/a/best", "runs/b/best"], "two policies are called 'best'"),
@@ -93,7 +94,7 @@ def test_a_row_of_an_earlier_version_does_not_say_what_the_files_held(tmp_path):
     row = load_json(tmp_path / "a-0.json")
     assert row["asked"].pop("suite_file")
     arms.save_json(tmp_path / "a-0.json", row)
-    (tmp_path / "settings.json").unlink()
+    (tmp_path / "x-settings.json").unlink()
     assert run(suite=str(tmp_path / "k.toml"))[0] == []
 
 
