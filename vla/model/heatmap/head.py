@@ -66,6 +66,9 @@ class _Verdict(nn.Module):
 class HeatmapHead(nn.Module):
     """Features of three views -> logits of their heat-maps (B, V, R, R), and features from which `flags` are told."""
 
+    _parts: Tensor
+    _along: Tensor
+
     def __init__(
         self,
         *,
@@ -108,6 +111,12 @@ class HeatmapHead(nn.Module):
         )
         self.heat = nn.Conv2d(width, 1, 3, padding=1)
         self.mask = nn.Conv2d(width, 9 * self.factor**2, 1)
+        # Right and down of every view: the component, and where along it the cells are, in halves of the cube.
+        axis = (torch.arange(self.grid) + 0.5) / self.grid * 2 - 1
+        signs = torch.tensor([sign for triple in SIGNS for sign in triple[:2]])
+        parts = torch.tensor([part for triple in COMPONENTS for part in triple[:2]])
+        self.register_buffer("_parts", parts, persistent=False)
+        self.register_buffer("_along", signs[:, None] * axis, persistent=False)
         self.flags = _Verdict(3 * width + 2 * width, state_dim, hidden=2 * width, out=len(FLAGS))
 
     def fixed_slot(self, slot_B: Tensor) -> Tensor:
@@ -133,17 +142,18 @@ class HeatmapHead(nn.Module):
         if self.repeat > 1:
             x = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=self.repeat, mode="bilinear", align_corners=False)
             x = x.permute(0, 2, 3, 1)
-        # Everything else that is read of a cell enters by one product, whose parts have weights of their own.
-        layers, given = [self.from_coordinates], [self._coordinates(hand_B3, centre_B3, half_B)]
-        if self.from_fine is not None:
-            assert seen.fine_BVCHW is not None
-            layers, given = [self.from_fine, *layers], [seen.fine_BVCHW, *given]
+        # Everything else that is read of a cell enters by two products, whose parts have weights of their own.
+        layers, given = [self.from_coordinates], [self._coordinates(hand_B3, centre_B3, half_B).flatten(0, 1)]
         if self.from_looks is not None:
             assert seen.looks_BKVHW is not None
-            layers, given = [*layers, self.from_looks], [*given, seen.looks_BKVHW.transpose(1, 2) / 8]
-        weight = torch.cat([layer.weight for layer in layers], 1)[:, :, 0, 0]
-        bias = sum(layer.bias for layer in layers)
-        x = x + F.linear(torch.cat([part.flatten(0, 1).permute(0, 2, 3, 1) for part in given], -1), weight, bias)
+            looks = (seen.looks_BKVHW / 8).permute(0, 2, 3, 4, 1)
+            layers, given = [*layers, self.from_looks], [*given, looks.flatten(0, 1)]
+        weight, bias = torch.cat([layer.weight for layer in layers], 1)[:, :, 0, 0], sum(p.bias for p in layers)
+        x = x + F.linear(torch.cat(given, -1), weight, bias)
+        if self.from_fine is not None:
+            assert seen.fine_BVCHW is not None
+            fine = seen.fine_BVCHW.flatten(0, 1).permute(0, 2, 3, 1)
+            x = x + F.linear(fine, self.from_fine.weight[:, :, 0, 0], self.from_fine.bias)
         asked = F.gelu(self.ask(_normal(seen.queries_BQD).flatten(1)) + slot_BK @ self.slots)
         for modulate, mix in zip(self.modulate, self.mix, strict=True):
             scale, shift = (part.repeat_interleave(views, 0)[:, None, None] for part in modulate(asked).chunk(2, -1))
@@ -151,16 +161,26 @@ class HeatmapHead(nn.Module):
             x = x + mix(F.gelu(y).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = F.gelu(x)
         # A convolution to one channel, as nine products with a cell that are summed where they belong.
-        nine = self.heat.weight[0].flatten(1).T.flip(0)
-        weight, bias = torch.cat([nine, 0.1 * self.mask.weight[:, :, 0, 0]]), F.pad(0.1 * self.mask.bias, (9, 0))
-        told, weights = F.linear(y, weight, bias).split([9, len(self.mask.bias)], -1)
-        coarse = F.fold(told.flatten(1, 2).mT, (self.grid, self.grid), 3, padding=1) + self.heat.bias
+        nine = F.linear(y, self.heat.weight[0].flatten(1).T.flip(0))
+        coarse = F.fold(nine.flatten(1, 2).mT, (self.grid, self.grid), 3, padding=1) + self.heat.bias
+        coarse, y = coarse[:, 0].unflatten(0, (batch, views)), y.unflatten(0, (batch, views))
         if self.prior is not None:
             assert seen.looks_BKVHW is not None
-            prior = ((slot_BK @ self.prior)[..., None, None, None] * seen.looks_BKVHW).sum(1)
-            coarse = coarse + prior.flatten(0, 1)[:, None]
-        fine = self._convex(coarse, weights)
-        return fine.unflatten(0, (batch, views)), y.permute(0, 3, 1, 2).unflatten(0, (batch, views)), asked
+            coarse = coarse + ((slot_BK @ self.prior)[..., None, None, None] * seen.looks_BKVHW).sum(1)
+        return self.upsampled(coarse, y), y.permute(0, 1, 4, 2, 3), asked
+
+    def upsampled(self, coarse: Tensor, cells: Tensor) -> Tensor:
+        """Logits of the cells (B, V, grid, grid), whose features are (B, V, grid, grid, C), on the views' pixels
+        (B, V, R, R): each a convex combination of the nine cells around its own, with weights that the cell's features
+        tell. Teed and Deng 2020, RAFT."""
+        batch, views, height, width = coarse.shape
+        factor = self.factor
+        weight = F.linear(cells.flatten(0, 1), 0.1 * self.mask.weight[:, :, 0, 0], 0.1 * self.mask.bias)
+        weight = weight.unflatten(-1, (9, factor**2)).softmax(-2)
+        around = F.unfold(F.pad(coarse.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), 3).mT
+        fine = (around.unflatten(1, (height, width))[..., None] * weight).sum(-2)
+        fine = fine.unflatten(-1, (factor, factor)).permute(0, 1, 3, 2, 4)
+        return fine.reshape(batch, views, height * factor, width * factor)
 
     def flags_at(
         self, maps: Tensor, asked_BW: Tensor, state_BS: Tensor, at_B3: Tensor, centre_B3: Tensor, half_B: Tensor
@@ -169,31 +189,19 @@ class HeatmapHead(nn.Module):
         found = sample_views(maps, at_B3, centre_B3, half_B)
         return self.flags(torch.cat([found, asked_BW], 1), state_BS)
 
-    def _convex(self, coarse: Tensor, weights: Tensor) -> Tensor:
-        """Maps (M, H, W) on a grid finer by `factor`: each value a convex combination of the nine cells around its own,
-        by the softmax of `weights` (M, H, W, 9 * factor ** 2). Teed and Deng 2020, RAFT."""
-        count, _, height, width = coarse.shape
-        factor = self.factor
-        weight = weights.unflatten(-1, (9, factor**2)).softmax(-2)
-        around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).mT.unflatten(1, (height, width))
-        fine = (around[..., None] * weight).sum(-2).view(count, height, width, factor, factor)
-        return fine.permute(0, 1, 3, 2, 4).reshape(count, height * factor, width * factor)
-
     def _coordinates(self, hand_B3: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
-        """(B, V, 8, grid, grid): where each cell is from the hand and in the robot's frame, near and far, and how large
+        """(B, V, grid, grid, 8): where each cell is from the hand and in the robot's frame, near and far, and how large
         the cube is."""
-        axis = (torch.arange(self.grid, device=half_B.device, dtype=half_B.dtype) + 0.5) / self.grid * 2 - 1
         # Along one direction of the picture at a time: right and down of every view.
-        parts = [part for triple in COMPONENTS for part in triple[:2]]
-        sign = half_B.new_tensor([sign for triple in SIGNS for sign in triple[:2]])
-        at = centre_B3[:, parts, None] + (sign * half_B[:, None])[..., None] * axis
-        from_hand = at - hand_B3[:, parts, None]
-        told = torch.stack([torch.tanh(from_hand / _NEAR_M), torch.tanh(from_hand / (5 * _NEAR_M)), at], 2)
-        right, down = told[:, 0::2, :, None], told[:, 1::2, :, :, None]
-        near = torch.exp(-(right[:, :, 0].square() + down[:, :, 0].square()))[:, :, None]
+        at = torch.addcmul(centre_B3[:, self._parts, None], self._along, half_B[:, None, None])
+        from_hand = at - hand_B3[:, self._parts, None]
+        told = [torch.tanh(from_hand / _NEAR_M), torch.tanh(from_hand / (5 * _NEAR_M)), at]
+        right, down = torch.stack(told, -1).unflatten(1, (-1, 2)).unbind(2)
+        right, down = right[:, :, None], down[:, :, :, None]
+        near = torch.exp(-(right[..., :1].square() + down[..., :1].square()))
+        shape = (-1, -1, self.grid, self.grid, -1)
         size = half_B[:, None, None, None, None].expand_as(near)
-        shape = (-1, -1, -1, self.grid, self.grid)
-        return torch.cat([right.expand(shape), down.expand(shape), size, near], 2)
+        return torch.cat([right.expand(shape), down.expand(shape), size, near], -1)
 
 
 def _normal(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vla.backbones.backbone import Backbone
+from vla.backbones.families import Prompt
 from vla.backbones.features import TensorBatch
 from vla.model.heatmap.config import HeatmapConfig
 from vla.model.heatmap.head import HeatmapHead, Seen
@@ -114,14 +115,27 @@ class HeatmapModel(nn.Module):
     @torch.no_grad()
     def look(self, views_BVHW3: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Seen:
         """The frozen backbone's account of views and an instruction, float32."""
+        return self._seen(self._asked(views_BVHW3, ids_BT, mask_BT))
+
+    def _asked(self, views_BVHW3: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Prompt:
         mask_BT = mask_BT if self.config.language else torch.zeros_like(mask_BT)
-        backbone, views = self.backbone, len(VIEWS)
-        prompt = backbone.prompt(views_BVHW3, ids_BT, mask_BT)
+        return self.backbone.prompt(views_BVHW3, ids_BT, mask_BT)
+
+    def _asked_again(self, prompt: Prompt, views_BVHW3: Tensor) -> Prompt:
+        """The same words about other views: what was heard need not be heard again."""
+        backbone = self.backbone
+        patches_BND, deep, fine = backbone.look(backbone.normalise(views_BVHW3))
+        embeds_BSD = prompt.embeds_BSD.clone()
+        backbone.patches_of(embeds_BSD).copy_(patches_BND.unflatten(1, (len(VIEWS), -1)))
+        return prompt._replace(embeds_BSD=embeds_BSD, deep=deep, fine=fine)
+
+    def _seen(self, prompt: Prompt) -> Seen:
+        backbone = self.backbone
         hidden_BSD = backbone.decode(prompt.embeds_BSD, prompt.mask, prompt.positions, prompt.deep)[-1]
         tokens_BVPD, queries_BQD = backbone.patches_of(hidden_BSD), hidden_BSD[:, -backbone.num_queries :]
         fine = looks = None
         if self.head.from_fine is not None:
-            fine = prompt.fine.unflatten(0, (-1, views))
+            fine = prompt.fine.unflatten(0, (-1, len(VIEWS)))
             named = queries_BQD[:, list(backbone.naming)]
             coarse = backbone.pointer.scores(named, tokens_BVPD)
             found = backbone.pointer.found(tokens_BVPD, coarse, backbone.grid_P2) if backbone.agree else None
@@ -134,19 +148,24 @@ class HeatmapModel(nn.Module):
     def decide(self, cloud: Cloud, ids_BT: Tensor, mask_BT: Tensor, hand_B3: Tensor, state_BS: Tensor) -> Keyframe:
         """The next keyframe of B scenes: a look at the whole workspace, then one at the surroundings of its peak."""
         centre, half = self.whole(len(hand_B3))
-        logits = maps = asked = None
-        for zoom in (1.0, self.config.workspace.zoom):
-            half = half / zoom
-            seen = self.look(self.views(cloud, centre, half), ids_BT, mask_BT)
-            slot = self.head.chosen_slot(seen, state_BS)
-            logits, maps, asked = self.head(seen, slot, hand_B3, centre, half)
-            heat = logits.flatten(2).softmax(-1).view_as(logits)
-            found = peak(heat, centre, half)
-            if zoom == 1.0:
-                centre = found
-        assert maps is not None and asked is not None
+        prompt = self._asked(self.views(cloud, centre, half), ids_BT, mask_BT)
+        logits, _, _ = self._answered(prompt, hand_B3, state_BS, centre, half)
+        centre, half = peak(_heat(logits), centre, half), half / self.config.workspace.zoom
+        prompt = self._asked_again(prompt, self.views(cloud, centre, half))
+        logits, maps, asked = self._answered(prompt, hand_B3, state_BS, centre, half)
+        found = peak(_heat(logits), centre, half)
         flags = self.head.flags_at(maps, asked, state_BS, found, centre, half) > 0
         return Keyframe(found, flags[:, 0], flags[:, 1])
+
+    def _answered(
+        self, prompt: Prompt, hand_B3: Tensor, state_BS: Tensor, centre_B3: Tensor, half_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        seen = self._seen(prompt)
+        return self.head(seen, self.head.chosen_slot(seen, state_BS), hand_B3, centre_B3, half_B)
+
+
+def _heat(logits_BVHW: Tensor) -> Tensor:
+    return logits_BVHW.flatten(2).softmax(-1).view_as(logits_BVHW)
 
 
 def heat_loss(logits_BVHW: Tensor, at_B3: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ of a pixel is said of a line in the robot's frame. Everything is batched torch, 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vla.model.heatmap.config import Workspace
@@ -18,9 +19,8 @@ COMPONENTS = ((1, 0, 2), (1, 2, 0), (0, 2, 1))
 From above, right is +y and down +x, as the front camera's picture has them."""
 SIGNS = ((1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, -1.0, -1.0))
 """Directions of those components."""
-_DIRECTIONS = sorted(
-    {pair for parts, signs in zip(COMPONENTS, SIGNS, strict=True) for pair in zip(parts, signs, strict=True)}
-)
+_ACROSS = sorted({(v[0][k], v[1][k]) for v in zip(COMPONENTS, SIGNS, strict=True) for k in (0, 1)})
+"""Components and directions that run along some picture's right or down."""
 _NEARNESS_BITS = 20
 _EMPTY = -1
 
@@ -31,19 +31,14 @@ def back_project(depth: Tensor, intrinsics: Tensor, extrinsics: Tensor) -> Tenso
     `intrinsics` (..., 3, 3) and `extrinsics` (..., 4, 4) as in `vla.core.types.Observation`.
     """
     height, width = depth.shape[-2:]
-    row = (torch.arange(height, device=depth.device, dtype=depth.dtype) + 0.5)[:, None]
+    row = torch.arange(height, device=depth.device, dtype=depth.dtype) + 0.5
     column = torch.arange(width, device=depth.device, dtype=depth.dtype) + 0.5
-
-    def of(matrix: Tensor, *place: int) -> Tensor:
-        return matrix[(..., *place)][..., None, None]
-
-    x = (column - of(intrinsics, 0, 2)) / of(intrinsics, 0, 0) * depth
-    y = (row - of(intrinsics, 1, 2)) / of(intrinsics, 1, 1) * depth
-    local = torch.stack([x, y, depth], -1)
-    turn, shift = extrinsics[..., :3, :3].transpose(-1, -2), extrinsics[..., None, :3, 3]
-    lead = depth.shape[:-2]
-    world = torch.baddbmm(shift.reshape(-1, 1, 3), local.reshape(-1, height * width, 3), turn.reshape(-1, 3, 3))
-    return world.view(*lead, height, width, 3)
+    # Components first: each lies by itself in memory, as drawing reads them.
+    turn, shift = (part.contiguous() for part in extrinsics[..., :3, :].movedim(-2, 0).split([3, 1], -1))
+    x = turn[..., 0, None] * ((column - intrinsics[..., 0, 2, None]) / intrinsics[..., 0, 0, None])
+    y = turn[..., 1, None] * ((row - intrinsics[..., 1, 2, None]) / intrinsics[..., 1, 1, None])
+    ray = (x + turn[..., 2, None])[..., None, :] + y[..., None]
+    return torch.addcmul(shift[..., None], depth, ray).movedim(0, -1)
 
 
 def project(points_BN3: Tensor, centre_B3: Tensor, half_B: Tensor, resolution: int) -> Tensor:
@@ -65,45 +60,48 @@ def render(
     of the cube) the colour decides, so that the order of the points does not matter. `seen_BN` False: not a point.
     """
     side, views, batch = workspace.resolution, len(VIEWS), len(points_BN3)
-    offset = points_BN3 - centre_B3[:, None]
-    x_BN, y_BN, z_BN = (part.abs() < half_B[:, None] for part in offset.unbind(-1))
-    within = x_BN & y_BN & z_BN & seen_BN
-    point = within.flatten().nonzero()[:, 0]
-    scene = point.div(points_BN3.shape[1], rounding_mode="floor")
-    unit = offset.flatten(0, 1).index_select(0, point) / (2 * half_B.index_select(0, scene)[:, None])
-    red, green, blue = colours_BN3.flatten(0, 1).index_select(0, point).long().unbind(-1)
-    packed = (red << 16) + (green << 8) + blue
-    parts, signs = (list(column) for column in zip(*_DIRECTIONS, strict=True))
-    along = unit.T[parts] * unit.new_tensor(signs)[:, None] + 0.5
-    pixel = dict(zip(_DIRECTIONS, (along * side).int().clamp_(0, side - 1), strict=True))
-    near = dict(zip(_DIRECTIONS, (along * (1 << _NEARNESS_BITS)).long() << 24, strict=True))
-    place, key = [], []
-    first = (scene * (views * side)).int()  # row of a scene's first picture, all pictures one below the other
-    for view, directions in enumerate(zip(COMPONENTS, SIGNS, strict=True)):
-        right, down, toward = zip(*directions, strict=True)
-        place.append((first + view * side + pixel[down]) * side + pixel[right])
+    offset_3BN = points_BN3.movedim(-1, 0) - centre_B3.T.contiguous()[..., None]
+    point = ((offset_3BN.abs().amax(0) < half_B[:, None]) & seen_BN).flatten().nonzero()[:, 0]
+    unit = offset_3BN.flatten(1).index_select(1, point)
+    red, green, blue = colours_BN3.flatten(0, 1).unbind(-1)
+    packed = ((red.int() << 16) + (green.int() << 8) + blue.int()).index_select(0, point)
+    if batch > 1:
+        scene = point.div(points_BN3.shape[1], rounding_mode="floor")
+        unit, first = unit / (2 * half_B.index_select(0, scene)), scene * side
+    else:
+        unit, first = unit / (2 * half_B), 0
+    pixel = {
+        (part, sign): (unit[part].mul(sign).add_(0.5).mul_(side)).long().clamp_(0, side - 1) for part, sign in _ACROSS
+    }
+    seen = torch.full((views, batch * side * side), _EMPTY, dtype=torch.int64, device=points_BN3.device)
+    for view, (parts, signs) in enumerate(zip(COMPONENTS, SIGNS, strict=True)):
+        right, down, (part, sign) = zip(parts, signs, strict=True)
+        place = (first + pixel[down]) * side + pixel[right]
+        near = unit[part].mul(sign).add_(0.5).mul_(1 << _NEARNESS_BITS).long()
         # One number for nearness and colour: the largest of a pixel's points is what is seen there.
-        key.append(near[toward] + packed)
-    seen = torch.full((batch * views * side * side,), _EMPTY, dtype=torch.int64, device=points_BN3.device)
-    seen = seen.scatter_reduce(0, torch.cat(place).long(), torch.cat(key), "amax").view(batch, views, side, side)
+        seen[view].scatter_reduce_(0, place, near.bitwise_left_shift_(24).add_(packed), "amax")
+    seen = seen.view(views, batch, side, side).transpose(0, 1)
     reach = [round(float(workspace.splat_m * side / (2 * half))) for half in half_B]
     seen = (
         torch.cat([_widened(seen[i : i + 1], reach[i]) for i in range(batch)])
         if len(set(reach)) > 1
         else _widened(seen, reach[0])
     )
-    colour = torch.stack([(seen >> shift).to(torch.uint8) for shift in (16, 8, 0)], -1)
-    return torch.where(seen[..., None] == _EMPTY, colour.new_tensor(workspace.background), colour)
+    seen = torch.where(seen == _EMPTY, workspace.background * 0x10101, seen)
+    return torch.stack([(seen >> shift).to(torch.uint8) for shift in (16, 8, 0)], -1)
 
 
 def _widened(key_BVHW: Tensor, reach: int) -> Tensor:
     """The largest number within `reach` pixels in both directions: every point drawn as a square."""
     for axis in (2, 3):
-        widest, side = key_BVHW.clone(), key_BVHW.shape[axis]
-        for shift in range(1, min(reach, side - 1) + 1):
-            rest = side - shift
-            for here, there in ((0, shift), (shift, 0)):
-                mine = widest.narrow(axis, here, rest)
-                mine.copy_(torch.maximum(mine, key_BVHW.narrow(axis, there, rest)))
+        side = key_BVHW.shape[axis]
+        reach = min(reach, side - 1)
+        ends = (0, 0, reach, reach) if axis == 2 else (reach, reach)
+        widest, width = F.pad(key_BVHW, ends, value=_EMPTY), 1
+        while width < 2 * reach + 1:  # the largest of so many pixels from here on, and of as many further on
+            step = min(width, 2 * reach + 1 - width)
+            rest = widest.shape[axis] - step
+            widest = torch.maximum(widest.narrow(axis, 0, rest), widest.narrow(axis, step, rest))
+            width += step
         key_BVHW = widest
     return key_BVHW

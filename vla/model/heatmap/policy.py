@@ -110,8 +110,8 @@ class HeatmapPolicy:
 
     def _require_sight(self, cloud: Cloud) -> None:
         centre, half = self.model.whole(cloud.batch_size)
-        near = ((cloud.points_BN3 - centre[:, None]).abs() < half[:, None, None]).all(-1) & cloud.seen_BN
-        if not near.any(1).all():
+        offset_3BN = cloud.points_BN3.movedim(-1, 0) - centre.T[..., None]
+        if not ((offset_3BN.abs().amax(0) < half[:, None]) & cloud.seen_BN).any(1).all():
             workspace = self.model.config.workspace
             raise ValueError(
                 f"no camera measures a point of the workspace, {workspace.half_m:g} m to each side of "
