@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bascule.experiments.heatmaps.bridgevla import BridgeConfig, bridgevla, shuffled
+from bascule.experiments.heatmaps.bridgevla import BridgeConfig, _plain, bridgevla, shuffled
 from bascule.experiments.spatial.calibration import Miscalibrated
 from tests.vla.training.heatmap.toy_demos import toy_demos
 
@@ -35,3 +35,12 @@ def test_cameras_are_turned_by_so_many_degrees_where_they_stand():
 def test_an_unknown_arm_is_named(tmp_path):
     with pytest.raises(ValueError, match="heatmap"):
         bridgevla(BridgeConfig(arms=("heat",)), tmp_path)
+
+
+def test_decisions_are_timed_beside_a_chunk_policy_of_the_same_cameras():
+    """It is shown what it would have drawn: smaller pictures, no depth."""
+    obs = toy_demos().observation([0])
+    plain, whole, smaller = _plain(BridgeConfig(), obs)
+    assert whole is obs and set(plain.spec.cameras) == set(obs.images) and smaller.depth is None
+    assert {image.shape[1] for image in smaller.images.values()} == {plain.vla.processor.config.image_size}
+    assert plain.act(smaller).shape == (1, 8, 4)
