@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,7 +152,7 @@ class Control(Command):
             arm = self._lerobot_robot()  # before the policy: what is wrong with it is known in a moment
             policy = self._policy()
             open_ones.callback(policy.close)
-            others = [self._policy() for _ in range(self.in_flight - 1)]
+            others = [replace(self, account_s=None)._policy() for _ in range(self.in_flight - 1)]
             for other in others:
                 open_ones.callback(other.close)
             robot = self._robot(policy, arm)

@@ -13,6 +13,7 @@ from bascule.agents import AGENTS
 from bascule.commands.base import Command, check_file, check_numbers, stays
 from bascule.commands.measuring.evaluate import tell_seeds
 from envs.seeds import DEMO_BLOCK, TRAIN_SEED_LIMIT
+from vla.core.checkpoint import weights_digest
 from vla.core.config import unknown
 
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -94,18 +95,24 @@ class Experiment(Command):
 
     def _checkpoints(self) -> list[Path]:
         """The folders of the policies that are no scripted agents. ValueError for a suite or policies that do not
-        exist, before any run begins."""
+        exist, or for one policy as two training seeds, before any run begins."""
         from envs.registry import load_suite
         from policies.load import checkpoint
 
         load_suite(self.config.suite)
-        policies = list(map(str, getattr(self.config, "policy", ())))
-        if self.name in ("robustness", "words", "latency"):
-            from bascule.experiments.arms import arms_of
+        from bascule.experiments.arms import arms_of
 
-            policies = [policy for arm in arms_of(policies).values() for policy in arm]
         agents = AGENTS if self.name in ("robustness", "words") else ()
-        return [checkpoint(policy, agents) for policy in policies if policy not in agents]
+        found = []
+        for arm, policies in arms_of(getattr(self.config, "policy", ())).items():
+            folders = [checkpoint(policy, agents) for policy in policies if policy not in agents]
+            each = [weights_digest(folder) for folder in folders]
+            if len(set(each)) < len(each):
+                raise ValueError(
+                    f"the policies of arm '{arm}' are the same: they would count as several training seeds"
+                )
+            found += folders
+        return found
 
     def kept(self) -> str:
         """Finished runs are kept after Ctrl-C."""

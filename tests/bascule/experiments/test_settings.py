@@ -25,6 +25,7 @@ def told(capsys, *args):
         (["ablation", "--seeds", "2026"], "--seeds must be at most 49, got 2026"),
         (["rl", "--arms", "ppo", "ppo"], "--arms names ppo twice"),
         (["words", "--policy", "a=x", "a=x"], "--policy names a=x twice"),
+        (["words", "--policy", "a=x", "a=./x"], "the policies of arm 'a' are the same"),
         (["latency", "--policy", "runs/a/best", "runs/b/best"], "two policies are called 'best'"),
         (["latency", "--policy", "a=x", "--arms", "blnd"], "did you mean 'blend'"),
         (["advantage", "--good", "2"], "advantage.good must be in (0, 1)"),
