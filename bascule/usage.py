@@ -23,7 +23,7 @@ import tyro
 from tyro.conf import Positional
 
 from bascule.commands.base import Command
-from vla.core.config import nearest
+from vla.core.config import likely, nearest
 
 
 class UsageError(Exception):
@@ -164,9 +164,7 @@ def _name(argument: Any) -> str:
 
 def _choice(value: str, choices: tuple[str, ...]) -> str:
     choices = tuple(choice for choice in choices if choice != "None")  # a flag that is left out
-    guess = nearest(value, list(choices))
-    hint = f"; did you mean '{guess}'?" if guess else ";"
-    return f"unknown choice '{value}'{hint} (known: {', '.join(choices)})"
+    return f"unknown choice '{value}'; {likely(nearest(value, list(choices)), 'known: ' + ', '.join(choices))}"
 
 
 def _foreign(tokens: list[str], command: type[Command]) -> str:

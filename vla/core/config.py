@@ -26,9 +26,12 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 def unknown(name: str, choices: Iterable[str], kind: str) -> str:
     """The one sentence every wrong name gets."""
     known = sorted(choices)
-    guess = nearest(name, known)
-    hint = f"; did you mean '{guess}'?" if guess else ";"
-    return f"unknown {kind} '{name}'{hint} (known: {', '.join(known)})"
+    return f"unknown {kind} '{name}'; {likely(nearest(name, known), 'known: ' + ', '.join(known))}"
+
+
+def likely(guess: str | None, known: str) -> str:
+    """What to say after a wrong name: the likely one, and the `known` ones in brackets; or these alone."""
+    return f"did you mean '{guess}'? ({known})" if guess else known
 
 
 def lookup[T](name: str, table: Mapping[str, T], kind: str) -> T:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vla.core.config import load_json, nearest
+from vla.core.config import likely, load_json, nearest
 from vla.core.paths import quoted
 from vla.data.findings import Finding
 
@@ -73,12 +73,10 @@ def camera_keys(features: Mapping[str, Any], cameras: Sequence[str] | None) -> d
     for name in names:
         if name in present:
             continue
-        has = f"(it has: {', '.join(sorted(present))})"
+        has = f"it has: {', '.join(sorted(present))}"
         if name in depth:
-            raise ValueError(f"'{name}' is a depth map, policies read colour cameras {has}")
-        guess = nearest(name, present)
-        hint = f"; did you mean '{guess}'?" if guess else ";"
-        raise ValueError(f"the dataset has no camera '{name}'{hint} {has}")
+            raise ValueError(f"'{name}' is a depth map, policies read colour cameras; {has}")
+        raise ValueError(f"the dataset has no camera '{name}'; {likely(nearest(name, present), has)}")
     if not names:
         raise ValueError(f"no camera was chosen; the dataset has: {', '.join(sorted(present))}")
     for name in names:

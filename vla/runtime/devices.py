@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla.core.config import nearest
+from vla.core.config import likely, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +29,8 @@ def check_device(name: str | None, *, flag: str = "--device") -> None:
     kind, _, number = name.partition(":")
     if kind not in DEVICES or (number and not re.fullmatch(r"\d+", number)) or (":" in name and kind != "cuda"):
         guess = _ALIASES.get(name.lower()) or nearest(kind, DEVICES)
-        hint = f"; did you mean '{guess}'?" if guess else ";"
-        raise ValueError(f"unknown device '{name}'{hint} (known: auto, cpu, cuda, cuda:1 and so on, mps)")
+        known = "known: auto, cpu, cuda, cuda:1 and so on, mps"
+        raise ValueError(f"unknown device '{name}'; {likely(guess, known)}")
     remedy = f"{flag} cpu runs without one"
     if kind == "cuda" and sys.platform == "linux" and not _has_driver():
         raise ValueError(f"{flag} {name}: this machine has no GPU driver; {remedy}")
