@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vla.core.checkpoint import load_checkpoint, reading_config, save_checkpoint
 from vla.core.config import decode, encode
 from vla.model.config import VLAConfig
+from vla.model.memory.recall import RULES
 from vla.processing.processor import Processor, ProcessorConfig, Stats
 
 BackboneLoader = Callable[[dict[str, Any]], nn.Module]
@@ -46,7 +47,8 @@ def save_policy(
             "processor": encode(vla.processor.config),
             "backbone": vla.backbone.to_spec(),
             "members": {name: _encode_processor(one) for name, one in vla.members.items()},
-        },
+        }
+        | _remembers(vla.config),
         tensors=vla.state_dict() if tensors is None else tensors,
         stats=vla.processor.stats.to_dict(),
         trainer_state=trainer_state,
@@ -86,11 +88,25 @@ def read_policy(folder: str | os.PathLike[str], load_backbone: BackboneLoader | 
             )
             for name, one in checkpoint.config.get("members", {}).items()
         }
+    for name, meaning in _remembers(config).items():
+        if checkpoint.config.get(name) != meaning:
+            rule = config.memory.rule
+            raise ValueError(
+                f"{os.fspath(folder)} has learnt with a memory that kept other frames than the rule '{rule}' does now: "
+                f"train it again (vla train --memory {rule})"
+            )
     return PolicyParts(config, backbone, processor, members, checkpoint.tensors)
 
 
 def _encode_processor(processor: Processor) -> dict[str, Any]:
     return {"processor": encode(processor.config), "stats": processor.stats.to_dict()}
+
+
+def _remembers(config: VLAConfig) -> dict[str, str]:
+    """Entry of a checkpoint's config.json that says by which meaning of its rule a memory was learnt with; none for
+    rules that have had one meaning only. Checkpoints made before there was such an entry have the older one."""
+    meaning = None if config.memory is None else RULES.get(config.memory.rule)
+    return {} if meaning is None else {"memory_rule": meaning}
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import torch
 from tests.vla.toy_backbone import CAMERAS, SPEC, load_toy, toy_backbone, toy_observation, toy_vla
 from tests.vla.training.test_train import CONFIG, demos
 from vla.backbones.features import with_query_noise
+from vla.core.config import load_json, save_json
 from vla.core.types import Observation
 from vla.data.feature_cache import encode_demos
 from vla.model.config import BridgeConfig, MemoryConfig
@@ -163,3 +164,17 @@ def test_a_memory_of_more_decisions_than_an_episode_has_is_refused():
             built(frames)
     with pytest.raises(ValueError, match="--memory-frames 4 or fewer"):
         build_vla(replace(CONFIG, model=replace(CONFIG.model, memory=MemoryConfig(9))), {"a": demos(), "b": demos()})
+
+
+def test_a_memory_of_the_older_rule_is_not_played_by_the_newer(tmp_path):
+    """Until 30 November 2026 the bank dropped other frames, and its checkpoints did not say which."""
+    for rule in ("bank", "last"):
+        folder = tmp_path / rule
+        remembering(rule).save(folder)
+        VLA.load(folder, load_backbone=load_toy)
+        config = load_json(folder / "config.json")
+        config.pop("memory_rule", None)
+        save_json(folder / "config.json", config)
+    VLA.load(tmp_path / "last", load_backbone=load_toy)
+    with pytest.raises(ValueError, match=r"bank has learnt with a memory that kept other frames .* train it again"):
+        VLA.load(tmp_path / "bank", load_backbone=load_toy)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from vla.model.config import MemoryConfig
 
+RULES = {"bank": "longest way"}
+"""Rules whose meaning has changed, and what it is now: a policy acts by the one that it has learnt with."""
 MOST_KEPT = 512
 """Decisions that the rule "uniform" keeps of an episode; of a longer one only every second, and so on."""
 EMPTY = -1.0
