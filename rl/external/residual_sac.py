@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rl.external.sb3 import SAC, LayerNormCritics, StateVecEnv, fill_replay, leave_no_log
 from vla.core.disk import writing
 from vla.core.types import ActionChunk, Observation, Policy, PolicySpec, Prefix, StepResult, VecEnv
+from vla.model.advantage import refuse_guided
 from vla.model.model import VLA
 
 
@@ -64,6 +65,7 @@ class Plans:
         steps = n_action_steps or vla.config.n_action_steps or vla.chunk_size
         if not 1 <= steps <= vla.chunk_size:
             raise ValueError(f"n_action_steps must be in 1..{vla.chunk_size} (the chunk size), got {steps}")
+        refuse_guided(vla)
         self.vla, self.n_action_steps = vla.eval().requires_grad_(False), steps
         self.at = np.zeros(num_envs, np.int64)
         """Step of the plan that comes next."""

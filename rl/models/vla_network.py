@@ -18,6 +18,7 @@ from rl.models.distribution import FlowChain
 from rl.models.tokens import TokenChunk
 from vla.backbones.features import Features, Mishearing, mishearing
 from vla.core.types import Observation
+from vla.model.advantage import refuse_guided
 from vla.model.config import check_loads
 from vla.model.heads.flow import FlowHead
 from vla.model.heads.residual import Latents
@@ -43,12 +44,7 @@ class VLANetwork:
             )
         if getattr(getattr(vla, "config", None), "memory", None) is not None:
             raise ValueError("online RL does not train a policy that remembers: start from one without --memory")
-        advantage = getattr(getattr(vla, "config", None), "advantage", None)
-        if advantage is not None and advantage.guidance != 1:
-            raise ValueError(
-                "online RL does not refine a guided policy: improve it with `vla train --advantage --guidance 1`, or "
-                "begin with the policy before that"
-            )
+        refuse_guided(vla)
         if config.noise == "flow" and not isinstance(vla.head, FlowHead):
             raise ValueError(
                 "this recipe trains the flow head of a policy, and this one has another head: start from one of "

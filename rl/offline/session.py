@@ -24,6 +24,7 @@ from vla.core.config import save_json
 from vla.core.types import VecEnv
 from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
+from vla.model.advantage import refuse_guided
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.training.run_identity import fingerprint
@@ -44,6 +45,7 @@ def learn_without_resets(
     """Learn from `demos` and logged episodes, then online, in `out`; `vla` gets a residual. `logs_at`: where the logs
     are kept, for other runs from the same policy (OUT/logs). ValueError for a policy that has been refined, or a suite
     without the pair of tasks."""
+    refuse_guided(vla)
     if problem := _unfit(vla):
         raise ValueError(f"{problem}: start from a policy of imitation (`vla train`) without that")
     demos, _ = aligned(vla.processor, demos)

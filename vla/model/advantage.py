@@ -62,6 +62,17 @@ def add_advantage(vla: Any, config: AdvantageConfig, *, seed: int) -> None:
     vla.config = changed
 
 
+def refuse_guided(vla: Any) -> None:
+    """ValueError for a policy whose actions are guided, for whoever takes those of its head for its own."""
+    config = getattr(getattr(vla, "config", None), "advantage", None)
+    if config is not None and config.guidance != 1:
+        raise ValueError(
+            f"this policy is guided {config.guidance:g} times as far as good actions are (--guidance), which would be "
+            "lost here: improve it with `vla train --init POLICY --advantage --guidance 1` first, or begin with the "
+            "policy from before that"
+        )
+
+
 def guided(vla: Any, features: Features, proprio_BP: Tensor, asked_BCA: Tensor) -> Tensor:
     """The action `guidance` times as far from what the policy does untold as what it does when `asked`. Classifier-free
     guidance (Ho and Salimans 2022) on the actions themselves."""

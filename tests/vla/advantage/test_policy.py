@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from rl.configs.learning import ActorConfig
+from rl.external.residual_sac import Plans
 from rl.models.vla_network import VLANetwork
+from rl.offline.session import learn_without_resets
 from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, demos, fresh, interrupt_at, kill, weights
 from vla.core.config import load_json
@@ -174,8 +176,13 @@ def test_what_cannot_be_told_or_judged_is_refused(tmp_path):
     assert "without modulators" in model_problem(VLAConfig(advantage=AdvantageConfig(), modulators=ModulatorConfig()))
     refined = toy_vla()
     refined.add_refiner(8, seed=0)
-    with pytest.raises(ValueError, match="does not refine a guided policy"):
+    with pytest.raises(ValueError, match="guided 2 times as far"):
         VLANetwork(learnt(guidance=2.0), ActorConfig())
+    with pytest.raises(ValueError, match="guided 2 times as far"):
+        learn_without_resets(learnt(guidance=2.0), None, demos(), None, tmp_path, evaluate=None)
+    with pytest.raises(ValueError, match="guided 2 times as far"):
+        Plans(learnt(guidance=2.0), 1)
+    Plans(learnt(), 1)
     assert "flow head" in model_problem(VLAConfig(head="flow", advantage=AdvantageConfig(2.0)))
     with pytest.raises(ValueError, match="refined by RL"):
         add_advantage(refined, AdvantageConfig(), seed=0)

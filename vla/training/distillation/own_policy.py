@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vla.data.fitting import check_demos
 from vla.data.lerobot_dataset import DemoSet
+from vla.model.advantage import refuse_guided
 from vla.model.heads.registry import L1Head
 from vla.model.model import VLA
 from vla.training.distillation.teacher import Decoder
@@ -27,6 +28,9 @@ class PolicyTeacher:
             raise ValueError("a policy with modulators cannot be the teacher: give the one that it was made from")
         if vla.config.distilled is not None:
             raise ValueError("this teacher was itself taught by --teacher: give the one that it learnt from")
+        if vla.config.memory is not None:
+            raise ValueError("a policy that remembers cannot be the teacher, which sees each frame alone: give another")
+        refuse_guided(vla)
         if vla.refiner is not None and not isinstance(vla.head, L1Head):
             raise ValueError(
                 f"the teacher's residual of RL stands beside head '{vla.config.head}': only beside l1 or linear are "

@@ -10,7 +10,8 @@ import torch
 
 from tests.vla.toy_backbone import SPEC, load_toy, toy_backbone, toy_observation, toy_stats, toy_vla
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, demos, interrupt_at, kill, weights
-from vla.model.config import BridgeConfig, DistilledConfig, ModulatorConfig, VLAConfig
+from vla.model.advantage import add_advantage
+from vla.model.config import AdvantageConfig, BridgeConfig, DistilledConfig, MemoryConfig, ModulatorConfig, VLAConfig
 from vla.model.heads.distilled import DistilledHead
 from vla.model.model import VLA
 from vla.training.distillation.own_policy import PolicyTeacher
@@ -192,6 +193,12 @@ def test_what_cannot_teach_is_refused_in_one_line(tmp_path):
     pooled.add_modulators(ModulatorConfig(count=2), seed=0)
     with pytest.raises(ValueError, match="with modulators cannot be the teacher"):
         PolicyTeacher(pooled)
+    with pytest.raises(ValueError, match="that remembers cannot be the teacher"):
+        PolicyTeacher(toy_vla(memory=MemoryConfig()))
+    guided = toy_vla()
+    add_advantage(guided, AdvantageConfig(guidance=3.0), seed=0)
+    with pytest.raises(ValueError, match="guided 3 times as far"):
+        PolicyTeacher(guided)
     with pytest.raises(ValueError, match="was itself taught"):
         PolicyTeacher(taught)
     with pytest.raises(ValueError, match="align_steps must be at least 0 and less than the run's 12 steps, got 12"):
