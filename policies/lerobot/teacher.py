@@ -7,6 +7,7 @@ such a layer, as one that denoises its actions in several steps, teaches its act
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 
 from policies.lerobot_policy import LeRobotPolicy, Step, cameras_of, policy_config
+from vla.core.compatibility import Fit, fit, side_of, unnamed
+from vla.core.types import PolicySpec
 from vla.data.lerobot_dataset import DemoSet
+from vla.runtime.console import say
 from vla.training.distillation.teacher import Decoder
 
 
@@ -29,8 +33,11 @@ class LeRobotTeacher:
         self._player = LeRobotPolicy.of(self.config, folder, "cpu")
         self._policy = self._player.policy.requires_grad_(False)
         self._actions = self._player.spec.action_spec.dim
-        names = getattr(self.config, "action_feature_names", None)
-        self.action_names: tuple[str, ...] | None = tuple(names) if names else None
+        own = self._player.spec.action_spec  # named where the dataset that it was trained on is still there
+        names = getattr(self.config, "action_feature_names", None) or own.names
+        self.action_names: tuple[str, ...] | None = None if unnamed(names) else tuple(names)
+        self._asked_about: DemoSet | None = None
+        self._fit = Fit()
         chunk, latent, layer = self._probe()
         self.chunk_size, self._layer = chunk.shape[1], layer
         if layer is None:
@@ -43,6 +50,8 @@ class LeRobotTeacher:
 
     def latents(self, demos: DemoSet, frames: slice) -> Tensor:
         """The teacher's latents (B, C, width) of these frames. ValueError for demonstrations without what it reads."""
+        if demos is not self._asked_about:
+            self._fit, self._asked_about = self._fitted(demos), demos
         seen = demos.observation(frames)
         for camera, key in cameras_of(self.config).items():
             if camera not in seen.images:
@@ -54,14 +63,33 @@ class LeRobotTeacher:
                     f"the teacher reads pictures of {height}x{width} from camera '{camera}', these are "
                     f"{own[0]}x{own[1]}: give the demonstrations as they were recorded"
                 )
-        state = self.config.input_features.get(OBS_STATE)
-        if state is not None and seen.proprio.shape[1:] != tuple(state.shape):
-            raise ValueError(
-                f"the teacher reads a state of {state.shape[0]} components, the demonstrations' has "
-                f"{seen.proprio.shape[1]}: give a --teacher of this robot"
-            )
+        if self._fit.proprio_order is not None:
+            seen = replace(seen, proprio=np.ascontiguousarray(seen.proprio[:, list(self._fit.proprio_order)]))
         chunk, read = self._ask(self._player.read(seen), self._layer)
         return chunk.float() if self._layer is None else read.float()
+
+    def _fitted(self, demos: DemoSet) -> Fit:
+        """How the demonstrations' state comes into the teacher's order, by name; a line where that cannot be known.
+        ValueError for those of another robot or rate."""
+        state, own = self.config.input_features.get(OBS_STATE), self._player.spec
+        if state is not None and demos.proprio.shape[1:] != tuple(state.shape):
+            raise ValueError(
+                f"the teacher reads a state of {state.shape[0]} components, the demonstrations' has "
+                f"{demos.proprio.shape[1]}: give a --teacher of this robot"
+            )
+        if state is not None and own.proprio_names is None:
+            say(
+                "the teacher does not say what its state is, as the dataset that it was trained on is gone: it is "
+                f"taken for {', '.join(demos.proprio_names)}, in this order"
+            )
+        reads = PolicySpec(proprio_names=own.proprio_names, action_spec=own.action_spec)
+        try:
+            found = fit(reads, side_of(demos), where="recording", ranges=False)
+        except ValueError as problem:
+            raise ValueError(f"the teacher does not fit: {problem}") from None
+        for notice in found.notices if found.proprio_order is not None else ():
+            say(f"the teacher: {notice}")
+        return found
 
     @torch.no_grad()
     def _ask(self, step: Step, layer: nn.Linear | None) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ def fit(
         ours, theirs = policy.action_spec.names, env.action_spec.names
         if order is not None:
             notices.append(f"the policy acts on {_listed(ours)}, the {where} on {_listed(theirs)}: reordered by name")
-        elif _unnamed(ours) and not _unnamed(theirs):
+        elif unnamed(ours) and not unnamed(theirs):
             notices.append(f"the policy's actions have no names: they are taken for {_listed(theirs)}, in this order")
         if ranges:
             notices += _check_ranges(_taken(policy.action_spec, order), env.action_spec, where)
@@ -201,7 +201,7 @@ def _check_ranges(policy: ActionSpec, env: ActionSpec, where: str) -> list[str]:
         if not np.isfinite(bounds).all() or (low >= least - room / 2 and high <= most + room / 2):
             continue
         told = f"the policy's {name} ranges over {low:g}..{high:g}, the {where}'s {theirs} over {least:g}..{most:g}"
-        if _unnamed(policy.names) or _unnamed(env.names):
+        if unnamed(policy.names) or unnamed(env.names):
             raise ValueError(f"{told}: other units or another kind of action")
         beyond.append(told)
     more = f" ({len(beyond) - 1} more are alike)" if len(beyond) > 1 else ""
@@ -242,7 +242,7 @@ def _proprio_order(policy: PolicySpec, env: PolicySpec, where: str) -> tuple[int
 def _order(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...] | None:
     """Places in `source` of the components of `target`; None if the order is the same or names are missing.
     KeyError for other components."""
-    if _unnamed(source) or _unnamed(target):
+    if unnamed(source) or unnamed(target):
         return None
     plain_source, plain_target = _plain(source, target), _plain(target, source)
     if plain_source == plain_target:
@@ -259,7 +259,8 @@ def _plain(names: Sequence[str], others: Sequence[str]) -> list[str]:
     return [_SUFFIX.sub("", name) for name in names]
 
 
-def _unnamed(names: Sequence[str]) -> bool:
+def unnamed(names: Sequence[str]) -> bool:
+    """True for names that tools make up for components without any: "action_0", "a1"."""
     return all(_UNNAMED.fullmatch(name) for name in names)
 
 

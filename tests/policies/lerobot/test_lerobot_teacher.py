@@ -103,6 +103,31 @@ def test_demonstrations_that_it_cannot_read_are_refused(act, dataset):  # noqa: 
         teacher.latents(replace(demos, images={"other": demos.images[first]}), slice(0, 2))
 
 
+def test_the_state_is_brought_into_the_teachers_order_by_name(act, dataset, tmp_path, capsys):  # noqa: F811
+    from dataclasses import replace
+
+    teacher, demos = LeRobotTeacher(act), load_dataset(dataset)
+    order = [2, 0, 3, 1]
+    names = tuple(demos.proprio_names[i] for i in order)
+    other = replace(demos, proprio=demos.proprio[:, order], proprio_names=names)
+    unnamed = replace(demos, proprio=other.proprio)
+    right, wrong = teacher.latents(demos, slice(0, 4)), teacher.latents(unnamed, slice(0, 4))
+    assert (right - wrong).abs().max() > 1e-3
+    torch.testing.assert_close(teacher.latents(other, slice(0, 4)), right)
+    assert "reordered by name" in capsys.readouterr().err
+    assert teacher.action_names == demos.action_names
+    with pytest.raises(ValueError, match="the teacher does not fit: .* other components"):
+        teacher.latents(replace(demos, proprio_names=tuple("wxyz")), slice(0, 4))
+    with pytest.raises(ValueError, match="the teacher does not fit: .* Hz"):
+        teacher.latents(replace(demos, fps=2 * demos.fps), slice(0, 4))
+    run = json.loads((act / "train_config.json").read_text())
+    run["dataset"]["root"] = str(tmp_path / "gone")
+    folder = shutil.copytree(act, tmp_path / "moved")
+    (folder / "train_config.json").write_text(json.dumps(run))
+    LeRobotTeacher(folder).latents(other, slice(0, 4))
+    assert f"taken for {', '.join(names)}, in this order" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_policy_that_reads_several_frames_is_refused(act, tmp_path):
     folder = shutil.copytree(act, tmp_path / "two")
     config = json.loads((folder / "config.json").read_text())
