@@ -243,6 +243,11 @@ class VLAConfig:
     advantage: AdvantageConfig | None = None
     """The policy has learnt good and bad actions apart, and is asked for good ones. None: it imitates all alike."""
 
+    @property
+    def trains_backbone(self) -> bool:
+        """True if the backbone is trained, or adapters on it."""
+        return not self.freeze_backbone or self.lora is not None
+
 
 def model_problem(config: VLAConfig) -> str | None:
     """Describe what is wrong with a model's configuration, or return None."""

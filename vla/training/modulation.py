@@ -16,13 +16,15 @@ from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.config import ModulatorConfig
 from vla.model.model import VLA
-from vla.model.modulators import frozen
+from vla.model.modulators import IDENTITY, frozen
 from vla.model.routing import query
 from vla.runtime.distributed import launched
 
 PULL = 0.5
 """Weight of the cosine between queries and their keys, as published."""
 _AT_ONCE = 64
+_MISSED = 0.1
+"""Share of a dataset's episodes above which it is told that they choose no modulator."""
 
 
 def episode_queries(vla: VLA, demos: DemoSet) -> tuple[Tensor, Tensor]:
@@ -68,6 +70,20 @@ def extend(vla: VLA, config: ModulatorConfig | None, known: Mapping[str, DemoSet
     if used == have.count:
         lines.append("warning: all modulators are in use: the one used least will forget what it has learnt")
     return lines
+
+
+def unrecognised(vla: VLA, demos: DemoSet) -> list[str]:
+    """A warning where the policy would act in many of a dataset's episodes as it did before it learnt the dataset."""
+    if vla.pool is None:
+        return []
+    chosen_E = vla.pool.match(episode_queries(vla, demos)[0].to(vla.device))
+    missed = int((chosen_E == IDENTITY).sum())
+    if missed <= _MISSED * len(chosen_E):
+        return []
+    return [
+        f"warning: in {missed} of {len(chosen_E)} episodes of this dataset the policy takes what is asked for what it "
+        "knew before, and does that: give other words to the new task, or leave what is like it out of --known"
+    ]
 
 
 class Asking:

@@ -232,7 +232,7 @@ class TrainConfig:
             return f"ema_decay must be in [0, 1), got {self.ema_decay}"
         if self.batch_size % self.accumulate:
             return f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts"
-        learns = not self.model.freeze_backbone or self.model.lora is not None
+        learns = self.model.trains_backbone
         if not learns and (self.language is not None or self.checkpointing):
             return "language and checkpointing are for a backbone that learns: --tune full, or --tune lora"
         if not 0 <= self.word_noise < math.inf:

@@ -157,6 +157,7 @@ class Train(Command):
         from vla.training.advantage.labels import judgement
         from vla.training.distillation.student import student_config, take_decoder
         from vla.training.memory_budget import estimate
+        from vla.training.modulation import unrecognised
         from vla.training.multi_robot import reorderings, unshared_components
         from vla.training.train import build_vla, train
 
@@ -215,14 +216,14 @@ class Train(Command):
         if report.interrupted:
             raise KeyboardInterrupt
         if rank == 0:
-            for line in judgement(self.out):
+            for line in (*judgement(self.out), *unrecognised(model, next(iter(demos.values())))):
                 say(line)
             say(f"policy after {report.step} steps in {self.out}")
         return None
 
     def _check_init(self) -> None:
         """ValueError for flags that do not go together with --init, or without it."""
-        flags = "backbone", "tune", "head", "chunk_size", "n_action_steps", "weights", "teacher"
+        flags = "backbone", "tune", "head", "chunk_size", "n_action_steps", "weights", "teacher", "memory"
         if not self.advantage and given(good=self.good, steps_ahead=self.steps_ahead, guidance=self.guidance):
             raise ValueError("--good, --steps-ahead and --guidance go with --advantage")
         if self.init is None:
@@ -231,6 +232,11 @@ class Train(Command):
             if self.modulators is not None or self.known or self.modulate != "bridge":
                 raise ValueError("modulators are learnt on a trained policy: name it with --init")
             return
+        if self.modulators is None and (self.known or self.modulate != "bridge"):
+            flag = "known" if self.known else "modulate"
+            raise ValueError(f"--{flag} goes with --modulators, without which the policy forgets: give their number")
+        if same := {path.resolve() for path in self.known} & {path.resolve() for path in self.dataset}:
+            raise ValueError(f"{same.pop()} is both --known and --dataset: nothing of it would be learnt; name others")
         from policies.load import checkpoint
 
         checkpoint(self.init)
@@ -260,8 +266,17 @@ class Train(Command):
                 say(line)
         elif pool is not None and pool != model.config.modulators:
             raise ValueError(f"{self.out} was begun with other modulators: resume it as it was begun")
+        asked = AdvantageConfig(**given(guidance=self.guidance))
         if self.advantage and not resuming:
-            add_advantage(model, AdvantageConfig(**given(guidance=self.guidance)), seed=config.seed)
+            add_advantage(model, asked, seed=config.seed)
+        elif self.advantage and asked != model.config.advantage:
+            begun = f"{self.out} was begun with another --guidance than {asked.guidance:g}"
+            raise ValueError(f"{begun}: resume it as it was begun")
+        if config.model.trains_backbone and not model.config.trains_backbone:
+            raise ValueError(
+                f"recipe {self.recipe} trains the backbone, and --init keeps that of its policy as it is: give another "
+                "--recipe, or train from the beginning, without --init"
+            )
         config = replace(config, model=model.config)
         if problem := config.problem():
             raise ValueError(problem)
@@ -293,8 +308,7 @@ class Train(Command):
         if self.talk is not None:
             from vla.training.talking import talker_for
 
-            learns = not model.freeze_backbone or model.lora is not None
-            model = replace(model, talk=talker_for(self.talk, learns=learns))
+            model = replace(model, talk=talker_for(self.talk, learns=model.trains_backbone))
         changes = given(
             steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, cameras=self.cameras,
             weights=self.weights, accumulate=self.accumulate, trackers=self.track or None,

@@ -62,6 +62,8 @@ def test_an_improved_policy_is_asked_for_good_actions_by_everyone(
     told = " ".join(capsys.readouterr().err.split())
     assert "logs: 6 of 12 episodes succeeded" in told and "record more episodes" in told, "of noise nothing is learnt"
     improve(out, (arm, logs), trained, resume=True)  # nothing left to do
+    with pytest.raises(ValueError, match="begun with another --guidance than 3"):
+        improve(out, (arm, logs), trained, resume=True, guidance=3.0)
     label = load_tensors(out / LABELS)["label"]
     assert (label[:12] == 1).all() and len(label) == 12 + 36 and set(label[12:].tolist()) == {1.0, -1.0}
     vla, obs = VLA.load(out), load_dataset(arm).observation(slice(0, 3))
@@ -88,11 +90,17 @@ def test_an_improved_policy_is_asked_for_good_actions_by_everyone(
         ({"init": True, "advantage": True, "modulators": 2}, "give one of them"),
         ({"init": True, "advantage": True, "augment": True}, "leave out --tune, --augment"),
         ({"init": True, "advantage": True, "good": 1.5}, "good must be in"),
+        ({"init": True, "memory": "bank"}, "keeps the shape of its policy: leave out --memory"),
+        ({"init": True, "recipe": "lora"}, "recipe lora trains the backbone, and --init keeps"),
+        ({"init": True, "modulate": "decoder"}, "--modulate goes with --modulators"),
+        ({"init": True, "known": True, "modulators": 2}, "both --known and --dataset"),
         ({"init": True, "advantage": True}, "none of the datasets .arm. says which episodes succeeded"),
     ],
 )
 def test_flags_that_do_not_go_together(arm, trained, tmp_path, changes, says):  # noqa: F811
     if changes.get("init"):
         changes = changes | {"init": trained}
+    if changes.get("known"):
+        changes = changes | {"known": (arm,)}
     with pytest.raises(ValueError, match=says):
-        Train(dataset=(arm,), out=tmp_path / "x", recipe="smoke", **changes).run()
+        Train(dataset=(arm,), out=tmp_path / "x", **{"recipe": "smoke"} | changes).run()

@@ -1,5 +1,6 @@
 """`vla train --init`: modulators from the command line, and who takes such a policy afterwards."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,11 @@ def extended(out, data, init, **changes):
 
 
 def test_two_datasets_one_after_another_and_a_policy_for_everyone(arm, trained, tmp_path, capsys):  # noqa: F811
-    extended(tmp_path / "one", arm, trained, modulators=3, known=(arm,))
-    assert "where it is asked as in arm, the policy stays" in " ".join(capsys.readouterr().err.split())
+    known = shutil.copytree(arm, tmp_path / "known" / "arm")
+    extended(tmp_path / "one", arm, trained, modulators=3, known=(known,))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "where it is asked as in arm, the policy stays" in told
+    assert "warning: in 2 of 2 episodes of this dataset the policy takes what is asked for what it knew before" in told
     extended(tmp_path / "two", arm, tmp_path / "one")
     assert "1 of 3 modulators hold what was learnt" in " ".join(capsys.readouterr().err.split())
     extended(tmp_path / "two", arm, tmp_path / "one", resume=True)  # nothing left to do
@@ -67,6 +71,7 @@ def test_without_modulators_the_policy_itself_goes_on(arm, trained, tmp_path):  
         ({"init": True, "xyz": True}, "leave out --xyz"),
         ({"init": True, "teacher": Path("teacher")}, "leave out --teacher"),
         ({"init": True, "modulators": 0}, "modulators"),
+        ({"init": True, "known": (Path("k"),)}, "--known goes with --modulators"),
     ],
 )
 def test_flags_that_do_not_go_together(arm, trained, tmp_path, changes, says):  # noqa: F811
