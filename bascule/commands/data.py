@@ -40,8 +40,11 @@ class Demos(Command):
     episodes what it would not have done by itself."""
     workers: int = 2
     """Processes that simulate."""
-    image_size: int = DEFAULT_PIXELS
-    """Height and width of the pictures in pixels. As the backbone reads them is best: 96 for small, the default."""
+    image_size: int | None = None
+    """Height and width of the pictures in pixels. As the backbone reads them is best: 96 for small, the default; or
+    those that the policy of --policy was taught with."""
+    embodiment: str | None = None
+    """--policy: which robot, of a policy for several."""
     depth: bool = False
     """Record the depth and the calibration of every camera, too, for `vla train --xyz`."""
     tasks: tuple[str, ...] = ()
@@ -69,16 +72,21 @@ class Demos(Command):
         from envs.demos.record import record
         from vla.runtime.console import progress, say
 
+        if self.embodiment is not None and self.policy is None:
+            raise ValueError(f"--embodiment {self.embodiment} says which robot of --policy: name that")
         perturb = chosen_perturbation(self.perturb, self.randomise)
-        depth, played = self.depth, None
+        depth, played, pixels = self.depth, None, self.image_size or DEFAULT_PIXELS
         if self.policy is not None:
             from functools import partial
 
-            from policies.load import checkpoint, load_policy, reads_depth
+            from policies.load import checkpoint, chosen_embodiment, load_policy, picture_size, reads_depth
 
             folder = checkpoint(self.policy)
-            played = f"{self.policy} {weights_digest(folder)}", partial(load_policy, folder)
             depth = depth or reads_depth(folder)
+            robot = chosen_embodiment(folder, self.embodiment)
+            name = f"{self.policy} {weights_digest(folder)}" + (f" {robot}" if robot else "")
+            played = name, partial(load_policy, folder, robot)
+            pixels = self.image_size or picture_size(folder, robot) or DEFAULT_PIXELS
         what = "demonstrations" if self.policy is None else "episodes"
         with progress(what, self.episodes, unit="episodes") as update:
             out = record(
@@ -88,7 +96,7 @@ class Demos(Command):
                 seed0=self.seed,
                 num_workers=self.workers,
                 noise=self.noise,
-                image_size=self.image_size,
+                image_size=pixels,
                 perturb=perturb,
                 tasks=self.tasks,
                 depth=depth,

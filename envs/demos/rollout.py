@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.demos.episode import MakeWorld
+from vla.core.compatibility import fitted
 from vla.core.types import Observation, Policy, executed
+from vla.runtime.console import say
 
 MakePolicy = Callable[[], Policy]
 """Loads the policy. A module-level function or a partial of one: worker processes import it by name."""
@@ -20,7 +22,9 @@ class PolicyWorld:
     """A `DemoWorld` in which a policy acts: it is asked when the actions of its last chunk have been executed."""
 
     def __init__(self, make_world: MakeWorld, make_policy: MakePolicy, suite: str, image_size: int) -> None:
-        self._world, self._policy = make_world(suite, image_size), make_policy()
+        """ValueError for a policy of another robot, rate or camera; components in another order are reordered."""
+        self._world = make_world(suite, image_size)
+        self._policy = fitted(make_policy(), self._world, say=say, where=f"suite {suite}")
         self._left: deque[NDArray[np.float32]] = deque()
 
     def __getattr__(self, name: str) -> Any:

@@ -11,6 +11,7 @@ import pytest
 
 from envs.demos.record import record
 from envs.demos.rollout import PolicyWorld
+from vla.core.types import ActionSpec
 from vla.data.lerobot_dataset import load_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it, and import the toy world by name
@@ -68,6 +69,25 @@ def test_the_recorded_action_is_the_one_that_was_executed(quiet, tmp_path):
     episode = run_rollout(world, 1, 0.4)
     np.testing.assert_array_equal(episode.action, world.executed)
     np.testing.assert_array_equal(episode.action, noisy.action[noisy.episode_index == 1])
+
+
+def test_a_policy_of_another_order_is_played_by_name_and_of_another_rate_not_at_all():
+    from envs.demos.episode import run_rollout
+
+    order = [2, 0, 1]
+    names, low, high = (tuple(part[i] for i in order) for part in (toy.SPEC.names, toy.SPEC.low, toy.SPEC.high))
+    spec = ActionSpec(names, low, high, toy.SPEC.control_hz)
+    plain, turned = (
+        run_rollout(PolicyWorld(toy.fast_world, partial(toy_policy.make, 2, **how), "toy", SIZE), 1, 0.0)
+        for how in ({}, {"action_spec": spec})
+    )
+    # What the turned policy gives first is the gripper, then the toy's first and second component.
+    assert not np.array_equal(plain.action, turned.action)
+    wanted = [[0.1 * (t % 2), toy.state(1, t - t % 2)[0], 0.1 * (t // 2)] for t in range(toy.length(1))]
+    np.testing.assert_allclose(turned.action, np.clip(wanted, toy.SPEC.low, toy.SPEC.high), atol=1e-6)
+    other = ActionSpec(toy.SPEC.names, toy.SPEC.low, toy.SPEC.high, 3 * toy.SPEC.control_hz)
+    with pytest.raises(ValueError, match="the suite toy takes them at"):
+        PolicyWorld(toy.fast_world, partial(toy_policy.make, 2, action_spec=other), "toy", SIZE)
 
 
 def test_stock_lerobot_reads_the_outcomes(quiet, tmp_path_factory):

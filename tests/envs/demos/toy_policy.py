@@ -6,8 +6,8 @@ from vla.core.types import PolicySpec
 
 
 class ToyPolicy:
-    def __init__(self, steps):
-        self.spec, self.count = PolicySpec(n_action_steps=steps), 0
+    def __init__(self, steps, **spec):
+        self.spec, self.count = PolicySpec(n_action_steps=steps, **spec), 0
 
     def reset(self, env_ids=None):
         self.count = 0
@@ -20,5 +20,5 @@ class ToyPolicy:
         return chunk
 
 
-def make(steps):
-    return ToyPolicy(steps)
+def make(steps, **spec):
+    return ToyPolicy(steps, **spec)
