@@ -28,6 +28,8 @@ _KEPT_SECONDS = 0.25
 """Idle time that stays at a cut end: the robot's last rest shows where it began and that it is done."""
 _AT_ONCE = 32
 """Pictures held decoded."""
+_OUTCOME = "next."
+"""Begins the names of features that say what a frame's action led to."""
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -150,6 +152,8 @@ def _write(report: Report, plan: Plan, out: Path, name: str, on_frame: Callable[
             continue
         rows, start = plan.kept[place], recording.rows(place).start
         values = {key: numbers(table, described, key).astype(dtype) for key, dtype in vectors.items()}
+        for key in [key for key in values if key.startswith(_OUTCOME)]:
+            values[key] = outcome_kept(values[key], rows.stop - start)
         for row, pictures in _pictures(readers, rows):
             frame: dict[str, Any] = {plan.cameras[key]: picture for key, picture in pictures.items()}
             frame |= {key: part[row - start] for key, part in values.items()}
@@ -160,6 +164,17 @@ def _write(report: Report, plan: Plan, out: Path, name: str, on_frame: Callable[
             dataset.save_episode()
     dataset.finalize()
     _copy_simulator_state(recording.root, out, recording.table.column("index").to_numpy(), plan)
+
+
+def outcome_kept(values_TD: NDArray[Any], length: int) -> NDArray[Any]:
+    """The first `length` frames of what an episode's actions led to, the last of which stands for those cut off behind
+    it, too: a success that came while the robot rested already is one, and rewards are summed."""
+    kept, cut = values_TD[:length].copy(), values_TD[length:]
+    if len(cut) and kept.dtype == np.bool_:
+        kept[-1] |= cut.any(0)
+    elif len(cut):
+        kept[-1] += cut.sum(0)
+    return kept
 
 
 def _pictures(readers: Mapping[str, Any], rows: slice) -> Iterator[tuple[int, dict[str, NDArray[np.uint8]]]]:

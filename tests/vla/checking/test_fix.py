@@ -9,7 +9,7 @@ from tests.vla.checking.recordings import FPS, FRONT, Arm
 from tests.vla.checking.test_check import hold, told
 from tests.vla.data.odd_recordings import png
 from vla.checking.check import check_dataset
-from vla.checking.fix import plan
+from vla.checking.fix import outcome_kept, plan
 from vla.data.lerobot_dataset import load_dataset
 
 
@@ -51,6 +51,13 @@ def test_what_the_simulator_knew_stays_beside_the_frames(tmp_path):
     np.testing.assert_array_equal(after.privileged, before.privileged)
     np.testing.assert_array_equal(after.action, before.action)
     np.testing.assert_array_equal(after.images["wrist"], before.images["wrist"])
+
+
+def test_what_is_cut_off_an_end_still_counts_for_the_outcome():
+    late, early = np.array([[0], [0], [1]], bool), np.array([[0], [1], [0]], bool)
+    assert outcome_kept(late, 2).ravel().tolist() == [False, True]
+    assert outcome_kept(early, 2).ravel().tolist() == [False, True] == outcome_kept(early[:2], 2).ravel().tolist()
+    assert outcome_kept(np.array([[1.0], [2.0], [4.0], [8.0]], np.float32), 2).ravel().tolist() == [1.0, 14.0]
 
 
 def test_pictures_of_two_sizes_are_brought_to_one(tmp_path):
