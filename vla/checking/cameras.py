@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from vla.checking.motion import EpisodeFacts
 from vla.checking.recording import Recording
-from vla.data.camera_geometry import depth_picture, depth_unit, geometry_features, lens_findings, matrices
+from vla.data.camera_geometry import (
+    depth_picture,
+    depth_unit,
+    filmed,
+    geometry_features,
+    lens_findings,
+    matrices,
+    shape_findings,
+)
 from vla.data.dataset_meta import height_width
 from vla.data.decoding import check_image, mixed_sizes
 from vla.data.findings import Finding, identical_cameras, listed, other_shape, still_camera
@@ -108,13 +116,14 @@ def camera_findings(
 
 def calibration_findings(recording: Recording) -> list[Finding]:
     """Findings about depth and calibration of the cameras that have both, which only policies that read depth need:
-    some maps without a measurement, and matrices that cannot be true. Maps in videos are not looked at."""
+    some maps without a measurement, and matrices that cannot be true."""
     found: list[Finding] = []
     for camera in recording.cameras:
         try:
             depth, inner, outer = geometry_features(recording.info["features"], [camera])[camera]
         except ValueError:
             continue  # which `vla train --xyz` says
+        found += shape_findings(recording.info["features"], camera, recording.cameras[camera])
         try:
             shape = _looked_into(recording, depth)
         except ValueError as problem:
@@ -137,22 +146,32 @@ def calibration_findings(recording: Recording) -> list[Finding]:
 
 def _looked_into(recording: Recording, key: str) -> tuple[int, int]:
     """(height, width) of a depth feature. ValueError if none of the maps looked at holds a measurement."""
-    feature = recording.info["features"][key]
-    shape = height_width(recording.info["features"], key)
-    if not recording.encoded(key):
-        return shape
-    unit, every, looked = depth_unit(feature, key), max(1, recording.frames // _MAPS), 0
+    info = recording.info
+    every, looked, shape = max(1, recording.frames // _MAPS), 0, height_width(info["features"], key)
+    if recording.encoded(key):
+        maps = _pictured(recording, key, every)
+    else:
+        maps = (mm for _, mm in filmed(recording.root, info, recording.table, key, every))
     nothing = True
-    for row, cell in recording.pictures(key):
-        if nothing and row % every == 0:
-            mm = depth_picture(cell, recording.root, unit, key, partial(row_place, recording.table, row))
-            looked, shape, nothing = looked + 1, mm.shape, not measured(mm[None] / 1000).any()
+    for mm in maps:
+        looked, shape = looked + 1, mm.shape
+        if measured(mm[None] / 1000).any():
+            nothing = False
+            break
     if nothing:
         raise ValueError(
             f"feature '{key}' holds {NOTHING} of {looked} frames looked at: a policy that reads depth learns none from "
             "it; is depth_unit right in its info in meta/info.json?"
         )
     return shape
+
+
+def _pictured(recording: Recording, key: str, every: int) -> Iterator[NDArray[np.uint16]]:
+    """Maps (H, W) of every so many rows of a depth feature of pictures, mm."""
+    unit = depth_unit(recording.info["features"][key], key)
+    for row, cell in recording.pictures(key):
+        if row % every == 0:
+            yield depth_picture(cell, recording.root, unit, key, partial(row_place, recording.table, row))
 
 
 def _whole(recording: Recording, on_episode: Callable[[int], None]) -> list[Finding]:

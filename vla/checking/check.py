@@ -21,9 +21,9 @@ from vla.checking.recording import FEATURES, Recording, open_recording
 from vla.checking.scales import Following, Sample, Scale
 from vla.checking.texts import episode_tasks, text_findings
 from vla.checking.timing import bookkeeping_findings
-from vla.data.dataset_meta import depth_maps, naming_findings, unused_findings
+from vla.data.dataset_meta import depth_maps, naming_findings, unread_findings, unused_findings
 from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings
-from vla.data.lerobot_dataset import ACTION, DemoSet
+from vla.data.lerobot_dataset import ACTION, PROPRIO, DemoSet
 from vla.data.tables import Rounding, foreign_findings, lost_motion, not_finite, timing_findings
 from vla.model.config import DEFAULT_BACKBONE
 from vla.runtime.console import one_line
@@ -128,6 +128,7 @@ def check_dataset(
         *bookkeeping_findings(recording),
         *naming_findings(recording.info["features"], FEATURES),
         *unused_findings(recording.info["features"], ACTION),
+        *unread_findings(recording.info["features"], PROPRIO),
         *foreign_findings(root),
         *_depth(recording.info["features"]),
         *text_findings(recording, backbone),

@@ -9,7 +9,8 @@ extrinsics is the robot's).
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +21,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from vla.data.dataset_meta import IMAGE_PREFIX, check_width, depth_maps
+from vla.data.dataset_meta import IMAGE_PREFIX, check_width, depth_maps, height_width
 from vla.data.findings import Finding
 from vla.data.tables import row_place, vectors
 from vla.data.video_index import open_video, readable, video_files
 from vla.processing.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
 from vla.processing.depth import sampled
+from vla.runtime.machine import free_memory
 
 _MM = {"mm": 1.0, "m": 1000.0}
 """Millimetres of a unit."""
 _MOST_MM = 65535
 _AT_ONCE = 256
+_MEMORY_SHARE = 0.8
 _CODES = 4095
 """Codes of LeRobot's depth videos: 0 is the least depth or less (nothing measured), this one the most or more."""
+_BITS = 12
 _ENCODING = {"depth_min": 0.01, "depth_max": 10.0, "shift": 3.5, "use_log": True}
 """How LeRobot 0.6 makes codes of metres, unless the feature's info says otherwise ("video.depth_min")."""
 
@@ -93,11 +97,12 @@ def read_geometry(
     """Depth and calibration of each camera in every row of `table`, whose columns hold these features; the maps sampled
     at `size` pixels a side, if given."""
     found, features = {}, info["features"]
+    _check_memory(features, [depth for depth, _, _ in keys.values()], len(table), size)
     for camera, (depth, inner, outer) in keys.items():
-        if features[depth]["dtype"] == "video":
-            maps = _filmed(root, info, table, depth)
-        else:
-            maps = _depths(root, table, features[depth], depth)
+        every = filmed(root, info, table, depth)
+        if features[depth]["dtype"] != "video":
+            every = _pictured(root, table, features[depth], depth)
+        maps, (height, width) = _collected(every, table, depth, size)
         matrix, poses = matrices(table, features, inner, outer)
         if not _measured(maps).any():
             raise ValueError(
@@ -105,9 +110,7 @@ def read_geometry(
                 "Correct it, or leave the camera out (--cameras)"
             )
         if size is not None:
-            height, width = maps.shape[1:]
             matrix = matrix * np.array([size / width, size / height, 1.0], np.float32)[:, None]
-            maps = sampled(maps, size)
         found[camera] = CameraGeometry(maps, matrix, poses)
     return found
 
@@ -138,6 +141,19 @@ def geometry_findings(geometry: Mapping[str, CameraGeometry]) -> list[Finding]:
     return found
 
 
+def shape_findings(features: Mapping[str, Any], camera: str, colours: str) -> list[Finding]:
+    """A finding if a camera's depth maps have another size than its pictures, the feature `colours`: the two may not
+    lie upon each other, which is how a pixel's depth is found."""
+    (height, width), (high, wide) = (height_width(features, key) for key in (colours, depth_key(camera)))
+    if (height, width) == (high, wide):
+        return []
+    text = (
+        f"camera '{camera}' has pictures of {height}x{width} pixels and depth of {high}x{wide}: record depth aligned "
+        "with the colours, or, if both show the same, read them at one size (vla train --image-size)"
+    )
+    return [Finding("depth_shape", "warning", text, cameras=(camera,))]
+
+
 def lens_findings(camera: str, intrinsics_F33: NDArray[np.float32], shape: Sequence[int]) -> list[Finding]:
     """A finding if a camera's intrinsics are unlikely to be those of depth maps of this (height, width)."""
     if problem := off_centre(intrinsics_F33, *shape):
@@ -146,15 +162,56 @@ def lens_findings(camera: str, intrinsics_F33: NDArray[np.float32], shape: Seque
     return []
 
 
-def _depths(root: Path, table: pa.Table, feature: Mapping[str, Any], key: str) -> NDArray[np.uint16]:
-    """(F, H, W) of a depth feature of pictures, mm."""
-    unit, cells = depth_unit(feature, key), table.column(key).to_pylist()
+def _check_memory(features: Mapping[str, Any], keys: Sequence[str], frames: int, size: int | None) -> None:
+    """ValueError where these depth maps would not fit into the memory."""
+    pixels = sum(size**2 if size else math.prod(height_width(features, key)) for key in keys)
+    needed, available = 2 * frames * pixels, free_memory()
+    if needed > 1 << 30 and needed > _MEMORY_SHARE * available:
+        raise ValueError(
+            f"the depth of {frames} frames of {len(keys)} cameras needs {needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} are free: give a smaller --image-size or fewer --cameras (depth is not left on "
+            "disk, as --stream leaves pictures)"
+        )
 
-    def decode(row: int) -> NDArray[np.uint16]:
-        return depth_picture(cells[row], root, unit, key, lambda: row_place(table, row))
+
+def _pictured(
+    root: Path, table: pa.Table, feature: Mapping[str, Any], key: str
+) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+    """(row, map (H, W), mm) of a depth feature of pictures."""
+    unit, column = depth_unit(feature, key), table.column(key)
+
+    def decode(row: int) -> tuple[int, NDArray[np.uint16]]:
+        return row, depth_picture(column[row].as_py(), root, unit, key, lambda: row_place(table, row))
 
     with ThreadPoolExecutor(2) as pool:
-        return np.stack(list(pool.map(decode, range(len(cells)))))
+        for start in range(0, len(table), _AT_ONCE):
+            yield from pool.map(decode, range(start, min(start + _AT_ONCE, len(table))))
+
+
+def _collected(
+    every: Iterable[tuple[int, NDArray[np.uint16]]], table: pa.Table, key: str, size: int | None
+) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+    """(F, H, W) of the (row, map) pairs of all rows, sampled at `size` pixels a side if given, and (H, W) as they were.
+    ValueError naming the first row without a map, or with one of another size."""
+    maps: NDArray[np.uint16] | None = None
+    shape: tuple[int, ...] = ()
+    there = np.zeros(len(table), bool)
+    for row, mm in every:
+        shape = shape or mm.shape
+        if mm.shape != shape:
+            sizes = " and ".join("x".join(map(str, one)) for one in (shape, mm.shape))
+            raise ValueError(
+                f"feature '{key}' mixes depth maps of {sizes} pixels, the second at {row_place(table, row)}: record it "
+                "in one size, or leave the camera out (--cameras)"
+            )
+        kept = mm if size is None else sampled(mm[None], size)[0]
+        if maps is None:
+            maps = np.empty((len(table), *kept.shape), np.uint16)
+        maps[row], there[row] = kept, True
+    if maps is None or not there.all():
+        place = row_place(table, int(np.flatnonzero(~there)[0]))
+        raise ValueError(f"feature '{key}' has no video frame for {place}: the video is cut short")
+    return maps, shape
 
 
 def depth_unit(feature: Mapping[str, Any], key: str) -> float:
@@ -189,25 +246,40 @@ def _measured(depth_FHW: NDArray[np.uint16]) -> NDArray[np.bool_]:
     return np.concatenate([measured(part.astype(np.float32) / 1000) for part in parts])
 
 
-def _filmed(root: Path, info: dict[str, Any], table: pa.Table, key: str) -> NDArray[np.uint16]:
-    """(F, H, W) of a depth feature that LeRobot has written as a video, mm."""
+def filmed(
+    root: Path, info: dict[str, Any], table: pa.Table, key: str, every: int = 1
+) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+    """(row, map (H, W), mm) of every so many rows of a depth feature that LeRobot has written as a video, in the order
+    of its files. ValueError for a video of other numbers than LeRobot's codes."""
     told = info["features"][key].get("info") or {}
     how = {name: told.get(f"video.{name}", usual) for name, usual in _ENCODING.items()}
+    if problem := _no_encoding(**how):
+        raise ValueError(f"feature '{key}' says in its info in meta/info.json that {problem}: correct it")
     mm_of = _millimetres_of_codes(**how)
-    maps: list[NDArray[np.uint16] | None] = [None] * len(table)
     for file in video_files(root, info, table, key):
-        row_at = {int(file.pts[number]): row for number, row in file.row_of.items()}
+        row_at = {int(file.pts[number]): row for number, row in file.row_of.items() if row % every == 0}
         with open_video(file.path) as container, readable(file.path):
-            for frame in container.decode(container.streams.video[0]):
+            stream = container.streams.video[0]
+            if (bits := stream.format.components[0].bits) < _BITS:
+                raise ValueError(
+                    f"feature '{key}' is a video of {bits} bits a pixel, which holds pictures, not LeRobot's "
+                    f"{_BITS}-bit codes of depth: record it again as LeRobot 0.6 does, or as pictures of 16 bits"
+                )
+            for frame in container.decode(stream):
                 row = row_at.get(frame.pts)
                 if row is not None:
                     codes = frame.to_ndarray(format="gray12le").astype(np.int64).squeeze()
-                    maps[row] = mm_of[codes.clip(0, _CODES)]
-    seen = [one for one in maps if one is not None]
-    if len(seen) < len(maps):
-        row = next(row for row, one in enumerate(maps) if one is None)
-        raise ValueError(f"feature '{key}' has no video frame for {row_place(table, row)}: the video is cut short")
-    return np.stack(seen)
+                    yield row, mm_of[codes.clip(0, _CODES)]
+
+
+def _no_encoding(*, depth_min: Any, depth_max: Any, shift: Any, use_log: Any) -> str | None:
+    """Words for numbers that no depth video can have been encoded by."""
+    numbers = depth_min, depth_max, shift
+    if any(isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one) for one in numbers):
+        return f"video.depth_min, depth_max and shift are {depth_min!r}, {depth_max!r} and {shift!r}, not numbers"
+    if not 0 <= depth_min < depth_max or (use_log and depth_min + shift <= 0):
+        return f"its depth goes from {depth_min:g} to {depth_max:g} m (shift {shift:g})"
+    return None
 
 
 def _millimetres_of_codes(*, depth_min: float, depth_max: float, shift: float, use_log: bool) -> NDArray[np.uint16]:

@@ -13,6 +13,7 @@ from vla.core.paths import quoted
 from vla.data.findings import Finding
 
 IMAGE_PREFIX = "observation.images."
+_CALIBRATION = ("intrinsics.", "extrinsics.")
 _NUMBERS = ("float", "int", "uint", "bool")
 
 
@@ -96,6 +97,22 @@ def unused_findings(features: Mapping[str, Any], action: str) -> list[Finding]:
         return []
     text = f"only the feature '{action}' is learnt, these are left out: {', '.join(parts)}"
     return [Finding("action_left_out", "warning", f"{text}; join into '{action}' what the robot is to be sent")]
+
+
+def unread_findings(features: Mapping[str, Any], state: str) -> list[Finding]:
+    """A finding for features that look like parts of the `state`, which alone is read: a warning; and a note for other
+    numbers that were observed."""
+    prefix = f"{state.rpartition('.')[0]}."
+    numbers = [key for key in features if key.startswith(prefix) and key != state and _numeric(features[key])]
+    parts = [key for key in numbers if key.startswith(f"{state}.") or key == f"{state}s"]
+    known = tuple(prefix + name for name in _CALIBRATION)
+    others = [key for key in numbers if key not in parts and not key.startswith(known)]
+    found = []
+    for severity, keys in (("warning", parts), ("note", others)):
+        if keys:
+            text = f"of the numbers observed only the feature '{state}' is read, these are left out: {', '.join(keys)}"
+            found.append(Finding("state_left_out", severity, f"{text}; join into '{state}' what the policy needs"))
+    return found
 
 
 def check_width(features: Mapping[str, Any], key: str, wanted: int | None) -> None:

@@ -26,6 +26,7 @@ from vla.data.camera_geometry import (
     geometry_features,
     geometry_findings,
     read_geometry,
+    shape_findings,
     table_columns,
 )
 from vla.data.dataset_meta import (
@@ -35,6 +36,7 @@ from vla.data.dataset_meta import (
     height_width,
     naming_findings,
     read_info,
+    unread_findings,
     unused_findings,
 )
 from vla.data.decoding import decode_images, decode_videos
@@ -294,11 +296,13 @@ def load_dataset(
         noticed=(
             *naming_findings(features, (ACTION, PROPRIO)),
             *unused_findings(features, ACTION),
+            *(found for found in unread_findings(features, PROPRIO) if found.severity != "note"),
             *rounding_findings(table, features, names),
             *timing_findings(table, info),
             *foreign_findings(root),
             *(() if image_size else _shapes(features, keys, images)),
             *geometry_findings(geometry),
+            *(found for camera in geometry for found in shape_findings(features, camera, keys[camera])),
         ),
         aspects={} if image_size else {camera: image.shape[2] / image.shape[1] for camera, image in images.items()},
         geometry=geometry,

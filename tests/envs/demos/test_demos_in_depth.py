@@ -127,6 +127,54 @@ def test_a_depth_video_of_the_stock_recorder_is_read(monkeypatch, tmp_path):
     assert (read[true == 0] == 0).all() and (np.abs(read - true) < 0.5 * step + 0.51)[true > 0].all()
     stock = lerobot.datasets.LeRobotDataset("local/x", root=tmp_path / "x")[5][f"{key}_depth"].numpy().squeeze()
     assert np.abs(stock - read[5])[true[5] > 0].max() <= 1
+    half = load_dataset(tmp_path / "x", depth=True, image_size=32).geometry["top"]
+    np.testing.assert_array_equal(half.depth_mm, read[:, 1::2, 1::2])
+    assert half.intrinsics[0, 0, 0] == 0.5
+    _check_looks_into(tmp_path, monkeypatch)
+
+
+def _check_looks_into(tmp_path, monkeypatch):
+    """`vla check` looks into the depth video of the recording at x, and says what is wrong with it."""
+
+    def told(root):
+        found = [finding for finding in check_dataset(root).findings if finding.code.startswith("depth_")]
+        return {finding.code: finding.text for finding in found if finding.severity == "warning"}
+
+    assert told(tmp_path / "x") == {}
+
+    def encoding(features):
+        features["observation.images.top_depth"]["info"]["video.depth_max"] = -1
+
+    odd = edited(tmp_path / "x", tmp_path, encoding)
+    assert "its depth goes from 0.01 to -1 m" in told(odd)["depth_missing"]
+    with pytest.raises(ValueError, match=r"says in its info in meta/info.json that .* to -1 m .*: correct it"):
+        load_dataset(odd, depth=True)
+    small = edited(
+        tmp_path / "x", tmp_path / "b", lambda f: f["observation.images.top_depth"].update(shape=[32, 64, 1])
+    )
+    assert "pictures of 64x64 pixels and depth of 32x64" in told(small)["depth_shape"]
+    monkeypatch.setattr("vla.checking.cameras.measured", lambda maps: np.zeros(len(maps), bool))
+    assert "of 8 frames looked at" in told(tmp_path / "x")["depth_missing"]
+    monkeypatch.setattr("vla.data.camera_geometry._BITS", 13)
+    assert "a video of 12 bits a pixel, which holds pictures" in told(tmp_path / "x")["depth_missing"]
+
+
+def test_depth_of_two_sizes_or_more_than_the_memory_is_one_line(recorded, tmp_path, monkeypatch):
+    def small(cell):
+        picture = io.BytesIO()
+        Image.fromarray(np.full((SIZE // 2, SIZE), 700, np.uint16)).save(picture, "PNG")
+        return {"bytes": picture.getvalue(), "path": None}
+
+    folder = written(recorded, tmp_path / "two", "observation.images.front_depth", from_row(5, small))
+    with pytest.raises(
+        ValueError, match=r"mixes depth maps of 16x16 and 8x16 pixels, the second at episode 1, frame 1"
+    ):
+        load_dataset(folder, depth=True)
+    monkeypatch.setattr("vla.data.camera_geometry.free_memory", lambda: 1 << 20)
+    load_dataset(recorded, depth=True)  # little is always tried
+    many = edited(recorded, tmp_path, lambda f: f["observation.images.front_depth"].update(shape=[40_000, 40_000, 1]))
+    with pytest.raises(ValueError, match="GiB of memory, 0.0 are free: give a smaller --image-size or fewer --cameras"):
+        load_dataset(many, depth=True)
 
 
 @pytest.mark.parametrize(

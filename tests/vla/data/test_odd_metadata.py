@@ -93,11 +93,17 @@ def test_parts_of_the_action_in_features_of_their_own_are_told(tmp_path):
         about["action.gripper"] = {"dtype": "float32", "shape": [1], "names": None}
         about["actions"] = {"dtype": "float32", "shape": [3], "names": None}
         about["observation.velocity"] = {"dtype": "float32", "shape": [2], "names": None}
+        about["observation.state.gripper"] = {"dtype": "float32", "shape": [1], "names": None}
+        about["observation.intrinsics.front"] = {"dtype": "float32", "shape": [9], "names": None}
 
     root = write_dataset(tmp_path, features=features)
-    (warning,) = load_dataset(root).warnings()
-    assert "these are left out: action.gripper, actions; join into 'action'" in warning
-    assert "action_left_out" in {finding.code for finding in check_dataset(root, pictures=0).findings}
+    warnings = load_dataset(root).warnings()
+    assert "these are left out: action.gripper, actions; join into 'action'" in warnings[0]
+    assert "are left out: observation.state.gripper; join into 'observation.state'" in warnings[1]
+    assert warnings[2:] == []
+    found = {(one.code, one.severity): one.text for one in check_dataset(root, pictures=0).findings}
+    assert ("action_left_out", "warning") in found and ("state_left_out", "warning") in found
+    assert "are left out: observation.velocity; join" in found["state_left_out", "note"]
 
 
 def test_cameras_may_be_given_as_their_features_are_called(tmp_path, capsys):
