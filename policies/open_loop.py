@@ -144,7 +144,9 @@ def _played(
     out = np.empty((length, first.shape[2]), np.float32)
     starts = list(range(0, length, step))
     policy.reset()
-    batch = 1 if policy.spec.memory_frames else _BATCH  # one that remembers decides one after another
+    vla = getattr(getattr(policy, "policy", policy), "vla", None)
+    # One that remembers, or has chosen a modulator at the first frame, decides one after another.
+    batch = 1 if policy.spec.memory_frames or getattr(vla, "pool", None) is not None else _BATCH
     for at in range(0, len(starts), batch):
         wanted = starts[at : at + batch]
         for start, chunk in zip(wanted, _act(policy, rows.start, wanted, state, readers, texts), strict=True):
