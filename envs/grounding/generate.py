@@ -14,10 +14,10 @@ from __future__ import annotations
 import functools
 import glob
 import json
-import multiprocessing as mp
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from envs.tabletop.scene import COLORS, REST_HEIGHT_M, SCENES
 from envs.tabletop.shapes import PLATE_RADIUS_M, PLATE_THICKNESS_M
 from envs.tabletop.suites import Suite
 from vla.core.disk import remove, reserve, temporary, writing
+from vla.core.subprocesses import pool
 from vla.core.types import IMAGE_SIZE
 from vla.runtime.locks import locked
 from vla.runtime.rendering_backend import check
@@ -356,9 +357,9 @@ def _fill(
         for start in range(0, scenes, _SCENES_PER_TASK)
     ]
     done = 0
-    with worker_environment(), mp.get_context("spawn").Pool(num_workers) as pool:
-        for count in pool.imap_unordered(_make, jobs):
-            done += count
+    with worker_environment(), pool(num_workers) as workers:
+        for job in as_completed([workers.submit(_make, job) for job in jobs]):
+            done += job.result()
             if on_progress:
                 on_progress(done, scenes)
     texts = [text for path in sorted(work.glob("texts-*.json")) for text in json.loads(path.read_text())]

@@ -8,7 +8,6 @@ A folder: `images.npy` (F, V, H, W, 3) uint8, `proprio.npy` (F, P) float32, raw 
 from __future__ import annotations
 
 import functools
-import multiprocessing as mp
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from envs.tabletop.episodes import Episode
 from envs.tabletop.goals import write_goals
 from vla.core.config import save_json
 from vla.core.disk import remove, temporary, writing
+from vla.core.subprocesses import pool
 from vla.core.types import IMAGE_SIZE
 from vla.runtime.locks import locked
 from vla.runtime.rendering_backend import check
@@ -186,8 +186,8 @@ def _played(jobs: list[tuple[_Request, range]], num_workers: int) -> Iterator[li
     if not num_workers:
         yield from map(_play, jobs)
         return
-    with worker_environment(), mp.get_context("spawn").Pool(num_workers) as pool:
-        yield from pool.imap(_play, jobs)
+    with worker_environment(), pool(num_workers) as workers:
+        yield from workers.map(_play, jobs)
 
 
 def _write(frames: list[Frame], request: _Request, out: Path) -> None:

@@ -6,6 +6,8 @@ import multiprocessing as mp
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from types import ModuleType
@@ -26,6 +28,25 @@ def spawn(target: Callable[..., None], args: tuple[Any, ...], *, name: str | Non
         with _no_script():
             process.start()
     return process
+
+
+@contextmanager
+def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Spawned processes to give jobs to, which end with the block, at once if it ends by an error. ChildProcessError
+    where one of them dies: multiprocessing's own pool would wait for its job for ever."""
+    executor = ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn"))
+    try:
+        yield executor
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            "a worker process died (killed, perhaps for want of memory: fewer --workers need less); nothing is kept"
+        ) from None
+    except BaseException:
+        for process in list((executor._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 @contextmanager
