@@ -83,6 +83,28 @@ def test_a_run_is_refused_resumed_and_finished(data, tmp_path, capsys):
     assert code == 2 and "finished backbone" in error
 
 
+def test_a_stopped_run_is_not_gone_on_with_otherwise(data, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        config = pretraining.PretrainConfig(max_steps=2, save_every=1, lr=7e-4, reader_weight=0.3)
+        pretraining.pretrain(config, data, out, initial="tiny", on_step=stop)
+    told = ("--data", data, "--out", out, "--steps", 2, "--resume")
+    for changed, says in (
+        (("--initial", "tiny", "--lr", 0.001), "begun with lr 0.0007, not 0.001: resume it as it was begun"),
+        (("--initial", "tiny", "--seed", 3), "begun with seed 0, not 3"),
+        (("--initial", "tiny", "--weights", -1), "weights of sets must be positive numbers, got -1"),
+        (("--initial", "tiny-goals"), "begun with initial tiny, not tiny-goals"),
+    ):
+        code, error = run(capsys, *told, *changed)
+        assert code == 2 and says in error, error
+    code, error = run(capsys, *told, "--initial", "tiny")
+    assert code == 0, error
+
+
 def test_a_run_of_the_kind_that_is_retired_goes_on_as_it_began(data, tmp_path, capsys, monkeypatch, short):
     """From nothing, without paraphrases, which its tokenizer does not spell; no untrained `small` gets in its way."""
     out, configs = tmp_path / "out", []

@@ -20,6 +20,7 @@ def train_heatmap(command: Any) -> None:
     policies, and as `build` says."""
     _refuse_others(command, _TRAIN, "vla train --head heatmap")
     check_numbers(command, seed=(0, 2**31), steps=(1, 10**9), batch_size=(1, 10**6), lr=(1e-9, 10))
+    check_numbers(command, num_threads=(0, 4096))
     if len(command.dataset) > 1:
         raise ValueError("--head heatmap learns from one dataset: give one --dataset")
     if command.backbone is not None:
@@ -66,6 +67,8 @@ def pretrain_heatmap(command: Any) -> None:
         raise ValueError("vla pretrain heatmap learns from one set: --data FOLDER, of `vla ground-data --depth`")
     if command.out.suffix != ".safetensors":
         raise ValueError(f"--out {command.out} must be a file that ends in .safetensors: only the head is written")
+    if command.out.exists():
+        raise ValueError(f"--out {command.out} is already there: name a new file, or remove it")
     from vla.data.dataset_meta import require_grounding_set
     from vla.runtime.console import progress, table
     from vla.runtime.console import stdout as results

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import nn
 from vla.backbones.backbone import SPEC_FILE, Backbone
 from vla.backbones.hub import load as load_backbone
 from vla.backbones.tiny import learn_words
-from vla.core.config import write_atomic
+from vla.core.config import encode, load_json, save_json, write_atomic
 from vla.core.disk import writing
 from vla.runtime.locks import locked, refuse_used
 from vla.training.grounding.loss import evaluate, scene_loss
@@ -32,6 +33,10 @@ from vla.training.grounding.sight import HEARD, fit_sight, heard, set_threshold
 from vla.training.train_config import PretrainConfig
 
 _STATE = "state.pt"
+_RUN = "pretrain.json"
+"""What a run was begun with."""
+_MAY_CHANGE = ("minutes", "max_steps", "save_every", "measure_every", "half")
+"""Fields of PretrainConfig that a resumed run may set differently."""
 
 
 class _Team:
@@ -87,6 +92,8 @@ def pretrain(
     folders = [data_folder] if isinstance(data_folder, Path) else list(data_folder)
     if config.weights and len(config.weights) != len(folders):
         raise ValueError(f"{len(config.weights)} weights for {len(folders)} grounding sets: give one each, or none")
+    if not all(0 < weight < math.inf for weight in config.weights):
+        raise ValueError(f"weights of sets must be positive numbers, got {', '.join(map(str, config.weights))}")
     if not 1 <= (asked := config.points_per_scene) <= POINT_QUESTIONS:
         raise ValueError(f"a scene has {POINT_QUESTIONS} questions that name something, not {asked}")
     if config.batch_scenes % config.num_processes:
@@ -102,6 +109,11 @@ def pretrain(
     with locked(out), tempfile.TemporaryDirectory() as folder:
         refuse_finished(out, resume=resume)
         out.mkdir(parents=True, exist_ok=True)
+        about = _about(config, folders, initial)
+        if (out / _STATE).exists():
+            _check_same(load_json(out / _RUN) if (out / _RUN).exists() else {}, about, out)
+        else:
+            save_json(out / _RUN, about)
         store = str(Path(folder) / "store")
         context = mp.get_context("spawn")
         others = [
@@ -116,6 +128,24 @@ def pretrain(
             for process in others:
                 process.join(timeout=20)
                 process.kill()
+
+
+def _about(config: PretrainConfig, folders: Sequence[Path], initial: Path | str) -> dict[str, Any]:
+    """What decides what a run learns, but for its budget: a resumed one must have it in common."""
+    sets = [[folder.name, len(np.load(folder / "images.npy", mmap_mode="r"))] for folder in folders]
+    said = {name: value for name, value in encode(config).items() if name not in _MAY_CHANGE}
+    return {**said, "data": sets, "initial": str(initial)}
+
+
+def _check_same(begun: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """ValueError for a run in `out` that was begun otherwise."""
+    for name, value in now.items():
+        own = name == "initial" and str(value).startswith(str(out))  # where the run put what it began with
+        if name in begun and begun[name] != value and not own:
+            raise ValueError(
+                f"{out} was begun with {name} {begun[name]}, not {value}: resume it as it was begun, or begin another "
+                "run (--out)"
+            )
 
 
 def refuse_finished(out: Path, *, resume: bool) -> None:

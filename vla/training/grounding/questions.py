@@ -32,7 +32,7 @@ class GroundingSet:
         folders = [folder] if isinstance(folder, Path) else list(folder)
         for one in folders:
             require_grounding_set(one)
-        self.images = _Pictures([np.load(one / "images.npy", mmap_mode="r") for one in folders])
+        self.images = _Pictures([np.load(one / "images.npy", mmap_mode="r") for one in folders], folders)
         self.points = torch.from_numpy(np.concatenate([np.load(one / "points.npy") for one in folders]))
         self.grip = torch.from_numpy(np.concatenate([np.load(one / "grip.npy") for one in folders]))
         questions = self.questions = read_questions(folders)
@@ -128,7 +128,14 @@ def _fill(row: Tensor, label: Tensor, prompt: list[int], answer: list[int], end:
 class _Pictures:
     """Arrays (S, V, H, W, 3) on disk, read as if they were one."""
 
-    def __init__(self, parts: list[np.ndarray]) -> None:
+    def __init__(self, parts: list[np.ndarray], names: Sequence[object]) -> None:
+        """ValueError for parts of several sizes; `names` are theirs."""
+        for part, name in zip(parts, names, strict=True):
+            if part.shape[1:] != parts[0].shape[1:]:
+                one, other = (f"{p.shape[1]} views of {p.shape[2]}x{p.shape[3]} pixels" for p in (parts[0], part))
+                raise ValueError(
+                    f"{names[0]} has {one}, {name} {other}: make both alike (vla ground-data --image-size)"
+                )
         self.parts = parts
         self.bounds = np.cumsum([0, *map(len, parts)])
         self.shape = (int(self.bounds[-1]), *parts[0].shape[1:])
