@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vla.core.checkpoint import CONFIG
 from vla.core.config import encode, save_json
-from vla.model.heatmap.config import HeatmapConfig
+from vla.model.heatmap.config import HeatmapConfig, Workspace
 from vla.model.heatmap.model import HeatmapModel
 from vla.model.heatmap.policy import Columns, HeatmapPolicy
 from vla.model.heatmap.pretrained import read_head
@@ -159,7 +159,22 @@ def tasks_of(config: HeatmapTrainConfig, policy: HeatmapPolicy, demos: DemoSet) 
     if not frames:
         raise ValueError("these demonstrations have no keyframe: the hand must go somewhere")
     every, key, lift = np.concatenate(frames), np.concatenate(keys), np.concatenate(lifts)
+    _require_inside(config.model.workspace, hand[np.unique(key)])
     return _tasks(config, policy, demos, every, key, told[key], lift), len(every)
+
+
+def _require_inside(workspace: Workspace, keyframes_N3: NDArray[np.floating]) -> None:
+    """ValueError where most keyframes lie outside of the cube that the heat-maps show: what is learnt from those is a
+    place at its edge."""
+    away = np.abs(keyframes_N3 - np.array(workspace.centre_m)).max(1) > workspace.half_m
+    if away.mean() <= 0.5:
+        return
+    where, centre = (", ".join(f"{x:.3g}" for x in p) for p in (np.median(keyframes_N3, axis=0), workspace.centre_m))
+    raise ValueError(
+        f"{away.sum()} of {len(away)} keyframes (usually at {where} m) lie outside of the workspace, "
+        f"{workspace.half_m:g} m to each side of ({centre}): is the hand's position in metres, in the robot's frame? "
+        "For another workspace change HeatmapConfig from Python"
+    )
 
 
 def _tasks(

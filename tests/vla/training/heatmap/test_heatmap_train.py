@@ -106,6 +106,14 @@ def test_demonstrations_that_do_not_fit_are_refused(demos, words):
         build(CONFIG, toy_demos(**demos))
 
 
+def test_a_robot_that_works_outside_of_the_workspace_is_refused(policy):
+    demos = toy_demos()
+    moved = demos.proprio.copy()
+    moved[:, :3] += [0.0, 0.5, 0.0]
+    with pytest.raises(ValueError, match=r"4 of 4 keyframes .* lie outside of the workspace, 0.28 m to each side"):
+        tasks_of(CONFIG, policy, replace(demos, proprio=moved))
+
+
 def test_a_pretrained_head_is_taken_over_but_for_what_reads_the_state(policy, tmp_path):
     write_head(policy.model, tmp_path / "head.safetensors", {})
     other = build(replace(CONFIG, seed=5), toy_demos())
