@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +19,18 @@ from vla.runtime.locks import refuse_used
 if TYPE_CHECKING:
     from vla.model.model import VLA
     from vla.training.train_config import TrainConfig
+
+
+_MOST = {
+    name: (-math.inf, most)
+    for most, names in (
+        (10**6, ("n_action_steps", "batch_size", "accumulate", "memory_frames")),
+        (10**9, ("align_steps", "steps_ahead")),
+        (4096, ("num_threads",)),
+    )
+    for name in names
+}
+"""Bounds of numbers whose least is the configuration's to say: beyond, a run would fill the memory or crash."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ class Train(Command):
         from vla.training.recipes import RECIPES
 
         check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(1, 4096), modulators=(1, 10_000))
-        check_numbers(self, chunk_size=(1, 10_000))
+        check_numbers(self, chunk_size=(1, 10_000), **_MOST)
         config = self._config(lookup(self.recipe, RECIPES, "recipe")())
         if problem := config.problem():
             raise ValueError(problem)

@@ -126,6 +126,12 @@ def test_fewer_threads_than_none_are_an_error(arm, tmp_path):
         command(tmp_path, arm, num_threads=-1).run()
 
 
+def test_numbers_that_would_fill_the_memory_are_an_error(arm, tmp_path):
+    for flag in ("batch_size", "accumulate", "num_threads", "memory_frames", "align_steps", "n_action_steps"):
+        with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')} must be at most .*, got {10**21}"):
+            command(tmp_path, arm, **{flag: 10**21}).run()
+
+
 def test_two_robots_make_one_policy(arm, bimanual, tmp_path):
     command(tmp_path, arm, bimanual, weights=(1.0, 3.0)).run()
     for name, root in (("arm", arm), ("bimanual", bimanual)):
