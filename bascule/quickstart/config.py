@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 _SEEDS = 50
 """Demonstrations are recorded in scenes below a million; those above are for RL and for evaluation."""
-
-
+_MOST, _MOST_WORKERS = 1_000_000, 1024
 _COUNTS = (
     "demos", "imitation_steps", "rl_updates", "eval_episodes", "control_episodes", "served_episodes", "workers",
 )  # fmt: skip
@@ -52,8 +51,10 @@ def check(config: QuickstartConfig) -> None:
     for name in _COUNTS:
         if (value := getattr(config, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a whole number from 1")
-    if config.rl_seconds is not None and not config.rl_seconds > 0:
-        raise ValueError(f"--rl-seconds {config.rl_seconds:g}: give a number above 0")
+        if value is not None and value > (most := _MOST_WORKERS if name == "workers" else _MOST):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give at most {most:,}")
+    if config.rl_seconds is not None and not 0 < config.rl_seconds <= _MOST:
+        raise ValueError(f"--rl-seconds {config.rl_seconds:g}: give a number above 0, at most {_MOST:,}")
     if config.rl_updates is None and config.rl_seconds is None:
         raise ValueError("RL would never end: give --rl-updates or --rl-seconds")
     if not 0 <= config.seed < _SEEDS:

@@ -209,7 +209,8 @@ def test_a_folder_of_an_older_quickstart_and_a_wrong_suite_are_refused(tiny, tmp
 @pytest.mark.parametrize(
     "args",
     [("--eval-episodes", "0"), ("--served-episodes", "-1"), ("--workers", "0"), ("--seed", "50"), ("--seed", "-1"),
-     ("--rl-seconds", "0"), ("--rl-seconds", "nan"), ("--rl-updates", "0"), ("--demos", "0")],
+     ("--rl-seconds", "0"), ("--rl-seconds", "nan"), ("--rl-updates", "0"), ("--demos", "0"),
+     ("--workers", "1000000"), ("--eval-episodes", "1000000000000"), ("--rl-seconds", "inf")],
     ids=" ".join,
 )  # fmt: skip
 def test_budgets_that_cannot_be_are_told_before_the_first_stage(tiny, tmp_path, capsys, args):
