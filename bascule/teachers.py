@@ -43,6 +43,20 @@ def load_teacher(folder: Path) -> Teacher:
     return PolicyTeacher(VLA.load(checkpoint(folder)))
 
 
+def check_same_suite(folder: Path, dataset: Path) -> None:
+    """ValueError where a privileged teacher learnt another suite than these demonstrations were recorded in: what its
+    numbers of the simulator's state mean differs from suite to suite, also where there are as many."""
+    run, recorded = folder / "last" / "config.json", dataset / "meta" / "bascule.json"
+    if not (run.is_file() and recorded.is_file()):
+        return
+    learnt, shown = (load_json(file).get("suite") for file in (run, recorded))
+    if learnt and shown and Path(learnt).stem != Path(shown).stem:
+        raise ValueError(
+            f"the privileged teacher learnt {learnt}, the demonstrations are of {shown}, where the simulator's state "
+            f"means something else: give some of {learnt}, or the run's policy ({folder / 'best'}) as the --teacher"
+        )
+
+
 class PrivilegedTeacher:
     """The privileged network of online RL, which reads the simulator's state that demonstrations recorded in one hold.
 

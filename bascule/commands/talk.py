@@ -95,7 +95,7 @@ class Ask(Command):
 
         from envs.make import worlds_class
         from envs.registry import load_suite
-        from envs.sim.render_options import RenderOptions, pictures_for
+        from envs.sim.render_options import RenderOptions, drawn_for
         from vla.core.compatibility import fitted
         from vla.core.types import executed
         from vla.language.talking import CANNOT, ask, checked_question
@@ -107,7 +107,7 @@ class Ask(Command):
         policy = self._policy()
         if not policy.spec.talks:
             raise ValueError(CANNOT)
-        worlds = worlds_class(suite)(suite, 1, render=RenderOptions(pictures_for(policy)))
+        worlds = worlds_class(suite)(suite, 1, render=RenderOptions(**drawn_for(policy)))
         acts = fitted(policy, worlds, say=say)
         policy.reset()
         obs = worlds.reset(seeds=[self.seed])

@@ -58,6 +58,8 @@ class PolicyTeacher:
     def latents(self, demos: DemoSet, frames: slice) -> Tensor:
         """The teacher's latents (B, C, width) of these frames."""
         vla = self.vla
+        if vla.config.xyz is not None and not demos.geometry:
+            raise ValueError("the teacher reads depth, and the student does not: give it depth, too (vla train --xyz)")
         check_demos(vla.processor, demos)
         inp = vla.processor.prepare(demos.observation(frames)).to(vla.device)
         features = vla.encode(inp)

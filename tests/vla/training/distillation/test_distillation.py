@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from bascule.teachers import check_same_suite
 from tests.vla.toy_backbone import SPEC, load_toy, toy_backbone, toy_observation, toy_stats, toy_vla
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, demos, interrupt_at, kill, weights
+from vla.core.config import save_json
 from vla.model.advantage import add_advantage
-from vla.model.config import AdvantageConfig, BridgeConfig, DistilledConfig, MemoryConfig, ModulatorConfig, VLAConfig
+from vla.model.config import (
+    AdvantageConfig,
+    BridgeConfig,
+    DistilledConfig,
+    MemoryConfig,
+    ModulatorConfig,
+    VLAConfig,
+    XYZConfig,
+)
 from vla.model.heads.distilled import DistilledHead
 from vla.model.model import VLA
 from vla.training.distillation.own_policy import PolicyTeacher
@@ -219,3 +229,21 @@ def test_an_impossible_shape_is_named():
             VLAConfig(backbone="toy", distilled=DistilledConfig(0, "step")), stats=toy_stats(), action_spec=SPEC,
             cameras=("front", "wrist"), image_size=16, backbone=toy_backbone(),
         )  # fmt: skip
+
+
+def test_a_privileged_teacher_teaches_its_own_suite_only(tmp_path):
+    run, recorded = tmp_path / "run", tmp_path / "demos"
+    check_same_suite(run, recorded)  # neither says anything
+    save_json(run / "last" / "config.json", {"suite": "tabletop-pick"})
+    save_json(recorded / "meta" / "bascule.json", {"suite": "tabletop-pick"})
+    check_same_suite(run, recorded)
+    save_json(recorded / "meta" / "bascule.json", {"suite": "tabletop-place"})
+    with pytest.raises(ValueError, match="learnt tabletop-pick, the demonstrations are of tabletop-place"):
+        check_same_suite(run, recorded)
+
+
+def test_a_teacher_that_reads_depth_asks_for_a_student_that_does():
+    seeing = PolicyTeacher(teacher_vla())
+    seeing.vla.config = replace(seeing.vla.config, xyz=XYZConfig())
+    with pytest.raises(ValueError, match="the teacher reads depth, and the student does not: .*--xyz"):
+        seeing.latents(demos(), slice(0, 2))
