@@ -160,14 +160,14 @@ class Train(Command):
             camera_keys(read_info(dataset)["features"], config.cameras)
         import numpy as np
 
-        from bascule.teachers import load_teacher
+        from bascule.teachers import check_same_suite, load_teacher
         from vla.checking.check import training_warnings
         from vla.data.lerobot_dataset import load_datasets
         from vla.model.model import VLA
         from vla.runtime.console import progress, say
         from vla.runtime.console import stderr as console
         from vla.runtime.distributed import launched
-        from vla.training.advantage.labels import judgement
+        from vla.training.advantage.labels import imitated_failures, judgement
         from vla.training.distillation.student import student_config, take_decoder
         from vla.training.memory_budget import estimate
         from vla.training.modulation import unrecognised
@@ -182,6 +182,7 @@ class Train(Command):
         demos = load_datasets(self.dataset, config.cameras, image_size=self.image_size, lazy=self.stream, depth=depth)
         teacher = cache(partial(load_teacher, self.teacher)) if self.teacher is not None else None
         if teacher is not None and not resuming:
+            check_same_suite(self.teacher, self.dataset[0])
             (one,) = demos.values()
             config = student_config(config, teacher(), one, config.distillation)
         if model is None:
@@ -210,6 +211,8 @@ class Train(Command):
                 if config.model.chunk_size > longest:
                     far = f"a chunk of {config.model.chunk_size} actions is longer than any episode ({longest} frames)"
                     say(f"warning: {name}: {far}: what lies beyond is not learnt; give a smaller --chunk-size")
+                for line in () if self.advantage else imitated_failures(name, part):
+                    say(f"warning: {line}")
                 for warning in (warnings := training_warnings(dataset, part)):
                     say(f"warning: {name}: {warning}")
                 if warnings:

@@ -17,7 +17,7 @@ from vla.data.batches import Batch
 from vla.model.advantage import BAD, GOOD, UNTOLD, add_advantage
 from vla.model.config import AdvantageConfig, ModulatorConfig, VLAConfig, model_problem
 from vla.model.model import VLA
-from vla.training.advantage.labels import FIGURES, LABELS, telling
+from vla.training.advantage.labels import FIGURES, LABELS, imitated_failures, telling
 from vla.training.train import train
 from vla.training.train_config import JudgeConfig
 
@@ -186,3 +186,12 @@ def test_what_cannot_be_told_or_judged_is_refused(tmp_path):
     assert "flow head" in model_problem(VLAConfig(head="flow", advantage=AdvantageConfig(2.0)))
     with pytest.raises(ValueError, match="refined by RL"):
         add_advantage(refined, AdvantageConfig(), seed=0)
+
+
+def test_failures_that_nobody_tells_apart_are_told():
+    assert imitated_failures("x", demos()) == []
+    data = logged(12)
+    failed = sum(not data.success[data.episode_index == number].any() for number in data.episodes)
+    (line,) = imitated_failures("logs", data)
+    assert failed > 0 and line.startswith(f"logs: {failed} of 12 episodes did not succeed, by feature next.success")
+    assert imitated_failures("x", replace(data, success=np.ones_like(data.success))) == []

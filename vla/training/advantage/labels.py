@@ -44,6 +44,20 @@ def check_logs(demos: Mapping[str, DemoSet]) -> None:
         )
 
 
+def imitated_failures(name: str, demos: DemoSet) -> list[str]:
+    """A warning about episodes that did not succeed, by the dataset's own word, where nobody tells them apart."""
+    if demos.success is None:
+        return []
+    starts = np.flatnonzero(np.diff(demos.episode_index, prepend=demos.episode_index[:1] - 1))
+    failed = int((~np.logical_or.reduceat(demos.success, starts)).sum())
+    if not failed:
+        return []
+    return [
+        f"{name}: {failed} of {len(starts)} episodes did not succeed, by feature next.success, and are imitated like "
+        "the others: --init with --advantage tells good from bad, `vla check --fix --drop` leaves episodes out"
+    ]
+
+
 def good_ones(advantage_F: NDArray[np.float64], task_F: Sequence[str], share: float) -> NDArray[np.bool_]:
     """(F,) whether a frame's advantage is among its task's largest: `share` of the frames, ties included."""
     tasks = np.asarray(task_F)
