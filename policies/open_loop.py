@@ -5,7 +5,7 @@ Open loop: the policy sees the recorded pictures and state, never where its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from vla.checking.check import Report
 from vla.checking.recording import Recording
 from vla.core.compatibility import fitted
 from vla.core.types import ActionSpec, Observation, Policy, PolicySpec, executed
+from vla.data.camera_geometry import CameraGeometry, geometry_features, measured_by, read_geometry, table_columns
 from vla.data.findings import Finding
 from vla.data.lerobot_dataset import ACTION, PROPRIO, on_disk
-from vla.data.tables import instructions
+from vla.data.tables import instructions, read_table
 
 PHASES = ("start", "middle", "end")
 """Thirds of an episode."""
@@ -92,6 +93,7 @@ def open_loop(
         )
         for camera in cameras
     }
+    geometry = _geometry(recording, cameras) if policy.spec.depth else {}
     texts = instructions(recording.root, recording.table)
     span, mean = report.scales[ACTION].span, report.scales[ACTION].mean
     predicted: dict[int, NDArray[np.float32]] = {}
@@ -102,7 +104,7 @@ def open_loop(
         if number not in episodes:
             continue
         action, state = (recording.values(table, key) for key in (ACTION, PROPRIO))
-        chosen = _played(policy, recording, place, state.astype(np.float32), readers, texts)
+        chosen = _played(policy, recording, place, state.astype(np.float32), readers, geometry, texts)
         predicted[number] = chosen
         phase = np.minimum(np.arange(len(action)) * len(PHASES) // len(action), len(PHASES) - 1)
         for which in range(len(PHASES)):
@@ -113,6 +115,13 @@ def open_loop(
         on_episode(len(predicted))
     shares = sums / np.maximum(counts, 1)[None, :, None]
     return OpenLoop(name, predicted, shares[0], shares[1], recording.names[ACTION])
+
+
+def _geometry(recording: Recording, cameras: Sequence[str]) -> dict[str, CameraGeometry]:
+    """What these cameras measured, for a policy that reads depth. ValueError naming what the recording lacks."""
+    keys = geometry_features(recording.info["features"], cameras)
+    table, _ = read_table(recording.root, recording.info, table_columns(recording.info["features"], keys))
+    return read_geometry(recording.root, recording.info, table, keys, None)
 
 
 def _side(report: Report) -> PolicySpec:
@@ -133,13 +142,14 @@ def _played(
     place: int,
     state: NDArray[np.float32],
     readers: dict[str, Any],
+    geometry: Mapping[str, CameraGeometry],
     texts: list[str],
 ) -> NDArray[np.float32]:
     """(T, A) of one episode: a chunk is asked for where the one before it has been executed."""
     rows = recording.rows(place)
     length = rows.stop - rows.start
     policy.reset()
-    first = _act(policy, rows.start, [0], state, readers, texts)
+    first = _act(policy, rows.start, [0], state, readers, geometry, texts)
     step = first.shape[1]
     out = np.empty((length, first.shape[2]), np.float32)
     starts = list(range(0, length, step))
@@ -149,7 +159,7 @@ def _played(
     batch = 1 if policy.spec.memory_frames or getattr(vla, "pool", None) is not None else _BATCH
     for at in range(0, len(starts), batch):
         wanted = starts[at : at + batch]
-        for start, chunk in zip(wanted, _act(policy, rows.start, wanted, state, readers, texts), strict=True):
+        for start, chunk in zip(wanted, _act(policy, rows.start, wanted, state, readers, geometry, texts), strict=True):
             out[start : start + step] = chunk[: length - start]
     return out
 
@@ -160,6 +170,7 @@ def _act(
     frames: Sequence[int],
     state: NDArray[np.float32],
     readers: dict[str, Any],
+    geometry: Mapping[str, CameraGeometry],
     texts: list[str],
 ) -> NDArray[np.float32]:
     """(B, n, A): the part of the chunks that is executed, at these frames of the episode that begins at row `start`."""
@@ -168,5 +179,6 @@ def _act(
         images={camera: frames_of[rows] for camera, frames_of in readers.items()},
         proprio=state[list(frames)],
         instruction=[texts[row] for row in rows],
+        **measured_by(geometry, rows),
     )
     return executed(policy.spec, policy.act(seen))

@@ -30,7 +30,7 @@ def unknown(name: str, choices: Iterable[str], kind: str) -> str:
 
 
 def likely(guess: str | None, known: str) -> str:
-    """What to say after a wrong name: the likely one, and the `known` ones in brackets; or these alone."""
+    """Words that follow a wrong name: the likely one, and the `known` ones in brackets; or these alone."""
     return f"did you mean '{guess}'? ({known})" if guess else known
 
 

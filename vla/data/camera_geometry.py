@@ -57,6 +57,18 @@ class CameraGeometry:
         return CameraGeometry(self.depth_mm[frames], self.intrinsics[frames], self.extrinsics[frames])
 
 
+def measured_by(
+    geometry: Mapping[str, CameraGeometry], frames: Any
+) -> dict[str, dict[str, NDArray[np.float32]] | None]:
+    """Fields of an observation at these frames, numbers or a slice: depth in metres, and calibration."""
+    seen = {camera: known.take(frames) for camera, known in geometry.items()}
+    return {
+        "depth": {camera: known.depth_mm.astype(np.float32) / 1000 for camera, known in seen.items()} or None,
+        "intrinsics": {camera: known.intrinsics for camera, known in seen.items()} or None,
+        "extrinsics": {camera: known.extrinsics for camera, known in seen.items()} or None,
+    }
+
+
 def depth_key(camera: str) -> str:
     """Feature of a camera's depth."""
     return f"{IMAGE_PREFIX}{camera}_depth"

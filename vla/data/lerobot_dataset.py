@@ -25,6 +25,7 @@ from vla.data.camera_geometry import (
     CameraGeometry,
     geometry_features,
     geometry_findings,
+    measured_by,
     read_geometry,
     shape_findings,
     table_columns,
@@ -159,14 +160,11 @@ class DemoSet:
 
     def observation(self, frames: Sequence[int] | NDArray[np.int64] | slice) -> Observation:
         """The observation of a policy at these frames; a slice gives views, an index copies."""
-        seen = {camera: known.take(frames) for camera, known in self.geometry.items()}
         return Observation(
             images={camera: image[frames] for camera, image in self.images.items()},
             proprio=self.proprio[frames],
             instruction=[self.instruction[i] for i in self._numbers(frames)],
-            depth={camera: known.depth_mm.astype(np.float32) / 1000 for camera, known in seen.items()} or None,
-            intrinsics={camera: known.intrinsics for camera, known in seen.items()} or None,
-            extrinsics={camera: known.extrinsics for camera, known in seen.items()} or None,
+            **measured_by(self.geometry, frames),
         )
 
     def subset(self, episodes: Iterable[int]) -> DemoSet:

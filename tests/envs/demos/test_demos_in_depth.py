@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,10 @@ import pytest
 from PIL import Image
 
 from envs.demos.record import record
+from policies.open_loop import open_loop
 from tests.vla.data.odd_recordings import edited
 from vla.checking.check import check_dataset
+from vla.core.types import PolicySpec
 from vla.data.lerobot_dataset import load_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it, and import the toy world by name
@@ -255,3 +258,29 @@ def test_frames_without_a_measurement_and_lenses_of_another_size_are_told(record
 def test_a_recording_with_depth_is_not_continued_without(recorded):
     with pytest.raises(ValueError, match="depth True, not None"):
         record("toy", EPISODES, recorded, num_workers=1, image_size=SIZE, make_world=toy.depth_world)
+
+
+def test_a_policy_that_reads_depth_is_compared_with_a_recording_that_has_some(recorded, tmp_path):
+    data, asked = load_dataset(recorded, depth=True), []
+
+    class Sees:
+        spec = PolicySpec(data.action_spec, 4, 2, cameras=("front",), depth=True)
+        vla = SimpleNamespace(pool="of modulators")
+
+        def reset(self, env_ids=None):
+            pass
+
+        def act(self, obs, *, prefix=None):
+            assert obs.batch_size == 1, "a choice is made at the first frame and kept"
+            (row,) = np.flatnonzero((data.proprio == obs.proprio).all(1))
+            known = data.geometry["front"].take([row])
+            np.testing.assert_array_equal(obs.depth["front"], known.depth_mm.astype(np.float32) / 1000)
+            np.testing.assert_array_equal(obs.extrinsics["front"], known.extrinsics)
+            asked.append(row)
+            return np.zeros((1, 4, data.action.shape[1]), np.float32)
+
+    found = open_loop(Sees(), "sees", check_dataset(recorded, pictures=0), [1], say=print)
+    assert found.predicted[1].shape == (toy.length(1), data.action.shape[1]) and len(asked) > 2
+    colours = edited(recorded, tmp_path, lambda f: f.pop("observation.images.front_depth"))
+    with pytest.raises(ValueError, match="no feature 'observation.images.front_depth'"):
+        open_loop(Sees(), "sees", check_dataset(colours, pictures=0), [1], say=print)

@@ -34,7 +34,7 @@ from vla.training.train_config import PretrainConfig
 
 _STATE = "state.pt"
 _RUN = "pretrain.json"
-"""What a run was begun with."""
+"""The file of a run that holds what it was begun with."""
 _MAY_CHANGE = ("minutes", "max_steps", "save_every", "measure_every", "half")
 """Fields of PretrainConfig that a resumed run may set differently."""
 
@@ -131,7 +131,7 @@ def pretrain(
 
 
 def _about(config: PretrainConfig, folders: Sequence[Path], initial: Path | str) -> dict[str, Any]:
-    """What decides what a run learns, but for its budget: a resumed one must have it in common."""
+    """All that decides what a run learns, but for its budget: a resumed one must have it in common."""
     sets = [[folder.name, len(np.load(folder / "images.npy", mmap_mode="r"))] for folder in folders]
     said = {name: value for name, value in encode(config).items() if name not in _MAY_CHANGE}
     return {**said, "data": sets, "initial": str(initial)}
