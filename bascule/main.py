@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -131,7 +132,7 @@ def _run_alone(command: Command, args: list[str]) -> int | None:
     from vla.runtime.locks import locked
 
     check_device(getattr(command, "device", None))
-    _check_named(args)
+    _check_named(command, args)
     with ExitStack() as stack:
         for path in command.writes():
             check_place(path)
@@ -139,13 +140,20 @@ def _run_alone(command: Command, args: list[str]) -> int | None:
         return command.run()
 
 
-def _check_named(args: list[str]) -> None:
-    """ValueError for an output without a name, as of a variable that is not set: it would mean this very folder; and
-    for a file that is to be written and is named a second time: what was in it would be lost."""
+def _check_named(command: Command, args: list[str]) -> None:
+    """ValueError for a file or folder without a name, as of a variable that is not set: it would mean this very folder;
+    and for a file that is to be written and is named a second time: what was in it would be lost."""
     parts = [part for arg in args for part in _parts(arg)]
+    named = {f"--{field.name.replace('_', '-')}" for field in fields(command) if "Path" in str(field.type)}
+    written = ("--out", "--json", "--log", "--to-dataset", "--page", "--fix")
+    flag = ""
+    for part in parts:
+        if part.startswith("--"):
+            flag = part
+        elif not part.strip() and flag in (*named, *written):
+            what = "what is to be written" if flag in written else "a file or folder"
+            raise ValueError(f"{flag} is empty: name {what}; . is the present folder")
     for place, (flag, value) in enumerate(pairwise(parts)):
-        if flag in ("--out", "--json", "--log", "--to-dataset", "--page", "--fix") and not value.strip():
-            raise ValueError(f"{flag} is empty: name what is to be written; . is the present folder")
         if flag in ("--json", "--log", "--page") and os.path.splitext(value)[1] and not value.startswith("/dev/"):
             others = [*parts[: place + 1], *parts[place + 2 :]]
             files = {os.path.realpath(file) for other in others for file in (other, other.partition("=")[2]) if file}

@@ -118,7 +118,7 @@ def open_loop(
 
 
 def _geometry(recording: Recording, cameras: Sequence[str]) -> dict[str, CameraGeometry]:
-    """What these cameras measured, for a policy that reads depth. ValueError naming what the recording lacks."""
+    """Depth and calibration that these cameras recorded, for a policy that reads depth. ValueError naming what the recording lacks."""
     keys = geometry_features(recording.info["features"], cameras)
     table, _ = read_table(recording.root, recording.info, table_columns(recording.info["features"], keys))
     return read_geometry(recording.root, recording.info, table, keys, None)

@@ -211,6 +211,14 @@ def test_an_output_without_a_name_is_not_this_folder(out, capsys, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", ["--dataset", "--init", "--teacher", "--talk", "--known"])
+def test_a_folder_without_a_name_is_not_this_folder(flag, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["--dataset", "x", ""] if flag == "--dataset" else ["--dataset", "x", flag, ""]
+    assert cli.main(["train", *given]) == 2
+    assert_user_error(2, capsys.readouterr().err, f"{flag} is empty: name a file or folder")
+
+
 def test_defects_of_ours_keep_their_traceback():
     def defect():
         raise KeyError("x")

@@ -9,6 +9,7 @@ from typing import Literal
 from vla.model.config import VLAConfig, model_problem
 from vla.processing.config import AugmentConfig
 
+_LARGEST = 1e6
 MAY_CHANGE = ("log_every", "save_every", "num_threads", "encode_batch", "keep_features", "trackers")
 """Fields of TrainConfig that a resumed run may set differently: they do not decide what is learnt."""
 
@@ -228,6 +229,8 @@ class TrainConfig:
         for name in ("lr", "backbone_lr", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 return f"{name} must be a positive number, got {getattr(self, name)}"
+            if getattr(self, name) > _LARGEST:
+                return f"{name} must be at most {_LARGEST:g}, got {getattr(self, name)}"
         if not 0 <= self.ema_decay < 1:
             return f"ema_decay must be in [0, 1), got {self.ema_decay}"
         if self.batch_size % self.accumulate:

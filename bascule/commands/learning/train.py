@@ -147,8 +147,8 @@ class Train(Command):
         from vla.data.dataset_meta import camera_keys, depth_maps, read_info
         from vla.training.recipes import RECIPES
 
-        check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(1, 4096), modulators=(1, 10_000))
-        check_numbers(self, chunk_size=(1, 10_000), **_MOST)
+        check_numbers(self, seed=(0, 2**53), steps=(1, 10**9), image_size=(8, 4096), modulators=(1, 10_000))
+        check_numbers(self, chunk_size=(1, 1000), **_MOST)
         config = self._config(lookup(self.recipe, RECIPES, "recipe")())
         if problem := config.problem():
             raise ValueError(problem)
