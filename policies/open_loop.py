@@ -118,7 +118,7 @@ def open_loop(
 
 
 def _geometry(recording: Recording, cameras: Sequence[str]) -> dict[str, CameraGeometry]:
-    """Depth and calibration that these cameras recorded, for a policy that reads depth. ValueError naming what the recording lacks."""
+    """Depth and calibration of these cameras, for a policy that reads depth. ValueError naming what is missing."""
     keys = geometry_features(recording.info["features"], cameras)
     table, _ = read_table(recording.root, recording.info, table_columns(recording.info["features"], keys))
     return read_geometry(recording.root, recording.info, table, keys, None)
