@@ -287,6 +287,8 @@ def model_problem(config: VLAConfig) -> str | None:
         return "modulators learn on a policy that stands still: add them to a finished one (vla train --init)"
     if config.modulators is not None and isinstance(config.bridge, FaithfulConfig):
         return "modulators are for our own bridge, not for that of a released policy"
+    if config.memory is not None and config.modulators is not None and config.modulators.decoder:
+        return "memory keeps features that are computed once a frame: leave the modulators in the bridge"
     if config.talk is not None and config.modulators is not None:
         return "a policy that talks takes no modulators, nor one with modulators a talker: leave one of them out"
     if config.talk is not None and not config.decoder:

@@ -30,15 +30,16 @@ def check_policy(cfg: TrainConfig, vla: VLA) -> None:
 
 
 def fingerprint(demos: Iterable[DemoSet]) -> str:
-    """Two digests of everything but the pictures: a run is resumed on the demonstrations that it began with. Runs made
-    before the second, of the state's names and what cameras measured, was kept know the first only (`same_data`)."""
+    """Three digests of everything but what the pictures show: a run is resumed on the demonstrations that it began
+    with. Runs made before the second, of the state's names and what cameras measured, or the third, of the pictures'
+    sizes, were kept know those before it only (`same_data`)."""
     parts = list(demos)
-    return "-".join(_joined([of(part) for part in parts]) for of in (_numbers, _measurements))
+    return "-".join(_joined([of(part) for part in parts]) for of in (_numbers, _measurements, _sizes))
 
 
 def same_data(kept: str, now: str) -> bool:
     """True if a run that has kept this fingerprint was begun with the demonstrations that have `now`."""
-    return kept == now or kept == now.partition("-")[0]
+    return kept == now or now.startswith(f"{kept}-")
 
 
 def _joined(each: list[str]) -> str:
@@ -53,6 +54,11 @@ def _measurements(demos: DemoSet) -> str:
         for array in (known.intrinsics, known.extrinsics, known.depth_mm[:, _THIN, _THIN]):
             digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _sizes(demos: DemoSet) -> str:
+    sizes = sorted((camera, tuple(map(int, image.shape[1:3]))) for camera, image in demos.images.items())
+    return hashlib.blake2b(repr(sizes).encode(), digest_size=16).hexdigest()
 
 
 def _numbers(demos: DemoSet) -> str:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from vla.model.config import MemoryConfig, VLAConfig, model_problem
+from vla.model.config import MemoryConfig, ModulatorConfig, VLAConfig, model_problem
 from vla.model.memory.recall import MOST_KEPT, Recall, redundant
 from vla.model.memory.tokens import replayed
 
@@ -113,5 +113,9 @@ def test_a_memory_that_nothing_fills_is_refused():
     for config, words in (
         (VLAConfig(memory=MemoryConfig(frames=0)), "at least one frame"),
         (VLAConfig(memory=MemoryConfig(), freeze_backbone=False), "frozen backbone"),
+        (
+            VLAConfig(memory=MemoryConfig(), modulators=ModulatorConfig(decoder=True)),
+            "leave the modulators in the bridge",
+        ),
     ):
         assert words in model_problem(config)
