@@ -154,9 +154,7 @@ def _played(
     out = np.empty((length, first.shape[2]), np.float32)
     starts = list(range(0, length, step))
     policy.reset()
-    vla = getattr(getattr(policy, "policy", policy), "vla", None)
-    # One that remembers, or has chosen a modulator at the first frame, decides one after another.
-    batch = 1 if policy.spec.memory_frames or getattr(vla, "pool", None) is not None else _BATCH
+    batch = 1 if policy.spec.episodic else _BATCH  # one that keeps something of an episode decides one after another
     for at in range(0, len(starts), batch):
         wanted = starts[at : at + batch]
         for start, chunk in zip(wanted, _act(policy, rows.start, wanted, state, readers, geometry, texts), strict=True):

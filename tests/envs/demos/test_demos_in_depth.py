@@ -4,7 +4,6 @@ import io
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -264,8 +263,7 @@ def test_a_policy_that_reads_depth_is_compared_with_a_recording_that_has_some(re
     data, asked = load_dataset(recorded, depth=True), []
 
     class Sees:
-        spec = PolicySpec(data.action_spec, 4, 2, cameras=("front",), depth=True)
-        vla = SimpleNamespace(pool="of modulators")
+        spec = PolicySpec(data.action_spec, 4, 2, cameras=("front",), depth=True, routes=True)
 
         def reset(self, env_ids=None):
             pass
