@@ -25,7 +25,7 @@ from vla.data.dataset_meta import IMAGE_PREFIX, check_width, depth_maps, height_
 from vla.data.findings import Finding
 from vla.data.tables import row_place, vectors
 from vla.data.video_index import open_video, readable, video_files
-from vla.processing.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
+from vla.processing.calibration import FAR_M, NEAR_M, NOTHING, lens_problem, measured, off_centre, pose_problem
 from vla.processing.depth import sampled
 from vla.runtime.machine import free_memory
 
@@ -34,6 +34,9 @@ _MM = {"mm": 1.0, "m": 1000.0}
 _MOST_MM = 65535
 _AT_ONCE = 256
 _MEMORY_SHARE = 0.8
+_FRAMES, _THIN = 16, 4
+"""Frames, and every so many rows and columns of their maps, that are looked at for where things are."""
+_LEAST_SHARE = 0.02
 _CODES = 4095
 """Codes of LeRobot's depth videos: 0 is the least depth or less (nothing measured), this one the most or more."""
 _BITS = 12
@@ -67,6 +70,39 @@ def measured_by(
         "intrinsics": {camera: known.intrinsics for camera, known in seen.items()} or None,
         "extrinsics": {camera: known.extrinsics for camera, known in seen.items()} or None,
     }
+
+
+def shares_within(geometry: Mapping[str, CameraGeometry], centre_m: Sequence[float], half_m: float) -> dict[str, float]:
+    """Camera -> the share of what it measures that lies within a cube of the extrinsics' frame, `half_m` to each side
+    of `centre_m`; of some frames, spread over the recording. 0 where nothing is measured."""
+    found = {}
+    for camera, known in geometry.items():
+        some = known.take(np.unique(np.linspace(0, len(known.depth_mm) - 1, _FRAMES).astype(np.int64)))
+        depth = some.depth_mm[:, ::_THIN, ::_THIN].astype(np.float32) / 1000
+        rows, columns = (_THIN * np.arange(n, dtype=np.float32) + 0.5 for n in depth.shape[1:])
+        lens = some.intrinsics[:, :, :, None, None]
+        x = (columns - lens[:, 0, 2]) / lens[:, 0, 0]
+        y = (rows[:, None] - lens[:, 1, 2]) / lens[:, 1, 1]
+        rays = np.stack(np.broadcast_arrays(x * depth, y * depth, depth), -1)
+        at = np.einsum("fij,fhwj->fhwi", some.extrinsics[:, :3, :3], rays) + some.extrinsics[:, None, None, :3, 3]
+        inside = (np.abs(at - np.asarray(centre_m, np.float32)) <= half_m).all(-1)
+        seen = (depth > NEAR_M) & (depth < FAR_M)
+        found[camera] = float((inside & seen).sum() / max(seen.sum(), 1))
+    return found
+
+
+def out_of_reach(geometry: Mapping[str, CameraGeometry], centre_m: Sequence[float], half_m: float) -> list[str]:
+    """A warning where next to nothing of what the cameras measure lies where coordinates are told."""
+    shares = shares_within(geometry, centre_m, half_m)
+    if not shares or max(shares.values()) >= _LEAST_SHARE:
+        return []
+    told = ", ".join(f"{100 * share:.1f}% of '{camera}'" for camera, share in shares.items())
+    centre = ", ".join(f"{x:g}" for x in centre_m)
+    return [
+        f"of what the cameras measure next to nothing ({told}) lies within {half_m:g} m of ({centre}) m, where a "
+        "policy is told coordinates: are the extrinsics robot_from_camera, in metres? For another workspace change "
+        "XYZConfig from Python (docs/beyond.md)"
+    ]
 
 
 def depth_key(camera: str) -> str:

@@ -20,7 +20,7 @@ from vla.processing.calibration import FAR_M, NEAR_M
 
 RAW_DIM = 4
 """Numbers for each raw token: its coordinates, and 1 where they are known."""
-_LIMIT = 4.0
+LIMIT = 4.0
 """Normalised coordinates are limited to this: a wall far behind the table would drown everything else."""
 _REACH = 3.0
 """Offsets from a camera that are much longer than so many times the scale count as far."""
@@ -74,7 +74,7 @@ def _unprojected(depth: Tensor, u: Tensor, v: Tensor, intrinsics: Tensor, extrin
 
 def normalised(xyz: Tensor, config: XYZConfig) -> Tensor:
     """Coordinates (..., 3) in metres as the bridge reads them: about 0 in the middle of the workspace."""
-    return ((xyz - xyz.new_tensor(config.centre_m)) / config.scale_m).clamp(-_LIMIT, _LIMIT)
+    return ((xyz - xyz.new_tensor(config.centre_m)) / config.scale_m).clamp(-LIMIT, LIMIT)
 
 
 def with_xyz(features: Features, inp: ModelInput[Tensor], config: XYZConfig) -> Features:

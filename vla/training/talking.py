@@ -80,11 +80,12 @@ class TalkTask(nn.Module):
         if data.cameras != tuple(reads.cameras):
             raise ValueError(
                 f"{config.data} shows the cameras {', '.join(data.cameras)}, the policy reads "
-                f"{', '.join(reads.cameras)}"
+                f"{', '.join(reads.cameras)}: give those of the set (--cameras), or a set of this robot (vla talk-data)"
             )
         if data.proprio.shape[1] != reads.proprio_dim:
             raise ValueError(
-                f"{config.data} has a state of {data.proprio.shape[1]} components, the policy reads {reads.proprio_dim}"
+                f"{config.data} has a state of {data.proprio.shape[1]} components, the policy reads "
+                f"{reads.proprio_dim}: give a set of this robot (vla talk-data)"
             )
         told = PolicySpec(proprio_dim=reads.proprio_dim, proprio_names=data.proprio_names)
         if (order := fit(vla.processor.policy_spec(1, 1), told, where=f"set {config.data}").proprio_order) is not None:

@@ -162,8 +162,10 @@ class Train(Command):
 
         from bascule.teachers import check_same_suite, load_teacher
         from vla.checking.check import training_warnings
+        from vla.data.camera_geometry import out_of_reach
         from vla.data.lerobot_dataset import load_datasets
         from vla.model.model import VLA
+        from vla.model.xyz import LIMIT
         from vla.runtime.console import progress, say
         from vla.runtime.console import stderr as console
         from vla.runtime.distributed import launched
@@ -211,7 +213,14 @@ class Train(Command):
                 if config.model.chunk_size > longest:
                     far = f"a chunk of {config.model.chunk_size} actions is longer than any episode ({longest} frames)"
                     say(f"warning: {name}: {far}: what lies beyond is not learnt; give a smaller --chunk-size")
-                for line in () if self.advantage else imitated_failures(name, part):
+                told = [] if self.advantage else imitated_failures(name, part)
+                if depth:
+                    places = model.config.xyz
+                    told += [
+                        f"{name}: {line}"
+                        for line in out_of_reach(part.geometry, places.centre_m, LIMIT * places.scale_m)
+                    ]
+                for line in told:
                     say(f"warning: {line}")
                 for warning in (warnings := training_warnings(dataset, part)):
                     say(f"warning: {name}: {warning}")

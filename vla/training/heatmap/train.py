@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vla.core.checkpoint import CONFIG
 from vla.core.config import encode, save_json
+from vla.data.camera_geometry import shares_within
 from vla.model.heatmap.config import HeatmapConfig, Workspace
 from vla.model.heatmap.model import HeatmapModel
 from vla.model.heatmap.policy import Columns, HeatmapPolicy
@@ -74,6 +75,13 @@ def build(config: HeatmapTrainConfig, demos: DemoSet, backbone: Any = None) -> H
         raise ValueError(
             f"camera '{min(missing)}' has no depth in these demonstrations, which heat-maps need: record them with "
             "`vla demos --depth`, or train a chunk policy (--head l1)"
+        )
+    workspace = config.model.workspace
+    if not any(shares_within(demos.geometry, workspace.centre_m, workspace.half_m).values()):
+        centre = ", ".join(f"{x:g}" for x in workspace.centre_m)
+        raise ValueError(
+            f"the cameras measure nothing of the workspace, {workspace.half_m:g} m to each side of ({centre}) m: are "
+            "the extrinsics robot_from_camera, in metres? For another workspace change HeatmapConfig from Python"
         )
     columns = Columns(config.model.body, demos.proprio_names, demos.action_names)
     scale = metres_per_action(

@@ -8,10 +8,12 @@ import torch
 
 from policies.load import load_policy
 from tests.vla.training.heatmap.toy_demos import NAMES, SIZE, toy_demos
+from vla.data.camera_geometry import out_of_reach, shares_within
 from vla.model.heatmap.config import HeatmapConfig
 from vla.model.heatmap.head import Seen
 from vla.model.heatmap.policy import HeatmapPolicy
 from vla.model.heatmap.pretrained import read_head, write_head
+from vla.model.xyz import back_project
 from vla.training.heatmap.learning import errors_mm, learn, loss_of
 from vla.training.heatmap.looks import encode
 from vla.training.heatmap.train import HeatmapTrainConfig, build, tasks_of, train
@@ -112,6 +114,27 @@ def test_a_robot_that_works_outside_of_the_workspace_is_refused(policy):
     moved[:, :3] += [0.0, 0.5, 0.0]
     with pytest.raises(ValueError, match=r"4 of 4 keyframes .* lie outside of the workspace, 0.28 m to each side"):
         tasks_of(CONFIG, policy, replace(demos, proprio=moved))
+
+
+def test_cameras_that_see_nothing_of_the_workspace_are_told():
+    """Extrinsics the wrong way round, which no single matrix shows."""
+    demos = toy_demos()
+    shares = shares_within(demos.geometry, CONFIG.model.workspace.centre_m, CONFIG.model.workspace.half_m)
+    known = demos.geometry["front"].take(np.unique(np.linspace(0, 79, 16).astype(int)))
+    depth = torch.from_numpy(known.depth_mm[:, None].astype(np.float32) / 1000)
+    at, there = back_project(depth, *(torch.from_numpy(m)[:, None] for m in (known.intrinsics, known.extrinsics)))
+    inside = ((at - torch.tensor(CONFIG.model.workspace.centre_m)).abs() <= CONFIG.model.workspace.half_m).all(-1)
+    wanted = (inside & there)[..., ::4, ::4].sum() / there[..., ::4, ::4].sum()
+    assert shares["front"] == pytest.approx(float(wanted)) and 0.3 < wanted < 1
+    assert out_of_reach(demos.geometry, (0.5, 0.0, 0.1), 0.4) == []
+    (line,) = out_of_reach(demos.geometry, (-0.5, 0.0, 0.1), 0.4)
+    assert "(0.0% of 'front', 0.0% of 'wrist') lies within 0.4 m of (-0.5, 0, 0.1) m" in line
+    turned = {
+        name: replace(known, extrinsics=np.linalg.inv(known.extrinsics).astype(np.float32))
+        for name, known in demos.geometry.items()
+    }
+    with pytest.raises(ValueError, match="measure nothing of the workspace, 0.28 m .* robot_from_camera"):
+        build(CONFIG, replace(demos, geometry=turned))
 
 
 def test_a_pretrained_head_is_taken_over_but_for_what_reads_the_state(policy, tmp_path):
