@@ -71,14 +71,10 @@ def learn_without_resets(
 
 def _unfit(vla: VLA) -> str | None:
     """Why no agent can be made of this policy; None where one can."""
-    advantage = vla.config.advantage
     reasons = {
         "this policy has been refined by RL already": vla.refiner is not None,
         "learning without resets does not train a policy that remembers": vla.config.memory is not None,
         "learning without resets does not train modulators": vla.pool is not None,
-        "learning without resets does not refine a guided policy (--guidance 1 makes one that is not)": (
-            advantage is not None and advantage.guidance != 1
-        ),
         "learning without resets reads no depth": vla.config.xyz is not None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

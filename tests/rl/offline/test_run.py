@@ -129,5 +129,5 @@ def test_policies_that_no_agent_can_be_made_of_are_refused(
     with pytest.raises(ValueError, match="a policy that remembers"):
         learn_without_resets(vla, worlds, demos, CONFIG, tmp_path, evaluate=dict)
     vla.config = replace(vla.config, memory=None, advantage=AdvantageConfig(guidance=2.0))
-    with pytest.raises(ValueError, match="does not refine a guided policy"):
+    with pytest.raises(ValueError, match="this policy is guided"):
         learn_without_resets(vla, worlds, demos, CONFIG, tmp_path, evaluate=dict)
