@@ -9,7 +9,7 @@ from typing import Literal
 from vla.model.config import VLAConfig, model_problem
 from vla.processing.config import AugmentConfig
 
-_LARGEST = 1e6
+_LARGEST = 1e30
 MAY_CHANGE = ("log_every", "save_every", "num_threads", "encode_batch", "keep_features", "trackers")
 """Fields of TrainConfig that a resumed run may set differently: they do not decide what is learnt."""
 

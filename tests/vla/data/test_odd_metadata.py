@@ -195,7 +195,7 @@ def test_training_tells_of_one_camera_recorded_twice(tmp_path):
     ("flags", "told"),
     [
         ("--image-size 100000", "--image-size must be at most 4,096, got 100000"),
-        ("--image-size 0", "--image-size must be at least 1, got 0"),
+        ("--image-size 0", "--image-size must be at least 8, got 0"),
         ("--steps 9999999999999999999999", "--steps must be at most 1,000,000,000, got 9999999999999999999999"),
         (
             "--head os:path",
