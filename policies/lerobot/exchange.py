@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lerobot.configs import PreTrainedConfig
@@ -34,6 +35,8 @@ def from_lerobot(folder: Path, out: Path) -> Path:
         policy = _with_adapters(folder)
     else:
         policy = BasculePolicy.from_pretrained(folder, config=_on_cpu(folder))
+    steps = policy.config.n_action_steps
+    policy.vla.config = replace(policy.vla.config, n_action_steps=steps)
     policy.vla.save(out)
     return out
 

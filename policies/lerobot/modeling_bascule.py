@@ -72,6 +72,8 @@ class BasculePolicy(PreTrainedPolicy):
             _fit_text(vla, dataset_meta)
         if vla.config.memory is not None:
             raise ValueError("a policy that remembers is not for LeRobot's tools yet: use `vla eval`, serve or control")
+        if vla.config.xyz is not None:
+            raise ValueError("LeRobot's tools give no calibrated depth, which this policy reads: use `vla eval`, serve")
         self.vla = vla
         self._fits: dict[PolicySpec, Fit] = {}
         config.parts = describe(vla)
@@ -308,7 +310,7 @@ def wrap(vla: VLA, *, device: str = "cpu") -> BasculePolicy:
         device=device,
         push_to_hub=False,
         chunk_size=vla.chunk_size,
-        n_action_steps=vla.chunk_size,
+        n_action_steps=vla.config.n_action_steps or vla.chunk_size,
         input_features={**cameras, OBS_STATE: PolicyFeature(FeatureType.STATE, (processor.proprio_dim,))},
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (spec.dim,))},
         action_feature_names=list(spec.names),

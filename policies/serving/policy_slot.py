@@ -146,6 +146,12 @@ class PolicySlot:
             if getattr(self.spec, what) != getattr(policy.spec, what):
                 self._stamp = stamp  # it will not become right by waiting
                 raise TypeError(f"{self.folder}: the new policy has another {what}: restart the server to serve it")
+        if policy.spec.episodic:
+            self._stamp = stamp
+            raise TypeError(
+                f"{self.folder}: the new policy knows nothing of the episodes that clients are in, and such policies "
+                "decide by what was before: restart the server to serve it"
+            )
         steps, chunk_size = self._wanted_steps or policy.spec.n_action_steps, policy.spec.chunk_size
         if steps is not None and chunk_size is not None:
             steps = min(steps, chunk_size)

@@ -41,7 +41,7 @@ class AdvantageStem(nn.Module):
     def forward(self, told_B: Tensor | None, seen_BS: Tensor) -> Tensor:
         """(B, width) of what each observation's policy is told; of what it is asked for if None."""
         if told_B is None:
-            told_B = seen_BS.new_full((len(seen_BS),), self.asked)
+            told_B = torch.full_like(seen_BS[:, 0], self.asked)
         told_B1 = told_B.to(seen_BS)[:, None]
         hidden = self.read(seen_BS)
         return told_B1.clamp(min=0) * self.good(hidden) + (-told_B1).clamp(min=0) * self.bad(hidden)
@@ -79,6 +79,6 @@ def guided(vla: Any, features: Features, proprio_BP: Tensor, asked_BCA: Tensor) 
     weight = vla.config.advantage.guidance
     if weight == 1.0:
         return asked_BCA
-    untold = replace(features, advantage_B=asked_BCA.new_full((len(asked_BCA),), UNTOLD))
+    untold = replace(features, advantage_B=torch.full_like(asked_BCA[:, 0, 0], UNTOLD))
     untold_BCA = vla.act_on(vla.condition(untold, proprio_BP), proprio_BP)
     return untold_BCA + weight * (asked_BCA - untold_BCA)

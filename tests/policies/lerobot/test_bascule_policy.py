@@ -17,6 +17,7 @@ from envs.demos.episode import run_episode
 from tests.envs.demos import toy_demo_world as toy
 from vla.core.checkpoint import load_checkpoint
 from vla.core.types import Observation
+from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 
 SIZE = 84
@@ -185,10 +186,17 @@ def test_our_checkpoint_goes_to_lerobot_and_back_unchanged(run, tmp_path):
     policy = BasculePolicy.from_pretrained(to_lerobot(ours, tmp_path / "theirs"))
     obs = observation()
     np.testing.assert_array_equal(policy.predict_action_chunk(batch_of(obs)).numpy(), VLAPolicy.load(ours).act(obs))
+    assert policy.config.n_action_steps == 8
     back = load_checkpoint(from_lerobot(tmp_path / "theirs", tmp_path / "back"))
     before = load_checkpoint(ours)
     assert back.config == before.config and back.stats == before.stats
     assert all(torch.equal(back.tensors[name], tensor) for name, tensor in before.tensors.items())
+    fewer = VLA.load(ours)
+    fewer.config = replace(fewer.config, n_action_steps=3)
+    fewer.save(tmp_path / "fewer")
+    policy = BasculePolicy.from_pretrained(to_lerobot(tmp_path / "fewer", tmp_path / "theirs-3"))
+    assert policy.config.n_action_steps == 3, "as it is played by ours"
+    assert VLAPolicy.load(from_lerobot(tmp_path / "theirs-3", tmp_path / "back-3")).spec.n_action_steps == 3
 
 
 def test_the_loss_is_the_models_and_padding_does_not_count(run):

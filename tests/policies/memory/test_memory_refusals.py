@@ -8,6 +8,7 @@ from policies.control.controller import control
 from policies.lerobot.modeling_bascule import wrap
 from rl.models.vla_network import make_actor
 from tests.policies.control.toy_robot import STEADY, Clock, Says, Slide, drive
+from tests.vla.depth_policy import policy as reads_depth
 from tests.vla.small_policy import small_policy
 from vla.core.types import PolicySpec
 from vla.model.config import MemoryConfig
@@ -26,6 +27,8 @@ def test_rl_and_lerobot_refuse_it(checkpoint):
         make_actor(vla, vla.action_spec.names)
     with pytest.raises(ValueError, match="use `vla eval`"):
         wrap(VLA.load(checkpoint))
+    with pytest.raises(ValueError, match="give no calibrated depth, which this policy reads"):
+        wrap(reads_depth())
 
 
 def test_the_train_command_names_what_does_not_go_together(tmp_path, capsys):

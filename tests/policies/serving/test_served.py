@@ -193,17 +193,6 @@ def test_clients_know_the_names_of_the_state_and_no_other_order_replaces_it(tmp_
     assert "proprio_names" not in PolicySlot(named(None)).metadata
 
 
-@pytest.mark.parametrize("what", [{"depth": True}, {"memory_frames": 3}, {"routes": True}])
-def test_a_policy_that_clients_must_be_told_more_of_is_not_slipped_in(tmp_path, what) -> None:
-    plain, other = Constant(1), Constant(1)
-    other.spec = replace(other.spec, **what)
-    made = [plain, other]
-    slot = PolicySlot.of_folder(checkpoint(tmp_path / "a", 1), load=lambda folder: made.pop(0))
-    with pytest.raises(TypeError, match=f"another {next(iter(what))}: restart the server"):
-        slot.refresh()
-    assert slot.policy is plain
-
-
 def metrics(server: PolicyServer) -> str:
     status, body = get(server, "/metrics")
     assert status == 200
