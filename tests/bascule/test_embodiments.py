@@ -41,9 +41,10 @@ def checkpoint(tmp_path_factory):
         ("control", "POLICY"),
         ("export", "POLICY", "--out", "OUT"),
         ("rl", "smoke", "--init", "POLICY", "--out", "OUT"),
+        ("rl", "reset-free", "--init", "POLICY", "--demos", "none", "--out", "OUT"),
         ("lerobot", "POLICY", "OUT"),
     ],
-    ids=lambda command: command[0],
+    ids=lambda command: " ".join(command[:2]),
 )
 def test_every_command_asks_which_robot_is_meant(command, checkpoint, tmp_path, capsys):
     words = [{"POLICY": str(checkpoint), "OUT": str(tmp_path / "out")}.get(word, word) for word in command]

@@ -22,6 +22,8 @@ class ResetFree(Command):
     """Checkpoint of imitation to start from."""
     demos: Path
     """Folder of the demonstrations that it learnt from: the agent and the classifier learn from them, too."""
+    embodiment: str | None = None
+    """The robot to practise with, for a checkpoint trained for several; the result is a policy for this robot only."""
     suite: str = _RUN.suite
     """The suite to practise in."""
     forward: str = _RUN.pair[0]
@@ -63,8 +65,10 @@ class ResetFree(Command):
         refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         from bascule.catalogue import trained
         from envs.registry import load_suite
+        from policies.load import chosen_embodiment
 
         init = trained(self.init)
+        member = chosen_embodiment(init, self.embodiment)
         suite = load_suite(self.suite)
         for task in config.pair:
             if task not in suite.tasks:
@@ -83,7 +87,8 @@ class ResetFree(Command):
         from vla.model.policy import VLAPolicy
         from vla.runtime.console import progress, say
 
-        vla = VLA.load(init)
+        vla = VLA.load(init, member=member)
+        vla.members = {}  # the weights they share are refined for one of them
         torch.set_num_threads(1)  # small tensors: a second thread costs more than it saves
         drawn = drawn_for(VLAPolicy(vla))
         worlds = make_vec(self.suite, self.num_envs, num_workers=self.workers, **drawn)
