@@ -27,9 +27,10 @@ _MISSED = 0.1
 """Share of a dataset's episodes above which it is told that they choose no modulator."""
 
 
-def episode_queries(vla: VLA, demos: DemoSet) -> tuple[Tensor, Tensor]:
-    """The queries (E, K) of the first observations of E episodes, and the episode (F,) of each frame, from 0 on."""
-    demos, _ = aligned(vla.processor, demos)
+def episode_queries(vla: VLA, demos: DemoSet, name: str = "") -> tuple[Tensor, Tensor]:
+    """The queries (E, K) of the first observations of E episodes, and the episode (F,) of each frame, from 0 on.
+    ValueError, with the `name` of the dataset, for one that does not fit the policy."""
+    demos, _ = aligned(vla.processor, demos, name=name)
     numbers = demos.episode_index
     begins = np.flatnonzero(np.concatenate([[True], numbers[1:] != numbers[:-1]]))
     queries = []
@@ -49,7 +50,7 @@ def extend(vla: VLA, config: ModulatorConfig | None, known: Mapping[str, DemoSet
     pool goes on with it. ValueError naming the fix where both or neither is given, and for a policy that cannot have
     modulators.
     """
-    if vla.members:
+    if vla.members and config is not None:
         raise ValueError("modulators are for a policy of one robot, and this one was trained for several")
     if vla.pool is None:
         if config is None:
@@ -58,7 +59,7 @@ def extend(vla: VLA, config: ModulatorConfig | None, known: Mapping[str, DemoSet
             raise ValueError("show what the policy could do before, so that it keeps that: --known DATASET")
         vla.add_modulators(config, seed=seed)
         if known:
-            vla.pool.know(torch.cat([episode_queries(vla, part)[0] for part in known.values()]))
+            vla.pool.know(torch.cat([episode_queries(vla, part, name)[0] for name, part in known.items()]))
         return [f"where it is asked as in {', '.join(known)}, the policy stays as it is"] if known else []
     have = vla.pool.config
     if known:

@@ -61,6 +61,24 @@ def test_without_modulators_the_policy_itself_goes_on(arm, trained, tmp_path):  
     assert not torch.equal(before["bridge.blocks.0.out.weight"], after["bridge.blocks.0.out.weight"])
 
 
+def test_a_policy_for_two_robots_goes_on_with_one_of_them(arm, tmp_path):  # noqa: F811
+    other = shutil.copytree(arm, tmp_path / "other")
+    command(tmp_path / "two", arm, other).run()
+    extended(tmp_path / "on", other, tmp_path / "two")
+    assert VLA.load(tmp_path / "on").members.keys() == {"arm", "other"}
+    for changes, says in (
+        ({"modulators": 2, "known": (arm,)}, "modulators are for a policy of one robot"),
+        ({}, "not built for the dataset 'third' but for: arm, other"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            extended(
+                tmp_path / "x",
+                other if changes else shutil.copytree(arm, tmp_path / "third"),
+                tmp_path / "two",
+                **changes,
+            )
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
