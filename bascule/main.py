@@ -145,6 +145,7 @@ def _check_named(command: Command, args: list[str]) -> None:
     and for a file that is to be written and is named a second time: what was in it would be lost."""
     parts = [part for arg in args for part in _parts(arg)]
     named = {f"--{field.name.replace('_', '-')}" for field in fields(command) if "Path" in str(field.type)}
+    named |= {"--backbone", "--policy"}  # a folder, too, where they are none of the known names
     written = ("--out", "--json", "--log", "--to-dataset", "--page", "--fix")
     flag = ""
     for part in parts:

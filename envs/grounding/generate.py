@@ -271,8 +271,13 @@ def _check_suite(name: str, perturb: Perturbation | None, depth: bool) -> None:
 def labelled_randomisation(words: Iterable[str]) -> Perturbation | None:
     """The randomisation that `words` name (`envs.perturb.perturbation.randomisation`), without camera shake, since
     labels are where the picture was, and without other words, since training itself paraphrases the questions. None for
-    no words."""
+    no words. ValueError where these two are asked for by name."""
     words = tuple(words)
+    for word in words:
+        axis, _, value = word.partition("=")
+        if axis in ("motion", "instruction") and value.strip("0.:"):
+            why = "labels are where the picture was" if axis == "motion" else "training says the questions anew itself"
+            raise ValueError(f"the axis {axis} is not for this set, {why}: leave {word} out")
     return replace(randomisation(words), motion=0.0, instruction=0.0) if words else None
 
 

