@@ -35,3 +35,12 @@ class TalkExperimentConfig:
     """Environments that play at the same time."""
     workers: int = 2
     """Processes that simulate."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        from envs.grounding.episode_questions import askable
+        from envs.registry import load_suite
+
+        if self.episodes < 2:
+            return f"--episodes must be at least 2, half of which are asked about in other words, got {self.episodes}"
+        return askable(load_suite(self.suite))

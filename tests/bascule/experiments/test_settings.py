@@ -32,6 +32,8 @@ def told(capsys, *args):
         (["advantage", "--guidance", "nan"], "guidance must be from 0 to 100"),
         (["advantage", "--steps-ahead", "0"], "steps_ahead"),
         (["advantage", "--noise", "nan"], "--noise must be from 0 to 10"),
+        (["talk", "--episodes", "1"], "--episodes must be at least 2"),
+        (["talk", "--suite", "robosuite-lift"], "robosuite-lift"),
         (["distil", "--steps", "10", "--align-steps", "10"], "--align-steps must be less than --steps"),
     ],
 )
