@@ -339,7 +339,10 @@ def flags(root: Path, table: pa.Table, key: str) -> NDArray[np.bool_]:
     fine = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if not fine or column.null_count or len(column) != len(table):
         raise ValueError(f"{root}: feature '{key}' must be one bool for each frame, it holds {kind}")
-    return column.to_numpy(zero_copy_only=False).astype(bool)
+    values = column.to_numpy(zero_copy_only=False)
+    if pa.types.is_floating(kind) and np.isnan(values).any():  # which would count as yes
+        raise ValueError(f"{root}: feature '{key}' is NaN at {row_place(table, int(np.isnan(values).argmax()))}")
+    return values.astype(bool)
 
 
 def tasks(root: Path) -> list[tuple[int, object]]:

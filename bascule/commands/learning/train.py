@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bascule.commands.base import Command, check_numbers, given, stays
-from vla.core.checkpoint import CONFIG
-from vla.core.config import lookup
+from vla.core.checkpoint import CONFIG, weights_digest
+from vla.core.config import load_json, lookup, save_json
 from vla.core.paths import quoted
 from vla.model.config import check_backbone, retirement
 from vla.runtime.devices import choose_device
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vla.training.train_config import TrainConfig
 
 
+_BEGINNING = "begun-with.json"
+"""The file of a run with --init that tells which policy that was."""
 _MOST = {
     name: (-math.inf, most)
     for most, names in (
@@ -190,6 +192,7 @@ class Train(Command):
         if model is None:
             model = build_vla(config, demos)
         elif self.init is not None:
+            self._note_beginning(resuming)
             config = self._extended(config, model, resuming)
         if resuming and self.backbone is None:  # the recipe's may be another one by now
             config = replace(config, model=replace(config.model, backbone=model.config.backbone))
@@ -271,6 +274,20 @@ class Train(Command):
             raise ValueError("--advantage and --modulators both add to the policy of --init: give one of them")
         if len(self.dataset) > 1 and not self.advantage:
             raise ValueError("--init goes on with one dataset at a time: give one --dataset, then the next")
+
+    def _note_beginning(self, resuming: bool) -> None:
+        """Keep in OUT what the run begins with, which only its weights would tell. ValueError where it is resumed with
+        another --init or other --known."""
+        known = sorted(path.resolve().name for path in self.known)
+        now, file = {"init": weights_digest(self.init), "known": known}, self.out / _BEGINNING
+        if not resuming:
+            save_json(file, now)
+        elif file.is_file():
+            before = load_json(file)
+            for flag in ("init", "known") if known else ("init",):
+                if before.get(flag) != now[flag]:
+                    told = f"{self.out} was begun with another --{flag}"
+                    raise ValueError(f"{told}: resume it as it was begun, or begin another run (--out)")
 
     def _extended(self, config: TrainConfig, model: VLA, resuming: bool) -> TrainConfig:
         """The run's configuration for a model that --init names, which gets what it is to learn with (modulators, or

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from tests.vla.toy_backbone import load_toy, toy_observation, toy_vla
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, demos, fresh, interrupt_at, kill, weights
 from vla.core.config import load_json
 from vla.data.batches import Batch
+from vla.data.tables import flags
 from vla.model.advantage import BAD, GOOD, UNTOLD, add_advantage
 from vla.model.config import AdvantageConfig, ModulatorConfig, VLAConfig, model_problem
 from vla.model.model import VLA
@@ -195,3 +197,10 @@ def test_failures_that_nobody_tells_apart_are_told():
     (line,) = imitated_failures("logs", data)
     assert failed > 0 and line.startswith(f"logs: {failed} of 12 episodes did not succeed, by feature next.success")
     assert imitated_failures("x", replace(data, success=np.ones_like(data.success))) == []
+
+
+def test_a_success_that_is_no_number_is_refused(tmp_path):
+    table = pa.table({"episode_index": [0, 0], "frame_index": [0, 1], "next.success": [0.0, 1.0]})
+    assert flags(tmp_path, table, "next.success").tolist() == [False, True]
+    with pytest.raises(ValueError, match="feature 'next.success' is NaN at episode 0, frame 1"):
+        flags(tmp_path, table.set_column(2, "next.success", pa.array([0.0, float("nan")])), "next.success")
