@@ -150,12 +150,20 @@ class LeRobot(Command):
 
 
 def by_policy(given: tuple[str, ...], policies: Iterable[str]) -> dict[str, str | None]:
-    """("left", "arm=right") -> the embodiment wanted of each served policy. ValueError for a policy not served."""
+    """("left", "arm=right") -> the embodiment wanted of each served policy. ValueError for a policy not served,
+    or with two of them."""
     wanted: dict[str, str | None] = dict.fromkeys(policies)
+    of_all: str | None = None
     for entry in given:
         policy, equals, name = entry.rpartition("=")
-        if equals and policy not in wanted:
+        if not equals and of_all is not None:
+            raise ValueError(f"--embodiment names {of_all} and {name} for all policies: write POLICY=NAME for each")
+        if not equals:
+            of_all = name
+        elif policy not in wanted:
             raise ValueError(unknown(policy, wanted, "policy in --embodiment"))
-        for one in [policy] if equals else [one for one, choice in wanted.items() if choice is None]:
-            wanted[one] = name
-    return wanted
+        elif wanted[policy] is not None:
+            raise ValueError(f"--embodiment names {wanted[policy]} and {name} for '{policy}': give one of them")
+        else:
+            wanted[policy] = name
+    return {policy: of_all if name is None else name for policy, name in wanted.items()}

@@ -88,6 +88,9 @@ def test_served_policies_may_each_have_their_own():
     assert by_policy(("b=hand", "arm"), ["a", "b"]) == {"a": "arm", "b": "hand"}
     with pytest.raises(ValueError, match="did you mean 'b'"):
         by_policy(("bb=hand",), ["a", "b"])
+    for given, words in ((("arm", "hand"), "names arm and hand for all"), (("a=x", "a=y"), "names x and y for 'a'")):
+        with pytest.raises(ValueError, match=words):
+            by_policy(given, ["a", "b"])
 
 
 def test_a_server_chooses_for_its_clients(checkpoint, capsys):
