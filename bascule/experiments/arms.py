@@ -86,15 +86,18 @@ def kept(file: Path, asked: Mapping[str, Any], run: Callable[[], Row]) -> Row:
     return row
 
 
-def begin(out: Path, name: str, asked: Mapping[str, Any]) -> None:
+def begin(out: Path, name: str, asked: Mapping[str, Any], rows: Sequence[Path] = ()) -> None:
     """Note in OUT/NAME-settings.json what is begun there, before anything else is: what an interrupted command has
-    recorded and trained goes into the rows of the next. ValueError where it was begun with other settings than `asked`,
-    or with other files (`files_of`)."""
+    recorded and trained goes into the `rows` of the next. ValueError where it was begun with other settings than
+    `asked`, or with other files (`files_of`), unless nothing has come of that."""
     file, asked = out / f"{name}-settings.json", {**asked, **files_of(asked)}
     if not file.is_file():
-        save_json(file, asked)
+        if not any(row.is_file() for row in rows):  # those of an earlier version say themselves what was asked
+            save_json(file, asked)
     elif other := _other(load_json(file), asked):
-        raise ValueError(f"{out} was begun with {other}: choose another --out")
+        if any(path.is_file() and not path.name.endswith("-settings.json") for path in out.rglob("*")):
+            raise ValueError(f"{out} was begun with {other}: choose another --out")
+        save_json(file, asked)
 
 
 def _row(file: Path) -> Row:
@@ -167,11 +170,12 @@ def compare(
     and what `figures` read. These are further columns, each computed from an arm's rows of all seeds.
     """
     started = time.monotonic()
-    begin(out, name, asked)
-    rows: dict[str, list[Row]] = {arm: [] for arm in arms}
     pairs = [(seed, arm) for seed in seeds for arm in arms]
+    files = {(seed, arm): out / f"{arm}-{seed}.json" for seed, arm in pairs}
+    begin(out, name, asked, list(files.values()))
+    rows: dict[str, list[Row]] = {arm: [] for arm in arms}
     for seed, arm in in_turn(pairs, lambda pair: f"{pair[1]}, seed {pair[0]}", on_progress):
-        row = kept(out / f"{arm}-{seed}.json", asked, partial(run, arm, seed))
+        row = kept(files[seed, arm], asked, partial(run, arm, seed))
         rows[arm].append(row | {"seed": seed})
     return {
         "experiment": name,

@@ -38,7 +38,7 @@ def talk(config: TalkExperimentConfig, out: Path, on_progress: Report | None = N
         name: getattr(config, name)
         for name in ("suite", "demos", "backbone", "steps", "tuned_steps", "talk_episodes", "episodes")
     }
-    begin(out, "talk", asked)
+    begin(out, "talk", asked, [out / f"{arm}-{seed}.json" for arm in config.arms for seed in config.seeds])
     _questions(config, out)
     rows: dict[str, list[Row]] = {}
     pairs = [(seed, arm) for seed in config.seeds for arm in config.arms]

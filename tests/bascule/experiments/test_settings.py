@@ -98,11 +98,15 @@ def test_a_row_of_an_earlier_version_does_not_say_what_the_files_held(tmp_path):
     assert row["asked"].pop("suite_file")
     arms.save_json(tmp_path / "a-0.json", row)
     (tmp_path / "x-settings.json").unlink()
+    with pytest.raises(ValueError, match="holds results of other settings"):
+        run(suite=str(tmp_path / "k.toml"), steps=3)
     assert run(suite=str(tmp_path / "k.toml"))[0] == []
 
 
 def test_what_an_interrupted_command_began_is_not_finished_with_other_settings(tmp_path):
     def cut(arm, seed):
+        (tmp_path / "demos-0").mkdir()
+        (tmp_path / "demos-0" / "episode").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -110,3 +114,13 @@ def test_what_an_interrupted_command_began_is_not_finished_with_other_settings(t
     with pytest.raises(ValueError, match=r"begun with other settings \({'steps': 700}\): choose another --out"):
         Once(tmp_path)(steps=100)
     assert Once(tmp_path)(steps=700)[0] == ["a"]
+
+
+def test_settings_of_which_nothing_has_come_may_be_mended(tmp_path):
+    def fails(arm, seed):
+        (tmp_path / "a-0").mkdir()
+        raise ValueError("no such camera")
+
+    with pytest.raises(ValueError, match="no such camera"):
+        arms.compare("x", ["a"], [0], fails, tmp_path, asked={"cameras": ["side"]}, figures={}, on_progress=None)
+    assert Once(tmp_path)(cameras=["front"])[0] == ["a"]
