@@ -29,6 +29,7 @@ def train_heatmap(command: Any) -> None:
     from vla.checking.check import training_warnings
     from vla.data.lerobot_dataset import load_dataset
     from vla.runtime.console import progress, say
+    from vla.training.advantage.labels import imitated_failures
     from vla.training.heatmap.train import HeatmapTrainConfig, build, train
 
     config = HeatmapTrainConfig()
@@ -45,7 +46,8 @@ def train_heatmap(command: Any) -> None:
     policy.model.to(choose_device(command.device))
     for line in demos.summary(command.dataset[0].name):
         say(line)
-    for warning in training_warnings(command.dataset[0], demos):
+    name = command.dataset[0].name
+    for warning in (*imitated_failures(name, demos), *training_warnings(command.dataset[0], demos)):
         say(f"warning: {warning}")
     motion = policy.model.config.motion
     say(f"an action of 1 moves the hand by {1000 * motion.metres_per_action:.1f} mm, as the demonstrations show")
