@@ -69,6 +69,8 @@ class Stream:
     """Seeds and tasks of `envs.evaluation.reset_checks`."""
     HOLD_TIMES = 67
     """Control steps that each goal of a suite with fixtures must hold."""
+    FLASHES = 69
+    """When lamps light up for a moment."""
     LATENCY = 71
     """Latency of an episode."""
     INSIDE = 73

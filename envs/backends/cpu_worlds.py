@@ -23,7 +23,8 @@ from envs.tabletop.control import action_spec, advance_command, joint_targets
 from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.episodes import Episode, continued
 from envs.tabletop.language import Phrasings
-from envs.tabletop.scene import REST_HEIGHT_M, joint_names
+from envs.tabletop.scene import COLORS, REST_HEIGHT_M, joint_names
+from envs.tabletop.shapes import FLASH_COLOR
 from envs.tabletop.suites import Suite
 from vla.core.types import ActionChunk
 
@@ -224,11 +225,13 @@ class TabletopWorlds(BaseWorlds):
 
     @contextmanager
     def _lamps(self, i: int) -> Iterator[None]:
-        """Within this, the buttons of world `i` whose press counts are lit, if its task is one with lamps."""
-        joints = np.flatnonzero(self.state.spent[i]) if self.state.strict[i] else ()
-        lit = np.isin(self.model.geom_bodyid, [self._lamp_bodies[j] for j in joints])
+        """Within this, the buttons of world `i` whose lamps are lit look so."""
+        joints = rules.lit(self.state, i, self.episodes[i].flashes, int(self.elapsed[i])) if self._full else ()
+        # A whole button lights up; where lamps flash, a button in another colour is what a backbone knows.
+        whole = not self._full or not self.episodes[i].flashes
+        lit = np.isin(self.model.geom_bodyid, [self._lamp_bodies[j][0 if whole else 1 :] for j in joints])
         before = self.model.geom_rgba[lit]
-        self.model.geom_rgba[lit] = _LIT
+        self.model.geom_rgba[lit] = _LIT if whole else (*COLORS[FLASH_COLOR], 1.0)
         try:
             yield
         finally:

@@ -21,6 +21,10 @@ _DROP_M = 0.068
 _BELOW_TOP_M = 0.027
 """How far below its top a tall thing is held: as low as the palm allows, else it slips."""
 _HOVER_M = 0.005
+_READY_M = np.array([0.53, 0.0, 0.19])
+"""Where the hand waits: in one place, so that nothing changes but what is waited for."""
+_CLOSED = 0.12
+"""An opening below this needs no closing."""
 _SLIDE_M, _SWING_M = 0.018, 0.024
 """Per control step, pushed and carried: faster, a thing tips or slips out of the fingers."""
 _CLEAR, _REACH, _CLOSE, _ACT, _RELEASE = range(5)
@@ -67,6 +71,8 @@ class GoalExpert:
             self._stage[i] = stage
             self._enter(i, _CLEAR)
         grip = row[0:3] - row[3:6]
+        if kind == GoalKind.CLOSE and row[26] < _CLOSED and self._phase[i] == _REACH:
+            return _READY_M, 1.0  # nothing to be done but to wait
         if self._phase[i] == _CLEAR:
             self._count[i] += 1
             if self._count[i] <= 2 and kind != GoalKind.PRESS:

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from envs.seeds import Stream
-from envs.tabletop.goals import HOLD_STEPS, Goal, GoalKind
+from envs.tabletop.goals import Goal, GoalKind
 from envs.tabletop.language import (
     Phrasings,
     Wording,
@@ -22,9 +22,9 @@ from envs.tabletop.language import (
 )
 from envs.tabletop.layout import Layout, sample_layout
 from envs.tabletop.scene import COLORS, SceneConfig, fixture_names, joint_names, place_names
-from envs.tabletop.shapes import FIXTURES, LOW_KINDS, PANEL_COLORS, PLATE_RADIUS_M
+from envs.tabletop.shapes import FIXTURES, FLASH_COLOR, LOW_KINDS, PANEL_COLORS, PLATE_RADIUS_M
 from envs.tabletop.suites import Suite
-from envs.tabletop.tasks import RELATIONS, Step, Task, novel_color, related, swapped
+from envs.tabletop.tasks import BUTTONS, OPPOSITE, RELATIONS, Step, Task, novel_color, related, swapped
 
 WORKSPACE_X = (0.43, 0.63)
 WORKSPACE_Y = (-0.17, 0.17)
@@ -32,6 +32,10 @@ _GAP_OBJECTS_M = 0.085
 _GAP_PLATE_M = PLATE_RADIUS_M + 0.045
 _SPREAD_M = 0.02
 """How far from the middle of a fixture a thing may lie in it at the start, along each axis."""
+_FLASH_STEPS = 8
+"""How long a lamp flashes: two decisions of a policy that looks again after four control steps."""
+_FIRST_FLASH, _DARK_STEPS = (4, 21), (8, 17)
+"""The step at which the first lamp flashes, and the steps until the next one does: from .. below."""
 _GAP_PLATES_M = 2 * PLATE_RADIUS_M + 0.02
 
 
@@ -71,6 +75,8 @@ class Episode:
     """Height of what the first of the slots stands on, m above the table."""
     strict: bool = False
     """A button pressed out of turn ends the episode as a failure (`envs.tabletop.tasks.Task`)."""
+    flashes: tuple[tuple[int, int, int], ...] = ()
+    """Lamps that are lit for a moment: joint, and the control steps from which and before which (`Task.flash`)."""
 
 
 def _sample_layout(rng: np.random.Generator, num_plates: int, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,9 +172,9 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
     relations = relations_of(plan, layout, fixtures) if plan.relation else ("", "")
 
     named = {role: (object_colors[slots.index(slot)], scene.objects[slot]) for role, slot in roles.items()}
-    said = partial(tell, named=named, fixture_colors=fixture_colors, words=words, phrasings=phrasings, told=plan.told)
-    text, template = said(plan.steps, relation=relations[0])
-    other_text, _ = said(swapped(plan), relation=relations[1])
+    said = partial(tell, named=named, fixture_colors=fixture_colors, words=words, phrasings=phrasings)
+    text, template = said(plan.steps, relation=relations[0], told=plan.told)
+    other_text, _ = said(swapped(plan), relation=relations[1], told=OPPOSITE.get(plan.told, plan.told))
     goals = _held(goals_of(plan.steps, roles, scene), plan.steps, np.random.default_rng([seed, Stream.HOLD_TIMES]))
     poses = [(x, y, float(w)) for (x, y), w in zip(layout.objects, yaws, strict=True)]
     floor = 0.0
@@ -198,6 +204,7 @@ def _sample_goals(suite: Suite, scene: SceneConfig, seed: int, task: str | None,
         openings=tuple(openings),
         first_floor=floor,
         strict=plan.strict,
+        flashes=_flashes(plan, goals[-1].joint, np.random.default_rng([seed, Stream.FLASHES])),
     )
 
 
@@ -279,6 +286,7 @@ def _choose_colors(
     The buttons of a panel have colours of their own, and nothing else has those."""
     if PANEL_COLORS.keys() & {*fixtures}:
         others = [color for color in COLORS if color not in PANEL_COLORS.values()]
+        others = [color for color in others if not plan.flash or color != FLASH_COLOR]
         return [str(rng.choice(others)) for _ in objects] + [PANEL_COLORS[kind] for kind in fixtures]
     things = [*objects, *fixtures]
     held_back: dict[int, list[str]] = {}
@@ -314,8 +322,18 @@ def relations_of(plan: Task, layout: Layout, fixtures: list[str]) -> tuple[str, 
 
 def _held(goals: tuple[Goal, ...], steps: tuple[Step, ...], rng: np.random.Generator) -> tuple[Goal, ...]:
     """The goals, each to be held for as long as its step says."""
-    times = [int(rng.integers(HOLD_STEPS, step.longest_hold + 1)) for step in steps]
+    times = [int(rng.integers(step.shortest_hold, step.longest_hold + 1)) for step in steps]
     return tuple(replace(goal, hold=time) for goal, time in zip(goals, times, strict=True))
+
+
+def _flashes(plan: Task, wanted: int, rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
+    """`Episode.flashes` of a task on a panel whose last step presses the joint `wanted`."""
+    joints = {"": [], "wanted": [wanted], "others": [k for k in range(len(BUTTONS)) if k != wanted]}[plan.flash]
+    start, flashes = int(rng.integers(*_FIRST_FLASH)), []
+    for joint in rng.permutation(joints):
+        flashes.append((int(joint), start, start + _FLASH_STEPS))
+        start += _FLASH_STEPS + int(rng.integers(*_DARK_STEPS))
+    return tuple(flashes)
 
 
 def goals_of(steps: tuple[Step, ...], roles: dict[str, int], scene: SceneConfig) -> tuple[Goal, ...]:

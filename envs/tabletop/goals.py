@@ -7,6 +7,7 @@ operators that numpy arrays and torch tensors share: the same rules judge the CP
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import ModuleType
@@ -209,16 +210,26 @@ def wrong_object(state: WorldState) -> Array:
     """(n,) bool: an object that no goal lifts has been lifted, or in a strict task a button pressed out of turn. Ends
     the episode as a failure."""
     lifted = state.objects[:, :, 2] > state.rest_height[None, :] + WRONG_LIFT_HEIGHT_M
-    out_of_turn = (state.joints > _PRESSED) & ~state.spent & ~_buttons(state) & _buttons(state, of_any_goal=True)
+    out_of_turn = (state.joints > _PRESSED) & ~state.spent & ~_buttons(state)
     return (state.active & ~state.may_lift & lifted).any(-1) | (state.strict & out_of_turn.any(-1))
 
 
-def _buttons(state: WorldState, *, of_any_goal: bool = False) -> Array:
-    """(n, J) bool: the joint that the present goal wants pressed, or the joints that any goal of the task does."""
+def lit(state: WorldState, i: int, flashes: Sequence[tuple[int, int, int]], elapsed: int) -> list[int]:
+    """Joints of world `i` of a numpy state whose lamps are lit after `elapsed` control steps: those whose press has
+    counted, until they are let go; or, with the `flashes` of an `Episode`, those, and all once the first goal is
+    reached. No lamps are in a task that is not strict."""
+    if not state.strict[i]:
+        return []
+    if not flashes:
+        return [int(joint) for joint in np.flatnonzero(state.spent[i])]
+    if state.stage[i] > 0:
+        return list(range(state.joints.shape[1]))
+    return [joint for joint, start, stop in flashes if start <= elapsed < stop]
+
+
+def _buttons(state: WorldState) -> Array:
+    """(n, J) bool: the joint that the present goal wants pressed."""
     number = (state.spent | True).cumsum(-1) - 1  # 0, 1, .. J - 1 in every row
-    if of_any_goal:
-        wanted = state.goal_joint[..., None] == number[:, None]
-        return (wanted & (state.goal_kind == GoalKind.PRESS)[..., None]).any(1)
     pressing, joint = current(state, state.goal_kind) == GoalKind.PRESS, current(state, state.goal_joint)
     return pressing[:, None] & (joint[:, None] == number)
 

@@ -179,6 +179,22 @@ WHOLE_TASKS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "heldout": ("twice push {f} and the next one and then the last one",),
     },
+    "was-lit": {
+        "train": (
+            "press the button that was green",
+            "push the button that was green",
+            "wait and press the button that was green",
+        ),
+        "heldout": ("wait and then push the button that was green",),
+    },
+    "not-lit": {
+        "train": (
+            "press the button that was never green",
+            "push the button that was never green",
+            "wait and press the button that was never green",
+        ),
+        "heldout": ("wait and then push the button that was never green",),
+    },
 }
 """Sentences that tell a task on a panel of buttons, of which a sentence for every step would be hard to follow
 (`Task.told`). One name in each: of several, a frozen backbone hardly says which comes first (docs/research-log.md)."""
@@ -256,7 +272,7 @@ def whole_instruction(
     """(text, template) of a task that one sentence of WHOLE_TASKS tells; `fixtures` are the buttons in the order in
     which they are pressed, `color` that of the first."""
     template = _template(told, WHOLE_TASKS, rng, phrasings)
-    way = next(_WAYS[kind] for kind in fixtures if kind in _WAYS)
+    way = next((_WAYS[kind] for kind in fixtures if kind in _WAYS), "")
     return template.format(f=fixture_phrase(color, fixtures[0], rng, phrasings), w=way), template
 
 

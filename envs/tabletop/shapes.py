@@ -165,6 +165,8 @@ _MARK = [
 _BUTTON = Fixture((Part(_BOX, (0.030, 0.030, 0.010), (0.0, 0.0, 0.010), _DARK),), joint=_button, travel_m=0.012)
 PANEL_Y_M = {"left-button": -0.13, "middle-button": 0.0, "right-button": 0.13}
 """The buttons of a panel, and about where each stands across the table. Nothing shows which one was pressed before."""
+FLASH_COLOR = "green"
+"""The colour of lamps that flash; in an episode with such lamps nothing else has it."""
 PANEL_COLORS = {"left-button": "red", "middle-button": "yellow", "right-button": "blue"}
 
 FIXTURES: dict[str, Fixture] = {

@@ -12,7 +12,7 @@ from envs.seeds import SCENE_RANGES
 from envs.tabletop.goals import MAX_GOALS, GoalKind
 from envs.tabletop.language import GOAL_TEMPLATES, WHOLE_TASKS
 from envs.tabletop.scene import COLORS, SCENES, SceneConfig, fixture_names, place_names
-from envs.tabletop.tasks import RELATIONS, TASKS, Step, Task
+from envs.tabletop.tasks import BUTTONS, OPPOSITE, RELATIONS, TASKS, Step, Task
 from vla.core.config import decode, lookup
 from vla.core.paths import SIM_CONFIGS
 from vla.core.types import PlanarSymmetry
@@ -165,8 +165,14 @@ def _check_tasks(suite: Suite) -> None:
             raise ValueError(f"task {name} must have 1 to {MAX_GOALS} steps, it has {len(task.steps)}")
         if task.told:
             lookup(task.told, WHOLE_TASKS, f"sentences of task {name}")
-            if not any(step.fixture in ("left-button", "right-button") for step in task.steps):
+            sides = BUTTONS if task.told in OPPOSITE else (BUTTONS[0], BUTTONS[-1])
+            if not any(step.fixture in sides for step in task.steps):
                 raise ValueError(f"task {name}: sentences '{task.told}' are about the buttons of scene 'panel'")
+        buttons = [step.fixture in BUTTONS for step in task.steps]
+        if task.strict and not any(buttons):
+            raise ValueError(f"task {name}: strict is about the buttons of scene 'panel'")
+        if task.flash and not (task.strict and all(buttons) and len(buttons) > 1):
+            raise ValueError(f"task {name}: lamps flash in a strict task of two or more presses of a panel's buttons")
         for step in task.steps:
             lookup(step.words, GOAL_TEMPLATES, f"words of task {name}")
             _check_roles(name, step)

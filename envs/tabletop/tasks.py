@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from envs.tabletop.goals import HOLD_STEPS, GoalKind
 from envs.tabletop.scene import COLORS
@@ -30,7 +31,8 @@ class Step:
     fixture: str = ""
     """The place, or the thing that opens or is pressed."""
     longest_hold: int = HOLD_STEPS
-    """The control steps in a row that it must hold are drawn from HOLD_STEPS to this."""
+    """The control steps in a row that it must hold are drawn from `shortest_hold` to this."""
+    shortest_hold: int = HOLD_STEPS
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,11 @@ class Task:
     inside: str = ""
     """The fixture in which `a` lies at the start; empty: it stands on the table."""
     strict: bool = False
-    """Buttons light up while a press counts; one of these steps' that is pressed out of turn, or once too often, ends
-    the episode as a failure."""
+    """Buttons light up while a press counts; one that is pressed out of turn, or once too often, ends the episode as a
+    failure."""
+    flash: Literal["", "wanted", "others"] = ""
+    """Instead of that, lamps light up for a moment soon after the start, one after the other: that of the last step's
+    button, or those of all but it. When the first step is done all are lit, until the end."""
     told: str = ""
     """The sentences that tell the whole task (`envs.tabletop.language.WHOLE_TASKS`); empty: step by step."""
 
@@ -72,7 +77,11 @@ _CLOSE = Step(GoalKind.CLOSE, "close", fixture="cabinet")
 _PRESS = Step(GoalKind.PRESS, "press", fixture="button")
 _LEFT, _RIGHT = (Step(GoalKind.PRESS, "press", fixture=f"{side}-button") for side in ("left", "right"))
 _LONG_MIDDLE = Step(GoalKind.PRESS, "press", fixture="middle-button", longest_hold=64)
+_WAIT = Step(GoalKind.CLOSE, "close", fixture="middle-button", longest_hold=100, shortest_hold=56)
+"""Leave the button alone for so long."""
 
+BUTTONS = ("left-button", "middle-button", "right-button")
+"""Those of scene "panel", in its order."""
 RELATIONS = ("left", "right", "front", "behind", "nearest", "farthest", "between", "leftmost", "rightmost")
 _SHAPES = ("cube", "ball", "bottle", "mug", "arch", "pyramid", "brick", "domino")
 
@@ -106,12 +115,30 @@ TASKS: dict[str, Task] = {
     # What was done before decides what comes next, and no picture shows it.
     "other-button": Task((_LONG_MIDDLE, _LEFT, _LONG_MIDDLE, _RIGHT), strict=True, told="before-each"),
     "press-twice": Task((_LEFT, _LONG_MIDDLE, _LEFT, _LONG_MIDDLE, _RIGHT), strict=True, told="twice"),
+    # What was seen for a moment decides what comes long after.
+    **{
+        f"{name}-{side}": Task(
+            (_WAIT, Step(GoalKind.PRESS, "press", fixture=f"{side}-button")),
+            strict=True,
+            told=name,
+            flash=flash,
+        )
+        for name, flash in (("was-lit", "wanted"), ("not-lit", "others"))
+        for side in ("left", "middle", "right")
+    },
 }
+
+
+OPPOSITE = {"was-lit": "not-lit", "not-lit": "was-lit"}
+"""Sentences (`Task.told`) of which each means what the other one excludes."""
 
 
 def swapped(task: Task) -> tuple[Step, ...]:
     """The steps with `a` and `b` exchanged; where a task names no object, it asks for the other fixture instead, on a
-    panel with left and right exchanged."""
+    panel with left and right exchanged, or, where lamps flash, for the next button (and `OPPOSITE` sentences)."""
+    if task.flash:
+        *before, last = task.steps
+        return (*before, replace(last, fixture=BUTTONS[(BUTTONS.index(last.fixture) + 1) % len(BUTTONS)]))
     other = {"a": "b", "b": "a", "": ""}
     if any(step.object for step in task.steps):
         return tuple(
