@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from policies.export.exported_policy import ExportedPolicy, is_exported
+from policies.export.heatmap_policy import ExportedHeatmapPolicy
 from vla.core.checkpoint import in_lerobot_format, read_config
 from vla.core.compatibility import choose_embodiment
 from vla.core.config import load_json, nearest, unknown
@@ -55,7 +56,7 @@ def load_policy(folder: str | os.PathLike[str], embodiment: str | None = None) -
         return LeRobotPolicy.load(folder)
     config = read_config(folder)
     if is_exported(config):
-        return ExportedPolicy.load(folder)
+        return ExportedHeatmapPolicy.load(folder) if "heatmap" in config else ExportedPolicy.load(folder)
     if "heatmap" in config:
         from vla.model.heatmap.policy import HeatmapPolicy
 

@@ -42,20 +42,21 @@ class Export(Command):
         refuse_others(folder, self.out)
         from policies.export.exporter import export
         from policies.load import chosen_embodiment
+        from vla.core.checkpoint import read_config
         from vla.runtime.console import stdout
 
-        config = export(
-            folder,
-            self.out,
-            format=self.format,
-            precision=self.precision,
-            member=chosen_embodiment(folder, self.embodiment),
-            n_action_steps=self.n_action_steps,
-            observations=self.observations,
-        )
+        asked = {"format": self.format, "precision": self.precision, "n_action_steps": self.n_action_steps}
+        if "heatmap" in read_config(folder):
+            from policies.export.heatmap_exporter import export_heatmap
+
+            config, compared = export_heatmap(folder, self.out, observations=self.observations, **asked), "answers"
+        else:
+            member = chosen_embodiment(folder, self.embodiment)
+            config = export(folder, self.out, member=member, observations=self.observations, **asked)
+            compared = "normalised actions"
         parity = config.parity
         stdout().print(
             f"{self.out}: {config.format}, {config.precision}; on {parity.observations} random observations its "
-            f"normalised actions differ from the model's by at most {parity.max_error:.1e} (mean "
+            f"{compared} differ from the model's by at most {parity.max_error:.1e} (mean "
             f"{parity.mean_error:.1e})"
         )

@@ -106,20 +106,10 @@ class ExportedPolicy:
         `threads` that one decision may use; None: half of the machine's cores, since a control loop needs some too.
         ValueError naming the file that is missing or changed.
         """
-        whole = read_config(folder)
-        if not is_exported(whole):
-            raise ValueError(f"{os.fspath(folder)} is no exported policy: `vla export` makes one")
-        with reading_config(folder):
-            config = decode(ExportConfig, whole["export"])
-            processor_config = decode(ProcessorConfig, whole["processor"])
-        name = GRAPHS[config.format]
-        files = {wanted: _read(folder, wanted) for wanted in (name, STATS, TOKENIZER)}
-        stats = Stats.from_dict(json.loads(files[STATS]))
-        tokenizer = FileTokenizer(files[TOKENIZER], pad_token_id=whole["pad_token_id"])
-        with reading_config(folder):
-            processor = Preprocessor(processor_config, stats, tokenizer)
-        threads = threads or half_of_the_cores()
-        return ExportedPolicy(config, processor, load_graph(config, files[name], threads=threads))
+        whole, config, processor, graph = read_folder(folder, threads)
+        if "heatmap" in whole:
+            raise ValueError(f"{os.fspath(folder)} answers by heat-maps: `policies.load.load_policy` loads it")
+        return ExportedPolicy(config, processor, graph)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Forget the episodes in these environments (all when None)."""
@@ -144,6 +134,26 @@ class ExportedPolicy:
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """The whole chunk (B, chunk_size, A) in environment units."""
         return self.processor.unnormalise_action(self.predict(obs))
+
+
+def read_folder(
+    folder: str | os.PathLike[str], threads: int | None
+) -> tuple[dict[str, Any], ExportConfig, Preprocessor, Graph]:
+    """The whole config.json of an exported folder, and what it holds. ValueError as `ExportedPolicy.load`."""
+    whole = read_config(folder)
+    if not is_exported(whole):
+        raise ValueError(f"{os.fspath(folder)} is no exported policy: `vla export` makes one")
+    with reading_config(folder):
+        config = decode(ExportConfig, whole["export"])
+        processor_config = decode(ProcessorConfig, whole["processor"])
+    name = GRAPHS[config.format]
+    files = {wanted: _read(folder, wanted) for wanted in (name, STATS, TOKENIZER)}
+    stats = Stats.from_dict(json.loads(files[STATS]))
+    tokenizer = FileTokenizer(files[TOKENIZER], pad_token_id=whole["pad_token_id"])
+    with reading_config(folder):
+        processor = Preprocessor(processor_config, stats, tokenizer)
+    graph = load_graph(config, files[name], threads=threads or half_of_the_cores())
+    return whole, config, processor, graph
 
 
 def is_exported(config: dict[str, Any]) -> bool:

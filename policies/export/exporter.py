@@ -8,20 +8,16 @@ the instruction: backbone, second look, bridge, head and the residual of online 
 
 from __future__ import annotations
 
-import io
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
-from policies.export.aot_inductor import compile_package, need_compiler
+from policies.export.aot_inductor import need_compiler
 from policies.export.aot_inductor import processor as processor_kind
 from policies.export.exported_policy import (
     GRAPHS,
@@ -32,15 +28,11 @@ from policies.export.exported_policy import (
     ExportedPolicy,
     FileTokenizer,
     Format,
-    Graph,
     Parity,
     Precision,
-    aoti_graph,
-    onnx_graph,
-    quietly,
     refuse_others,
-    torch_graph,
 )
+from policies.export.graphs import MAX_BATCH, Network, write
 from vla.core.checkpoint import MODEL, checkpoint_files, read_config, save_files
 from vla.core.config import encode
 from vla.core.types import Observation
@@ -50,14 +42,12 @@ from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.processing.batch import ModelInput
 from vla.processing.preprocess import Preprocessor
+from vla.processing.processor import Processor
 from vla.processing.text import made_up, read
 
 MAX_ERROR = 1e-4
 """Largest error allowed in the normalised actions of a float32 export."""
-OPSET = 20
-_MAX_BATCH = 4096
 _WORDS = "pick place put push stack lift move the a red green blue yellow cube ball bowl drawer left right on of it to"
-_ONNX_MAX_BYTES = 2**31 - 2**20  # protobuf's limit
 
 
 class Decision(nn.Module):
@@ -95,17 +85,7 @@ def export(
     float32 must agree within `MAX_ERROR`, else RuntimeError and nothing is written; bfloat16 (torch, aoti) and int8
     (ONNX, weights quantised, activations at run time) are measured, not judged. ValueError for what cannot be exported.
     """
-    if precision == {"onnx": "bfloat16"}.get(format, "int8"):
-        better = "torch" if precision == "bfloat16" else "onnx"
-        raise ValueError(f"{precision} is not available as {format}: use --format {better}")
-    if format == "aoti":
-        need_compiler()  # said now, not after a minute of other work
-    if observations < 1:
-        raise ValueError(f"observations must be at least 1, got {observations}")
-    tokenizer_files = checkpoint_files(checkpoint, TOKENIZER)
-    if not tokenizer_files:
-        raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
-    refuse_others(checkpoint, out)
+    tokenizer_files = checked(checkpoint, out, format=format, precision=precision, observations=observations)
     vla = VLA.load(checkpoint, member=member)
     if vla.pool is not None:
         raise ValueError(
@@ -113,17 +93,13 @@ def export(
         )
     steps = VLAPolicy(vla, n_action_steps=n_action_steps).spec.n_action_steps
     vla.backbone_dtype = torch.float32
-    # Its own, not that of transformers: what will be used later is what is checked now.
-    pad = int(getattr(vla.backbone.tokenizer, "pad_token_id", None) or 0)
-    tokenizer = FileTokenizer(tokenizer_files[TOKENIZER], pad_token_id=pad)
-    reads = replace(vla.processor.config, max_text_tokens=vla.processor.text_limit)  # no backbone will say it there
-    processor = Preprocessor(reads, vla.processor.stats, tokenizer)
+    processor, pad = standalone(vla.processor, tokenizer_files)
     samples = list(random_observations(processor, observations, seed=seed))
     with made_up():
         expected = list(_normalised(vla, samples, steps))
     if precision == "bfloat16":
         vla.backbone_dtype = torch.bfloat16
-    data, graph = {"onnx": partial(_onnx, precision=precision), "torch": _torch, "aoti": _aoti}[format](vla)
+    data, graph = write(network_of(vla), format, precision)
     draft = ExportConfig(
         format=format,
         precision=precision,
@@ -153,11 +129,40 @@ def export(
     return config
 
 
+def checked(
+    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], *, format: Format, precision: Precision,
+    observations: int,
+) -> dict[str, bytes]:  # fmt: skip
+    """The tokenizer's files, of a checkpoint that can be exported so as far as can be told without its weights;
+    ValueError for another."""
+    if precision == {"onnx": "bfloat16"}.get(format, "int8"):
+        better = "torch" if precision == "bfloat16" else "onnx"
+        raise ValueError(f"{precision} is not available as {format}: use --format {better}")
+    if format == "aoti":
+        need_compiler()  # said now, not after a minute of other work
+    if observations < 1:
+        raise ValueError(f"observations must be at least 1, got {observations}")
+    tokenizer_files = checkpoint_files(checkpoint, TOKENIZER)
+    if not tokenizer_files:
+        raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
+    refuse_others(checkpoint, out)
+    return tokenizer_files
+
+
+def standalone(processor: Processor, tokenizer_files: Mapping[str, bytes]) -> tuple[Preprocessor, int]:
+    """The processor as an exported folder has it, and the id of padding."""
+    # Its own tokenizer, not that of transformers: what will be used later is what is checked now.
+    pad = int(getattr(processor.tokenizer, "pad_token_id", None) or 0)
+    tokenizer = FileTokenizer(tokenizer_files[TOKENIZER], pad_token_id=pad)
+    reads = replace(processor.config, max_text_tokens=processor.text_limit)  # no backbone will say it there
+    return Preprocessor(reads, processor.stats, tokenizer), pad
+
+
 def random_observations(processor: Preprocessor, count: int, *, seed: int) -> Iterator[Observation]:
     """So many single observations: noise as images (some of another size), words as instructions, proprio within and
     beyond its range."""
     rng = np.random.default_rng(seed)
-    config, words = processor.config, _WORDS.split()
+    config = processor.config
     low, high = (np.array(values) for values in (processor.stats.proprio.min, processor.stats.proprio.max))
     for index in range(count):
         size = config.image_size if index % 4 else int(rng.integers(config.image_size // 2, 3 * config.image_size))
@@ -166,7 +171,7 @@ def random_observations(processor: Preprocessor, count: int, *, seed: int) -> It
         }
         proprio = (low + (high - low) * rng.uniform(-0.2, 1.2, (1, config.proprio_dim))).astype(np.float32)
         views = _random_views(images, rng) if config.depth else {}
-        yield Observation(images, proprio, [_instruction(processor, words, rng)], **views)
+        yield Observation(images, proprio, [random_instruction(processor, rng)], **views)
 
 
 def _random_views(images: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
@@ -187,9 +192,9 @@ def _random_views(images: Mapping[str, np.ndarray], rng: np.random.Generator) ->
     return {"depth": depth, "intrinsics": inner, "extrinsics": outer}
 
 
-def _instruction(processor: Preprocessor, words: Sequence[str], rng: np.random.Generator) -> str:
+def random_instruction(processor: Preprocessor, rng: np.random.Generator) -> str:
     """An instruction of up to 9 random words, shortened until it fits the policy's token limit."""
-    text = [str(word) for word in rng.choice(words, rng.integers(1, 10))]
+    text = [str(word) for word in rng.choice(_WORDS.split(), rng.integers(1, 10))]
     rule, limit = processor.config.text_rule, processor.text_limit
     while len(text) > 1 and read(" ".join(text), processor.tokenizer, rule=rule, limit=limit).cut_after is not None:
         text = text[:-1]
@@ -217,60 +222,10 @@ def _normalised(vla: VLA, samples: Sequence[Observation], steps: int) -> Iterato
         yield vla.act(features, inp.proprio_BP).numpy()
 
 
-def _onnx(vla: VLA, *, precision: Precision) -> tuple[bytes, Graph]:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as problem:
-        raise ValueError(f"exporting to ONNX needs {problem.name}: pip install 'bascule[export]'") from problem
-    weights = sum(parameter.nbytes for parameter in vla.parameters())
-    if weights > _ONNX_MAX_BYTES:
-        raise ValueError(f"{weights / 2**30:.1f} GiB of weights do not fit into an ONNX file: use --format torch")
-    with tempfile.TemporaryDirectory() as folder, quietly():
-        path = Path(folder, GRAPHS["onnx"])
-        program = torch.onnx.export(
-            trace(vla),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(_inputs(vla)),
-            output_names=["actions", "row", "key"][: 1 if vla.config.memory is None else 3],
-            verbose=False,
-        )
-        assert program is not None
-        program.save(path, external_data=False)
-        if precision == "int8":
-            from onnxruntime.quantization import QuantType, quantize_dynamic
-
-            model = onnx.load(path)
-            del model.graph.value_info[:]  # the exporter's notes on shapes, some of which are wrong
-            quantize_dynamic(model, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
-        data = path.read_bytes()
-    return data, onnx_graph(data, threads=1)
-
-
-def _torch(vla: VLA) -> tuple[bytes, Graph]:
-    with quietly():
-        program = trace(vla)
-        program._example_inputs = None  # they would be pickled
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-    data = buffer.getvalue()
-    return data, torch_graph(data, threads=torch.get_num_threads())
-
-
-def _aoti(vla: VLA) -> tuple[bytes, Graph]:
-    with quietly():
-        data = compile_package(trace(vla))
-    return data, aoti_graph(data, threads=torch.get_num_threads(), made_for=processor_kind())
-
-
-@torch.no_grad()
-def trace(vla: VLA) -> ExportedProgram:
-    """The decision as a graph of tensor operations, for any batch and any length of the instruction."""
-    vla.eval().requires_grad_(False)
+def network_of(vla: VLA) -> Network:
+    """The decision, for any batch and any length of the instruction."""
     config = vla.processor.config
-    batch, text = Dim("batch", min=1, max=_MAX_BATCH), Dim("text", min=1, max=vla.processor.text_limit)
+    batch, text = Dim("batch", min=1, max=MAX_BATCH), Dim("text", min=1, max=vla.processor.text_limit)
     length = min(7, vla.processor.text_limit)
     views, size = len(config.cameras), config.image_size
     example = (
@@ -287,14 +242,5 @@ def trace(vla: VLA) -> ExportedProgram:
     if vla.config.memory is not None:
         example = (*example, torch.from_numpy(nothing(vla.config.memory, 2, vla.bridge.memory.row_width)))
         shapes.append({0: batch})
-    try:
-        # Conditions on sizes that the tracer cannot prove (large VLMs' masks have some) are checked when it runs.
-        return torch.export.export(
-            Decision(vla).eval(),
-            example,
-            dynamic_shapes={"inputs": tuple(shapes)},
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-    except Exception as problem:  # the tracer has many errors, each pages long
-        reason = " ".join(str(problem).split())[:1000]
-        raise ValueError(f"this backbone cannot be exported ({type(problem).__name__}): {reason}") from problem
+    outputs = ("actions", "row", "key")[: 1 if vla.config.memory is None else 3]
+    return Network(Decision(vla), example, tuple(shapes), _inputs(vla), outputs)

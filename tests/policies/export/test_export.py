@@ -23,6 +23,7 @@ from policies.export import exporter as exporting
 from policies.export.aot_inductor import compiler
 from policies.export.exported_policy import ExportedPolicy, aoti_graph, torch_graph
 from policies.export.exporter import MAX_ERROR, export
+from policies.export.graphs import Network
 from policies.load import load_policy
 from policies.serving.client import PolicyClient
 from policies.serving.policy_slot import PolicySlot
@@ -304,16 +305,14 @@ def test_what_cannot_be_exported_is_said_at_once(checkpoint, tmp_path):
 
 
 def test_an_export_that_differs_from_the_model_is_not_written(checkpoint, tmp_path, monkeypatch):
-    def wrong(vla: VLA) -> object:
-        decide = exporting.Decision(vla)
-
+    def wrong(network: Network, *_: object) -> object:
         def graph(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
             with torch.no_grad():
-                return [decide(*map(torch.from_numpy, inputs.values())).numpy() + 2e-4]
+                return [network.module(*map(torch.from_numpy, inputs.values())).numpy() + 2e-4]
 
         return b"", graph
 
-    monkeypatch.setattr(exporting, "_torch", wrong)
+    monkeypatch.setattr(exporting, "write", wrong)
     with pytest.raises(RuntimeError, match=r"differs from the model by 2.0e-04 .limit 1e-04.: not written"):
         export(checkpoint, tmp_path / "out", format="torch", observations=2)
     assert not (tmp_path / "out").exists()

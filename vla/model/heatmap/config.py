@@ -7,6 +7,13 @@ from typing import Any
 
 from vla.model.config import DEFAULT_BACKBONE
 
+VIEWS = ("top", "front", "side")
+COMPONENTS = ((1, 0, 2), (1, 2, 0), (0, 2, 1))
+"""For each view, the component of a position along the picture's right, along its down, and toward who looks.
+From above, right is +y and down +x, as the front camera's picture has them."""
+SIGNS = ((1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, -1.0, -1.0))
+"""Directions of those components."""
+
 
 @dataclass(frozen=True)
 class Workspace:

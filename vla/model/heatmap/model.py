@@ -14,7 +14,7 @@ from vla.backbones.features import TensorBatch
 from vla.model.heatmap.config import HeatmapConfig
 from vla.model.heatmap.head import HeatmapHead, Seen
 from vla.model.heatmap.orthographic import VIEWS, back_project, render
-from vla.model.heatmap.volume import peak, soft_targets
+from vla.model.heatmap.volume import highest, log_volume, peak, soft_targets
 
 SIGMA_PX = 1.5
 """Deviation of a keyframe's heat-map, pixels (BridgeVLA)."""
@@ -156,6 +156,17 @@ class HeatmapModel(nn.Module):
         found = peak(_heat(logits), centre, half)
         flags = self.head.flags_at(maps, asked, state_BS, found, centre, half) > 0
         return Keyframe(found, flags[:, 0], flags[:, 1])
+
+    def answer(
+        self, views_BVHW3: Tensor, ids_BT: Tensor, mask_BT: Tensor, hand_B3: Tensor, state_BS: Tensor,
+        centre_B3: Tensor, half_B: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """One look by operations of fixed shapes, as `policies.export` traces it: logits of the heat-maps
+        (B, 3, R, R), the place where they are highest together (B, 3), and logits of the `FLAGS` there."""
+        prompt = self._asked(views_BVHW3, ids_BT, mask_BT)
+        logits, maps, asked = self._answered(prompt, hand_B3, state_BS, centre_B3, half_B)
+        found = highest(log_volume(_heat(logits)), centre_B3, half_B)
+        return logits, found, self.head.flags_at(maps, asked, state_BS, found, centre_B3, half_B)
 
     def _answered(
         self, prompt: Prompt, hand_B3: Tensor, state_BS: Tensor, centre_B3: Tensor, half_B: Tensor

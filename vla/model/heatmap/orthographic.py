@@ -11,14 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla.model.heatmap.config import Workspace
+from vla.model.heatmap.config import COMPONENTS, SIGNS, VIEWS, Workspace
 
-VIEWS = ("top", "front", "side")
-COMPONENTS = ((1, 0, 2), (1, 2, 0), (0, 2, 1))
-"""For each view, the component of a position along the picture's right, along its down, and toward who looks.
-From above, right is +y and down +x, as the front camera's picture has them."""
-SIGNS = ((1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, -1.0, -1.0))
-"""Directions of those components."""
 _ACROSS = sorted({(v[0][k], v[1][k]) for v in zip(COMPONENTS, SIGNS, strict=True) for k in (0, 1)})
 """Components and directions that run along some picture's right or down."""
 _NEARNESS_BITS = 20

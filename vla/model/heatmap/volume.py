@@ -31,11 +31,19 @@ def log_volume(heat_BVHW: Tensor) -> Tensor:
     sums to 1, at the pixels onto which a cell falls."""
     parts = (_along_axes(heat_BVHW[:, view], view).unsqueeze(1 + COMPONENTS[view][2]) for view in range(3))
     above, front, side = parts
-    return above + front + side
+    return above + (front + side)
+
+
+def highest(volume_Bxyz: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
+    """(B, 3) centre of the cell where a volume over the cube is highest, m."""
+    resolution = volume_Bxyz.shape[-1]
+    cell = volume_Bxyz.flatten(1).argmax(1)
+    x, y, z = cell // resolution**2, cell // resolution % resolution, cell % resolution
+    return _middle(torch.stack([x, y, z], -1), resolution, centre_B3, half_B)
 
 
 def peak(heat_BVHW: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
-    """(B, 3) centre of the cell where the summed heat-maps are highest, m: the peak of `log_volume`, without it.
+    """(B, 3) centre of the cell where the summed heat-maps are highest, m: `highest` of `log_volume`, without it.
 
     The view from above says nothing about the height, so the best height of every column is found first; of those
     columns only that could be the highest if front and side agreed about the height.
@@ -56,7 +64,11 @@ def peak(heat_BVHW: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
     column = best_Bxy.flatten(1).argmax(1)
     x, y = column // resolution, column % resolution
     z = (front_Byz[rows, y] + side_Bxz[rows, x]).argmax(1)
-    unit = (torch.stack([x, y, z], -1).to(centre_B3.dtype) + 0.5) / resolution * 2 - 1
+    return _middle(torch.stack([x, y, z], -1), resolution, centre_B3, half_B)
+
+
+def _middle(cell_B3: Tensor, resolution: int, centre_B3: Tensor, half_B: Tensor) -> Tensor:
+    unit = (cell_B3.to(centre_B3.dtype) + 0.5) / resolution * 2 - 1
     return centre_B3 + half_B[:, None] * unit
 
 

@@ -17,8 +17,9 @@ from vla.core.checkpoint import CONFIG
 from vla.core.config import encode, save_json
 from vla.data.camera_geometry import shares_within
 from vla.model.heatmap.config import HeatmapConfig, Workspace
+from vla.model.heatmap.execution import Columns
 from vla.model.heatmap.model import HeatmapModel
-from vla.model.heatmap.policy import Columns, HeatmapPolicy
+from vla.model.heatmap.policy import HeatmapPolicy
 from vla.model.heatmap.pretrained import read_head
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.runtime.locks import locked, refuse_used
