@@ -27,8 +27,8 @@ LOOK_INPUTS = ("views", "token_ids", "token_mask", "hand", "state", "centre", "h
 """Input names of the graph: views (B, 3, R, R, 3) uint8; the hand's position (B, 3), m; what else the normalised state
 tells (B, S); centre (B, 3) and half side (B,) of the cube that the views show, m."""
 LOOK_OUTPUTS = ("heat", "position", "verdicts")
-"""Logits of the views' heat-maps (B, 3, R, R); where they are highest together (B, 3), m; logits of the flags there
-(B, flags)."""
+"""Logits of the views' heat-maps (B, 3, R, R); where they are highest together (B, 3), m; logits of the verdicts
+there: flags, and bins of the hand's orientation."""
 
 
 class ExportedHeatmapPolicy(ExportedPolicy):
@@ -64,4 +64,4 @@ class ExportedHeatmapPolicy(ExportedPolicy):
             views = np.stack([draw(points, c, half_m, workspace) for points, c in zip(scenes, centre_B3, strict=True)])
             inputs = (views, *words, *robot, centre_B3, np.full(batch, half_m, np.float32))
             _, centre_B3, verdicts = self._graph(dict(zip(LOOK_INPUTS, map(np.ascontiguousarray, inputs), strict=True)))
-        return Keyframes(centre_B3, verdicts[:, 0] > 0, verdicts[:, 1] > 0)
+        return Keyframes.of(centre_B3, verdicts, self.heatmap)

@@ -132,7 +132,6 @@ def _policy(config: BridgeConfig, out: Path, arm: str, seed: int) -> Policy:
     """The arm's policy in OUT, trained unless it is there."""
     if arm == "chunk":
         return _chunk_policy(config, out, seed)
-    from vla.model.heatmap.config import HeatmapConfig
     from vla.model.heatmap.policy import HeatmapPolicy
     from vla.training.heatmap.train import HeatmapTrainConfig, build, train
 
@@ -143,7 +142,7 @@ def _policy(config: BridgeConfig, out: Path, arm: str, seed: int) -> Policy:
     demos = demonstrations(config, out, seed)
     demos = shuffled(demos, seed) if arm == "shuffled" else demos
     recipe = HeatmapTrainConfig(
-        model=HeatmapConfig(backbone=config.backbone), seed=seed,
+        model=replace(HeatmapTrainConfig().model, backbone=config.backbone), seed=seed,
         pretrained=None if arm == "no-pretraining" else HeatmapTrainConfig().pretrained,
     )  # fmt: skip
     policy = build(recipe, demos)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vla.model.config import DEFAULT_BACKBONE
 
@@ -57,6 +57,8 @@ class Motion:
     """Control steps that the gripper is given to move before the keyframe counts as reached."""
     reached_m: float = 0.004
     """Distance at which the hand need not move any more."""
+    radians_per_action: float = 0.5
+    """Rotation commanded by action components of length 1 in one control step, of a hand that turns."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,23 @@ class Body:
     move: tuple[str, str, str] = ("dx", "dy", "dz")
     """Action: displacements of the hand, along the axes of the robot's frame."""
     grip: str = "gripper"
-    """Action: the gripper, its highest value open."""
+    """Action: the gripper."""
+    grip_opens: Literal["high", "low"] = "high"
+    """The end of the gripper's action that opens it."""
+    orientation: tuple[str, str, str, str] | None = None
+    """State: the hand's orientation in the robot's frame, a quaternion w, x, y, z. None: it keeps its orientation."""
+    turn: tuple[str, str, str] | None = None
+    """Action: rotation of the hand about the axes of the robot's frame, where it has an orientation."""
+
+
+BODIES: dict[str, Body] = {
+    "tabletop": Body(),
+    "robosuite": Body(
+        hand=("eef_x", "eef_y", "eef_z"), lead=None, gripper="finger_left", open_above=0.03, grip_opens="low",
+        orientation=("eef_qw", "eef_qx", "eef_qy", "eef_qz"), turn=("rx", "ry", "rz"),
+    ),
+}  # fmt: skip
+"""Robots whose demonstrations are known by the names of their components."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +110,16 @@ class HeatmapConfig:
     """Control steps of a chunk, all executed before the next look."""
     picture_size: int = 128
     """Side in pixels of the cameras' pictures and depth maps that a simulator should draw."""
+    done: bool = False
+    """It also says when the task's keyframes are over, and holds the hand where it is then."""
     language: bool = True
     """False: the instruction is left blank. A control that must fail where instructions matter."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Verdicts about a keyframe: the gripper's command once there; whether the hand goes there from above; and
+        whether there is none, since the task is over."""
+        return ("gripper_open", "lift", "done") if self.done else ("gripper_open", "lift")
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""
@@ -101,4 +127,6 @@ class HeatmapConfig:
             return f"chunk_size must be above gripper_steps ({self.motion.gripper_steps}), got {self.chunk_size}"
         if self.width < 1 or self.picture_size < 1:
             return "width and picture_size must be at least 1"
+        if (self.body.orientation is None) != (self.body.turn is None):
+            return "a body names both orientation and turn, or neither"
         return self.workspace.problem()

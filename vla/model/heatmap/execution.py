@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vla.core.types import ActionChunk, Observation
 from vla.model.heatmap.config import Body, HeatmapConfig, Workspace
 from vla.model.heatmap.motion import plan
+from vla.model.heatmap.rotation import BINS, matrices, middles, turn_of, turns
 from vla.processing.preprocess import Preprocessor
 
 
@@ -25,6 +26,18 @@ class Keyframes:
     """The gripper's command once there."""
     lift_B: NDArray[np.bool_]
     """Up, across and down, instead of straight."""
+    done_B: NDArray[np.bool_]
+    """There is none: the task is over, and the hand stays."""
+    turn_B3: NDArray[np.int64] | None
+    """The hand's orientation there, in `rotation.BINS` bins about three axes; None for a hand that keeps its own."""
+
+    @staticmethod
+    def of(position_B3: NDArray[np.float32], verdicts_BF: NDArray[np.float32], config: HeatmapConfig) -> Keyframes:
+        """From a look's verdicts: logits of the flags, and of the bins."""
+        flags = verdicts_BF[:, : len(config.flags)] > 0
+        turn = verdicts_BF[:, len(config.flags) :].reshape(len(flags), -1, BINS).argmax(-1)
+        done = flags[:, 2] if config.done else np.zeros(len(flags), bool)
+        return Keyframes(position_B3, flags[:, 0], flags[:, 1], done, turn if turn.shape[1] else None)
 
 
 class Columns:
@@ -44,14 +57,16 @@ class Columns:
         self.hand = places(body.hand, proprio_names, "state components")
         self.lead = places(body.lead, proprio_names, "state components") if body.lead else None
         self.gripper = places([body.gripper], proprio_names, "a state component")[0]
-        taken = {*self.hand, *(self.lead or ())}
+        self.orientation = places(body.orientation, proprio_names, "state components") if body.orientation else None
+        taken = {*self.hand, *(self.lead or ()), *(self.orientation or ())}
         self.state = [column for column in range(len(proprio_names)) if column not in taken]
         self.move = places(body.move, action_names, "action components")
         self.grip = places([body.grip], action_names, "an action component")[0]
-        if foreign := set(action_names) - {*body.move, body.grip}:
+        self.turn = places(body.turn, action_names, "action components") if body.turn else []
+        if foreign := set(action_names) - {*body.move, body.grip, *(body.turn or ())}:
             raise ValueError(
-                f"heat-maps give a position and the gripper, not {', '.join(sorted(foreign))}: these demonstrations "
-                "turn the hand, or have another arm; train a chunk policy (--head l1)"
+                f"heat-maps give a pose and the gripper, not {', '.join(sorted(foreign))}: these demonstrations "
+                "turn the hand in a way that is not known, or have another arm; train a chunk policy (--head l1)"
             )
 
     def commanded(self, proprio: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -71,7 +86,8 @@ class Execution:
 
     def chunk(self, obs: Observation, decide: Callable[[Any, NDArray[np.float64]], Keyframes]) -> ActionChunk:
         """The way (B, chunk_size, A) to the next keyframe, environment units. Environments that are not live stand
-        still. `decide` is given the processor's arrays of those that are, and their raw state.
+        still, and so do those whose task is over. `decide` is given the processor's arrays of those that are live, and
+        their raw state.
 
         FloatingPointError if a position is not finite."""
         live = np.ones(obs.batch_size, bool) if obs.live is None else obs.live
@@ -86,16 +102,30 @@ class Execution:
             if not np.isfinite(key.position_B3).all():
                 raise FloatingPointError("the model's position is not finite: its weights or inputs are damaged")
             for at, row in enumerate(rows):
+                if key.done_B[at]:
+                    continue
                 way = plan(
                     proprio[row, columns.hand], columns.commanded(proprio[row]), key.position_B3[at],
                     open_now=bool(opened[row]), open_then=bool(key.open_B[at]), lift=bool(key.lift_B[at]),
                     motion=motion, chunk_size=chunk.shape[1],
+                    turning=None if key.turn_B3 is None else self._turning(proprio[row], key.turn_B3[at]),
                 )  # fmt: skip
-                chunk[row][:, columns.move], chunk[row][:, columns.grip] = way[:, :3], way[:, 3]
+                chunk[row][:, [*columns.move, *columns.turn, columns.grip]] = way
         low, high = (np.array(bound) for bound in (self.processor.action_spec.low, self.processor.action_spec.high))
         # Only the gripper may have other ends than +1 and -1: displacements are scaled by what was measured.
-        chunk[..., columns.grip] = np.where(chunk[..., columns.grip] > 0, high[columns.grip], low[columns.grip])
+        ends = (high, low) if self.config.body.grip_opens == "high" else (low, high)
+        chunk[..., columns.grip] = np.where(chunk[..., columns.grip] > 0, *(end[columns.grip] for end in ends))
         return np.clip(chunk, low, high).astype(np.float32)
+
+    def _turning(self, proprio_P: NDArray[np.float64], bins_3: NDArray[np.int64]) -> NDArray[np.floating]:
+        """(n, 3) actions that turn the hand, no faster than the robot's bounds allow."""
+        motion, spec, columns = self.config.motion, self.processor.action_spec, self.columns
+        now = matrices(proprio_P[None, columns.orientation])[0]
+        low, high = (np.array(bound)[columns.turn] for bound in (spec.low, spec.high))
+        return turns(
+            now, turn_of(middles(bins_3[None]))[0], radians_per_action=motion.radians_per_action, speed=motion.speed,
+            most=self.config.chunk_size, bounds=(low, high),
+        )  # fmt: skip
 
 
 def require_sight(sees_B: NDArray[np.bool_], workspace: Workspace) -> None:

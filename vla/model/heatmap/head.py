@@ -23,8 +23,6 @@ _SPARE = 2
 """Further slots, which only keyframes use: a pose that belongs to no thing."""
 _NEAR_M = 0.05
 _COORDINATES = 8
-FLAGS = ("gripper_open", "lift")
-"""Verdicts about a keyframe: the gripper's command once there, and whether the hand goes there from above."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +62,7 @@ class _Verdict(nn.Module):
 
 
 class HeatmapHead(nn.Module):
-    """Features of three views -> logits of their heat-maps (B, V, R, R), and features from which `flags` are told."""
+    """Features of three views -> logits of their heat-maps (B, V, R, R), and features from which verdicts are told."""
 
     _parts: Tensor
     _along: Tensor
@@ -81,9 +79,12 @@ class HeatmapHead(nn.Module):
         looks: int,
         resolution: int,
         state_dim: int,
+        flags: int = 2,
+        turns: int = 0,
     ) -> None:
         """`side` of the token grid; `fine_channels` and `fine_side` of the finer look (0: none), `looks` its logits;
-        `state_dim`: numbers about the robot that are no positions. ValueError for grids that do not divide."""
+        `state_dim`: numbers about the robot that are no positions; `flags` and logits of bins (`turns`) to tell of a
+        keyframe. ValueError for grids that do not divide."""
         super().__init__()
         self.grid = fine_side if fine_channels else side
         if resolution % self.grid or self.grid % side:
@@ -117,7 +118,8 @@ class HeatmapHead(nn.Module):
         parts = torch.tensor([part for triple in COMPONENTS for part in triple[:2]])
         self.register_buffer("_parts", parts, persistent=False)
         self.register_buffer("_along", signs[:, None] * axis, persistent=False)
-        self.flags = _Verdict(3 * width + 2 * width, state_dim, hidden=2 * width, out=len(FLAGS))
+        self.flags = _Verdict(3 * width + 2 * width, state_dim, hidden=2 * width, out=flags)
+        self.turn = _Verdict(3 * width + 2 * width, state_dim, hidden=4 * width, out=turns) if turns else None
 
     def fixed_slot(self, slot_B: Tensor) -> Tensor:
         """(B, slots) weights that ask for slots of `SLOTS` by number, in pre-training."""
@@ -130,7 +132,7 @@ class HeatmapHead(nn.Module):
     def forward(
         self, seen: Seen, slot_BK: Tensor, hand_B3: Tensor, centre_B3: Tensor, half_B: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, V, R, R); features (B, V, C, grid, grid) and the question (B, 2 width) for `flags_at`.
+        """Logits (B, V, R, R); features (B, V, C, grid, grid) and the question (B, 2 width) for `verdicts_at`.
 
         `hand_B3`: the hand's position; `centre_B3`, `half_B`: the cube shown. All in the robot's frame, m.
         """
@@ -182,12 +184,14 @@ class HeatmapHead(nn.Module):
         fine = fine.unflatten(-1, (factor, factor)).permute(0, 1, 3, 2, 4)
         return fine.reshape(batch, views, height * factor, width * factor)
 
-    def flags_at(
+    def verdicts_at(
         self, maps: Tensor, asked_BW: Tensor, state_BS: Tensor, at_B3: Tensor, centre_B3: Tensor, half_B: Tensor
     ) -> Tensor:
-        """Logits (B, `FLAGS`) of a keyframe at positions `at_B3`, by the features of the cells onto which it falls."""
-        found = sample_views(maps, at_B3, centre_B3, half_B)
-        return self.flags(torch.cat([found, asked_BW], 1), state_BS)
+        """Logits (B, flags + turns) of a keyframe at positions `at_B3`, by the features of the cells onto which it
+        falls."""
+        found = torch.cat([sample_views(maps, at_B3, centre_B3, half_B), asked_BW], 1)
+        told = [self.flags(found, state_BS)]
+        return torch.cat(told if self.turn is None else [*told, self.turn(found, state_BS)], 1)
 
     def _coordinates(self, hand_B3: Tensor, centre_B3: Tensor, half_B: Tensor) -> Tensor:
         """(B, V, grid, grid, 8): where each cell is from the hand and in the robot's frame, near and far, and how large

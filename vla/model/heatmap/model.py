@@ -14,6 +14,7 @@ from vla.backbones.features import TensorBatch
 from vla.model.heatmap.config import HeatmapConfig
 from vla.model.heatmap.head import HeatmapHead, Seen
 from vla.model.heatmap.orthographic import VIEWS, back_project, render
+from vla.model.heatmap.rotation import BINS
 from vla.model.heatmap.volume import highest, log_volume, peak, soft_targets
 
 SIGMA_PX = 1.5
@@ -37,18 +38,6 @@ class Cloud(TensorBatch):
         depth_BVHW = torch.where(seen_BVHW, depth_BVHW, 0.0)
         points = back_project(depth_BVHW, intrinsics_BV33, extrinsics_BV44).flatten(1, 3)
         return Cloud(points, images_BVHWC.flatten(1, 3), seen_BVHW.flatten(1))
-
-
-@dataclass(frozen=True)
-class Keyframe:
-    """B poses that the hand goes to next."""
-
-    position_B3: Tensor
-    """In the robot's frame, m."""
-    open_B: Tensor
-    """bool: the gripper's command once there."""
-    lift_B: Tensor
-    """bool: up, across and down, instead of straight."""
 
 
 class HeatmapModel(nn.Module):
@@ -79,6 +68,8 @@ class HeatmapModel(nn.Module):
             looks=len(backbone.naming) if channels else 0,
             resolution=config.workspace.resolution,
             state_dim=state_dim,
+            flags=len(config.flags),
+            turns=0 if config.body.turn is None else 3 * BINS,
         )
         self.state_dim = state_dim
         self.taught: tuple[str, ...] = ()
@@ -145,8 +136,11 @@ class HeatmapModel(nn.Module):
 
     # ------------------------------------------------------------------ answering
     @torch.no_grad()
-    def decide(self, cloud: Cloud, ids_BT: Tensor, mask_BT: Tensor, hand_B3: Tensor, state_BS: Tensor) -> Keyframe:
-        """The next keyframe of B scenes: a look at the whole workspace, then one at the surroundings of its peak."""
+    def decide(
+        self, cloud: Cloud, ids_BT: Tensor, mask_BT: Tensor, hand_B3: Tensor, state_BS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The next keyframe of B scenes, its position (B, 3), m, and logits of the verdicts about it: a look at the
+        whole workspace, then one at the surroundings of its peak."""
         centre, half = self.whole(len(hand_B3))
         prompt = self._asked(self.views(cloud, centre, half), ids_BT, mask_BT)
         logits, _, _ = self._answered(prompt, hand_B3, state_BS, centre, half)
@@ -154,19 +148,18 @@ class HeatmapModel(nn.Module):
         prompt = self._asked_again(prompt, self.views(cloud, centre, half))
         logits, maps, asked = self._answered(prompt, hand_B3, state_BS, centre, half)
         found = peak(_heat(logits), centre, half)
-        flags = self.head.flags_at(maps, asked, state_BS, found, centre, half) > 0
-        return Keyframe(found, flags[:, 0], flags[:, 1])
+        return found, self.head.verdicts_at(maps, asked, state_BS, found, centre, half)
 
     def answer(
         self, views_BVHW3: Tensor, ids_BT: Tensor, mask_BT: Tensor, hand_B3: Tensor, state_BS: Tensor,
         centre_B3: Tensor, half_B: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """One look by operations of fixed shapes, as `policies.export` traces it: logits of the heat-maps
-        (B, 3, R, R), the place where they are highest together (B, 3), and logits of the `FLAGS` there."""
+        (B, 3, R, R), the place where they are highest together (B, 3), and logits of the verdicts there."""
         prompt = self._asked(views_BVHW3, ids_BT, mask_BT)
         logits, maps, asked = self._answered(prompt, hand_B3, state_BS, centre_B3, half_B)
         found = highest(log_volume(_heat(logits)), centre_B3, half_B)
-        return logits, found, self.head.flags_at(maps, asked, state_BS, found, centre_B3, half_B)
+        return logits, found, self.head.verdicts_at(maps, asked, state_BS, found, centre_B3, half_B)
 
     def _answered(
         self, prompt: Prompt, hand_B3: Tensor, state_BS: Tensor, centre_B3: Tensor, half_B: Tensor

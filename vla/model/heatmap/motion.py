@@ -14,20 +14,25 @@ _BESIDE_M = 0.03
 
 def plan(
     hand_3: Vector, commanded_3: Vector, goal_3: Vector, *, open_now: bool, open_then: bool, lift: bool,
-    motion: Motion, chunk_size: int,
+    motion: Motion, chunk_size: int, turning: Vector | None = None,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Actions (chunk_size, 4): displacements as shares of the fastest one, and the gripper, +1 open or -1 closed.
+    """Actions (chunk_size, 4): displacements as shares of the fastest one, and the gripper, +1 open or -1 closed; with
+    `turning`, rotations (n, 3) from the first step on, (chunk_size, 7): they stand between them.
 
     The way begins at the commanded position, which may be ahead of the hand. Where it ends within the chunk the hand
     comes to rest, and the gripper moves if there is still time for it to finish; else the next chunk does that.
     """
     steps = _way(hand_3, commanded_3, goal_3, lift=lift, motion=motion, most=chunk_size)
-    actions = np.zeros((chunk_size, 4), np.float32)
+    actions = np.zeros((chunk_size, 4 if turning is None else 7), np.float32)
     actions[: len(steps), :3] = steps
-    actions[:, 3] = 1.0 if open_now else -1.0
-    moves = len(steps) + (motion.settle_steps if len(steps) else 0)
+    actions[:, -1] = 1.0 if open_now else -1.0
+    moves = len(steps)
+    if turning is not None:
+        actions[: len(turning), 3:6] = turning
+        moves = max(moves, len(turning))
+    moves += motion.settle_steps if moves else 0
     if open_then != open_now and moves + motion.gripper_steps <= chunk_size:
-        actions[moves:, 3] = 1.0 if open_then else -1.0
+        actions[moves:, -1] = 1.0 if open_then else -1.0
     return actions
 
 

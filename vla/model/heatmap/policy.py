@@ -61,8 +61,8 @@ class HeatmapPolicy:
         offset_3BN = cloud.points_BN3.movedim(-1, 0) - centre.T[..., None]
         near_BN = (offset_3BN.abs().amax(0) < half[:, None]) & cloud.seen_BN
         require_sight(near_BN.any(1).cpu().numpy(), workspace)
-        key = self.model.decide(*inputs)
-        return Keyframes(*(part.cpu().numpy() for part in (key.position_B3, key.open_B, key.lift_B)))
+        position, verdicts = (part.cpu().numpy() for part in self.model.decide(*inputs))
+        return Keyframes.of(position, verdicts, self.model.config)
 
     def inputs(self, seen: Any, proprio: NDArray[np.floating]) -> tuple[Cloud, Tensor, Tensor, Tensor, Tensor]:
         """Arguments of `HeatmapModel.decide`, from the processor's arrays and the raw state."""

@@ -12,7 +12,7 @@ from vla.model.heatmap.model import HeatmapModel
 
 SHIPPED = Path(__file__).parent / "assets" / "small-heatmap.safetensors"
 """The head of the backbone `small`."""
-_OF_STATE = ("choose.", "flags.")
+_OF_STATE = ("choose.", "flags.", "turn.")
 """Parts that read the robot's state, which pre-training does not see: they begin anew with each robot."""
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vla.model.heatmap.rotation import vector_of
+
 Floats = NDArray[np.floating]
 
 STILL_FRAMES, STILL_M = 4, 0.004
@@ -21,6 +23,8 @@ _BESIDE = 8
 """A rest so few frames from a change of the gripper belongs to that."""
 _LARGE, _FOLLOWS = 0.3, 0.5
 """Actions from which their scale is read, as a share of the fastest; and how well motion must correlate with them."""
+_TURNING = 0.1
+"""The same for rotations, which are slower."""
 FAR_M, ABOVE_M, OVER_M = 0.03, 0.03, 0.02
 """A hand comes from above that was further than the first to the side, and is higher than the second when it first is
 within the third."""
@@ -36,6 +40,8 @@ class Labels:
     """The gripper's command there."""
     lift_T: NDArray[np.bool_]
     """The hand comes to it from above."""
+    over_T: NDArray[np.bool_]
+    """The episode's last keyframe has been reached: nothing is ahead."""
 
 
 def keyframes(hand_T3: Floats, open_T: NDArray[np.bool_]) -> list[int]:
@@ -58,8 +64,9 @@ def label(hand_T3: Floats, open_T: NDArray[np.bool_]) -> Labels:
     """The labels of one episode."""
     length, marks = len(hand_T3), keyframes(hand_T3, open_T)
     target, opened, lift = np.full(length, -1), np.ones(length, bool), np.zeros(length, bool)
-    start = 0
+    start = last = 0
     for mark in marks:
+        last = start
         changes = mark > 0 and open_T[mark] != open_T[mark - 1]
         # At a change's own frame the hand is there and the gripper has still to be told.
         end = mark + 1 if changes else mark
@@ -69,7 +76,11 @@ def label(hand_T3: Floats, open_T: NDArray[np.bool_]) -> Labels:
         target[rows], opened[rows] = mark, open_T[mark]
         lift[rows] = _from_above(hand_T3[start : mark + 1], rows - start)
         start = mark + 1 + GRIPPING_FRAMES if changes else mark
-    return Labels(target, opened, lift)
+    apart = np.linalg.norm(hand_T3 - hand_T3[-1], axis=-1)
+    arrived = length - int(np.argmax((apart >= STILL_M)[::-1])) if (apart >= STILL_M).any() else length - 1
+    over = np.arange(length) >= min(length - 1, max(arrived, last))
+    target[over], lift[over], opened[over] = -1, False, open_T[over]
+    return Labels(target, opened, lift, over)
 
 
 def _from_above(way_N3: Floats, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -105,3 +116,18 @@ def metres_per_action(command_T3: Floats, action_T3: Floats, episode_T: NDArray[
             "displace it"
         )
     return float(np.quantile(done[large] / told[large], 0.75))
+
+
+def radians_per_action(
+    turn_T33: Floats, action_T3: Floats, episode_T: NDArray[np.int64], *, frames: int, otherwise: float
+) -> float:
+    """Rotation that action components of length 1 command, read as `metres_per_action` is, along the axis that was
+    asked for; `otherwise` for demonstrations that hardly turn the hand."""
+    summed = np.concatenate([np.zeros((1, 3)), np.cumsum(action_T3.astype(np.float64), 0)])
+    found = []
+    for end in range(frames, len(turn_T33)):
+        told = summed[end] - summed[end - frames]
+        length = float(np.linalg.norm(told))
+        if episode_T[end] == episode_T[end - frames] and length > _TURNING * frames:
+            found.append(float(vector_of(turn_T33[end] @ turn_T33[end - frames].T) @ told) / length**2)
+    return float(np.quantile(found, 0.75)) if len(found) >= frames and np.median(found) > 0 else otherwise

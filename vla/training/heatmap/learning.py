@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vla.model.heatmap.head import Seen
 from vla.model.heatmap.model import HeatmapModel, heat_loss
+from vla.model.heatmap.rotation import BINS
 from vla.model.heatmap.volume import peak
 from vla.training.heatmap.looks import Lesson
 
@@ -20,15 +21,22 @@ FRESH_LR = 5.0
 
 
 def loss_of(model: HeatmapModel, lesson: Lesson) -> tuple[Tensor, Tensor]:
-    """Mean cross entropy of heat-maps and of flags (BridgeVLA weighs them alike)."""
+    """Mean cross entropy of heat-maps, and that of verdicts: flags and, where the hand turns, each axis's bins
+    (BridgeVLA weighs them alike)."""
     seen, centre, half = lesson.seen.float(), lesson.centre_B3, lesson.half_B
     logits, maps, asked = model.head(seen, _slots(model, lesson, seen), lesson.hand_B3, centre, half)
     heat = heat_loss(logits, lesson.at_B3, centre, half).mean()
-    told = ~lesson.flags_B2.isnan().any(-1)
+    told = ~lesson.flags_BF.isnan().any(-1)
     if not told.any():
         return heat, heat.new_zeros(())
-    flags = model.head.flags_at(maps, asked, lesson.state_BS, lesson.at_B3, centre, half)
-    return heat, F.binary_cross_entropy_with_logits(flags[told], lesson.flags_B2[told])
+    logits = model.head.verdicts_at(maps, asked, lesson.state_BS, lesson.at_B3, centre, half)[told]
+    flags, turn = logits.split([lesson.flags_BF.shape[1], logits.shape[1] - lesson.flags_BF.shape[1]], 1)
+    verdicts = F.binary_cross_entropy_with_logits(flags, lesson.flags_BF[told])
+    if turn.shape[1]:
+        verdicts = verdicts + F.cross_entropy(
+            turn.unflatten(1, (3, BINS)).flatten(0, 1), lesson.turn_B3[told].flatten()
+        )
+    return heat, verdicts
 
 
 def _slots(model: HeatmapModel, lesson: Lesson, seen: Seen) -> Tensor:

@@ -28,8 +28,10 @@ class Lesson(TensorBatch):
     slot_B: Tensor
     """int64: the slot of `vla.model.heatmap.head.SLOTS` that is asked for; -1: the next keyframe."""
     state_BS: Tensor
-    flags_B2: Tensor
-    """The keyframe's `FLAGS`, 0 or 1; NaN where there are none to learn."""
+    flags_BF: Tensor
+    """The keyframe's `HeatmapConfig.flags`, 0 or 1; NaN where there are none to learn."""
+    turn_B3: Tensor
+    """int64: bins of the hand's orientation there (`vla.model.heatmap.rotation`); -1 where there are none."""
 
     def tensors(self) -> dict[str, Tensor]:
         """See `TensorBatch.tensors`; `seen` is a batch of its own."""
@@ -58,7 +60,8 @@ class Task:
     hand_B3: Tensor
     slot_B: Tensor
     state_BS: Tensor
-    flags_B2: Tensor
+    flags_BF: Tensor
+    turn_B3: Tensor
 
 
 def encode(model: HeatmapModel, tasks: Iterator[Task], generator: torch.Generator, *, shift_m: float,
@@ -77,7 +80,17 @@ def encode(model: HeatmapModel, tasks: Iterator[Task], generator: torch.Generato
         for middle, size in ((centre + moved(shift_m), half), (task.at_B3 + moved(0.5 * float(near[0])), near)):
             seen = model.look(model.views(task.cloud, middle, size), task.ids_BT, task.mask_BT).map(Tensor.half)
             parts.append(
-                Lesson(seen, middle, size, task.at_B3, task.hand_B3, task.slot_B, task.state_BS, task.flags_B2)
+                Lesson(
+                    seen,
+                    middle,
+                    size,
+                    task.at_B3,
+                    task.hand_B3,
+                    task.slot_B,
+                    task.state_BS,
+                    task.flags_BF,
+                    task.turn_B3,
+                )  # fmt: skip
             )
         done += batch
         if on_scenes is not None:

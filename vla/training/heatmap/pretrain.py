@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vla.model.heatmap.config import HeatmapConfig
-from vla.model.heatmap.head import FLAGS, SLOTS
+from vla.model.heatmap.head import SLOTS
 from vla.model.heatmap.model import Cloud, HeatmapModel
 from vla.model.heatmap.pretrained import write_head
 from vla.processing.text import plain_text
@@ -129,7 +129,7 @@ def _tasks(model: HeatmapModel, folder: Path, rows: np.ndarray, count: int, rng:
         yield Task(
             cloud, ids["input_ids"], ids["attention_mask"].bool(), torch.from_numpy(np.array(at, np.float32)),
             of("grip") + of("centre"), torch.tensor(slots), torch.zeros(batch, model.state_dim),
-            torch.full((batch, len(FLAGS)), float("nan")),
+            torch.full((batch, len(model.config.flags)), float("nan")), torch.full((batch, 3), -1),
         )  # fmt: skip
 
 

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from vla.core.checkpoint import CONFIG
 from vla.core.config import encode, save_json
 from vla.data.camera_geometry import shares_within
-from vla.model.heatmap.config import HeatmapConfig, Workspace
+from vla.model.heatmap.config import BODIES, Body, HeatmapConfig, Workspace
 from vla.model.heatmap.execution import Columns
 from vla.model.heatmap.model import HeatmapModel
 from vla.model.heatmap.policy import HeatmapPolicy
 from vla.model.heatmap.pretrained import read_head
+from vla.model.heatmap.rotation import angles_of, bins_of, matrices
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.runtime.locks import locked, refuse_used
 from vla.runtime.process import restored_threads
-from vla.training.heatmap.keyframes import label, metres_per_action
+from vla.training.heatmap.keyframes import label, metres_per_action, radians_per_action
 from vla.training.heatmap.learning import learn
 from vla.training.heatmap.looks import Task
 from vla.training.heatmap.looks import encode as encode_looks
@@ -41,7 +42,9 @@ _DELAYED = 6
 class HeatmapTrainConfig:
     """Configuration of a run. `replace` it to change a recipe."""
 
-    model: HeatmapConfig = field(default_factory=HeatmapConfig)
+    model: HeatmapConfig = field(default_factory=lambda: HeatmapConfig(done=True))
+    """The body is replaced by a known one that fits the demonstrations, and the workspace put around their hand, where
+    these do not."""
     pretrained: str | None = "shipped"
     """The head's first weights: "shipped", a file of `vla pretrain heatmap`, or None for random ones."""
     steps: int = 200
@@ -67,7 +70,7 @@ class HeatmapTrainConfig:
 
 def build(config: HeatmapTrainConfig, demos: DemoSet, backbone: Any = None) -> HeatmapPolicy:
     """An untrained policy for the robot of these demonstrations. ValueError, one line, for demonstrations that do not
-    fit: without depth, of an arm that turns, of actions that are no displacements."""
+    fit: without depth, of an arm that is not known, of actions that are no displacements."""
     from vla.backbones.hub import load as load_backbone
 
     if problem := config.problem():
@@ -77,19 +80,31 @@ def build(config: HeatmapTrainConfig, demos: DemoSet, backbone: Any = None) -> H
             f"camera '{min(missing)}' has no depth in these demonstrations, which heat-maps need: record them with "
             "`vla demos --depth`, or train a chunk policy (--head l1)"
         )
-    workspace = config.model.workspace
+    body, workspace = _body(config.model.body, demos), config.model.workspace
+    columns = Columns(body, demos.proprio_names, demos.action_names)
+    if body != config.model.body:
+        workspace = _workspace(workspace, demos.proprio[:, columns.hand])
     if not any(shares_within(demos.geometry, workspace.centre_m, workspace.half_m).values()):
         centre = ", ".join(f"{x:g}" for x in workspace.centre_m)
         raise ValueError(
             f"the cameras measure nothing of the workspace, {workspace.half_m:g} m to each side of ({centre}) m: are "
             "the extrinsics robot_from_camera, in metres? For another workspace change HeatmapConfig from Python"
         )
-    columns = Columns(config.model.body, demos.proprio_names, demos.action_names)
-    scale = metres_per_action(
-        columns.commanded(demos.proprio), demos.action[:, columns.move], demos.episode_index,
-        frames=1 if columns.lead else _DELAYED,
-    )  # fmt: skip
-    model_config = replace(config.model, motion=replace(config.model.motion, metres_per_action=scale))
+    frames = 1 if columns.lead else _DELAYED
+    motion = replace(
+        config.model.motion,
+        metres_per_action=metres_per_action(
+            columns.commanded(demos.proprio), demos.action[:, columns.move], demos.episode_index, frames=frames
+        ),
+    )
+    if columns.orientation is not None:
+        turns = matrices(demos.proprio[:, columns.orientation])
+        scale = radians_per_action(
+            turns, demos.action[:, columns.turn], demos.episode_index, frames=frames,
+            otherwise=motion.radians_per_action,
+        )  # fmt: skip
+        motion = replace(motion, radians_per_action=scale)
+    model_config = replace(config.model, body=body, motion=motion, workspace=workspace)
     backbone = backbone or load_backbone(model_config.backbone, num_views=3)
     size = model_config.picture_size
     spec = demos.action_spec
@@ -107,6 +122,30 @@ def build(config: HeatmapTrainConfig, demos: DemoSet, backbone: Any = None) -> H
     if config.pretrained is not None:
         model.taught = read_head(model, config.pretrained)
     return HeatmapPolicy(model, processor)
+
+
+def _body(body: Body, demos: DemoSet) -> Body:
+    """`body`, or the first of `BODIES` whose components these demonstrations have where it is none of theirs."""
+
+    def fits(one: Body) -> bool:
+        return {*one.hand, one.gripper} <= {*demos.proprio_names} and {*one.move, one.grip} <= {*demos.action_names}
+
+    return body if fits(body) else next((one for one in BODIES.values() if fits(one)), body)
+
+
+def _workspace(workspace: Workspace, hand_T3: NDArray[np.floating]) -> Workspace:
+    """`workspace`, or one as large around where the hand was, if that was not within it. ValueError for a hand that
+    goes further."""
+    low, high = hand_T3.min(0), hand_T3.max(0)
+    centre, half = np.array(workspace.centre_m), workspace.half_m
+    if (np.maximum(high - centre, centre - low) < half).all():
+        return workspace
+    if (high - low).max() >= 2 * half:
+        raise ValueError(
+            f"the hand goes {(high - low).max():.2f} m along an axis in these demonstrations, and heat-maps show a "
+            f"cube of {2 * half:.2f} m: give HeatmapConfig a workspace of another size from Python"
+        )
+    return replace(workspace, centre_m=tuple(round(float(x), 3) for x in (low + high) / 2))
 
 
 def train(
@@ -152,10 +191,11 @@ def tasks_of(config: HeatmapTrainConfig, policy: HeatmapPolicy, demos: DemoSet) 
     hand = demos.proprio[:, columns.hand]
     bounds = policy.processor.action_spec
     middle = 0.5 * (bounds.low[columns.grip] + bounds.high[columns.grip])
-    told = demos.action[:, columns.grip] > middle
+    told = (demos.action[:, columns.grip] > middle) == (policy.model.config.body.grip_opens == "high")
     frames: list[NDArray[np.int64]] = []
     keys: list[NDArray[np.int64]] = []
     lifts: list[NDArray[np.bool_]] = []
+    overs: list[NDArray[np.bool_]] = []
     for episode in demos.episodes:
         rows = np.flatnonzero(demos.episode_index == episode)
         found = label(hand[rows], told[rows])
@@ -165,11 +205,20 @@ def tasks_of(config: HeatmapTrainConfig, policy: HeatmapPolicy, demos: DemoSet) 
             frames.append(rows[chosen])
             keys.append(np.full(len(chosen), rows[target]))
             lifts.append(found.lift_T[chosen])
-    if not frames:
+            overs.append(np.zeros(len(chosen), bool))
+        if policy.model.config.done:
+            # Where the episode ends is a frame or two, which are seen as often as half a keyframe's.
+            ending = np.resize(rows[found.over_T], max(1, config.frames_per_keyframe // 2))
+            frames.append(ending)
+            keys.append(ending)
+            lifts.append(np.zeros(len(ending), bool))
+            overs.append(np.ones(len(ending), bool))
+    if not any(len(part) and not over.any() for part, over in zip(frames, overs, strict=True)):
         raise ValueError("these demonstrations have no keyframe: the hand must go somewhere")
-    every, key, lift = np.concatenate(frames), np.concatenate(keys), np.concatenate(lifts)
-    _require_inside(config.model.workspace, hand[np.unique(key)])
-    return _tasks(config, policy, demos, every, key, told[key], lift), len(every)
+    every, key = np.concatenate(frames), np.concatenate(keys)
+    _require_inside(policy.model.config.workspace, hand[np.unique(key[~np.concatenate(overs)])])
+    flags = [told[key], np.concatenate(lifts), np.concatenate(overs)][: len(policy.model.config.flags)]
+    return _tasks(config, policy, demos, every, key, np.stack(flags, 1).astype(np.float32)), len(every)
 
 
 def _require_inside(workspace: Workspace, keyframes_N3: NDArray[np.floating]) -> None:
@@ -192,27 +241,30 @@ def _tasks(
     demos: DemoSet,
     frames: NDArray[np.int64],
     keys: NDArray[np.int64],
-    opened: NDArray[np.bool_],
-    lifts: NDArray[np.bool_],
+    flags: NDArray[np.float32],
 ) -> Iterator[Task]:
     rng = np.random.default_rng([config.seed, len(frames)])
     columns, processor = policy.columns, policy.processor
-    middle = torch.tensor(config.model.workspace.centre_m)
+    middle = torch.tensor(policy.model.config.workspace.centre_m)
     for start in range(0, len(frames), _BATCH):
         part = slice(start, start + _BATCH)
         obs = demos.observation(frames[part])
         cloud, ids, mask, hand, state = policy.inputs(processor.arrays(obs), obs.proprio)
         at = torch.from_numpy(demos.proprio[keys[part]][:, columns.hand].astype(np.float32))
-        turn = _turns(np.deg2rad(config.turn_deg) * rng.uniform(-1, 1, len(at)))
+        angles = np.deg2rad(config.turn_deg) * rng.uniform(-1, 1, len(at))
+        turn = _turns(angles)
+        bins = np.full((len(at), 3), -1)
+        if columns.orientation is not None:
+            hand_angles = angles_of(matrices(demos.proprio[keys[part]][:, columns.orientation]))
+            bins = bins_of(hand_angles + np.stack([0 * angles, 0 * angles, angles], 1))
 
         def turned(points: torch.Tensor, turn: torch.Tensor = turn) -> torch.Tensor:
             return (points - middle) @ turn.mT + middle
 
         cloud = replace(cloud, points_BN3=turned(cloud.points_BN3))
-        flags = torch.from_numpy(np.stack([opened[part], lifts[part]], 1).astype(np.float32))
         yield Task(
             cloud, ids, mask, turned(at[:, None])[:, 0], turned(hand[:, None])[:, 0],
-            torch.full((len(at),), -1), state, flags,
+            torch.full((len(at),), -1), state, torch.from_numpy(flags[part]), torch.from_numpy(bins),
         )  # fmt: skip
 
 

@@ -46,3 +46,19 @@ def test_the_gripper_moves_when_the_hand_has_settled_and_has_time():
 def test_a_hand_that_is_there_only_moves_the_gripper():
     actions, _ = way([0.5, 0, 0.04], [0.502, 0, 0.04], open_now=False, open_then=True, chunk=8)
     assert np.abs(actions[:, :3]).max() == 0 and (actions[:, 3] == 1).all()
+
+
+def test_a_hand_that_turns_moves_meanwhile_and_grips_when_it_has_turned():
+    quarter, motion = np.tile([0.0, 0, 0.8], (8, 1)), MOTION
+    here, there = np.array([0.5, 0, 0.1]), np.array([0.548, 0, 0.1])
+    actions = plan(
+        here, here, there, open_now=True, open_then=False, lift=False, motion=motion, chunk_size=20, turning=quarter
+    )
+    assert actions.shape == (20, 7) and np.flatnonzero(actions[:, 0]).tolist() == [0, 1]
+    turning = np.flatnonzero(actions[:, 5])
+    assert turning.tolist() == list(range(8)) and (actions[:, 3:5] == 0).all()
+    assert np.flatnonzero(actions[:, 6] < 0)[0] == 8 + motion.settle_steps
+    still = plan(
+        here, here, here, open_now=True, open_then=False, lift=False, motion=motion, chunk_size=20, turning=quarter[:0]
+    )
+    assert (still[:, :6] == 0).all() and (still[:, 6] == -1).all()

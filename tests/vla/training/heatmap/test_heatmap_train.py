@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from policies.load import load_policy
-from tests.vla.training.heatmap.toy_demos import NAMES, SIZE, toy_demos
+from tests.vla.training.heatmap.toy_demos import NAMES, SIZE, toy_demos, turning_demos
 from vla.data.camera_geometry import out_of_reach, shares_within
-from vla.model.heatmap.config import HeatmapConfig
+from vla.model.heatmap.config import BODIES, HeatmapConfig
 from vla.model.heatmap.head import Seen
 from vla.model.heatmap.policy import HeatmapPolicy
 from vla.model.heatmap.pretrained import read_head, write_head
@@ -93,6 +93,78 @@ def test_labels_turn_with_the_scene():
         assert (one - middle).norm(dim=-1).allclose((other - middle).norm(dim=-1), atol=1e-5)
     assert not plain.at_B3.allclose(turned.at_B3, atol=1e-3)
     assert (plain.at_B3 - plain.hand_B3).norm(dim=-1).allclose((turned.at_B3 - turned.hand_B3).norm(dim=-1), atol=1e-5)
+
+
+def test_the_task_is_over_where_a_demonstration_ends():
+    """A frame of the end is seen half as often as a keyframe's, and says so; without `done` none is."""
+    demos = toy_demos()
+    told = build(replace(CONFIG, model=replace(CONFIG.model, done=True)), demos)
+    tasks, total = tasks_of(CONFIG, told, demos)
+    (task,) = tasks
+    assert total == 2 * (2 * 2 + 1) and task.flags_BF[:, 2].tolist() == [0, 0, 0, 0, 1] * 2
+    assert task.at_B3[4].allclose(task.hand_B3[4])
+    plain = next(tasks_of(CONFIG, build(CONFIG, demos), demos)[0])
+    assert plain.flags_BF.shape == (8, 2)
+
+
+def test_a_hand_whose_task_is_over_stays_as_it_is(tmp_path):
+    demos = toy_demos()
+    policy = build(replace(CONFIG, model=replace(CONFIG.model, done=True)), demos)
+    head = policy.model.head.flags.out
+    for over, moves in ((9.0, False), (-9.0, True)):
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor([-9.0, 0.0, over]))  # close the gripper; and it is over, or not
+        policy.save(tmp_path / str(moves))
+        chunk = load_policy(tmp_path / str(moves)).act(demos.observation([0, 30]))
+        assert (chunk[..., :3] != 0).any() == moves
+        assert (chunk[0, 0, 3], chunk[1, 0, 3]) == (1, -1)  # open and closed as they were
+
+
+def test_a_hand_that_turns_is_known_by_its_names_and_plays(tmp_path):
+    """The workspace is put around the hand, the scale of rotations measured, the gripper opened at its low end."""
+    demos = turning_demos()
+    policy = build(CONFIG, demos)
+    config = policy.model.config
+    assert config.body == BODIES["robosuite"] and config.workspace.centre_m[2] > 0.8
+    assert config.motion.radians_per_action == pytest.approx(0.2, rel=1e-3)
+    assert policy.model.state_dim == 2  # the fingers: neither place nor orientation
+    policy = build(replace(CONFIG, model=replace(CONFIG.model, done=True)), demos)
+    train(CONFIG, policy, demos, tmp_path / "policy")
+    again = load_policy(tmp_path / "policy")
+    obs = demos.observation([0, 50])
+    chunk = again.act(obs)
+    np.testing.assert_allclose(chunk, policy.act(obs), atol=1e-6)
+    assert chunk.shape == (2, 12, 7) and chunk[0, 0, 6] == -1 and np.abs(chunk).max() <= 1
+    with torch.no_grad():
+        again.model.head.flags.out.bias.copy_(torch.tensor([9.0, 0.0, -9.0]))
+        again.model.head.turn.out.weight.zero_()
+        again.model.head.turn.out.bias.zero_()
+        for axis, number in enumerate((36, 0, 6)):  # down, and turned by 30 degrees
+            again.model.head.turn.out.bias[72 * axis + number] = 9.0
+    turned = again.act(obs)
+    scale = config.motion.radians_per_action
+    fastest = policy.spec.action_spec.high[5]
+    assert np.abs(turned[..., 3:5]).max() < 1e-6 and 0.05 < fastest < 0.3
+    steps = np.ceil(np.pi / 6 / (scale * fastest))
+    assert steps > 12 and scale * turned[0, :, 5].sum() == pytest.approx(12 / steps * np.pi / 6, rel=1e-3)
+    near = replace(obs, proprio=demos.proprio[[14, 50]])  # there the hand is turned by 17 degrees already
+    assert scale * again.act(near)[0, :, 5].sum() == pytest.approx(np.pi / 6 - 0.3, abs=1e-3)
+
+
+def test_bins_turn_with_the_scene():
+    demos = turning_demos()
+    policy = build(CONFIG, demos)
+    plain, turned = (next(tasks_of(replace(CONFIG, turn_deg=degrees), policy, demos)[0]) for degrees in (0.0, 60.0))
+    for row, (yaw, keyframe) in enumerate([(0.3, 15)] * 2):
+        assert plain.turn_B3[row].tolist() == [36, 0, round(np.rad2deg(yaw) / 5)], keyframe
+    assert torch.equal(plain.turn_B3[:, :2], turned.turn_B3[:, :2])
+    middle = torch.tensor(policy.model.config.workspace.centre_m)
+    for row in range(len(plain.at_B3)):  # by as much as what is to be found has turned about the workspace's middle
+        one, other = ((task.at_B3[row] - middle)[:2] for task in (plain, turned))
+        angle = np.rad2deg(np.angle(complex(*other.tolist()) / complex(*one.tolist())))
+        apart = (5 * int(turned.turn_B3[row, 2] - plain.turn_B3[row, 2]) - angle + 180) % 360 - 180
+        assert abs(apart) <= 5
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vla.training.heatmap.keyframes import GRIPPING_FRAMES, keyframes, label, metres_per_action
+from vla.training.heatmap.keyframes import GRIPPING_FRAMES, keyframes, label, metres_per_action, radians_per_action
 
 
 def line(start, end, frames):
@@ -78,3 +78,31 @@ def test_a_hand_that_follows_late_is_measured_over_several_frames():
     for t in range(1, len(hand)):
         hand[t] = hand[t - 1] + (command[t] - hand[t - 1]) / 3
     assert metres_per_action(hand, action, np.zeros(200, int), frames=6) == pytest.approx(0.03, rel=0.15)
+
+
+def test_nothing_is_ahead_where_the_hand_has_come_to_rest_at_the_end():
+    hand, opened = pick_and_place()
+    labels = label(hand, opened)
+    assert np.flatnonzero(labels.over_T).tolist() == [len(hand) - 1]
+    rested = np.concatenate([hand, np.tile(hand[-1], (9, 1))])
+    labels = label(rested, np.append(opened, np.ones(9, bool)))
+    assert np.flatnonzero(labels.over_T).tolist() == list(range(len(hand) - 1, len(rested)))
+    assert (labels.target_T[labels.over_T] == -1).all() and labels.open_T[-1] and not labels.lift_T[-1]
+
+
+def test_the_scale_of_rotations_is_measured_where_there_are_any():
+    """About a slanted axis, also where the hand follows late."""
+    told = np.zeros((60, 3))
+    told[5:40] = np.array([0.3, -0.2, 0.4])
+    angle = 0.15 * np.cumsum(np.roll(told, 2, 0), 0)
+    turn = np.array([_about(row) for row in angle])
+    scale = radians_per_action(turn, told, np.zeros(60, np.int64), frames=6, otherwise=0.5)
+    assert scale == pytest.approx(0.15, rel=0.02)
+    assert radians_per_action(turn, 0 * told, np.zeros(60, np.int64), frames=6, otherwise=0.5) == 0.5
+
+
+def _about(vector):
+    angle = np.linalg.norm(vector)
+    x, y, z = vector / max(angle, 1e-12)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

@@ -1,5 +1,7 @@
 """Small demonstrations with depth: two cameras look at a hand that picks and places."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from vla.data.camera_geometry import CameraGeometry
@@ -39,4 +41,32 @@ def toy_demos(*, depth=True, action_names=("dx", "dy", "dz", "gripper"), still=F
         proprio=state, action=action, instruction=["pick up the red cube"] * 40 + ["pick up the blue ball"] * 40,
         episode_index=np.repeat([0, 1], 40), fps=20.0, action_names=action_names, proprio_names=NAMES,
         geometry=geometry if depth else {},
+    )  # fmt: skip
+
+
+TURNING = ("eef_x", "eef_y", "eef_z", "eef_qw", "eef_qx", "eef_qy", "eef_qz", "finger_left", "finger_right")
+
+
+def turning_demos(yaws=(0.3, -0.5), *, table_m=0.8):
+    """The same of a hand that turns to each thing's yaw on its way down, as robosuite's demonstrations are named: on a
+    table, by rotations of 0.2 rad for an action of 1, the gripper open at -1."""
+    plain = toy_demos()
+    count = len(plain.proprio)
+    share = np.tile(np.clip(np.arange(40) / 14, 0, 1), 2)
+    yaw = np.repeat(yaws, 40) * share
+    down = np.stack([np.zeros(count), np.cos(yaw / 2), np.sin(yaw / 2), np.zeros(count)], 1)  # points down, then yaw
+    fingers = np.where(plain.proprio[:, 7:] > 0, 0.04, 0.02) * [1, -1]
+    state = np.concatenate([plain.proprio[:, :3] + [0, 0, table_m], down, fingers], 1).astype(np.float32)
+    turn = np.zeros((count, 3))
+    turn[:-1, 2] = np.diff(yaw) / 0.2
+    turn[39] = 0
+    action = np.concatenate([plain.action[:, :3], turn, -plain.action[:, 3:]], 1).astype(np.float32)
+    raised = {}
+    for name, camera in plain.geometry.items():
+        outer = camera.extrinsics.copy()
+        outer[:, 2, 3] += table_m
+        raised[name] = replace(camera, extrinsics=outer)
+    return replace(
+        plain, proprio=state, action=action, proprio_names=TURNING, geometry=raised,
+        action_names=("dx", "dy", "dz", "rx", "ry", "rz", "gripper"),
     )  # fmt: skip
