@@ -24,7 +24,7 @@ from policies.load import load_policy
 from policies.serving.client import PolicyClient
 from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
-from tests.vla.training.heatmap.toy_demos import SIZE, toy_demos
+from tests.vla.training.heatmap.toy_demos import SIZE, turning_demos
 from vla.model.heatmap.config import HeatmapConfig, Workspace
 from vla.model.heatmap.model import Cloud
 from vla.model.heatmap.orthographic import render
@@ -32,8 +32,9 @@ from vla.training.heatmap.train import HeatmapTrainConfig, build
 
 
 def checkpoint(folder, backbone):
-    config = HeatmapConfig(width=16, picture_size=SIZE, backbone=backbone)
-    build(HeatmapTrainConfig(model=config, pretrained=None), toy_demos()).save(folder)
+    """A hand that turns, and a task that can be over."""
+    config = HeatmapConfig(width=16, picture_size=SIZE, backbone=backbone, done=True)
+    build(HeatmapTrainConfig(model=config, pretrained=None), turning_demos()).save(folder)
     return folder
 
 
@@ -73,8 +74,9 @@ def test_it_acts_as_the_checkpoint_in_any_batch(folders):
     assert isinstance(policy, ExportedHeatmapPolicy) and policy.config.parity.max_error < MAX_ERROR
     assert policy.spec == model.spec and policy.heatmap == model.model.config
     for rows in ([3], [0, 30, 70]):
-        obs = toy_demos().observation(rows)
+        obs = turning_demos().observation(rows)
         np.testing.assert_allclose(policy.act(obs), model.act(obs), atol=1e-5)
+    assert policy.spec.action_spec.dim == 7 and np.abs(policy.act(obs)[..., 3:6]).max() > 0.01
     obs.live = np.array([True, False, True])
     np.testing.assert_allclose(policy.act(obs), model.act(obs), atol=1e-5)
     blind = {camera: np.zeros_like(depth) for camera, depth in obs.depth.items()}
@@ -83,7 +85,7 @@ def test_it_acts_as_the_checkpoint_in_any_batch(folders):
 
 
 def test_it_is_served_and_needs_no_torch(folders, tmp_path):
-    obs = toy_demos().observation([3])
+    obs = turning_demos().observation([3])
     wanted = load_policy(folders[0]).act(obs)
     slot = PolicySlot.of_folder(folders[1], load=load_policy)
     with (
@@ -118,7 +120,7 @@ def test_the_finer_look_is_exported(tmp_path, format):
     policy = checkpoint(tmp_path / "policy", "small")
     exported = export_heatmap(policy, tmp_path / "out", format=format, observations=4)
     assert exported.parity.max_error < MAX_ERROR
-    obs = toy_demos().observation([0, 30])
+    obs = turning_demos().observation([0, 30])
     np.testing.assert_allclose(load_policy(tmp_path / "out").act(obs), load_policy(policy).act(obs), atol=1e-5)
 
 
