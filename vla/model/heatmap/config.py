@@ -111,7 +111,8 @@ class HeatmapConfig:
     picture_size: int = 128
     """Side in pixels of the cameras' pictures and depth maps that a simulator should draw."""
     done: bool = False
-    """It also says when the task's keyframes are over, and holds the hand where it is then."""
+    """It also says when the task's keyframes are over, and holds the hand where it is then. Off: a hand that is told so
+    too early stays for good, since it sees the same again (docs/research-log.md)."""
     language: bool = True
     """False: the instruction is left blank. A control that must fail where instructions matter."""
 

@@ -42,7 +42,7 @@ _DELAYED = 6
 class HeatmapTrainConfig:
     """Configuration of a run. `replace` it to change a recipe."""
 
-    model: HeatmapConfig = field(default_factory=lambda: HeatmapConfig(done=True))
+    model: HeatmapConfig = field(default_factory=HeatmapConfig)
     """The body is replaced by a known one that fits the demonstrations, and the workspace put around their hand, where
     these do not."""
     pretrained: str | None = "shipped"
