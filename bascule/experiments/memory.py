@@ -35,19 +35,19 @@ _TURNS = 20
 class RememberConfig:
     """Equal demonstrations, training steps, evaluation scenes and number of memory tokens for every arm."""
 
-    suite: str = "tabletop-lamps"
+    suite: str = "tabletop-memory"
     """The suite to evaluate in."""
     arms: tuple[str, ...] = ("bank", "uniform", "current", SHUFFLED)
     """Rules of `vla.model.config.MemoryConfig`; current repeats the present frame. The last two must fail."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each with its own demonstrations and initial weights."""
-    demos: int = 90
+    demos: int = 100
     """Number of demonstrations."""
     backbone: str = DEFAULT_BACKBONE
     """Backbone of the policies, see `vla list backbones`."""
-    steps: int = 800
+    steps: int = 1500
     """Gradient steps of imitation."""
-    episodes: int = 96
+    episodes: int = 200
     """Evaluation scenes, the same for every arm and seed."""
     frames: int = 4
     """Earlier decisions that a policy looks at."""
