@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,14 +19,16 @@ from vla.data.camera_geometry import (
     geometry_features,
     lens_findings,
     matrices,
+    placement_findings,
     shape_findings,
 )
 from vla.data.dataset_meta import height_width
 from vla.data.decoding import check_image, mixed_sizes
 from vla.data.findings import Finding, identical_cameras, listed, other_shape, still_camera
-from vla.data.lerobot_dataset import on_disk
+from vla.data.lerobot_dataset import PROPRIO, on_disk
 from vla.data.tables import row_place
 from vla.processing.calibration import NOTHING, measured
+from vla.processing.placement import Look
 
 if TYPE_CHECKING:
     from vla.data.lazy_frames import LazyFrames
@@ -42,7 +44,7 @@ _APART = 10.0
 """Grey levels by which two cameras must differ before they can be told apart."""
 _FEWEST = 3
 _MAPS = 32
-"""Maps of depth, spread over the recording, that are looked at until one holds a measurement."""
+"""Maps of depth, spread over the recording, that are looked at."""
 _TOLD = 500
 """Pictures between two reports of progress."""
 
@@ -116,8 +118,10 @@ def camera_findings(
 
 def calibration_findings(recording: Recording) -> list[Finding]:
     """Findings about depth and calibration of the cameras that have both, which only policies that read depth need:
-    some maps without a measurement, and matrices that cannot be true."""
+    some maps without a measurement, matrices that cannot be true, and poses of the wrong way round."""
     found: list[Finding] = []
+    maps: dict[str, dict[int, NDArray[np.uint16]]] = {}
+    known: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for camera in recording.cameras:
         try:
             depth, inner, outer = geometry_features(recording.info["features"], [camera])[camera]
@@ -125,53 +129,74 @@ def calibration_findings(recording: Recording) -> list[Finding]:
             continue  # which `vla train --xyz` says
         found += shape_findings(recording.info["features"], camera, recording.cameras[camera])
         try:
-            shape = _looked_into(recording, depth)
+            maps[camera] = _looked_into(recording, depth)
         except ValueError as problem:
             found.append(Finding("depth_missing", "warning", str(problem), cameras=(camera,)))
-            shape = None
-        lenses, faults = [], {}
+        read, faults = [], {}
         for place, table in recording.vectors((inner, outer)):
             try:
-                lenses.append(matrices(table, recording.info["features"], inner, outer)[0])
+                read.append(matrices(table, recording.info["features"], inner, outer))
             except ValueError as problem:
                 faults[int(recording.episodes[place])] = str(problem)
         if faults:
             first, *others = faults
             text = faults[first] + (f" (and in {listed(others)})" if others else "")
             found.append(Finding("calibration", "warning", text, tuple(faults), cameras=(camera,)))
-        if shape is not None and lenses:
-            found += lens_findings(camera, np.concatenate(lenses), shape)
-    return found
+        elif read:
+            known[camera] = np.concatenate([one for one, _ in read]), np.concatenate([one for _, one in read])
+        if camera in maps and read:
+            shape = next(iter(maps[camera].values())).shape
+            found += lens_findings(camera, np.concatenate([one for one, _ in read]), shape)
+    return found + _placed(recording, maps, known)
 
 
-def _looked_into(recording: Recording, key: str) -> tuple[int, int]:
-    """(height, width) of a depth feature. ValueError if none of the maps looked at holds a measurement."""
-    info = recording.info
-    every, looked, shape = max(1, recording.frames // _MAPS), 0, height_width(info["features"], key)
+def _placed(
+    recording: Recording,
+    maps: Mapping[str, Mapping[int, NDArray[np.uint16]]],
+    known: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> list[Finding]:
+    """Findings about poses of the wrong way round: `maps` of some rows, mm, and the matrices of all, by camera."""
+    looks = {}
+    both = [camera for camera in maps if camera in known]
+    rows = np.array(sorted(set.intersection(*(set(maps[camera]) for camera in both))) if both else [], np.int64)
+    for camera in both:
+        shapes = {maps[camera][row].shape for row in rows.tolist()}
+        if len(shapes) == 1:
+            metres = np.stack([maps[camera][row] for row in rows.tolist()]).astype(np.float32) / 1000
+            looks[camera] = Look(metres, *(matrix[rows] for matrix in known[camera]))
+    names = recording.names[PROPRIO]
+    try:
+        state = np.concatenate([recording.values(table, PROPRIO) for _, table in recording.vectors((PROPRIO,))])
+    except ValueError:
+        state = np.full((recording.frames, 1), np.nan)
+    if not np.isfinite(state).all():
+        state, names = np.zeros((recording.frames, 0)), ()  # which is told
+    episode = recording.table.column("episode_index").to_numpy()
+    return placement_findings(looks, {camera: poses for camera, (_, poses) in known.items()}, state, names, episode)
+
+
+def _looked_into(recording: Recording, key: str) -> dict[int, NDArray[np.uint16]]:
+    """Row -> (height, width) mm of some maps of a depth feature, the same rows of every feature. ValueError if none of
+    them holds a measurement."""
+    every = max(1, recording.frames // _MAPS)
     if recording.encoded(key):
-        maps = _pictured(recording, key, every)
+        maps = dict(_pictured(recording, key, every))
     else:
-        maps = (mm for _, mm in filmed(recording.root, info, recording.table, key, every))
-    nothing = True
-    for mm in maps:
-        looked, shape = looked + 1, mm.shape
-        if measured(mm[None] / 1000).any():
-            nothing = False
-            break
-    if nothing:
+        maps = dict(filmed(recording.root, recording.info, recording.table, key, every))
+    if not any(measured(mm[None] / 1000).any() for mm in maps.values()):
         raise ValueError(
-            f"feature '{key}' holds {NOTHING} of {looked} frames looked at: a policy that reads depth learns none from "
-            "it; is depth_unit right in its info in meta/info.json?"
+            f"feature '{key}' holds {NOTHING} of {len(maps)} frames looked at: a policy that reads depth learns none "
+            "from it; is depth_unit right in its info in meta/info.json?"
         )
-    return shape
+    return maps
 
 
-def _pictured(recording: Recording, key: str, every: int) -> Iterator[NDArray[np.uint16]]:
-    """Maps (H, W) of every so many rows of a depth feature of pictures, mm."""
+def _pictured(recording: Recording, key: str, every: int) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+    """(row, map (H, W), mm) of every so many rows of a depth feature of pictures."""
     unit = depth_unit(recording.info["features"][key], key)
     for row, cell in recording.pictures(key):
         if row % every == 0:
-            yield depth_picture(cell, recording.root, unit, key, partial(row_place, recording.table, row))
+            yield row, depth_picture(cell, recording.root, unit, key, partial(row_place, recording.table, row))
 
 
 def _whole(recording: Recording, on_episode: Callable[[int], None]) -> list[Finding]:

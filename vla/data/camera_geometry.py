@@ -25,8 +25,9 @@ from vla.data.dataset_meta import IMAGE_PREFIX, check_width, depth_maps, height_
 from vla.data.findings import Finding
 from vla.data.tables import row_place, vectors
 from vla.data.video_index import open_video, readable, video_files
-from vla.processing.calibration import FAR_M, NEAR_M, NOTHING, lens_problem, measured, off_centre, pose_problem
+from vla.processing.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
 from vla.processing.depth import sampled
+from vla.processing.placement import Look, against_the_hand, apart
 from vla.runtime.machine import free_memory
 
 _MM = {"mm": 1.0, "m": 1000.0}
@@ -34,8 +35,8 @@ _MM = {"mm": 1.0, "m": 1000.0}
 _MOST_MM = 65535
 _AT_ONCE = 256
 _MEMORY_SHARE = 0.8
-_FRAMES, _THIN = 16, 4
-"""Frames, and every so many rows and columns of their maps, that are looked at for where things are."""
+_FRAMES = 16
+"""Frames that are looked at for where things are."""
 _LEAST_SHARE = 0.02
 _CODES = 4095
 """Codes of LeRobot's depth videos: 0 is the least depth or less (nothing measured), this one the most or more."""
@@ -59,6 +60,11 @@ class CameraGeometry:
         """These frames, numbers or a slice."""
         return CameraGeometry(self.depth_mm[frames], self.intrinsics[frames], self.extrinsics[frames])
 
+    def look(self) -> Look:
+        """Some frames, spread over the recording, for where things are."""
+        some = self.take(np.unique(np.linspace(0, len(self.depth_mm) - 1, _FRAMES).astype(np.int64)))
+        return Look(some.depth_mm.astype(np.float32) / 1000, some.intrinsics, some.extrinsics)
+
 
 def measured_by(
     geometry: Mapping[str, CameraGeometry], frames: Any
@@ -77,16 +83,8 @@ def shares_within(geometry: Mapping[str, CameraGeometry], centre_m: Sequence[flo
     of `centre_m`; of some frames, spread over the recording. 0 where nothing is measured."""
     found = {}
     for camera, known in geometry.items():
-        some = known.take(np.unique(np.linspace(0, len(known.depth_mm) - 1, _FRAMES).astype(np.int64)))
-        depth = some.depth_mm[:, ::_THIN, ::_THIN].astype(np.float32) / 1000
-        rows, columns = (_THIN * np.arange(n, dtype=np.float32) + 0.5 for n in depth.shape[1:])
-        lens = some.intrinsics[:, :, :, None, None]
-        x = (columns - lens[:, 0, 2]) / lens[:, 0, 0]
-        y = (rows[:, None] - lens[:, 1, 2]) / lens[:, 1, 1]
-        rays = np.stack(np.broadcast_arrays(x * depth, y * depth, depth), -1)
-        at = np.einsum("fij,fhwj->fhwi", some.extrinsics[:, :3, :3], rays) + some.extrinsics[:, None, None, :3, 3]
+        at, seen = known.look().points()
         inside = (np.abs(at - np.asarray(centre_m, np.float32)) <= half_m).all(-1)
-        seen = (depth > NEAR_M) & (depth < FAR_M)
         found[camera] = float((inside & seen).sum() / max(seen.sum(), 1))
     return found
 
@@ -187,6 +185,19 @@ def geometry_findings(geometry: Mapping[str, CameraGeometry]) -> list[Finding]:
             found.append(Finding("depth_missing", "warning", text, cameras=(camera,)))
         found += lens_findings(camera, known.intrinsics, known.depth_mm.shape[1:])
     return found
+
+
+def placement_findings(
+    looks: Mapping[str, Look],
+    poses: Mapping[str, NDArray[np.float32]],
+    state_FP: NDArray[np.floating],
+    names: Sequence[str],
+    episode_F: NDArray[np.int64],
+) -> list[Finding]:
+    """Findings about extrinsics (F, 4, 4) of the wrong way round, by what the cameras measure in the same frames and by
+    the hand's places in the state."""
+    told = [*apart(looks), *against_the_hand(poses, state_FP, names, episode_F)]
+    return [Finding("calibration", "warning", text, cameras=cameras) for cameras, text in told]
 
 
 def shape_findings(features: Mapping[str, Any], camera: str, colours: str) -> list[Finding]:

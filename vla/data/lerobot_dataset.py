@@ -26,6 +26,7 @@ from vla.data.camera_geometry import (
     geometry_features,
     geometry_findings,
     measured_by,
+    placement_findings,
     read_geometry,
     shape_findings,
     table_columns,
@@ -269,6 +270,7 @@ def load_dataset(
             on_progress(done, total)
 
     names = {key: component_names(features, key) for key in (ACTION, PROPRIO)}
+    episode = table.column("episode_index").to_numpy()
     geometry = read_geometry(root, info, table, measured, image_size)
     images: dict[str, NDArray[np.uint8] | LazyFrames] = {}
     for camera, key in keys.items() if lazy else ():
@@ -284,7 +286,7 @@ def load_dataset(
         proprio=proprio,
         action=action,
         instruction=instructions(root, table),
-        episode_index=table.column("episode_index").to_numpy(),
+        episode_index=episode,
         fps=float(info["fps"]),
         action_names=names[ACTION],
         proprio_names=names[PROPRIO],
@@ -300,6 +302,13 @@ def load_dataset(
             *foreign_findings(root),
             *(() if image_size else _shapes(features, keys, images)),
             *geometry_findings(geometry),
+            *placement_findings(
+                {camera: known.look() for camera, known in geometry.items()},
+                {camera: known.extrinsics for camera, known in geometry.items()},
+                proprio,
+                names[PROPRIO],
+                episode,
+            ),
             *(found for camera in geometry for found in shape_findings(features, camera, keys[camera])),
         ),
         aspects={} if image_size else {camera: image.shape[2] / image.shape[1] for camera, image in images.items()},

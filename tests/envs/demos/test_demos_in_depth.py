@@ -282,3 +282,39 @@ def test_a_policy_that_reads_depth_is_compared_with_a_recording_that_has_some(re
     colours = edited(recorded, tmp_path, lambda f: f.pop("observation.images.front_depth"))
     with pytest.raises(ValueError, match="no feature 'observation.images.front_depth'"):
         open_loop(Sees(), "sees", check_dataset(colours, pictures=0), [1], say=print)
+
+
+def test_extrinsics_of_the_wrong_way_round_are_told_before_training_and_by_check(recorded, tmp_path):
+    """Where two cameras look at one wall, and one has the inverse of its pose."""
+    frames = load_dataset(recorded).num_frames
+    cameras, lens = toy.CAMERAS[:2], np.array([SIZE, 0, SIZE / 2, 0, SIZE, SIZE / 2, 0, 0, 1], np.float32)
+    turn, away = np.diag([1.0, -1.0, -1.0, 1.0]), np.diag([-1.0, 1.0, -1.0, 1.0])
+    turn[:3, 3], away[:3, 3] = [0.5, 0.4, 1.0], [0.6, 0.5, 1.0]
+
+    def measured(table, poses):
+        wall = io.BytesIO()
+        Image.fromarray(np.full((SIZE, SIZE), 1000, np.uint16)).save(wall, "png")
+        cells = [{"bytes": wall.getvalue(), "path": None}] * len(table)
+        for camera, pose in zip(cameras, poses, strict=True):
+            for key, column in (
+                (f"observation.images.{camera}_depth", cells),
+                (f"observation.intrinsics.{camera}", [lens.tolist()] * len(table)),
+                (f"observation.extrinsics.{camera}", [pose.ravel().astype(np.float32).tolist()] * len(table)),
+            ):
+                place = table.column_names.index(key)
+                table = table.set_column(place, key, pa.array(column, table.schema.field(key).type))
+        return table
+
+    for name, poses in (("right", (turn, away)), ("wrong", (np.linalg.inv(turn), away))):
+        root = tmp_path / name
+        shutil.copytree(recorded, root)
+        for path in (root / "data").rglob("*.parquet"):
+            pq.write_table(measured(pq.read_table(path), poses), path)
+        warned = [line for line in load_dataset(root, depth=True).warnings() if "place what they see apart" in line]
+        told = [f for f in check_dataset(root).findings if "place what they see apart" in f.text]
+        assert len(load_dataset(root, depth=True).geometry[cameras[0]].depth_mm) == frames
+        if name == "right":
+            assert warned == told == []
+        else:
+            assert [f.cameras for f in told] == [(cameras[0],)] and told[0].severity == "warning"
+            assert told[0].code == "calibration" and len(warned) == 1
