@@ -22,9 +22,9 @@ from vla.checking.scales import Following, Sample, Scale
 from vla.checking.texts import episode_tasks, text_findings
 from vla.checking.timing import bookkeeping_findings
 from vla.data.dataset_meta import depth_maps, naming_findings, unread_findings, unused_findings
-from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings
-from vla.data.lerobot_dataset import ACTION, PROPRIO, DemoSet
-from vla.data.tables import Rounding, foreign_findings, lost_motion, not_finite, timing_findings
+from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings, spread_successes
+from vla.data.lerobot_dataset import ACTION, PROPRIO, SUCCESS, DemoSet
+from vla.data.tables import Rounding, flags, foreign_findings, lost_motion, not_finite, timing_findings
 from vla.model.config import DEFAULT_BACKBONE
 from vla.runtime.console import one_line
 
@@ -131,6 +131,7 @@ def check_dataset(
         *unread_findings(recording.info["features"], PROPRIO),
         *foreign_findings(root),
         *_depth(recording.info["features"]),
+        *_successes(recording),
         *text_findings(recording, backbone),
     ]
     survey = _Survey(recording)
@@ -168,6 +169,17 @@ def _depth(features: Mapping[str, Any]) -> list[Finding]:
         return []
     text = f"depth maps are left out, policies read colour cameras: {', '.join(names)}"
     return [Finding("depth_left_out", "note", text)]
+
+
+def _successes(recording: Recording) -> list[Finding]:
+    """Findings about when episodes succeeded, where the recording says that they did."""
+    if SUCCESS not in recording.info["features"]:
+        return []
+    try:
+        parts = [flags(recording.root, table, SUCCESS) for _, table in recording.vectors((SUCCESS,))]
+    except ValueError as problem:
+        return [Finding("success_unreadable", "error", one_line(problem))]
+    return spread_successes(np.concatenate(parts), recording.table.column("episode_index").to_numpy())
 
 
 def training_warnings(root: str | Path, demos: DemoSet) -> list[str]:

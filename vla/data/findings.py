@@ -15,6 +15,8 @@ from vla.processing.stats import rare_components
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """Gravest first. error: do not train on it so; warning: look at it before; note: good to know."""
+_THROUGHOUT = 0.9
+"""Share of an episode's frames that are a success from which that is the episode's label, not the moment it came."""
 _NAMED = 8
 """Most episodes that one sentence names."""
 
@@ -92,6 +94,28 @@ def identical_cameras(one: str, other: str, where: str, episodes: tuple[int, ...
         "(vla train --cameras) or record again"
     )
     return Finding("cameras_identical", "warning", text, episodes, cameras=(one, other))
+
+
+def labelled_throughout(success_F: NDArray[np.bool_], episode_F: NDArray[np.int64]) -> list[int]:
+    """Episodes (F numbers, one after the other) that count as a success in (nearly) all of their several frames, as a
+    converter writes an episode's label: nobody has succeeded before anything was done."""
+    numbers, starts, counts = np.unique(episode_F, return_index=True, return_counts=True)
+    order = np.argsort(starts)
+    shares = np.add.reduceat(success_F.astype(np.int64), starts[order]) / counts[order]
+    spread = (shares >= _THROUGHOUT) & (counts[order] > 1)
+    return numbers[order][spread].tolist()
+
+
+def spread_successes(success_F: NDArray[np.bool_], episode_F: NDArray[np.int64]) -> list[Finding]:
+    """A finding for successes of which nothing says when they came."""
+    spread = labelled_throughout(success_F, episode_F)
+    if not spread:
+        return []
+    text = (
+        f"feature next.success is true all through {listed(spread)}: when they succeeded is not told, and `vla train "
+        "--advantage` takes their last frames for it; where the moment is known, let it be true from there on"
+    )
+    return [Finding("success_spread", "note", text, tuple(spread))]
 
 
 def rare_findings(feature: str, values_FX: NDArray[np.floating], names: Sequence[str]) -> list[Finding]:

@@ -171,7 +171,7 @@ class Train(Command):
         from vla.runtime.console import progress, say
         from vla.runtime.console import stderr as console
         from vla.runtime.distributed import launched
-        from vla.training.advantage.labels import imitated_failures, judgement
+        from vla.training.advantage.labels import imitated_failures, judgement, untold_moments
         from vla.training.distillation.student import student_config, take_decoder
         from vla.training.memory_budget import estimate
         from vla.training.modulation import unrecognised
@@ -216,7 +216,7 @@ class Train(Command):
                 if config.model.chunk_size > longest:
                     far = f"a chunk of {config.model.chunk_size} actions is longer than any episode ({longest} frames)"
                     say(f"warning: {name}: {far}: what lies beyond is not learnt; give a smaller --chunk-size")
-                told = [] if self.advantage else imitated_failures(name, part)
+                told = (untold_moments if self.advantage else imitated_failures)(name, part)
                 if depth:
                     places = model.config.xyz
                     told += [
@@ -265,9 +265,9 @@ class Train(Command):
             raise ValueError(f"--{flag} goes with --modulators, without which the policy forgets: give their number")
         if same := {path.resolve() for path in self.known} & {path.resolve() for path in self.dataset}:
             raise ValueError(f"{same.pop()} is both --known and --dataset: nothing of it would be learnt; name others")
-        from policies.load import checkpoint
+        from bascule.catalogue import trained
 
-        checkpoint(self.init)
+        trained(self.init)
         if changed := [flag for flag in flags if getattr(self, flag) is not None] + ["xyz"] * self.xyz:
             raise ValueError(f"--init keeps the shape of its policy: leave out --{changed[0].replace('_', '-')}")
         if self.advantage and self.modulators is not None:

@@ -1,6 +1,10 @@
 """`vla train --init --advantage`: a policy improved on logs of the stock recorder, and who takes it then."""
 
+import shutil
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -9,7 +13,9 @@ from policies.export.exporter import Decision
 from policies.load import load_policy
 from tests.vla.data.test_data import lerobot  # noqa: F401 (fixture)
 from tests.vla.training.test_train_command import arm, command  # noqa: F401 (fixture)
+from vla.checking.check import check_dataset
 from vla.core.checkpoint import load_tensors
+from vla.core.config import load_json, save_json
 from vla.data.lerobot_dataset import load_dataset
 from vla.model.advantage import BAD
 from vla.model.model import VLA
@@ -104,3 +110,36 @@ def test_flags_that_do_not_go_together(arm, trained, tmp_path, changes, says):  
         changes = changes | {"known": (arm,)}
     with pytest.raises(ValueError, match=says):
         Train(dataset=(arm,), out=tmp_path / "x", **{"recipe": "smoke"} | changes).run()
+
+
+def test_a_label_of_whole_episodes_is_told_by_check_and_before_training(
+    arm, logs, trained, tmp_path, monkeypatch, capsys,  # noqa: F811
+):  # fmt: skip
+    for name in ("_WIDTH", "_BATCH"):
+        monkeypatch.setattr(f"vla.training.advantage.value.{name}", 8)
+    assert not [f for f in check_dataset(logs, pictures=0).findings if f.code == "success_spread"]
+    root = tmp_path / "spread"
+    shutil.copytree(logs, root)
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        won = pa.array((table.column("episode_index").to_numpy() % 2 == 0).tolist())
+        pq.write_table(table.set_column(table.column_names.index("next.success"), "next.success", won), path)
+    (finding,) = (f for f in check_dataset(root, pictures=0).findings if f.code == "success_spread")
+    assert finding.severity == "note" and finding.episodes == (0, 2, 4, 6, 8, 10)
+    improve(tmp_path / "out", (arm, root), trained)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "warning: spread: feature next.success is true all through episodes 0, 2, 4" in told
+    labels = [load_tensors(tmp_path / "out" / LABELS)]
+    improve(tmp_path / "last", (arm, logs), trained)
+    assert "all through" not in capsys.readouterr().err
+    labels.append(load_tensors(tmp_path / "last" / LABELS))
+    assert torch.equal(labels[0]["label"], labels[1]["label"]), "as if the last frame were the success"
+
+
+def test_an_export_is_named_as_one(arm, trained, tmp_path):  # noqa: F811
+    export = tmp_path / "export"
+    shutil.copytree(trained, export)
+    (export / "model.safetensors").unlink()
+    save_json(export / "config.json", load_json(export / "config.json") | {"export": {"format": "onnx"}})
+    with pytest.raises(ValueError, match="is a folder of `vla export`: give the checkpoint it was made from"):
+        improve(tmp_path / "out", (arm,), export)

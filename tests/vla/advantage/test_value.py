@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from vla.data.findings import labelled_throughout, spread_successes
 from vla.training.advantage.labels import _auc, good_ones
 from vla.training.advantage.value import FAILURE, Outcomes, held_out_values
 
@@ -52,6 +53,21 @@ def test_returns_and_advantages_are_those_of_a_slow_reading(steps, early):
     np.testing.assert_allclose(outcomes.advantages_F(value, steps), advantages, atol=1e-12)
     assert outcomes.returns_F.min() == pytest.approx(-1) and outcomes.returns_F.max() <= 0
     assert outcomes.won_E.tolist() == list(WON)
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_label_of_the_whole_episode_is_a_success_at_its_end(late):
+    """Converters write it so, perhaps but for the first frame; an episode of one frame is its own end."""
+    lengths, won = (20, 3, 17, 1), (True, False, False, True)
+    episode = np.repeat(np.arange(4), lengths)
+    begun = np.concatenate([np.arange(n) for n in lengths])
+    spread = np.repeat(won, lengths) & ((begun >= late) | (episode == 3))
+    last, _ = logs(lengths, won)
+    told, wanted = Outcomes(spread, episode), Outcomes(last, episode)
+    np.testing.assert_array_equal(told.returns_F, wanted.returns_F)
+    assert labelled_throughout(spread, episode) == [0] and labelled_throughout(last, episode) == []
+    half = (episode == 0) & (begun >= 10)  # a success that the robot rests in is one from its first frame on
+    assert Outcomes(half, episode).left_F[0] == 11 and spread_successes(half, episode) == []
 
 
 def test_a_true_value_leaves_no_advantage_where_nothing_is_random():

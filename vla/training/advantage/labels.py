@@ -17,6 +17,7 @@ from vla.core.checkpoint import load_tensors, save_tensors
 from vla.core.config import load_json, save_json
 from vla.data.batches import Batch, Source
 from vla.data.feature_cache import EncodedDemos
+from vla.data.findings import spread_successes
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.advantage import BAD, GOOD, UNTOLD
 from vla.model.memory.tokens import row_of
@@ -56,6 +57,12 @@ def imitated_failures(name: str, demos: DemoSet) -> list[str]:
         f"{name}: {failed} of {len(starts)} episodes did not succeed, by feature next.success, and are imitated like "
         "the others: --init with --advantage tells good from bad, `vla check --fix --drop` leaves episodes out"
     ]
+
+
+def untold_moments(name: str, demos: DemoSet) -> list[str]:
+    """A warning about episodes whose success is no moment but a label of every frame."""
+    found = [] if demos.success is None else spread_successes(demos.success, demos.episode_index)
+    return [f"{name}: {finding.text}" for finding in found]
 
 
 def good_ones(advantage_F: NDArray[np.float64], task_F: Sequence[str], share: float) -> NDArray[np.bool_]:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vla.data.findings import labelled_throughout
+
 FAILURE = 0.5
 """The cost of a failure. An episode's steps cost at most as much again, so that returns lie in [-1, 0]."""
 _BINS = 51
@@ -32,10 +34,12 @@ class Outcomes:
         begins = np.concatenate([[0], change])
         ends = np.append(change, len(episode_F))
         self.won_E = np.array([success_F[a:b].any() for a, b in zip(begins, ends, strict=True)])
-        # What follows the first success is no longer judged: it can only be good.
+        # What follows the first success is no longer judged: it can only be good. Of a label that a converter has
+        # spread over its episode, the end is when it came true.
+        spread = set(labelled_throughout(success_F, episode_F))
         over_E = np.array(
             [
-                a + np.argmax(success_F[a:b]) + 1 if won else b
+                a + np.argmax(success_F[a:b]) + 1 if won and episode_F[a] not in spread else b
                 for a, b, won in zip(begins, ends, self.won_E, strict=True)
             ]
         )
