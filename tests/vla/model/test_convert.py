@@ -212,8 +212,16 @@ def test_mistakes_are_explained(tmp_path):
     )
     with pytest.raises(ValueError, match=r"lacks or adds weights: bridge.blocks.1.query.bias"):
         convert(tmp_path, backbone=toy_backbone(width=W), cameras=("front", "wrist"), chunk_size=C, heads=H)
-    (tmp_path / "action_head--150000_checkpoint.pt").write_bytes(b"not a pickle")
-    with pytest.raises(ValueError, match="not a readable state dict"):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    garbage = np.random.default_rng(0).bytes(1000)
+    contents = {b"not a pickle": "readable state dict", garbage: "damaged", b"": "is empty", pointer: "`git lfs pull`"}
+    for content, words in contents.items():
+        (tmp_path / "action_head--150000_checkpoint.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"action_head--150000_checkpoint.pt .*{words}") as told:
+            read_released(tmp_path)
+        assert "weights_only" not in str(told.value), "the advice to switch torch's safety off"
+    torch.save([1, 2], tmp_path / "action_head--150000_checkpoint.pt")
+    with pytest.raises(ValueError, match="holds no state dict"):
         read_released(tmp_path)
     write(tmp_path, "base")
     with pytest.raises(ValueError, match="32 wide, as its backbone; got one of 8"):

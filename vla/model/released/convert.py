@@ -7,7 +7,6 @@ and the fine-tuned vision-language model. Names and shapes from the public repos
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ _OF_LAYOUT = {
         for place, source in enumerate(("self", "adapter", "task"))
     },
 }
+_POINTER = b"version https://git-lfs"
 _DEAD = "film_gen."
 """Parameters that the released forward pass never uses."""
 
@@ -199,6 +199,23 @@ def _component(folder: Path, name: str) -> dict[str, Tensor]:
         listing = ", ".join(path.name for path in found) or "none"
         raise ValueError(f"{folder} must hold one file {name}--...checkpoint.pt, found {listing}")
     try:
-        return torch.load(found[0], map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as problem:
-        raise ValueError(f"{found[0]} is not a readable state dict: {str(problem).splitlines()[0]}") from None
+        held = torch.load(found[0], map_location="cpu", weights_only=True)
+    except Exception as problem:  # what unpickling garbage raises is anything
+        if isinstance(problem, MemoryError | PermissionError):
+            raise
+        raise ValueError(f"{found[0]} {_no_weights(found[0])}") from None
+    if not isinstance(held, Mapping) or not all(isinstance(tensor, Tensor) for tensor in held.values()):
+        raise ValueError(f"{found[0]} holds no state dict, tensors by name: take the file of the release")
+    return dict(held)
+
+
+def _no_weights(path: Path) -> str:
+    """Why a file cannot be one of torch.save, and what to do: words that follow its name. torch's own end in the advice
+    to switch its safety off."""
+    with path.open("rb") as file:
+        begin = file.read(len(_POINTER))
+    if begin == _POINTER:
+        return "is a pointer of git-lfs, not the weights: run `git lfs pull` in the release's folder"
+    if not begin:
+        return "is empty: download it again"
+    return "is not a readable state dict (damaged, cut short, or no file of torch.save): download it again"
