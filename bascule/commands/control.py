@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -129,10 +129,11 @@ class Control(Command):
                 self, option, "which reads a log alone, with the settings of its run", "policy", "replay", "to_dataset"
             )
         if self.to_dataset is not None:
+            from policies.control.flight_log import pictures_lost
             from policies.lerobot.recording import to_dataset
 
             print(f"{to_dataset(Path(self.policy), self.to_dataset)}: a LeRobotDataset of the run")
-            return _tell_incomplete(Path(self.policy))
+            return _tell_incomplete(Path(self.policy), pictures_lost)
         if self.replay:
             return self._replay()
         from contextlib import ExitStack, nullcontext
@@ -347,15 +348,15 @@ class Control(Command):
         )
 
 
-def _tell_incomplete(log: Path) -> int:
-    """One line on stderr if the log lacks the end of its run; the exit code."""
+def _tell_incomplete(log: Path, *others: Callable[[Path], str | None]) -> int:
+    """A line on stderr for what the log lacks of its run, and for what the `others` find; the exit code."""
     from policies.control.flight_log import incomplete
     from vla.runtime.console import say
 
-    if (problem := incomplete(log)) is None:
-        return 0
-    say(f"vla: warning: {problem}")
-    return 1
+    problems = [problem for look in (incomplete, *others) if (problem := look(log))]
+    for problem in problems:
+        say(f"vla: warning: {problem}")
+    return 1 if problems else 0
 
 
 def one_world(suite: str, image_size: int) -> Any:

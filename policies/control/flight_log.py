@@ -192,6 +192,25 @@ def incomplete(path: Path) -> str | None:
     return None
 
 
+def pictures_lost(path: Path) -> str | None:
+    """How LOG.frames lacks pictures that ticks of the log name, None where all are there."""
+    _, lines = _whole(path)
+    size = picture_bytes(lines)
+    there = frames_file(path).stat().st_size // size if size else 0
+    seen = [line["frame"] for line in lines if "inputs" in line and line["frame"] >= 0]
+    lost = sum(frame >= there for frame in seen)
+    if not lost:
+        return None
+    name = frames_file(path).name
+    return f"the log {path} is incomplete: {name} is cut, of {len(seen)} ticks the pictures of {lost} are missing"
+
+
+def picture_bytes(lines: Sequence[dict[str, Any]]) -> int:
+    """Bytes of one frame in LOG.frames, the pictures of all cameras; 0 in a log that saw none."""
+    shapes = next((line["cameras"] for line in lines if "cameras" in line), {})
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
 def replay(path: Path) -> list[tuple[Decision, Decision]]:
     """(logged, decided again) of every tick: the guards run anew on the logged inputs. Equal unless they changed."""
     header, lines = read(path)

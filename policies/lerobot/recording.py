@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from policies.control.flight_log import frames_file, read
+from policies.control.flight_log import frames_file, picture_bytes, read
 from policies.control.guards import GUARDS, Reaction
 from vla.core.disk import remove, temporary, writing
 from vla.data.lerobot_writer import new_dataset, quietly
@@ -24,8 +24,8 @@ def to_dataset(log: Path, out: Path) -> Path:
 
     The action of a tick that sent or wanted nothing is 0, the age of what never was -1: a dataset's statistics bear
     nothing that is not finite. The folder is there only when it is whole. The dataset's rate is that at which
-    the ticks came; a warning tells where that is not the declared one. ValueError for a log without pictures, or a
-    folder that is there.
+    the ticks came; a warning tells where that is not the declared one. ValueError for a log without pictures or of a
+    dry run, or a folder that is there.
     """
     if out.exists():
         raise ValueError(f"{out} is already there: choose another folder")
@@ -45,8 +45,13 @@ def _write(log: Path, out: Path, name: str) -> None:
     facts = [line for line in lines if "cameras" in line]
     if not ticks or not facts:
         raise ValueError(f"{log} holds no tick that saw anything")
+    if header.get("control", {}).get("dry_run"):
+        raise ValueError(
+            f"{log} is the log of a --dry-run: the robot was sent none of its actions, and nothing is to be learnt of "
+            "them; log a run without --dry-run"
+        )
     cameras = {name: tuple(shape) for name, shape in facts[0]["cameras"].items()}
-    size = sum(int(np.prod(shape)) for shape in cameras.values())
+    size = picture_bytes(lines)
     if not frames_file(log).is_file():
         raise ValueError(f"{log} is without its pictures: put {frames_file(log).name}, written with it, beside it")
     pixels = np.memmap(frames_file(log), np.uint8, "r")
@@ -75,7 +80,7 @@ def _write(log: Path, out: Path, name: str) -> None:
     for line in lines:
         task = line.get("task", task)
         if "inputs" not in line or not 0 <= line["frame"] < len(frames):
-            continue  # the pictures of the last ticks may be missing where the run was cut off
+            continue  # of a run that was cut off; `pictures_lost` tells
         said, decided = line["inputs"], line["decision"]
         row = {
             "observation.state": said["proprio"],

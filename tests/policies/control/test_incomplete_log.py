@@ -6,8 +6,9 @@ import resource
 import pytest
 
 from bascule.main import main
-from policies.control.flight_log import BlackBox, LogIncomplete, incomplete, replay
+from policies.control.flight_log import BlackBox, LogIncomplete, frames_file, incomplete, pictures_lost, replay
 from tests.policies.control.toy_robot import STEADY, drive
+from vla.data.lerobot_dataset import load_dataset
 
 
 def test_a_full_disk_lets_the_robot_go_on_and_the_log_says_that_it_is_incomplete(tmp_path, capsys):
@@ -94,3 +95,26 @@ def test_a_log_that_an_editor_on_windows_saved_is_read(tmp_path, capsys):
     (tmp_path / "log.jsonl").write_text(text, encoding="utf-8-sig", newline="\r\n")
     assert main(["control", str(tmp_path / "log.jsonl"), "--replay"]) == 0
     assert capsys.readouterr().out == "50 ticks, 50 decided as logged\n"
+
+
+def test_pictures_that_are_cut_are_told_in_a_dataset_of_the_log(tmp_path, capsys):
+    log, out = tmp_path / "log.jsonl", tmp_path / "made"
+    with BlackBox(log) as box:
+        drive(STEADY, log=box)
+    pictures = frames_file(log).read_bytes()
+    one = 4 * 4 * 3
+    assert len(pictures) == 50 * one and pictures_lost(log) is None
+    frames_file(log).write_bytes(pictures[: 30 * one + 7])
+    assert main(["control", str(log), "--to-dataset", str(out)]) == 1
+    line = "log.jsonl.frames is cut, of 50 ticks the pictures of 20 are missing"
+    assert line in capsys.readouterr().err and load_dataset(out).num_frames == 30
+    assert main(["control", str(log), "--replay"]) == 0, "which needs no pictures"
+
+
+def test_a_dry_run_becomes_no_recording(tmp_path, capsys):
+    """Its actions were never sent, whatever else the log holds."""
+    log, out = tmp_path / "log.jsonl", tmp_path / "made"
+    with BlackBox(log) as box:
+        drive(STEADY, log=box, dry_run=True)
+    assert main(["control", str(log), "--to-dataset", str(out)]) == 2
+    assert "--dry-run: the robot was sent none of its actions" in capsys.readouterr().err and not out.exists()
