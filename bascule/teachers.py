@@ -46,14 +46,38 @@ def load_teacher(folder: Path) -> Teacher:
 def check_same_suite(folder: Path, dataset: Path) -> None:
     """ValueError where a privileged teacher learnt another suite than these demonstrations were recorded in: what its
     numbers of the simulator's state mean differs from suite to suite, also where there are as many."""
-    run, recorded = folder / "last" / "config.json", dataset / "meta" / "bascule.json"
-    if not (run.is_file() and recorded.is_file()):
-        return
-    learnt, shown = (load_json(file).get("suite") for file in (run, recorded))
+    run = folder / "last" / "config.json"
+    learnt, shown = load_json(run).get("suite") if run.is_file() else None, recorded_suite(dataset)
     if learnt and shown and Path(learnt).stem != Path(shown).stem:
         raise ValueError(
             f"the privileged teacher learnt {learnt}, the demonstrations are of {shown}, where the simulator's state "
             f"means something else: give some of {learnt}, or the run's policy ({folder / 'best'}) as the --teacher"
+        )
+
+
+def recorded_suite(dataset: Path) -> str | None:
+    """The suite that `vla demos` recorded a dataset in; None for what others have recorded."""
+    told = dataset / "meta" / "bascule.json"
+    return load_json(told).get("suite") if told.is_file() else None
+
+
+def refuse_other_suite(dataset: Path, suite: str) -> None:
+    """ValueError where a run in `suite` is given demonstrations of another one, whose tasks are not all its own: a
+    teacher of the simulator's state learns from them, and numbers of other tasks fit it as well."""
+    from envs.registry import load_suite
+
+    shown = recorded_suite(dataset)
+    if shown is None or Path(shown).stem == Path(suite).stem:
+        return
+    named = load_json(dataset / "meta" / "bascule.json").get("tasks")
+    try:
+        tasks = set(named.split() if named else load_suite(shown).tasks)
+    except ValueError:
+        return  # a suite of one's own that is no longer there: nothing tells what its tasks were
+    if not tasks <= set(load_suite(suite).tasks):
+        raise ValueError(
+            f"--demos {dataset} holds demonstrations of {shown}, the run is in {suite}: a teacher would learn other "
+            f"tasks; record some with `vla demos {suite}`"
         )
 
 

@@ -31,7 +31,7 @@ def train_teacher(
     """Return the frozen teacher of a run with a `guide`, and a report of its success on training scenes.
 
     The PPO's control steps are added to `collector`'s. `seconds()` is the run's wall clock so far. ValueError if the
-    demonstrations are of another suite or lack the simulator's state.
+    demonstrations lack the simulator's state, or hold another number of it than the worlds.
     """
     env, actor, guide = collector.env, collector.actor, config.guide
     assert guide is not None, "the run has no teacher"

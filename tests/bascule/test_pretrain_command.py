@@ -136,6 +136,19 @@ def test_small_starts_from_words_and_eyes_of_its_own(data, tmp_path, capsys, wit
     assert backbone.family_name == "bascule_small" and backbone.image_size == 64 and backbone.vlm.config.folded
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--image-size", 64), "--initial tiny reads pictures of 84 pixels, not of --image-size 64"),
+        (("--stem", "random"), "--stem changes nothing beside --initial tiny"),
+    ],
+)
+def test_flags_of_a_new_backbone_are_refused_beside_another(data, tmp_path, capsys, flags, says):
+    out = tmp_path / "out"
+    code, error = run(capsys, "small", "--initial", "tiny", *flags, "--data", data, "--out", out, "--steps", 1)
+    assert code == 2 and says in error and not (out / "bascule.json").exists(), error
+
+
 def test_small_makes_its_scenes_and_goes_on_with_the_first_set_that_is_missing(
     tmp_path, capsys, monkeypatch, without_words, made
 ):

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_numbers, given, stays
+from bascule.commands.base import Command, check_numbers, given, refuse_idle, stays
 from vla.core.config import unknown
 from vla.model.config import retirement
 from vla.runtime.locks import refuse_used
 
 if TYPE_CHECKING:
     from envs.grounding.mixture import Plan
+
+_PIXELS = 96
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class Pretrain(Command):
     dictionaries: Path | None = None
     """A folder with WordNet's folder dict and Moby's words.txt, to score anew what every word means
     (docs/train.md). Default: the scores that the shipped backbone has."""
-    image_size: int = 96
-    """Height and width of the pictures that it reads, and makes, pixels; a multiple of 16."""
+    image_size: int | None = None
+    """Height and width of the pictures that a new backbone reads, and makes, pixels; a multiple of 16. Default: 96; one
+    of --initial keeps its own."""
     seed: int = 0
     """Seed of the initial weights and of the order of the scenes; the scenes that are made are always the same."""
     resume: bool = False
@@ -92,6 +95,8 @@ class Pretrain(Command):
         if initial is None or load(initial).family_name != "embedded":  # which would not spell a paraphrase's words
             half = bfloat16_is_fast(torch.device("cpu"))
             config = replace(config, half=half, paraphrase=True, points_per_scene=POINT_QUESTIONS, minutes=110.0)
+        if self.initial is not None:
+            self._refuse_new(load(self.initial).image_size)
         if note := retirement(initial or ""):
             say(f"note: {note}")
         changes = given(
@@ -104,7 +109,7 @@ class Pretrain(Command):
             from envs.grounding.mixture import planned
 
             each = config.holdout + config.batch_scenes
-            pixels = self.image_size if initial is None else load(initial).image_size
+            pixels = (self.image_size or _PIXELS) if initial is None else load(initial).image_size
             plan = planned(self.out / "data", pixels, self.scenes, without=self.without, at_least=each)
         start = initial or self._new_small()
         if plan is not None:  # after all that can be refused, and after the words, which need another extra
@@ -139,7 +144,7 @@ class Pretrain(Command):
             from vla.backbones.small.dictionaries import require_dictionaries
 
             require_dictionaries(self.dictionaries)
-        if self.image_size % 16:
+        if (self.image_size or 0) % 16:
             raise ValueError(f"--image-size must be a multiple of 16, got {self.image_size}")
         refuse_used(self.out / "bascule.json", self.out, "a backbone", resume=self.resume)
         if not self.data:
@@ -158,6 +163,16 @@ class Pretrain(Command):
         if self.initial is None and (self.out / "bascule.json").exists() and not (self.out / "untrained").exists():
             return str(self.out)  # a run of a kind that is retired
         return self.initial
+
+    def _refuse_new(self, pixels: int) -> None:
+        """ValueError for flags of a new backbone beside --initial, which reads pictures of so many pixels and keeps its
+        eyes and its words."""
+        if self.image_size not in (None, pixels):
+            raise ValueError(
+                f"--initial {self.initial} reads pictures of {pixels} pixels, not of --image-size {self.image_size}: "
+                "leave out --image-size, or start a new backbone without --initial"
+            )
+        refuse_idle(self, f"beside --initial {self.initial}, which has its own", "stem", "dictionaries")
 
     def _make_scenes(self, plan: Plan) -> None:
         """Render the sets that OUT/data lacks, one after the other."""
@@ -185,8 +200,8 @@ class Pretrain(Command):
             stem = imagenet_file() if self.stem == "imagenet" else None
             with progress("word vectors", None, unit="words") as update:
                 new_small(
-                    folder, stem=stem, image_size=self.image_size, seed=self.seed, dictionaries=self.dictionaries,
-                    on_word=lambda done, total: update(done, total=total),
+                    folder, stem=stem, image_size=self.image_size or _PIXELS, seed=self.seed,
+                    dictionaries=self.dictionaries, on_word=lambda done, total: update(done, total=total),
                 )  # fmt: skip
         return folder
 

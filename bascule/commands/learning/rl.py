@@ -92,6 +92,7 @@ class RL(Command):
 
         recipe = lookup(self.recipe, RECIPES, "recipe")
         from bascule.catalogue import trained
+        from bascule.teachers import refuse_other_suite
 
         refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         init = trained(self.init)
@@ -105,6 +106,8 @@ class RL(Command):
         if self.demos is not None and config.guide is None:
             say(f"warning: recipe '{self.recipe}' has no teacher to learn from --demos, which is not used; "
                 "multitask and ...-guided have one")  # fmt: skip
+        elif self.demos is not None:
+            refuse_other_suite(self.demos, config.suite)
         if config.num_envs % size:
             raise ValueError(f"--num-envs {config.num_envs} does not divide among {size} processes")
         if self.processes != 1 and launched()[1] == 1:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bascule.teachers import check_same_suite
+from bascule.teachers import check_same_suite, refuse_other_suite
 from tests.vla.toy_backbone import SPEC, load_toy, toy_backbone, toy_observation, toy_stats, toy_vla
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, demos, interrupt_at, kill, weights
 from vla.core.config import save_json
@@ -240,6 +240,25 @@ def test_a_privileged_teacher_teaches_its_own_suite_only(tmp_path):
     save_json(recorded / "meta" / "bascule.json", {"suite": "tabletop-place"})
     with pytest.raises(ValueError, match="learnt tabletop-pick, the demonstrations are of tabletop-place"):
         check_same_suite(run, recorded)
+
+
+@pytest.mark.parametrize(
+    ("shown", "tasks", "suite", "fits"),
+    [
+        ("tabletop-pick", None, "tabletop-pick", True),
+        ("tabletop-place", None, "tabletop-pick", False),  # whose state has as many numbers
+        ("tabletop-place", None, "tabletop-mixed", True),
+        ("tabletop-mixed", None, "tabletop-pick", False),
+        ("tabletop-mixed", "pick", "tabletop-pick", True),
+        ("gone/own.toml", None, "tabletop-pick", True),  # nothing tells
+    ],
+)
+def test_a_run_takes_demonstrations_of_its_own_tasks_only(tmp_path, shown, tasks, suite, fits):
+    save_json(tmp_path / "meta" / "bascule.json", {"suite": shown, "tasks": tasks})
+    if fits:
+        return refuse_other_suite(tmp_path, suite)
+    with pytest.raises(ValueError, match=f"holds demonstrations of {shown}, the run is in {suite}"):
+        refuse_other_suite(tmp_path, suite)
 
 
 def test_a_teacher_that_reads_depth_asks_for_a_student_that_does():
