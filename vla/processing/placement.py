@@ -27,6 +27,8 @@ _ALIKE = 0.98
 """Share of the best from which another choice of cameras is as good: of mirrored ones nothing tells which is wrong."""
 _RIDES_M = 0.02
 """Deviation within episodes from which a camera moves."""
+_RIDES = 0.8
+"""Agreement with the hand's motion (1: the same but for its size) that a camera on the hand reaches at least."""
 _LEAST, _WORSE = 0.03, 3.0
 """The part that a camera's motion lacks of the hand's (0: they are the same): more than this is told, and more than so
 many times what it would lack by the inverse. A camera beside the hand lacks a little wherever the hand turns."""
@@ -117,7 +119,7 @@ def against_the_hand(
         if not hands or here.std(0).max() < _RIDES_M:
             continue
         now, turned = (max(_agreement(motion, hand) for hand in hands) for motion in (here, there))
-        if 1 - now > _LEAST + _WORSE * (1 - turned):
+        if turned > _RIDES and 1 - now > _LEAST + _WORSE * (1 - turned):
             text = (
                 f"camera '{camera}' moves with the hand, but not as its extrinsics say (agreement {now:.2f}, by their "
                 f"inverse {turned:.2f}): record robot_from_camera, not camera_from_robot"

@@ -100,3 +100,8 @@ def test_a_camera_on_the_hand_moves_with_it():
     # A camera beside the robot that is put elsewhere between episodes does not ride on the hand.
     beside = np.where(EPISODE[:, None, None] > 0, looking([0.2, 1.2, 0.7], [0.5, 0, 0]), poses["front"])
     assert against_the_hand({"front": np.linalg.inv(beside)}, state, NAMES, EPISODE) == []
+    # Nor does one that sweeps by itself, by chance against the hand along one axis.
+    wide = state * [3, 0.3, 0.3, 1, 1, 1]
+    swept = np.tile(np.diag([1.0, -1.0, -1.0, 1.0]), (FRAMES, 1, 1))
+    swept[:, :3, 3] = wide[:, :3] * [-1, 0, 0] + np.random.default_rng(3).normal(size=(FRAMES, 3)) * [0, 0.1, 0.1]
+    assert against_the_hand({"neck": swept}, wide, NAMES, EPISODE) == []
