@@ -92,7 +92,6 @@ class RL(Command):
 
         recipe = lookup(self.recipe, RECIPES, "recipe")
         from bascule.catalogue import trained
-        from bascule.teachers import refuse_other_suite
 
         refuse_used(self.out / "last" / CONFIG, self.out, "a run", resume=self.resume)
         init = trained(self.init)
@@ -107,6 +106,8 @@ class RL(Command):
             say(f"warning: recipe '{self.recipe}' has no teacher to learn from --demos, which is not used; "
                 "multitask and ...-guided have one")  # fmt: skip
         elif self.demos is not None:
+            from bascule.teachers import refuse_other_suite
+
             refuse_other_suite(self.demos, config.suite)
         if config.num_envs % size:
             raise ValueError(f"--num-envs {config.num_envs} does not divide among {size} processes")
@@ -172,11 +173,13 @@ class RL(Command):
             self, updates=(1, 10**9), minutes=(0.01, 1e6), seed=(0, 2**31), workers=(1, 1024), processes=(1, 1024),
             num_envs=(1, 100_000), horizon=(1, 10**9), retain_episodes=(1, 1_000_000), late_steps=(0, 10_000),
         )  # fmt: skip
-        from envs.make import worlds_class
         from envs.registry import load_suite
 
-        for suite in (*self.retain, *([] if self.suite is None else [self.suite])):
-            worlds_class(load_suite(suite))  # refuses one whose package is not installed
+        suites = [load_suite(name) for name in (*self.retain, *([] if self.suite is None else [self.suite]))]
+        from envs.make import worlds_class
+
+        for suite in suites:
+            worlds_class(suite)  # refuses one whose package is not installed
         if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
             raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
         chosen_perturbation(self.perturb, self.randomise)

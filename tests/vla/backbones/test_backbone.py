@@ -152,7 +152,7 @@ def test_several_grounding_sets_are_drawn_by_their_weights(tmp_path: Path) -> No
     assert [(len(own), list(held[[0, -1]])) for own, held in both.split(8)] == [(32, [32, 39]), (16, [56, 63])]
 
     drawn: list[int] = []
-    config = PretrainConfig(max_steps=3, batch_scenes=8, num_processes=1, holdout=8, weights=(0.0, 1.0), sharp=False)
+    config = PretrainConfig(max_steps=3, batch_scenes=8, num_processes=1, holdout=8, weights=(1e-9, 1.0), sharp=False)
     real = pretraining.scene_loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
