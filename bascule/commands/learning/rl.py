@@ -176,12 +176,12 @@ class RL(Command):
         from envs.registry import load_suite
 
         suites = [load_suite(name) for name in (*self.retain, *([] if self.suite is None else [self.suite]))]
+        if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
+            raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
         from envs.make import worlds_class
 
         for suite in suites:
             worlds_class(suite)  # refuses one whose package is not installed
-        if self.demos is not None and not (self.demos / "meta" / "info.json").is_file():
-            raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
         chosen_perturbation(self.perturb, self.randomise)
         from vla.runtime.run_log import check_trackers
 
