@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _BEGINNING = "begun-with.json"
 """The file of a run with --init that tells which policy that was."""
+_DIVERGED = 2.0
+"""A run whose loss ends at more than so many times its first one has not learnt."""
 _MOST = {
     name: (-math.inf, most)
     for most, names in (
@@ -233,8 +235,11 @@ class Train(Command):
                 say(f"warning: {line}")
         quiet = rank > 0 or not console().is_terminal
         with progress("imitation", config.steps, unit="steps") as update:
+            losses: list[float] = []
 
             def show(state: Any) -> None:
+                if state.loss is not None and not losses:
+                    losses.append(state.loss)
                 loss = "encoding images" if state.loss is None else f"loss {state.loss:.4f}"
                 update(state.done, loss, total=state.total)
                 if quiet and state.stage == "train" and state.done % (10 * config.log_every) == 0:
@@ -246,6 +251,9 @@ class Train(Command):
         if rank == 0:
             for line in (*judgement(self.out), *unrecognised(model, next(iter(demos.values())))):
                 say(line)
+            if teacher is None and losses and report.loss is not None and report.loss > _DIVERGED * losses[0]:
+                say(f"warning: the loss has risen from {losses[0]:.2g} to {report.loss:.2g}, the policy has not learnt "
+                    "what was shown: train again with a smaller --lr")  # fmt: skip
             say(f"policy after {report.step} steps in {self.out}")
         return None
 

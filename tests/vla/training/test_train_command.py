@@ -121,6 +121,12 @@ def test_a_chunk_longer_than_every_episode_is_told(arm, tmp_path, capsys):
     assert "longer than any episode" not in capsys.readouterr().err
 
 
+def test_a_loss_that_has_risen_is_told(arm, tmp_path, capsys):
+    for lr, told in ((1e-4, False), (30.0, True)):
+        Train((arm,), tmp_path / f"lr{lr}", recipe="smoke", backbone="tiny", steps=12, lr=lr).run()
+        assert ("the loss has risen from" in capsys.readouterr().err) is told
+
+
 def test_fewer_threads_than_none_are_an_error(arm, tmp_path):
     with pytest.raises(ValueError, match="num_threads must be at least 1, or 0"):
         command(tmp_path, arm, num_threads=-1).run()
