@@ -122,7 +122,7 @@ class ExportedPolicy:
         if self._memory is None:
             (action,) = self._graph(inputs)
         else:
-            envs = np.arange(obs.batch_size) if obs.env_ids is None else np.asarray(obs.env_ids)
+            envs = obs.environments
             recalled = self._memory.read(envs.tolist(), self.config.row_width)
             action, rows, keys = self._graph({**inputs, MEMORY: recalled})
             live = np.ones(len(envs), bool) if obs.live is None else obs.live

@@ -114,11 +114,7 @@ def export(
     policy = ExportedPolicy(draft, processor, graph)
     with made_up():
         errors = [np.abs(policy.predict(obs) - want) for obs, want in zip(samples, expected, strict=True)]
-    parity = Parity(observations, float(max(e.max() for e in errors)), float(np.mean([e.mean() for e in errors])))
-    if precision == "float32" and not parity.max_error < MAX_ERROR:
-        raise RuntimeError(
-            f"the exported graph differs from the model by {parity.max_error:.1e} (limit {MAX_ERROR:.0e}): not written"
-        )
+    parity = parity_of(errors, precision)
     config = ExportConfig(**{**vars(draft), "parity": parity})
     save_files(
         out,
@@ -147,6 +143,16 @@ def checked(
         raise ValueError(f"{os.fspath(checkpoint)} has no {TOKENIZER}: only fast tokenizers can be exported")
     refuse_others(checkpoint, out)
     return tokenizer_files
+
+
+def parity_of(errors: Sequence[np.ndarray], precision: Precision) -> Parity:
+    """The errors of all observations together. RuntimeError for a float32 graph that differs too much."""
+    parity = Parity(len(errors), float(max(e.max() for e in errors)), float(np.mean([e.mean() for e in errors])))
+    if precision == "float32" and not parity.max_error < MAX_ERROR:
+        raise RuntimeError(
+            f"the exported graph differs from the model by {parity.max_error:.1e} (limit {MAX_ERROR:.0e}): not written"
+        )
+    return parity
 
 
 def standalone(processor: Processor, tokenizer_files: Mapping[str, bytes]) -> tuple[Preprocessor, int]:

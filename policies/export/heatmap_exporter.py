@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from policies.export.aot_inductor import processor as processor_kind
-from policies.export.exported_policy import GRAPHS, ExportConfig, Format, Parity, Precision
-from policies.export.exporter import MAX_ERROR, checked, random_instruction, standalone
+from policies.export.exported_policy import GRAPHS, ExportConfig, Format, Precision
+from policies.export.exporter import checked, parity_of, random_instruction, standalone
 from policies.export.graphs import MAX_BATCH, Network, write
 from policies.export.heatmap_policy import KEY, LOOK_INPUTS, LOOK_OUTPUTS
 from vla.core.checkpoint import MODEL, read_config, save_files
@@ -72,11 +72,7 @@ def export_heatmap(
             heat, place, verdicts = (part.numpy() for part in look(*map(torch.from_numpy, inputs)))
             found = graph(dict(zip(LOOK_INPUTS, inputs, strict=True)))
             errors.append(_errors(heat, place, verdicts, *found, inputs[-2], inputs[-1]))
-    parity = Parity(observations, float(max(e.max() for e in errors)), float(np.mean([e.mean() for e in errors])))
-    if precision == "float32" and not parity.max_error < MAX_ERROR:
-        raise RuntimeError(
-            f"the exported graph differs from the model by {parity.max_error:.1e} (limit {MAX_ERROR:.0e}): not written"
-        )
+    parity = parity_of(errors, precision)
     config = ExportConfig(
         format=format, precision=precision, chunk_size=chunk_size, n_action_steps=chunk_size, parity=parity,
         source=read_config(checkpoint)["checkpoint"]["files"][MODEL],

@@ -105,6 +105,11 @@ class Observation:
         """Number of environments, B."""
         return len(self.instruction)
 
+    @property
+    def environments(self) -> NDArray[np.int64]:
+        """(B,) the number of the environment, or client, that each row is of: `env_ids`, or else the row's own."""
+        return np.arange(self.batch_size) if self.env_ids is None else np.asarray(self.env_ids)
+
     def select(self, index: Sequence[int] | NDArray[np.int64]) -> Observation:
         """The observation of the environments in `index`, in that order."""
         ids = np.asarray(index, dtype=np.int64)

@@ -126,14 +126,14 @@ class VLAPolicy:
                     self._tell(vla.confidence(features))
                     if self.memory is not None:
                         proprio = inp.proprio_BP.to(vla.device)
-                        memory = self._recalled(_envs(obs))
+                        memory = self._recalled(obs.environments)
                         features, row, key = remembering(vla.config.memory, features, proprio, memory)
-                        self.memory.add(_envs(obs), row.cpu().numpy(), key.cpu().numpy())
+                        self.memory.add(obs.environments, row.cpu().numpy(), key.cpu().numpy())
                 return continue_chunk(vla, inp, prefix, features)
             with torch.inference_mode():
                 inp, live = self._input(obs), obs.live
                 if live is None or live.all() or vla.device.type != "cpu":
-                    action, confidence = self._normalised(inp, _envs(obs), live)
+                    action, confidence = self._normalised(inp, obs.environments, live)
                     self._tell(confidence)
                     return vla.to_actions(action)
                 chunk = np.zeros((obs.batch_size, vla.chunk_size, len(vla.action_spec.names)), np.float32)
@@ -141,7 +141,7 @@ class VLAPolicy:
                 if live.any():  # with a text as long as before: another length rounds otherwise
                     rows = torch.from_numpy(live)
                     with applied(vla, None if chosen is None else chosen[rows]):
-                        action, confidence = self._normalised(inp.select(rows), _envs(obs)[live])
+                        action, confidence = self._normalised(inp.select(rows), obs.environments[live])
                     chunk[live] = vla.to_actions(action)
                     if told is not None and confidence is not None:
                         told[live] = confidence.numpy()
@@ -230,11 +230,6 @@ class VLAPolicy:
             ids, mask = trimmed_text(*self.vla.processor.tokenise(instructions))
             self._text[instructions] = ids.to(self.vla.device), mask.to(self.vla.device)
         return self._text[instructions]
-
-
-def _envs(obs: Observation) -> NDArray[np.int64]:
-    """(B,) the environment that each row is of."""
-    return np.arange(obs.batch_size) if obs.env_ids is None else np.asarray(obs.env_ids)
 
 
 def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix, features: Features | None = None) -> ActionChunk:

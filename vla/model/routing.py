@@ -46,7 +46,7 @@ class Routing:
         if obs.env_ids is None and batch != self._batch:
             self._kept, self._batch = {}, batch
         words, kept = obs.instruction, self._kept
-        envs = list(range(batch)) if obs.env_ids is None else obs.env_ids.tolist()
+        envs = obs.environments.tolist()
         live = range(batch) if obs.live is None else obs.live.nonzero()[0].tolist()
         new = [row for row in live if envs[row] not in kept or kept[envs[row]][0] != words[row]]
         if new:

@@ -64,8 +64,8 @@ def read_policy(folder: str | os.PathLike[str], load_backbone: BackboneLoader | 
     checkpoint = load_checkpoint(folder, trainer=False, extra=f"{_TOKENIZER}/")
     if "heatmap" in checkpoint.config:
         raise ValueError(
-            f"{os.fspath(folder)} is a policy with heat-maps: it is evaluated and served, but neither trained on, "
-            "exported nor refined by RL; `vla train --head l1` makes a policy that is"
+            f"{os.fspath(folder)} is a policy with heat-maps: it is evaluated, served and exported, but neither "
+            "trained on nor refined by RL; `vla train --head l1` makes a policy that is"
         )
     missing = {"model", "processor", "backbone"} - checkpoint.config.keys()
     if missing:

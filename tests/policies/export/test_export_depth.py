@@ -19,14 +19,19 @@ from vla.model.policy import VLAPolicy
 from vla.processing.stats import Stats
 
 
-def test_onnx_reads_depth_as_the_model_does(tmp_path):
+def depth_checkpoint(folder, **model):
+    """An untrained policy that reads depth, saved in `folder`. `model`: further fields of its configuration."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     stats = Stats.from_arrays(rng.normal(size=(64, 8)), rng.uniform(-1, 1, (64, 4)) * SPEC.high)
-    config = VLAConfig(bridge=BridgeConfig(width=32, gate_init=0.5), chunk_size=4, n_action_steps=3, xyz=XYZConfig())
-    vla = VLA.build(config, stats=stats, action_spec=SPEC, cameras=CAMERAS, backbone=small_backbone())
-    vla.save(tmp_path / "policy")
-    exported = export(tmp_path / "policy", tmp_path / "onnx", observations=8)
+    bridge = BridgeConfig(width=32, gate_init=1.0)
+    config = VLAConfig(bridge=bridge, chunk_size=4, n_action_steps=3, xyz=XYZConfig(), **model)
+    VLA.build(config, stats=stats, action_spec=SPEC, cameras=CAMERAS, backbone=small_backbone()).save(folder)
+    return folder
+
+
+def test_onnx_reads_depth_as_the_model_does(tmp_path):
+    exported = export(depth_checkpoint(tmp_path / "policy"), tmp_path / "onnx", observations=8)
     assert exported.parity.max_error < MAX_ERROR
     policy, model = ExportedPolicy.load(tmp_path / "onnx"), VLAPolicy(VLA.load(tmp_path / "policy"))
     assert policy.spec.depth is True

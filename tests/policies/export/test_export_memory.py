@@ -4,29 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("onnxscript", reason="pip install 'bascule[export]'")
 pytest.importorskip("onnxruntime", reason="pip install 'bascule[export]'")
 
 from policies.export.exported_policy import ExportedPolicy
 from policies.export.exporter import MAX_ERROR, export
-from tests.policies.export.test_export import CAMERAS, SPEC, observation, small_backbone
+from tests.policies.export.test_export import CAMERAS, observation
+from tests.policies.export.test_export_depth import depth_checkpoint
 from tests.vla.depth_policy import cameras
-from vla.model.config import BridgeConfig, MemoryConfig, VLAConfig, XYZConfig
+from vla.model.config import MemoryConfig
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.processing.stats import Stats
-
-
-def checkpoint(folder):
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    stats = Stats.from_arrays(rng.normal(size=(64, 8)), rng.uniform(-1, 1, (64, 4)) * SPEC.high)
-    bridge = BridgeConfig(width=32, gate_init=1.0)
-    config = VLAConfig(bridge=bridge, chunk_size=4, n_action_steps=3, memory=MemoryConfig(3), xyz=XYZConfig())
-    VLA.build(config, stats=stats, action_spec=SPEC, cameras=CAMERAS, backbone=small_backbone()).save(folder)
-    return folder
 
 
 def moments(count):
@@ -39,7 +28,7 @@ def moments(count):
 
 
 def test_it_remembers_as_the_checkpoint_does(tmp_path):
-    folder = checkpoint(tmp_path / "policy")
+    folder = depth_checkpoint(tmp_path / "policy", memory=MemoryConfig(3))
     exported = export(folder, tmp_path / "out", observations=6)
     assert exported.parity.max_error < MAX_ERROR and exported.memory == MemoryConfig(3)
     policy, model = ExportedPolicy.load(tmp_path / "out"), VLAPolicy(VLA.load(folder))
