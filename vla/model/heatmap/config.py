@@ -104,7 +104,7 @@ class HeatmapConfig:
     workspace: Workspace = field(default_factory=Workspace)
     motion: Motion = field(default_factory=Motion)
     body: Body = field(default_factory=Body)
-    width: int = 64
+    width: int = 48
     """Channels of the heat-map head."""
     chunk_size: int = 12
     """Control steps of a chunk, all executed before the next look."""
