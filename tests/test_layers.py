@@ -29,8 +29,8 @@ ORDER = {
         "run_checkpoint", "selection", "budget", "algorithm", "recipes", "retention", "runner", "offline", "external",
     ),
     "bascule": (
-        "report", "catalogue", "agents", "teachers", "experiments", "bench", "quickstart", "commands", "usage", "main",
-        "__main__",
+        "report", "catalogue", "agents", "teachers", "practice", "experiments", "bench", "quickstart", "commands",
+        "usage", "main", "__main__",
     ),
 }  # fmt: skip
 """Bottom to top: a part (a folder, or a file beside the folders) imports only itself and parts before it, anywhere in

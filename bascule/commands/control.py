@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_file, check_numbers, from_flags, refuse_idle, refuse_others
+from bascule.commands.robots import arm_of, robot_of
 
 if TYPE_CHECKING:
     from policies.control.config import ControlConfig
@@ -139,6 +140,7 @@ class Control(Command):
         from contextlib import ExitStack, nullcontext
 
         from policies.control.controller import control
+        from policies.control.estop import Key
         from policies.control.flight_log import BlackBox, LogIncomplete
         from vla.core.compatibility import require_same
         from vla.core.config import save_json
@@ -150,7 +152,7 @@ class Control(Command):
             logging.getLogger("policies.control").setLevel(logging.INFO)
         unlogged: LogIncomplete | None = None
         with ExitStack() as open_ones:
-            arm = self._lerobot_robot()  # before the policy: what is wrong with it is known in a moment
+            arm = arm_of(self)  # before the policy: what is wrong with it is known in a moment
             policy = self._policy()
             open_ones.callback(policy.close)
             others = [replace(self, account_s=None)._policy() for _ in range(self.in_flight - 1)]
@@ -163,7 +165,7 @@ class Control(Command):
             if self.dry_run and arm is not None:
                 self._rehearse(policy, robot, config)
                 return 0
-            pressed = _Key(open_ones) if self.estop_key else lambda: False
+            pressed = Key(open_ones) if self.estop_key else lambda: False
             try:
                 with nullcontext() if self.log is None else BlackBox(self.log) as box:
                     report = control(robot, policy, config, *others, log=box, pressed=pressed)
@@ -255,44 +257,9 @@ class Control(Command):
         make = partial(local_policy, checkpoint(Path(self.policy)), self.embodiment)
         return PolicyProcess(make, account_s=self.account_s)
 
-    def _lerobot_robot(self) -> Any:
-        """LeRobot's robot, not connected; None for the simulated one and for a class of the user's own."""
-        if self.robot is None or ":" in self.robot:
-            return None
-        from policies.control.config import limits_by_name
-        from policies.control.robots import lerobot_robot
-
-        robot = lerobot_robot(self.robot, self.robot_args)
-        names = tuple(robot.action_features)
-        for option, named in (("--limits", limits_by_name(self.limits, "--limits")), ("--switches", self.switches)):
-            if foreign := [name for name in named if name not in names]:
-                raise ValueError(f"{option}: {self.robot} has no component '{foreign[0]}'; it has {', '.join(names)}")
-        return robot
-
     def _robot(self, policy: Any, arm: Any) -> Any:
-        if self.robot is not None and ":" in self.robot:
-            from policies.control.watched_robot import own_robot
-
-            return own_robot(self.robot, self.robot_args, hz=self.hz)
-        if arm is not None:
-            from policies.control.config import limits_by_name
-            from policies.control.robots import LeRobotRobot
-            from vla.core.compatibility import require_same
-            from vla.core.types import PolicySpec
-
-            spec = policy.spec.action_spec
-            require_same(policy, PolicySpec(_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
-            ranges = zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True) if spec else ()
-            limits = {name: range_ for name, range_ in ranges if name in arm.action_features}
-            limits |= limits_by_name(self.limits, "--limits")
-            return LeRobotRobot(
-                arm,
-                instruction=self.task or "",
-                control_hz=self.hz or 50.0,
-                limits=limits,
-                switches=self.switches,
-                cameras=policy.spec.cameras,
-            )
+        if self.robot is not None:
+            return robot_of(self, policy, arm, instruction=self.task or "")
         from functools import partial
 
         from envs.backends.worker import worker_environment
@@ -367,30 +334,6 @@ def one_world(suite: str, image_size: int) -> Any:
 
     spec = load_suite(suite)
     return worlds_class(spec)(spec, 1, render=RenderOptions(image_size))
-
-
-def _unbounded(names: Iterable[str]) -> Any:
-    """The actions of a robot whose limits are not known yet."""
-    import math
-
-    from vla.core.types import ActionSpec
-
-    return ActionSpec(tuple(names), *((bound,) * len(tuple(names)) for bound in (-math.inf, math.inf)), 0.0)
-
-
-class _Key:
-    """The e-stop under any key, listened to from the first question on: a robot that is being connected may ask for
-    keys of its own, as LeRobot's calibration does."""
-
-    def __init__(self, open_ones: Any) -> None:
-        self._open_ones, self._pressed = open_ones, None
-
-    def __call__(self) -> bool:
-        if self._pressed is None:
-            from policies.control.estop import key_pressed
-
-            self._pressed = self._open_ones.enter_context(key_pressed())
-        return self._pressed()
 
 
 def _let_go(robot: Any) -> None:

@@ -43,6 +43,9 @@ class ResetFreeVecEnv(VecEnv):
     that somebody else may judge, who cannot ask a simulator.
     """
 
+    save_every = 0
+    """See `rl.offline.practice.PracticeEnv`: what came after the last scheduled reset is repeated exactly."""
+
     def __init__(
         self,
         env: MujocoVecEnv,

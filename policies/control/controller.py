@@ -17,7 +17,7 @@ from policies.control.config import JOINS, ControlConfig, ControlReport, check_e
 from policies.control.flight_log import BlackBox
 from policies.control.guards import Governor
 from policies.control.loop import ControlLoop
-from policies.control.playback import Inference
+from policies.control.playback import Asking, Inference
 from policies.control.robots import Robot
 from policies.control.watched_robot import WatchedRobot, check_robot
 from vla.core.config import lookup
@@ -34,11 +34,13 @@ def control(
     *others: Policy,
     log: BlackBox | None = None,
     pressed: Callable[[], bool] = lambda: False,
+    asking: Asking | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ControlReport:
     """Connect, drive, and disconnect whatever happens. `pressed` says whether an e-stop key was. `others`: further
-    connections to the policy, in_flight - 1 of them.
+    connections to the policy, in_flight - 1 of them. `asking`: where the chunks come from, if not from the policy,
+    which then only warms up.
 
     Whatever the robot, its cameras, the policy or its server do ends in a report. ValueError for a configuration that
     does not fit the robot or the policy.
@@ -76,7 +78,7 @@ def control(
     watched = WatchedRobot(robot, clock)
     with watched.told_when_stuck(config.guards.give_up_s):
         try:
-            report = _drive(watched, robot, (policy, *others), config, log, pressed, clock, sleep)
+            report = _drive(watched, robot, (policy, *others), config, log, pressed, asking, clock, sleep)
         finally:
             problem = watched.disconnect()
     if problem is not None:
@@ -91,6 +93,7 @@ def _drive(
     config: ControlConfig,
     log: BlackBox | None,
     pressed: Callable[[], bool],
+    asking: Asking | None,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> ControlReport:
@@ -112,7 +115,7 @@ def _drive(
     # The file alone: keys are listened to once it is connected, which may ask for some itself.
     if not is_pressed(lambda: False, config.estop_file) and watched.connect():
         rest = until_known(lambda: watched.rest() if watched.observe() else None)
-    inference = Inference(*policies, asynchronous=config.asynchronous, clock=clock)
+    inference = asking or Inference(*policies, asynchronous=config.asynchronous, clock=clock)
     try:
         loop = ControlLoop(
             robot, inference, config, log=log, pressed=pressed, clock=clock, rest=rest or unknown, watched=watched

@@ -1,4 +1,4 @@
-"""The keyboard e-stop: any key in the terminal."""
+"""The keyboard e-stop: any key in the terminal that means nothing else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def key_pressed(fd: int | None = None) -> Iterator[Callable[[], bool]]:
+def key_pressed(
+    fd: int | None = None, *, others: Callable[[bytes], bool] = lambda key: False
+) -> Iterator[Callable[[], bool]]:
     """A function that says whether a key was pressed in the terminal `fd` (standard input). Never, without a terminal.
 
-    Ctrl-C is not a key here: it interrupts the command, which lets go of the robot too.
+    `others` is given every key first, in another thread, and says True of one that means something else. Ctrl-C is not
+    a key here: it interrupts the command, which lets go of the robot too.
     """
     if fd is None:
         fd = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
@@ -29,7 +32,7 @@ def key_pressed(fd: int | None = None) -> Iterator[Callable[[], bool]]:
     def listen() -> None:
         # The control loop only asks an event: it never waits for a terminal.
         while not over.is_set():
-            if select.select([fd], [], [], 0.05)[0] and os.read(fd, 1):
+            if select.select([fd], [], [], 0.05)[0] and (key := os.read(fd, 1)) and not others(key):
                 pressed.set()
                 return
 
@@ -43,3 +46,21 @@ def key_pressed(fd: int | None = None) -> Iterator[Callable[[], bool]]:
         over.set()
         thread.join()
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+class Key:
+    """The emergency stop under any key, listened to from the first question on: a robot that is being connected may
+    ask for keys of its own, as LeRobot's calibration does."""
+
+    def __init__(
+        self, open_ones: contextlib.ExitStack, *, others: Callable[[bytes], bool] = lambda key: False
+    ) -> None:
+        """`open_ones` closes the terminal at its end; `others` as for `key_pressed`."""
+        self._open_ones, self._others = open_ones, others
+        self._pressed: Callable[[], bool] | None = None
+
+    def __call__(self) -> bool:
+        """True when a key was pressed."""
+        if self._pressed is None:
+            self._pressed = self._open_ones.enter_context(key_pressed(others=self._others))
+        return self._pressed()

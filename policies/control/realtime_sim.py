@@ -12,7 +12,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
@@ -26,7 +26,10 @@ from vla.core.subprocesses import spawn
 from vla.core.types import ActionSpec, Observation, VecEnv
 
 _HEAD = np.dtype(
-    [("count", "<i8"), ("seen_s", "<f8"), ("done", "<i8"), ("scenes", "<i8"), ("successes", "<i8"), ("told", "S4096")]
+    [
+        ("count", "<i8"), ("seen_s", "<f8"), ("done", "<i8"), ("scenes", "<i8"), ("successes", "<i8"),
+        ("called", "<i8"), ("word", "<i8"), ("told", "S4096"),
+    ]
 )
 
 
@@ -79,6 +82,7 @@ class LiveWorld:
         self.world_hz = spec.control_hz
         self._latest: tuple[int, Observation, float] | None = None
         self._done = 0
+        self._calls = self._word = 0
         self.scenes = self.successes = 0
         """Episodes that have ended, and how many of them succeeded."""
 
@@ -112,6 +116,7 @@ class LiveWorld:
                 told = head["told"].decode(errors="ignore")
                 seen = before, Observation(named, proprio[None], [told]), float(head["seen_s"])
                 self._done, self.scenes, self.successes = (int(head[name]) for name in ("done", "scenes", "successes"))
+                self._word = int(head["word"]) if int(head["called"]) == self._calls else 0
                 break
         if seen is None:
             raise ConnectionError("the simulated robot shows nothing")
@@ -130,6 +135,23 @@ class LiveWorld:
     def done(self) -> bool:
         """True when the episode is over; never true with `endless`."""
         return bool(self._done)
+
+    def call(self, method: str) -> None:
+        """Have the environment's `method()` called between two of its steps; what it returns is observed next.
+        ConnectionError where that has not come about after 60 s."""
+        self._calls += 1
+        self._send(method)
+        until = time.monotonic() + 60.0
+        while int(self._view.head["called"][0]) < self._calls:
+            if time.monotonic() > until or not self._process.is_alive():
+                raise ConnectionError(f"the simulated robot does not answer {method}()")
+            time.sleep(0.001)
+
+    @property
+    def told(self) -> int:
+        """The environment's word on its present episode at the latest observation: 0, or 1 when the task is done, or
+        what else its `info["word"]` says."""
+        return self._word
 
     @property
     def success(self) -> bool:
@@ -225,15 +247,22 @@ def _run(
     low, high = np.array(spec.low), np.array(spec.high)
     switch = np.array([name == "gripper" for name in spec.names])
     pending, held = np.zeros(spec.dim), np.where(switch, 1.0, 0.0)
-    begun, done, scenes, successes = False, 0, 0, 0
-    _write(view, obs, time.monotonic(), done, scenes, successes)
+    begun, told = False, dict.fromkeys(("done", "scenes", "successes", "called", "word"), 0)
+    _write(view, obs, time.monotonic(), told)
     deadline = time.monotonic()
     while True:
         deadline += 1.0 / spec.control_hz
         while (left := deadline - time.monotonic()) > 0 or pipe.poll():
             if pipe.poll(max(left, 0.0)):
-                message, begun = pipe.recv(), True
+                message = pipe.recv()
+                if message == "show":  # it is connected once more
+                    continue
+                begun = True
                 if message == "begin":
+                    continue
+                if isinstance(message, str):
+                    obs, pending[:] = getattr(env, message)(), 0.0
+                    told["called"], told["word"] = told["called"] + 1, 0
                     continue
                 command = np.array(message)
                 pending += np.where(switch, 0.0, command)
@@ -242,22 +271,25 @@ def _run(
         moved = np.clip(pending, low, high)
         pending -= moved
         seen_s = time.monotonic()  # before the step and its pictures: an age must never look younger than it is
-        if begun and not done:
+        if begun and not told["done"]:
             action = np.where(switch, held, moved).astype(np.float32)
             result = env.step_chunk(action[None, None])
-            obs = result.obs
+            success = int(result.info["success"][0])
+            obs, told["word"] = result.obs, int(result.info.get("word", [success])[0])
             if result.terminated[0] or result.truncated[0]:
-                scenes, successes = scenes + 1, successes + int(result.info["success"][0])
+                told["scenes"], told["successes"] = told["scenes"] + 1, told["successes"] + success
                 fresh = next_scene()
-                done, obs = int(fresh is None), fresh or obs
+                told["done"], obs = int(fresh is None), fresh or obs
                 pending[:] = 0.0
-        _write(view, obs, seen_s, done, scenes, successes)
+        _write(view, obs, seen_s, told)
 
 
-def _write(view: _View, obs: Observation, seen_s: float, done: int, scenes: int, successes: int) -> None:
+def _write(view: _View, obs: Observation, seen_s: float, told: Mapping[str, int]) -> None:
     head = view.head[0]
     head["count"] += 1
-    head["seen_s"], head["done"], head["scenes"], head["successes"] = seen_s, done, scenes, successes
+    head["seen_s"] = seen_s
+    for name, number in told.items():
+        head[name] = number
     head["told"] = obs.instruction[0].encode()[:4096]
     view.proprio[:] = obs.proprio[0]
     for v, image in enumerate(obs.images.values()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.backends.reset_free_env import ResetFreeVecEnv
 from rl.configs.offline import ResetFreeConfig
 from rl.offline.agent import Agent
 from rl.offline.judges import SimulatorJudge
-from rl.offline.practice import Practice, demonstrated
-from rl.offline.replay import Replay
+from rl.offline.practice import Practice, PracticeEnv, demonstrated
+from rl.offline.replay import Replay, Step
 from rl.rewards.success_classifier import Watched
 from vla.core.checkpoint import load_checkpoint, save_checkpoint
 from vla.core.config import encode
@@ -42,6 +41,10 @@ class Logs:
             "watched.done": torch.cat([w.done_T for w in self.watched]),
         }
         save_checkpoint(folder, config=_asked(config), tensors=tensors, stats={}, trainer_state=self.figures)
+
+    def finished(self, config: ResetFreeConfig) -> bool:
+        """True when all the episodes that were asked for have been played."""
+        return self.figures.get("episodes", config.logged_episodes) >= config.logged_episodes
 
     @staticmethod
     def load(folder: Path, config: ResetFreeConfig, begun: Mapping[str, str]) -> Logs:
@@ -76,24 +79,58 @@ def _asked(config: ResetFreeConfig) -> dict[str, Any]:
     return {name: encode(config)[name] for name in names} | {name: encode(config.agent)[name] for name in agent}
 
 
-def log(agent: Agent, env: ResetFreeVecEnv, demos: DemoSet, config: ResetFreeConfig) -> Logs:
+def log(
+    agent: Agent,
+    env: PracticeEnv,
+    demos: DemoSet,
+    config: ResetFreeConfig,
+    *,
+    kept: Logs | None = None,
+    keep: Callable[[Logs], None] = lambda logs: None,
+) -> Logs:
     """Play `logged_episodes` of the agent, which is still the imitation policy, with its noise; the outcomes are what a
-    person who watched would note down."""
+    person who watched would note down. `keep` is called before every reset, and at the end; from what it was given
+    last, `kept`, the logging goes on."""
     generator = torch.Generator().manual_seed(config.seed + 29)
     judge = SimulatorJudge(env.num_envs, _PATIENCE)
     practice = Practice(env, agent, judge, generator=generator)
-    episodes = [*demonstrated(agent, demos)]
-    figures = {"demonstrations": len(episodes)}
+    fresh: list[tuple[list[Step], Watched]] = []
+    if kept is None:
+        fresh = [*demonstrated(agent, demos)]
+        figures: dict[str, Any] = {"demonstrations": len(fresh), "episodes": 0}
+    else:
+        figures = kept.figures
+        generator.set_state(figures["generator"])
+        practice.control_steps = figures["control_steps"]
+
+    def logs() -> Logs:
+        nonlocal kept, fresh
+        before = Logs(Replay(1, config.agent.n_step)) if kept is None else kept
+        replay = Replay(before.replay.size + sum(len(steps) for steps, _ in fresh), config.agent.n_step)
+        replay.load(before.replay.tensors())
+        for steps, _ in fresh:
+            replay.add_episode(steps)
+        figures.update(control_steps=practice.control_steps, generator=generator.get_state())
+        kept, fresh = Logs(replay, [*before.watched, *(watched for _, watched in fresh)], figures), []
+        return kept
+
     practice.start()
-    while figures.get("episodes", 0) < config.logged_episodes:
-        for played in practice.step():
-            episodes.append((played.steps, played.watched))
+    unsaved = 0
+    while figures["episodes"] < config.logged_episodes:
+        ended = practice.step()
+        for played in ended:
+            fresh.append((played.steps, played.watched))
             for name, count in played.counts().items():
                 figures[name] = figures.get(name, 0) + count
-        if env.reset_is_due:
+        unsaved += len(ended)
+        if figures["episodes"] >= config.logged_episodes:
+            break
+        due = env.reset_is_due
+        if due or (env.save_every and unsaved >= env.save_every):
+            keep(logs())
+            unsaved = 0
+        if due:
             practice.start()
-    replay = Replay(sum(len(steps) for steps, _ in episodes), config.agent.n_step)
-    for steps, _ in episodes:
-        replay.add_episode(steps)
-    figures["control_steps"] = practice.control_steps
-    return Logs(replay, [watched for _, watched in episodes], figures)
+    keep(logs())
+    assert kept is not None
+    return kept

@@ -4,23 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.backends.reset_free_env import ResetFreeVecEnv
+from envs.backends.reset_free_env import ResetCounts
 from rl.models.policy_inputs import summary
 from rl.offline.agent import Agent
 from rl.offline.inputs import AgentInput, look
 from rl.offline.judges import Judge
 from rl.offline.replay import Replay, Step
 from rl.rewards.success_classifier import Watched
-from vla.core.types import Observation
+from vla.core.types import ActionChunk, ActionSpec, Observation, StepResult
 from vla.data.lerobot_dataset import DemoSet
 
 _HELD = 3
 """The last frames of a demonstration that show its task done: it ends when that has held for a moment."""
+
+
+class PracticeEnv(Protocol):
+    """Environments that are not reset: `envs.backends.reset_free_env.ResetFreeVecEnv`, or a robot."""
+
+    num_envs: int
+    action_spec: ActionSpec
+    counts: ResetCounts
+    forward: np.ndarray
+    """(B,) True where the present episode is one of the first task of the pair."""
+    save_every: int
+    """Episodes after which a run is saved besides at scheduled resets: where nothing can be repeated exactly, as on a
+    robot, a run that is killed should lose little. 0: never."""
+
+    @property
+    def reset_is_due(self) -> bool:
+        """True when all environments have had their episodes since the last scheduled reset."""
+        ...
+
+    def start(self) -> Observation:
+        """A scheduled reset of all environments, which then begin the first task of the pair."""
+        ...
+
+    def begin(self, env_ids: list[int]) -> Observation:
+        """End the episodes in `env_ids` and begin the other task of the pair there."""
+        ...
+
+    def step_chunk(self, chunk: ActionChunk) -> StepResult:
+        """One chunk in every environment; `info` holds `success` and `out_of_reach` (B,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +85,7 @@ class Played:
 class Practice:
     """Environments, agent and judge. `start`, then `step` again and again."""
 
-    def __init__(self, env: ResetFreeVecEnv, agent: Agent, judge: Judge, *, generator: torch.Generator) -> None:
+    def __init__(self, env: PracticeEnv, agent: Agent, judge: Judge, *, generator: torch.Generator) -> None:
         self.env, self.agent, self.judge, self.generator = env, agent, judge, generator
         self.control_steps = 0
         self._seen: AgentInput | None = None

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from envs.backends.reset_free_env import ResetCounts, ResetFreeVecEnv
+from envs.backends.reset_free_env import ResetCounts
 from rl.configs.offline import ResetFreeConfig
 from rl.offline.agent import Agent
 from rl.offline.judges import Judge
 from rl.offline.logs import Logs
-from rl.offline.practice import Played, Practice
+from rl.offline.practice import Played, Practice, PracticeEnv
 from rl.offline.replay import Replay, mixed
 from rl.run_checkpoint import frozen_digest, require_same_base
 from vla.core.checkpoint import CONFIG, load_checkpoint, save_checkpoint
@@ -50,7 +50,7 @@ class ResetFreeRun:
     def __init__(
         self,
         agent: Agent,
-        env: ResetFreeVecEnv,
+        env: PracticeEnv,
         logs: Logs,
         judge: Judge,
         config: ResetFreeConfig,
@@ -70,6 +70,8 @@ class ResetFreeRun:
         self.outcome = Outcome()
         self._base = frozen_digest(agent.vla)
         self._window: dict[str, Any] = {}
+        self._unsaved = 0
+        """Episodes since the last checkpoint."""
 
     def run(self, *, resume: bool = False) -> Outcome:
         """Learn until the budget is used. ValueError when `out` holds a run and `resume` is not asked, or one of
@@ -119,8 +121,11 @@ class ResetFreeRun:
             self._note("online")
         if self._passed(before, self.config.window):
             self._close_window(log)
+        self._unsaved += len(played)
         if self.env.reset_is_due and self.outcome.decisions < self.config.decisions:
             self._begin()
+        elif self.env.save_every and self._unsaved >= self.env.save_every:
+            self._save()
 
     def _passed(self, before: int, every: int) -> bool:
         """True if the decisions since `before` went past a multiple of `every`, which is not the run's end."""
@@ -155,7 +160,8 @@ class ResetFreeRun:
         self.outcome.evaluations.append(row)
 
     def _save(self) -> None:
-        """The run as it is before a scheduled reset."""
+        """The run as it is, but for the environments: whoever resumes it begins with a reset."""
+        self._unsaved = 0
         tensors = {f"agent.{name}": tensor for name, tensor in self.agent.tensors().items()}
         tensors |= {f"online.{name}": tensor for name, tensor in self.online.tensors().items()}
         state = {

@@ -16,6 +16,7 @@ from rl.configs.offline import ResetFreeConfig
 from rl.offline.agent import Agent
 from rl.offline.judges import ClassifierJudge, Judge, SimulatorJudge
 from rl.offline.logs import Logs, log
+from rl.offline.practice import PracticeEnv
 from rl.offline.run import Draws, Evaluate, Outcome, ResetFreeRun
 from rl.rewards.success_classifier import fit_classifier, shuffled
 from rl.run_checkpoint import frozen_digest
@@ -42,31 +43,64 @@ def learn_without_resets(
     resume: bool = False,
     on_window: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
-    """Learn from `demos` and logged episodes, then online, in `out`; `vla` gets a residual. `logs_at`: where the logs
-    are kept, for other runs from the same policy (OUT/logs). ValueError for a policy that has been refined, or a suite
-    without the pair of tasks."""
-    refuse_guided(vla)
-    if problem := _unfit(vla):
-        raise ValueError(f"{problem}: start from a policy of imitation (`vla train`) without that")
-    demos, _ = aligned(vla.processor, demos)
+    """Learn in simulated environments: see `practise`. ValueError for a suite without the pair of tasks, too."""
+    refuse_unfit(vla)
     draws = Draws(config.seed, RL_TRAIN_SEEDS)
     env = ResetFreeVecEnv(worlds, config.pair, draws, reset_every=config.reset_every, horizon=config.horizon)
-    agent = Agent(vla, worlds.action_spec.names, config.n_action_steps, config.agent, seed=config.seed)
+    return practise(
+        vla, env, demos, config, out, draws=draws, evaluate=evaluate, logs_at=logs_at, resume=resume,
+        on_window=on_window,
+    )  # fmt: skip
+
+
+def practise(
+    vla: VLA,
+    env: PracticeEnv,
+    demos: DemoSet,
+    config: ResetFreeConfig,
+    out: Path,
+    *,
+    draws: Draws,
+    evaluate: Evaluate,
+    logs_at: Path | None = None,
+    resume: bool = False,
+    on_window: Callable[[dict[str, Any]], None] | None = None,
+    on_logged: Callable[[int], None] = lambda episodes: None,
+) -> Outcome:
+    """Learn from `demos` and logged episodes, then online, in `out`; `vla` gets a residual. `draws`: the scenes of
+    `env`'s resets, which the run counts. `logs_at`: where the logs are kept, for other runs from the same policy
+    (OUT/logs). `on_logged`: told how many episodes are logged. ValueError for a policy that has been refined."""
+    refuse_unfit(vla)
+    demos, _ = aligned(vla.processor, demos)
+    agent = Agent(vla, env.action_spec.names, config.n_action_steps, config.agent, seed=config.seed)
     folder = logs_at or out / "logs"
     begun = {"policy": frozen_digest(agent.vla), "recording": fingerprint([demos])}
     if (scenes := scenes_digest(config.suite)) is not None:
         begun["suite file"] = scenes
-    if (folder / CONFIG).is_file():
-        logs = Logs.load(folder, config, begun)
+    logs = Logs.load(folder, config, begun) if (folder / CONFIG).is_file() else None
+    if logs is not None:
         draws.count = logs.figures["scenes"]
-    else:
-        logs = log(agent, env, demos, config)
-        logs.figures |= {"scenes": draws.count, "resets": vars(env.counts).copy(), **begun}
+    if logs is None or not logs.finished(config):
+        if logs is not None:
+            env.counts = ResetCounts(**logs.figures["resets"])
+
+        def keep(logs: Logs) -> None:
+            logs.figures |= {"scenes": draws.count, "resets": vars(env.counts).copy(), **begun}
+            logs.save(folder, config)
+            on_logged(logs.figures["episodes"])
+
+        logs = log(agent, env, demos, config, kept=logs, keep=keep)
         env.counts = ResetCounts()  # those of the logs are told apart
-        logs.save(folder, config)
-    judge = _judge(logs, config, out, worlds.num_envs, backbone=vla.config.backbone)
+    judge = _judge(logs, config, out, env.num_envs, backbone=vla.config.backbone)
     run = ResetFreeRun(agent, env, logs, judge, config, out, evaluate=evaluate, draws=draws, on_window=on_window)
     return run.run(resume=resume)
+
+
+def refuse_unfit(vla: VLA) -> None:
+    """ValueError for a policy of which no agent can be made."""
+    refuse_guided(vla)
+    if problem := _unfit(vla):
+        raise ValueError(f"{problem}: start from a policy of imitation (`vla train`) without that")
 
 
 def _unfit(vla: VLA) -> str | None:

@@ -13,9 +13,11 @@ from envs import make_vec
 from envs.backends.cpu_vec_env import MujocoVecEnv
 from envs.demos.record import record
 from rl.configs.offline import AgentConfig, ClassifierConfig, ResetFreeConfig
+from rl.offline.logs import Logs
 from rl.offline.run import Outcome
 from rl.offline.session import learn_without_resets
 from vla.backbones.hub import load as load_backbone
+from vla.core.checkpoint import load_checkpoint
 from vla.core.config import load_json
 from vla.data.lerobot_dataset import DemoSet, load_dataset
 from vla.model.config import AdvantageConfig, MemoryConfig
@@ -91,6 +93,30 @@ def test_a_killed_run_goes_on_bit_exactly(worlds: MujocoVecEnv, demos: DemoSet, 
     # two decisions an episode, two environments, a real reset of both after four episodes
     assert whole.resets == {"scheduled": 8, "out_of_reach": 0, "broken": 0, "continued": 16}
     assert VLA.load(tmp_path / "whole" / "policy").config.refiner_width == 16
+
+
+def test_logging_that_was_killed_goes_on_with_the_episodes_it_has(
+    worlds: MujocoVecEnv, demos: DemoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, logged_episodes=12, decisions=2)
+    run(worlds, demos, tmp_path / "whole" / "run", config)
+    save = Logs.save
+
+    def saved_once(self: Logs, folder: Path, config: ResetFreeConfig) -> None:
+        save(self, folder, config)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Logs, "save", saved_once)
+        run(worlds, demos, tmp_path / "cut" / "run", config)
+    begun = load_checkpoint(tmp_path / "cut" / "logs").trainer_state
+    assert begun["episodes"] == 4  # of 12: before the first scheduled reset
+    run(worlds, demos, tmp_path / "cut" / "run", config)
+    whole, cut = (load_checkpoint(tmp_path / name / "logs") for name in ("whole", "cut"))
+    assert whole.tensors.keys() == cut.tensors.keys() and whole.trainer_state["episodes"] == 12
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(tensor, cut.tensors[name]), name
+    assert whole.trainer_state["resets"] == cut.trainer_state["resets"]
 
 
 def test_episodes_of_another_policy_or_beside_other_demonstrations_are_not_taken(

@@ -1,0 +1,59 @@
+"""From the flags of a command to a robot that is not connected yet: LeRobot's, or a class of the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def arm_of(flags: Any) -> Any:
+    """LeRobot's robot, not connected; None for the simulated one and for a class of the user's own. `flags`: a command
+    with `robot`, `robot_args`, `limits`, `switches` and `hz`, as `vla control` explains them. ValueError for flags on
+    components that the robot does not have."""
+    if flags.robot is None or ":" in flags.robot:
+        return None
+    from policies.control.config import limits_by_name
+    from policies.control.robots import lerobot_robot
+
+    robot = lerobot_robot(flags.robot, flags.robot_args)
+    names = tuple(robot.action_features)
+    for option, named in (("--limits", limits_by_name(flags.limits, "--limits")), ("--switches", flags.switches)):
+        if foreign := [name for name in named if name not in names]:
+            raise ValueError(f"{option}: {flags.robot} has no component '{foreign[0]}'; it has {', '.join(names)}")
+    return robot
+
+
+def robot_of(flags: Any, policy: Any, arm: Any, *, instruction: str) -> Any:
+    """The `policies.control.robots.Robot` that `policy` drives: `arm` (`arm_of`), or a class of the user's own.
+    `flags` as of `arm_of`. ValueError where they do not fit."""
+    if arm is None:
+        from policies.control.watched_robot import own_robot
+
+        assert flags.robot is not None
+        return own_robot(flags.robot, flags.robot_args, hz=flags.hz)
+    from policies.control.config import limits_by_name
+    from policies.control.robots import LeRobotRobot
+    from vla.core.compatibility import require_same
+    from vla.core.types import PolicySpec
+
+    spec = policy.spec.action_spec
+    require_same(policy, PolicySpec(_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
+    ranges = zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True) if spec else ()
+    limits = {name: range_ for name, range_ in ranges if name in arm.action_features}
+    limits |= limits_by_name(flags.limits, "--limits")
+    return LeRobotRobot(
+        arm,
+        instruction=instruction,
+        control_hz=flags.hz or 50.0,
+        limits=limits,
+        switches=flags.switches,
+        cameras=policy.spec.cameras,
+    )
+
+
+def _unbounded(names: Iterable[str]) -> Any:
+    """The actions of a robot whose limits are not known yet."""
+    from vla.core.types import ActionSpec
+
+    return ActionSpec(tuple(names), *((bound,) * len(tuple(names)) for bound in (-math.inf, math.inf)), 0.0)
