@@ -37,6 +37,7 @@ class BasculeTabletop(Robot):
         self.latest: Observation | None = None
         self.scenes = self.successes = 0
         self._still = 0  # control steps since the scene was over
+        self._closed = False
 
     @property
     def observation_features(self) -> dict[str, Any]:
@@ -56,6 +57,8 @@ class BasculeTabletop(Robot):
 
     def connect(self, calibrate: bool = True) -> None:
         """Reset the environment to its first scene; `calibrate` has no effect."""
+        if self._closed:  # connected once more
+            self.simulation, self._closed = make_simulation(self.config.suite, self.config.image_size), False
         self._new_scene()
         _running.append(self)
 
@@ -95,6 +98,7 @@ class BasculeTabletop(Robot):
             self.latest = None
             _running.remove(self)
             self.simulation.env.close()
+            self._closed = True
 
     def _new_scene(self) -> None:
         seed = self.config.seed + (self.scenes if self.config.new_scenes else 0)
