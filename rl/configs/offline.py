@@ -92,6 +92,8 @@ class ResetFreeConfig:
     reward: str = "classifier"
     """Who says that a task is done while practising: a classifier learnt from the logs, the simulator, or, as a control
     that must fail, a classifier learnt from shuffled labels."""
+    rewarded_by: str | None = None
+    """A digest of the classifiers that reward, where they were not learnt from the logs."""
     n_action_steps: int = 4
     """Control steps of a chunk that are executed."""
     horizon: int | None = None

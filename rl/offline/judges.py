@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.rewards.success_classifier import SuccessClassifier
+from vla.core.types import Observation
 
 Flags = NDArray[np.bool_]
 
@@ -19,8 +21,9 @@ class Judge(Protocol):
     def begin(self, ids: NDArray[np.int64]) -> None:
         """New episodes begin in these environments."""
 
-    def verdict(self, seen_BS: Tensor, success_B: Flags) -> Flags:
-        """(B,) whose task is done, called once a decision. `success_B`: the simulator's word so far."""
+    def verdict(self, obs: Observation, seen_BS: Tensor, success_B: Flags) -> Flags:
+        """(B,) whose task is done, called once a decision. `seen_BS`: the observation's summary
+        (`rl.models.policy_inputs.summary`); `success_B`: the simulator's word so far."""
         ...
 
 
@@ -47,7 +50,7 @@ class SimulatorJudge(InARow):
     def __init__(self, num_envs: int, patience: int = 1) -> None:
         super().__init__(num_envs, patience)
 
-    def verdict(self, seen_BS: Tensor, success_B: Flags) -> Flags:
+    def verdict(self, obs: Observation, seen_BS: Tensor, success_B: Flags) -> Flags:
         """See `Judge.verdict`."""
         return self.count(success_B)
 
@@ -59,6 +62,18 @@ class ClassifierJudge(InARow):
         super().__init__(num_envs, classifier.patience)
         self.classifier = classifier
 
-    def verdict(self, seen_BS: Tensor, success_B: Flags) -> Flags:
+    def verdict(self, obs: Observation, seen_BS: Tensor, success_B: Flags) -> Flags:
         """See `Judge.verdict`."""
         return self.count((self.classifier(seen_BS) > self.classifier.threshold).numpy())
+
+
+class PictureJudge(InARow):
+    """Somebody else's word, who looks at the cameras' pictures."""
+
+    def __init__(self, num_envs: int, says: Callable[[Observation], Flags], patience: int = 2) -> None:
+        super().__init__(num_envs, patience)
+        self.says = says
+
+    def verdict(self, obs: Observation, seen_BS: Tensor, success_B: Flags) -> Flags:
+        """See `Judge.verdict`."""
+        return self.count(self.says(obs))

@@ -107,7 +107,7 @@ class Practice:
         self.control_steps += int(result.n_steps.sum())
         after, watched = self._look(result.obs)
         success = result.info["success"]
-        done = self.judge.verdict(watched, success)
+        done = self.judge.verdict(result.obs, watched, success)
         over = done | result.truncated
         lost = result.worker_restarted
         for i in range(self.env.num_envs):

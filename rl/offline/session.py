@@ -42,6 +42,7 @@ def learn_without_resets(
     logs_at: Path | None = None,
     resume: bool = False,
     on_window: Callable[[dict[str, Any]], None] | None = None,
+    judge: Callable[[PracticeEnv], Judge] | None = None,
 ) -> Outcome:
     """Learn in simulated environments: see `practise`. ValueError for a suite without the pair of tasks, too."""
     refuse_unfit(vla)
@@ -49,7 +50,7 @@ def learn_without_resets(
     env = ResetFreeVecEnv(worlds, config.pair, draws, reset_every=config.reset_every, horizon=config.horizon)
     return practise(
         vla, env, demos, config, out, draws=draws, evaluate=evaluate, logs_at=logs_at, resume=resume,
-        on_window=on_window,
+        on_window=on_window, judge=judge,
     )  # fmt: skip
 
 
@@ -66,10 +67,12 @@ def practise(
     resume: bool = False,
     on_window: Callable[[dict[str, Any]], None] | None = None,
     on_logged: Callable[[int], None] = lambda episodes: None,
+    judge: Callable[[PracticeEnv], Judge] | None = None,
 ) -> Outcome:
     """Learn from `demos` and logged episodes, then online, in `out`; `vla` gets a residual. `draws`: the scenes of
     `env`'s resets, which the run counts. `logs_at`: where the logs are kept, for other runs from the same policy
-    (OUT/logs). `on_logged`: told how many episodes are logged. ValueError for a policy that has been refined."""
+    (OUT/logs). `on_logged`: told how many episodes are logged. `judge`: makes who rewards; None: as `config` says.
+    ValueError for a policy that has been refined."""
     refuse_unfit(vla)
     demos, _ = aligned(vla.processor, demos)
     agent = Agent(vla, env.action_spec.names, config.n_action_steps, config.agent, seed=config.seed)
@@ -91,8 +94,8 @@ def practise(
 
         logs = log(agent, env, demos, config, kept=logs, keep=keep)
         env.counts = ResetCounts()  # those of the logs are told apart
-    judge = _judge(logs, config, out, env.num_envs, backbone=vla.config.backbone)
-    run = ResetFreeRun(agent, env, logs, judge, config, out, evaluate=evaluate, draws=draws, on_window=on_window)
+    rewards = _judge(logs, config, out, env.num_envs, backbone=vla.config.backbone) if judge is None else judge(env)
+    run = ResetFreeRun(agent, env, logs, rewards, config, out, evaluate=evaluate, draws=draws, on_window=on_window)
     return run.run(resume=resume)
 
 

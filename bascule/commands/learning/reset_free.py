@@ -44,6 +44,9 @@ class ResetFree(Command):
     reward: str = _RUN.reward
     """classifier: learnt from the logs; simulator: the simulator's word; shuffled: a classifier learnt from shuffled
     labels, a control that must fail."""
+    classifier: tuple[Path, ...] = ()
+    """Who rewards, instead of a classifier learnt from the logs: OUT/classifier of an earlier run, or two reward
+    classifiers that LeRobot trained, that of the task and that of its undo (they read no instruction)."""
     decisions: int = _RUN.decisions
     """Chunks executed while practising, over all environments."""
     logged_episodes: int = _RUN.logged_episodes
@@ -114,18 +117,23 @@ class ResetFree(Command):
         vla = VLA.load(init, member=member)
         vla.members = {}  # the weights they share are refined for one of them
         torch.set_num_threads(1)  # small tensors: a second thread costs more than it saves
+        judge = None
+        if self.classifier:
+            from bascule.practice.classifiers import judge_of, told_apart
+
+            judge = judge_of(self.classifier, vla.config.backbone, vla.processor.config.cameras)
+            config = replace(config, rewarded_by=told_apart(self.classifier))
         with ExitStack() as open_ones, progress("reset-free", config.decisions, unit="decisions") as update:
             learn = self._in_environments if self.robot is None else self._on_robot
-            outcome = learn(vla, arm, config, open_ones, lambda row: update(row["decisions"], _told(row)))
+            on_window = lambda row: update(row["decisions"], _told(row))  # noqa: E731
+            outcome = learn(vla, arm, config, open_ones, on_window=on_window, judge=judge, resume=self.resume)
         save_json(self.out / "outcome.json", vars(outcome))
         self._report(outcome)
         resets = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in outcome.resets.items())
         say(f"episodes began with a reset or without: {resets}")
         say(f"policy in {self.out / 'policy'}")
 
-    def _in_environments(
-        self, vla: Any, arm: None, config: ResetFreeConfig, open_ones: ExitStack, on_window: Any
-    ) -> Any:
+    def _in_environments(self, vla: Any, arm: None, config: ResetFreeConfig, open_ones: ExitStack, **more: Any) -> Any:
         from envs import make_vec
         from envs.sim.render_options import drawn_for
         from rl.offline.session import learn_without_resets
@@ -134,10 +142,8 @@ class ResetFree(Command):
 
         worlds = make_vec(self.suite, self.num_envs, num_workers=self.workers, **drawn_for(VLAPolicy(vla)))
         open_ones.callback(worlds.close)
-        return learn_without_resets(
-            vla, worlds, load_dataset(self.demos), config, self.out, resume=self.resume,
-            evaluate=self._referee(vla, config, open_ones), on_window=on_window,
-        )  # fmt: skip
+        referee = self._referee(vla, config, open_ones)
+        return learn_without_resets(vla, worlds, load_dataset(self.demos), config, self.out, evaluate=referee, **more)
 
     def _referee(self, vla: Any, config: ResetFreeConfig, open_ones: ExitStack) -> Any:
         """True success in environments of its own."""
@@ -151,7 +157,7 @@ class ResetFree(Command):
         open_ones.callback(referee.close)
         return true_success(vla, referee, config.pair, range(VALIDATION_SEED0, VALIDATION_SEED0 + self.episodes))
 
-    def _on_robot(self, vla: Any, arm: Any, config: ResetFreeConfig, open_ones: ExitStack, on_window: Any) -> Any:
+    def _on_robot(self, vla: Any, arm: Any, config: ResetFreeConfig, open_ones: ExitStack, **more: Any) -> Any:
         from bascule.practice.attendants import Attendant, Itself, Person
         from bascule.practice.robot_world import RobotWorld
         from envs.registry import load_suite
@@ -191,8 +197,8 @@ class ResetFree(Command):
         open_ones.callback(world.close)
         return practise(
             vla, world, load_dataset(self.demos), config, self.out, draws=Draws(config.seed, RL_TRAIN_SEEDS),
-            evaluate=self._referee(vla, config, open_ones) if config.evaluate_at else dict, resume=self.resume,
-            on_window=on_window, on_logged=lambda count: say(f"{count} of {config.logged_episodes} episodes logged"),
+            evaluate=self._referee(vla, config, open_ones) if config.evaluate_at else dict,
+            on_logged=lambda count: say(f"{count} of {config.logged_episodes} episodes logged"), **more,
         )  # fmt: skip
 
     def _simulated(self, policy: Any, config: ResetFreeConfig) -> Any:
@@ -212,6 +218,8 @@ class ResetFree(Command):
             self, decisions=(1, 10**9), logged_episodes=(1, 10**6), offline_steps=(0, 10**9), num_envs=(1, 100_000),
             reset_every=(1, 10**6), workers=(1, 1024), episodes=(1, 10**6), seed=(0, 2**31),
         )  # fmt: skip
+        if self.classifier and self.reward != _RUN.reward:
+            raise ValueError(f"--classifier changes nothing with --reward {self.reward}: leave one of them out")
         self._check_robot()
         config = replace(
             _RUN, pair=(self.forward, self.undo), agent=replace(_AGENT, algorithm=self.algorithm),
