@@ -1,5 +1,6 @@
 """Flow matching and discretised heads: one interface with L1, two-mode targets, masks, sampling, the whole model."""
 
+import itertools
 import math
 
 import numpy as np
@@ -138,7 +139,7 @@ def test_flow_loss_is_zero_for_the_true_velocity():
 
 
 def test_bins_interpolate_and_clip():
-    head = BinHead(width=16, action_dim=1, bins=16, limit=1.0)
+    head = BinHead(width=16, action_dim=1, bins=16, limit=1.0, spread=0.0)
     torch.nn.init.zeros_(head.out.weight)
     x = torch.zeros(1, 1, 16)
     for target in (-1.0, 0.123, 0.9, 7.0):
@@ -155,6 +156,37 @@ def test_bins_interpolate_and_clip():
             head.out.bias.copy_((by_hand + 1e-9).log())
             assert head(x).item() == pytest.approx(clipped, abs=1e-4)
             head.out.bias.copy_(saved)
+
+
+@pytest.mark.parametrize("kind", [BinHead, FrequencyHead])
+def test_bins_near_the_target_are_nearly_right(kind):
+    """The loss against a slow reference, and the action that the wanted distribution stands for."""
+    torch.manual_seed(0)
+    head, x, target = kind(width=8, action_dim=2, bins=32, spread=0.2), torch.randn(3, 4, 8), torch.randn(3, 4, 2) / 3
+    mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    numbers, counts = head._target(target, mask)
+    centres = [k * 2 / 31 - 1 for k in range(32)]
+    wide = 0.2 / head.reach(4)
+    total, wanted = [], torch.zeros(3, 4, 2, 32)
+    for place in itertools.product(range(3), range(4), range(2)):
+        weights = [math.exp(-0.5 * ((c - float(numbers[place])) / wide) ** 2) for c in centres]
+        log_p = head.logits(x)[place].log_softmax(0).tolist()
+        if counts[place]:
+            total.append(-sum(w * p for w, p in zip(weights, log_p, strict=True)) / sum(weights))
+        wanted[place] = torch.tensor(weights).log()
+    assert head.loss(x, target, mask).item() == pytest.approx(sum(total) / len(total), rel=1e-4)
+    torch.testing.assert_close(head.decode(wanted), head.from_code(numbers), atol=0.03, rtol=0)
+
+
+def test_bins_from_before_there_was_a_spread_act_as_they_did():
+    old = BinHead(width=8, action_dim=2, spread=0.0)
+    saved = {name: tensor for name, tensor in old.state_dict().items() if name != "spread"}
+    torch.nn.init.normal_(saved["out.weight"])
+    old.load_state_dict(saved)
+    now, x = BinHead(width=8, action_dim=2), torch.randn(5, 4, 8)
+    assert not torch.equal(now(x), old(x))
+    now.load_state_dict(saved)
+    assert torch.equal(now(x), old(x)) and now.spread == 0
 
 
 def test_frequencies_are_an_orthonormal_cosine_transform():
