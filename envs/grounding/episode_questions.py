@@ -7,7 +7,7 @@ left in the front camera's picture, as in the instructions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,22 +20,60 @@ from envs.tabletop.scene import REST_HEIGHT_M, SCENES, joint_names, place_names
 from envs.tabletop.suites import Suite
 
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
-    "object": {"train": ("which object", "which thing", "what are you asked to handle"), "heldout": ("which one",)},
+    "object": {
+        "train": (
+            "which object", "which thing", "what are you asked to handle", "what is your target", "what is it about",
+            "which object is meant", "which thing were you told to handle", "what should you handle",
+            "name the object", "which item is it", "what is the task about", "tell me which object",
+        ),
+        "heldout": ("which one",),
+    },
     "doing": {
-        "train": ("what are you doing", "what are you up to", "tell me what you do"),
+        "train": (
+            "what are you doing", "what are you up to", "tell me what you do", "what do you do", "what is going on",
+            "what is happening", "what is happening right now", "describe what you do", "say what you are doing",
+            "what is the robot doing", "what are you busy with", "what are you working on", "what is your hand doing",
+            "what are you doing at the moment",
+        ),
         "heldout": ("what are you doing now",),
     },
-    "done": {"train": ("is it done", "are you done", "is the task done"), "heldout": ("is the job done",)},
+    "done": {
+        "train": (
+            "is it done", "are you done", "is the task done", "have you finished", "is it finished",
+            "are you finished", "is the work done", "is your work finished", "is the task complete", "did you finish",
+            "is everything done", "is that all done",
+        ),
+        "heldout": ("is the job done",),
+    },
     "held": {
-        "train": ("what is in the gripper", "what are you holding", "what is in your hand"),
+        "train": (
+            "what is in the gripper", "what are you holding", "what is in your hand", "what does the gripper hold",
+            "what is the gripper holding", "what do you have in the gripper", "what have you got in your hand",
+            "what is between your fingers", "which object is in the gripper", "what have you grasped",
+            "which thing are you holding", "what does your hand hold",
+        ),
         "heldout": ("what do you hold",),
     },
-    "where": {"train": ("where is {x}", "tell me where {x} is"), "heldout": ("where do you see {x}",)},
+    "where": {
+        "train": (
+            "where is {x}", "tell me where {x} is", "where can i find {x}", "where does {x} lie", "where is {x} now",
+            "say where {x} is", "where on the table is {x}", "in which place is {x}", "what is the place of {x}",
+            "where do i find {x}", "show me where {x} is", "can you tell where {x} is",
+        ),
+        "heldout": ("where do you see {x}",),
+    },
     "beside": {
-        "train": ("what is {side} of {x}", "what is to the {side} of {x}"),
+        "train": (
+            "what is {side} of {x}", "what is to the {side} of {x}", "what lies {side} of {x}",
+            "what lies to the {side} of {x}", "which things are {side} of {x}",
+            "which objects are to the {side} of {x}",
+            "tell me what is {side} of {x}", "what is there {side} of {x}", "name what is {side} of {x}",
+            "what can be found {side} of {x}", "what is on the {side} side of {x}",
+            "to the {side} of {x} what is there",
+        ),
         "heldout": ("what stands {side} of {x}",),
     },
-}
+}  # fmt: skip
 """Wordings of each kind of question: those of training, and those that only a test has."""
 KINDS = tuple(TEMPLATES)
 NOTHING = "nothing"
@@ -45,6 +83,11 @@ _APART_M = 0.025
 """Sideways distance from which on one thing is clearly left of another, m."""
 _GRASPED_M, _EMPTY = 0.03, 0.2
 """Distance of a held thing from the grip, m, and the opening of fingers that have closed on nothing (0 .. 1 open)."""
+_GRASP_CLEAR_M, _EMPTY_CLEAR = 0.006, 0.08
+"""How far from these bounds it is clear whether a thing is held."""
+_LIFT_CLEAR_M, _PLACE_CLEAR_M, _JOINT_CLEAR = 0.008, 0.005, 0.05
+"""How far things may be from where they are, upwards, sideways and in a joint's opening (0 .. 1), with a task done or
+not done all the same: within a few millimetres no picture tells."""
 _ON = {"plate": "on", "zone": "on", "bowl": "in", "box": "in", "cabinet": "in"}
 _WORDS = {"cabinet": "drawer"}
 
@@ -92,7 +135,7 @@ class Moment:
         self.at: dict[str, np.ndarray] = {name: state.objects[world, slot] for slot, name in self.names.items()}
         self.at |= {name: state.places[world, k] for k, name in self.places.items() if kinds[k] != "cabinet"}
         self.at |= {name: state.handles[world, k] for k, name in enumerate(self.joints)}
-        self.held = self._held()
+        self.held, self.held_clear = self._held()
 
     @property
     def goal(self) -> Goal:
@@ -106,7 +149,23 @@ class Moment:
 
     def done(self) -> bool:
         """Things are where the last goal, and those that must last, want them."""
-        state, goals = self.worlds.state, self.episode.goals
+        return self._done(self.worlds.state)
+
+    def done_clear(self) -> bool:
+        """It would be said to be done, or not, all the same if things stood some millimetres elsewhere."""
+        state = self.worlds.state
+        up, aside = _LIFT_CLEAR_M, _PLACE_CLEAR_M
+        if self.goal.kind == GoalKind.LIFT:
+            shifts = [(0.0, 0.0, up), (0.0, 0.0, -up)]
+        else:
+            shifts = [(aside, 0.0, 0.0), (-aside, 0.0, 0.0), (0.0, aside, 0.0), (0.0, -aside, 0.0)]
+        moved = [replace(state, objects=state.objects + np.array(shift)) for shift in shifts]
+        moved += [replace(state, joints=state.joints + turn) for turn in (_JOINT_CLEAR, -_JOINT_CLEAR)]
+        done = self.done()
+        return all(self._done(one) == done for one in moved)
+
+    def _done(self, state: rules.WorldState) -> bool:
+        goals = self.episode.goals
         if state.stage[self.i] < len(goals) - 1:
             return False
         achieved = rules.achieved(state)[self.i]
@@ -137,7 +196,7 @@ class Moment:
         """Where a thing is; None where that is open to argument."""
         slot = next((slot for slot, own in self.names.items() if own == name), None)
         if slot is not None and slot == self.held:
-            return "in the gripper"
+            return "in the gripper" if self.held_clear else None
         if slot is not None:
             place, clear = self._lies(slot)
             if not clear:
@@ -157,8 +216,10 @@ class Moment:
         wanted = sorted((offset, other) for other, offset in far.items() if (offset < 0) == (side == "left"))
         return " and ".join(other for _, other in wanted) or NOTHING
 
-    def ask(self, rng: np.random.Generator, wording: str = "train", *, strays: bool = False) -> list[Asked]:
-        """One question of each kind that has a clear answer, two of "where" and "beside". `strays`: the robot is after
+    def ask(
+        self, rng: np.random.Generator, wording: str = "train", *, strays: bool = False, of: int = 2
+    ) -> list[Asked]:
+        """One question of each kind that has a clear answer, `of` of "where" and "beside". `strays`: the robot is after
         something else than it is told, so that what it does is clear only from what it holds."""
 
         def say(kind: str, answer: str | None, **names: str) -> list[Asked]:
@@ -166,30 +227,34 @@ class Moment:
             text = among[rng.integers(len(among))].format(**names)
             return [] if answer is None else [Asked(kind, text, answer)]
 
-        doing = None if strays and self.held < 0 else self.doing()
+        done_clear = self.done_clear()
+        unclear = not done_clear or not self.held_clear or (strays and self.held < 0)
         asked = [
             *say("object", self.object_named()),
-            *say("doing", doing),
-            *say("done", "yes" if self.done() else "no"),
-            *say("held", self.names.get(self.held, NOTHING)),
+            *say("doing", None if unclear else self.doing()),
+            *say("done", ("yes" if self.done() else "no") if done_clear else None),
+            *say("held", self.names.get(self.held, NOTHING) if self.held_clear else None),
         ]
-        things = list(rng.permutation(list(self.at)))
-        for name in things[:2]:
+        for name in list(rng.permutation(list(self.at)))[:of]:
             asked += say("where", self.where(str(name)), x=str(name))
-        for name in list(rng.permutation(list(self.at)))[:2]:
-            side = "left" if rng.random() < 0.5 else "right"
-            asked += say("beside", self.beside(str(name), side), x=str(name), side=side)
+        sides = [(name, side) for name in self.at for side in ("left", "right")]
+        for k in rng.permutation(len(sides))[:of]:
+            name, side = sides[k]
+            asked += say("beside", self.beside(name, side), x=name, side=side)
         return asked
 
-    def _held(self) -> int:
-        """Slot of what is between fingers that were told to close, or -1. (Around a brick they stand nearly open.)"""
+    def _held(self) -> tuple[int, bool]:
+        """(slot of what is between fingers that were told to close, or -1; whether that is clear). Around a brick they
+        stand nearly open."""
         state = self.worlds.state
-        if self.worlds._gripper[self.i] > 0 or state.finger_opening[self.i] < _EMPTY:
-            return -1
-        slots = list(self.episode.slots)
+        slots, opening = list(self.episode.slots), float(state.finger_opening[self.i])
         far = np.linalg.norm(state.objects[self.i, slots] - state.grip[self.i], axis=1)
         nearest = int(np.argmin(far))
-        return slots[nearest] if far[nearest] < _GRASPED_M else -1
+        near = float(far[nearest])
+        if self.worlds._gripper[self.i] > 0 or opening < _EMPTY - _EMPTY_CLEAR or near > _GRASPED_M + _GRASP_CLEAR_M:
+            return -1, True
+        clear = abs(opening - _EMPTY) > _EMPTY_CLEAR and abs(near - _GRASPED_M) > _GRASP_CLEAR_M
+        return (slots[nearest] if opening >= _EMPTY and near < _GRASPED_M else -1), clear
 
     def _lies(self, slot: int) -> tuple[int | None, bool]:
         """(the place that an object lies on or in, whether that is clear)."""

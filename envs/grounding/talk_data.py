@@ -51,6 +51,7 @@ class _Request:
     seed0: int
     image_size: int
     wording: str
+    of: int
     perturb: Perturbation | None
 
 
@@ -80,7 +81,7 @@ class _Stage:
         self.worlds = TabletopWorlds(suite, 1, source=episode_source(perturb), render=render)
         self.expert = make_expert(name, 1)
 
-    def frames(self, seed: int, wording: str) -> Iterator[Frame]:
+    def frames(self, seed: int, wording: str, of: int) -> Iterator[Frame]:
         """`MOMENTS` moments of the seed's episode, played by the expert, more or less well."""
         w, rng = self.worlds, np.random.default_rng([seed, Stream.TALK])
         w.render_images = False
@@ -104,7 +105,7 @@ class _Stage:
             if strays:  # what counts is what was said
                 write_goals(w.state, 0, episode.goals, episode.slots)
             moment = Moment(w, 0, episode)
-            asked = [[one.kind, one.question, one.answer] for one in moment.ask(rng, wording, strays=strays)]
+            asked = [[one.kind, one.question, one.answer] for one in moment.ask(rng, wording, strays=strays, of=of)]
             w.render_images = True
             w._render([0])
             shown = w.images[0].copy(), w.proprio()[0]
@@ -134,7 +135,8 @@ def _play(arguments: tuple[_Request, range]) -> list[Frame]:
     frames = []
     for number in numbers:
         suite = request.suites[number % len(request.suites)]
-        frames += _stage(suite, request.image_size, request.perturb).frames(request.seed0 + number, request.wording)
+        stage = _stage(suite, request.image_size, request.perturb)
+        frames += stage.frames(request.seed0 + number, request.wording, request.of)
     return frames
 
 
@@ -156,20 +158,22 @@ def generate_talk(
     num_workers: int = 2,
     image_size: int = IMAGE_SIZE,
     wording: str = "train",
+    of: int = 4,
     perturb: Perturbation | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Play `episodes` episodes of these suites in turn, from scene `seed0` on, and write moments of them to the folder
     `out`, which appears when it is complete.
 
-    `wording`: train or heldout (`envs.grounding.episode_questions.TEMPLATES`). `num_workers` 0 plays in this process.
+    `wording`: train or heldout (`envs.grounding.episode_questions.TEMPLATES`). `of`: how many things' places, and
+    neighbours, are asked for at a moment. `num_workers` 0 plays in this process.
     ValueError for a suite that cannot be asked about, or a folder that is there.
     """
     check_askable(suites)
     if out.exists():
         raise ValueError(f"{out} exists: give another --out, or remove it")
     check(probe=True)
-    request = _Request(tuple(suites), seed0, image_size, wording, perturb)
+    request = _Request(tuple(suites), seed0, image_size, wording, of, perturb)
     starts = range(0, episodes, _EPISODES_PER_JOB)
     jobs = [(request, range(start, min(start + _EPISODES_PER_JOB, episodes))) for start in starts]
     frames: list[Frame] = []
