@@ -160,7 +160,7 @@ class DistilledConfig:
 class TalkerConfig:
     """The part that answers questions (`vla.model.talking.talker`)."""
 
-    rank: int = 16
+    rank: int = 32
     """Rank of the adapters with which a frozen decoder talks. 0: none, for a decoder that learns from both losses."""
     alpha: float = 32.0
     """The adapters' output is scaled by alpha / rank."""

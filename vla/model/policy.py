@@ -28,7 +28,7 @@ from vla.processing.processor import Processor
 from vla.runtime.devices import bfloat16_is_fast
 
 if TYPE_CHECKING:
-    from vla.model.talking.talker import Speech
+    from vla.model.talking.speech import Speech
 
 _INSTRUCTIONS = 256
 """Batches of instructions whose tokens are kept on the device."""
@@ -158,7 +158,7 @@ class VLAPolicy:
         vla = self.vla
         if vla.talker is None:
             raise ValueError(CANNOT)
-        from vla.model.talking.talker import Speech
+        from vla.model.talking.speech import Speech
 
         inp = self._input(obs)
         hear = partial(vla.talker.prefill, vla.backbone, inp, mask_words=not vla.config.language)

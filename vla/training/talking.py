@@ -7,6 +7,7 @@ clipping of their gradient, no random draw of torch's.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vla.core.checkpoint import load_tensors, save_tensors
 from vla.core.compatibility import fit
 from vla.core.config import load_json
 from vla.core.types import PolicySpec
 from vla.model.config import TalkerConfig
 from vla.model.model import VLA, evaluating
-from vla.model.talking.talker import Heard, Speech, question_tokens
-from vla.model.talking.things import look_for, text_tokens
+from vla.model.talking.recall import kept, recalled
+from vla.model.talking.speech import Speech
+from vla.model.talking.talker import Asked, Heard, question_tokens
+from vla.model.talking.things import look_for, padded, seen_width
 from vla.processing.batch import ModelInput
 from vla.processing.text import plain_text
 from vla.training.train_config import TalkConfig
 
-IGNORED = -100
-"""Label of a token that is not to be said."""
 INDEX = "talk.json"
 _EXAMINED = 16
 """Moments that are examined at a time."""
@@ -95,7 +97,10 @@ class TalkTask(nn.Module):
         self._tokens = {text: question_tokens(tokenizer, text) for text in texts}
         self._end = tokenizer.eos_token_id
         self._answers = _shuffled(data.asked) if config.shuffled else [[a for _, _, a in one] for one in data.asked]
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+        used = sorted({token for answers in self._answers for text in answers for token in self._tokens[text]})
+        vla.talker.teach(torch.tensor([*used, self._end]))
+        self._keeps = not vla.backbone_learns and vla.talker.scene is not None
+        self._seen = _kept_sights(vla, data) if self._keeps else {}
         for text in set(data.instruction):  # long and odd ones are refused now
             vla.processor.tokens(text)
 
@@ -112,48 +117,63 @@ class TalkTask(nn.Module):
         for row in rows.tolist():
             order = rng.permutation(len(self._data.asked[row]))
             chosen += [(row, int(q)) for q in np.resize(order, config.questions)]  # of a moment with fewer, some twice
-        ids, labels = self._pairs([(self._data.asked[row][q][1], self._answers[row][q]) for row, q in chosen])
-        device = vla.device
-        low = vla.backbone_dtype != torch.float32
-        with torch.autocast(device.type, dtype=vla.backbone_dtype if low else torch.bfloat16, enabled=low):
+        asked = self._row_by_row(rows.tolist(), chosen)
+        with self._precision():
             with torch.set_grad_enabled(torch.is_grad_enabled() and vla.backbone_learns):
-                inp = self.observed(rows).to(device)
-                things = self._look(inp, rows)
-                heard = vla.talker.prefill(vla.backbone, inp.without_padding(), things_BNF=things)
-            heard = heard.select(torch.arange(len(rows), device=device).repeat_interleave(config.questions))
-            heard.asked_BF = self._asked(heard, chosen)
-            return vla.talker.loss(
-                vla.backbone, heard, ids.to(device), labels.to(device), smoothing=config.smoothing, ignored=IGNORED
-            )
+                heard, asked_BQF = self._listen(rows, chosen)
+            return vla.talker.loss(vla.backbone, heard, asked.to(vla.device), asked_BQF, smoothing=config.smoothing)
 
-    def _look(self, inp: ModelInput[Tensor], rows: np.ndarray) -> Tensor | None:
-        """Where a frozen backbone sees the things that it has names for, looked up once a moment, with what all of the
-        moment's questions name. Each moment is looked at by itself: in another batch the last bits may be others, and a
-        resumed run would not be the same."""
-        vla = self._vla[0]
-        if vla.backbone_learns or vla.talker.names_NT is None:
-            return None
-        for place, row in enumerate(rows.tolist()):
-            if row not in self._seen:
-                one = vla.talker.prefill(vla.backbone, inp.select([place]).without_padding())
-                questions = [question for _, question, _ in self._data.asked[row]]
-                asked = look_for(vla.backbone, one.looked, one.cache, self._ids(questions)[None])
-                self._seen[row] = one.things_BNF[0].half(), asked[0].half()  # 14 kB for 22 names
-        return torch.stack([self._seen[row][0].float() for row in rows.tolist()])
+    def _listen(self, rows: np.ndarray, chosen: list[tuple[int, int]]) -> tuple[Heard, Tensor | None]:
+        """(what the decoder reads of these moments, where what each chosen question names is seen, (B, Q, F)). The
+        latter is None for a policy without names."""
+        vla, about = self._vla[0], (-1, self.config.questions)
+        if self._keeps:
+            for row in rows.tolist():
+                self._look(row)
+            proprio = vla.processor.normalise_proprio(self._data.proprio[rows]).to(vla.device)
+            heard = recalled(vla.backbone, [self._seen[row] for row in rows.tolist()], proprio)
+            asked = torch.stack([self._seen[row][-1][q].float() for row, q in chosen]).unflatten(0, about)
+            return heard, asked.to(vla.device)
+        heard = vla.talker.prefill(vla.backbone, self.observed(rows).to(vla.device).without_padding())
+        if heard.looked is None:
+            return heard, None
+        ids = padded([self._tokens[self._data.asked[row][q][1]] for row, q in chosen]).to(vla.device)
+        return heard, look_for(vla.backbone, heard.looked, ids.unflatten(0, about))
 
-    def _asked(self, heard: Heard, chosen: list[tuple[int, int]]) -> Tensor | None:
-        """Where what each chosen question names is seen, (B, F); None for a policy without names."""
+    def _look(self, row: int) -> None:
+        """Let a frozen backbone see a moment, once, for all of its questions, and keep what talking reads of it. Each
+        moment is looked at by itself: in another batch the last bits may be others, and a resumed run would not be the
+        same."""
+        if row in self._seen:
+            return
         vla = self._vla[0]
-        if vla.talker.names_NT is None:
-            return None
-        if vla.backbone_learns:
-            ids = self._ids([self._data.asked[row][q][1] for row, q in chosen])
-            return look_for(vla.backbone, heard.looked, heard.cache, ids[:, None])[:, 0]
-        return torch.stack([self._seen[row][1][q].float() for row, q in chosen])
+        one = vla.talker.prefill(vla.backbone, self.observed(np.array([row])).to(vla.device).without_padding())
+        ids = padded([self._tokens[question] for _, question, _ in self._data.asked[row]]).to(vla.device)
+        asked = look_for(vla.backbone, one.looked, ids[None])[0].half()
+        self._seen[row] = tuple(part.cpu() for part in (*kept(one), asked))  # some 80 kB
 
-    def _ids(self, questions: list[str]) -> Tensor:
+    def _precision(self) -> torch.autocast:
         vla = self._vla[0]
-        return text_tokens(vla.backbone.tokenizer, questions).to(vla.device)
+        low = vla.backbone_dtype != torch.float32
+        return torch.autocast(vla.device.type, dtype=vla.backbone_dtype if low else torch.bfloat16, enabled=low)
+
+    @torch.no_grad()
+    def keep_sights(self) -> None:
+        """Look at every moment now and keep in the set's folder what is seen there, for all runs that learn from this
+        set on this frozen backbone; at what is kept already, not again. ValueError for a policy that looks at
+        nothing."""
+        if not self._keeps:
+            raise ValueError("what is seen is kept for a policy with a frozen backbone that has names for things")
+        path = _sights(self._vla[0], self._data)
+        if path.is_file():
+            return
+        with self._precision():
+            for row in range(len(self._data)):
+                self._look(row)
+        things, told, said, read, asked = zip(*(self._seen[row] for row in range(len(self._data))), strict=True)
+        tensors = {"things": torch.stack(things), "told": torch.stack(told), "said": torch.stack(said)}
+        tensors |= {"read": torch.cat(read), "asked": torch.cat(asked), "length": torch.tensor([len(x) for x in read])}
+        save_tensors(path, tensors, {})
 
     def observed(self, rows: np.ndarray) -> ModelInput[Tensor]:
         """These moments as the policy reads them."""
@@ -162,15 +182,44 @@ class TalkTask(nn.Module):
         proprio = processor.normalise_proprio(self._data.proprio[rows])
         return ModelInput(torch.from_numpy(self._data.images[rows]), ids, mask, proprio)
 
-    def _pairs(self, pairs: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-        """Tokens (N, T) of question, answer and end, padded with 0, and each place's next token where one counts."""
-        rows = [(self._tokens[question], [*self._tokens[answer], self._end]) for question, answer in pairs]
-        ids = torch.zeros(len(rows), max(len(q) + len(a) for q, a in rows), dtype=torch.int64)
-        labels = torch.full_like(ids, IGNORED)
-        for row, label, (question, answer) in zip(ids, labels, rows, strict=True):
-            row[: len(question) + len(answer)] = torch.tensor(question + answer)
-            label[len(question) - 1 : len(question) + len(answer) - 1] = torch.tensor(answer)
-        return ids, labels
+    def _row_by_row(self, rows: list[int], chosen: list[tuple[int, int]]) -> Asked:
+        """The chosen questions, those about one moment in one row."""
+        each = self.config.questions
+        lines = []
+        for k, _ in enumerate(rows):
+            line = []
+            for number, (row, q) in enumerate(chosen[k * each : (k + 1) * each]):
+                question = self._tokens[self._data.asked[row][q][1]]
+                answer = [*self._tokens[self._answers[row][q]], self._end]
+                labels = [-1] * (len(question) - 1) + answer
+                ids = [*question, *answer[:-1]]  # the end is said, and nothing follows it
+                line += [(*pair, number, place) for place, pair in enumerate(zip(ids, labels, strict=True))]
+            lines.append(line)
+        longest = max(map(len, lines))
+        padding = (0, -1, -1, 0)
+        packed = np.array([line + [padding] * (longest - len(line)) for line in lines])
+        ids, labels, numbers, places = torch.from_numpy(packed).unbind(-1)
+        return Asked(ids, numbers, places, labels)
+
+
+def _sights(vla: VLA, data: TalkSet) -> Path:
+    """The file with what this backbone sees of this set."""
+    told = hashlib.sha256(
+        repr((vla.config.talk.names, seen_width(vla.backbone), data.instruction, data.asked)).encode()
+    )
+    for name, tensor in sorted(vla.backbone.state_dict().items()):
+        told.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return data.folder / f"seen-{told.hexdigest()[:16]}.safetensors"
+
+
+def _kept_sights(vla: VLA, data: TalkSet) -> dict[int, tuple[Tensor, ...]]:
+    """By moment, what `TalkTask.keep_sights` kept of this backbone; empty where that is nothing."""
+    if not any(data.folder.glob("seen-*")) or not (path := _sights(vla, data)).is_file():
+        return {}
+    tensors = load_tensors(path)
+    asked = tensors["asked"].split([len(frame) for frame in data.asked])
+    read = tensors["read"].split(tensors["length"].tolist())
+    return dict(enumerate(zip(tensors["things"], tensors["told"], tensors["said"], read, asked, strict=True)))
 
 
 def _shuffled(asked: list[list[list[str]]]) -> list[list[str]]:

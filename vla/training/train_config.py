@@ -108,10 +108,10 @@ class TalkConfig:
     """Weight of the answers' loss; that of the actions is 1."""
     moments: int = 16
     """Per step, over all processes and accumulated parts."""
-    questions: int = 5
+    questions: int = 10
     """About each moment."""
-    smoothing: float = 0.1
-    """Share of a label's probability that goes to all other tokens alike, as in VLA4CD."""
+    smoothing: float = 0.05
+    """Share of a label's probability that goes to the words of all answers alike (VLA4CD)."""
     shuffled: bool = False
     """Give every question the answer of another one of its kind: a control that must not learn to answer."""
 

@@ -80,15 +80,16 @@ def _questions(config: TalkExperimentConfig, out: Path) -> None:
 
     size = getattr(load_backbone(config.backbone), "image_size", IMAGE_SIZE)
     suites = ("tabletop-pick", "tabletop-ten")
-    for name, episodes, seed0, wording in (
-        ("talk-train", config.talk_episodes, 0, "train"),
-        ("talk-exam", config.episodes, FIRST_EVALUATION_SEED, "train"),
-        ("talk-words", config.episodes // 2, FIRST_EVALUATION_SEED, "heldout"),
+    for name, episodes, seed0, wording, of in (
+        ("talk-train", config.talk_episodes, 0, "train", 4),
+        ("talk-exam", config.episodes, FIRST_EVALUATION_SEED, "train", 2),
+        ("talk-words", config.episodes // 2, FIRST_EVALUATION_SEED, "heldout", 2),
     ):
         if not (out / name).exists():
             generate_talk(
-                suites, episodes, out / name, seed0=seed0, num_workers=config.workers, image_size=size, wording=wording
-            )
+                suites, episodes, out / name, seed0=seed0, num_workers=config.workers, image_size=size,
+                wording=wording, of=of,
+            )  # fmt: skip
 
 
 def _run(config: TalkExperimentConfig, out: Path, arm: str, seed: int) -> Row:
@@ -127,10 +128,11 @@ def _examined(vla: VLA, out: Path) -> Counts:
         count("answers right when sure (confidence above 0.5)", reply.right) if reply.confidence > 0.5 else None
     for reply in examine(vla, words, range(len(words))):
         count("answers right, wordings not trained on", reply.right)
+        count(f"answers right, wordings not trained on, {reply.kind}", reply.right)
     for kind, right in _most_common(exam).items():  # what a reader of questions alone could reach
         counts[f"most common answer, {kind}"] = right
     shown = np.roll(np.arange(len(exam)), 2 * MOMENTS_APART)  # of the same suite
-    for reply in examine(vla, exam, rows[::2], pictures_of=list(shown[::2])):
+    for reply in examine(vla, exam, rows[::4], pictures_of=list(shown[::4])):
         count(f"answers right, another scene's pictures, {reply.kind}", reply.right)
     return counts
 
@@ -187,11 +189,14 @@ def _recipe(
 
 def _imitated(config: TalkExperimentConfig, out: Path, seed: int, *, name: str, **recipe: bool) -> VLA:
     from vla.model.model import VLA
+    from vla.training.talking import TalkTask
     from vla.training.train import build_vla, train
 
     cfg, demos, folder = _recipe(config, out, seed, **recipe), _demos(config, out, seed), out / f"{name}-{seed}"
     begun = (folder / "config.json").exists()
     vla = VLA.load(folder, merge=False) if begun else build_vla(cfg, demos)
+    if cfg.talk is not None and not recipe["tuned"]:
+        TalkTask(cfg.talk, vla).keep_sights()  # the backbone is the same for all seeds
     if train(cfg, vla, demos, folder, resume=begun).interrupted:
         raise KeyboardInterrupt
     vla.merge_adapters()

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from tests.vla.backbones.test_small import spelling
 from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
@@ -15,7 +16,8 @@ from vla.language.talking import ask
 from vla.model.config import BridgeConfig, TalkerConfig, VLAConfig
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.model.talking.talker import question_tokens
+from vla.model.talking.talker import Asked, question_tokens
+from vla.model.talking.things import look_for, padded
 
 QUESTIONS = ["what are you doing?", "which object?", "Colourless green ideas sleep furiously, 42%!"]
 
@@ -41,7 +43,7 @@ def talking_policy(rank=4, names=(), **config):
 
 
 def seen_slowly(policy, inp, text):
-    """The numbers (B, F) of a text, and its places: the backbone's own forward pass with it as instruction."""
+    """The numbers (B, F) of a text: the backbone's own forward pass with it as instruction."""
     backbone = policy.vla.backbone
     ids = torch.tensor([question_tokens(backbone.tokenizer, text)] * len(inp.images_BVHWC))
     features = backbone(inp.images_BVHWC, ids, torch.ones_like(ids, dtype=torch.bool))
@@ -51,59 +53,81 @@ def seen_slowly(policy, inp, text):
     points = features.points_BQE[:, list(backbone.naming)].unflatten(-1, (-1, 3))  # (B, queries, views, 3)
     xy = points[..., :2]
     waves = [f(k * np.pi * xy) for k in (0.5, 1, 2) for f in (torch.sin, torch.cos)]
-    return torch.cat([part.flatten(1) for part in (*both, xy, points[..., 2:], *waves)], 1), xy.flatten(1)
+    fine = backbone.look(backbone.normalise(inp.images_BVHWC)).fine.unflatten(0, (-1, backbone.num_views))
+    there = torch.stack(
+        [torch.stack([pixel_at(fine[b, v], *xy[b, 0, v].tolist()) for v in range(2)]) for b in range(len(xy))]
+    )
+    there = torch.nn.functional.layer_norm(there, there.shape[-1:])
+    return torch.cat([part.flatten(1) for part in (*both, xy, points[..., 2:], *waves, there)], 1)
 
 
-def things_slowly(policy, inp, question):
-    """(the tokens (B, N, D) of the names, what every token starts from beside words, state and instruction)."""
-    talker, words, tokens = policy.vla.talker, policy.vla.backbone.vlm.model.get_input_embeddings(), []
-    if not policy.vla.config.talk.names:
-        return inp.proprio_BP.new_zeros(len(inp.images_BVHWC), 0, policy.vla.backbone.width), 0
-    asked, at = seen_slowly(policy, inp, question)
+def pixel_at(picture, x, y):
+    """The features (C,) of a picture (C, h, w) at a place in [-1, 1], between the four nearest pixels; none beyond."""
+    _, h, w = picture.shape
+    x, y, found = (x + 1) * w / 2 - 0.5, (y + 1) * h / 2 - 0.5, 0
+    for i in (int(np.floor(y)), int(np.floor(y)) + 1):
+        for j in (int(np.floor(x)), int(np.floor(x)) + 1):
+            if 0 <= i < h and 0 <= j < w:
+                found = found + (1 - abs(y - i)) * (1 - abs(x - j)) * picture[:, i, j]
+    return found
+
+
+def scene_slowly(policy, inp, instruction, question, start):
+    """(tokens (B, N + 1, D) of names and instruction, what the question finds (B, D))."""
+    talker, backbone = policy.vla.talker, policy.vla.backbone
+    words, seen, meant = backbone.vlm.model.get_input_embeddings(), [], []
     for name in policy.vla.config.talk.names:
-        seen, place = seen_slowly(policy, inp, name)
-        ids = torch.tensor(question_tokens(policy.vla.backbone.tokenizer, name))
-        tokens.append(words(ids).mean(0) + talker.thing(torch.cat([seen, place - at], 1)))
-    return torch.stack(tokens, 1), talker.asked(asked)
+        seen.append(seen_slowly(policy, inp, name))
+        meant.append(words(torch.tensor(question_tokens(backbone.tokenizer, name))).mean(0))
+    told, asked = seen_slowly(policy, inp, instruction), seen_slowly(policy, inp, question)
+    tokens = talker.scene(torch.stack(meant), torch.stack(seen, 1), told, start)
+    return tokens, talker.scene.seek(asked[:, None], tokens)[:, 0]
 
 
 def one_pass(policy, obs, question, said):
-    """Logits (B, T, V) of the tokens after prompt and question, of one pass without a cache: the slow reference. The
-    adapters are added to a layer's output behind the prompt alone."""
+    """Logits (B, T, V) of the tokens after prompt and question, which are read at once, one observation by itself: the
+    slow reference. The adapters are added to a layer's output behind the prompt alone."""
     vla, backbone = policy.vla, policy.vla.backbone
     inp = policy._input(obs)
-    prompt = backbone.prompt(inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT)
-    b, s = prompt.mask_BS.shape
-    tokens = torch.tensor([question_tokens(backbone.tokenizer, question) + said] * b)
-    words = backbone.vlm.model.get_input_embeddings()
-    things, asked = things_slowly(policy, inp, question)
-    told = torch.cat([things, words(tokens)], 1)
-    real = [words(ids[mask]).mean(0) for ids, mask in zip(inp.token_ids_BT, inp.token_mask_BT, strict=True)]
-    said = torch.nn.functional.rms_norm(torch.stack(real), (backbone.width,))
-    start = vla.talker.state(inp.proprio_BP) + vla.talker.told(said) + asked
-    embeds = torch.cat([prompt.embeds_BSD, told + start[:, None]], 1)
-    t = embeds.shape[1] - s
-    sees = torch.ones(s + t, s + t, dtype=torch.bool).tril()[None] & torch.cat(
-        [prompt.mask_BS, torch.ones(b, t, dtype=torch.bool)], 1
-    ).unsqueeze(1)
-    positions = torch.cat([prompt.positions, prompt.positions[:, -1:] + 1 + torch.arange(t)], 1)
+    prompt, cache = backbone.prompt(inp.images_BVHWC, inp.token_ids_BT, inp.token_mask_BT), DynamicCache()
     decoder, hooks = decoder_of(backbone.vlm, backbone.family), []
+    decoder(
+        inputs_embeds=prompt.embeds_BSD, attention_mask=prompt.mask, position_ids=prompt.positions,
+        past_key_values=cache, use_cache=True,
+    )  # fmt: skip
+    tokens = torch.tensor([question_tokens(backbone.tokenizer, question) + said])
+    words = backbone.vlm.model.get_input_embeddings()
+    meant = words(inp.token_ids_BT[inp.token_mask_BT]).mean(0, keepdim=True)
+    start = vla.talker.state(inp.proprio_BP) + vla.talker.told(torch.nn.functional.rms_norm(meant, (backbone.width,)))
+    seen = prompt.mask_BS
+    if vla.config.talk.names:
+        seen[:, : backbone._prefix] = False  # the patches: things stand in their stead
+        scene, found = scene_slowly(policy, inp, obs.instruction[0], question, start)
+        start = start + found
+        seen = torch.cat([seen, torch.ones(1, scene.shape[1], dtype=torch.bool)], 1)
+        read = vla.talker.scene.kept(scene).view(1, scene.shape[1], len(cache.layers), 2, 4, 40)
+        for number, layer in enumerate(cache.layers):
+            layer.keys = torch.cat([layer.keys, read[:, :, number, 0].transpose(1, 2)], 2)
+            layer.values = torch.cat([layer.values, read[:, :, number, 1].transpose(1, 2)], 2)
+    t = tokens.shape[1]
+    causal = torch.ones(t, t, dtype=torch.bool).tril()[None]
+    sees = torch.cat([seen[:, None].expand(-1, t, -1), causal], 2)
     for name, adapter in vla.talker.adapters.items():
 
         def add(_module, inputs, out, adapter=adapter):
-            behind = (torch.arange(s + t) >= s).float()[None, :, None]
-            return out + behind * adapter(inputs[0])
+            return out + adapter(inputs[0])
 
         hooks.append(decoder.get_submodule(name.replace("/", ".")).register_forward_hook(add))
     hidden = decoder(
-        inputs_embeds=embeds,
-        attention_mask=torch.zeros(b, 1, s + t, s + t).masked_fill(~sees[:, None], -30000.0),
-        position_ids=positions,
-        use_cache=False,
-    ).last_hidden_state
+        inputs_embeds=words(tokens) + start[:, None],
+        attention_mask=torch.zeros(sees.shape)[:, None].masked_fill(~sees[:, None], -30000.0),
+        position_ids=prompt.positions[:, -1:] + 1 + torch.arange(t),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1 - len(said) :]
     for hook in hooks:
         hook.remove()
-    return backbone.vlm.lm_head(hidden[:, -1 - len(said) :])
+    return backbone.vlm.lm_head(hidden)
 
 
 @pytest.mark.parametrize("names", [(), ("the red cube", "the drawer", "cup")])
@@ -124,6 +148,40 @@ def test_answers_are_the_likeliest_tokens_of_one_plain_pass(names):
         assert answer.text == tokenizer.decode(said).strip()
         assert answer.confidence == pytest.approx(sure, rel=1e-3)
     assert len({answer.text for answer in answers}) > 1
+
+
+@torch.no_grad()
+def test_the_loss_of_questions_in_one_row_is_that_of_each_by_itself():
+    """Their answers' tokens, read one by one; among the words that are said."""
+    policy, obs = talking_policy(names=("the red cube", "cup")), toy_observation(2, size=64)
+    vla, tokenizer = policy.vla, policy.vla.backbone.tokenizer
+    asked = [[("which object?", "cup"), ("what now", "ab")], [("is it", "ab"), ("where", "cup")]]
+    rows, losses, answers = [], [], set()
+    for k, pairs in enumerate(asked):
+        row = []
+        for number, (question, answer) in enumerate(pairs):
+            q, a = question_tokens(tokenizer, question), [*question_tokens(tokenizer, answer), tokenizer.eos_token_id]
+            answers |= set(a)
+            labels = [-1] * (len(q) - 1) + a
+            row += [(*x, number, place) for place, x in enumerate(zip([*q, *a[:-1]], labels, strict=True))]
+            logits = one_pass(policy, obs.select([k]), question, a[:-1])[0]
+            losses.append((logits, a))
+        rows.append(row)
+    longest = max(map(len, rows))
+    packed = torch.tensor([row + [(0, -1, -1, 0)] * (longest - len(row)) for row in rows])
+    ids, labels, number, place = packed.unbind(-1)
+    used = torch.tensor(sorted(answers))
+    vla.talker.teach(used.flip(0))
+    heard = vla.talker.prefill(vla.backbone, policy._input(obs))
+    texts = padded([question_tokens(tokenizer, question) for pairs in asked for question, _ in pairs])
+    seen = look_for(vla.backbone, heard.looked, texts.unflatten(0, (2, 2)))
+    loss = vla.talker.loss(vla.backbone, heard, Asked(ids, number, place, labels), seen, smoothing=0.2)
+    each = []
+    for told, a in losses:
+        for row, token in zip(told, a, strict=True):
+            log = row[used].log_softmax(-1)
+            each.append(-0.8 * log[list(used).index(token)] - 0.2 * log.mean())
+    assert float(loss) == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize(("rank", "names"), [(0, ()), (4, ()), (4, ("the red cube",))])

@@ -78,7 +78,7 @@ def test_it_learns_to_tell_what_it_sees_and_what_it_was_told(folder):
     cfg = talks(folder)
     vla = build_vla(replace(cfg, image_size=None), tiny_demos(), action_spec=SPEC, backbone=load("small"))
     task, data = TalkTask(cfg.talk, vla), TalkSet(folder)
-    optimiser = torch.optim.AdamW(vla.talker.parameters(), lr=5e-3)
+    optimiser = torch.optim.AdamW(vla.talker.parameters(), lr=2e-3)
     for step in range(40):
         optimiser.zero_grad()
         task(None, *task.draw(step)).backward()
@@ -191,3 +191,18 @@ def test_what_is_seen_is_kept_for_a_run_in_bfloat16_too(folder):
     rows, rng = task.draw(0)
     assert torch.isfinite(task(None, rows, rng))
     assert set(task._seen) == set(rows.tolist())
+
+
+def test_what_is_seen_is_kept_beside_the_set_for_every_run_on_this_backbone(tmp_path):
+    cfg = talks(talk_set(tmp_path, moments=4))
+    vla = policy(cfg)
+    task = TalkTask(cfg.talk, vla)
+    with torch.no_grad():
+        loss = task(None, *task.draw(0))
+    task.keep_sights()
+    again = TalkTask(cfg.talk, vla)
+    assert set(again._seen) == set(range(4))
+    with torch.no_grad():
+        assert torch.equal(again(None, *again.draw(0)), loss)
+        vla.backbone.queries += 0.1  # another backbone sees something else
+    assert not TalkTask(cfg.talk, vla)._seen

@@ -2,7 +2,7 @@
 
 After VLA4CD (Li et al., EMNLP 2025): continuous actions and text from one model. The sequence is
 
-    [patches][instruction][queries] | [things][question][answer]
+    [patches][instruction][queries] | [question][answer]
 
 and attention is causal, so what stands behind the bar cannot change the queries' states, from which the action is read:
 the action comes of the prefill alone, in training as in use. Behind the bar a frozen decoder computes with low-rank
@@ -12,34 +12,35 @@ learning to talk moves nothing that acts. Where the decoder learns from both los
 Every token behind the bar starts from its word, from the robot's state, and from the mean of the instruction's words:
 a few words among a hundred patches are found late (as the queries' own start, `vla.backbones.backbone.Backbone.ask`).
 
-A policy that has names for things looks before it answers: for what the question names, and for each thing by its
-name. Every token starts from the first, too, and the second stand before the question, a token each. The decoder's own
-keys and values say too little of places: it was pre-trained to point, not to tell.
+A policy that has names for things looks before it answers: for each thing by its name, for what the question names, and
+where the instruction pointed it already. What it sees of things is compared (`vla.model.talking.scene`) and stands
+among the keys and values, in the patches' stead, and what the question finds there is in every token's start. The
+patches' keys and values say too little of places: the decoder was pre-trained to point, not to tell.
+
+It says the words that the answers it has learnt from consist of, and no others (`Talker.teach`): of 45,000 words that
+lie side by side in a table the right one gets half of the probability at best, and "squeezing" comes before "lifting".
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import DynamicCache
 
 from vla.backbones.families import decoder_of
-from vla.language.talking import Said
 from vla.model.config import TalkerConfig
-from vla.model.talking.things import Looked, look_for, places_width, seen_width, text_tokens
+from vla.model.talking.scene import Scene
+from vla.model.talking.things import Looked, look_for, places_width, seen_width, text_tokens, told
 from vla.processing.batch import ModelInput
 from vla.processing.text import plain_text
 
-LONGEST_ANSWER = 24
-"""Tokens after which an answer is cut."""
 QUESTION_TOKENS = 64
 """Tokens of a question that are read."""
 _MASKED = -30000.0
@@ -69,35 +70,30 @@ class _Adapted(nn.Module):
         return self.layer(x) + self.adapter(x)
 
 
-class SmoothedCrossEntropy(torch.autograd.Function):
-    """Mean label-smoothed cross-entropy of logits (N, V), as `F.cross_entropy(..., label_smoothing=...)` has it, with
-    half as many passes over them: of a large vocabulary they are most of the work of learning to talk."""
+@dataclass
+class Asked:
+    """Q questions about each of B observations, and their answers, side by side in one row of tokens (B, T) each."""
 
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor, smoothing: float) -> Tensor:
-        """logsumexp - (1 - smoothing) * logit of the target - smoothing * mean logit, averaged over N."""
-        logits = logits_NV.float()
-        total = logits.logsumexp(1)
-        ctx.save_for_backward(logits_NV, target_N, total)
-        ctx.smoothing = smoothing
-        chosen = logits.gather(1, target_N[:, None])[:, 0]
-        return (total - (1 - smoothing) * chosen - smoothing * logits.mean(1)).mean()
+    ids_BT: Tensor
+    """Question, answer and end of one after another, padded with 0."""
+    number_BT: Tensor
+    """Which question each token belongs to, 0 .. Q - 1; -1: none."""
+    place_BT: Tensor
+    """The token's place within its question and answer, from 0 on."""
+    labels_BT: Tensor
+    """The next token of each place, -1 where none is to be said."""
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        """(softmax - smoothed labels) / N."""
-        logits_NV, target_N, total = ctx.saved_tensors
-        n, v = logits_NV.shape
-        gradient = (logits_NV.float() - total[:, None]).exp_().sub_(ctx.smoothing / v)
-        gradient[torch.arange(n, device=target_N.device), target_N] -= 1 - ctx.smoothing
-        return gradient.mul_(grad / n).to(logits_NV.dtype), None, None
+    def to(self, device: torch.device) -> Asked:
+        """A copy on a device."""
+        return Asked(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass
 class Heard:
-    """The prefill of B observations: keys and values of patches, instruction and queries."""
+    """The prefill of B observations."""
 
     cache: DynamicCache
+    """Keys and values of patches, instruction and queries; without the patches where things have names."""
     mask_BS: Tensor
     last_B: Tensor
     """Position of the last query, (B,)."""
@@ -105,12 +101,11 @@ class Heard:
     """The robot's own state, normalised."""
     said_BD: Tensor
     """Mean of the instruction's word vectors."""
-    things_BNF: Tensor | None = None
-    """Where the things that the policy has names for are seen (`vla.model.talking.things.look_for`)."""
     looked: Looked | None = None
-    """The pictures, for a policy that has names for things."""
-    asked_BF: Tensor | None = None
-    """Where what the question names is seen; None: to be looked up when it is asked."""
+    """The pictures, and what is seen of things, for a policy that has names for them."""
+    things_BNF: Tensor | None = None
+    told_BF: Tensor | None = None
+    """Where what the instruction names is seen."""
     start_BD: Tensor | None = None
     """Added to the word of every token that follows."""
 
@@ -119,9 +114,9 @@ class Heard:
         changed."""
         self.cache.batch_select_indices(index)
         rows = (tensor[index] for tensor in (self.mask_BS, self.last_B, self.proprio_BP, self.said_BD))
-        if self.things_BNF is None or self.looked is None:
+        if self.looked is None or self.things_BNF is None or self.told_BF is None:
             return Heard(self.cache, *rows)
-        return Heard(self.cache, *rows, self.things_BNF[index], self.looked.select(index))
+        return Heard(self.cache, *rows, self.looked.select(index), self.things_BNF[index], self.told_BF[index])
 
 
 class Talker(nn.Module):
@@ -129,6 +124,8 @@ class Talker(nn.Module):
     adapters."""
 
     names_NT: Tensor | None
+    says_V: Tensor
+    """bool: the tokens that it says; all of them until it has been taught."""
 
     def __init__(self, config: TalkerConfig, backbone: Any, *, proprio_dim: int) -> None:
         """ValueError for a backbone that cannot talk."""
@@ -147,30 +144,26 @@ class Talker(nn.Module):
         )
         text = backbone.vlm.config.get_text_config()
         self.kv_heads = text.num_key_value_heads
-        places = _waves(backbone.coords_N3)
-        self.register_buffer("places_NF", places, persistent=False)
-        self.placed = nn.Linear(places.shape[1], text.num_hidden_layers * 2 * self.kv_heads * text.head_dim, bias=False)
-        nn.init.zeros_(self.placed.weight)
+        waves = _waves(backbone.coords_N3)
+        reads = text.num_hidden_layers * 2 * self.kv_heads * text.head_dim
+        if not config.names:
+            self.register_buffer("places_NF", waves, persistent=False)
+            self.placed = nn.Linear(waves.shape[1], reads, bias=False)
+            nn.init.zeros_(self.placed.weight)
         self.register_buffer(
             "names_NT", text_tokens(backbone.tokenizer, config.names) if config.names else None, persistent=False
         )
+        words = backbone.vlm.lm_head.weight.shape[0]
+        self.register_buffer("says_V", torch.ones(words, dtype=torch.bool))
+        self.scene = None
         if config.names:
-            seen, self._places = seen_width(backbone), slice(2 * width, 2 * width + places_width(backbone))
-            self.asked = nn.Sequential(nn.Linear(seen, width), nn.GELU(), nn.Linear(width, width))
-            beside = seen + places_width(backbone)
-            self.thing = nn.Sequential(nn.Linear(beside, width), nn.GELU(), nn.Linear(width, width))
+            places = slice(2 * width, 2 * width + places_width(backbone))
+            self.scene = Scene(seen_width(backbone), places, width, reads)
         self._adapted: tuple[Any, nn.Module] | None = None  # a tuple: no submodule, its weights are the backbone's
 
-    def prefill(
-        self,
-        backbone: Any,
-        inp: ModelInput[Tensor],
-        *,
-        mask_words: bool = False,
-        things_BNF: Tensor | None = None,
-    ) -> Heard:
+    def prefill(self, backbone: Any, inp: ModelInput[Tensor], *, mask_words: bool = False) -> Heard:
         """Run the decoder over observations before anything is asked: over the sequence that it acts on, and then over
-        each name, unless `things_BNF` is known already."""
+        each name."""
         mask = torch.zeros_like(inp.token_mask_BT) if mask_words else inp.token_mask_BT
         prompt = backbone.prompt(inp.images_BVHWC, inp.token_ids_BT, mask)
         cache = DynamicCache()
@@ -180,76 +173,86 @@ class Talker(nn.Module):
             position_ids=prompt.positions,
             past_key_values=cache,
             use_cache=True,
-        )
-        looked = None
-        if self.names_NT is not None:
-            looked = Looked.at(backbone, prompt, out.last_hidden_state)
-            if things_BNF is None:
-                names_BNT = self.names_NT.expand(len(mask), -1, -1)
-                things_BNF = look_for(backbone, looked, cache, names_BNT)
+        ).last_hidden_state
         weight = mask[..., None].float()
         words = backbone.vlm.model.get_input_embeddings()(inp.token_ids_BT).float()
         said = (words * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP, said, things_BNF, looked)
+        heard = Heard(cache, prompt.mask_BS, prompt.positions[:, -1], inp.proprio_BP, said)
+        if self.names_NT is not None:
+            heard.looked = Looked.at(backbone, prompt, out, cache)
+            heard.things_BNF = look_for(backbone, heard.looked, self.names_NT.expand(len(mask), -1, -1))
+            heard.told_BF = told(backbone, heard.looked, out[:, -backbone.num_queries :])
+            for layer in cache.layers:
+                layer.keys, layer.values = (x[:, :, backbone._prefix :] for x in (layer.keys, layer.values))
+            heard.mask_BS = heard.mask_BS[:, backbone._prefix :]
+        return heard
 
     def listen(self, backbone: Any, heard: Heard, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D) after a question's (and answer's) tokens. The cache grows. Without an answer they may
-        be padded on the left; with one, `heard.asked_BF` must be known."""
-        words = backbone.vlm.model.get_input_embeddings()
-        said = F.rms_norm(heard.said_BD, heard.said_BD.shape[-1:])
-        heard.start_BD = self.state(heard.proprio_BP) + self.told(said)
-        tokens_BTD, n = words(ids_BT), 0
-        if heard.things_BNF is not None:
-            assert heard.looked is not None
-            if heard.asked_BF is None:
-                heard.asked_BF = look_for(backbone, heard.looked, heard.cache, ids_BT[:, None])[:, 0]
-            heard.start_BD = heard.start_BD + self.asked(heard.asked_BF)
-            things_BND = self._things(words, heard.things_BNF, heard.asked_BF)
-            tokens_BTD, n = torch.cat([things_BND, tokens_BTD], 1), things_BND.shape[1]
-        self._place(heard.cache)
-        return self.go_on(backbone, heard, tokens_BTD, F.pad(mask_BT, (n, 0), value=True))[:, n:]
+        """Hidden states (B, T, D) after a question's tokens, which may be padded on the left. The cache grows."""
+        asked = None
+        if heard.looked is not None:
+            asked = look_for(backbone, heard.looked, ids_BT[:, None])
+        heard.start_BD = self._begin(backbone, heard, asked, 1)[:, 0]
+        return self.go_on(backbone, heard, backbone.vlm.model.get_input_embeddings()(ids_BT), mask_BT)
 
-    def _things(self, words: nn.Module, things_BNF: Tensor, asked_BF: Tensor) -> Tensor:
-        """A token (B, N, D) for each name: its words, where it is seen, and how far from what the question names."""
-        assert self.names_NT is not None
-        said_NT1 = (self.names_NT > 0)[..., None].float()
-        names_ND = (words(self.names_NT) * said_NT1).sum(1) / said_NT1.sum(1)
-        apart_BNP = things_BNF[..., self._places] - asked_BF[:, None, self._places]
-        return names_ND + self.thing(torch.cat([things_BNF, apart_BNP], -1)).to(names_ND.dtype)
+    def _begin(self, backbone: Any, heard: Heard, asked_BQF: Tensor | None, questions: int) -> Tensor:
+        """Add to the cache what only talking reads. What all tokens of each question start from, (B, Q, D)."""
+        said = F.rms_norm(heard.said_BD, heard.said_BD.shape[-1:])
+        start_BD = self.state(heard.proprio_BP) + self.told(said)
+        start_BQD = start_BD[:, None].expand(-1, questions, -1)
+        if self.scene is None:
+            self._place(heard.cache)
+        else:
+            assert self.names_NT is not None and heard.things_BNF is not None and heard.told_BF is not None
+            words, said_NT1 = backbone.vlm.model.get_input_embeddings(), (self.names_NT > 0)[..., None].float()
+            names_ND = (words(self.names_NT).float() * said_NT1).sum(1) / said_NT1.sum(1)
+            scene_BND = self.scene(names_ND, heard.things_BNF, heard.told_BF, start_BD)
+            start_BQD = start_BQD + self.scene.seek(asked_BQF, scene_BND)
+            read_BNLKHD = self.scene.kept(scene_BND).unflatten(-1, (len(heard.cache.layers), 2, self.kv_heads, -1))
+            for layer, read in zip(heard.cache.layers, read_BNLKHD.unbind(2), strict=True):
+                keys, values = (part.transpose(1, 2).to(layer.keys.dtype) for part in read.unbind(2))
+                layer.keys = torch.cat([layer.keys, keys], 2)
+                layer.values = torch.cat([layer.values, values], 2)
+            heard.mask_BS = F.pad(heard.mask_BS, (0, scene_BND.shape[1]), value=True)
+        return start_BQD
 
     def _place(self, cache: DynamicCache) -> None:
         """Tell where in the picture each image token is, which the decoder's own keys and values say in passing only:
         add it to those that talking reads. Acting has others."""
         n = len(self.places_NF)
         told_NLKHD = self.placed(self.places_NF).view(n, len(cache.layers), 2, self.kv_heads, -1)
-        for layer, told in zip(cache.layers, told_NLKHD.unbind(1), strict=True):
-            keys_HND, values_HND = (part.transpose(0, 1).to(layer.keys.dtype) for part in told.unbind(1))
+        for layer, at in zip(cache.layers, told_NLKHD.unbind(1), strict=True):
+            keys_HND, values_HND = (part.transpose(0, 1).to(layer.keys.dtype) for part in at.unbind(1))
             layer.keys = torch.cat([layer.keys[:, :, :n] + keys_HND, layer.keys[:, :, n:]], 2)
             layer.values = torch.cat([layer.values[:, :, :n] + values_HND, layer.values[:, :, n:]], 2)
 
     def go_on(self, backbone: Any, heard: Heard, words_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         """The decoder's last states (B, T, D) of tokens that follow what is in the cache; it and the mask grow."""
-        b, t = valid_BT.shape
+        t = valid_BT.shape[1]
         assert heard.start_BD is not None
         embeds_BTD = words_BTD + heard.start_BD[:, None].to(words_BTD.dtype)
-        before = heard.mask_BS.shape[1]
         positions = heard.last_B[:, None] + valid_BT.long().cumsum(1)
         causal = torch.ones(t, t, dtype=torch.bool, device=valid_BT.device).tril()
-        sees = torch.cat(
-            [heard.mask_BS[:, None].expand(b, t, before), causal[None] & valid_BT[:, None]], 2
-        )  # padding sees itself nowhere, and nothing reads it
-        mask = torch.zeros(b, 1, t, before + t, dtype=embeds_BTD.dtype, device=embeds_BTD.device)
-        mask = mask.masked_fill(~sees[:, None], _MASKED)
-        out = self._speaking(backbone)(
-            inputs_embeds=embeds_BTD,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=heard.cache,
-            use_cache=True,
-        )
+        # padding sees itself nowhere, and nothing reads it
+        out = self._say(backbone, heard, embeds_BTD, positions, causal[None] & valid_BT[:, None])
         heard.mask_BS = torch.cat([heard.mask_BS, valid_BT], 1)
         heard.last_B = positions[:, -1]
-        return out.last_hidden_state
+        return out
+
+    def _say(self, backbone: Any, heard: Heard, embeds_BTD: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
+        """The decoder's last states (B, T, D) of tokens that see the whole cache and, of each other, `sees_BTT`.
+        The cache grows."""
+        b, t, _ = embeds_BTD.shape
+        sees = torch.cat([heard.mask_BS[:, None].expand(b, t, -1), sees_BTT], 2)
+        mask = torch.zeros(sees.shape, dtype=embeds_BTD.dtype, device=embeds_BTD.device)
+        out: Tensor = self._speaking(backbone)(
+            inputs_embeds=embeds_BTD,
+            attention_mask=mask.masked_fill(~sees, _MASKED)[:, None],
+            position_ids=positions_BT,
+            past_key_values=heard.cache,
+            use_cache=True,
+        ).last_hidden_state
+        return out
 
     def _speaking(self, backbone: Any) -> nn.Module:
         """The decoder with the adapters in it: a tree of modules of its own on the very same weights, so that a
@@ -273,78 +276,40 @@ class Talker(nn.Module):
         return self._adapted[1]
 
     def loss(
-        self, backbone: Any, heard: Heard, ids_BT: Tensor, labels_BT: Tensor, *, smoothing: float, ignored: int
-    ) -> Tensor:
-        """Label-smoothed cross-entropy of the tokens that count. `ids_BT`: question, answer and end, padded with 0;
-        `labels_BT`: the next token of each place, `ignored` where none is to be said."""
-        hidden = self.listen(backbone, heard, ids_BT, ids_BT > 0)
-        counted = labels_BT != ignored
-        logits_NV: Tensor = backbone.vlm.lm_head(hidden[counted])
-        return SmoothedCrossEntropy.apply(logits_NV, labels_BT[counted], smoothing)  # type: ignore[no-any-return]
-
-
-class Speech:
-    """Greedy answers to one question about each of B observations, told together, a token a step
-    (`vla.language.talking.Speech`)."""
-
-    def __init__(
         self,
-        talker: Talker,
         backbone: Any,
-        hear: Callable[[], Heard],
-        questions: Sequence[str],
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """`hear` gives the prefill, in the first step; `dtype`: the precision to compute in. ValueError for a question
-        without words."""
-        self._talker, self._backbone, self._hear, self._dtype = talker, backbone, hear, dtype
-        rows = [question_tokens(backbone.tokenizer, text) for text in questions]
-        longest, b = max(map(len, rows)), len(rows)
-        ids = np.zeros((b, longest), np.int64)
-        for row, tokens in zip(ids, rows, strict=True):  # to the right: all answers begin at one place
-            row[longest - len(tokens) :] = tokens
-        device = backbone.queries.device
-        self._ids_BT = torch.from_numpy(ids).to(device)
-        self._heard: Heard | None = None
-        self._words: list[list[int]] = [[] for _ in rows]
-        self._sure_B = torch.ones(b, device=device)
-        self._over_B = torch.zeros(b, dtype=torch.bool, device=device)
-        self._steps = 0
+        heard: Heard,
+        asked: Asked,
+        asked_BQF: Tensor | None,
+        *,
+        smoothing: float,
+    ) -> Tensor:
+        """Mean cross-entropy of the tokens that are to be said, among those that it says, labels smoothed. `asked_BQF`:
+        where what each question names is seen."""
+        questions = int(asked.number_BT.max()) + 1
+        start_BQD = self._begin(backbone, heard, asked_BQF, questions)
+        number_BT1 = asked.number_BT.clamp(min=0)[..., None]
+        words_BTD = backbone.vlm.model.get_input_embeddings()(asked.ids_BT)
+        embeds_BTD = words_BTD + start_BQD.gather(1, number_BT1.expand(-1, -1, words_BTD.shape[-1])).to(words_BTD.dtype)
+        t = embeds_BTD.shape[1]
+        causal = torch.ones(t, t, dtype=torch.bool, device=embeds_BTD.device).tril()
+        mine = asked.number_BT[:, :, None] == asked.number_BT[:, None]
+        positions_BT = heard.last_B[:, None] + 1 + asked.place_BT
+        hidden = self._say(backbone, heard, embeds_BTD, positions_BT, causal & mine)
+        counted = asked.labels_BT >= 0
+        logits, words = self.words(backbone, hidden[counted])
+        return F.cross_entropy(logits, torch.searchsorted(words, asked.labels_BT[counted]), label_smoothing=smoothing)
 
-    @torch.no_grad()
-    def step(self) -> bool:
-        """Go on by one token. True when all answers have ended."""
-        low, kind = self._dtype != torch.float32, self._ids_BT.device.type
-        with torch.autocast(kind, dtype=self._dtype if low else torch.bfloat16, enabled=low):
-            hidden = self._next()
-            chance, token = self._backbone.vlm.lm_head(hidden[:, -1]).float().softmax(-1).max(-1)
-        self._sure_B = torch.where(self._over_B, self._sure_B, torch.minimum(self._sure_B, chance))
-        self._over_B = self._over_B | (token == self._backbone.tokenizer.eos_token_id)
-        for words, one, over in zip(self._words, token.tolist(), self._over_B.tolist(), strict=True):
-            if not over:
-                words.append(one)
-        self._ids_BT, self._steps = token[:, None], self._steps + 1
-        return bool(self._over_B.all()) or self._steps >= LONGEST_ANSWER
+    def teach(self, ids: Tensor) -> None:
+        """Say these tokens (N,) from now on, and no others."""
+        self.says_V.zero_()
+        self.says_V[ids] = True
 
-    def _next(self) -> Tensor:
-        """States (B, T, D) after the tokens that came last."""
-        if self._heard is None:
-            self._heard = self._hear()
-            return self._talker.listen(self._backbone, self._heard, self._ids_BT, self._ids_BT > 0)
-        every = torch.ones_like(self._ids_BT, dtype=torch.bool)
-        words = self._backbone.vlm.model.get_input_embeddings()(self._ids_BT)
-        return self._talker.go_on(self._backbone, self._heard, words, every)
-
-    def said(self) -> list[Said]:
-        """The answers, as far as they have come."""
-        texts = (self._backbone.tokenizer.decode(words).strip() for words in self._words)
-        return [Said(text, sure) for text, sure in zip(texts, self._sure_B.tolist(), strict=True)]
-
-    def whole(self) -> list[Said]:
-        """The answers, at once."""
-        while not self.step():
-            pass
-        return self.said()
+    def words(self, backbone: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (..., K), float32, of the tokens that it says after these states (..., D); and their ids (K,)."""
+        head, words = backbone.vlm.lm_head, self.says_V.nonzero()[:, 0]
+        logits: Tensor = functional_call(head, {"weight": head.weight[words]}, (hidden,))
+        return logits.float(), words
 
 
 def _waves(coords_N3: Tensor) -> Tensor:
