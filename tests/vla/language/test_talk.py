@@ -73,15 +73,16 @@ def pixel_at(picture, x, y):
 
 
 def scene_slowly(policy, inp, instruction, question, start):
-    """(tokens (B, N + 1, D) of names and instruction, what the question finds (B, D))."""
+    """(what the decoder reads of names and instruction (B, N + 1, K), what the question finds (B, D))."""
     talker, backbone = policy.vla.talker, policy.vla.backbone
     words, seen, meant = backbone.vlm.model.get_input_embeddings(), [], []
     for name in policy.vla.config.talk.names:
         seen.append(seen_slowly(policy, inp, name))
         meant.append(words(torch.tensor(question_tokens(backbone.tokenizer, name))).mean(0))
     told, asked = seen_slowly(policy, inp, instruction), seen_slowly(policy, inp, question)
-    tokens = talker.scene(torch.stack(meant), torch.stack(seen, 1), told, start)
-    return tokens, talker.scene.seek(asked[:, None], tokens)[:, 0]
+    things = torch.stack(seen, 1)
+    found, read = talker.scene.seek(asked[:, None], things, told, talker.scene(torch.stack(meant), things, told, start))
+    return read[:, 0], found[:, 0]
 
 
 def one_pass(policy, obs, question, said):
@@ -105,7 +106,7 @@ def one_pass(policy, obs, question, said):
         scene, found = scene_slowly(policy, inp, obs.instruction[0], question, start)
         start = start + found
         seen = torch.cat([seen, torch.ones(1, scene.shape[1], dtype=torch.bool)], 1)
-        read = vla.talker.scene.kept(scene).view(1, scene.shape[1], len(cache.layers), 2, 4, 40)
+        read = scene.view(1, scene.shape[1], len(cache.layers), 2, 4, 40)
         for number, layer in enumerate(cache.layers):
             layer.keys = torch.cat([layer.keys, read[:, :, number, 0].transpose(1, 2)], 2)
             layer.values = torch.cat([layer.values, read[:, :, number, 1].transpose(1, 2)], 2)

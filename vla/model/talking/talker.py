@@ -207,13 +207,15 @@ class Talker(nn.Module):
             words, said_NT1 = backbone.vlm.model.get_input_embeddings(), (self.names_NT > 0)[..., None].float()
             names_ND = (words(self.names_NT).float() * said_NT1).sum(1) / said_NT1.sum(1)
             scene_BND = self.scene(names_ND, heard.things_BNF, heard.told_BF, start_BD)
-            start_BQD = start_BQD + self.scene.seek(asked_BQF, scene_BND)
-            read_BNLKHD = self.scene.kept(scene_BND).unflatten(-1, (len(heard.cache.layers), 2, self.kv_heads, -1))
+            found_BQD, read_BQNK = self.scene.seek(asked_BQF, heard.things_BNF, heard.told_BF, scene_BND)
+            start_BQD = start_BQD + found_BQD
+            parts = (len(heard.cache.layers), 2, self.kv_heads, -1)
+            read_BNLKHD = read_BQNK.flatten(1, 2).unflatten(-1, parts)
             for layer, read in zip(heard.cache.layers, read_BNLKHD.unbind(2), strict=True):
                 keys, values = (part.transpose(1, 2).to(layer.keys.dtype) for part in read.unbind(2))
                 layer.keys = torch.cat([layer.keys, keys], 2)
                 layer.values = torch.cat([layer.values, values], 2)
-            heard.mask_BS = F.pad(heard.mask_BS, (0, scene_BND.shape[1]), value=True)
+            heard.mask_BS = F.pad(heard.mask_BS, (0, read_BNLKHD.shape[1]), value=True)
         return start_BQD
 
     def _place(self, cache: DynamicCache) -> None:
@@ -234,16 +236,15 @@ class Talker(nn.Module):
         positions = heard.last_B[:, None] + valid_BT.long().cumsum(1)
         causal = torch.ones(t, t, dtype=torch.bool, device=valid_BT.device).tril()
         # padding sees itself nowhere, and nothing reads it
-        out = self._say(backbone, heard, embeds_BTD, positions, causal[None] & valid_BT[:, None])
+        before = heard.mask_BS[:, None].expand(-1, t, -1)
+        out = self._say(backbone, heard, embeds_BTD, positions, torch.cat([before, causal & valid_BT[:, None]], 2))
         heard.mask_BS = torch.cat([heard.mask_BS, valid_BT], 1)
         heard.last_B = positions[:, -1]
         return out
 
-    def _say(self, backbone: Any, heard: Heard, embeds_BTD: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
-        """The decoder's last states (B, T, D) of tokens that see the whole cache and, of each other, `sees_BTT`.
-        The cache grows."""
-        b, t, _ = embeds_BTD.shape
-        sees = torch.cat([heard.mask_BS[:, None].expand(b, t, -1), sees_BTT], 2)
+    def _say(self, backbone: Any, heard: Heard, embeds_BTD: Tensor, positions_BT: Tensor, sees: Tensor) -> Tensor:
+        """The decoder's last states (B, T, D) of tokens that see of the cache and of each other what `sees`
+        (B, T, S + T) says. The cache grows."""
         mask = torch.zeros(sees.shape, dtype=embeds_BTD.dtype, device=embeds_BTD.device)
         out: Tensor = self._speaking(backbone)(
             inputs_embeds=embeds_BTD,
@@ -286,7 +287,7 @@ class Talker(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy of the tokens that are to be said, among those that it says, labels smoothed. `asked_BQF`:
         where what each question names is seen."""
-        questions = int(asked.number_BT.max()) + 1
+        questions, front = int(asked.number_BT.max()) + 1, heard.mask_BS.shape[1]
         start_BQD = self._begin(backbone, heard, asked_BQF, questions)
         number_BT1 = asked.number_BT.clamp(min=0)[..., None]
         words_BTD = backbone.vlm.model.get_input_embeddings()(asked.ids_BT)
@@ -294,8 +295,13 @@ class Talker(nn.Module):
         t = embeds_BTD.shape[1]
         causal = torch.ones(t, t, dtype=torch.bool, device=embeds_BTD.device).tril()
         mine = asked.number_BT[:, :, None] == asked.number_BT[:, None]
+        before = heard.mask_BS[:, None].expand(-1, t, -1)
+        if self.scene is not None:  # each question has what it reads of things for itself
+            things = heard.mask_BS.shape[1] - front
+            owner_S = torch.arange(questions, device=mine.device).repeat_interleave(things // questions)
+            before = torch.cat([before[..., :front], asked.number_BT[:, :, None] == owner_S], 2)
         positions_BT = heard.last_B[:, None] + 1 + asked.place_BT
-        hidden = self._say(backbone, heard, embeds_BTD, positions_BT, causal & mine)
+        hidden = self._say(backbone, heard, embeds_BTD, positions_BT, torch.cat([before, causal & mine], 2))
         counted = asked.labels_BT >= 0
         logits, words = self.words(backbone, hidden[counted])
         return F.cross_entropy(logits, torch.searchsorted(words, asked.labels_BT[counted]), label_smoothing=smoothing)
