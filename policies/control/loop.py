@@ -65,7 +65,7 @@ class ControlLoop:
         self._server_failed = False
         self._sight = None if config.hold_below is None else FirstSight(config.hold_below)
         self._ungrounded = False
-        self._playing = True  # the last tick played the plan
+        self._reaction = "run"  # of the last tick; "run" plays the plan
         self._held_by: tuple[str, ...] = ()
         self._send_failed = False
         self._sent: tuple[float, ...] | None = None  # what went to the robot where it was not what had been decided
@@ -178,6 +178,7 @@ class ControlLoop:
                 late_s=self._late_s[-1],
                 work_s=self._work_s[-1],
                 plan=plan,
+                sent=self._sent,
             )
         if decision.reaction in ("stopped", "disconnect"):
             self.ended = decision.reaction
@@ -197,7 +198,7 @@ class ControlLoop:
             ticks=self.ticks,
             overruns=self.overruns,
             seconds=self.clock() - self.started,
-            ended=self.ended or "time",
+            ended=self.ended or ("stopped" if self._reaction == "slow stop" else "time"),
             guards=dict(self._guards),
             answers=len(self._latencies),
             latency_ms={"p50": p50, "p99": p99},
@@ -252,9 +253,9 @@ class ControlLoop:
         if "not_following" in decision.guards:
             self._reason("not_following", self.governor.not_following())
         self._send(decision, self.governor.before)
-        self._playing = decision.reaction == "run"
-        self._held_by = () if self._playing else tuple(decision.guards)
-        if self._playing:
+        self._reaction = decision.reaction
+        self._held_by = () if self._reaction == "run" else tuple(decision.guards)
+        if self._reaction == "run":
             self.plan.advance()
         return decision, inputs
 
@@ -356,7 +357,7 @@ class ControlLoop:
         now = self.clock()
         if not now - self.watched.latest[1] <= self.config.guards.max_observation_age_s:
             return False  # nothing would be played that answers it
-        if not self._playing and now - self.plan.seen_s > self.config.guards.max_action_age_s / 2:
+        if self._reaction != "run" and now - self.plan.seen_s > self.config.guards.max_action_age_s / 2:
             self.plan.clear()  # it has grown old while the robot held: it would not be played, and nothing be asked
         played, late = self.config.n_action_steps or (self.chunk_size + 1) // 2, self.delay.steps
         if self._ungrounded and self.ticks - self._last_asked_at_tick < played * self._ticks_per_step:

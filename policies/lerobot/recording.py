@@ -84,7 +84,8 @@ def _write(log: Path, out: Path, name: str) -> None:
         said, decided = line["inputs"], line["decision"]
         row = {
             "observation.state": said["proprio"],
-            "action": decided["action"] or [0.0] * len(spec["names"]),
+            # A robot that cuts commands short says what it took; of one that took none, the command before it stands.
+            "action": line.get("sent") or decided["action"] or [0.0] * len(spec["names"]),
             "wanted": said["wanted"] or [0.0] * len(spec["names"]),
             "guards": [guard in decided["guards"] for guard in GUARDS],
             "reaction": [decided["reaction"] == reaction for reaction in reactions],

@@ -3,11 +3,13 @@
 import json
 import resource
 
+import numpy as np
 import pytest
 
 from bascule.main import main
 from policies.control.flight_log import BlackBox, LogIncomplete, frames_file, incomplete, pictures_lost, replay
-from tests.policies.control.toy_robot import STEADY, drive
+from policies.lerobot.recording import to_dataset
+from tests.policies.control.toy_robot import STEADY, Clock, Slide, drive
 from vla.data.lerobot_dataset import load_dataset
 
 
@@ -118,3 +120,19 @@ def test_a_dry_run_becomes_no_recording(tmp_path, capsys):
         drive(STEADY, log=box, dry_run=True)
     assert main(["control", str(log), "--to-dataset", str(out)]) == 2
     assert "--dry-run: the robot was sent none of its actions" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_dataset_of_a_run_holds_what_the_robot_took_where_it_cut_a_command_short(tmp_path):
+    """The robot moves at most 0.04 of x a tick, as with `max_relative_target`, and `send` returns what it took."""
+
+    class Slow(Slide):
+        def send(self, action_A):
+            took = np.array([np.clip(action_A[0], *(self.position[0] + np.array([-0.04, 0.04]))), *action_A[1:]])
+            super().send(took.astype(np.float32))
+            return None if took[0] == action_A[0] else tuple(took.tolist())
+
+    with BlackBox(tmp_path / "log.jsonl") as box:
+        robot, _ = drive(STEADY, robot=Slow(Clock()), log=box, seconds=0.1)
+    data = load_dataset(to_dataset(tmp_path / "log.jsonl", tmp_path / "made"))
+    np.testing.assert_array_equal(data.action, np.array(robot.sent))
+    np.testing.assert_allclose(data.action[:, 0], [0.04, 0.08, 0.1, 0.1, 0.1], atol=1e-6)

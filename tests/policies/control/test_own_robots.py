@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,10 @@ def test_a_run_that_ends_while_the_robot_fails_is_no_good_one():
     report = control(robot, Says(STILL), settings, clock=clock, sleep=clock.sleep)
     assert report.ended == "time" and "robot_error" in report.held_by and not report.good, report
     assert "encoder 2 is silent" in report.reasons["robot_error"]
+    begun = clock()  # silent again, and the time is over in the middle of the slow stop
+    settings = replace(settings, guards=GuardConfig(give_up_s=0.7, stop_s=0.5))
+    report = control(robot, Says(STILL), settings, clock=clock, sleep=clock.sleep)
+    assert report.ended == "stopped" and report.seconds == pytest.approx(2.0) and not report.good, report
     whole = control(Right(clock=clock), Says(STILL), settings, clock=clock, sleep=clock.sleep)
     assert whole.ended == "time" and whole.held_by == () and whole.good
 
