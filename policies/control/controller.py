@@ -42,8 +42,9 @@ def control(
     connections to the policy, in_flight - 1 of them. `asking`: where the chunks come from, if not from the policy,
     which then only warms up.
 
-    Whatever the robot, its cameras, the policy or its server do ends in a report. ValueError for a configuration that
-    does not fit the robot or the policy.
+    Whatever the robot, its cameras, the policy or its server do ends in a report; an interrupt that could not let the
+    robot go says so (KeyboardInterrupt with a message). ValueError for a configuration that does not fit the robot or
+    the policy.
     """
     check_robot(robot)
     config = replace(config, n_action_steps=config.n_action_steps or policy.spec.n_action_steps)
@@ -79,8 +80,13 @@ def control(
     with watched.told_when_stuck(config.guards.give_up_s):
         try:
             report = _drive(watched, robot, (policy, *others), config, log, pressed, asking, clock, sleep)
-        finally:
-            problem = watched.disconnect()
+        except BaseException as ended:  # no report will tell how the robot was left
+            if (problem := watched.disconnect()) is not None and isinstance(ended, KeyboardInterrupt):
+                raise KeyboardInterrupt(problem) from ended
+            if problem is not None:
+                _log.error("%s", problem)
+            raise
+        problem = watched.disconnect()
     if problem is not None:
         report = replace(report, error=problem, reasons={**report.reasons, "disconnect": problem})
     return report

@@ -84,15 +84,15 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
     """Run a command's body; its exit code.
 
     User errors become one line on stderr and exit code 2; Ctrl-C, SIGTERM and a closed terminal become one line saying
-    what was `kept` and exit code 130. BASCULE_TRACEBACK=1 shows the traceback as well. Any other error is a defect of
-    ours and keeps its traceback.
+    what was `kept`, or what the interrupt itself says, and exit code 130. BASCULE_TRACEBACK=1 shows the traceback as
+    well. Any other error is a defect of ours and keeps its traceback.
     """
     try:
         with signals_interrupt():
             return body() or 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as ended:
         with suppress(OSError):  # the terminal may be gone
-            print(f"vla: interrupted; {kept()}", file=sys.stderr)
+            print(f"vla: interrupted; {ended if str(ended) else kept()}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return reader_left()

@@ -1,6 +1,7 @@
 """The control loop when robot, clock or policy do what they should not: it holds, says why, and goes on when it can."""
 
 import threading
+from functools import partial
 from pathlib import PosixPath
 
 import numpy as np
@@ -12,6 +13,7 @@ from policies.control.flight_log import BlackBox
 from policies.control.guards import GuardConfig
 from tests.policies.control.toy_robot import HZ, SPEC, STEADY, Clock, Says, Slide, drive
 from vla.core.types import Observation
+from vla.runtime.console import EXIT_INTERRUPTED, run_guarded
 
 
 def test_a_view_that_stood_still_is_asked_about_anew():
@@ -221,3 +223,22 @@ def test_a_robot_that_asks_for_input_where_nobody_can_answer_is_told_what_to_do(
     assert (
         "in a terminal once (a LeRobot robot that is not calibrated: lerobot-calibrate)" in report.reasons["robot_lost"]
     )
+
+
+def test_an_interrupt_that_could_not_let_the_robot_go_does_not_say_that_it_did(capsys):
+    class Stuck(Slide):
+        def disconnect(self):
+            super().disconnect()
+            raise RuntimeError("no status packet")
+
+    def interrupted(robot):
+        raise KeyboardInterrupt
+
+    for make, words in (
+        (Slide, "the robot was let go"),
+        (Stuck, "its disconnect() failed: switch its power off (RuntimeError: no status packet)"),
+    ):
+        robot = make(Clock(), interrupted)
+        assert run_guarded(partial(drive, STEADY, robot), kept=lambda: "the robot was let go") == EXIT_INTERRUPTED
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("vla: interrupted; ") and line.endswith(words)
