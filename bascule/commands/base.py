@@ -61,7 +61,7 @@ def check_numbers(command: object, **bounds: tuple[float, float]) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is None or low <= number <= high:
                 continue
-            bound = f"at most {high:,.16g}" if number > high else f"at least {low:g}"
+            bound = f"at most {high:,}" if number > high else f"at least {low:g}"
             raise ValueError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
 
 

@@ -17,6 +17,7 @@ CHECKPOINT = "runs/policy"
         (["eval", "expert", "--num-envs", "0"], "--num-envs 0"),
         (["eval", "expert", "--workers", "0"], "--workers 0"),
         (["eval", "expert", "--seed0", "-1"], "--seed0 -1"),
+        (["eval", "expert", "--until-width", "200"], "--until-width must be at most 99.9, got 200"),
         (["eval", "expert", "--json", "."], "--json . is a folder"),
         (["eval", "expert", "--json", "a-file/out.json"], "a-file is a file"),
         (["eval", "expert", "--perturb", "camra=1"], "did you mean 'camera'"),

@@ -46,7 +46,10 @@ def _fit(processor: Preprocessor, demos: DemoSet, name: str) -> Fit:
     of = f"dataset '{name}'" if name else "demonstrations"
     for camera in filter(None, config.cameras):
         if camera not in demos.images:
-            raise ValueError(f"the {of} lack camera '{camera}'; they have: {', '.join(demos.images)}")
+            raise ValueError(
+                f"the {of} lack camera '{camera}', which the policy reads; they have: {', '.join(demos.images)} (where "
+                "--cameras is given, it must name the policy's)"
+            )
         if config.depth and camera not in demos.geometry:
             raise ValueError(f"the {of} lack the depth of camera '{camera}': load them with depth=True")
     if demos.action.shape[1] != len(config.action_names):

@@ -331,7 +331,7 @@ def test_non_finite_loss_is_an_error_with_a_name_and_leaves_the_checkpoint(tmp_p
 def test_what_does_not_fit_is_said_before_anything_runs(tmp_path):
     data, vla = demos(), fresh()
     for change, message in (
-        ({"images": {"front": data.images["front"]}}, "lack camera 'wrist'; they have: front"),
+        ({"images": {"front": data.images["front"]}}, "lack camera 'wrist', which the policy reads; they have: front"),
         ({"action": data.action[:, :3]}, "feature 'action' has 3 components, this policy has 4: dx, dy, dz, gripper"),
         ({"proprio": data.proprio[:, :4]}, "feature 'observation.state' has 4 components, not 5"),
     ):
