@@ -7,6 +7,7 @@ left in the front camera's picture, as in the instructions.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -214,6 +215,8 @@ class Moment:
         if any(abs(offset) < _APART_M for offset in far.values()):
             return None
         wanted = sorted((offset, other) for other, offset in far.items() if (offset < 0) == (side == "left"))
+        if any(b - a < _APART_M for (a, _), (b, _) in itertools.pairwise(wanted)):
+            return None  # nobody would say which of them comes first
         return " and ".join(other for _, other in wanted) or NOTHING
 
     def ask(
