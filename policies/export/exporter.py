@@ -65,7 +65,7 @@ class Decision(nn.Module):
             inp = ModelInput(*inputs)
             return vla.act(vla.encode_as_is(inp), inp.proprio_BP)
         inp = ModelInput(*inputs[:-1])
-        features, row, key = remembering(memory, vla.encode_as_is(inp), inp.proprio_BP, inputs[-1])
+        features, row, key = remembering(vla, vla.encode_as_is(inp), inp, inputs[-1])
         return vla.act(features, inp.proprio_BP), row, key
 
 
@@ -223,7 +223,7 @@ def _normalised(vla: VLA, samples: Sequence[Observation], steps: int) -> Iterato
         features = vla.encode(inp)
         if memory is not None:
             recalled = torch.from_numpy(memory.read([0], vla.bridge.memory.row_width))
-            features, row, key = remembering(vla.config.memory, features, inp.proprio_BP, recalled)
+            features, row, key = remembering(vla, features, inp, recalled)
             memory.add([0], row.numpy(), key.numpy())
         yield vla.act(features, inp.proprio_BP).numpy()
 

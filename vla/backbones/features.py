@@ -97,6 +97,11 @@ class Features(TensorBatch):
     """Coordinates in the robot's frame of what each query points at. Always float32."""
     memory_BMK: Tensor | None = None
     """Rows of M earlier decisions (`vla.model.memory`); None for a policy that remembers none. Always float32."""
+    words_BD: Tensor | None = None
+    """Mean word vector of each instruction, for a policy that remembers; None for a backbone that does not tell its
+    words. Always float32."""
+    stop_BP: Tensor | None = None
+    """While such a policy learns: where the robot stopped next (`vla.model.memory.foresight`). Always float32."""
     advantage_B: Tensor | None = None
     """Label that a policy is told about its actions (`vla.model.advantage`); None: what it asks
     for. Always float32."""
@@ -117,7 +122,7 @@ class Features(TensorBatch):
 
         Coordinates stay float32: they are small, and half precision would cost fractions of a millimetre.
         """
-        exact = ("points_BQE", "raw_xyz_BNE", "points_xyz_BQE", "memory_BMK", "advantage_B")
+        exact = ("points_BQE", "raw_xyz_BNE", "points_xyz_BQE", "memory_BMK", "words_BD", "stop_BP", "advantage_B")
         return replace(
             self,
             raw_BLND=_cast(self.raw_BLND.to(device=device), dtype),

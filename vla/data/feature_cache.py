@@ -65,9 +65,7 @@ class EncodedDemos:
 
     def take(self, frames: Tensor) -> Batch:
         """The batch of these frames; features in float32."""
-        features = self.features.select(frames).float()
-        if self.memory is not None:
-            features = replace(features, memory_BMK=self.memory.take(frames))
+        features = self.features.select(frames).float() if self.memory is None else self.memory.take(frames)
         return Batch(features, self.proprio_FP[frames], self.action_FCA[frames], self.mask_FC[frames])
 
 
@@ -101,7 +99,7 @@ def encode_demos(
     memory = None
     if vla.config.memory is not None:
         steps = vla.config.n_action_steps or vla.chunk_size
-        memory = Replayed(vla.config.memory, features, proprio_FP, demos.episode_index, steps=steps)
+        memory = Replayed(vla, features, proprio_FP, demos.episode_index, demos.instruction, steps=steps)
     return EncodedDemos(features, proprio_FP, action_FCA, mask_FC, memory)
 
 

@@ -227,14 +227,15 @@ class Bridge(nn.Module):
         proprio_dim: int,
         point_dim: int = 0,
         num_queries: int = 0,
+        num_views: int = 1,
         raw_xyz_dim: int = 0,
         memory: MemoryConfig | None = None,
         advantage: AdvantageConfig | None = None,
     ) -> None:
         """`feature_width`, `num_layers`, `point_dim`: the backbone's width D, tapped layers L and E (0: no points).
 
-        `num_queries` Q is only needed by the point stem and the `memory`; `raw_xyz_dim`: numbers of a raw token's
-        coordinates in the robot's frame (0: it has none).
+        `num_queries` Q is only needed by the point stem and the `memory`, `num_views` by the latter; `raw_xyz_dim`:
+        numbers of a raw token's coordinates in the robot's frame (0: it has none).
 
         Raises ValueError for a configuration that fits neither itself nor the backbone.
         """
@@ -282,7 +283,7 @@ class Bridge(nn.Module):
         )
         self.memory = None
         if memory is not None:
-            sizes = {"num_queries": num_queries, "point_dim": point_dim, "proprio_dim": proprio_dim}
+            sizes = {"num_queries": num_queries, "point_dim": point_dim, "proprio_dim": proprio_dim, "views": num_views}
             self.memory = MemoryTokens(memory, width=config.width, feature_width=feature_width, **sizes)
         self.num_points = num_queries * point_dim if self.needs_points else 0
         self.advantage = None if advantage is None else self.advantage_stem()
@@ -326,8 +327,7 @@ class Bridge(nn.Module):
         if self.memory is not None:
             if features.memory_BMK is None:
                 raise ValueError("this policy remembers: it acts through VLAPolicy, which keeps an episode's memory")
-            pointed = None if features.pointed_BQE is None else features.pointed_BQE.to(dtype)
-            remembered, stem = self.memory(features.memory_BMK.to(dtype), pointed, proprio_BP.to(dtype))
+            remembered, stem = self.memory(features, proprio_BP.to(dtype))
             x_BCD = x_BCD + stem[:, None]
         for tap, block in zip(self.taps, self.blocks, strict=True):
             raw = features.raw_BLND[:, tap].to(dtype) if self.config.raw else None

@@ -270,10 +270,8 @@ class VLA(nn.Module):
     def loss(
         self, features: Features, proprio_BP: Tensor, action_BCA: Tensor, mask_BC: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The head's loss on normalised target actions, and detached scalars to log. `mask_BC` 0 marks padding.
-
-        The mask may be (B, C, A) as well: components that a robot does not have are padding too.
-        """
+        """The head's loss on normalised target actions, and detached scalars to log. `mask_BC` 0 marks padding; it may
+        be (B, C, A): components that a robot does not have are padding too."""
         expected = (features.batch_size, self.chunk_size, self.action_dim)
         if tuple(action_BCA.shape) != expected or tuple(mask_BC.shape) not in (expected[:2], expected):
             raise ValueError(
@@ -283,6 +281,8 @@ class VLA(nn.Module):
         if self.refiner is not None and self.pool is None:
             raise ValueError("this policy was refined by RL; imitation would train its head past the refiner")
         loss = self.head.loss(self.latent(features, proprio_BP), action_BCA, mask_BC)
+        if features.stop_BP is not None:
+            loss = loss + self.bridge.memory.foresight_loss(features, proprio_BP)
         return loss, {"loss": loss.detach()}
 
     def predict(self, inp: ModelInput) -> NDArray[np.float32]:
@@ -368,6 +368,7 @@ def _make_bridge(config: VLAConfig, backbone: nn.Module, processor: Processor) -
         proprio_dim=processor.proprio_width,
         point_dim=_point_dim(config, backbone, processor),
         num_queries=backbone.num_queries,
+        num_views=len(processor.config.cameras),
         raw_xyz_dim=0 if config.xyz is None else RAW_DIM,
         memory=config.memory,
         advantage=config.advantage,

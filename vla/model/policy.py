@@ -125,9 +125,7 @@ class VLAPolicy:
                     features = vla.encode(inp)
                     self._tell(vla.confidence(features))
                     if self.memory is not None:
-                        proprio = inp.proprio_BP.to(vla.device)
-                        memory = self._recalled(obs.environments)
-                        features, row, key = remembering(vla.config.memory, features, proprio, memory)
+                        features, row, key = remembering(vla, features, inp, self._recalled(obs.environments))
                         self.memory.add(obs.environments, row.cpu().numpy(), key.cpu().numpy())
                 return continue_chunk(vla, inp, prefix, features)
             with torch.inference_mode():
@@ -213,7 +211,7 @@ class VLAPolicy:
         features = self.vla.encode_as_is(inp, self._dtype())
         if memory is None:
             return self.vla.act(features, inp.proprio_BP), self.vla.confidence(features)
-        features, row, key = remembering(self.vla.config.memory, features, inp.proprio_BP, memory)
+        features, row, key = remembering(self.vla, features, inp, memory)
         return self.vla.act(features, inp.proprio_BP), self.vla.confidence(features), row, key
 
     def _dtype(self) -> torch.dtype:

@@ -92,8 +92,8 @@ def read_policy(folder: str | os.PathLike[str], load_backbone: BackboneLoader | 
         if checkpoint.config.get(name) != meaning:
             rule = config.memory.rule
             raise ValueError(
-                f"{os.fspath(folder)} has learnt with a memory that kept other frames than the rule '{rule}' does now: "
-                f"train it again (vla train --memory {rule})"
+                f"{os.fspath(folder)} has learnt with a memory that kept other frames, or less of them, than the rule "
+                f"'{rule}' does now: train it again (vla train --memory {rule})"
             )
     return PolicyParts(config, backbone, processor, members, checkpoint.tensors)
 
@@ -103,10 +103,9 @@ def _encode_processor(processor: Processor) -> dict[str, Any]:
 
 
 def _remembers(config: VLAConfig) -> dict[str, str]:
-    """Entry of a checkpoint's config.json that says by which meaning of its rule a memory was learnt with; none for
-    rules that have had one meaning only. Checkpoints made before there was such an entry have the older one."""
-    meaning = None if config.memory is None else RULES.get(config.memory.rule)
-    return {} if meaning is None else {"memory_rule": meaning}
+    """Entry of a checkpoint's config.json that says with which meaning of its rule a memory has learnt. Checkpoints
+    made before there was such an entry have an older one."""
+    return {} if config.memory is None else {"memory_rule": RULES[config.memory.rule]}
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:

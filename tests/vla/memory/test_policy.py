@@ -45,7 +45,9 @@ def test_what_acting_remembers_is_what_training_showed(rule, monkeypatch):
     monkeypatch.setattr("vla.data.feature_cache.CACHE_DTYPE", torch.float32)
     encoded = encode_demos(vla, data)
     seen, forward = [], vla.bridge.memory.forward
-    monkeypatch.setattr(vla.bridge.memory, "forward", lambda rows, *rest: (seen.append(rows), forward(rows, *rest))[1])
+    monkeypatch.setattr(
+        vla.bridge.memory, "forward", lambda given, *rest: (seen.append(given.memory_BMK), forward(given, *rest))[1]
+    )
     for phase in range(STEPS):
         for episode in range(2):
             policy = VLAPolicy(vla)
@@ -168,13 +170,14 @@ def test_a_memory_of_more_decisions_than_an_episode_has_is_refused():
 
 def test_a_memory_of_the_older_rule_is_not_played_by_the_newer(tmp_path):
     """Until 30 November 2026 the bank dropped other frames, and its checkpoints did not say which."""
-    for rule in ("bank", "last"):
+    for rule, older in (("bank", None), ("bank", "longest way"), ("last", None)):
         folder = tmp_path / rule
         remembering(rule).save(folder)
         VLA.load(folder, load_backbone=load_toy)
         config = load_json(folder / "config.json")
-        config.pop("memory_rule", None)
-        save_json(folder / "config.json", config)
-    VLA.load(tmp_path / "last", load_backbone=load_toy)
-    with pytest.raises(ValueError, match=r"bank has learnt with a memory that kept other frames .* train it again"):
-        VLA.load(tmp_path / "bank", load_backbone=load_toy)
+        config.pop("memory_rule")
+        save_json(folder / "config.json", config | ({} if older is None else {"memory_rule": older}))
+        with pytest.raises(
+            ValueError, match=f"{rule} has learnt with a memory that kept other frames.* train it again"
+        ):
+            VLA.load(folder, load_backbone=load_toy)

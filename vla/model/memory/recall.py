@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vla.model.config import MemoryConfig
 
-RULES = {"bank": "longest way"}
-"""Rules whose meaning has changed, and what it is now: a policy acts by the one that it has learnt with."""
+RULES = {"bank": "longest way, foresight"} | dict.fromkeys(("uniform", "last", "current"), "foresight")
+"""Meanings of the rules today: a policy acts by the one that it has learnt with, and they have changed."""
 MOST_KEPT = 512
 """Decisions that the rule "uniform" keeps of an episode; of a longer one only every second, and so on."""
 EMPTY = -1.0
