@@ -18,6 +18,8 @@ from vla.model.memory.recall import RULES
 from vla.processing.processor import Processor, ProcessorConfig, Stats
 
 BackboneLoader = Callable[[dict[str, Any]], nn.Module]
+TALKER = "2"
+"""The version of `vla.model.talking.talker`: 2 compares named things, and says only words of its answers."""
 _TOKENIZER = "tokenizer"
 
 
@@ -48,7 +50,7 @@ def save_policy(
             "backbone": vla.backbone.to_spec(),
             "members": {name: _encode_processor(one) for name, one in vla.members.items()},
         }
-        | _remembers(vla.config),
+        | {name: meaning for name, (meaning, _) in _versions(vla.config).items()},
         tensors=vla.state_dict() if tensors is None else tensors,
         stats=vla.processor.stats.to_dict(),
         trainer_state=trainer_state,
@@ -88,13 +90,9 @@ def read_policy(folder: str | os.PathLike[str], load_backbone: BackboneLoader | 
             )
             for name, one in checkpoint.config.get("members", {}).items()
         }
-    for name, meaning in _remembers(config).items():
+    for name, (meaning, remedy) in _versions(config).items():
         if checkpoint.config.get(name) != meaning:
-            rule = config.memory.rule
-            raise ValueError(
-                f"{os.fspath(folder)} has learnt with a memory that kept other frames, or less of them, than the rule "
-                f"'{rule}' does now: train it again (vla train --memory {rule})"
-            )
+            raise ValueError(f"{os.fspath(folder)} {remedy}")
     return PolicyParts(config, backbone, processor, members, checkpoint.tensors)
 
 
@@ -102,10 +100,23 @@ def _encode_processor(processor: Processor) -> dict[str, Any]:
     return {"processor": encode(processor.config), "stats": processor.stats.to_dict()}
 
 
-def _remembers(config: VLAConfig) -> dict[str, str]:
-    """Entry of a checkpoint's config.json that says with which meaning of its rule a memory has learnt. Checkpoints
-    made before there was such an entry have an older one."""
-    return {} if config.memory is None else {"memory_rule": RULES[config.memory.rule]}
+def _versions(config: VLAConfig) -> dict[str, tuple[str, str]]:
+    """Entries of a checkpoint's config.json that say with which meaning its parts have learnt, and a sentence on those
+    that have learnt with another. Checkpoints made before there was such an entry have an older one."""
+    versions = {}
+    if config.memory is not None:
+        rule = config.memory.rule
+        versions["memory_rule"] = (
+            RULES[rule],
+            f"has learnt with a memory that kept other frames, or less of them, than the rule '{rule}' does now: train "
+            f"it again (vla train --memory {rule})",
+        )
+    if config.talk is not None:
+        versions["talker"] = (
+            TALKER,
+            "was taught to talk by an earlier version, which read other things: teach it again (vla train --talk)",
+        )
+    return versions
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:

@@ -12,10 +12,12 @@ from tests.vla.toy_backbone import CAMERAS, SPEC, toy_observation, toy_stats
 from vla.backbones.families import decoder_of
 from vla.backbones.small.create import build_small
 from vla.backbones.small.model import small_config
+from vla.core.config import load_json, save_json
 from vla.language.talking import ask
 from vla.model.config import BridgeConfig, TalkerConfig, VLAConfig
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
+from vla.model.stored import TALKER
 from vla.model.talking import speech
 from vla.model.talking.talker import Asked, question_tokens
 from vla.model.talking.things import look_for, padded
@@ -287,6 +289,15 @@ def test_checkpoint_talks_alike_and_holds_no_weight_twice(tmp_path):
     assert loaded.spec.talks and ask(loaded, obs, QUESTIONS[:2]) == said
     grown = set(policy.vla.state_dict()) - set(silent().vla.state_dict())
     assert grown and all(name.startswith("talker.") for name in grown)
+
+
+def test_a_talker_of_an_earlier_version_is_taught_again(tmp_path):
+    talking_policy().vla.save(tmp_path)
+    config = load_json(tmp_path / "config.json")
+    assert config.pop("talker") == TALKER
+    save_json(tmp_path / "config.json", config)
+    with pytest.raises(ValueError, match=r"taught to talk by an earlier version.* teach it again \(vla train --talk\)"):
+        VLAPolicy.load(tmp_path)
 
 
 def test_who_cannot_talk_says_so_in_one_line():
