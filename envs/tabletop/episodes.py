@@ -32,9 +32,10 @@ _GAP_OBJECTS_M = 0.085
 _GAP_PLATE_M = PLATE_RADIUS_M + 0.045
 _SPREAD_M = 0.02
 """How far from the middle of a fixture a thing may lie in it at the start, along each axis."""
-_FLASH_STEPS = 8
-"""How long a lamp flashes: two decisions of a policy that looks again after four control steps."""
-_FIRST_FLASH, _DARK_STEPS = (4, 21), (8, 17)
+_FLASH_STEPS = 16
+"""How long a lamp flashes: four decisions of a policy that looks again after four control steps, so that four evenly
+spaced ones of a whole wait show about half of the flashes."""
+_FIRST_FLASH, _DARK_STEPS = (4, 13), (4, 9)
 """The step at which the first lamp flashes, and the steps until the next one does: from .. below."""
 _GAP_PLATES_M = 2 * PLATE_RADIUS_M + 0.02
 

@@ -77,7 +77,7 @@ _CLOSE = Step(GoalKind.CLOSE, "close", fixture="cabinet")
 _PRESS = Step(GoalKind.PRESS, "press", fixture="button")
 _LEFT, _RIGHT = (Step(GoalKind.PRESS, "press", fixture=f"{side}-button") for side in ("left", "right"))
 _LONG_MIDDLE = Step(GoalKind.PRESS, "press", fixture="middle-button", longest_hold=64)
-_WAIT = Step(GoalKind.CLOSE, "close", fixture="middle-button", longest_hold=100, shortest_hold=56)
+_WAIT = Step(GoalKind.CLOSE, "close", fixture="middle-button", longest_hold=80, shortest_hold=56)
 """Leave the button alone for so long."""
 
 BUTTONS = ("left-button", "middle-button", "right-button")

@@ -114,7 +114,7 @@ def test_lamps_flash_while_one_has_to_wait_and_show_nothing_more_until_all_are_l
         waiting = [(lamps, green) for stage, lamps, green in seen[i] if stage == 0]
         flashed = {lamp for lamps, _ in waiting for lamp in lamps}
         assert flashed == ({wanted} if task.startswith("was-lit") else {LEFT, MIDDLE, RIGHT} - {wanted})
-        assert all(sum(lamps == (lamp,) for lamps, _ in waiting) == 8 for lamp in flashed)
+        assert all(sum(lamps == (lamp,) for lamps, _ in waiting) == 16 for lamp in flashed)
         assert all(not lamps for lamps, _ in waiting[-4:]), "the flash must be over before the choice"
         after = [(lamps, green) for stage, lamps, green in seen[i] if stage == 1]
         assert all(lamps == (LEFT, MIDDLE, RIGHT) for lamps, _ in after)
