@@ -32,26 +32,14 @@ from vla.training.run_identity import fingerprint
 
 
 def learn_without_resets(
-    vla: VLA,
-    worlds: MujocoVecEnv,
-    demos: DemoSet,
-    config: ResetFreeConfig,
-    out: Path,
-    *,
-    evaluate: Evaluate,
-    logs_at: Path | None = None,
-    resume: bool = False,
-    on_window: Callable[[dict[str, Any]], None] | None = None,
-    judge: Callable[[PracticeEnv], Judge] | None = None,
+    vla: VLA, worlds: MujocoVecEnv, demos: DemoSet, config: ResetFreeConfig, out: Path, **how: Any
 ) -> Outcome:
-    """Learn in simulated environments: see `practise`. ValueError for a suite without the pair of tasks, too."""
+    """Learn in simulated environments; `how`: as of `practise`. ValueError for a suite without the pair of tasks,
+    too."""
     refuse_unfit(vla)
     draws = Draws(config.seed, RL_TRAIN_SEEDS)
     env = ResetFreeVecEnv(worlds, config.pair, draws, reset_every=config.reset_every, horizon=config.horizon)
-    return practise(
-        vla, env, demos, config, out, draws=draws, evaluate=evaluate, logs_at=logs_at, resume=resume,
-        on_window=on_window, judge=judge,
-    )  # fmt: skip
+    return practise(vla, env, demos, config, out, draws=draws, **how)
 
 
 def practise(

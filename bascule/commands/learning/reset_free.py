@@ -125,8 +125,10 @@ class ResetFree(Command):
             config = replace(config, rewarded_by=told_apart(self.classifier))
         with ExitStack() as open_ones, progress("reset-free", config.decisions, unit="decisions") as update:
             learn = self._in_environments if self.robot is None else self._on_robot
-            on_window = lambda row: update(row["decisions"], _told(row))  # noqa: E731
-            outcome = learn(vla, arm, config, open_ones, on_window=on_window, judge=judge, resume=self.resume)
+            outcome = learn(
+                vla, arm, config, open_ones, judge=judge, resume=self.resume,
+                on_window=lambda row: update(row["decisions"], _told(row)),
+            )  # fmt: skip
         save_json(self.out / "outcome.json", vars(outcome))
         self._report(outcome)
         resets = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in outcome.resets.items())
