@@ -26,6 +26,7 @@ from torch import Tensor
 from vla.core.config import load_json
 from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 from vla.data.dataset_meta import component_names
+from vla.processing.camera_map import LACKING, CameraMap
 from vla.processing.preprocess import resize
 from vla.runtime.devices import choose_device
 
@@ -81,6 +82,18 @@ class LeRobotPolicy:
             told = str(problem).strip().splitlines()[0]
             raise ValueError(f"{folder} is not all that its policy needs: {told}") from None
         return LeRobotPolicy(policy, pre, post, _spec(config, _stats(post), _dataset(folder)))
+
+    def look_through(self, cameras: CameraMap) -> None:
+        """Read these cameras from now on. ValueError where they do not fit the policy's, and where one is lacking:
+        LeRobot's policies read all of theirs."""
+        laid = cameras.laid(tuple(self.cameras))
+        if "" in laid:
+            raise ValueError(
+                f"--cameras: a policy of LeRobot's ({self.config.type}) needs all of its cameras, "
+                f"{', '.join(self.cameras)}: none of them can be '{LACKING}'"
+            )
+        self.cameras = dict(zip(laid, self.cameras.values(), strict=True))
+        self.spec = replace(self.spec, cameras=laid)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Forget what these environments have shown, and the actions that they still had to execute. When all begin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from policies.export.exported_policy import ExportedPolicy, is_exported
 from policies.export.heatmap_policy import ExportedHeatmapPolicy
@@ -13,6 +14,14 @@ from vla.core.compatibility import choose_embodiment
 from vla.core.config import load_json, nearest, unknown
 from vla.core.paths import quoted
 from vla.core.types import Policy
+from vla.processing.camera_map import CameraMap
+
+
+class _Loaded(Policy, Protocol):
+    """A policy from a folder, which can be told through which cameras to look."""
+
+    def look_through(self, cameras: CameraMap) -> None:
+        """Read these cameras from now on."""
 
 
 def chosen_embodiment(folder: str | os.PathLike[str], wanted: str | None = None) -> str | None:
@@ -44,12 +53,21 @@ def backbone_named(folder: str | os.PathLike[str]) -> str:
     return str(backbone.get("name", "") if isinstance(backbone, dict) else backbone)
 
 
-def load_policy(folder: str | os.PathLike[str], embodiment: str | None = None) -> Policy:
-    """The policy in a folder. ValueError naming what is wrong with the folder.
+def load_policy(
+    folder: str | os.PathLike[str], embodiment: str | None = None, cameras: CameraMap = CameraMap()
+) -> Policy:
+    """The policy in a folder. ValueError naming what is wrong with the folder, or with the `cameras` it is to look
+    through.
 
     `embodiment`: of a policy for several robots, the one to control; it must be chosen.
     """
-    embodiment = chosen_embodiment(folder, embodiment)
+    policy = _read(folder, chosen_embodiment(folder, embodiment))
+    if cameras:
+        policy.look_through(cameras)
+    return policy
+
+
+def _read(folder: str | os.PathLike[str], embodiment: str | None) -> _Loaded:
     if in_lerobot_format(folder):
         from policies.lerobot_policy import LeRobotPolicy
 
@@ -78,11 +96,11 @@ def of_single_observations(policy: Policy, whence: str) -> Policy:
     return policy
 
 
-def local_policy(folder: Path, embodiment: str | None = None) -> Policy:
+def local_policy(folder: Path, embodiment: str | None = None, cameras: CameraMap = CameraMap()) -> Policy:
     """The policy in a checkpoint, on half of the machine's cores."""
     from vla.runtime.machine import half_of_the_cores
 
-    policy = of_single_observations(load_policy(folder, embodiment), "a robot's observations")
+    policy = of_single_observations(load_policy(folder, embodiment, cameras), "a robot's observations")
     if not isinstance(policy, ExportedPolicy):  # it sees to its threads itself, and may need no torch
         import torch
 

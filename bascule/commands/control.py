@@ -36,6 +36,9 @@ class Control(Command):
     robot_args: dict[str, str] = field(default_factory=dict)
     """Arguments of a LeRobot robot, e.g. port /dev/ttyACM0 id left cameras "{front: {type: opencv, index_or_path: 0,
     width: 640, height: 480, fps: 30}}"; a dot reaches into a part, left_arm_config.port /dev/ttyACM0."""
+    cameras: tuple[str, ...] = ()
+    """Cameras that the robot calls otherwise: POLICY=ROBOT each, the policy's name and the robot's, e.g.
+    front=cam_high; or wrist=none, which the robot lacks and the policy sees black. Others are matched by name."""
     task: str | None = None
     """The instruction for a LeRobot robot, in words (required); for the simulated one, the suite's task."""
     limits: tuple[str, ...] = ()
@@ -239,12 +242,15 @@ class Control(Command):
         return from_flags(ControlConfig, self, policy_hz=hz, n_action_steps=steps, guards=guards, hold_below=below)
 
     def _policy(self) -> Any:
+        from vla.processing.camera_map import CameraMap
+
+        cameras = CameraMap.parse(self.cameras)
         if "://" in self.policy:
             from policies.serving.narrated_client import NarratedClient
 
             key = self.api_key or os.environ.get("BASCULE_API_KEY")
             try:
-                return NarratedClient(self.policy, api_key=key, account_s=self.account_s)
+                return NarratedClient(self.policy, api_key=key, account_s=self.account_s, cameras=cameras)
             except RuntimeError as error:  # what answers there is not what we can talk to
                 raise ConnectionError(str(error)) from error
         from functools import partial
@@ -254,7 +260,7 @@ class Control(Command):
 
         if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", self.policy) and not Path(self.policy).exists():
             raise ValueError(f"there is no checkpoint at '{self.policy}'; for a server, write ws://{self.policy}")
-        make = partial(local_policy, checkpoint(Path(self.policy)), self.embodiment)
+        make = partial(local_policy, checkpoint(Path(self.policy)), self.embodiment, cameras)
         return PolicyProcess(make, account_s=self.account_s)
 
     def _robot(self, policy: Any, arm: Any) -> Any:

@@ -144,6 +144,9 @@ class Check(Command):
     trained on say most."""
     embodiment: str | None = None
     """--policy: which robot, of a policy for several."""
+    cameras: tuple[str, ...] = ()
+    """--policy, --server: cameras that the recording calls otherwise, POLICY=RECORDING each, e.g. front=cam_high; or
+    wrist=none, which the policy then sees black."""
     fix: Path | None = None
     """Write a copy to this new folder, without the idle time at the start and end of episodes. LeRobot's writer makes
     it; videos are encoded anew."""
@@ -175,6 +178,10 @@ class Check(Command):
         if self.compared is not None and self.policy is None and self.server is None:
             raise ValueError(
                 f"--compared {self.compared} counts episodes to play a policy beside: name --policy or --server"
+            )
+        if self.cameras and self.policy is None and self.server is None:
+            raise ValueError(
+                "--cameras says what a policy looks through: name --policy or --server (--rename is --fix's)"
             )
         from vla.model.config import check_backbone
 
@@ -214,15 +221,20 @@ class Check(Command):
         return int(not report.clean)
 
     def _load_policy(self) -> Any:
+        from vla.processing.camera_map import CameraMap
+
+        cameras = CameraMap.parse(self.cameras)
         if self.server is not None:
             from policies.serving.client import PolicyClient
 
-            return PolicyClient(self.server)
+            return PolicyClient(self.server, cameras=cameras)
         if self.policy is None:
             return None
         from policies.load import checkpoint, load_policy, of_single_observations
 
-        return of_single_observations(load_policy(checkpoint(self.policy), self.embodiment), "a recording's frames")
+        return of_single_observations(
+            load_policy(checkpoint(self.policy), self.embodiment, cameras), "a recording's frames"
+        )
 
     def _compare(self, report: Any, policy: Any) -> Any:
         """Play the policy beside some of the episodes."""

@@ -38,6 +38,9 @@ class Serve(Command):
     regardless; stock openpi clients cannot."""
     embodiment: tuple[str, ...] = ()
     """The robot to control, for policies trained for several: NAME for all policies, or POLICY=NAME for each."""
+    cameras: tuple[str, ...] = ()
+    """Cameras that clients call otherwise: POLICY=CLIENT each, the policy's name and the clients', e.g. front=cam_high;
+    or wrist=none, which they lack and the policies see black. Clients are told the new names."""
     max_batch: int = 16
     """Maximum number of observations in one forward pass."""
     max_clients: int = 64
@@ -68,6 +71,7 @@ class Serve(Command):
         from policies.serving.policy_slot import PolicySlot
         from policies.serving.server import Limits, PolicyServer, check_access
         from vla.core.checkpoint import in_lerobot_format, read_config
+        from vla.processing.camera_map import CameraMap
 
         # A key given as a flag can be read by every user of the machine; one in the environment cannot.
         api_key = self.api_key or os.environ.get("BASCULE_API_KEY")
@@ -80,7 +84,7 @@ class Serve(Command):
                 raise ValueError(f"n_action_steps must be in 1..{chunk} (the chunk size), got {self.n_action_steps}")
         logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
         logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every connection
-        layout = find_layout(self.layout)
+        layout, cameras = find_layout(self.layout), CameraMap.parse(self.cameras)
         wanted = by_policy(self.embodiment, folders)
         members = {name: chosen_embodiment(folder, wanted[name]) for name, folder in folders.items()}
         tls = None
@@ -88,7 +92,7 @@ class Serve(Command):
             tls = tls_context(str(self.tls_cert), None if self.tls_key is None else str(self.tls_key))
 
         def load(folder: Path, embodiment: str | None) -> Any:
-            return of_single_observations(load_policy(folder, embodiment), "what clients send")
+            return of_single_observations(load_policy(folder, embodiment, cameras), "what clients send")
 
         server = PolicyServer(
             {

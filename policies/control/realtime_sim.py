@@ -69,7 +69,7 @@ class LiveWorld:
             raise
         self._memory = SharedMemory(name=name)
         self._view = _View(self._memory, len(cameras), size, proprio_dim)
-        self._cameras, self.proprio_names = cameras, tuple(proprio_names)
+        self.cameras, self.proprio_names = cameras, tuple(proprio_names)
         if control_hz < spec.control_hz:
             self.disconnect()
             raise ValueError(
@@ -112,7 +112,7 @@ class LiveWorld:
             images, proprio = self._view.images.copy(), self._view.proprio.copy()
             head = self._view.head[0].copy()
             if before % 2 == 0 and before == int(self._view.head["count"][0]):
-                named = {camera: images[None, v] for v, camera in enumerate(self._cameras)}
+                named = {camera: images[None, v] for v, camera in enumerate(self.cameras)}
                 told = head["told"].decode(errors="ignore")
                 seen = before, Observation(named, proprio[None], [told]), float(head["seen_s"])
                 self._done, self.scenes, self.successes = (int(head[name]) for name in ("done", "scenes", "successes"))

@@ -26,6 +26,7 @@ from vla.core.types import ActionChunk, Observation, Prefix
 from vla.model.config import MemoryConfig
 from vla.model.memory.recall import EpisodeMemory
 from vla.processing.batch import ModelInput
+from vla.processing.camera_map import CameraMap
 from vla.processing.preprocess import Preprocessor, ProcessorConfig
 from vla.processing.stats import Stats
 from vla.runtime.locks import refuse_foreign
@@ -110,6 +111,11 @@ class ExportedPolicy:
         if "heatmap" in whole:
             raise ValueError(f"{os.fspath(folder)} answers by heat-maps: `policies.load.load_policy` loads it")
         return ExportedPolicy(config, processor, graph)
+
+    def look_through(self, cameras: CameraMap) -> None:
+        """See `vla.processing.preprocess.Preprocessor.look_through`."""
+        self.processor.look_through(cameras)
+        self.spec = replace(self.spec, cameras=tuple(filter(None, self.processor.config.cameras)))
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Forget the episodes in these environments (all when None)."""

@@ -26,6 +26,7 @@ import numpy as np
 from policies.serving import wire
 from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 from vla.language.talking import Said, checked_question
+from vla.processing.camera_map import CameraMap
 
 if TYPE_CHECKING:
     import ssl
@@ -61,10 +62,12 @@ class PolicyClient:
         *,
         tls: ssl.SSLContext | None = None,
         whole_chunks: bool = True,
+        cameras: CameraMap = CameraMap(),
     ) -> None:
         """`uri` ws://HOST:PORT, wss:// with TLS, /NAME behind it for one of several policies. `tls` for certificates
         that the system does not know. `whole_chunks`: `act` gives all actions of a chunk, as every policy does;
-        False: only those that are meant to be executed, which saves bandwidth on a slow link."""
+        False: only those that are meant to be executed, which saves bandwidth on a slow link. `cameras`: the
+        robot's names of the cameras that the server's policy reads, used in `spec` and `act`."""
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
         self.uri = uri if "://" in uri else f"ws://{uri}"
@@ -81,7 +84,7 @@ class PolicyClient:
         self.confidence: np.ndarray | None = None
         """How surely the policy saw, in the last `act`, what each instruction names (B,); None where the server does
         not tell."""
-        self._tls = tls
+        self._tls, self._cameras = tls, cameras
         self._going_on: set[int] = set()
         self._warned: list[Any] = []
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key is not None else {}
@@ -93,6 +96,8 @@ class PolicyClient:
         self._closed = False
         with self._lock:
             self._exchange(None)  # so that a wrong address fails here, and the metadata is known
+        if cameras:
+            self._check_cameras(cameras)
 
     @property
     def spec(self) -> PolicySpec:
@@ -103,7 +108,7 @@ class PolicyClient:
             _action_spec(action) if isinstance(action, dict) else None,
             _count(told.get("chunk_size")),
             _count(told.get("n_action_steps")),
-            tuple(cameras) if _are_names(cameras) else None,
+            tuple(filter(None, self._cameras.laid(cameras))) if _are_names(cameras) else None,
             _count(told.get("proprio_dim")),
             tuple(names) if _are_names(names) else None,
             grounding_threshold=_fraction(told.get("grounding"), "threshold"),
@@ -113,6 +118,21 @@ class PolicyClient:
             memory_frames=_count(told.get("memory_frames")),
             routes=told.get("episodes") is True and "memory_frames" not in told,
         )
+
+    def _check_cameras(self, cameras: CameraMap) -> None:
+        """Close the connection and raise ValueError where they do not fit what the server says of its policy."""
+        try:
+            if not _are_names(reads := self.metadata.get("cameras")):
+                raise ValueError(f"--cameras: the server at {self.uri} does not say which cameras its policy reads")
+            cameras.laid(reads)
+            if self.metadata.get("depth") is True and None in cameras.robots.values():
+                raise ValueError(
+                    f"--cameras: the policy at {self.uri} reads depth, and the server must know of a camera that is "
+                    "lacking: give it to `vla serve`"
+                )
+        except ValueError:
+            self.close()
+            raise
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """One observation (unbatched) -> the server's answer, its "actions" being (C, A) in environment units.
@@ -143,6 +163,12 @@ class PolicyClient:
     def _message(self, obs: Observation, i: int) -> dict[str, Any]:
         images = {camera: image[i] for camera, image in obs.images.items()}
         views = _views(obs, i) if self.metadata.get("depth") is True else {}
+        if self._cameras:
+            reads = self.metadata["cameras"]
+            named = self._cameras.renamed(images, reads)
+            black = np.zeros_like(next(iter(named.values())))
+            images = {camera: named.get(camera, black) for camera in reads}
+            views = {what: self._cameras.renamed(part, reads) for what, part in views.items()}
         return {"images": images, **views, "state": obs.proprio[i], "prompt": obs.instruction[i]}
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:

@@ -24,6 +24,7 @@ from vla.model.model import VLA, evaluating
 from vla.model.modulators import applied
 from vla.model.routing import Routing
 from vla.processing.batch import ModelInput, trimmed_text
+from vla.processing.camera_map import CameraMap
 from vla.processing.processor import Processor
 from vla.runtime.devices import bfloat16_is_fast
 
@@ -100,6 +101,10 @@ class VLAPolicy:
     def processor(self) -> Processor:
         """The model's processor, between observations and tensors."""
         return self.vla.processor
+
+    def look_through(self, cameras: CameraMap) -> None:
+        """See `vla.processing.preprocess.Preprocessor.look_through`."""
+        self.processor.look_through(cameras)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Forget the episodes in these environments (all when None), and choose anew among modulators."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vla.core.types import IMAGE_SIZE, ActionSpec, Observation, PolicySpec
 from vla.processing.batch import ModelInput
+from vla.processing.camera_map import CameraMap
 from vla.processing.depth import depth_remarks, depth_views
 from vla.processing.pictures import black_picture, is_black
 from vla.processing.stats import LEAST_RANGE, Stats
@@ -162,6 +163,14 @@ class Preprocessor:
             self.action_spec, chunk_size, n_action_steps, cameras, config.proprio_dim, config.proprio_names or None,
             takes_prefix, picture_size=config.picture_size, depth=config.depth or None,
         )  # fmt: skip
+
+    def look_through(self, cameras: CameraMap) -> None:
+        """Read these cameras from now on, and warn of those that are lacking. ValueError where they do not fit the
+        policy's (`CameraMap.laid`)."""
+        laid = cameras.laid(self.config.cameras)
+        for camera in (ours for ours, name in zip(self.config.cameras, laid, strict=True) if ours and not name):
+            _log.warning("the policy sees '%s' black: expect it to fail if its training always had it", camera)
+        self.config = replace(self.config, cameras=laid)
 
     def arrays(self, obs: Observation) -> ModelInput[NDArray]:
         """ValueError saying what the observation lacks or has wrong, and what was given."""

@@ -23,6 +23,9 @@ class Eval(Command):
     """A checkpoint folder; or expert, zero, random, blind (one demonstration replayed open-loop)."""
     embodiment: str | None = None
     """The robot to control, for a policy trained for several."""
+    cameras: tuple[str, ...] = ()
+    """Cameras that the suite calls otherwise: POLICY=SUITE each, the policy's name and the suite's, e.g.
+    cam_high=front; or wrist=none, which the policy then sees black."""
     suite: str = "tabletop-pick"
     """The suite to measure in, see `vla list suites`; or a .toml file."""
     episodes: int = 300
@@ -95,6 +98,11 @@ class Eval(Command):
                 f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"
             )
         check_file("--json", self.json)
+        if self.cameras and (folder is None or self.robustness):
+            raise ValueError(
+                "--cameras is for the plain evaluation of a checkpoint: "
+                + ("leave out --robustness" if self.robustness else f"'{self.policy}' looks through no camera")
+            )
         if self.robustness and self.hold_ungrounded:
             raise ValueError("--hold-ungrounded is not for `vla eval --robustness`, which counts what a policy does")
         if self.robustness and self.until_width is not None:
@@ -117,6 +125,7 @@ class Eval(Command):
         from vla.core.compatibility import fitted
         from vla.core.config import save_json
         from vla.core.grounding import threshold_of
+        from vla.processing.camera_map import CameraMap
         from vla.runtime.console import eval_table, progress, say, stdout
         from vla.runtime.process import keep_freed_memory, use_idle_cores
         from vla.runtime.provenance import provenance
@@ -125,7 +134,11 @@ class Eval(Command):
         keep_freed_memory()
         perturb = parse(self.perturb) if self.perturb else None
         made = made_of(folder or self.policy, self.suite)  # before they are read: a training may go on
-        loaded = None if folder is None else resolve_policy(self.policy, None, self.suite, self.embodiment)
+        loaded = (
+            None
+            if folder is None
+            else resolve_policy(self.policy, None, self.suite, self.embodiment, CameraMap.parse(self.cameras))
+        )
         if self.hold_ungrounded:
             if loaded is None:  # refused before any environment is made
                 raise ValueError(f"--hold-ungrounded is for checkpoints; '{self.policy}' looks at nothing")

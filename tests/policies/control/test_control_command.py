@@ -113,15 +113,16 @@ def test_a_server_drives_it_and_an_estop_ends_it(checkpoint, tmp_path):
     assert max(line["plan"]["remaining"] for line in lines if "plan" in line) > 4
 
 
-def test_what_the_policy_says_is_wrong_is_told(checkpoint, capsys):
-    """A policy that reads other cameras than the robot has."""
+def test_a_camera_that_the_robot_calls_otherwise_is_told_and_can_be_named(checkpoint, capsys):
+    """Before anything moves, whatever the policy's server would say of the first observation."""
     vla = VLA.load(checkpoint)
     vla.processor.config = replace(vla.processor.config, cameras=("top", "wrist"))
     other = PolicyServer(VLAPolicy(vla), port=0)
     with serve_in_thread(other):
-        assert main(["control", other.uri, "--duration-s", "2", "--stop-s", "0.1"]) == 1
-    out = capsys.readouterr().out
-    assert "stopped" in out and "policy_error" in out and "missing key 'images/top'" in out
+        assert main(["control", other.uri, "--duration-s", "2"]) == 2
+        assert "it lacks 'top'" in capsys.readouterr().err
+        assert main(["control", other.uri, "--duration-s", "1", "--cameras", "top=front"]) == 0
+        assert "policy_error" not in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):

@@ -19,6 +19,7 @@ from vla.model.heatmap.execution import Columns, Execution, Keyframes, require_s
 from vla.model.heatmap.model import Cloud, HeatmapModel
 from vla.model.stored import tokenizer_files
 from vla.processing.batch import trimmed_text
+from vla.processing.camera_map import CameraMap
 from vla.processing.processor import Processor, ProcessorConfig, Stats
 
 KEY = "heatmap"
@@ -43,6 +44,10 @@ class HeatmapPolicy:
         """It reads depth, and its chunks are executed whole."""
         size = self.model.config.chunk_size
         return self.processor.policy_spec(size, size)
+
+    def look_through(self, cameras: CameraMap) -> None:
+        """See `vla.processing.preprocess.Preprocessor.look_through`."""
+        self.processor.look_through(cameras)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Nothing to forget."""
