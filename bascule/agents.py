@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vla.core.types import Policy, VecEnv
-    from vla.processing.camera_map import CameraMap
+    from vla.processing.cameras.camera_map import CameraMap
 
 
 AGENTS = ("expert", "zero", "random", "blind")
@@ -21,7 +21,7 @@ def resolve_policy(
     no `env` and looks through these `cameras`. ValueError for neither."""
     if name not in AGENTS:
         from policies.load import checkpoint, load_policy
-        from vla.processing.camera_map import CameraMap
+        from vla.processing.cameras.camera_map import CameraMap
 
         return load_policy(checkpoint(name, AGENTS), embodiment, cameras or CameraMap())
     assert env is not None, "an agent is made for an environment"

@@ -26,8 +26,8 @@ from torch import Tensor
 from vla.core.config import load_json
 from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 from vla.data.dataset_meta import component_names
-from vla.processing.camera_map import LACKING, CameraMap
-from vla.processing.preprocess import resize
+from vla.processing.cameras.camera_map import LACKING, CameraMap
+from vla.processing.pictures import resize
 from vla.runtime.devices import choose_device
 
 Step = dict[str, Tensor]

@@ -14,7 +14,7 @@ from vla.core.compatibility import choose_embodiment
 from vla.core.config import load_json, nearest, unknown
 from vla.core.paths import quoted
 from vla.core.types import Policy
-from vla.processing.camera_map import CameraMap
+from vla.processing.cameras.camera_map import CameraMap
 
 
 class _Loaded(Policy, Protocol):

@@ -242,7 +242,7 @@ class Control(Command):
         return from_flags(ControlConfig, self, policy_hz=hz, n_action_steps=steps, guards=guards, hold_below=below)
 
     def _policy(self) -> Any:
-        from vla.processing.camera_map import CameraMap
+        from vla.processing.cameras.camera_map import CameraMap
 
         cameras = CameraMap.parse(self.cameras)
         if "://" in self.policy:

@@ -221,7 +221,7 @@ class Check(Command):
         return int(not report.clean)
 
     def _load_policy(self) -> Any:
-        from vla.processing.camera_map import CameraMap
+        from vla.processing.cameras.camera_map import CameraMap
 
         cameras = CameraMap.parse(self.cameras)
         if self.server is not None:

@@ -71,7 +71,7 @@ class Serve(Command):
         from policies.serving.policy_slot import PolicySlot
         from policies.serving.server import Limits, PolicyServer, check_access
         from vla.core.checkpoint import in_lerobot_format, read_config
-        from vla.processing.camera_map import CameraMap
+        from vla.processing.cameras.camera_map import CameraMap
 
         # A key given as a flag can be read by every user of the machine; one in the environment cannot.
         api_key = self.api_key or os.environ.get("BASCULE_API_KEY")

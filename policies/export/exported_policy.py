@@ -26,7 +26,7 @@ from vla.core.types import ActionChunk, Observation, Prefix
 from vla.model.config import MemoryConfig
 from vla.model.memory.recall import EpisodeMemory
 from vla.processing.batch import ModelInput
-from vla.processing.camera_map import CameraMap
+from vla.processing.cameras.camera_map import CameraMap
 from vla.processing.preprocess import Preprocessor, ProcessorConfig
 from vla.processing.stats import Stats
 from vla.runtime.locks import refuse_foreign

@@ -23,7 +23,7 @@ from safetensors.torch import load_model
 
 from vla.core.config import load_json
 from vla.core.types import Observation
-from vla.processing.preprocess import resize
+from vla.processing.pictures import resize
 
 TYPE = "reward_classifier"
 PROCESSOR = "classifier_preprocessor.json"

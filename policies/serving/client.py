@@ -26,7 +26,7 @@ import numpy as np
 from policies.serving import wire
 from vla.core.types import ActionChunk, ActionSpec, Observation, PolicySpec, Prefix
 from vla.language.talking import Said, checked_question
-from vla.processing.camera_map import CameraMap
+from vla.processing.cameras.camera_map import CameraMap
 
 if TYPE_CHECKING:
     import ssl

@@ -17,7 +17,7 @@ from policies.serving import wire
 from policies.serving.layouts import Layout, ObservationReader
 from vla.core.checkpoint import CONFIG
 from vla.core.types import Observation, Policy, PolicySpec
-from vla.processing.depth import depth_remarks
+from vla.processing.cameras.depth import depth_remarks
 from vla.processing.pictures import black_picture, is_black
 from vla.processing.preprocess import Preprocessor
 

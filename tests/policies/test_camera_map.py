@@ -10,7 +10,7 @@ from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.vla.depth_policy import observation, policy
 from vla.model.policy import VLAPolicy
-from vla.processing.camera_map import CameraMap
+from vla.processing.cameras.camera_map import CameraMap
 
 ROBOTS = CameraMap.parse(["front=cam_high", "wrist=none"])
 

@@ -27,8 +27,8 @@ from vla.data.decoding import check_image, mixed_sizes
 from vla.data.findings import Finding, identical_cameras, listed, other_shape, still_camera
 from vla.data.lerobot_dataset import PROPRIO, on_disk
 from vla.data.tables import row_place
-from vla.processing.calibration import NOTHING, measured
-from vla.processing.placement import Look
+from vla.processing.cameras.calibration import NOTHING, measured
+from vla.processing.cameras.placement import Look
 
 if TYPE_CHECKING:
     from vla.data.lazy_frames import LazyFrames

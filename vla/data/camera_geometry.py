@@ -25,9 +25,9 @@ from vla.data.dataset_meta import IMAGE_PREFIX, check_width, depth_maps, height_
 from vla.data.findings import Finding
 from vla.data.tables import row_place, vectors
 from vla.data.video_index import open_video, readable, video_files
-from vla.processing.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
-from vla.processing.depth import sampled
-from vla.processing.placement import Look, against_the_hand, apart
+from vla.processing.cameras.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
+from vla.processing.cameras.depth import sampled
+from vla.processing.cameras.placement import Look, against_the_hand, apart
 from vla.runtime.machine import free_memory
 
 _MM = {"mm": 1.0, "m": 1000.0}

@@ -24,7 +24,7 @@ from vla.model.model import VLA, evaluating
 from vla.model.modulators import applied
 from vla.model.routing import Routing
 from vla.processing.batch import ModelInput, trimmed_text
-from vla.processing.camera_map import CameraMap
+from vla.processing.cameras.camera_map import CameraMap
 from vla.processing.processor import Processor
 from vla.runtime.devices import bfloat16_is_fast
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vla.backbones.features import Features
 from vla.model.config import XYZConfig
 from vla.processing.batch import ModelInput
-from vla.processing.calibration import FAR_M, NEAR_M
+from vla.processing.cameras.calibration import FAR_M, NEAR_M
 
 RAW_DIM = 4
 """Numbers for each raw token: its coordinates, and 1 where they are known."""

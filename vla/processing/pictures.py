@@ -7,6 +7,7 @@ from a bright one. Imports no torch.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,29 @@ def check_eight_bits(mode: str, what: str) -> None:
             f"{what} of more than 8 bits (Pillow mode {mode}; depth in millimetres?), policies read 8-bit RGB: choose "
             "the other cameras (vla train --cameras), or set is_depth_map in the feature's info in meta/info.json"
         )
+
+
+def resize(image_BHWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """To a square of `size` pixels; antialiased, so that shrinking averages. One matrix product per axis."""
+    rows, columns = (_resampling(length, size) for length in image_BHWC.shape[1:3])
+    batch, height, width = image_BHWC.shape[:3]
+    lines = rows @ image_BHWC.reshape(batch, height, width * 3).astype(np.float32)  # (B, size, W * 3)
+    out = columns @ lines.reshape(batch, size, width, 3)  # over the last two axes: (B, size, size, 3)
+    return out.round().clip(0, 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _resampling(length: int, size: int) -> NDArray[np.float32]:
+    """(size, length): weights of a triangle filter, as wide as a new pixel, about each new pixel's centre.
+
+    What torch and Pillow call bilinear with antialiasing; tests hold it to torch's.
+    """
+    scale = length / size
+    support = max(scale, 1.0)
+    weights = np.zeros((size, length))
+    for i in range(size):
+        centre = scale * (i + 0.5)
+        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
+        distance = np.abs(np.arange(first, last) - centre + 0.5) / support
+        weights[i, first:last] = np.maximum(1 - distance, 0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 
 from vla.core.types import IMAGE_SIZE, ActionSpec, Observation, PolicySpec
 from vla.processing.batch import ModelInput
-from vla.processing.camera_map import CameraMap
-from vla.processing.depth import depth_remarks, depth_views
-from vla.processing.pictures import black_picture, is_black
+from vla.processing.cameras.camera_map import CameraMap
+from vla.processing.cameras.depth import depth_remarks, depth_views
+from vla.processing.pictures import black_picture, is_black, resize
 from vla.processing.stats import LEAST_RANGE, Stats
 from vla.processing.text import TextRule, read, remarks, tokens_of
 
@@ -346,32 +345,6 @@ class Preprocessor:
                 f"an action of this policy has {width} components ({', '.join(self.config.action_names)}), got shape "
                 f"{tuple(action.shape)}"
             )
-
-
-def resize(image_BHWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """To a square of `size` pixels; antialiased, so that shrinking averages. One matrix product per axis."""
-    rows, columns = (_resampling(length, size) for length in image_BHWC.shape[1:3])
-    batch, height, width = image_BHWC.shape[:3]
-    lines = rows @ image_BHWC.reshape(batch, height, width * 3).astype(np.float32)  # (B, size, W * 3)
-    out = columns @ lines.reshape(batch, size, width, 3)  # over the last two axes: (B, size, size, 3)
-    return out.round().clip(0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=32)
-def _resampling(length: int, size: int) -> NDArray[np.float32]:
-    """(size, length): weights of a triangle filter, as wide as a new pixel, about each new pixel's centre.
-
-    What torch and Pillow call bilinear with antialiasing; tests hold it to torch's.
-    """
-    scale = length / size
-    support = max(scale, 1.0)
-    weights = np.zeros((size, length))
-    for i in range(size):
-        centre = scale * (i + 0.5)
-        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
-        distance = np.abs(np.arange(first, last) - centre + 0.5) / support
-        weights[i, first:last] = np.maximum(1 - distance, 0)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _require_finite(values_BX: NDArray[np.floating], name: str) -> None:

@@ -125,7 +125,7 @@ class Eval(Command):
         from vla.core.compatibility import fitted
         from vla.core.config import save_json
         from vla.core.grounding import threshold_of
-        from vla.processing.camera_map import CameraMap
+        from vla.processing.cameras.camera_map import CameraMap
         from vla.runtime.console import eval_table, progress, say, stdout
         from vla.runtime.process import keep_freed_memory, use_idle_cores
         from vla.runtime.provenance import provenance

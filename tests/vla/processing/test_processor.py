@@ -10,7 +10,7 @@ import torch
 from tests.vla.toy_backbone import CAMERAS, SPEC, WORDS, ToyTokenizer, toy_observation, toy_stats
 from vla.core.types import Observation
 from vla.processing.batch import trimmed_text
-from vla.processing.preprocess import resize
+from vla.processing.pictures import resize
 from vla.processing.processor import Processor, ProcessorConfig, Stats, plain_text
 
 

@@ -19,7 +19,7 @@ from vla.model.heatmap.execution import Columns, Execution, Keyframes, require_s
 from vla.model.heatmap.model import Cloud, HeatmapModel
 from vla.model.stored import tokenizer_files
 from vla.processing.batch import trimmed_text
-from vla.processing.camera_map import CameraMap
+from vla.processing.cameras.camera_map import CameraMap
 from vla.processing.processor import Processor, ProcessorConfig, Stats
 
 KEY = "heatmap"

@@ -15,7 +15,7 @@ from vla.model.heads.residual import Latents
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.model.xyz import back_project, look_up, normalised, point_dim, with_xyz
-from vla.processing.depth import depth_views
+from vla.processing.cameras.depth import depth_views
 
 
 def tensors(obs):

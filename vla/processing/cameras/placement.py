@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.processing.calibration import FAR_M, NEAR_M
+from vla.processing.cameras.calibration import FAR_M, NEAR_M
 
 THIN = 4
 """Every so many rows and columns of a depth map that are looked at for where things are."""

@@ -9,8 +9,8 @@ import pytest
 from tests.vla.depth_policy import observation, policy
 from tests.vla.training.heatmap.toy_demos import SIZE, toy_demos
 from vla.model.heatmap.config import HeatmapConfig
-from vla.processing.calibration import lens_problem, measured, off_centre, pose_problem
-from vla.processing.depth import depth_remarks
+from vla.processing.cameras.calibration import lens_problem, measured, off_centre, pose_problem
+from vla.processing.cameras.depth import depth_remarks
 from vla.training.heatmap.train import HeatmapTrainConfig, build
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vla.processing.placement import THIN, Look, against_the_hand, apart, confirmed
+from vla.processing.cameras.placement import THIN, Look, against_the_hand, apart, confirmed
 
 SIZE, FRAMES = 32, 24
 NAMES = ("grip_x", "grip_y", "grip_z", "grip_qx", "grip_qy", "grip_qz")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.core.types import Observation
-from vla.processing.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
+from vla.processing.cameras.calibration import NOTHING, lens_problem, measured, off_centre, pose_problem
 
 _NEEDS = "this policy reads depth and calibration of every camera"
 _IMPOSSIBLE = {"intrinsics": lens_problem, "extrinsics": pose_problem}

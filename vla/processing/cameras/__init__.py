@@ -1,0 +1,1 @@
+"""Cameras: their names, depth and calibration, and where they stand."""
