@@ -23,7 +23,9 @@ ORDER = {
         "seeds", "tabletop", "perturb", "sim", "adapters", "registry", "backends", "make", "experts", "demos",
         "grounding", "evaluation", "gym_env",
     ),
-    "policies": ("chunking", "export", "lerobot_policy", "load", "open_loop", "serving", "control", "lerobot"),
+    "policies": (
+        "chunking", "export", "lerobot_policy", "load", "open_loop", "serving", "control", "teleop", "lerobot",
+    ),
     "rl": (
         "streams", "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_checks",
         "run_checkpoint", "selection", "budget", "algorithm", "recipes", "retention", "runner", "offline", "external",

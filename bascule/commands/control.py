@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_file, check_numbers, from_flags, refuse_idle, refuse_others
-from bascule.commands.robots import arm_of, robot_of
+from bascule.commands.robots import arm_of, person_of, robot_of, teleop_of
 
 if TYPE_CHECKING:
     from policies.control.config import ControlConfig
@@ -39,6 +39,15 @@ class Control(Command):
     cameras: tuple[str, ...] = ()
     """Cameras that the robot calls otherwise: POLICY=ROBOT each, the policy's name and the robot's, e.g.
     front=cam_high; or wrist=none, which the robot lacks and the policy sees black. Others are matched by name."""
+    teleop: str | None = None
+    """A person may take over and hand back, by a LeRobot teleoperator of this type, as in LeRobot's own --teleop.type;
+    or MODULE:CLASS, one of your own (docs/deploy.md). corrector: a script beside the simulated robot."""
+    teleop_args: dict[str, str] = field(default_factory=dict)
+    """Arguments of the teleoperator, e.g. port /dev/ttyACM1 id leader; as --robot-args."""
+    take_over: Literal["key", "event", "motion"] | None = None
+    """Beside --teleop: how one takes over. key: the space bar, which hands back, too. event: the teleoperator says it
+    itself (gamepad, keyboard_ee). motion: by moving it, and one hands back by letting it rest for a second. Default:
+    event where the teleoperator has one, else key."""
     task: str | None = None
     """The instruction for a LeRobot robot, in words (required); for the simulated one, the suite's task."""
     limits: tuple[str, ...] = ()
@@ -85,7 +94,8 @@ class Control(Command):
     replay: bool = False
     """Run no robot: POLICY is a log. Decide every tick of it again, and compare. Exit code 1 if a decision differs."""
     to_dataset: Path | None = None
-    """Run no robot: POLICY is a log. Write it as a LeRobotDataset to this folder."""
+    """Run no robot: POLICY is a log, or a folder of logs (*.jsonl). Write it as a LeRobotDataset to this folder, an
+    episode a log; runs with --teleop say for each frame who drove, and are written at the policy's rate."""
     account_s: float | None = None
     """Seconds between two accounts that a policy that talks (`vla train --talk`) gives of what it does, on the terminal
     and in the --log. Default: none. It speaks between its decisions, which come no later for it."""
@@ -124,9 +134,8 @@ class Control(Command):
     def run(self) -> int | None:
         if self.replay and self.to_dataset is not None:
             raise ValueError("--replay and --to-dataset read the log for different ends: give one of them")
-        if (self.replay or self.to_dataset is not None) and Path(self.policy).is_dir():
-            option = "--replay" if self.replay else "--to-dataset"
-            raise ValueError(f"{self.policy} is a folder: {option} takes the log of a run (vla control --log FILE)")
+        if self.replay and Path(self.policy).is_dir():
+            raise ValueError(f"{self.policy} is a folder: --replay takes the log of a run (vla control --log FILE)")
         if self.replay or self.to_dataset is not None:
             option = "--replay" if self.replay else "--to-dataset"
             refuse_others(
@@ -134,17 +143,19 @@ class Control(Command):
             )
         if self.to_dataset is not None:
             from policies.control.flight_log import pictures_lost
-            from policies.lerobot.recording import to_dataset
+            from policies.lerobot.recording import logs_of, to_dataset
 
-            print(f"{to_dataset(Path(self.policy), self.to_dataset)}: a LeRobotDataset of the run")
-            return _tell_incomplete(Path(self.policy), pictures_lost)
+            logs = logs_of(Path(self.policy))
+            runs = "the run" if len(logs) == 1 else f"{len(logs)} runs"
+            print(f"{to_dataset(logs, self.to_dataset)}: a LeRobotDataset of {runs}")
+            return max(_tell_incomplete(log, pictures_lost) for log in logs)
         if self.replay:
             return self._replay()
         from contextlib import ExitStack, nullcontext
 
         from policies.control.controller import control
-        from policies.control.estop import Key
         from policies.control.flight_log import BlackBox, LogIncomplete
+        from policies.teleop.keys import Key
         from vla.core.compatibility import require_same
         from vla.core.config import save_json
 
@@ -156,6 +167,7 @@ class Control(Command):
         unlogged: LogIncomplete | None = None
         with ExitStack() as open_ones:
             arm = arm_of(self)  # before the policy: what is wrong with it is known in a moment
+            teleop = teleop_of(self)
             policy = self._policy()
             open_ones.callback(policy.close)
             others = [replace(self, account_s=None)._policy() for _ in range(self.in_flight - 1)]
@@ -168,10 +180,12 @@ class Control(Command):
             if self.dry_run and arm is not None:
                 self._rehearse(policy, robot, config)
                 return 0
-            pressed = Key(open_ones) if self.estop_key else lambda: False
+            person = person_of(self, teleop, robot, guards)
+            keys = {} if person is None else {"others": person.key}
+            pressed = Key(open_ones, **keys) if self.estop_key else lambda: False
             try:
                 with nullcontext() if self.log is None else BlackBox(self.log) as box:
-                    report = control(robot, policy, config, *others, log=box, pressed=pressed)
+                    report = control(robot, policy, config, *others, log=box, pressed=pressed, person=person)
             except LogIncomplete as error:  # raised when the run is over: its report comes first
                 unlogged = error
         scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
@@ -223,6 +237,10 @@ class Control(Command):
                     raise ValueError(f"--{name} is not for a robot class of your own: {self.robot} says it by {said}")
         elif not (self.task or "").strip():
             raise ValueError(f"--robot {self.robot} needs --task: say in words what the robot is to do")
+        if self.teleop is None:
+            refuse_idle(self, "without --teleop, by which somebody takes over", "teleop_args", "take_over")
+        elif self.take_over == "key" and not self.estop_key:
+            raise ValueError("--take-over key listens to the terminal's keys: leave out --no-estop-key")
 
     def _guards(self) -> GuardConfig:
         from policies.control.config import limits_by_name
@@ -273,11 +291,13 @@ class Control(Command):
         from envs.registry import load_suite
         from envs.sim.render_options import pictures_for
         from policies.control.realtime_sim import LiveWorld
+        from policies.teleop.simulated import CORRECTOR
 
         names = worlds_class(load_suite(self.suite)).proprio_names
+        make = corrected_world if self.teleop == CORRECTOR else one_world
         with worker_environment():
             return LiveWorld(
-                partial(one_world, self.suite, self.image_size or pictures_for(policy)),
+                partial(make, self.suite, self.image_size or pictures_for(policy)),
                 control_hz=self.hz or 50.0,
                 seed=self.seed,
                 task=self.task,
@@ -340,6 +360,13 @@ def one_world(suite: str, image_size: int) -> Any:
 
     spec = load_suite(suite)
     return worlds_class(spec)(spec, 1, render=RenderOptions(image_size))
+
+
+def corrected_world(suite: str, image_size: int) -> Any:
+    """The same, with the scripted corrector beside it."""
+    from envs.experts.corrector import CorrectedWorlds
+
+    return CorrectedWorlds(one_world(suite, image_size))
 
 
 def _let_go(robot: Any) -> None:

@@ -33,11 +33,15 @@ class Demos(Command):
     policy: Path | None = None
     """Record the episodes of this policy instead, those that fail too, with LeRobot's next.success, for `vla train
     --advantage`. The recorded actions are the ones executed."""
+    corrections: bool = False
+    """Beside --policy: a scripted corrector takes over where the policy goes wrong, as in `vla control --teleop
+    corrector`, and the feature intervention says where, for `vla train --intervention-weight`. Without noise, unless
+    --noise asks for it; suites of picking and placing."""
     seed: int = 0
     """Seed of the first episode's scene; the following episodes count up from it."""
-    noise: float = 0.15
+    noise: float | None = None
     """Noise added to the actions, in halves of their range: demonstrations then include recoveries, and a policy's
-    episodes what it would not have done by itself."""
+    episodes what it would not have done by itself. (default: 0.15; 0 beside --corrections)"""
     workers: int = 2
     """Processes that simulate."""
     image_size: int | None = None
@@ -74,6 +78,8 @@ class Demos(Command):
 
         if self.embodiment is not None and self.policy is None:
             raise ValueError(f"--embodiment {self.embodiment} says which robot of --policy: name that")
+        if self.corrections and self.policy is None:
+            raise ValueError("--corrections are of a policy: name the one that is to be corrected with --policy")
         perturb = chosen_perturbation(self.perturb, self.randomise)
         depth, played, pixels = self.depth, None, self.image_size or DEFAULT_PIXELS
         if self.policy is not None:
@@ -95,12 +101,13 @@ class Demos(Command):
                 self._out(),
                 seed0=self.seed,
                 num_workers=self.workers,
-                noise=self.noise,
+                noise=self.noise if self.noise is not None else 0.0 if self.corrections else 0.15,
                 image_size=pixels,
                 perturb=perturb,
                 tasks=self.tasks,
                 depth=depth,
                 policy=played,
+                corrected=self.corrections,
                 on_progress=lambda state: update(state.kept, _note(state)),
             )
         say(f"{self.episodes} {what} in {out}")

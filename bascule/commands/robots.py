@@ -52,6 +52,37 @@ def robot_of(flags: Any, policy: Any, arm: Any, *, instruction: str) -> Any:
     )
 
 
+def teleop_of(flags: Any) -> Any:
+    """The teleoperator of a command with `teleop`, `teleop_args`, `robot` and `suite`, not connected; None without, and
+    for the simulated robot's own corrector. ValueError for one that there is not."""
+    from policies.teleop.simulated import CORRECTOR
+
+    if flags.teleop == CORRECTOR:
+        from envs.experts.corrector import check_corrected
+
+        if flags.robot is not None or flags.teleop_args:
+            wrong = "--teleop-args" if flags.teleop_args else "--robot"
+            raise ValueError(f"--teleop {CORRECTOR} is a script beside the simulated robot: leave out {wrong}")
+        check_corrected(flags.suite)
+        return None
+    if flags.teleop is None:
+        return None
+    from policies.teleop.teleoperators import lerobot_teleoperator, own_teleoperator
+
+    return (own_teleoperator if ":" in flags.teleop else lerobot_teleoperator)(flags.teleop, flags.teleop_args)
+
+
+def person_of(flags: Any, teleop: Any, robot: Any, guards: Any) -> Any:
+    """The `policies.control.playback.Person` with a teleoperator (`teleop_of`) at this robot; None without one. `flags`
+    as of `teleop_of`, and `take_over`. ValueError where the two do not fit."""
+    if flags.teleop is None:
+        return None
+    from policies.teleop.simulated import SimulatedCorrector
+    from policies.teleop.takeover import TakeOver
+
+    return TakeOver(teleop or SimulatedCorrector(robot), robot, guards, by=flags.take_over)
+
+
 def _unbounded(names: Iterable[str]) -> Any:
     """The actions of a robot whose limits are not known yet."""
     from vla.core.types import ActionSpec

@@ -172,14 +172,14 @@ def _wave(
         rng = np.random.default_rng([seed, 97])
         post = _Post(world, condition, rng, policy if waits else None, in_flight=config.in_flight)
         loops.append(ControlLoop(_Row(world, i), post, config, clock=world.clock))
-        loops[-1].chunk_size = policy.spec.chunk_size
+        loops[-1].policy.chunk_size = policy.spec.chunk_size
     world.look()
     track = [[world.obs.proprio[i, :3].copy()] for i in range(len(seeds))]
     while running := [i for i in range(len(seeds)) if not world.over[i]]:
         for i in running:
             loops[i].tick(world.now)
-        _answer(policy, world.obs, [(i, loops[i].inference) for i in running])
-        world.step(render=any(loops[i].inference.may_be_asked(world.now + world.dt) for i in running))
+        _answer(policy, world.obs, [(i, loops[i].policy.inference) for i in running])
+        world.step(render=any(loops[i].policy.inference.may_be_asked(world.now + world.dt) for i in running))
         for i in running:
             track[i].append(world.obs.proprio[i, :3].copy())
     jerk = [float(np.linalg.norm(np.diff(path, n=3, axis=0), axis=1).mean() / world.dt**3) for path in track]

@@ -16,7 +16,7 @@ from bascule.practice.handover import Handover
 from envs.backends.reset_free_env import ResetCounts
 from policies.control.config import ControlConfig, ControlReport
 from policies.control.controller import control
-from policies.control.estop import Key
+from policies.teleop.keys import Key
 from vla.core.types import ActionChunk, Observation, Policy, StepResult
 
 FRESH_S = 10.0

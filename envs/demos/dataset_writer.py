@@ -36,6 +36,7 @@ _INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_i
 _OUTCOMES = {"next.reward": "float32", "next.done": "bool", "next.success": "bool"}
 """LeRobot's features for what an action led to, of the episodes of a policy: reward 1 and success at the last frame of
 an episode that succeeded, done at the last frame of every one."""
+_INTERVENTION = {"intervention": "bool"}
 _METADATA_KEY = b"bascule"
 
 
@@ -53,6 +54,8 @@ class WorldFacts:
     """Depth and calibration of every camera are recorded, too."""
     outcomes: bool = False
     """Episodes are a policy's, which fail too: LeRobot's `next.*` features say how each ended."""
+    corrected: bool = False
+    """Somebody could take over from the policy: LeRobot's feature `intervention` says where they did."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class DemoEpisode:
     """Depth (T, H, W) and calibration (T, 3, 3), (T, 4, 4) of every camera; None unless asked for."""
     success: bool | None = None
     """How a policy's episode ended; None for a demonstration."""
+    intervention: NDArray[np.bool_] | None = None
+    """(T,) where a corrector gave the action instead of the policy; None where nobody could."""
 
 
 def image_key(camera: str) -> str:
@@ -126,6 +131,8 @@ def save_episode(path: Path, episode: DemoEpisode) -> None:
             name: pa.array(values.astype(kind))
             for (name, kind), values in zip(_OUTCOMES.items(), (won, ends, won), strict=True)
         }
+    if episode.intervention is not None:
+        columns |= {name: pa.array(episode.intervention.astype(kind)) for name, kind in _INTERVENTION.items()}
     depths = {camera: views.depth_stats(found[0]) for camera, found in measured.items()}
     about = {"seed": episode.seed, "instruction": episode.instruction, "histograms": histograms, "depths": depths}
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about)})
@@ -187,7 +194,10 @@ def _features(facts: WorldFacts) -> dict[str, dict[str, Any]]:
         | views.features(facts.cameras if facts.depth else (), size)
         | {
             key: {"dtype": kind, "shape": [1], "names": None}
-            for key, kind in (_OUTCOMES.items() if facts.outcomes else ())
+            for key, kind in [
+                *(_OUTCOMES.items() if facts.outcomes else ()),
+                *(_INTERVENTION.items() if facts.corrected else ()),
+            ]
         }
         | {
             key: {"dtype": "float32" if key == "timestamp" else "int64", "shape": [1], "names": None}

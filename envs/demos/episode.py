@@ -94,7 +94,7 @@ def played(world: DemoWorld, seed: int, noise: float, *, recorded: Literal["want
     disturbance = rng.standard_normal(spec.dim)
     images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in world.cameras}
     geometry: list[Geometry] = []
-    proprio, privileged, exact, actions = [], [], [], []
+    proprio, privileged, exact, actions, by_hand = [], [], [], [], []
     world.reset(seed)
     while not world.done and len(actions) < world.horizon:
         frame, state = world.observe()
@@ -107,6 +107,8 @@ def played(world: DemoWorld, seed: int, noise: float, *, recorded: Literal["want
         privileged.append(np.array(world.privileged(), np.float32))
         if (values := world.exact_proprio()) is not None:
             exact.append(np.array(values, np.float32))
+        if (corrected := getattr(world, "corrected", None)) is not None:
+            by_hand.append(corrected)
         done = np.clip(action + scale * disturbance, low, high).astype(np.float32)
         actions.append(action if recorded == "wanted" else done)
         world.step(done)
@@ -118,6 +120,7 @@ def played(world: DemoWorld, seed: int, noise: float, *, recorded: Literal["want
     return DemoEpisode(
         seed, world.instruction, stacked, np.stack(proprio), np.stack(actions), np.stack(privileged),
         np.stack(exact) if exact else None, stacked_geometry(geometry) if geometry else None, bool(world.success),
+        np.array(by_hand) if by_hand else None,
     )  # fmt: skip
 
 

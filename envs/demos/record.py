@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from envs.backends.worker import worker_environment
 from envs.demos.dataset_writer import WorldFacts, build_dataset, is_whole, iter_files, save_episode
 from envs.demos.episode import DemoWorld, MakeWorld, RunEpisode, run_episode, run_rollout, suite_world
-from envs.demos.rollout import MakePolicy, PolicyWorld
+from envs.demos.rollout import CorrectedPolicyWorld, MakePolicy, PolicyWorld
 from envs.seeds import TRAIN_SEED_LIMIT
 from vla.core.config import load_json, save_json, write_atomic
 from vla.core.disk import writing
@@ -68,14 +68,20 @@ class _Request:
     depth: bool | None = None
     policy: str | None = None
     """Name of the policy whose episodes are recorded, those that fail too. None: the expert's, without those."""
+    corrected: bool | None = None
+    """A corrector may take over from the policy."""
 
 
-def _facts(world: DemoWorld, image_size: int, depth: bool = False, outcomes: bool = False) -> WorldFacts:
+def _facts(
+    world: DemoWorld, image_size: int, depth: bool = False, outcomes: bool = False, corrected: bool = False
+) -> WorldFacts:
     fps = round(world.action_spec.control_hz)
     if fps != world.action_spec.control_hz:
         raise ValueError(f"LeRobot needs a whole number of frames per second, not {world.action_spec.control_hz}")
     names, proprio_names = world.action_spec.names, world.proprio_names
-    return WorldFacts(fps, names, proprio_names, world.cameras, image_size, depth=depth, outcomes=outcomes)
+    return WorldFacts(
+        fps, names, proprio_names, world.cameras, image_size, depth=depth, outcomes=outcomes, corrected=corrected
+    )
 
 
 def _facts_from_dict(stored: dict[str, Any]) -> WorldFacts:
@@ -89,7 +95,8 @@ def _worker(connection: Connection, make_world: MakeWorld, request: dict[str, An
         world = make_world(request["suite"], request["image_size"])
         logs = request["policy"] is not None
         run: RunEpisode = run_rollout if logs else run_episode
-        connection.send(("ready", _facts(world, request["image_size"], bool(request["depth"]), logs)))
+        corrected = bool(request["corrected"])
+        connection.send(("ready", _facts(world, request["image_size"], bool(request["depth"]), logs, corrected)))
         while (seed := connection.recv()) is not None:
             episode = run(world, seed, request["noise"])
             if episode is None:
@@ -250,6 +257,7 @@ def record(
     tasks: Sequence[str] = (),
     depth: bool = False,
     policy: tuple[str, MakePolicy] | None = None,
+    corrected: bool = False,
 ) -> Path:
     """Record the first `episodes` successful demonstrations of seeds seed0, seed0+1, ... as a LeRobotDataset v3.
 
@@ -258,7 +266,8 @@ def record(
     suites', and `tasks` are which of theirs to show, in turn (a name given twice has twice the share; none: as the
     seeds say); `depth`: with the depth and the calibration of every camera. `policy`: whose episodes to record instead
     of the expert's, by name and how to load it in a worker; they are kept with their outcome, whichever that is, and
-    the recorded action is the one executed, `noise` included. ValueError if `out` holds something else or
+    the recorded action is the one executed, `noise` included; `corrected`: the scripted corrector takes over where the
+    policy goes wrong. ValueError if `out` holds something else or
     the expert hardly ever succeeds; RuntimeError if a world fails. A worker process that dies is replaced and its
     episode begun again; ChildProcessError when that happens three times at one seed.
     """
@@ -266,7 +275,15 @@ def record(
     words = perturb.words() if perturb is not None else ""
     shown = " ".join(tasks) or None
     request = _Request(
-        suite, seed0, float(noise), image_size, words or None, shown, depth or None, policy and policy[0]
+        suite,
+        seed0,
+        float(noise),
+        image_size,
+        words or None,
+        shown,
+        depth or None,
+        policy and policy[0],
+        corrected or None,
     )
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")
@@ -292,7 +309,7 @@ def record(
             suite_world, perturb=perturb if words else None, tasks=tuple(tasks), depth=depth
         )
         if policy is not None:
-            make_world = partial(PolicyWorld, make_world, policy[1])
+            make_world = partial(CorrectedPolicyWorld if corrected else PolicyWorld, make_world, policy[1])
         facts = _record_seeds(folder, request, episodes, num_workers, on_progress, make_world)
         _complete(folder, out, request, facts, episodes)
         shutil.rmtree(folder)

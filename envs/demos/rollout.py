@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.demos.episode import MakeWorld
+from envs.experts.corrector import Corrector, check_corrected
 from vla.core.compatibility import fitted
 from vla.core.types import Observation, Policy, executed
 from vla.runtime.console import say
@@ -52,3 +53,37 @@ class PolicyWorld:
             {name: image[None] for name, image in images.items()}, np.asarray(proprio)[None],
             [self._world.instruction], depth=depth, intrinsics=inner, extrinsics=outer,
         )  # fmt: skip
+
+
+class CorrectedPolicyWorld(PolicyWorld):
+    """A policy that acts, and a scripted corrector who takes over from it where it goes wrong."""
+
+    corrected = False
+    """True where the corrector gives the action of now."""
+
+    def __init__(self, make_world: MakeWorld, make_policy: MakePolicy, suite: str, image_size: int) -> None:
+        """ValueError as of `PolicyWorld`, and for a suite whose tasks the corrector does not know."""
+        check_corrected(suite)
+        super().__init__(make_world, make_policy, suite, image_size)
+        self._corrector = Corrector(1)
+
+    def reset(self, seed: int) -> None:
+        """See `DemoWorld.reset`."""
+        super().reset(seed)
+        self._corrector.reset()
+        self.corrected = False
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """(A,) the action of now: the corrector's while they drive, else the policy's. What the policy still had in
+        mind when they took over is dropped, and it is reset before it goes on."""
+        seen = Observation(
+            {}, self._world.observe()[1][None], [self._world.instruction], self._world.privileged()[None]
+        )
+        action = self._corrector.watch(seen)[0]
+        before, self.corrected = self.corrected, bool(self._corrector.drives[0])
+        if self.corrected:
+            self._left.clear()
+            return action
+        if before:
+            self._policy.reset()
+        return super().expert_action()

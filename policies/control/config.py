@@ -14,6 +14,7 @@ from policies.control.guards import GuardConfig
 from policies.serving.wire import one_line
 from vla.core.types import ActionChunk, ActionSpec
 
+_FAILING = {"robot_error", "policy_error", "dead_server", "nonfinite_action", "teleop_error"}
 JOINS = ("switch", "blend", "ensemble", "rtc")
 """Values of `ControlConfig.join`."""
 
@@ -81,13 +82,17 @@ class ControlReport:
     """Guard -> the message when it tripped last, for guards that give a reason; "disconnect" ->
     why the robot could not be disconnected cleanly; "controller" -> an error of the loop itself; "camera" -> the
     cameras that showed one picture while the robot moved."""
+    drivers: dict[str, int] = field(default_factory=dict)
+    """Driver (policy, human, hand_over) -> ticks, of a run in which a person may take over."""
+    takeovers: int = 0
+    """How often a person took over."""
     held_by: tuple[str, ...] = ()
     """Guards that held the robot at the last tick: with "time", the run ended before they stopped it."""
 
     @property
     def good(self) -> bool:
         """True if the run came to its end and neither the robot nor the policy was failing then."""
-        failing = {"robot_error", "policy_error", "dead_server", "nonfinite_action"} & set(self.held_by)
+        failing = _FAILING & set(self.held_by)
         return self.ended in ("done", "time") and not failing and "disconnect" not in self.reasons
 
     def summary(self, scenes: Mapping[str, int]) -> str:
@@ -105,7 +110,9 @@ class ControlReport:
             f"{self.latency_ms['p50']:.1f} ms, p99 {self.latency_ms['p99']:.1f} ms"
         )
         reasons = [f"{guard}: {one_line(reason)}" for guard, reason in self.reasons.items()]
-        return "\n".join([first, *reasons, last])
+        by_hand = self.drivers.get("human", 0)
+        hands = [f"a person took over {self.takeovers} times and drove in {by_hand} ticks"] if self.drivers else []
+        return "\n".join([first, *reasons, *hands, last])
 
 
 def ticks_per_step(robot_hz: float, policy_hz: float | None) -> Fraction:

@@ -17,7 +17,7 @@ from policies.control.config import JOINS, ControlConfig, ControlReport, check_e
 from policies.control.flight_log import BlackBox
 from policies.control.guards import Governor
 from policies.control.loop import ControlLoop
-from policies.control.playback import Asking, Inference
+from policies.control.playback import Asking, Inference, Person
 from policies.control.robots import Robot
 from policies.control.watched_robot import WatchedRobot, check_robot
 from vla.core.config import lookup
@@ -35,12 +35,13 @@ def control(
     log: BlackBox | None = None,
     pressed: Callable[[], bool] = lambda: False,
     asking: Asking | None = None,
+    person: Person | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ControlReport:
     """Connect, drive, and disconnect whatever happens. `pressed` says whether an e-stop key was. `others`: further
     connections to the policy, in_flight - 1 of them. `asking`: where the chunks come from, if not from the policy,
-    which then only warms up.
+    which then only warms up. `person`: somebody with a teleoperator, who may take over.
 
     Whatever the robot, its cameras, the policy or its server do ends in a report; an interrupt that could not let the
     robot go says so (KeyboardInterrupt with a message). ValueError for a configuration that does not fit the robot or
@@ -79,7 +80,7 @@ def control(
     watched = WatchedRobot(robot, clock)
     with watched.told_when_stuck(config.guards.give_up_s):
         try:
-            report = _drive(watched, robot, (policy, *others), config, log, pressed, asking, clock, sleep)
+            report = _drive(watched, robot, (policy, *others), config, log, pressed, asking, person, clock, sleep)
         except BaseException as ended:  # no report will tell how the robot was left
             if (problem := watched.disconnect()) is not None and isinstance(ended, KeyboardInterrupt):
                 raise KeyboardInterrupt(problem) from ended
@@ -100,6 +101,7 @@ def _drive(
     log: BlackBox | None,
     pressed: Callable[[], bool],
     asking: Asking | None,
+    person: Person | None,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> ControlReport:
@@ -119,15 +121,16 @@ def _drive(
     unknown = tuple(math.nan for _ in robot.kinds)
     rest = None
     # The file alone: keys are listened to once it is connected, which may ask for some itself.
-    if not is_pressed(lambda: False, config.estop_file) and watched.connect():
+    if not is_pressed(lambda: False, config.estop_file) and watched.connect() and (person is None or person.connect()):
         rest = until_known(lambda: watched.rest() if watched.observe() else None)
     inference = asking or Inference(*policies, asynchronous=config.asynchronous, clock=clock)
     try:
         loop = ControlLoop(
-            robot, inference, config, log=log, pressed=pressed, clock=clock, rest=rest or unknown, watched=watched
-        )
+            robot, inference, config, log=log, pressed=pressed, clock=clock, rest=rest or unknown, watched=watched,
+            person=person,
+        )  # fmt: skip
         if rest is not None:
-            loop.warm_up(policies[0])
+            loop.policy.warm_up(policies[0])
             rest = until_known(watched.rest)  # it may have sunk meanwhile
         loop.start(rest or unknown)
         if rest is None:
@@ -136,6 +139,8 @@ def _drive(
         return _run(loop, sleep)
     finally:
         inference.close()
+        if person is not None:
+            person.disconnect()
 
 
 def _run(loop: ControlLoop, sleep: Callable[[float], None]) -> ControlReport:

@@ -10,6 +10,7 @@
     nonfinite_action     slow stop
     policy_error         slow stop
     robot_error          hold; slow stop when it lasts
+    teleop_error         hold; slow stop when it lasts
     not_following        hold; slow stop when it lasts
     not_grounded         hold
     outside_limits       recover; hold and slow stop where no speed for that is known
@@ -56,7 +57,7 @@ Reaction = Literal["run", "hold", "slow stop", "stopped", "disconnect", "recover
 GUARDS = (
     "action_limit", "velocity_limit", "acceleration_limit", "stale_observation", "stale_action", "dead_server",
     "nonfinite_action", "policy_error", "workspace", "estop", "robot_lost", "robot_error", "outside_limits",
-    "not_following", "not_grounded",
+    "not_following", "not_grounded", "teleop_error",
 )  # fmt: skip
 KINDS: tuple[Kind, ...] = ("position", "displacement", "switch", "velocity")
 _HOLDS_THINGS = re.compile("gripper|finger|hand|jaw|claw", re.IGNORECASE)
@@ -110,6 +111,8 @@ class Inputs:
     """The action that really went to the robot at the last tick, where it differs from the decided one."""
     ungrounded: bool = False
     """The policy does not see what its instruction names, and is to be held for it."""
+    teleop_error: bool = False
+    """The teleoperator of somebody who may take over cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -293,8 +296,8 @@ class Governor:
         return f"{'; '.join(told)}: is torque on, and is the way free?" if told else ""
 
     def _must_hold(self, inputs: Inputs) -> str | None:
-        if inputs.robot_error:
-            return "robot_error"
+        if inputs.robot_error or inputs.teleop_error:
+            return "robot_error" if inputs.robot_error else "teleop_error"
         if not inputs.observation_age_s <= self.config.max_observation_age_s:
             return "stale_observation"
         if any(follower.lost for follower in self._followers):

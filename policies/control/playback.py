@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,12 @@ class Plan:
     def clear(self) -> None:
         """Drop all actions of the plan."""
         self._actions, self.seen_s, self._played = self._actions[:0], -np.inf, Fraction(0)
+
+    def restart(self, rest: tuple[float, ...]) -> None:
+        """Drop everything: the robot was moved by somebody else, to `rest`."""
+        self.clear()
+        self._before = np.array(rest, dtype=np.float64)
+        self._past.clear()
 
     @property
     def remaining(self) -> int:
@@ -164,6 +170,37 @@ class Asking(Protocol):
 
     def close(self) -> None:
         """Stop making requests."""
+
+
+Driver = Literal["policy", "human", "hand_over"]
+"""Who drives at a tick. hand_over: a person has taken over and the robot is not where they point yet, or has handed
+back and the policy's new chunk is not there or not reached yet."""
+
+
+class Person(Protocol):
+    """Somebody who may take over from the policy and hand back (`policies.teleop.takeover`). None of these methods
+    raises: what fails is in `error`, and a guard holds the robot."""
+
+    drives: bool
+    """True between taking over and handing back."""
+    driver: Driver
+    """Who drove at the tick for which `command` was called last."""
+    error: str | None
+    """Why the teleoperator could not be read, in words; None where it could."""
+
+    def connect(self) -> bool:
+        """Connect to the teleoperator. False if that failed."""
+        ...
+
+    def look(self, last: tuple[float, ...], now_s: float) -> None:
+        """Read the teleoperator: who drives from now on? `last`: the action (A,) that was sent last."""
+
+    def command(self, planned: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """The action (A,) of whoever drives: the person's, or the one `planned`, led over from where the other left
+        the robot. None where there is none."""
+
+    def disconnect(self) -> None:
+        """Let go of the teleoperator."""
 
 
 Question = tuple[Observation, int, float, Prefix | None, bool]

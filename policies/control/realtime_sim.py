@@ -63,12 +63,14 @@ class LiveWorld:
         self._memory: SharedMemory | None = None
         atexit.register(self.disconnect)
         try:
-            spec, cameras, size, proprio_dim, name = self._receive()
+            spec, cameras, size, proprio_dim, name, advises = self._receive()
         except BaseException:
             self.disconnect()
             raise
         self._memory = SharedMemory(name=name)
-        self._view = _View(self._memory, len(cameras), size, proprio_dim)
+        self._view = _View(self._memory, len(cameras), size, proprio_dim, spec.dim)
+        self.advises = advises
+        """True where the environment has somebody who corrects a policy (`advice`)."""
         self.cameras, self.proprio_names = cameras, tuple(proprio_names)
         if control_hz < spec.control_hz:
             self.disconnect()
@@ -154,6 +156,12 @@ class LiveWorld:
         return self._word
 
     @property
+    def advice(self) -> tuple[bool, NDArray[np.float32]]:
+        """(True if the environment's corrector drives, its action (A,)), as of the environment's last step."""
+        told = self._view.advice.copy()
+        return bool(told[0]), told[1:]
+
+    @property
     def success(self) -> bool:
         """True when at least one episode has succeeded."""
         return self.successes > 0
@@ -198,15 +206,16 @@ class LiveWorld:
 class _View:
     """The shared memory as arrays. `count` is odd while it is being written (a seqlock: one writer, any readers)."""
 
-    def __init__(self, memory: SharedMemory, cameras: int, size: int, proprio_dim: int) -> None:
+    def __init__(self, memory: SharedMemory, cameras: int, size: int, proprio_dim: int, action_dim: int) -> None:
         self.head = np.ndarray(1, _HEAD, memory.buf)
         self.proprio = np.ndarray(proprio_dim, np.float32, memory.buf, _HEAD.itemsize)
-        offset = _HEAD.itemsize + 4 * proprio_dim
+        self.advice = np.ndarray(1 + action_dim, np.float32, memory.buf, _HEAD.itemsize + 4 * proprio_dim)
+        offset = _HEAD.itemsize + 4 * (proprio_dim + 1 + action_dim)
         self.images = np.ndarray((cameras, size, size, 3), np.uint8, memory.buf, offset)
 
     @staticmethod
-    def size(cameras: int, size: int, proprio_dim: int) -> int:
-        return _HEAD.itemsize + 4 * proprio_dim + cameras * size * size * 3
+    def size(cameras: int, size: int, proprio_dim: int, action_dim: int) -> int:
+        return _HEAD.itemsize + 4 * (proprio_dim + 1 + action_dim) + cameras * size * size * 3
 
 
 def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | None, endless: bool) -> None:
@@ -219,10 +228,13 @@ def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | 
         tasks = None if task is None else [task]  # of every scene
         obs = env.reset(seeds=[seed], tasks=tasks)
         size = next(iter(obs.images.values())).shape[1]
-        memory = SharedMemory(create=True, size=_View.size(len(env.cameras), size, env.proprio_dim))
-        view = _View(memory, len(env.cameras), size, env.proprio_dim)
+        layout = len(env.cameras), size, env.proprio_dim, env.action_spec.dim
+        memory = SharedMemory(create=True, size=_View.size(*layout))
+        view = _View(memory, *layout)
         view.head["count"] = 0
-        pipe.send((True, (env.action_spec, tuple(env.cameras), size, env.proprio_dim, memory.name)))
+        view.advice[:] = 0.0
+        advises = hasattr(env, "advice")
+        pipe.send((True, (env.action_spec, tuple(env.cameras), size, env.proprio_dim, memory.name, advises)))
         pipe.recv()
         following = itertools.count(seed + 1) if endless else None
         _run(pipe, env, view, obs, lambda: following and env.reset(seeds=[next(following)], tasks=tasks))
@@ -281,6 +293,8 @@ def _run(
                 fresh = next_scene()
                 told["done"], obs = int(fresh is None), fresh or obs
                 pending[:] = 0.0
+            if hasattr(env, "advice"):
+                view.advice[:] = env.advice()
         _write(view, obs, seen_s, told)
 
 

@@ -1,4 +1,5 @@
-"""LeRobot's robots by the names of their types: its own, those of installed plugins, and what each lacks to be driven.
+"""LeRobot's robots and teleoperators by the names of their types: its own, those of installed plugins, and what each
+lacks to be used.
 
 LeRobot registers a type when the module that defines it is imported, and importing `lerobot.robots` imports none.
 """
@@ -9,7 +10,7 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from types import ModuleType
 from typing import Any
@@ -17,9 +18,11 @@ from typing import Any
 import draccus
 import lerobot.cameras
 import lerobot.robots
+import lerobot.teleoperators
 from draccus.cfgparsing import parse_string
 from lerobot.robots import RobotConfig
 from lerobot.robots.utils import make_robot_from_config
+from lerobot.teleoperators import TeleoperatorConfig, make_teleoperator_from_config
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from vla.core.config import lookup
@@ -31,36 +34,57 @@ _EXTRAS = {"zmq": "lekiwi", "can": "damiao", "serial": "pyserial-dep", "unitree_
 @functools.cache
 def robot_types() -> dict[str, Any]:
     """Name of a type -> its configuration, of all robots that can be named here."""
+    # a robot's configuration holds those of its cameras
+    return _types(RobotConfig, lerobot.cameras, lerobot.robots)
+
+
+@functools.cache
+def teleoperator_types() -> dict[str, Any]:
+    """Name of a type -> its configuration, of all teleoperators that can be named here."""
+    return _types(TeleoperatorConfig, lerobot.teleoperators)
+
+
+def _types(config: Any, *packages: ModuleType) -> dict[str, Any]:
     broken = {}
-    for package in (lerobot.cameras, lerobot.robots):  # a robot's configuration holds those of its cameras
+    for package in packages:
         broken |= dict(_import_all(package))
     register_third_party_plugins()
-    known = dict(RobotConfig.get_known_choices())
+    known = dict(config.get_known_choices())
     return known | {name: _Broken(error) for name, error in broken.items() if name not in known}
 
 
 def make_robot(kind: str, values: Mapping[str, str]) -> Any:
     """A robot, not connected. `values`: field -> words; "a.b" is field b of a, and {..} or [..] is YAML, as in
     LeRobot's own commands. ValueError naming the types, the fields, or the driver that is not installed."""
-    config_class = lookup(kind, robot_types(), "LeRobot robot")
+    return _made("robot", kind, values, robot_types(), make_robot_from_config)
+
+
+def make_teleoperator(kind: str, values: Mapping[str, str]) -> Any:
+    """A teleoperator, not connected. `values` and ValueError as for `make_robot`."""
+    return _made("teleoperator", kind, values, teleoperator_types(), make_teleoperator_from_config)
+
+
+def _made(what: str, kind: str, values: Mapping[str, str], types: Mapping[str, Any], make: Callable[[Any], Any]) -> Any:
+    config_class = lookup(kind, types, f"LeRobot {what}")
     if isinstance(config_class, _Broken):
-        raise ValueError(f"robot {kind}: {_missing(config_class.error) or _words(config_class.error)}")
+        raise ValueError(f"{what} {kind}: {_missing(config_class.error) or _words(config_class.error)}")
     names = {field.name for field in fields(config_class)}
     if foreign := [name for name in values if name.partition(".")[0] not in names]:
-        raise ValueError(f"robot {kind} has no '{foreign[0]}'; it has {', '.join(sorted(names))}")
+        raise ValueError(f"{what} {kind} has no '{foreign[0]}'; it has {', '.join(sorted(names))}")
     try:
         config = draccus.decode(config_class, _nested(values))
     except Exception as error:  # the words of a command line, and whatever a configuration makes of them
         said = _words(error)
         if missing := re.match(r"Missing required field\(s\) (.*) for \w+$", said):
-            said = f"it needs --robot-args {missing[1].split(',')[0]} VALUE; it has {', '.join(sorted(names))}"
+            option = "--robot-args" if what == "robot" else "--teleop-args"
+            said = f"it needs {option} {missing[1].split(',')[0]} VALUE; it has {', '.join(sorted(names))}"
         elif "choice class" in said and "cameras" in said:
             said += f"; known: {', '.join(lerobot.cameras.CameraConfig.get_known_choices())}"
-        raise ValueError(f"robot {kind}: {said}") from error
+        raise ValueError(f"{what} {kind}: {said}") from error
     try:
-        return make_robot_from_config(config)
+        return make(config)
     except Exception as error:
-        raise ValueError(f"robot {kind}: {_missing(error) or _words(error)}") from error
+        raise ValueError(f"{what} {kind}: {_missing(error) or _words(error)}") from error
 
 
 class _Broken:

@@ -131,7 +131,8 @@ class WatchedRobot:
             thread.join()
 
     @contextmanager
-    def _call(self, method: str) -> Iterator[None]:
+    def timed(self, method: str) -> Iterator[None]:
+        """A call of the robot, or of what belongs to it: `spent_s` and `told_when_stuck` know of it."""
         began = self._clock()
         self._calling = (method, time.monotonic())
         try:
@@ -165,7 +166,7 @@ class WatchedRobot:
         """Read an observation into `latest`: a copy, since drivers reuse their buffers. True if it is valid. A clean
         call ends earlier trouble, but not a loss."""
         try:
-            with self._call("observe"):
+            with self.timed("observe"):
                 shown = self._robot.observe()
             if not isinstance(shown, tuple | list) or len(shown) != 2:
                 raise ValueError(
@@ -228,7 +229,7 @@ class WatchedRobot:
     def rest(self) -> tuple[float, ...] | None:
         """The action (A,) that leaves the robot as it is; None if the robot cannot report it now."""
         try:
-            with self._call("rest"):
+            with self.timed("rest"):
                 rest = self._robot.rest()
             rest = self._numbers("rest", rest)
             for name, kind, value in zip(self._robot.action_spec.names, self._robot.kinds, rest, strict=True):
@@ -242,7 +243,7 @@ class WatchedRobot:
     def send(self, action: tuple[float, ...], before: tuple[float, ...]) -> tuple[float, ...] | None:
         """Send an action (A,). Returns what reached the robot if that differs: `before` after a failure; else None."""
         try:
-            with self._call("send"):
+            with self.timed("send"):
                 sent = self._robot.send(np.array(action, np.float32))
             return None if sent is None else self._numbers("send", sent)
         except _RAISED as error:
@@ -265,7 +266,7 @@ class WatchedRobot:
     def disconnect(self) -> str | None:
         """Disconnect the robot. Returns the error message if that failed."""
         try:
-            with self._call("disconnect"):
+            with self.timed("disconnect"):
                 self._robot.disconnect()
         except _RAISED as error:
             return f"the robot could not be let go, its disconnect() failed: switch its power off ({_words(error)})"

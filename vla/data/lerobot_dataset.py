@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from vla.processing.processor import Stats
 
 PROPRIO, ACTION, SUCCESS = "observation.state", "action", "next.success"
+INTERVENTION = "intervention"
+"""LeRobot's feature (`lerobot-rollout --strategy.type=dagger`): true where a person drove instead of a policy."""
 _MEMORY_SHARE = 0.8
 _LOOKED_AT = 16
 """Frames, spread over the recording, by which a camera that never changes is found."""
@@ -99,6 +101,9 @@ class DemoSet:
     success: NDArray[np.bool_] | None = None
     """(F,) whether this frame's action ended in success, where the dataset says so: of a policy's own episodes, not
     of demonstrations."""
+    intervention: NDArray[np.bool_] | None = None
+    """(F,) whether a person gave this frame's action, where the dataset says so: of a policy's episodes in which
+    somebody could take over. Of demonstrations, None."""
     noticed: tuple[Finding, ...] = ()
     """A finding for each oddity of the dataset's tables that does not prevent reading it."""
     aspects: Mapping[str, float] = field(default_factory=dict)
@@ -184,6 +189,7 @@ class DemoSet:
             privileged=None if self.privileged is None else self.privileged[rows],
             exact_proprio=None if self.exact_proprio is None else self.exact_proprio[rows],
             success=None if self.success is None else self.success[rows],
+            intervention=None if self.intervention is None else self.intervention[rows],
             geometry={camera: known.take(rows) for camera, known in self.geometry.items()},
         )
 
@@ -256,7 +262,7 @@ def load_dataset(
         lazy = _pixels(features, list(keys.values()), info["total_frames"], image_size) > 0.5 * free_memory()
     in_memory = [] if lazy else [key for key in keys.values() if features[key]["dtype"] == "image"]
     measured = geometry_features(features, keys) if depth else {}
-    told = [name for name in (SUCCESS,) if name in features]
+    told = [name for name in (SUCCESS, INTERVENTION) if name in features]
     table, order = read_table(root, info, [PROPRIO, ACTION, *told, *in_memory, *table_columns(features, measured)])
     proprio, action = (vectors(table, features, key) for key in (PROPRIO, ACTION))
     if not lazy:
@@ -292,7 +298,8 @@ def load_dataset(
         proprio_names=names[PROPRIO],
         privileged=simulator_state(root, table, "privileged"),
         exact_proprio=simulator_state(root, table, "exact_proprio"),
-        success=flags(root, table, SUCCESS) if told else None,
+        success=flags(root, table, SUCCESS) if SUCCESS in told else None,
+        intervention=flags(root, table, INTERVENTION) if INTERVENTION in told else None,
         noticed=(
             *naming_findings(features, (ACTION, PROPRIO)),
             *unused_findings(features, ACTION),

@@ -68,5 +68,7 @@ def _numbers(demos: DemoSet) -> str:
         digest.update(array.tobytes())
     if demos.success is not None:
         digest.update(demos.success.tobytes())
+    if demos.intervention is not None:
+        digest.update(demos.intervention.tobytes())
     digest.update("\n".join(demos.instruction).encode())
     return digest.hexdigest()

@@ -40,12 +40,13 @@ from vla.runtime.run_log import METRICS, TRACKERS, Metrics, mean_of
 from vla.training.advantage.labels import check_logs, labelled, telling
 from vla.training.distillation.student import LATENTS, alignment, alignment_targets
 from vla.training.distillation.teacher import Teacher
+from vla.training.interventions import frames_of_steps, learnt
 from vla.training.language_cotraining import LanguageTask
 from vla.training.modulation import asking, routed
 from vla.training.multi_robot import build_vla, members_of
 from vla.training.optim import average_into, checkpoint_layers, compile_parts, copy_into, parameter_groups
 from vla.training.run_identity import check_policy, fingerprint, same_data
-from vla.training.sampling import batch_frames, drawn_often, mix, mixed_frames
+from vla.training.sampling import batch_frames, mix
 from vla.training.talking import TalkTask
 from vla.training.train_config import MAY_CHANGE, TrainConfig, TrainProgress, TrainReport, learning_rate
 
@@ -88,6 +89,7 @@ def train(
     check_loads(vla)
     if cfg.advantage is not None:
         check_logs(demos if isinstance(demos, Mapping) else {"demonstrations": demos})
+    demos = learnt(cfg.interventions, demos)
     members = members_of(vla, demos)
     if launched()[0] == 0:
         warn_of_lookalikes((text for _, part in members.values() for text in part.instruction), vla.processor.tokens)
@@ -146,7 +148,7 @@ class _Run:
         self.live = vla.backbone_learns or cfg.augment is not None
         """The backbone runs at every step, instead of once over the dataset."""
         self.data = fingerprint(demos.values())
-        self.often = drawn_often(vla, demos)
+        self.choose = frames_of_steps(cfg, vla, demos)
         self.align_steps = 0 if cfg.distillation is None else cfg.distillation.align_steps
         self.targets: Tensor | None = None
         """Latents that a student is aligned with in its first steps, in the order of the frames."""
@@ -171,8 +173,7 @@ class _Run:
     def fetch(self, source: Source, step: int) -> list[tuple[Batch, float]]:
         """This process's parts of a step's batch, with their shares of the whole batch's mean."""
         cfg = self.cfg
-        often = self.often if step < cfg.steps // 2 else None  # by then it moves, and shall not move too soon
-        frames = mixed_frames(cfg.seed, step, cfg.batch_size, source.sizes, cfg.weights, often)
+        frames = self.choose(step, source.sizes)
         places = self.team.share(torch.arange(cfg.batch_size)).chunk(cfg.accumulate)
         parts = [source.take(frames[place]) for place in places]
         if step < self.align_steps:

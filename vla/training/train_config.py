@@ -152,6 +152,34 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
+class InterventionConfig:
+    """How corrections by a person count (`vla.training.interventions`)."""
+
+    weight: float | None = None
+    """A person's frames are drawn so many times as often as others. None: so often that they are half of each batch."""
+    policy_frames: Literal["leave", "learn"] = "leave"
+    """Leave out the policy's own frames of corrected episodes, and those of a hand-over, or learn them, too."""
+    shuffle_seed: int | None = None
+    """Give every frame of a person the action of another one: a control that must not improve."""
+
+    def problem(self) -> str | None:
+        """Describe what is wrong with this configuration, or return None."""
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            return f"interventions.weight must be a positive number, got {self.weight}"
+        return None
+
+
+def asked_for(weight: float | str | None, policy_frames: Literal["leave", "learn"]) -> InterventionConfig | None:
+    """The configuration that the flags --intervention-weight and --policy-frames ask for. ValueError for the second
+    without the first."""
+    if weight is not None:
+        return InterventionConfig(None if isinstance(weight, str) else weight, policy_frames)
+    if policy_frames != "leave":
+        raise ValueError("--policy-frames goes with --intervention-weight: give one, as half")
+    return None
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One imitation run."""
 
@@ -200,6 +228,8 @@ class TrainConfig:
     """Teach the policy to answer questions about what it sees and does, in addition to the actions."""
     advantage: JudgeConfig | None = None
     """Judge the datasets that say which episodes succeeded, and tell the policy of each chunk whether it was good."""
+    interventions: InterventionConfig | None = None
+    """Learn from corrections: datasets that say where a person took over from a policy, beside demonstrations."""
     seed: int = 0
 
     checkpointing: bool = False
@@ -278,7 +308,13 @@ class TrainConfig:
                 "advantage judges frames by a frozen backbone's features: leave out --tune, --augment, --randomise and "
                 "--teacher"
             )
-        for part in (self.augment, self.language, self.talk, self.advantage):
+        if self.interventions is not None:
+            for name in ("weights", "advantage", "distillation"):
+                if getattr(self, name) is not None:
+                    return f"interventions say how often frames are drawn, and {name} does, too: leave one of them out"
+            if self.model.memory is not None or self.model.modulators is not None:
+                return "interventions are for policies without a memory or modulators, which need whole episodes"
+        for part in (self.augment, self.language, self.talk, self.advantage, self.interventions):
             if part is not None and (problem := part.problem()):
                 return problem
         return model_problem(self.model)

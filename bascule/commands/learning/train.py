@@ -83,6 +83,14 @@ class Train(Command):
     """Beside --advantage: how many times as far as good actions are from what the policy does untold it goes that way.
     (default: 1, no further)"""
 
+    intervention_weight: float | Literal["half"] | None = None
+    """Learn from corrections: --dataset names recordings that say where a person took over (`vla control --teleop`,
+    `vla demos --corrections`, LeRobot's strategy dagger), and demonstrations. The person's frames are drawn so many
+    times as often as others; half: so often that they are half of each batch. Goes with --init."""
+    policy_frames: Literal["leave", "learn"] = "leave"
+    """Beside --intervention-weight: leave out what the policy did itself in corrected episodes, which led into trouble,
+    or learn it, too."""
+
     backbone: str | None = None
     """Another vision-language model: a name (`vla list backbones`), a folder, or MODULE:FUNCTION (docs/extend.md).
     With --resume the run keeps the one that it was begun with."""
@@ -175,6 +183,7 @@ class Train(Command):
         from vla.runtime.distributed import launched
         from vla.training.advantage.labels import imitated_failures, judgement, untold_moments
         from vla.training.distillation.student import student_config, take_decoder
+        from vla.training.interventions import corrected_lines
         from vla.training.memory_budget import estimate
         from vla.training.modulation import unrecognised
         from vla.training.multi_robot import reorderings, unshared_components
@@ -209,6 +218,7 @@ class Train(Command):
                 say(f"note: {note}")
             budget = estimate(config, model, demos, processes=processes)
             told = [line for part in demos.items() for line in part[1].summary(part[0])]
+            told += corrected_lines(config.interventions, demos)
             for line in (*told, *reorderings(model, demos), *budget.lines()):
                 say(line)
             for dataset, (name, part) in zip(self.dataset, demos.items(), strict=True):
@@ -263,6 +273,8 @@ class Train(Command):
         if not self.advantage and given(good=self.good, steps_ahead=self.steps_ahead, guidance=self.guidance):
             raise ValueError("--good, --steps-ahead and --guidance go with --advantage")
         if self.init is None:
+            if self.intervention_weight is not None:
+                raise ValueError("--intervention-weight goes on with the corrected policy: name it with --init")
             if self.advantage:
                 raise ValueError("--advantage improves the policy whose episodes were logged: name it with --init")
             if self.modulators is not None or self.known or self.modulate != "bridge":
@@ -280,7 +292,7 @@ class Train(Command):
             raise ValueError(f"--init keeps the shape of its policy: leave out --{changed[0].replace('_', '-')}")
         if self.advantage and self.modulators is not None:
             raise ValueError("--advantage and --modulators both add to the policy of --init: give one of them")
-        if len(self.dataset) > 1 and not self.advantage:
+        if len(self.dataset) > 1 and not self.advantage and self.intervention_weight is None:
             raise ValueError("--init goes on with one dataset at a time: give one --dataset, then the next")
 
     def _note_beginning(self, resuming: bool) -> None:
@@ -337,7 +349,7 @@ class Train(Command):
         from vla.backbones.lora import LoRAConfig
         from vla.model.config import MemoryConfig, XYZConfig
         from vla.processing.config import AUGMENTATIONS, AugmentConfig
-        from vla.training.train_config import DistillationConfig, JudgeConfig, LanguageConfig, TalkConfig
+        from vla.training.train_config import DistillationConfig, JudgeConfig, LanguageConfig, TalkConfig, asked_for
 
         if self.augment and self.randomise is not None:
             raise ValueError("--augment and --randomise both say how pictures change: give one of them")
@@ -365,6 +377,7 @@ class Train(Command):
             augment=AugmentConfig() if self.augment else AUGMENTATIONS.get(self.randomise or ""),
             language=None if self.language is None else LanguageConfig(data=str(self.language)),
             talk=None if self.talk is None else TalkConfig(data=str(self.talk)),
+            interventions=asked_for(self.intervention_weight, self.policy_frames),
             advantage=JudgeConfig(**given(good=self.good, steps_ahead=self.steps_ahead)) if self.advantage else None,
             checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
             compile="inductor" if self.compile else None, num_threads=self.num_threads,

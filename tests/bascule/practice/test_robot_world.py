@@ -13,7 +13,7 @@ from bascule.practice.attendants import DONE, NOTHING, OUT_OF_REACH, Itself, Per
 from bascule.practice.robot_world import RobotStopped, RobotWorld
 from bascule.practice.simulated import SimulatedRobot
 from policies.control.config import ControlConfig
-from policies.control.estop import key_pressed
+from policies.teleop.keys import key_pressed
 from vla.core.types import ActionSpec, Observation, PolicySpec
 
 SPEC = ActionSpec(("dx", "gripper"), (-1.0, -1.0), (1.0, 1.0), 100.0)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.control.loop import ControlLoop
 from policies.control.playback import Answer, Inference
 from policies.control.policy_process import PolicyProcess
+from policies.control.policy_source import PolicySource
 from vla.core.types import Observation
 from vla.language.talking import ACCOUNT, Said, ask
 
@@ -81,10 +81,10 @@ def test_the_loop_writes_accounts_to_log_and_black_box(caplog):
         def event(self, **what):
             told.append(what)
 
-    loop = ControlLoop.__new__(ControlLoop)
-    loop.log = Box()
+    source = PolicySource.__new__(PolicySource)
+    source._log = Box()
     with caplog.at_level("INFO"):
-        loop._tell(Said("lifting the red cube", 0.9))
+        source.tell(Said("lifting the red cube", 0.9))
     assert told == [{"account": {"text": "lifting the red cube", "confidence": 0.9}}] and json.dumps(told)
     assert caplog.messages == ["the policy says: lifting the red cube (confidence 0.90)"]
 

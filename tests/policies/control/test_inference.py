@@ -136,7 +136,7 @@ def test_a_robot_that_runs_dry_asks_earlier_and_late_displacements_are_made_up_f
         robot.connect()
         config = ControlConfig(n_action_steps=12, join="switch", catch_up_steps=catch_up_steps)
         loop = ControlLoop(robot, Post(), config, clock=clock)
-        loop.chunk_size = 8
+        loop.policy.chunk_size = 8
         loop.start()
         held = []
         for _ in range(60):

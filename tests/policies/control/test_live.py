@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from policies.control.controller import ControlConfig, control
-from policies.control.estop import key_pressed
 from policies.control.guards import GuardConfig
 from policies.control.policy_process import PolicyProcess
 from policies.control.realtime_sim import LiveWorld
+from policies.teleop.keys import key_pressed
 from vla.core.types import Observation, Prefix
 
 # A spawned process finds a module by its name, and `tests` may be somebody else's package there.

@@ -52,9 +52,7 @@ class Key:
     """The emergency stop under any key, listened to from the first question on: a robot that is being connected may
     ask for keys of its own, as LeRobot's calibration does."""
 
-    def __init__(
-        self, open_ones: contextlib.ExitStack, *, others: Callable[[bytes], bool] = lambda key: False
-    ) -> None:
+    def __init__(self, open_ones: contextlib.ExitStack, *, others: Callable[[bytes], bool] = lambda key: False) -> None:
         """`open_ones` closes the terminal at its end; `others` as for `key_pressed`."""
         self._open_ones, self._others = open_ones, others
         self._pressed: Callable[[], bool] | None = None
