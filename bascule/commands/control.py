@@ -166,8 +166,8 @@ class Control(Command):
             logging.getLogger("policies.control").setLevel(logging.INFO)
         unlogged: LogIncomplete | None = None
         with ExitStack() as open_ones:
-            arm = arm_of(self)  # before the policy: what is wrong with it is known in a moment
-            teleop = teleop_of(self)
+            teleop = teleop_of(self)  # before the policy: what is wrong with it is known in a moment
+            arm = arm_of(self)
             policy = self._policy()
             open_ones.callback(policy.close)
             others = [replace(self, account_s=None)._policy() for _ in range(self.in_flight - 1)]

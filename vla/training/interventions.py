@@ -116,8 +116,8 @@ def corrected_lines(config: InterventionConfig | None, demos: Mapping[str, DemoS
         if part.intervention is None:
             continue
         human = int(part.intervention.sum())
-        begun = np.flatnonzero(np.diff(part.intervention.astype(np.int8), prepend=0) > 0)
-        told = f"{name}: {numbered(human, 'frame')} of {part.num_frames} by a person, who took over {len(begun)} times"
+        begun = len(np.unique(stretches(part.intervention, part.episode_index)[part.intervention]))
+        told = f"{name}: {numbered(human, 'frame')} of {part.num_frames} by a person, who took over {begun} times"
         if config is None:
             told = f"warning: {told}: all are imitated alike; --intervention-weight half learns the person's"
         elif config.policy_frames == "leave":

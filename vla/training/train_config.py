@@ -169,14 +169,17 @@ class InterventionConfig:
         return None
 
 
-def asked_for(weight: float | str | None, policy_frames: Literal["leave", "learn"]) -> InterventionConfig | None:
+def asked_for(weight: str | None, policy_frames: Literal["leave", "learn"]) -> InterventionConfig | None:
     """The configuration that the flags --intervention-weight and --policy-frames ask for. ValueError for the second
-    without the first."""
-    if weight is not None:
-        return InterventionConfig(None if isinstance(weight, str) else weight, policy_frames)
-    if policy_frames != "leave":
-        raise ValueError("--policy-frames goes with --intervention-weight: give one, as half")
-    return None
+    without the first, and for a weight that is neither "half" nor a number."""
+    if weight is None:
+        if policy_frames != "leave":
+            raise ValueError("--policy-frames goes with --intervention-weight: give one, as half")
+        return None
+    try:
+        return InterventionConfig(None if weight == "half" else float(weight), policy_frames)
+    except ValueError:
+        raise ValueError(f"--intervention-weight must be half or a number, got {weight!r}") from None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Train(Command):
     """Beside --advantage: how many times as far as good actions are from what the policy does untold it goes that way.
     (default: 1, no further)"""
 
-    intervention_weight: float | Literal["half"] | None = None
+    intervention_weight: str | None = None
     """Learn from corrections: --dataset names recordings that say where a person took over (`vla control --teleop`,
     `vla demos --corrections`, LeRobot's strategy dagger), and demonstrations. The person's frames are drawn so many
     times as often as others; half: so often that they are half of each batch. Goes with --init."""
