@@ -24,7 +24,8 @@ ORDER = {
         "grounding", "evaluation", "gym_env",
     ),
     "policies": (
-        "chunking", "export", "lerobot_policy", "load", "open_loop", "serving", "control", "teleop", "lerobot",
+        "chunking", "export", "lerobot_policy", "load", "open_loop", "serving", "ros", "control", "teleop",
+        "lerobot",
     ),
     "rl": (
         "streams", "configs", "models", "storage", "algorithms", "rewards", "rollout", "teacher", "run_checks",
@@ -48,6 +49,7 @@ BELOW = {
 FENCES = {
     "lerobot": (
         "vla/data/", "envs/demos/", "policies/control/robots.py", "policies/control/robot_types.py",
+        "policies/ros/",
         # Beside policies/lerobot/, which stands above `load` because recordings need the control loop.
         "policies/lerobot/", "policies/lerobot_policy.py", "bascule/bench/other_servers.py",
     ),

@@ -1,0 +1,1 @@
+"""Robots that speak ROS, through rosbridge's websocket: no ROS is installed here."""
