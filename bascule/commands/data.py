@@ -35,8 +35,8 @@ class Demos(Command):
     --advantage`. The recorded actions are the ones executed."""
     corrections: bool = False
     """Beside --policy: a scripted corrector takes over where the policy goes wrong, as in `vla control --teleop
-    corrector`, and the feature intervention says where, for `vla train --intervention-weight`. Without noise, unless
-    --noise asks for it; suites of picking and placing."""
+    corrector`, and the feature intervention says where, for `vla train --intervention-weight`. Episodes without a
+    correction are left out. Without noise, unless --noise asks for it; suites of picking and placing."""
     seed: int = 0
     """Seed of the first episode's scene; the following episodes count up from it."""
     noise: float | None = None

@@ -47,6 +47,11 @@ EXPERIMENTS: dict[str, Entry] = {
         "heatmaps.bridgevla.BridgeConfig",
         "heatmaps.bridgevla.bridgevla",
     ),
+    "corrections": Entry(
+        "corrections by a scripted person in three rounds, beside fresh demonstrations",
+        "corrections.experiment.CorrectionsConfig",
+        "corrections.experiment.corrections",
+    ),
     "distil": Entry(
         "students of a privileged teacher, aligned with it or not",
         "distillation.config.DistilConfig",

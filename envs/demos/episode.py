@@ -84,6 +84,14 @@ def run_rollout(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
     return played(world, seed, noise, recorded="executed")
 
 
+def run_corrected(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None:
+    """The same of a policy with a corrector beside it (`envs.demos.rollout.CorrectedPolicyWorld`). None if they never
+    took over: an episode without a correction teaches nothing new."""
+    episode = run_rollout(world, seed, noise)
+    corrected = episode is not None and episode.intervention is not None and bool(episode.intervention.any())
+    return episode if corrected else None
+
+
 def played(world: DemoWorld, seed: int, noise: float, *, recorded: Literal["wanted", "executed"]) -> DemoEpisode | None:
     """One episode with its outcome, None if it ended before the first step. `noise` is as in `run_episode`; `recorded`:
     the action that is kept, before noise is added to it or after."""

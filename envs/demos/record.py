@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from envs.backends.worker import worker_environment
 from envs.demos.dataset_writer import WorldFacts, build_dataset, is_whole, iter_files, save_episode
-from envs.demos.episode import DemoWorld, MakeWorld, RunEpisode, run_episode, run_rollout, suite_world
+from envs.demos.episode import DemoWorld, MakeWorld, RunEpisode, run_corrected, run_episode, run_rollout, suite_world
 from envs.demos.rollout import CorrectedPolicyWorld, MakePolicy, PolicyWorld
 from envs.seeds import TRAIN_SEED_LIMIT
 from vla.core.config import load_json, save_json, write_atomic
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 """Demonstration seeds stay below this: evaluation scenes start far above."""
 _PROVENANCE = "bascule.json"
+_NEEDS_NONE = 300
+"""Episodes after which a policy is found to need no correction, if it hardly ever got one."""
 _DEATHS = 3
 """Workers that may die at one seed, or in their beginnings, before that is an error: it will not get better."""
 
@@ -94,8 +96,8 @@ def _worker(connection: Connection, make_world: MakeWorld, request: dict[str, An
     try:
         world = make_world(request["suite"], request["image_size"])
         logs = request["policy"] is not None
-        run: RunEpisode = run_rollout if logs else run_episode
         corrected = bool(request["corrected"])
+        run: RunEpisode = run_corrected if corrected else run_rollout if logs else run_episode
         connection.send(("ready", _facts(world, request["image_size"], bool(request["depth"]), logs, corrected)))
         while (seed := connection.recv()) is not None:
             episode = run(world, seed, request["noise"])
@@ -267,7 +269,7 @@ def record(
     seeds say); `depth`: with the depth and the calibration of every camera. `policy`: whose episodes to record instead
     of the expert's, by name and how to load it in a worker; they are kept with their outcome, whichever that is, and
     the recorded action is the one executed, `noise` included; `corrected`: the scripted corrector takes over where the
-    policy goes wrong. ValueError if `out` holds something else or
+    policy goes wrong, and episodes in which they did not are left out. ValueError if `out` holds something else or
     the expert hardly ever succeeds; RuntimeError if a world fails. A worker process that dies is replaced and its
     episode begun again; ChildProcessError when that happens three times at one seed.
     """
@@ -367,7 +369,12 @@ def _record_seeds(
                 tried = len(kept) + len(failed)
                 if on_progress is not None:
                     on_progress(RecordingProgress(len(kept), episodes, tried, frames, workers.replaced))
-                if tried >= 20 and len(kept) < 0.2 * tried:
+                if request.corrected and tried >= _NEEDS_NONE and len(kept) < 0.02 * tried:
+                    raise ValueError(
+                        f"the corrector took over in only {len(kept)} of {tried} episodes: this policy needs no "
+                        "correction here"
+                    )
+                if not request.corrected and tried >= 20 and len(kept) < 0.2 * tried:
                     raise ValueError(
                         f"the expert of {request.suite!r} succeeded in only {len(kept)} of {tried} episodes "
                         f"with noise {request.noise}: lower --noise"

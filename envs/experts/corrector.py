@@ -28,7 +28,9 @@ class CorrectorRules:
     drift_m: float = 0.04
     """Going away from the thing by this much from where it was nearest: it takes over."""
     empty_m: float = 0.035
-    """Closing the gripper with the thing further away than this: it takes over."""
+    """Closing the gripper with the thing further away than this, and leaving it closed: it takes over."""
+    sees_steps: int = 3
+    """Control steps after which it believes that the gripper stays closed."""
     safe_m: float = 0.03
     """It hands back when it has lifted the thing so far."""
     fallen_m: float = 0.01
@@ -45,14 +47,15 @@ class Corrector:
         self._expert = TabletopExpert(num_envs)
         self._best = np.full(num_envs, np.inf)  # the least distance to go so far, metres
         self._since = np.zeros(num_envs, np.int64)  # control steps since it was that
+        self._closed = np.zeros(num_envs, np.int64)  # control steps with the gripper closed on nothing
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """New episodes, in which nobody has taken over."""
         ids = slice(None) if env_ids is None else list(env_ids)
-        self.drives[ids], self._best[ids], self._since[ids] = False, np.inf, 0
+        self.drives[ids], self._best[ids], self._since[ids], self._closed[ids] = False, np.inf, 0, 0
 
     def watch(self, obs: Observation) -> NDArray[np.float32]:
-        """One control step of everybody: `drives` is decided anew. Returns the actions (B, A) of those who drive."""
+        """One control step of everybody: `drives` is decided anew. Returns everybody's actions (B, A)."""
         if obs.privileged is None:
             raise ValueError("the corrector needs the simulator's state: Observation.privileged is None")
         state, rules = obs.privileged.astype(np.float64), self.rules
@@ -66,7 +69,8 @@ class Corrector:
         held = (distance < rules.empty_m) & (lift > rules.safe_m)
         stuck = self._since >= rules.patience_steps
         drifts = to_go > self._best + rules.drift_m
-        empty = (command < 0) & (distance > rules.empty_m)
+        self._closed = np.where((command < 0) & (distance > rules.empty_m), self._closed + 1, 0)
+        empty = self._closed >= rules.sees_steps
         fallen = thing[:, 2] < rest - rules.fallen_m
         takes = ~self.drives & ~held & ~fallen & (stuck | drifts | empty)
         gives = self.drives & (held | fallen)
@@ -74,7 +78,10 @@ class Corrector:
         fresh = np.flatnonzero(takes | gives)
         self._best[fresh], self._since[fresh] = to_go[fresh], 0
         self._expert.reset(np.flatnonzero(~self.drives | takes).tolist())
-        return self._expert.act(obs)[:, 0]
+        action = self._expert.act(obs)[:, 0]
+        still = np.zeros_like(action)
+        still[:, -1] = command  # whoever lets go moves nothing, and opens nothing
+        return np.where(self.drives[:, None], action, still)
 
 
 class CorrectedWorlds:

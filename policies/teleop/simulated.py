@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from policies.control.realtime_sim import LiveWorld
 from policies.teleop.teleoperators import per_tick
 
@@ -13,6 +15,9 @@ CORRECTOR = "corrector"
 
 class SimulatedCorrector:
     """A `policies.teleop.teleoperators.Teleoperator` beside the simulated robot, with an event of its own."""
+
+    lets_go_s = 0.0
+    """Seconds without its event after which it has handed back: a script does not flicker as a hand does."""
 
     def __init__(self, robot: LiveWorld) -> None:
         """ValueError for a simulated robot whose environment has nobody who corrects."""
@@ -32,7 +37,10 @@ class SimulatedCorrector:
         """See `Teleoperator.get_action`."""
         robot = self._robot
         self._drives, action = robot.advice
-        return dict(zip(robot.action_spec.names, per_tick(robot.action_spec, robot.kinds, action), strict=True))
+        # What it says answers what was seen up to two of the environment's steps ago: near its goal it takes half of
+        # the way, or it would go to and fro.
+        eased = action * np.where(np.array(robot.kinds) == "switch", 1.0, 0.5 + 0.5 * np.abs(action))
+        return dict(zip(robot.action_spec.names, per_tick(robot.action_spec, robot.kinds, eased), strict=True))
 
     def get_teleop_events(self) -> Mapping[str, bool]:
         """Tell if it takes over, by LeRobot's name of that event."""

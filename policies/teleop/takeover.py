@@ -43,6 +43,7 @@ class TakeOver:
         self.by: By = by or ("event" if says_itself(teleop) else "key")
         if self.by == "event" and not says_itself(teleop):
             raise ValueError("this teleoperator has no event for taking over: choose --take-over key, or motion")
+        self._lets_go_s: float = getattr(teleop, "lets_go_s", _LETS_GO_S[self.by])
         self.drives = False
         self.driver: Driver = "policy"
         self.error: str | None = None
@@ -82,7 +83,7 @@ class TakeOver:
             self._fade.begin()
         wants = self._wants()
         if wants:
-            self._until_s = now_s + _LETS_GO_S[self.by]
+            self._until_s = now_s + self._lets_go_s
         drives = wants or now_s < self._until_s
         if drives != self.drives:
             self._fade.begin()

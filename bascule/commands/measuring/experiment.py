@@ -18,7 +18,8 @@ from vla.core.config import unknown
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "seeds": (0, TRAIN_SEED_LIMIT // DEMO_BLOCK - 1), "seed0": (0, 2**53), "demos": (1, 1_000_000), "steps": (1, 10**9),
-    "logs": (1, 1_000_000), "start_steps": (1, 10**9), "tuned_steps": (1, 10**9), "align_steps": (0, 10**9),
+    "logs": (1, 1_000_000), "corrected": (1, 999),
+    "start_steps": (1, 10**9), "tuned_steps": (1, 10**9), "align_steps": (0, 10**9),
     "seconds": (1, 10**9), "batch_size": (1, 1_000_000),
     "frames": (1, 64), "talk_episodes": (1, 10_000_000), "episodes": (1, 10_000_000),
     "num_envs": (1, 100_000), "workers": (1, 1024), "control_steps": (1, 10**12),

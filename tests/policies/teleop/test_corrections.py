@@ -112,7 +112,8 @@ def test_the_corrector_takes_over_by_rules_that_a_person_could_follow():
     assert watched([comes[0]] * 12) == [False] * 10 + [True] * 2, "no progress for half a second"
     goes = [above((0.5, 0.1 + 0.01 * k, 0.1)) for k in range(8)]
     assert watched(goes).index(True) in (5, 6), "it drifts away, by four centimetres"
-    assert watched([comes[0], above((0.5, 0.1, 0.02), gripper=-1.0)]) == [False, True], "it closes on nothing"
+    closed = above((0.5, 0.1, 0.02), gripper=-1.0)
+    assert watched([comes[0], closed, closed, closed]) == [False] * 3 + [True], "it has closed on nothing"
     held = scene((0.5, 0.0, 0.06), (0.5, 0.0, 0.06), gripper=-1.0)
     assert watched([*[comes[0]] * 11, held, held]) == [*[False] * 10, True, False, False], "held and lifted: safe"
     fallen = scene((0.5, 0.0, 0.01), (0.5, 0.1, 0.1), rest=0.034)

@@ -1,0 +1,1 @@
+"""Corrections by a person while a policy runs, beside as many fresh demonstrations."""
