@@ -122,7 +122,9 @@ class MlpNetwork:
         """Return the mean chunk (B, C, A)."""
         return self.module(inputs.state_BS).view(-1, self.chunk_size, self.action_dim)
 
-    def unnormalise_action(self, action_BCA: NDArray[np.float32]) -> NDArray[np.float32]:
+    def unnormalise_action(
+        self, action_BCA: NDArray[np.float32], proprio_BP: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         """Return the actions as they are: nothing was demonstrated that could normalise them."""
         return action_BCA
 

@@ -139,7 +139,7 @@ class ExportedPolicy:
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """The whole chunk (B, chunk_size, A) in environment units."""
-        return self.processor.unnormalise_action(self.predict(obs))
+        return self.processor.unnormalise_action(self.predict(obs), obs.proprio)
 
 
 def read_folder(

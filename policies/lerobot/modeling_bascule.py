@@ -107,8 +107,9 @@ class BasculePolicy(PreTrainedPolicy):
 
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
         """The head's loss on the batch's actions (B, C, A), environment units; `reduction` "none" gives one each."""
-        inp = self.vla.processor.prepare(self.observation(batch)).to(self.vla.device)
-        target = self.vla.processor.normalise_action(batch[ACTION])
+        seen = self.observation(batch)
+        inp = self.vla.processor.prepare(seen).to(self.vla.device)
+        target = self.vla.processor.normalise_action(batch[ACTION], seen.proprio)
         padded = batch.get(f"{ACTION}_is_pad")
         mask = torch.ones(target.shape[:2], device=target.device) if padded is None else (~padded).float()
         features = self.vla.encode(inp)
@@ -140,15 +141,16 @@ class BasculePolicy(PreTrainedPolicy):
         LeRobot's real-time chunking: `prev_chunk_left_over` (T, A) holds the actions not yet executed at the request,
         of which the robot will have executed `inference_delay` actions when this chunk arrives (`vla.model.policy`).
         """
-        inp = self.vla.processor.prepare(self.observation(batch))
+        seen = self.observation(batch)
+        inp = self.vla.processor.prepare(seen)
         order = self._fit(batch).action_order
         if prev_chunk_left_over is None:
-            action = self.vla.predict(inp)
+            action = self.vla.predict(inp, seen.proprio)
         else:
             left_over = prev_chunk_left_over
             left_over = left_over if order is None else left_over[..., np.argsort(order).tolist()]
             prefix = _prefix(left_over, inference_delay or 0, len(inp.proprio_BP))
-            action = continue_chunk(self.vla, inp, prefix)
+            action = continue_chunk(self.vla, inp, prefix, seen.proprio)
         action = action if order is None else action[..., list(order)]
         return torch.from_numpy(np.ascontiguousarray(action)).to(self.vla.device)
 

@@ -88,10 +88,12 @@ class ChunkActor(nn.Module):
         """Return the width of the noise, for the log."""
         raise NotImplementedError
 
-    def to_env(self, action_BCA: Tensor, spec: ActionSpec, n_action_steps: int | None = None) -> ActionChunk:
-        """Convert a normalised chunk (B, C, A) to environment units within the bounds; only its first `n_action_steps`,
-        if given."""
-        action = self.network.unnormalise_action(action_BCA[:, :n_action_steps].cpu().numpy())
+    def to_env(
+        self, action_BCA: Tensor, spec: ActionSpec, obs: Observation, n_action_steps: int | None = None
+    ) -> ActionChunk:
+        """Convert a normalised chunk (B, C, A), decided from `obs`, to environment units within the bounds; only its
+        first `n_action_steps`, if given."""
+        action = self.network.unnormalise_action(action_BCA[:, :n_action_steps].cpu().numpy(), obs.proprio)
         return np.clip(action, np.float32(spec.low), np.float32(spec.high)).astype(np.float32, copy=False)
 
 
@@ -194,7 +196,7 @@ class GreedyPolicy:
     @torch.no_grad()
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Return the whole chunk (B, C, A) in environment units."""
-        return self.actor.to_env(self.choose(*self.actor.encode(obs)), self.action_spec)
+        return self.actor.to_env(self.choose(*self.actor.encode(obs)), self.action_spec, obs)
 
     def choose(self, inputs: PolicyInput, proprio_BP: Tensor) -> Tensor:
         """Return the normalised chunk (B, C, A)."""

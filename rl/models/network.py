@@ -37,8 +37,10 @@ class PolicyNetwork(Protocol):
         """Return the deterministic action chunk (B, C, A), normalised."""
         ...
 
-    def unnormalise_action(self, action_BCA: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Convert normalised actions to the environment's units."""
+    def unnormalise_action(
+        self, action_BCA: NDArray[np.float32], proprio_BP: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Convert normalised actions to the environment's units, of chunks that begin in these raw states."""
         ...
 
 

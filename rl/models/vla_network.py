@@ -102,9 +102,11 @@ class VLANetwork:
         """Return the normalised chunk (B, C, A) of the centres of these bins."""
         return self.module.head.of_tokens(token_BCA)
 
-    def unnormalise_action(self, action_BCA: NDArray[np.float32]) -> NDArray[np.float32]:
+    def unnormalise_action(
+        self, action_BCA: NDArray[np.float32], proprio_BP: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         """Convert normalised actions to the units of the demonstrations."""
-        return self.module.processor.unnormalise_action(action_BCA)
+        return self.module.processor.unnormalise_action(action_BCA, proprio_BP)
 
 
 def _check_tokens(vla: nn.Module, refines: str) -> None:

@@ -248,7 +248,7 @@ class Collector:
         action = policy.sample(self.generator)
         chunk = actor.chunk_of(action)
         require_finite("action", chunk, where)  # before it moves anything
-        wanted, chosen = actor.to_env(chunk, env.action_spec, self.n_action_steps), time.perf_counter()
+        wanted, chosen = actor.to_env(chunk, env.action_spec, obs, self.n_action_steps), time.perf_counter()
         result = env.step_chunk(wanted)
         stats.seconds_policy += chosen - began
         stats.seconds_worlds += time.perf_counter() - chosen

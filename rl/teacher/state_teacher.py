@@ -96,7 +96,14 @@ def fit_teacher(
     action, mask = demos.chunks(chunk_size)
     if config.turns > 1:
         state, action = turned(state, action, pairs, demos.action_names, config.turns)
-    action_FCA = torch.from_numpy(processor.normalise_action(action)).float()
+    space = processor.config.action_space
+    if config.turns > 1 and space is not None and max(space.state) >= 0:
+        raise ValueError(
+            "a teacher that turns demonstrations about the table cannot turn positions relative to the state: set its "
+            "turns to 1, or refine a policy that was trained on actions as recorded"
+        )
+    began_FP = np.tile(demos.proprio, (config.turns, 1))
+    action_FCA = torch.from_numpy(processor.normalise_action(action, began_FP)).float()
     mask_FC = torch.from_numpy(mask).repeat(config.turns, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -150,4 +157,4 @@ class TeacherPolicy:
     @torch.no_grad()
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """Return the whole chunk (B, C, A) in environment units."""
-        return self.actor.to_env(self.teacher(privileged_state(obs).to(self.teacher.shift)), self.action_spec)
+        return self.actor.to_env(self.teacher(privileged_state(obs).to(self.teacher.shift)), self.action_spec, obs)

@@ -50,9 +50,11 @@ class TeacherNetwork:
         """Return the teacher's chunk (B, C, A), normalised."""
         return self.module(inputs.state_BS)
 
-    def unnormalise_action(self, action_BCA: NDArray[np.float32]) -> NDArray[np.float32]:
+    def unnormalise_action(
+        self, action_BCA: NDArray[np.float32], proprio_BP: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         """Convert normalised actions to the units of the demonstrations."""
-        return self._processor.unnormalise_action(action_BCA)
+        return self._processor.unnormalise_action(action_BCA, proprio_BP)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -118,13 +119,15 @@ class ToyInput:
 
 
 class ToyProcessor:
+    config = SimpleNamespace(action_space=None)
+
     def prepare(self, obs: Observation) -> ToyInput:
         return ToyInput(torch.from_numpy(obs.images["front"]), torch.from_numpy(obs.proprio))
 
-    def unnormalise_action(self, action):
+    def unnormalise_action(self, action, proprio=None):
         return action * np.float32(SPEC.high)
 
-    def normalise_action(self, action):
+    def normalise_action(self, action, proprio=None):
         return action / np.float32(SPEC.high)
 
 

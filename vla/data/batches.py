@@ -73,7 +73,7 @@ def chunk_targets(processor: Processor, demos: DemoSet, chunk_size: int, frames:
     mask = torch.from_numpy(mask_BC)
     if processor.config.action_slots is not None:
         mask = mask[..., None] * torch.from_numpy(processor.action_mask)
-    return torch.from_numpy(processor.normalise_action(action)), mask
+    return torch.from_numpy(processor.normalise_action(action, demos.proprio[frames.numpy()])), mask
 
 
 class LiveDemos:

@@ -285,17 +285,17 @@ class VLA(nn.Module):
             loss = loss + self.bridge.memory.foresight_loss(features, proprio_BP)
         return loss, {"loss": loss.detach()}
 
-    def predict(self, inp: ModelInput) -> NDArray[np.float32]:
-        """Actions (B, C, A) in environment units, within the action's bounds. FloatingPointError if not finite."""
+    def predict(self, inp: ModelInput, proprio_BP: NDArray | None = None) -> NDArray[np.float32]:
+        """Actions (B, C, A) in environment units, see `to_actions`."""
         with torch.no_grad(), evaluating(self):
-            return self.to_actions(self.act(self.encode(inp), inp.proprio_BP.to(self.device)))
+            return self.to_actions(self.act(self.encode(inp), inp.proprio_BP.to(self.device)), proprio_BP)
 
-    def to_actions(self, normalised_BCA: Tensor) -> NDArray[np.float32]:
-        """Normalised actions in environment units, within the action's bounds. FloatingPointError if not finite."""
+    def to_actions(self, normalised_BCA: Tensor, proprio_BP: NDArray | None = None) -> NDArray[np.float32]:
+        """Normalised actions in environment units, within their bounds. FloatingPointError if not finite."""
         action = normalised_BCA.cpu().numpy()
         if not np.isfinite(action).all():
             raise FloatingPointError("the model's action is not finite: its weights or inputs are damaged")
-        return self.processor.unnormalise_action(action)
+        return self.processor.unnormalise_action(action, proprio_BP)
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters an optimiser should own."""

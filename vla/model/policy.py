@@ -132,20 +132,20 @@ class VLAPolicy:
                     if self.memory is not None:
                         features, row, key = remembering(vla, features, inp, self._recalled(obs.environments))
                         self.memory.add(obs.environments, row.cpu().numpy(), key.cpu().numpy())
-                return continue_chunk(vla, inp, prefix, features)
+                return continue_chunk(vla, inp, prefix, obs.proprio, features)
             with torch.inference_mode():
                 inp, live = self._input(obs), obs.live
                 if live is None or live.all() or vla.device.type != "cpu":
                     action, confidence = self._normalised(inp, obs.environments, live)
                     self._tell(confidence)
-                    return vla.to_actions(action)
+                    return vla.to_actions(action, obs.proprio)
                 chunk = np.zeros((obs.batch_size, vla.chunk_size, len(vla.action_spec.names)), np.float32)
                 told = None if vla.grounding_threshold is None else np.full(obs.batch_size, np.nan, np.float32)
                 if live.any():  # with a text as long as before: another length rounds otherwise
                     rows = torch.from_numpy(live)
                     with applied(vla, None if chosen is None else chosen[rows]):
                         action, confidence = self._normalised(inp.select(rows), obs.environments[live])
-                    chunk[live] = vla.to_actions(action)
+                    chunk[live] = vla.to_actions(action, obs.proprio[live])
                     if told is not None and confidence is not None:
                         told[live] = confidence.numpy()
                 self.confidence = told
@@ -235,9 +235,11 @@ class VLAPolicy:
         return self._text[instructions]
 
 
-def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix, features: Features | None = None) -> ActionChunk:
-    """Real-time chunking: the chunk (B, C, A) in environment units that goes on from `prefix`. `features`: what the
-    backbone makes of `inp`, where that is known already.
+def continue_chunk(
+    vla: VLA, inp: ModelInput, prefix: Prefix, state_BP: NDArray[np.floating], features: Features | None = None
+) -> ActionChunk:
+    """Real-time chunking: the chunk (B, C, A) in environment units that goes on from `prefix`. `state_BP`: the raw
+    states; `features`: what the backbone makes of `inp`, where that is known already.
 
     Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies". A flow head is guided to
     agree with the actions that will have been executed (`vla.model.heads.flow.FlowHead`). No other head can take them
@@ -252,11 +254,11 @@ def continue_chunk(vla: VLA, inp: ModelInput, prefix: Prefix, features: Features
         proprio = inp.proprio_BP.to(vla.device)
         features = vla.encode(inp) if features is None else features
         if not isinstance(vla.head, FlowHead):
-            fresh = vla.to_actions(vla.act(features, proprio))
+            fresh = vla.to_actions(vla.act(features, proprio), state_BP)
             return (1 - weight[..., None]) * fresh + weight[..., None] * old
         latents = vla.condition(features, proprio)
-        target = torch.from_numpy(vla.processor.normalise_action(old)).to(vla.device)
+        target = torch.from_numpy(vla.processor.normalise_action(old, state_BP)).to(vla.device)
         action = vla.head(latents.latent_BCD, prefix=(target, torch.from_numpy(weight).to(vla.device)))
         if vla.refiner is not None:
             action = vla.refined(action, latents, proprio)
-    return vla.to_actions(action)
+    return vla.to_actions(action, state_BP)

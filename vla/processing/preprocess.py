@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla.core.types import IMAGE_SIZE, ActionSpec, Observation, PolicySpec
+from vla.processing.action_space import ActionSpace
 from vla.processing.batch import ModelInput
 from vla.processing.cameras.camera_map import CameraMap
 from vla.processing.cameras.depth import depth_remarks, depth_views
@@ -71,6 +72,8 @@ class ProcessorConfig:
     aspects: tuple[float, ...] | None = None
     """Width by height of each camera's pictures in training, 0 where that is not known: other ones come out squeezed
     otherwise. None in checkpoints made before they were kept."""
+    action_space: ActionSpace | None = None
+    """The space in which the model predicts chunks; None: as they were recorded."""
     depth: bool = False
     """The model reads each camera's depth and calibration besides its picture."""
 
@@ -96,6 +99,8 @@ class Preprocessor:
                 f"the action has {dim} components ({', '.join(config.action_names)}) but the statistics have "
                 f"{stats.action.dim} values"
             )
+        if config.action_space is not None and (config.action_low is None or config.action_high is None):
+            raise ValueError("an action space needs action_low and action_high: the statistics are of another one")
         low = stats.action.min if config.action_low is None else config.action_low
         high = stats.action.max if config.action_high is None else config.action_high
         if len(low) != dim or len(high) != dim:
@@ -267,24 +272,43 @@ class Preprocessor:
                 self._told.add(index)
                 _log.warning("%s", line)
 
-    def normalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]:
+    def normalise_action(
+        self, action: NDArray[np.floating], proprio_BP: NDArray[np.floating] | None = None
+    ) -> NDArray[np.float32]:
         """(..., A) environment units -> [-1, 1] between the quantiles of the training data. Not clipped.
 
-        (..., action_width) where the model's action is wider than this robot's: 0 in the components it lacks.
+        (..., action_width) where the model's action is wider than this robot's: 0 in the components it lacks. With an
+        action space, chunks (B, C, A), and `proprio_BP` are the raw states in which they begin; else it is not read.
         """
         self._check_action(action, len(self.config.action_names))
+        if (space := self.config.action_space) is not None:
+            action = space.to_predicted(np.asarray(action, np.float64), self._started(proprio_BP))
         centre, half = self._action
         normal = ((np.asarray(action, dtype=np.float64) - centre) / half).astype(np.float32)
         return _spread(normal, self.config.action_slots, self.action_width)
 
-    def unnormalise_action(self, action: NDArray[np.floating]) -> NDArray[np.float32]:
-        """(..., action_width) normalised -> (..., A) environment units, clipped to the action's bounds."""
+    def unnormalise_action(
+        self, action: NDArray[np.floating], proprio_BP: NDArray[np.floating] | None = None
+    ) -> NDArray[np.float32]:
+        """(..., action_width) normalised -> (..., A) environment units, clipped to the action's bounds. `proprio_BP` as
+        in `normalise_action`."""
         self._check_action(action, self.action_width)
         centre, half = self._action
         if self.config.action_slots is not None:
             action = action[..., list(self.config.action_slots)]
-        raw = (np.asarray(action, dtype=np.float64) * half + centre).astype(np.float32)
-        return np.clip(raw, self._low, self._high)
+        raw = np.asarray(action, dtype=np.float64) * half + centre
+        if (space := self.config.action_space) is not None:
+            raw = space.to_recorded(raw, self._started(proprio_BP))
+        return np.clip(raw.astype(np.float32), self._low, self._high)
+
+    def _started(self, proprio_BP: NDArray[np.floating] | None) -> NDArray[np.float64]:
+        """The raw states from which chunks begin. ValueError where they are not told and must be."""
+        if proprio_BP is None:
+            raise ValueError(
+                "this policy predicts actions relative to the state (--action-space), and here they are wanted without "
+                "one: use a policy that was trained on them as recorded"
+            )
+        return np.asarray(proprio_BP, dtype=np.float64)
 
     def images(self, obs: Observation) -> NDArray[np.uint8]:
         """(B, V, size, size, 3): the cameras that the policy reads, in its order. ValueError as `arrays`."""

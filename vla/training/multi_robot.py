@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -20,7 +21,8 @@ from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.config import MemoryConfig, VLAConfig
 from vla.model.model import VLA
-from vla.processing.processor import Processor, ProcessorConfig
+from vla.processing.action_space import ActionSpace, action_space
+from vla.processing.processor import Processor, ProcessorConfig, Stats
 from vla.processing.text import MOST_TOKENS, room_for_text
 from vla.training.train_config import TrainConfig
 
@@ -53,9 +55,10 @@ def build_vla(
         return _build_for_several(cfg, demos, backbone)
     cameras = _cameras(cfg, demos)
     backbone = _for_views(cfg, backbone, len(cameras))
-    return VLA.build(
+    space, stats = _space(cfg, demos)
+    vla = VLA.build(
         cfg.model,
-        stats=demos.stats(),
+        stats=stats,
         action_spec=action_spec or demos.action_spec,
         cameras=cameras,
         image_size=cfg.image_size,
@@ -66,6 +69,18 @@ def build_vla(
         backbone=backbone,
         seed=cfg.seed,
     )
+    if space is not None:
+        vla.processor = Processor(replace(vla.processor.config, action_space=space), stats, vla.processor.tokenizer)
+    return vla
+
+
+def _space(cfg: TrainConfig, demos: DemoSet) -> tuple[ActionSpace | None, Stats]:
+    """The space of the actions that are predicted, and the statistics of these demonstrations in it."""
+    switches = [len(np.unique(column)) <= 2 for column in demos.action.T]
+    space = action_space(cfg.action_space, demos.action_names, demos.proprio_names, switches)
+    if space is None:
+        return None, demos.stats()
+    return space, space.stats(demos.stats(), (*demos.chunks(cfg.model.chunk_size), demos.proprio))
 
 
 def check_memory(config: VLAConfig, demos: Iterable[DemoSet]) -> None:
@@ -171,6 +186,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
     state_slots, state_width = align_names([part.proprio_names for part in parts])
     backbone = _for_views(cfg, backbone, len(cameras[0]))
     size = cfg.image_size or getattr(backbone, "image_size", IMAGE_SIZE)
+    spaces, stats = zip(*(_space(cfg, part) for part in parts), strict=True)
     configs = [
         ProcessorConfig(
             cameras=cameras[i],
@@ -179,6 +195,9 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
             image_size=size,
             max_text_tokens=_room_for_text(cfg, backbone, parts),
             text_rule="signs",
+            action_low=None if spaces[i] is None else part.action_spec.low,
+            action_high=None if spaces[i] is None else part.action_spec.high,
+            action_space=spaces[i],
             control_hz=part.fps,
             proprio_slots=state_slots[i],
             proprio_width=state_width,
@@ -191,9 +210,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
         )
         for i, part in enumerate(parts)
     ]
-    processors = [
-        Processor(config, part.stats(), backbone.tokenizer) for config, part in zip(configs, parts, strict=True)
-    ]
+    processors = [Processor(config, known, backbone.tokenizer) for config, known in zip(configs, stats, strict=True)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         vla = VLA(cfg.model, backbone, processors[0])

@@ -189,6 +189,8 @@ class TrainConfig:
     model: VLAConfig = field(default_factory=VLAConfig)
     cameras: tuple[str, ...] | None = None
     """Which cameras the policy sees, in order; None: all of the dataset."""
+    action_space: tuple[str, ...] = ()
+    """The space in which chunks are predicted (`vla.processing.action_space`); none: as recorded."""
     image_size: int | None = None
     """Pixels of a view as it is sent to the backbone, square; None: what the backbone reads."""
     max_text_tokens: int = 24
@@ -293,6 +295,8 @@ class TrainConfig:
             return "shard is for a backbone that learns: a frozen one needs no gradient and no optimiser to spread"
         if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):
             return f"weights of datasets must be positive numbers, got {', '.join(map(str, self.weights))}"
+        if self.distillation is not None and self.action_space:
+            return "a teacher's decoder gives actions as they were recorded: leave out --action-space, or --teacher"
         if self.distillation is not None:
             if self.language is not None or self.weights is not None:
                 return "a teacher teaches actions of one dataset: leave out --language and --weights beside --teacher"

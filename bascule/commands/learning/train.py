@@ -117,6 +117,10 @@ class Train(Command):
     """How often each of several datasets is drawn."""
     chunk_size: int | None = None
     """Control steps predicted per decision."""
+    action_space: tuple[str, ...] | None = None
+    """How the policy predicts actions: recorded (default), relative (to where the robot is when the chunk begins;
+    displacements summed from there) or delta (from each position to the next), then NAME=SPACE for single components.
+    Grippers stay as recorded unless named. What leaves the policy is in the recording's units either way."""
     n_action_steps: int | None = None
     """Actions of a chunk that are executed before the next observation: at most the chunk size."""
     memory: Literal["bank", "uniform", "last"] | None = None
@@ -269,7 +273,8 @@ class Train(Command):
 
     def _check_init(self) -> None:
         """ValueError for flags that do not go together with --init, or without it."""
-        flags = "backbone", "tune", "head", "chunk_size", "n_action_steps", "weights", "teacher", "memory"
+        shape = "backbone", "tune", "head", "chunk_size", "action_space", "memory"
+        flags = (*shape, "n_action_steps", "weights", "teacher")
         if not self.advantage and given(good=self.good, steps_ahead=self.steps_ahead, guidance=self.guidance):
             raise ValueError("--good, --steps-ahead and --guidance go with --advantage")
         if self.init is None:
@@ -373,7 +378,8 @@ class Train(Command):
             model = replace(model, talk=talker_for(self.talk, learns=model.trains_backbone))
         changes = given(
             steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, cameras=self.cameras,
-            weights=self.weights, accumulate=self.accumulate, trackers=self.track or None,
+            action_space=self.action_space, weights=self.weights, accumulate=self.accumulate,
+            trackers=self.track or None,
             augment=AugmentConfig() if self.augment else AUGMENTATIONS.get(self.randomise or ""),
             language=None if self.language is None else LanguageConfig(data=str(self.language)),
             talk=None if self.talk is None else TalkConfig(data=str(self.talk)),

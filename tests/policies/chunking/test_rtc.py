@@ -110,7 +110,7 @@ def test_a_policy_goes_on_from_what_is_left(policy):
 
 
 def go_on(policy, obs, prefix):
-    return continue_chunk(policy.vla, policy.vla.processor.prepare(obs), prefix)
+    return continue_chunk(policy.vla, policy.vla.processor.prepare(obs), prefix, obs.proprio)
 
 
 def test_a_damaged_policy_says_so(policy):

@@ -47,7 +47,7 @@ class TokenNet:
     def of_tokens(self, token_BCA):
         return self.head.of_tokens(token_BCA)
 
-    def unnormalise_action(self, action_BCA):
+    def unnormalise_action(self, action_BCA, proprio_BP):
         return action_BCA.astype(np.float32)
 
 

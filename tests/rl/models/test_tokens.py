@@ -115,7 +115,7 @@ def test_greedy_is_the_heads_own_forward_and_tokens_are_centres(head):
     back = (vla.head.to_code(actor.chunk_of(tokens)) + 1) / 2 * (vla.head.bins - 1)
     assert (back - tokens).abs().max() < 0.05
     cold = SampledPolicy(actor, SPEC, 4, generator=torch.Generator().manual_seed(0), std_scale=1e-6)
-    likeliest = actor.to_env(actor.chunk_of(actor.distribution(inputs, proprio).logits_BCAK.argmax(-1)), SPEC)
+    likeliest = actor.to_env(actor.chunk_of(actor.distribution(inputs, proprio).logits_BCAK.argmax(-1)), SPEC, obs)
     assert np.array_equal(cold.act(obs), likeliest)
 
 

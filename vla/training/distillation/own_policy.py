@@ -36,6 +36,11 @@ class PolicyTeacher:
                 f"the teacher's residual of RL stands beside head '{vla.config.head}': only beside l1 or linear are "
                 "the two one decoder; give the policy from before RL"
             )
+        if vla.processor.config.action_space is not None:
+            raise ValueError(
+                "the teacher predicts actions in a space of its own (--action-space), which no student's decoder "
+                "knows: give a policy that was trained on them as recorded"
+            )
         self.vla = vla.eval()
         self.chunk_size = vla.chunk_size
         self.action_names: tuple[str, ...] | None = vla.processor.config.action_names
