@@ -40,7 +40,7 @@ class ActionSpace:
     """recorded: as it is. relative: less the state at the chunk's beginning. delta: less the action before, and the
     first one less that state. summed: the sum of this and all displacements before it in the chunk."""
     state: tuple[int, ...]
-    """Of relative and delta components the state component that tells where they are; -1 for others."""
+    """The state component that tells where a relative or delta component is; -1 for others."""
 
     def to_predicted[T: (NDArray, Tensor)](self, action_BCA: T, proprio_BP: NDArray[np.floating]) -> T:
         """Chunks as the policy predicts them, from recorded ones that begin in these raw states `proprio_BP`."""

@@ -80,9 +80,7 @@ class Train(Command):
     """Beside --advantage: control steps after which a chunk is judged by what the value model then expects.
     (default: 24)"""
     guidance: float | None = None
-    """Beside --advantage: how many times as far as good actions are from what the policy does untold it goes that way.
-    (default: 1, no further)"""
-
+    """Beside --advantage: how many times as far from what it does untold as good actions are it goes. (default: 1)"""
     intervention_weight: str | None = None
     """Learn from corrections: --dataset names recordings that say where a person took over (`vla control --teleop`,
     `vla demos --corrections`, LeRobot's strategy dagger), and demonstrations. The person's frames are drawn so many
@@ -118,9 +116,8 @@ class Train(Command):
     chunk_size: int | None = None
     """Control steps predicted per decision."""
     action_space: tuple[str, ...] | None = None
-    """How the policy predicts actions: recorded (default), relative (to where the robot is when the chunk begins;
-    displacements summed from there) or delta (from each position to the next), then NAME=SPACE for single components.
-    Grippers stay as recorded unless named. What leaves the policy is in the recording's units either way."""
+    """What the policy predicts: actions as recorded (default), relative to where the robot is when the chunk begins, or
+    the delta from one to the next; then NAME=SPACE for single components (docs/train.md)."""
     n_action_steps: int | None = None
     """Actions of a chunk that are executed before the next observation: at most the chunk size."""
     memory: Literal["bank", "uniform", "last"] | None = None
@@ -378,15 +375,14 @@ class Train(Command):
             model = replace(model, talk=talker_for(self.talk, learns=model.trains_backbone))
         changes = given(
             steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, cameras=self.cameras,
-            action_space=self.action_space, weights=self.weights, accumulate=self.accumulate,
-            trackers=self.track or None,
+            weights=self.weights, accumulate=self.accumulate, trackers=self.track or None,
             augment=AugmentConfig() if self.augment else AUGMENTATIONS.get(self.randomise or ""),
             language=None if self.language is None else LanguageConfig(data=str(self.language)),
             talk=None if self.talk is None else TalkConfig(data=str(self.talk)),
             interventions=asked_for(self.intervention_weight, self.policy_frames),
             advantage=JudgeConfig(**given(good=self.good, steps_ahead=self.steps_ahead)) if self.advantage else None,
             checkpointing=self.checkpointing or None, keep_features=self.keep_features or None,
-            compile="inductor" if self.compile else None, num_threads=self.num_threads,
+            compile="inductor" if self.compile else None, num_threads=self.num_threads, action_space=self.action_space,
         )  # fmt: skip
         config = replace(config, model=model, **changes)
         if self.teacher is None:
