@@ -116,7 +116,7 @@ class Train(Command):
     chunk_size: int | None = None
     """Control steps predicted per decision."""
     action_space: tuple[str, ...] | None = None
-    """What the policy predicts: actions as recorded (default), relative to where the robot is when the chunk begins, or
+    """Predict actions as recorded (default), relative to where the robot is when the chunk begins, or
     the delta from one to the next; then NAME=SPACE for single components (docs/train.md)."""
     n_action_steps: int | None = None
     """Actions of a chunk that are executed before the next observation: at most the chunk size."""
