@@ -29,6 +29,7 @@ _HOMES = {
     "control": "control.Control",
     "ask": "talk.Ask",
     "lerobot": "deploy.LeRobot",
+    "franka-cell": "franka_cell.FrankaCell",
     "doctor": "doctor.Doctor",
     "view": "look.View",
     "list": "look.List",

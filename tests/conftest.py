@@ -17,7 +17,7 @@ os.environ.setdefault("LP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-_LOCAL = ("127.0.0.1", "::1", "localhost")
+_LOCAL = ("::1", "localhost")
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,8 @@ def offline(monkeypatch):
     connect = socket.socket.connect
 
     def local_only(sock, address):
-        if sock.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in _LOCAL:
+        far = sock.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in _LOCAL
+        if far and not address[0].startswith("127."):
             raise AssertionError(f"a test connected to {address}: tests are offline")
         return connect(sock, address)
 

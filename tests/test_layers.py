@@ -24,7 +24,7 @@ ORDER = {
         "grounding", "evaluation", "gym_env",
     ),
     "policies": (
-        "chunking", "export", "lerobot_policy", "load", "open_loop", "serving", "ros", "control", "teleop",
+        "chunking", "export", "lerobot_policy", "load", "open_loop", "serving", "ros", "franka", "control", "teleop",
         "lerobot",
     ),
     "rl": (
@@ -32,8 +32,8 @@ ORDER = {
         "run_checkpoint", "selection", "budget", "algorithm", "recipes", "retention", "runner", "offline", "external",
     ),
     "bascule": (
-        "report", "catalogue", "agents", "teachers", "practice", "experiments", "bench", "quickstart", "commands",
-        "usage", "main", "__main__",
+        "report", "catalogue", "agents", "teachers", "practice", "franka_cell", "experiments", "bench", "quickstart",
+        "commands", "usage", "main", "__main__",
     ),
 }  # fmt: skip
 """Bottom to top: a part (a folder, or a file beside the folders) imports only itself and parts before it, anywhere in
@@ -51,8 +51,10 @@ FENCES = {
         "vla/data/", "envs/demos/", "policies/control/robots.py", "policies/control/robot_types.py",
         "policies/ros/",
         # Beside policies/lerobot/, which stands above `load` because recordings need the control loop.
-        "policies/lerobot/", "policies/lerobot_policy.py", "bascule/bench/other_servers.py",
+        "policies/lerobot/", "policies/lerobot_policy.py", "policies/franka/", "bascule/bench/other_servers.py",
     ),
+    "franky": ("policies/franka/",),
+    "franky_sim": ("bascule/franka_cell/",),
     "jinja2": ("bascule/report/page.py",),
     "tyro": ("bascule/usage.py", "bascule/commands/"),
     "mujoco_warp": ("envs/backends/warp_sim.py", "envs/backends/warp_render.py"),

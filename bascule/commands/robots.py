@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,8 +40,10 @@ def robot_of(flags: Any, policy: Any, arm: Any, *, instruction: str) -> Any:
 
     spec = policy.spec.action_spec
     require_same(policy, PolicySpec(_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
-    ranges = zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True) if spec else ()
-    limits = {name: range_ for name, range_ in ranges if name in arm.action_features}
+    ranges = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
+    # A policy of our own says dx where LeRobot's robots say dx.vel: see `vla.core.compatibility`.
+    plain = {name: re.sub(r"\.(pos|vel)$", "", name) for name in arm.action_features}
+    limits = {name: ranges[said] for name in plain for said in (plain[name], name) if said in ranges}
     limits |= limits_by_name(flags.limits, "--limits")
     return LeRobotRobot(
         arm,

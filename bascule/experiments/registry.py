@@ -57,6 +57,9 @@ EXPERIMENTS: dict[str, Entry] = {
         "distillation.config.DistilConfig",
         "distillation.comparison.distil",
     ),
+    "franka": Entry(
+        "policies in a test cell, through libfranka's own protocol", "cell.franka.FrankaConfig", "cell.franka.franka"
+    ),
     "l2m": Entry(
         "tasks learnt one after another, and what is left of those before",
         "continual.l2m.L2MConfig",

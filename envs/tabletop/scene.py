@@ -129,7 +129,8 @@ def _require(path: Path) -> str:
     return str(path)
 
 
-def _robot_spec(name: str) -> mujoco.MjSpec:
+def robot_spec(name: str) -> mujoco.MjSpec:
+    """MjSpec of a robot of `sim_configs/robots`."""
     import mujoco
 
     folder = SIM_CONFIGS / "robots" / name
@@ -142,12 +143,23 @@ def _robot_spec(name: str) -> mujoco.MjSpec:
 
 def compose(config: SceneConfig) -> mujoco.MjSpec:
     """MjSpec of the arena with the robot attached and the objects added, ready to compile."""
-    import mujoco
-
-    spec = mujoco.MjSpec.from_file(_require(SIM_CONFIGS / "scenes" / f"{config.name}.xml"))
-    robot = _robot_spec(config.robot)
+    spec = arena(config)
+    robot = robot_spec(config.robot)
     frame = spec.worldbody.add_frame()
     spec.attach(robot, frame=frame, prefix="")
+    furnish(spec, config)
+    return spec
+
+
+def arena(config: SceneConfig) -> mujoco.MjSpec:
+    """MjSpec of table, light and fixed camera alone."""
+    import mujoco
+
+    return mujoco.MjSpec.from_file(_require(SIM_CONFIGS / "scenes" / f"{config.name}.xml"))
+
+
+def furnish(spec: mujoco.MjSpec, config: SceneConfig) -> None:
+    """Add the scene's objects, plates and fixtures."""
     for k, kind in enumerate(config.objects):
         body = spec.worldbody.add_body(name=f"object{k}", pos=list(parking_pos(k, floating=config.parked_float)))
         body.add_freejoint(name=f"object{k}")
@@ -160,10 +172,20 @@ def compose(config: SceneConfig) -> mujoco.MjSpec:
         if fixture.joint:
             fixture.joint(body, f"{name}_part")
             spec.add_exclude(bodyname1=name, bodyname2=f"{name}_part")
-    return spec
 
 
-def _index(model: mujoco.MjModel, config: SceneConfig) -> SceneIndex:
+@dataclass(frozen=True)
+class RobotNames:
+    """Names of a robot's moving parts in a model. The defaults are those of `sim_configs/robots`."""
+
+    arm: tuple[str, ...] = tuple(f"joint{i + 1}" for i in range(7))
+    fingers: tuple[str, str] = ("finger_joint1", "finger_joint2")
+    grip_site: str = "grip_site"
+
+
+def index_of(model: mujoco.MjModel, config: SceneConfig, names: RobotNames = RobotNames()) -> SceneIndex:
+    """Addresses of everything that the environment moves or reads."""
+
     def bodies(names: list[str]) -> np.ndarray:
         return np.array([model.body(n).id for n in names], dtype=np.int64)
 
@@ -173,7 +195,7 @@ def _index(model: mujoco.MjModel, config: SceneConfig) -> SceneIndex:
     moving = [f"{name}_part" for name, _ in joints]
     # What is put into a drawer goes along with it.
     inside = [f"{name}_part" if FIXTURES[kind].joint else name for name, kind in places]
-    arm = [model.joint(f"joint{i + 1}").id for i in range(7)]
+    arm = [model.joint(n).id for n in names.arm]
     slides = [model.joint(n).id for n in moving]
     colored = [(geom, order.index(name)) for name in order for geom in _own_geoms(model, name)]
     cameras = ("front", "wrist")
@@ -195,8 +217,8 @@ def _index(model: mujoco.MjModel, config: SceneConfig) -> SceneIndex:
         colored_entity=np.array([entity for _, entity in colored], dtype=np.int64),
         arm_qpos=model.jnt_qposadr[arm],
         arm_dof=model.jnt_dofadr[arm],
-        finger_qpos=np.array([model.jnt_qposadr[model.joint(f"finger_joint{i}").id] for i in (1, 2)]),
-        grip_site=model.site("grip_site").id,
+        finger_qpos=np.array([model.jnt_qposadr[model.joint(n).id] for n in names.fingers]),
+        grip_site=model.site(names.grip_site).id,
         cameras=cameras,
         camera_ids=tuple(model.camera(c).id for c in cameras),
     )
@@ -220,4 +242,4 @@ def build(
         edit(spec)
     model = spec.compile()
     model.vis.quality.offsamples = 0
-    return model, _index(model, config)
+    return model, index_of(model, config)

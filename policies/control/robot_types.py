@@ -25,6 +25,7 @@ from lerobot.robots.utils import make_robot_from_config
 from lerobot.teleoperators import TeleoperatorConfig, make_teleoperator_from_config
 from lerobot.utils.import_utils import register_third_party_plugins
 
+import policies.franka.config_franka  # noqa: F401 - registers the robot type franka
 import policies.ros.config_rosbridge  # noqa: F401 - registers the robot type rosbridge
 from vla.core.config import lookup
 

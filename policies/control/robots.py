@@ -85,6 +85,7 @@ class LeRobotRobot:
         ValueError naming a component without limits, or what the robot does not have.
         """
         names = tuple(robot.action_features)
+        switches = (*switches, *getattr(robot, "switches", ()))  # of a robot that says so itself
         if missing := [name for name in names if name not in limits]:
             raise ValueError(
                 f"the robot's component '{missing[0]}' has no limits: give its lowest and highest value, "

@@ -4,11 +4,19 @@ All of them live in `policies.lerobot`. Only the world behind the robot is joine
 the simulator.
 """
 
+from policies.franka.config_franka import FeedCameraConfig, FrankaConfig
 from policies.lerobot.config_tabletop import BasculeEnvConfig, BasculeExpertConfig, BasculeTabletopConfig
 from policies.lerobot.configuration_bascule import BasculeConfig
 from policies.lerobot.simulation import Simulation, use_simulation
 
-__all__ = ["BasculeConfig", "BasculeEnvConfig", "BasculeExpertConfig", "BasculeTabletopConfig"]
+__all__ = [
+    "BasculeConfig",
+    "BasculeEnvConfig",
+    "BasculeExpertConfig",
+    "BasculeTabletopConfig",
+    "FeedCameraConfig",
+    "FrankaConfig",
+]
 
 
 def _simulation(suite: str, image_size: int) -> Simulation:

@@ -1,0 +1,1 @@
+"""`vla experiment franka`: policies in the test cell, through libfranka."""
