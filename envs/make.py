@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from envs.adapters.adapter_worlds import require
 from envs.adapters.libero_suites import LiberoSuite, interpreter
 from envs.adapters.metaworld_suites import MetaworldSuite
+from envs.adapters.so101_suites import SO101Suite
 from envs.registry import load_suite, timed
 from envs.sim.render_options import RenderOptions
 from envs.tabletop.episode_source import EpisodeSource
@@ -71,6 +72,11 @@ def _adapter_worlds(suite: Any) -> Callable[..., Any]:
         from envs.backends.remote_worlds import RemoteLibero
 
         return RemoteLibero
+    if isinstance(suite, SO101Suite):
+        from envs.adapters.so101_env import PACKAGE, SO101Worlds
+
+        require(PACKAGE, "so101")
+        return SO101Worlds
     require("robosuite")
     from envs.adapters.robosuite_env import RobosuiteWorlds
 

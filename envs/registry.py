@@ -17,8 +17,9 @@ def adapter_suites() -> Mapping[str, AnySuite]:
     from envs.adapters.libero_suites import libero_suites
     from envs.adapters.metaworld_suites import metaworld_suites
     from envs.adapters.robosuite_suites import SUITES
+    from envs.adapters.so101_suites import SUITES as SO101
 
-    return {**SUITES, **metaworld_suites(), **libero_suites()}
+    return {**SUITES, **metaworld_suites(), **libero_suites(), **SO101}
 
 
 def all_suite_names() -> tuple[str, ...]:

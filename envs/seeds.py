@@ -61,6 +61,8 @@ class Stream:
     """Noise on demonstrated actions."""
     GOAL_SCENE = 53
     """Layout, colours and goals of the suites with fixtures."""
+    SO101_SCENE = 67
+    """Layout, colours and first pose of the SO-101 suites."""
     GROUNDING = 53
     """Third integer, after seed and number of a grounding scene."""
     TALK = 59

@@ -34,10 +34,11 @@ _NOT_DRAWN = 5
 _OFF_FLAGS = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION)
 
 
-def require(package: str) -> None:
-    """ValueError naming the extra when an adapter's package is not installed. Cheap: called before workers start."""
+def require(package: str, extra: str = "") -> None:
+    """ValueError naming the extra (default: of the package's name) when an adapter's package is not installed. Cheap:
+    called before workers start."""
     if find_spec(package) is None:
-        raise ValueError(f"this suite needs {package}: `./run setup {package}`")
+        raise ValueError(f"this suite needs {package}: `./run setup {extra or package}`")
 
 
 @contextmanager

@@ -18,6 +18,10 @@ def make_expert(suite: str, num_envs: int) -> Policy:
         from envs.experts.metaworld import MetaworldExpert
 
         return MetaworldExpert()
+    if suite.startswith("so101-"):
+        from envs.experts.so101 import SO101Expert
+
+        return SO101Expert(num_envs)
     if suite.startswith("libero-"):
         from envs.experts.libero import LiberoExpert
 
