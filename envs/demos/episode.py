@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -59,6 +59,17 @@ class DemoWorld(Protocol):
         """Free the simulator."""
 
 
+_OF_POSITIONS = 0.13
+"""Share of the noise that a position to go to gets: its range is all of its way, that of a displacement one step."""
+
+
+def _disturbed(name: str, proprio_names: Sequence[str]) -> float:
+    """The share of the noise that an action component gets; grippers none."""
+    if name.removesuffix(".pos") == "gripper":
+        return 0.0
+    return _OF_POSITIONS if name in proprio_names else 1.0
+
+
 MakeWorld = Callable[[str, int], DemoWorld]
 """(suite, image_size) -> world. A module-level function: worker processes import it by name."""
 
@@ -98,7 +109,8 @@ def played(world: DemoWorld, seed: int, noise: float, *, recorded: Literal["want
     rng = np.random.default_rng([seed, Stream.EXECUTION_NOISE])
     spec = world.action_spec
     low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
-    scale = noise * 0.5 * (high - low) * np.array([name != "gripper" for name in spec.names], np.float32)
+    shares = [_disturbed(name, world.proprio_names) for name in spec.names]
+    scale = noise * 0.5 * (high - low) * np.array(shares, np.float32)
     disturbance = rng.standard_normal(spec.dim)
     images: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in world.cameras}
     geometry: list[Geometry] = []

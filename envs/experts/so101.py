@@ -48,7 +48,9 @@ class Reach:
             point = hand.point(data)
             mujoco.mj_jac(model, data, linear, angular, point, hand.body)
             tilt = np.cross(axes[:, 0], _DOWN)  # of the axis along which the jaws reach
-            square = np.cross(axes[:, 2], np.array([0.0, np.sign(axes[1, 2]) or 1.0, 0.0]))  # across y, either way round
+            square = np.cross(
+                axes[:, 2], np.array([0.0, np.sign(axes[1, 2]) or 1.0, 0.0])
+            )  # across y, either way round
             error = np.concatenate([place - point, _TILT_M * tilt, 0.5 * _TILT_M * square[2:]])
             rows = [linear, _TILT_M * angular, 0.5 * _TILT_M * angular[2:]]
             jacobian = np.vstack(rows)[:, hand.dofs]

@@ -27,8 +27,14 @@ from vla.core.types import ActionSpec, Observation, VecEnv
 
 _HEAD = np.dtype(
     [
-        ("count", "<i8"), ("seen_s", "<f8"), ("done", "<i8"), ("scenes", "<i8"), ("successes", "<i8"),
-        ("called", "<i8"), ("word", "<i8"), ("told", "S4096"),
+        ("count", "<i8"),
+        ("seen_s", "<f8"),
+        ("done", "<i8"),
+        ("scenes", "<i8"),
+        ("successes", "<i8"),
+        ("called", "<i8"),
+        ("word", "<i8"),
+        ("told", "S4096"),
     ]
 )
 
@@ -58,7 +64,7 @@ class LiveWorld:
         `done`. ValueError for a `control_hz` below the environment's own.
         """
         self._pipe, theirs = Pipe()
-        self._process = spawn(_serve, (theirs, make, seed, task, endless), name="world")
+        self._process = spawn(_serve, (theirs, make, seed, task, endless, tuple(proprio_names)), name="world")
         theirs.close()
         self._memory: SharedMemory | None = None
         atexit.register(self.disconnect)
@@ -77,8 +83,8 @@ class LiveWorld:
             raise ValueError(
                 f"the rate must be at least the simulation's {spec.control_hz:g} Hz (--hz), got {control_hz:g} Hz"
             )
-        self.kinds: tuple[Kind, ...] = tuple("switch" if n == "gripper" else "displacement" for n in spec.names)
-        share = [1.0 if kind == "switch" else spec.control_hz / control_hz for kind in self.kinds]
+        self.kinds = _kinds(spec, self.proprio_names)
+        share = [spec.control_hz / control_hz if kind == "displacement" else 1.0 for kind in self.kinds]
         low, high = (tuple(float(b * s) for b, s in zip(bound, share, strict=True)) for bound in (spec.low, spec.high))
         self.action_spec = ActionSpec(spec.names, low, high, control_hz)
         self.world_hz = spec.control_hz
@@ -126,8 +132,9 @@ class LiveWorld:
         return seen[1], seen[2]
 
     def rest(self) -> tuple[float, ...]:
-        """The action (A,) that leaves the robot as it is: displacements 0, switches 1."""
-        return tuple(1.0 if kind == "switch" else 0.0 for kind in self.kinds)
+        """The action (A,) that leaves the robot as it is: displacements 0, switches 1, positions as they are."""
+        state = dict(zip(self.proprio_names, self.observe()[0].proprio[0].tolist(), strict=False))
+        return _rest(self.action_spec, self.kinds, state)
 
     def send(self, action_A: NDArray[np.float32]) -> None:
         """Command an action (A,) for one control tick. ConnectionError when the process is gone."""
@@ -218,7 +225,9 @@ class _View:
         return _HEAD.itemsize + 4 * (proprio_dim + 1 + action_dim) + cameras * size * size * 3
 
 
-def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | None, endless: bool) -> None:
+def _serve(
+    pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | None, endless: bool, names: tuple[str, ...]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(NICE)
@@ -237,7 +246,7 @@ def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | 
         pipe.send((True, (env.action_spec, tuple(env.cameras), size, env.proprio_dim, memory.name, advises)))
         pipe.recv()
         following = itertools.count(seed + 1) if endless else None
-        _run(pipe, env, view, obs, lambda: following and env.reset(seeds=[next(following)], tasks=tasks))
+        _run(pipe, env, view, obs, names, lambda: following and env.reset(seeds=[next(following)], tasks=tasks))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the controller disconnected: the simulation ends
     except Exception as error:
@@ -251,14 +260,21 @@ def _serve(pipe: Connection, make: Callable[[], VecEnv], seed: int, task: str | 
 
 
 def _run(
-    pipe: Connection, env: VecEnv, view: _View, obs: Observation, next_scene: Callable[[], Observation | None]
+    pipe: Connection,
+    env: VecEnv,
+    view: _View,
+    obs: Observation,
+    names: tuple[str, ...],
+    next_scene: Callable[[], Observation | None],
 ) -> None:
     """Step at the environment's rate in real time until the pipe is closed; a late step is not made up for. Before the
     first message, the environment is shown anew at that rate and stands still."""
     spec = env.action_spec
     low, high = np.array(spec.low), np.array(spec.high)
-    switch = np.array([name == "gripper" for name in spec.names])
-    pending, held = np.zeros(spec.dim), np.where(switch, 1.0, 0.0)
+    kinds = _kinds(spec, names)
+    kept = np.array([kind != "displacement" for kind in kinds])
+    state = dict(zip(names, obs.proprio[0].tolist(), strict=False))
+    pending, held = np.zeros(spec.dim), np.array(_rest(spec, kinds, state))
     begun, told = False, dict.fromkeys(("done", "scenes", "successes", "called", "word"), 0)
     _write(view, obs, time.monotonic(), told)
     deadline = time.monotonic()
@@ -277,14 +293,14 @@ def _run(
                     told["called"], told["word"] = told["called"] + 1, 0
                     continue
                 command = np.array(message)
-                pending += np.where(switch, 0.0, command)
-                held = np.where(switch, command, held)
+                pending += np.where(kept, 0.0, command)
+                held = np.where(kept, command, held)
         deadline = max(deadline, time.monotonic() - 1.0 / spec.control_hz)
         moved = np.clip(pending, low, high)
         pending -= moved
         seen_s = time.monotonic()  # before the step and its pictures: an age must never look younger than it is
         if begun and not told["done"]:
-            action = np.where(switch, held, moved).astype(np.float32)
+            action = np.where(kept, held, moved).astype(np.float32)
             result = env.step_chunk(action[None, None])
             success = int(result.info["success"][0])
             obs, told["word"] = result.obs, int(result.info.get("word", [success])[0])
@@ -309,3 +325,18 @@ def _write(view: _View, obs: Observation, seen_s: float, told: Mapping[str, int]
     for v, image in enumerate(obs.images.values()):
         view.images[v] = image[0]
     head["count"] += 1
+
+
+def _kinds(spec: ActionSpec, proprio_names: Sequence[str]) -> tuple[Kind, ...]:
+    """Positions are what the state tells under the same name; `gripper` is a switch, everything else displacements."""
+    return tuple(
+        "switch" if name == "gripper" else "position" if name in proprio_names else "displacement"
+        for name in spec.names
+    )
+
+
+def _rest(spec: ActionSpec, kinds: Sequence[Kind], state: Mapping[str, float]) -> tuple[float, ...]:
+    still: dict[Kind, float] = {"switch": 1.0, "displacement": 0.0}
+    return tuple(
+        state[name] if kind == "position" else still[kind] for name, kind in zip(spec.names, kinds, strict=True)
+    )
