@@ -64,6 +64,12 @@ def learnt[Demos: DemoSet | Mapping[str, DemoSet]](config: InterventionConfig | 
     return kept
 
 
+def demonstrated(demos: DemoSet) -> DemoSet:
+    """What a dataset shows for a teacher to imitate: of corrections, a person's frames only. ValueError where nobody
+    took over."""
+    return demos if demos.intervention is None else learnt(InterventionConfig(), demos)
+
+
 def shuffled(demos: DemoSet, seed: int) -> DemoSet:
     """The same frames, each of a person's with the action of another one of theirs: a control that must not help."""
     if demos.intervention is None:

@@ -133,8 +133,9 @@ class RL(Command):
         demos = None
         if self.demos is not None:
             from vla.data.lerobot_dataset import load_dataset
+            from vla.training.interventions import demonstrated
 
-            demos = load_dataset(self.demos)
+            demos = demonstrated(load_dataset(self.demos))
 
         def play(policy: Policy) -> tuple[int, int]:
             # The best checkpoint is chosen on other scenes than those `vla eval` reports on.

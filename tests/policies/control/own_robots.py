@@ -71,3 +71,19 @@ class DoesNotLetGo(Right):
 class Exits(Right):
     def __init__(self, hz="50"):
         raise SystemExit("no arm is plugged in")
+
+
+class Leader:
+    """A teleoperator of a user's own, without an event: it is moved for the first half second."""
+
+    def __init__(self, far="0.5"):
+        self.far = float(far)
+
+    def connect(self):
+        self.begun = time.monotonic()
+
+    def get_action(self):
+        moving = time.monotonic() - self.begun < 0.5
+        return {"dx": self.far if moving else 0.0, "dy": 0.0, "gripper": 1.0}
+
+    def disconnect(self): ...

@@ -18,13 +18,16 @@ from policies.control.controller import control
 from policies.control.flight_log import BlackBox, read
 from policies.control.guards import GuardConfig
 from policies.control.realtime_sim import LiveWorld
+from policies.serving.policy_slot import PolicySlot
+from policies.serving.server import PolicyServer, serve_in_thread
 from policies.teleop.simulated import SimulatedCorrector
 from policies.teleop.takeover import TakeOver
 from tests.policies.control.toy_robot import Clock, Says, WorldRobot
-from vla.core.types import Observation
+from vla.core.types import ActionSpec, Observation, PolicySpec
 from vla.data.lerobot_dataset import load_dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "control"))  # a spawned process finds a module by its name
+import own_robots  # noqa: E402
 from toy_processes import Advised  # noqa: E402
 
 PROPRIO = ("grip_x", "grip_y", "grip_z", "lead_x", "lead_y", "lead_z", "finger_opening", "gripper_command")
@@ -136,3 +139,20 @@ def test_a_teleoperator_of_the_command_line_must_fit(capsys, tmp_path):
     assert "without logs (*.jsonl)" in capsys.readouterr().err
     assert main(["demos", "tabletop-pick", "--corrections"]) == 2
     assert "name the one that is to be corrected with --policy" in capsys.readouterr().err
+
+
+def test_a_robot_and_a_teleoperator_of_ones_own_from_the_command_line(tmp_path, capsys):
+    spec = ActionSpec(own_robots.NAMES, (-1.0,) * 3, (1.0,) * 3, 50.0)
+    policy = Says(np.zeros((8, 3), np.float32), PolicySpec(spec, 8, 4, ("front",), 2, ("x", "y")))
+    log = tmp_path / "log.jsonl"
+    with serve_in_thread(PolicyServer({"toy": PolicySlot(policy)}, port=0)) as server:
+        args = ["control", server.uri, "--robot", "own_robots:Right", "--duration-s", "2", "--log", str(log)]
+        args += ["--json", str(tmp_path / "report.json"), "--no-estop-key"]
+        assert (
+            main([*args, "--teleop", "own_robots:Leader", "--teleop-args", "far", "0.5", "--take-over", "motion"]) == 0
+        )
+    report = json.loads((tmp_path / "report.json").read_text())["report"]
+    assert report["takeovers"] == 1 and report["drivers"]["human"] > 40 and report["drivers"]["policy"] > 5
+    assert "a person took over 1 times" in capsys.readouterr().out
+    assert main(["control", str(log), "--replay"]) == 0
+    assert max(line["decision"]["action"][0] for line in read(log)[1] if "inputs" in line) == 0.5

@@ -12,7 +12,7 @@ from tests.vla.training.test_train import CONFIG, assert_bit_equal, demos, fresh
 from tests.vla.training.test_train_command import arm, command  # noqa: F401 (fixture)
 from vla.checking.check import check_dataset
 from vla.data.lerobot_dataset import load_dataset
-from vla.training.interventions import Drawn, corrected_lines, learnt, shuffled
+from vla.training.interventions import Drawn, corrected_lines, demonstrated, learnt, shuffled
 from vla.training.train import train
 from vla.training.train_config import InterventionConfig
 
@@ -36,6 +36,7 @@ def test_only_what_the_person_did_is_learnt_and_a_chunk_ends_where_they_handed_b
     assert mask.sum(1).tolist() == [min(n, 4) for n in left] and rows.tolist() == starts
     for row, start, count in zip(action, starts, left, strict=True):
         np.testing.assert_array_equal(row[: min(count, 4)], data.action[start : start + min(count, 4)])
+    assert demonstrated(data).num_frames == 11 and demonstrated(demos()).num_frames == 24
     everything = learnt(InterventionConfig(policy_frames="learn"), {"corrections": data})["corrections"]
     assert everything.num_frames == 24 and everything.episodes == data.episodes
 
