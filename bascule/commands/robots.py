@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -77,13 +78,22 @@ def teleop_of(flags: Any) -> Any:
 
 def person_of(flags: Any, teleop: Any, robot: Any, guards: Any) -> Any:
     """The `policies.control.playback.Person` with a teleoperator (`teleop_of`) at this robot; None without one. `flags`
-    as of `teleop_of`, and `take_over`. ValueError where the two do not fit."""
+    as of `teleop_of`, and `take_over`. ValueError where the two do not fit, or nobody could press the key."""
     if flags.teleop is None:
         return None
     from policies.teleop.simulated import SimulatedCorrector
     from policies.teleop.takeover import TakeOver
+    from vla.runtime.console import say
 
-    return TakeOver(teleop or SimulatedCorrector(robot), robot, guards, by=flags.take_over)
+    person = TakeOver(teleop or SimulatedCorrector(robot), robot, guards, by=flags.take_over)
+    if person.by == "key":
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise ValueError(
+                f"{flags.teleop} has no event, so one takes over by the space bar, and there is no terminal to press "
+                "it in: run it in one, or choose --take-over motion"
+            )
+        say("space: take over, and hand back; any other key: emergency stop")
+    return person
 
 
 def _unbounded(names: Iterable[str]) -> Any:

@@ -147,10 +147,11 @@ def test_a_robot_and_a_teleoperator_of_ones_own_from_the_command_line(tmp_path, 
     log = tmp_path / "log.jsonl"
     with serve_in_thread(PolicyServer({"toy": PolicySlot(policy)}, port=0)) as server:
         args = ["control", server.uri, "--robot", "own_robots:Right", "--duration-s", "2", "--log", str(log)]
-        args += ["--json", str(tmp_path / "report.json"), "--no-estop-key"]
-        assert (
-            main([*args, "--teleop", "own_robots:Leader", "--teleop-args", "far", "0.5", "--take-over", "motion"]) == 0
-        )
+        args += ["--json", str(tmp_path / "report.json")]
+        args += ["--teleop", "own_robots:Leader", "--teleop-args", "far", "0.5"]
+        assert main(args) == 2, "it has no event"
+        assert "there is no terminal to press it in" in capsys.readouterr().err
+        assert main([*args, "--take-over", "motion"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())["report"]
     assert report["takeovers"] == 1 and report["drivers"]["human"] > 40 and report["drivers"]["policy"] > 5
     assert "a person took over 1 times" in capsys.readouterr().out
