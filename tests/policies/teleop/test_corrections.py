@@ -148,6 +148,7 @@ def test_a_robot_and_a_teleoperator_of_ones_own_from_the_command_line(tmp_path, 
     with serve_in_thread(PolicyServer({"toy": PolicySlot(policy)}, port=0)) as server:
         args = ["control", server.uri, "--robot", "own_robots:Right", "--duration-s", "2", "--log", str(log)]
         args += ["--json", str(tmp_path / "report.json")]
+        args += ["--server-timeout-s", "60", "--give-up-s", "60"]  # whatever else the machine has to do
         args += ["--teleop", "own_robots:Leader", "--teleop-args", "far", "0.5"]
         assert main(args) == 2, "it has no event"
         assert "there is no terminal to press it in" in capsys.readouterr().err
