@@ -65,7 +65,7 @@ def learnt[Demos: DemoSet | Mapping[str, DemoSet]](config: InterventionConfig | 
 
 
 def demonstrated(demos: DemoSet) -> DemoSet:
-    """The dataset as a teacher imitates it: of corrections, a person's frames only. ValueError where nobody took over."""
+    """The dataset as a teacher imitates it: of corrections, a person's frames. ValueError where nobody took over."""
     return demos if demos.intervention is None else learnt(InterventionConfig(), demos)
 
 
