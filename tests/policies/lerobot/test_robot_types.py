@@ -54,7 +54,7 @@ def test_mistakes_in_its_words_are_one_line():
         ("so101_follower", {}, "it needs --robot-args port VALUE"),
         ("so101_follower", {"prot": "x"}, "has no 'prot'; it has"),
         ("so101_follower", {"port": "x", "use_degrees": "may"}, "use_degrees: Couldn't parse 'may' into a bool"),
-        ("so101_follower", {"port": "x", "cameras": "{front: {type: opencvv}}"}, "known: opencv"),
+        ("so101_follower", {"port": "x", "cameras": "{front: {type: opencvv}}"}, ", opencv, "),
         ("so101_follower", {"port": "x", "cameras": "{front: "}, "while parsing"),
         ("bi_so_follower", {"left_arm_config": "a", "left_arm_config.port": "a"}, "both as a whole and in parts"),
     ):

@@ -8,6 +8,7 @@ from policies.franka.config_franka import FeedCameraConfig, FrankaConfig
 from policies.lerobot.config_tabletop import BasculeEnvConfig, BasculeExpertConfig, BasculeTabletopConfig
 from policies.lerobot.configuration_bascule import BasculeConfig
 from policies.lerobot.simulation import Simulation, use_simulation
+from policies.ros.config_rosbridge import RosbridgeConfig
 
 __all__ = [
     "BasculeConfig",
@@ -16,6 +17,7 @@ __all__ = [
     "BasculeTabletopConfig",
     "FeedCameraConfig",
     "FrankaConfig",
+    "RosbridgeConfig",
 ]
 
 
