@@ -154,7 +154,13 @@ class ControlLoop:
 
     def report(self) -> ControlReport:
         p50, p99 = _quantiles_ms(self.policy.latencies)[:2]
-        for name, told in (("camera", self.watched.frozen), ("state", self.watched.jumped), ("rate", self._too_slow())):
+        watched = self.watched
+        for name, told in (
+            ("camera", watched.frozen),
+            ("state", watched.jumped),
+            ("echo", watched.unheeded),
+            ("rate", self._too_slow()),
+        ):
             if told:
                 self._reasons.by_guard[name] = told
         report = ControlReport(

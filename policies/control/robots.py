@@ -123,6 +123,8 @@ class LeRobotRobot:
             raise ValueError(f"the robot does not report '{absent[0]}', so it cannot be held where it is")
         self._measured: dict[str, float] = {}
         self._echoes: set[str] = set()  # components whose commands the robot has repeated as they were
+        self.unheeded = ""
+        """The first position that the robot says it took for another one, and that was not believed, in words."""
         self.done = False
 
     def connect(self) -> None:
@@ -178,7 +180,7 @@ class LeRobotRobot:
         """The position the robot accepted for a commanded one. Its echo is used only where it shortens the motion: it
         lies between the measured and the commanded position, and the robot is configured to clip
         (`max_relative_target`) or has echoed another command of this component unchanged. An echo in other units is
-        therefore ignored."""
+        therefore ignored, and `unheeded` tells of it."""
         try:
             said = float(said)
         except (TypeError, ValueError):
@@ -189,9 +191,16 @@ class LeRobotRobot:
                 self._echoes.add(name)
             return wanted
         at, slack = self._measured.get(name, math.nan), 0.02 * size
+        if abs(said - wanted) <= slack:
+            return wanted
         cuts = name in self._echoes or getattr(getattr(self._robot, "config", None), "max_relative_target", None)
-        between = min(at, wanted) - slack <= said <= max(at, wanted) + slack
-        return said if cuts and between and abs(said - wanted) > slack else wanted
+        if cuts and min(at, wanted) - slack <= said <= max(at, wanted) + slack:
+            return said
+        self.unheeded = self.unheeded or (
+            f"the robot says that it took {said:g} for '{name}', where {wanted:g} was sent: is that in another unit, "
+            "or a limit of its own (then give it, --limits NAME:LOW:HIGH)? The log and the guards go by what was sent"
+        )
+        return wanted
 
     def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """LeRobot's robots raise ConnectionError for a single bad packet, too: such a robot is not lost, only one that

@@ -95,6 +95,8 @@ class WatchedRobot:
         """The cameras that have stood still while the robot moved, in words; "" for none."""
         self.jumped = ""
         """Positions that were measured far from where they had been a moment before, in words; "" for none."""
+        self.unheeded = ""
+        """A command that the robot says it took otherwise, and that was not believed, in words; "" for none."""
         self.spent_s: Counter[str] = Counter()
         """Seconds that the robot's methods have taken, by their names."""
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -245,6 +247,9 @@ class WatchedRobot:
         try:
             with self.timed("send"):
                 sent = self._robot.send(np.array(action, np.float32))
+            if not self.unheeded and (unheeded := getattr(self._robot, "unheeded", "")):
+                self.unheeded = unheeded
+                _log.warning("%s", unheeded)
             return None if sent is None else self._numbers("send", sent)
         except _RAISED as error:
             self._fail(error)

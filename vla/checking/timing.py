@@ -81,6 +81,15 @@ def _counts(recording: Recording) -> list[Finding]:
     except ValueError:
         return found  # older writers have no lengths; what needs the table says so
     held = dict(zip(recording.episodes.tolist(), np.diff(recording.starts).tolist(), strict=True))
+    if lengths and (unlisted := sorted(held.keys() - lengths.keys())):
+        text = (
+            f"meta/episodes does not list {listed(unlisted)}, data/ holds the frames, which are learnt all the same: "
+            "list what is to stay, and leave what is not out of a copy (--fix, --drop)"
+        )
+        found.append(Finding("episode_unlisted", "warning", text, tuple(unlisted)))
+    if absent := sorted(lengths.keys() - held.keys()):
+        text = f"meta/episodes lists {listed(absent)}, of which data/ holds no frame: was a file of data/ not copied?"
+        found.append(Finding("episode_absent", "warning", text, tuple(absent)))
     wrong = [number for number, length in held.items() if lengths.get(number, length) != length]
     if wrong:
         text = (

@@ -289,6 +289,21 @@ def test_an_echo_in_other_units_is_not_believed(monkeypatch):
     steady = [[60.0, 0.0, 0.0, 0.0, 0.0, 80.0]] * 8
     report, sent = drive(arm, steady, guards=GuardConfig(velocity={"shoulder_pan.pos": 100.0}))
     assert (np.diff(sent[:, 0], prepend=0.0) >= 0).all() and sent[-1, 0] == 60 and report.ended == "time"
+    assert "'shoulder_pan.pos'" in report.reasons["echo"] and "another unit" in report.reasons["echo"]
+
+
+def test_a_limit_of_the_robots_own_that_shuts_out_where_it_stands_is_told(monkeypatch):
+    """It goes to -20 where 3 is sent. Nothing shows yet that its echo has our unit, so the log keeps the 3."""
+    arm = so101(monkeypatch)
+    send = arm.send_action
+    arm.send_action = lambda action: send(action | {"elbow_flex.pos": min(action["elbow_flex.pos"], -20.0)})
+    report, sent = drive(arm, STEADY)
+    assert sent[0, 2] == -20 and report.reasons["echo"].startswith(
+        f"the robot says that it took -20 for 'elbow_flex.pos', where {STEADY[0][2]:g} was sent"
+    )
+    assert "echo" not in drive(so101(monkeypatch), STEADY)[0].reasons
+    cutting = drive(so101(monkeypatch, max_relative_target="2.0"), [[80.0, 0, 0, 0, 0, 60.0]] * 8)[0]
+    assert "echo" not in cutting.reasons, "a command that it cuts short on its way is believed and logged"
 
 
 def test_an_estop_on_the_way_back(monkeypatch, tmp_path):

@@ -100,3 +100,17 @@ def test_tasks_that_were_numbered_anew(tmp_path):
 def test_a_task_that_was_reworded_in_one_place(tmp_path):
     root = with_tasks(Arm(episodes=4).write(tmp_path), [["grasp the cube"], [BLUE]] * 2)
     assert [(finding.severity, finding.episodes) for finding in disagreeing(root)] == [("warning", (0, 2))]
+
+
+def test_episodes_that_meta_does_not_list_and_that_data_does_not_hold(tmp_path):
+    """One deleted by hand from one of the two alone: its frames would be learnt, or be missing, without a word."""
+    root = Arm(episodes=4).write(tmp_path)
+    (listed,) = (root / "meta" / "episodes").glob("*/*.parquet")
+    whole = pq.read_table(listed)
+    pq.write_table(whole.take([0, 2, 3]), listed)
+    (finding,) = told(check_dataset(root, pictures=0))
+    assert finding.code == "episode_unlisted" and finding.episodes == (1,) and "data/ holds the frames" in finding.text
+    assert any("does not list episode 1" in line for line in training_warnings(root, load_dataset(root)))
+    pq.write_table(pa.concat_tables([whole, whole.slice(3).set_column(0, "episode_index", pa.array([4]))]), listed)
+    (finding,) = told(check_dataset(root, pictures=0))
+    assert finding.code == "episode_absent" and finding.episodes == (4,) and "holds no frame" in finding.text
