@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 from bascule.commands.base import Command, check_numbers
 
@@ -30,7 +31,12 @@ class FrankaCell(Command):
     look: str = "hulls"
     """How the arm is drawn: hulls, as in the suites; fr3, by the meshes of the real one, 20 times slower."""
 
+    film: Path | None = None
+    """When the cell is closed (Ctrl-C), write a film of its last episode to this .webp file."""
+
     def run(self) -> int:
+        if self.film is not None and self.film.suffix.lower() != ".webp":
+            raise ValueError(f"--film {self.film} must end in .webp: an animated WebP is what it becomes")
         check_numbers(
             self, seed=(0, 2**53), port=(0, 65_535), fps=(0.1, 1000), image_size=(8, 4096), speed=(0.001, 1),
         )  # fmt: skip
@@ -46,9 +52,14 @@ class FrankaCell(Command):
             f"realtime false feed {cell.windows.address}",
             flush=True,
         )
-        signal.signal(signal.SIGTERM, lambda *_: cell.stop())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: cell.stop())
         cell.run()
+        if self.film is not None:
+            saved = cell.film.save(self.film, cell.verdict.instruction)
+            print(f"film: {self.film}" if saved else "no film: the arm was not moved")
         return 0
 
-    def kept(self) -> str:
-        return "the cell is closed"
+    def writes(self) -> tuple[Path, ...]:
+        """The film's file."""
+        return () if self.film is None else (self.film,)

@@ -19,6 +19,7 @@ import numpy as np
 from franky_sim.mujoco_simulator import MujocoSimulator
 
 from bascule.franka_cell.arm_server import CellServer
+from bascule.franka_cell.film import Film
 from bascule.franka_cell.scene import add_arm, add_scene, finish
 from bascule.franka_cell.windows import Windows
 from envs.registry import load_suite
@@ -67,6 +68,8 @@ class Verdict:
     seed: int = -1
     task: str = ""
     instruction: str = ""
+    swapped_instruction: str = ""
+    """The same words for another object, of which only a failure can come."""
     success: bool = False
     wrong_object: bool = False
     at_s: float | None = None
@@ -107,6 +110,7 @@ class Cell:
         shape = (len(self.index.cameras), config.image_size, config.image_size, 3)
         self._images = np.zeros(shape, np.uint8)
         self.verdict = Verdict()
+        self.film = Film(self.model, self.data, self.source.scene)
         self._steps = 0
         self._moved_at: int | None = None
         self._requests: queue.Queue[tuple[dict[str, Any], queue.Queue[dict[str, Any]]]] = queue.Queue()
@@ -167,8 +171,9 @@ class Cell:
         for _ in range(_SETTLES):
             self._server.run_once(realtime=False)
         rules.write_goals(self._rules, 0, episode.goals, episode.slots, strict=episode.strict)
-        self.verdict = Verdict(seed, episode.task, episode.instruction[:])
+        self.verdict = Verdict(seed, episode.task, episode.instruction, episode.swapped_instruction)
         self._moved_at = None
+        self.film.begin()
         self._read()
 
     def _count_commands(self) -> None:
@@ -191,6 +196,7 @@ class Cell:
             told.seconds = round((self._steps - self._moved_at) * STEP_S, 3)
         if not (told.success or told.wrong_object) and (done or wrong):
             told.success, told.wrong_object, told.at_s = done and not wrong, wrong, told.seconds
+        self.film.look(told)
 
     def _read(self) -> None:
         data, index, state = self.data, self.index, self._rules

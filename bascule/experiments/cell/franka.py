@@ -41,6 +41,8 @@ class FrankaConfig:
     """Seed of the first scene. Default: the suite's first evaluation scene."""
     speeds: tuple[float, ...] = (1.0,)
     """Seconds of the cell's clock per second, an arm for each: below 1 where the machine is too busy for 1 kHz."""
+    told: tuple[str, ...] = ("named",)
+    """named: the policy is told what is judged. other: it is told to take another object, and must fail."""
     seconds: float = 6.0
     """Longest time of an episode, of the cell's clock."""
     hz: float = 50.0
@@ -60,6 +62,8 @@ class FrankaConfig:
             return f"--speeds must be above 0 and at most 1, got {self.speeds}"
         if any("=" not in text for text in self.settings):
             return "--settings are NAME=VALUE"
+        if unknown := set(self.told) - {"named", "other"}:
+            return f"--told is named, other or both, got {sorted(unknown)[0]}"
         return None
 
 
@@ -67,25 +71,26 @@ def franka(config: FrankaConfig, out: Path, on_progress: Report | None = None) -
     """Success, and how the loops kept their time, of every policy and speed; each row is kept in OUT."""
     started, policies = time.monotonic(), arms_of(config.policy)
     cells = [
-        (f"{name}, {speed:g}x", Path(folders[0]), speed)
+        (f"{name}, {speed:g}x{'' if told == 'named' else ', told another'}", Path(folders[0]), speed, told)
         for name, folders in policies.items()
         for speed in config.speeds
+        for told in config.told
     ]
     rows: dict[str, Row] = {}
-    for name, folder, speed in in_turn(cells, lambda cell: cell[0], on_progress):
-        file = out / f"{name.replace(', ', '-')}.json"
+    for name, folder, speed, told in in_turn(cells, lambda cell: cell[0], on_progress):
+        file = out / f"{name.replace(', ', '-').replace(' ', '-')}.json"
         asked = {
             "policy": str(folder), "suite": config.suite, "episodes": config.episodes, "seed0": config.seed0,
-            "speed": speed, "seconds": config.seconds, "hz": config.hz, "look": config.look,
+            "speed": speed, "told": told, "seconds": config.seconds, "hz": config.hz, "look": config.look,
             "settings": [*config.settings],
         } | played_with(folder, config.suite)  # fmt: skip
-        rows[name] = kept(file, asked, partial(_measured, config, folder, speed))
+        rows[name] = kept(file, asked, partial(_measured, config, folder, speed, told))
     columns = ["at_s", "wrong_object", "aborts", "missed_deadlines", "missed_commands", "clock"]
     seconds = round(time.monotonic() - started, 1)
     return {"experiment": "franka", "seeds": [0], "arms": rows, "columns": columns, "seconds": seconds}
 
 
-def _measured(config: FrankaConfig, folder: Path, speed: float) -> Row:
+def _measured(config: FrankaConfig, folder: Path, speed: float, told: str) -> Row:
     from envs.registry import load_suite
     from policies.control.policy_process import PolicyProcess
     from policies.load import chosen_embodiment, local_policy
@@ -94,7 +99,7 @@ def _measured(config: FrankaConfig, folder: Path, speed: float) -> Row:
     policy = PolicyProcess(partial(local_policy, folder, chosen_embodiment(folder)))
     try:
         with cell_process(config, speed) as address:
-            scenes = [_scene(config, policy, address, speed, seed0 + k) for k in range(config.episodes)]
+            scenes = [_scene(config, policy, address, speed, told, seed0 + k) for k in range(config.episodes)]
     finally:
         policy.close()
     return _summed(scenes, speed)
@@ -133,7 +138,7 @@ def cell_process(config: FrankaConfig, speed: float) -> Iterator[str]:
                 stream.close()
 
 
-def _scene(config: FrankaConfig, policy: Any, address: str, speed: float, seed: int) -> dict[str, Any]:
+def _scene(config: FrankaConfig, policy: Any, address: str, speed: float, told: str, seed: int) -> dict[str, Any]:
     from policies.control.config import ControlConfig
     from policies.control.controller import control
     from policies.control.guards import GuardConfig
@@ -141,11 +146,12 @@ def _scene(config: FrankaConfig, policy: Any, address: str, speed: float, seed: 
     from policies.franka.feed import ask
     from vla.core.compatibility import require_same
 
-    told = ask(address, {"do": "scene", "seed": seed})
+    scene = ask(address, {"do": "scene", "seed": seed})
     values = {"host": config.host, "realtime": "false", "feed": address}
     arm = lerobot_robot("franka", values | dict(text.split("=", 1) for text in config.settings))
+    words = scene["instruction" if told == "named" else "swapped_instruction"]
     robot = LeRobotRobot(
-        arm, instruction=told["instruction"], control_hz=config.hz * speed,
+        arm, instruction=words, control_hz=config.hz * speed,
         limits=dict.fromkeys(arm.action_features, (-1.0, 1.0)), cameras=policy.spec.cameras,
     )  # fmt: skip
     require_same(policy, robot, where="robot", rates=False, ranges=False)

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("franky", reason="./run setup franka")
 pytest.importorskip("franky_sim", reason="./run setup franka-sim")
 
+from bascule.commands.franka_cell import FrankaCell
 from bascule.franka_cell.cell import Cell, CellConfig
 from envs.backends.cpu_worlds import TabletopWorlds
 from envs.registry import load_suite
@@ -196,3 +197,38 @@ def test_the_simulator_judges(cell, arm, lifted, success):
         cell.data.qpos[at : at + 3] = grip  # into the fingers, again and again
         time.sleep(0.001)
     assert (cell.verdict.success, cell.verdict.wrong_object) == (success, not success)
+
+
+def test_a_film_shows_the_episode_with_the_real_arms_meshes(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr("bascule.franka_cell.film._SIZE_PX", 32)
+    cell = Cell(CellConfig(host=f"127.8{HOST.removeprefix('127.7')}", port=0))
+    assert not cell.film.save(tmp_path / "none.webp", "")
+    for seconds, success in (
+        (0.0, False),
+        (0.1, False),
+        (0.2, False),
+        (0.3, True),
+        (0.4, True),
+        (1.0, True),
+        (1.1, True),
+    ):
+        cell.verdict.seconds, cell.verdict.success, cell.verdict.at_s = seconds, success, 0.3 if success else None
+        cell.data.qpos[cell.index.arm_qpos[0]] += 0.2
+        cell.film.look(cell.verdict)
+        cell.film.look(cell.verdict)  # every second control step is a frame
+    assert cell.film.save(tmp_path / "film.webp", "take it")
+    with Image.open(tmp_path / "film.webp") as film:
+        assert film.n_frames == 4  # not before it moved, nor long after the verdict
+        film.seek(3)
+        assert film.convert("RGB").getpixel((9, 9))[1] > 120  # the border of success
+    with pytest.raises(ValueError, match="must end in .webp"):
+        FrankaCell(film=tmp_path / "film.png").run()
+    cell.windows.close()
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("bascule.commands.franka_cell.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"franky-sim is missing: ./run setup franka-sim$"):
+        FrankaCell().run()
