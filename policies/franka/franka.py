@@ -218,8 +218,10 @@ class Franka(Robot):
         motion = franky.CartesianMotion(franky.Affine(pose), return_when_finished=False)
         try:
             self._arm.move(motion, asynchronous=True)
-        except Exception as error:
+        except Exception as error:  # what ended the motion a moment ago, or keeps this one from beginning
             self._fail(error)
+            self._recover()
+            return
         self._target = command
 
     def _look_for_fault(self, state: Any) -> None:
@@ -227,20 +229,18 @@ class Franka(Robot):
         try:
             self._arm.poll_motion()
         except Exception as error:
-            self._fail(error, quiet=True)
+            self._fail(error)
         if self._fault is None and (words := _MODES.get(state.robot_mode.name)):
             self._fault = words
 
-    def _fail(self, error: Exception, *, quiet: bool = False) -> None:
-        """Keep the error in words; ConnectionError where the network is gone, RuntimeError unless `quiet`."""
+    def _fail(self, error: Exception) -> None:
+        """Keep the error in words; ConnectionError where the network is gone."""
         import franky
 
         self._target, self._fault = None, _in_words(error)
         if isinstance(error, franky.NetworkException):
             self._let_go()
             raise ConnectionError(self._fault) from error
-        if not quiet:
-            raise RuntimeError(self._fault) from error
 
     def _recover(self) -> None:
         """Recover from the fault, as often as a run may; RuntimeError while it stands. The arm goes on from where it
