@@ -36,12 +36,12 @@ class Demos(Command):
     corrections: bool = False
     """Beside --policy: a scripted corrector takes over where the policy goes wrong, as in `vla control --teleop
     corrector`, and the feature intervention says where, for `vla train --intervention-weight`. Episodes without a
-    correction are left out. Without noise, unless --noise asks for it; suites of picking and placing."""
+    correction are left out. In suites of picking and placing."""
     seed: int = 0
     """Seed of the first episode's scene; the following episodes count up from it."""
-    noise: float | None = None
+    noise: float = 0.15
     """Noise added to the actions, in halves of their range: demonstrations then include recoveries, and a policy's
-    episodes what it would not have done by itself. (default: 0.15; 0 beside --corrections)"""
+    episodes what it would not have done by itself. A corrector's recorded actions are without it."""
     workers: int = 2
     """Processes that simulate."""
     image_size: int | None = None
@@ -101,7 +101,7 @@ class Demos(Command):
                 self._out(),
                 seed0=self.seed,
                 num_workers=self.workers,
-                noise=self.noise if self.noise is not None else 0.0 if self.corrections else 0.15,
+                noise=self.noise,
                 image_size=pixels,
                 perturb=perturb,
                 tasks=self.tasks,

@@ -96,8 +96,8 @@ def run_rollout(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None
 
 
 def run_corrected(world: DemoWorld, seed: int, noise: float) -> DemoEpisode | None:
-    """The same of a policy with a corrector beside it (`envs.demos.rollout.CorrectedPolicyWorld`). None if they never
-    took over: an episode without a correction teaches nothing new."""
+    """The same of a policy with a corrector beside it (`envs.demos.rollout.CorrectedPolicyWorld`), whose *recorded*
+    actions are clean, as a demonstration's. None if they never took over: such an episode teaches nothing new."""
     episode = run_rollout(world, seed, noise)
     corrected = episode is not None and episode.intervention is not None and bool(episode.intervention.any())
     return episode if corrected else None
@@ -127,10 +127,11 @@ def played(world: DemoWorld, seed: int, noise: float, *, recorded: Literal["want
         privileged.append(np.array(world.privileged(), np.float32))
         if (values := world.exact_proprio()) is not None:
             exact.append(np.array(values, np.float32))
-        if (corrected := getattr(world, "corrected", None)) is not None:
+        corrected = getattr(world, "corrected", None)
+        if corrected is not None:
             by_hand.append(corrected)
         done = np.clip(action + scale * disturbance, low, high).astype(np.float32)
-        actions.append(action if recorded == "wanted" else done)
+        actions.append(action if recorded == "wanted" or corrected else done)
         world.step(done)
         fresh = rng.standard_normal(spec.dim)
         disturbance = NOISE_CORRELATION * disturbance + np.sqrt(1 - NOISE_CORRELATION**2) * fresh

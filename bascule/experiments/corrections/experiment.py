@@ -46,6 +46,9 @@ class CorrectionsConfig:
     """Number of demonstrations that the start learns from; every arm learns from them, too."""
     corrected: int = 20
     """Corrected episodes of each of the three rounds."""
+    noise: float = 0.15
+    """Noise on the actions while they are recorded, in halves of their range, of demonstrations and corrected episodes
+    alike. What the expert and the corrector wanted is what is learnt."""
     recipe: str = "tabletop"
     """Recipe of the start, see `vla list recipes`."""
     start_steps: int = 1300
@@ -65,6 +68,8 @@ class CorrectionsConfig:
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""
+        if not 0 <= self.noise < 10:
+            return f"--noise must be from 0 to 10 halves of the actions' range, got {self.noise}"
         if self.demos >= _FRESH_FROM // 2:
             return f"--demos must be less than {_FRESH_FROM // 2}, or their scenes meet those of fresh demonstrations"
         return None
@@ -79,7 +84,7 @@ def corrections(config: CorrectionsConfig, out: Path, on_progress: Report | None
     for arm in config.arms:
         lookup(arm, dict.fromkeys(ARMS), "arm")
     check_corrected(config.suite)
-    same = ("suite", "demos", "corrected", "recipe", "start_steps", "steps", "backbone", "seed0", "episodes")
+    same = ("suite", "demos", "corrected", "noise", "recipe", "start_steps", "steps", "backbone", "seed0", "episodes")
     return compare(
         "corrections", config.arms, config.seeds, partial(_learn_and_evaluate, config, out), out,
         asked={name: getattr(config, name) for name in same},
@@ -193,9 +198,7 @@ class Lesson:
         of = self.policy(ARMS[number - 1])
         played = weights_digest(of), partial(load_policy, of)
         first = _CORRECTED_FROM + _APART * (number - 1)
-        return self._recorded(
-            f"corrected-{number}", self._config.corrected, first, noise=0.0, policy=played, corrected=True
-        )
+        return self._recorded(f"corrected-{number}", self._config.corrected, first, policy=played, corrected=True)
 
     def _recorded(self, name: str, episodes: int, first: int, **more: Any) -> DemoSet:
         from envs.demos.record import record
@@ -209,5 +212,14 @@ class Lesson:
         seed0 = DEMO_BLOCK * self._seed + first
         folder = self._folder / name
         return load_dataset(
-            record(config.suite, episodes, folder, seed0=seed0, num_workers=config.workers, image_size=size, **more)
+            record(
+                config.suite,
+                episodes,
+                folder,
+                seed0=seed0,
+                num_workers=config.workers,
+                image_size=size,
+                noise=config.noise,
+                **more,
+            )  # fmt: skip
         )
