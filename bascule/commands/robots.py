@@ -27,20 +27,28 @@ def arm_of(flags: Any) -> Any:
 
 
 def robot_of(flags: Any, policy: Any, arm: Any, *, instruction: str) -> Any:
-    """The `policies.control.robots.Robot` that `policy` drives: `arm` (`arm_of`), or a class of the user's own.
-    `flags` as of `arm_of`. ValueError where they do not fit."""
+    """The `policies.control.robots.Robot` that `policy` drives: `arm` (`arm_of`), its components in the policy's order,
+    or a class of the user's own. `flags` as of `arm_of`. ValueError where they do not fit."""
     if arm is None:
         from policies.control.watched_robot import own_robot
 
         assert flags.robot is not None
         return own_robot(flags.robot, flags.robot_args, hz=flags.hz)
     from policies.control.config import limits_by_name
-    from policies.control.robots import LeRobotRobot
-    from vla.core.compatibility import require_same
+    from policies.control.robots import LeRobotRobot, state_names
+    from vla.core.compatibility import fit
     from vla.core.types import PolicySpec
+    from vla.runtime.console import say
 
-    spec = policy.spec.action_spec
-    require_same(policy, PolicySpec(_unbounded(arm.action_features)), where="robot", rates=False, ranges=False)
+    spec, actions, state = policy.spec.action_spec, list(arm.action_features), state_names(arm)
+    told = PolicySpec(_unbounded(actions), proprio_dim=len(state), proprio_names=tuple(state))
+    found = fit(policy.spec, told, where="robot", rates=False, ranges=False)
+    for notice in found.notices:
+        say(notice)
+    if (order := found.action_order) is not None:  # of the policy's components, by the robot's places
+        actions = [name for _, name in sorted(zip(order, actions, strict=True))]
+    if found.proprio_order is not None:
+        state = [state[place] for place in found.proprio_order]
     ranges = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
     # A policy of our own says dx where LeRobot's robots say dx.vel: see `vla.core.compatibility`.
     plain = {name: re.sub(r"\.(pos|vel)$", "", name) for name in arm.action_features}
@@ -53,6 +61,8 @@ def robot_of(flags: Any, policy: Any, arm: Any, *, instruction: str) -> Any:
         limits=limits,
         switches=flags.switches,
         cameras=policy.spec.cameras,
+        action_names=actions,
+        proprio_names=state,
     )
 
 

@@ -61,6 +61,11 @@ def lerobot_robot(kind: str, values: Mapping[str, str]) -> Any:
     return make_robot(kind, values)
 
 
+def state_names(robot: Any) -> list[str]:
+    """The numbers of a LeRobot robot's observation, in its order."""
+    return [name for name, kind in robot.observation_features.items() if not isinstance(kind, tuple)]
+
+
 class LeRobotRobot:
     """Any LeRobot `Robot` under this interface. Components NAME.vel are velocities, the others positions."""
 
@@ -76,15 +81,18 @@ class LeRobotRobot:
         limits: Mapping[str, tuple[float, float]],
         switches: Sequence[str] = (),
         cameras: Sequence[str] | None = None,
+        action_names: Sequence[str] | None = None,
+        proprio_names: Sequence[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`limits`: the range of every action component, by LeRobot's name for it; LeRobot itself knows none.
         `switches`: components that are on/off commands. `cameras`: those the policy reads, which the robot must have;
-        None: all that show colours.
+        None: all that show colours. `action_names`, `proprio_names`: the robot's own in the order in which they are
+        wanted; None: in the robot's.
 
         ValueError naming a component without limits, or what the robot does not have.
         """
-        names = tuple(robot.action_features)
+        names = tuple(action_names or robot.action_features)
         switches = (*switches, *getattr(robot, "switches", ()))  # of a robot that says so itself
         if missing := [name for name in names if name not in limits]:
             raise ValueError(
@@ -106,7 +114,7 @@ class LeRobotRobot:
             "switch" if name in switches else moving if _VELOCITY.search(name) else "position" for name in names
         )
         features = robot.observation_features
-        self.proprio_names = tuple(name for name, kind in features.items() if not isinstance(kind, tuple))
+        self.proprio_names = tuple(proprio_names or state_names(robot))
         seen = {name: kind for name, kind in features.items() if isinstance(kind, tuple)}
         # A depth camera has one channel; no policy here reads it, and it must not disturb one that does not.
         self.cameras = tuple(name for name, shape in seen.items() if shape[-1] != 1) if cameras is None else (*cameras,)

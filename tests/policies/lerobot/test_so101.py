@@ -1,5 +1,7 @@
 """A robot of LeRobot's that misbehaves in every way LeRobot's do, at 50 Hz: a hold, a stop, a reason, and a report."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from lerobot.utils.errors import DeviceNotConnectedError
@@ -7,7 +9,7 @@ from lerobot.utils.errors import DeviceNotConnectedError
 from policies.control.flight_log import BlackBox, replay
 from policies.control.guards import GuardConfig
 from tests.policies.lerobot.so101 import HZ, LIMITS, NAMES, drive, so101
-from vla.core.types import PolicySpec
+from vla.core.types import ActionSpec, PolicySpec
 
 STEADY = [[1.0, 2.0, 3.0, 4.0, 5.0, 80.0]] * 8
 QUICK = GuardConfig(give_up_s=0.4, stop_s=0.1)
@@ -324,3 +326,23 @@ def test_names_that_are_none_of_its_own(monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             drive(arm, STEADY, **more)
+
+
+def test_a_policy_of_another_order_sees_and_moves_the_joints_of_its_names(monkeypatch, capsys):
+    from bascule.commands.robots import robot_of
+
+    arm = so101(monkeypatch)
+    arm.bus.at = {name.removesuffix(".pos"): float(i) for i, name in enumerate(NAMES)}
+    names, state = tuple(reversed(NAMES)), (*NAMES[3:], *NAMES[:3])
+    low, high = zip(*(LIMITS[name] for name in names), strict=True)
+    spec = PolicySpec(ActionSpec(names, low, high, HZ), proprio_dim=6, proprio_names=state, cameras=("front",))
+    flags = SimpleNamespace(limits=(), switches=(), hz=HZ)
+    robot = robot_of(flags, SimpleNamespace(spec=spec), arm, instruction="go")
+    assert capsys.readouterr().err.count("reordered by name") == 2
+    assert robot.action_spec.names == names and robot.action_spec.low == low
+    robot.connect()
+    assert robot.observe()[0].proprio[0].tolist() == [3, 4, 5, 0, 1, 2]
+    robot.send(np.array([50.0, 4.0, 3.0, 2.0, 1.0, 0.5], np.float32))
+    assert arm.bus.written[-1] == {name.removesuffix(".pos"): value for name, value in
+                                   zip(names, [50.0, 4.0, 3.0, 2.0, 1.0, 0.5], strict=True)}  # fmt: skip
+    robot.disconnect()
