@@ -86,7 +86,9 @@ def _made(what: str, kind: str, values: Mapping[str, str], types: Mapping[str, A
     try:
         return make(config)
     except Exception as error:
-        raise ValueError(f"{what} {kind}: {_missing(error) or _words(error)}") from error
+        # LeRobot's words for a plugin's error begin with the whole configuration.
+        told = error.__cause__ if str(error).startswith("Error creating ") and error.__cause__ else error
+        raise ValueError(f"{what} {kind}: {_missing(error) or _words(told)}") from error
 
 
 class _Broken:
@@ -136,6 +138,6 @@ def _missing(error: BaseException | None) -> str | None:
     return f"its driver {driver} is not installed: pip install 'lerobot[{extra}]'"
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     text = re.sub(r"<class '[\w.]*\.(\w+)'>", r"\1", " ".join(str(error).split()))
     return text.replace("`", "") or type(error).__name__

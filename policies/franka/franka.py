@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from lerobot.cameras.utils import make_cameras_from_configs
@@ -134,8 +134,7 @@ class Franka(Robot):
 
     def get_observation(self) -> dict[str, Any]:
         """State and pictures by name. ConnectionError if it is not connected any more."""
-        arm = self._connected()
-        state = arm.state
+        state = self._state()
         self._look_for_fault(state)
         pose = np.array(state.O_T_EE.matrix)
         hand, at = self._hand, pose[:3, 3]
@@ -154,15 +153,14 @@ class Franka(Robot):
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """Move the command, and open or close the hand. Returns the action. RuntimeError while the arm is in a reflex
         or the hand does not do as it is told, ConnectionError if it is not connected any more."""
-        arm = self._connected()
-        hand = self._hand
+        state, hand = self._state(), self._hand
         assert hand is not None
-        self._look_for_fault(arm.state)
+        self._look_for_fault(state)
         if self._fault is not None:
             self._recover()
         displacement = np.array([float(action[name]) for name in ACTIONS[:3]])
         command = tuple(self._reference.move(displacement, self._pose()[:3, 3]).tolist())
-        if command != self._target or not arm.is_in_control:
+        if command != self._target or not self._arm.is_in_control:
             self._go_to(command)
         if math.isfinite(gripper := float(action["gripper.pos"])):
             hand.command(gripper > 0)
@@ -208,7 +206,7 @@ class Franka(Robot):
         return made.pop()
 
     def _pose(self) -> np.ndarray:
-        return np.array(self._arm.state.O_T_EE.matrix)
+        return np.array(self._state().O_T_EE.matrix)
 
     def _go_to(self, command: tuple[float, ...]) -> None:
         import franky
@@ -238,9 +236,8 @@ class Franka(Robot):
         import franky
 
         self._target, self._fault = None, _in_words(error)
-        if isinstance(error, franky.NetworkException):
-            self._let_go()
-            raise ConnectionError(self._fault) from error
+        if isinstance(error, franky.NetworkException) or "Net Exception" in str(error):  # Poco's own, let through
+            self._lose(error)
 
     def _recover(self) -> None:
         """Recover from the fault, as often as a run may; RuntimeError while it stands. The arm goes on from where it
@@ -256,10 +253,20 @@ class Franka(Robot):
                 return
         raise RuntimeError(self._fault)
 
-    def _connected(self) -> Any:
+    def _state(self) -> Any:
+        """The latest state. ConnectionError if there is none any more."""
         if self._arm is None:
             raise ConnectionError(self._fault or "the arm is not connected")
-        return self._arm
+        try:
+            return self._arm.state
+        except Exception as error:
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> NoReturn:
+        """Give up an arm that is gone. ConnectionError."""
+        self._fault = f"the arm at {self.config.host} does not answer any more: {_in_words(error)}"
+        self._let_go()
+        raise ConnectionError(self._fault) from error
 
     def _let_go(self) -> None:
         arm, self._arm = self._arm, None

@@ -233,3 +233,26 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("bascule.commands.franka_cell.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"franky-sim is missing: ./run setup franka-sim$"):
         FrankaCell().run()
+
+
+def test_an_arm_that_stops_talking_is_lost(cell, arm):
+    arm.connect()
+    driven(arm, DOWN, 0.1)
+    real = arm._arm
+
+    class Silent:
+        is_in_control = False
+
+        @property
+        def state(self):
+            raise RuntimeError("libfranka: UDP receive: Timeout")
+
+        def stop(self):
+            real.stop()
+
+    arm._arm = Silent()
+    with pytest.raises(ConnectionError, match=f"arm at {HOST} does not answer any more: UDP receive: Timeout"):
+        arm.send_action(DOWN)
+    assert not arm.is_connected
+    with pytest.raises(ConnectionError, match="does not answer any more"):
+        arm.get_observation()

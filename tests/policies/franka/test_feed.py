@@ -100,7 +100,7 @@ def test_settings_that_no_arm_has_are_one_line(values, told, monkeypatch):
     monkeypatch.setattr("policies.franka.franka.importlib.util.find_spec", lambda name: object())
     with pytest.raises(ValueError) as error:
         lerobot_robot("franka", values)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert told in str(error.value) and "\n" not in str(error.value) and "FrankaConfig(" not in str(error.value)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
