@@ -23,10 +23,10 @@ __all__ = [
 
 def _simulation(suite: str, image_size: int) -> Simulation:
     from envs import make_vec
-    from envs.backends.cpu_worlds import PROPRIO_NAMES
-    from envs.experts.pick_place import TabletopExpert
+    from envs.experts.registry import make_expert
 
-    return Simulation(make_vec(suite, 1, num_workers=1, image_size=image_size), TabletopExpert(1), PROPRIO_NAMES)
+    env = make_vec(suite, 1, num_workers=1, image_size=image_size)
+    return Simulation(env, make_expert(suite, 1), env.proprio_names)
 
 
 use_simulation(_simulation)
