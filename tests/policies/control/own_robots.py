@@ -80,9 +80,10 @@ class Leader:
         self.far = float(far)
 
     def connect(self):
-        self.begun = time.monotonic()
+        self.begun = None
 
     def get_action(self):
+        self.begun = self.begun or time.monotonic()  # a loop on a busy machine begins long after it has connected
         moving = time.monotonic() - self.begun < 0.5
         return {"dx": self.far if moving else 0.0, "dy": 0.0, "gripper": 1.0}
 

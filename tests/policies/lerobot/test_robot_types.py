@@ -86,11 +86,14 @@ def test_a_dry_run_checks_everything_and_connects_nothing(monkeypatch, capsys):
     assert "wrist_roll.pos: position, -90 to 90, at most 30 a second" in said.out
     assert "gripper.pos: switch, 0 to 100" in said.out and "50 commands a second, from actions meant for 20" in said.out
     turned = ActionSpec(NAMES[::-1], spec.low[::-1], spec.high[::-1], 20.0)
+    code, said = control("--task", "go", "--dry-run", "--switches", "gripper.pos", spec=turned)
+    assert code == 0 and "reordered by name" in said.err and "gripper.pos: switch, 0 to 100" in said.out
+    other = ActionSpec((*NAMES[:-1], "jaw.pos"), spec.low, spec.high, 20.0)
     for words, more, message in (
         (("--dry-run",), {}, "needs --task: say in words what the robot is to do"),
         ((), {}, "needs --task"),
         (("--task", " "), {}, "needs --task"),
-        (("--task", "go", "--dry-run"), {"spec": turned}, "the policy acts on gripper.pos"),
+        (("--task", "go", "--dry-run"), {"spec": other}, "not the same components"),
         (("--task", "go", "--dry-run"), {"cameras": ("front", "wrist")}, "reads camera 'wrist', the robot has front"),
         (("--task", "go", "--dry-run"), {"proprio_dim": 8}, "reads a state of 8 numbers, the robot reports 6"),
         (("--task", "go", "--dry-run", "--velocity", "wrist", "30"), {}, "velocity limit on unknown component 'wrist'"),
