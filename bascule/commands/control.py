@@ -53,7 +53,8 @@ class Control(Command):
     limits: tuple[str, ...] = ()
     """NAME:LOW:HIGH of a LeRobot robot's actions. Default: the range in the policy's demonstrations."""
     switches: tuple[str, ...] = ()
-    """A LeRobot robot's on/off commands, e.g. gripper.pos. NAME.vel are velocities, all others positions."""
+    """A LeRobot robot's on/off commands, e.g. gripper.pos, which are sent as the policy gives them, neither limited in
+    speed nor rounded. NAME.vel are velocities, all others positions."""
     suite: str = "tabletop-pick"
     """The suite that the simulated robot works in: one of `vla list suites`."""
     seed: int = 0

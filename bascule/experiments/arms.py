@@ -132,7 +132,7 @@ def arms_of(policies: Sequence[str | Path], kind: Literal["checkpoint", "file"] 
     arms: dict[str, list[str]] = {}
     for text in map(str, policies):
         name, given, policy = text.partition("=")
-        if not given:
+        if not given or "/" in name or Path(text).exists():  # a folder may be called lr=1e-3
             name, policy = Path(text).name.removesuffix(".json"), text
             if name in arms:
                 several = "files" if kind == "file" else "policies"

@@ -275,6 +275,8 @@ class WatchedRobot:
                 self._robot.disconnect()
         except _RAISED as error:
             return f"the robot could not be let go, its disconnect() failed: switch its power off ({_words(error)})"
+        except KeyboardInterrupt:  # somebody who does not want to wait: what is left of it, nobody knows
+            return "the robot could not be let go, its disconnect() was interrupted: switch its power off"
         return None
 
     def _numbers(self, method: str, given: Any) -> tuple[float, ...]:

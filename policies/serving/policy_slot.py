@@ -179,7 +179,7 @@ def by_name(given: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for entry in given:
         name, equals, path = entry.partition("=")
-        if not equals:
+        if not equals or "/" in name or Path(entry).exists():  # a folder may be called lr=1e-3
             name, path = Path(entry).resolve().name, entry
         if not re.fullmatch(r"[\w.-]+", name, re.ASCII) or name in ("healthz", "metrics"):
             raise ValueError(f"{name!r} cannot name a policy in an address: write NAME={path}")

@@ -59,16 +59,18 @@ class VectorStats:
         columns = (q01, q99, low, high, values.mean(0), values.std(0))
         return VectorStats(*(tuple(column.tolist()) for column in columns))
 
-    def affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def affine(self, constant: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(centre, half width) such that (x - centre) / half spans [-1, 1] between the 1% and 99% quantiles.
 
-        A component whose quantiles coincide is scaled by its extremes; one that never changes is only centred.
+        A component whose quantiles coincide is scaled by its extremes; one that never changes has the half width
+        `constant`. 1 only centres it. Infinity, for a state: whatever it becomes, a policy that has never seen it move
+        reads 0, as in training; nothing has taught it what else to make of it.
         """
         low, high = np.array(self.q01), np.array(self.q99)
         narrow = high - low < _NEGLIGIBLE
         low, high = np.where(narrow, self.min, low), np.where(narrow, self.max, high)
         half = (high - low) / 2
-        return (low + high) / 2, np.where(half < _NEGLIGIBLE / 2, 1.0, half)
+        return (low + high) / 2, np.where(half < _NEGLIGIBLE / 2, constant, half)
 
     def released_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(centre, half width) as the released VLA-Adapter code scales: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 and back.

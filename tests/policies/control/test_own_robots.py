@@ -12,7 +12,7 @@ from bascule.main import main
 from policies.control.controller import ControlConfig, control
 from policies.control.flight_log import BlackBox, replay
 from policies.control.guards import GuardConfig, check_bounds
-from policies.control.watched_robot import check_robot
+from policies.control.watched_robot import WatchedRobot, check_robot
 from policies.serving.policy_slot import PolicySlot
 from policies.serving.server import PolicyServer, serve_in_thread
 from tests.policies.control.toy_robot import Clock, Says
@@ -384,3 +384,12 @@ def test_a_stop_file_without_its_folder_is_refused_before_it_is_connected(tmp_pa
     settings = ControlConfig(duration_s=1.0, estop_file=tmp_path / "none" / "stop")
     with pytest.raises(ValueError, match="there is no folder .*none, so nobody could stop the robot by it"):
         control(robot, Says(STILL), settings)
+
+
+def test_a_robot_whose_letting_go_is_interrupted_is_not_said_to_be_let_go():
+    class Slow(Right):
+        def disconnect(self):
+            raise KeyboardInterrupt
+
+    told = WatchedRobot(Slow(), time.monotonic).disconnect()
+    assert "could not be let go" in told and "switch its power off" in told

@@ -132,6 +132,7 @@ def test_whole_and_played_chunks_share_a_batch() -> None:
 
 def test_names_of_policies() -> None:
     assert by_name(["runs/a", "pick=runs/b/best"]) == {"a": Path("runs/a"), "pick": Path("runs/b/best")}
+    assert by_name(["runs/lr=1e-3/policy"]) == {"policy": Path("runs/lr=1e-3/policy")}
     with pytest.raises(ValueError, match="two policies are called 'best': write NAME=y/best"):
         by_name(["x/best", "y/best"])
     for name in ("metrics=x", "a b=x", "a/b=x"):

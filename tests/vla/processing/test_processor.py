@@ -275,3 +275,15 @@ def test_black_pictures_are_told_once(caplog):
         processor.images(Observation(dict.fromkeys(CAMERAS, seen) | {CAMERAS[0]: cast}, state, ["go"]))
     (line,) = caplog.messages
     assert line.startswith(f"camera '{CAMERAS[0]}' shows black") and "cast to uint8 (multiply them by 255)" in line
+
+
+def test_a_state_that_never_moved_in_training_reads_the_same_whatever_it_becomes():
+    """A policy has learnt nothing of it: its weights there are those that it began with."""
+    proprio = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    proprio[:, 2] = 25.0
+    processor = make(Stats.from_arrays(proprio, np.random.default_rng(1).uniform(-1, 1, (50, 4))))
+    there, gone = proprio[:3], proprio[:3].copy()
+    gone[:, 2] = [25.3, 30.0, -40.0]
+    np.testing.assert_array_equal(processor.scale_proprio(gone), processor.scale_proprio(there))
+    gone[:, 1] += 0.1
+    assert not np.array_equal(processor.scale_proprio(gone), processor.scale_proprio(there))
