@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -36,7 +35,7 @@ def robot_of(flags: Any, policy: Any, arm: Any, *, instruction: str) -> Any:
         return own_robot(flags.robot, flags.robot_args, hz=flags.hz)
     from policies.control.config import limits_by_name
     from policies.control.robots import LeRobotRobot, state_names
-    from vla.core.compatibility import fit
+    from vla.core.compatibility import fit, unnamed
     from vla.core.types import PolicySpec
     from vla.runtime.console import say
 
@@ -49,10 +48,8 @@ def robot_of(flags: Any, policy: Any, arm: Any, *, instruction: str) -> Any:
         actions = [name for _, name in sorted(zip(order, actions, strict=True))]
     if found.proprio_order is not None:
         state = [state[place] for place in found.proprio_order]
-    ranges = dict(zip(spec.names, zip(spec.low, spec.high, strict=True), strict=True)) if spec else {}
-    # A policy of our own says dx where LeRobot's robots say dx.vel: see `vla.core.compatibility`.
-    plain = {name: re.sub(r"\.(pos|vel)$", "", name) for name in arm.action_features}
-    limits = {name: ranges[said] for name in plain for said in (plain[name], name) if said in ranges}
+    ranges = () if spec is None or unnamed(spec.names) else zip(spec.low, spec.high, strict=True)
+    limits = dict(zip(actions, ranges, strict=False))  # by their places: dx of a policy is dx.vel of a robot
     limits |= limits_by_name(flags.limits, "--limits")
     return LeRobotRobot(
         arm,

@@ -28,8 +28,8 @@ WORDS = ("recorded", "relative", "delta")
 _DISPLACEMENT = re.compile(r"(d|delta[_.]?|rel[_.]?)(x|y|z|rx|ry|rz|roll|pitch|yaw|ax|ay|az)\b")
 """Names of components that say how far to go in this step."""
 _GRIPPER = re.compile(r"gripper|hand_open|finger")
-_MOST_CHUNKS = 20_000
-"""Chunks that the statistics are taken of."""
+MOST_CHUNKS = 20_000
+"""Chunks that statistics are taken of: all of a long recording would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ class ActionSpace:
     def stats(self, recorded: Stats, chunks: Chunks) -> Stats:
         """The statistics of a recording with those of the predicted actions in place of the recorded ones."""
         action_FCA, mask_FC, proprio_FP = chunks
-        every = -(-len(action_FCA) // _MOST_CHUNKS)
-        action, inside = action_FCA[::every].astype(np.float64), mask_FC[::every] > 0
-        predicted = self.to_predicted(action, proprio_FP[::every].astype(np.float64))[inside]
+        predicted = self.to_predicted(action_FCA.astype(np.float64), proprio_FP.astype(np.float64))[mask_FC > 0]
         mine, old = VectorStats.from_array(predicted, name="action"), recorded.action
         # components that stay as they are keep their statistics to the bit: every frame counts once there
         pick = [kind != "recorded" for kind in self.kinds]
@@ -98,7 +96,7 @@ class ActionSpace:
 
 
 Chunks = tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]
-"""Actions (F, C, A) from each frame on, their mask (F, C), and the frames' states (F, P)."""
+"""Actions (F, C, A) from each of some frames on, their mask (F, C), and the frames' states (F, P)."""
 
 
 def action_space(

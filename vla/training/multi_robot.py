@@ -21,7 +21,7 @@ from vla.data.fitting import aligned
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.config import MemoryConfig, VLAConfig
 from vla.model.model import VLA
-from vla.processing.action_space import ActionSpace, action_space
+from vla.processing.action_space import MOST_CHUNKS, ActionSpace, action_space
 from vla.processing.processor import Processor, ProcessorConfig, Stats
 from vla.processing.text import MOST_TOKENS, room_for_text
 from vla.training.train_config import TrainConfig
@@ -80,7 +80,8 @@ def _space(cfg: TrainConfig, demos: DemoSet) -> tuple[ActionSpace | None, Stats]
     space = action_space(cfg.action_space, demos.action_names, demos.proprio_names, switches)
     if space is None:
         return None, demos.stats()
-    return space, space.stats(demos.stats(), (*demos.chunks(cfg.model.chunk_size), demos.proprio))
+    frames = np.arange(0, demos.num_frames, -(-demos.num_frames // MOST_CHUNKS))
+    return space, space.stats(demos.stats(), (*demos.chunks(cfg.model.chunk_size, frames), demos.proprio[frames]))
 
 
 def check_memory(config: VLAConfig, demos: Iterable[DemoSet]) -> None:
