@@ -88,7 +88,9 @@ def test_a_connection_that_is_lost_takes_its_memory_with_it_and_the_client_says_
         client.reset()
         client._connection.socket.close()
         client.act(FIRST[0])
-        assert not caplog.records, "between two episodes nothing is lost"
+        # LeRobot's own logging, once a test of its has begun it, has websockets tell every frame
+        ours = [record for record in caplog.records if not record.name.startswith(("websockets", "asyncio"))]
+        assert not ours, "between two episodes nothing is lost"
 
 
 def test_clients_of_a_policy_with_modulators_have_choices_of_their_own():
