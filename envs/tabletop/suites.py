@@ -5,13 +5,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from envs.seeds import SCENE_RANGES
 from envs.tabletop.goals import MAX_GOALS, GoalKind
 from envs.tabletop.language import GOAL_TEMPLATES, WHOLE_TASKS
-from envs.tabletop.scene import COLORS, SCENES, SceneConfig, fixture_names, place_names
+from envs.tabletop.scene import COLORS, SCENES, SceneConfig, fixture_names, joint_names, place_names
+from envs.tabletop.shapes import LOW_KINDS
 from envs.tabletop.tasks import BUTTONS, OPPOSITE, RELATIONS, TASKS, Step, Task
 from vla.core.config import decode, lookup
 from vla.core.paths import SIM_CONFIGS
@@ -19,6 +21,16 @@ from vla.core.types import PlanarSymmetry
 
 _PLAIN_TASKS = ("pick", "place")
 """The tasks of a scene without fixtures."""
+_LEFT, _MIDDLE, _RIGHT = BUTTONS
+_FLASHES = {"was-lit": "wanted", "not-lit": "others"}
+"""The lamps that flash (`Task.flash`) where these sentences tell the task."""
+_ORDERS = {
+    "before-each": (
+        (_MIDDLE, _LEFT, _MIDDLE, _RIGHT), (_LEFT, _MIDDLE, _LEFT, _RIGHT), (_RIGHT, _MIDDLE, _RIGHT, _LEFT),
+    ),
+    "twice": ((_LEFT, _MIDDLE, _LEFT, _MIDDLE, _RIGHT), (_RIGHT, _MIDDLE, _RIGHT, _MIDDLE, _LEFT)),
+}  # fmt: skip
+"""The presses that other sentences for a whole task tell."""
 
 
 class AnySuite(Protocol):
@@ -112,6 +124,8 @@ def read_suite(path: Path) -> Suite:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        if "name" in raw:
+            raise ValueError("a suite is called as its file is: leave 'name' out")
         described = _table(raw.pop("new_tasks", {}), "new_tasks")
         new = {name: _with_goal_kinds(name, task) for name, task in described.items()}
         suite = decode(Suite, {**raw, "name": path.stem, "new_tasks": list(new.items())})
@@ -148,6 +162,15 @@ def _check_tasks(suite: Suite) -> None:
     if not scene.fixtures:
         for name in suite.tasks:
             lookup(name, dict.fromkeys(_PLAIN_TASKS), f"task of scene {suite.scene!r}")
+    for name, _ in suite.new_tasks:
+        if not scene.fixtures:
+            raise ValueError(
+                f"scene {suite.scene!r} has tasks of its own only, {' and '.join(_PLAIN_TASKS)}: leave out "
+                f"new_tasks.{name}, or choose a scene with fixtures"
+            )
+        if suite.tasks and name not in suite.tasks:
+            raise ValueError(f"new_tasks.{name} is drawn in no episode: name it in tasks, or leave it out")
+    if not scene.fixtures:
         return
     fixtures = {kind: kind for _, kind in fixture_names(scene)}
     for name in suite.tasks:
@@ -178,6 +201,13 @@ def _check_tasks(suite: Suite) -> None:
             _check_roles(name, step)
             if step.fixture:
                 lookup(step.fixture, fixtures, f"fixture in scene {suite.scene!r} for task {name}")
+            if step.fixture and step.fixture not in (fit := _fit_for(step.kind, scene)):
+                raise ValueError(
+                    f"task {name}: '{step.fixture}' does not go with a step of kind {step.kind.name.lower()}, which "
+                    f"takes {', '.join(fit) or 'nothing of this scene'}"
+                )
+        if problem := _contradiction(task, scene):
+            raise ValueError(f"task {name}: {problem}")
 
 
 def _check_numbers(suite: Suite, scene: SceneConfig) -> None:
@@ -199,19 +229,83 @@ def _check_numbers(suite: Suite, scene: SceneConfig) -> None:
          "since seeds below are those of training and of the choice of checkpoints"),
         ("num_views", suite.num_views, 2, 2, "the cameras of every scene"),
     ):  # fmt: skip
+        if low > high:
+            raise ValueError(
+                f"scene {suite.scene!r} cannot hold these tasks: {name} is at most {high}, and they take {low}"
+            )
         if not low <= value <= high:
             bounds = f"{low:,}" if low == high else f"from {low:,} to {high:,}"
             raise ValueError(f"{name} must be {bounds}, {why}, got {value:,}")
 
 
 def _check_roles(name: str, step: Step) -> None:
-    """ValueError for a step that lacks what its kind is about."""
+    """ValueError for a step that lacks what its kind is about, or has what changes nothing."""
     needs = [] if step.kind >= GoalKind.OPEN else ["object"]
     needs += [] if step.kind in (GoalKind.LIFT, GoalKind.STACK) else ["fixture"]
     needs += ["base"] if step.kind == GoalKind.STACK else []
-    for role in needs:
-        if not getattr(step, role):
-            raise ValueError(f"task {name}: a step of kind {step.kind.name.lower()} needs '{role}'")
+    kind = step.kind.name.lower()
+    for role in ("object", "base", "fixture"):
+        if role in needs and not getattr(step, role):
+            raise ValueError(f"task {name}: a step of kind {kind} needs '{role}'")
+        if role not in needs and getattr(step, role):
+            raise ValueError(f"task {name}: a step of kind {kind} takes no '{role}': leave it out")
     for role in (step.object, step.base):
         if role not in ("", "a", "b"):
             raise ValueError(f"task {name}: an object's role is a or b, got '{role}'")
+    if step.base and step.base == step.object:
+        raise ValueError(f"task {name}: '{step.base}' cannot be stacked on itself: the other one is the base")
+    if not 1 <= step.shortest_hold <= step.longest_hold:
+        raise ValueError(
+            f"task {name}: a step is held from shortest_hold to longest_hold control steps, 1 or more, got "
+            f"{step.shortest_hold} to {step.longest_hold}"
+        )
+    told = {slot for text in GOAL_TEMPLATES[step.words]["train"] for slot in "obf" if f"{{{slot}}}" in text}
+    if told != {role[0] for role in needs} or (step.kind >= GoalKind.OPEN and step.words != kind):
+        raise ValueError(f"task {name}: words '{step.words}' do not tell a step of kind {kind}: leave them out")
+
+
+def _fit_for(kind: GoalKind, scene: SceneConfig) -> list[str]:
+    """The scene's fixtures that a goal of this kind can be about. A panel's button is closed while it is let alone."""
+    if kind < GoalKind.OPEN:
+        return [fixture for _, fixture in place_names(scene)]
+    jointed = [fixture for _, fixture in joint_names(scene)]
+    buttons = [fixture for fixture in jointed if fixture != "cabinet"]
+    closing = [fixture for fixture in jointed if fixture in ("cabinet", *BUTTONS)]
+    return {GoalKind.OPEN: ["cabinet"], GoalKind.CLOSE: closing, GoalKind.PRESS: buttons}[kind]
+
+
+def _contradiction(task: Task, scene: SceneConfig) -> str | None:
+    """Name what in a task changes nothing, is done before it begins, or is told as something else; None for nothing."""
+    objects = {step.object for step in task.steps} | {step.base for step in task.steps}
+    for field in ("kind", "relation"):
+        if getattr(task, field) and "a" not in objects:
+            return f"{field} is about the object 'a', and no step is: leave it out"
+    if task.relation and ("b" in objects or not {"plate", "bowl"} <= {kind for _, kind in fixture_names(scene)}):
+        return "a relation tells 'a' alone from its likes, in a scene with a plate and a bowl"
+    stowed = any(step.fixture == "cabinet" and step.object for step in task.steps)
+    if task.kind and stowed and task.kind not in LOW_KINDS:
+        return f"a {task.kind} does not fit into the drawer: {' or '.join(sorted(LOW_KINDS))} does"
+    if task.drawer is not None and "cabinet" not in scene.fixtures:
+        return "drawer is about scenes with a cabinet: leave it out"
+    moved = next((step for step in task.steps if step.fixture == "cabinet" and not step.object), None)
+    if moved is not None:
+        closes = moved.kind == GoalKind.CLOSE
+        if task.drawer is None or (task.drawer > 0.5) != closes:
+            begun, right = ("closed", 1.0) if closes else ("open", 0.0)
+            return f"the drawer may be {begun} already when it begins: set drawer = {right}"
+    first = task.steps[0]
+    if task.inside and first.object == "a" and first.fixture == task.inside:
+        return f"'a' lies in the {task.inside} already when it begins: leave inside out, or move it elsewhere"
+    for one, other in pairwise(task.steps):
+        goals = [(step.kind, step.object, step.base, step.fixture) for step in (one, other)]
+        if goals[0] == goals[1] and one.kind != GoalKind.PRESS:
+            return f"two steps in a row ask to {one.words} the same, and the second is done with the first"
+    if task.flash != _FLASHES.get(task.told, ""):
+        return "flash = 'wanted' goes with told = 'was-lit', 'others' with 'not-lit'"
+    order = tuple(step.fixture for step in task.steps)
+    if task.told in _ORDERS and not (
+        order in _ORDERS[task.told] and all(step.kind == GoalKind.PRESS for step in task.steps)
+    ):
+        ways = " or ".join(", ".join(way) for way in _ORDERS[task.told])
+        return f"sentences '{task.told}' are about the buttons pressed in the order {ways}"
+    return None

@@ -144,10 +144,12 @@ def swapped(task: Task) -> tuple[Step, ...]:
         return tuple(
             Step(step.kind, step.words, other[step.object], other[step.base], step.fixture) for step in task.steps
         )
-    mirrored = {_LEFT: _RIGHT, _RIGHT: _LEFT}
-    if any(step in mirrored for step in task.steps):
-        return tuple(mirrored.get(step, step) for step in task.steps)
-    return (_OPEN,) if task.steps == (_PRESS,) else (_PRESS,)
+    pressed = [(step.kind, step.fixture) for step in task.steps]
+    outer = {BUTTONS[0]: BUTTONS[-1], BUTTONS[-1]: BUTTONS[0]}
+    exchanged = outer if any(fixture in outer for _, fixture in pressed) else {BUTTONS[1]: BUTTONS[0]}
+    if any(fixture in exchanged for _, fixture in pressed):
+        return tuple(replace(step, fixture=exchanged.get(step.fixture, step.fixture)) for step in task.steps)
+    return (_OPEN,) if pressed == [(_PRESS.kind, _PRESS.fixture)] else (_PRESS,)
 
 
 def novel_color(kind: str, words: str) -> str:

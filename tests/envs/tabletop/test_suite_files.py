@@ -29,6 +29,18 @@ TIDY = """
 drawer = 1.0
 steps = [{ kind = "in", object = "a", fixture = "bowl" }, { kind = "close", fixture = "cabinet" }]
 """
+PICK = HEAD.replace('"counter"', '"tabletop"').replace('["tidy", "press"]', '["pick"]')
+
+
+def one(steps, more=""):
+    return HEAD.replace('["tidy", "press"]', '["tidy"]') + f"[new_tasks.tidy]\n{more}\nsteps = [{{ {steps} }}]"
+
+
+def panel(field, value, *buttons):
+    head = HEAD.replace('"counter"', '"panel"').replace("objects_per_episode = 2", "objects_per_episode = 1")
+    steps = ", ".join(f'{{ kind = "press", fixture = "{button}" }}' for button in buttons)
+    head = head.replace('["tidy", "press"]', '["tidy"]').replace("plates_per_episode = 1", "plates_per_episode = 0")
+    return f'{head}[new_tasks.tidy]\n{field} = "{value}"\nsteps = [{steps}]'
 
 
 def write(tmp_path, text):
@@ -98,6 +110,27 @@ def test_the_shipped_suites_read_as_before():
         (HEAD + "[new_tasks]\ntidy = 1", "new_tasks.tidy must be a table, got 1"),
         (HEAD + "[new_tasks.tidy]\nsteps = 1", "new_tasks.tidy.steps must be a list, got 1"),
         (HEAD + '[new_tasks.tidy]\nsteps = ["in"]', "a step of new_tasks.tidy must be a table, got 'in'"),
+        ('name = "other"' + HEAD + TIDY, "leave 'name' out"),
+        (HEAD + TIDY + TIDY.replace(".tidy", ".tidier"), "new_tasks.tidier is drawn in no episode"),
+        (PICK + TIDY.replace("tidy", "pick"), "scene 'tabletop' has tasks of its own only"),
+        (one('kind = "lift", object = "a", fixture = "bowl"'), "a step of kind lift takes no 'fixture'"),
+        (one('kind = "press", object = "a", fixture = "button"'), "a step of kind press takes no 'object'"),
+        (one('kind = "stack", object = "a", base = "a"'), "'a' cannot be stacked on itself"),
+        (one('kind = "press", fixture = "cabinet"'), "'cabinet' does not go with a step of kind press, which takes bu"),
+        (one('kind = "on", object = "a", fixture = "button"'), "kind on, which takes plate, bowl, zone, cabinet"),
+        (one('kind = "lift", object = "a", words = "on"'), "words 'on' do not tell a step of kind lift"),
+        (one('kind = "press", fixture = "button", words = "open"'), "words 'open' do not tell a step of kind press"),
+        (one('kind = "lift", object = "a", shortest_hold = 9'), "held from shortest_hold to longest_hold"),
+        (one('kind = "lift", object = "a" }, { kind = "lift", object = "a"'), "ask to lift the same"),
+        (one('kind = "open", fixture = "cabinet"'), "may be open already when it begins: set drawer = 0.0"),
+        (one('kind = "close", fixture = "cabinet"', "drawer = 0.0"), "closed already when it begins: set drawer = 1.0"),
+        (one('kind = "in", object = "a", fixture = "bowl"', 'inside = "bowl"'), "lies in the bowl already"),
+        (one('kind = "press", fixture = "button"', 'kind = "cube"'), "kind is about the object 'a'"),
+        (one('kind = "lift", object = "b"', 'relation = "left"'), "relation is about the object 'a'"),
+        (one('kind = "stack", object = "a", base = "b"', 'relation = "left"'), "a relation tells 'a' alone"),
+        (one('kind = "in", object = "a", fixture = "cabinet"', 'kind = "can"'), "a can does not fit into the drawer"),
+        (panel("told", "before-each", "left-button", "right-button"), "about the buttons pressed in the order middle-"),
+        (panel("told", "was-lit", "left-button", "right-button"), "flash = 'wanted' goes with told = 'was-lit'"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, complaint):
@@ -105,6 +138,16 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, complaint):
     with pytest.raises(ValueError, match="suite file") as caught:
         load_suite(path)
     assert complaint in str(caught.value) and path in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("press", ['fixture = "button", longest_hold = 20', 'fixture = "middle-button"'])
+def test_the_swapped_instruction_of_a_press_of_ones_own_asks_for_something_else(tmp_path, press):
+    text = one(f'kind = "press", {press}')
+    if "middle" in press:
+        text = panel("kind", "", "middle-button")
+    suite = load_suite(write(tmp_path, text))
+    episode = sample_episode(suite, SCENES[suite.scene], 5_000_000)
+    assert [(g.kind, g.joint) for g in episode.swapped_goals] != [(g.kind, g.joint) for g in episode.goals]
 
 
 def test_a_missing_file_is_one_line(tmp_path):
