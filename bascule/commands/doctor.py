@@ -75,6 +75,8 @@ def gpu() -> Check:
         free, total = torch.cuda.mem_get_info()
         found = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
         return Check("gpu", True, found, needed=False)
+    if torch.backends.mps.is_available():
+        return Check("gpu", True, "an Apple GPU, used with --device mps (auto means the CPU)", needed=False)
     if shutil.which("nvidia-smi") is None:
         return Check("gpu", True, "none: everything runs on the CPU", needed=False)
     advice = "the driver is older than this torch's CUDA, or hidden by CUDA_VISIBLE_DEVICES: see `nvidia-smi`"

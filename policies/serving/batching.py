@@ -5,6 +5,7 @@ Questions are answered in between, a token at a time: an action waits for no mor
 from __future__ import annotations
 
 import asyncio
+import http
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from vla.core.grounding import confidence_of
 from vla.core.types import Observation, Policy, PolicySpec
 from vla.language.talking import Said, Speech, speech
+
+STUCK_S = 30.0  # far longer than any policy takes, and shorter than an operator would wait
 
 
 class HasPolicy(Protocol):
@@ -83,12 +86,19 @@ class Batcher:
         self._waiting: deque[_Request] = deque()
         self._questions: deque[_Question] = deque()
         self._busy = False
+        self._since = 0.0  # when the thread began what it is busy with
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
 
     @property
     def waiting(self) -> int:
         """Number of requests in the queue."""
         return len(self._waiting)
+
+    def health(self) -> tuple[http.HTTPStatus, str]:
+        """For health checks: 503 with the reason while the policies' thread is stuck, though the port still answers."""
+        if self._busy and (stuck_s := time.monotonic() - self._since) > STUCK_S:
+            return http.HTTPStatus.SERVICE_UNAVAILABLE, f"the policy has not answered for {stuck_s:.0f} s\n"
+        return http.HTTPStatus.OK, "OK\n"
 
     async def act(self, served: HasPolicy, obs: Observation) -> Answer:
         """The policy's answer to one observation (B = 1). Raises the exception that the policy raises on it."""
@@ -124,7 +134,7 @@ class Batcher:
         if not group:
             self._go_on()
             return
-        self._busy = True
+        self._busy, self._since = True, time.monotonic()
         work = asyncio.get_running_loop().run_in_executor(self._worker, _answer, group)
 
         def deliver(done: asyncio.Future[list[Answer | Exception]]) -> None:
@@ -148,7 +158,7 @@ class Batcher:
             self._questions.popleft()
         if not self._questions:
             return
-        self._busy, asked = True, self._questions[0]
+        self._busy, self._since, asked = True, time.monotonic(), self._questions[0]
         work = asyncio.get_running_loop().run_in_executor(self._worker, asked.step)
 
         def deliver(done: asyncio.Future[Said | None]) -> None:

@@ -8,7 +8,7 @@ frame, which is a one-line error. A policy that tells how surely it sees what th
 "warnings", a line each. Unlike openpi's server, a bad observation does not cost the connection. C is the
 `n_action_steps` of the metadata; who sends "whole_chunk": true, as a controller on a slow link, gets `chunk_size`.
 Who sends "ask": a question, gets {"answer": {"text", "confidence"}} from a policy that talks, and no actions.
-`GET /healthz` answers 200 and `GET /metrics` Prometheus on the same port.
+`GET /healthz` answers 200, or 503 while a policy is stuck, and `GET /metrics` Prometheus on the same port.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class PolicyServer:
             return refusal
         path = request.path.partition("?")[0].strip("/")
         if path == "healthz":
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
+            return connection.respond(*self._batcher.health())
         if not self._authorised(request):
             self.metrics.count("connections_total", outcome="unauthorised")
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n")

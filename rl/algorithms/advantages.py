@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rl.models.running_norm import moments
+from vla.runtime.devices import in_float64
 from vla.runtime.distributed import Team
 
 
@@ -55,7 +56,7 @@ def normalise(advantages: Tensor, team: Team | None = None) -> Tensor:
         centred = advantages - advantages.mean()
         return centred / (centred.square().mean().sqrt() + 1e-6)
     _, mean, variance = moments(advantages.reshape(-1, 1), team)
-    return ((advantages.double() - mean) / (variance.sqrt() + 1e-6)).to(advantages)
+    return ((in_float64(advantages) - mean) / (variance.sqrt() + 1e-6)).to(advantages)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from vla.runtime.devices import has_float64, in_float64
 from vla.runtime.distributed import Team
 
 
@@ -17,6 +20,10 @@ class RunningNorm(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("var", torch.ones(dim, dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningNorm:
+        # .to(device) comes through here; statistics stay in main memory where the device could not hold them
+        return super()._apply(fn, recurse) if has_float64(fn(torch.zeros(())).device) else self
 
     @torch.no_grad()
     def update(self, x_BS: Tensor, team: Team | None = None) -> None:
@@ -32,13 +39,13 @@ class RunningNorm(nn.Module):
     def forward(self, x_BS: Tensor) -> Tensor:
         """Return (x - mean) / std, clamped to [-10, 10]."""
         # 1e-6: a component that never moved stays near 0 instead of amplifying its rounding
-        scaled = (x_BS - self.mean.float()) / (self.var.float() + 1e-6).sqrt()
+        scaled = (x_BS - self.mean.to(x_BS)) / (self.var.to(x_BS) + 1e-6).sqrt()
         return scaled.clamp(-10.0, 10.0)
 
 
 def moments(x_BS: Tensor, team: Team | None = None) -> tuple[float, Tensor, Tensor]:
     """Return (rows, means (S,), variances (S,)) in float64 over the rows of all processes."""
-    x_BS = x_BS.double()
+    x_BS = in_float64(x_BS)
     if team is None or team.size == 1:
         return float(len(x_BS)), x_BS.mean(0), x_BS.var(0, unbiased=False)
     count, *sums = team.total(float(len(x_BS)), *x_BS.sum(0).tolist())

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vla.runtime.devices import in_float64
+
 
 @dataclass(frozen=True, eq=False)
 class TokenChunk:
@@ -31,9 +33,10 @@ class TokenChunk:
         if not torch.isfinite(self.logits_BCAK).all():
             raise FloatingPointError("the policy's logits are not finite: its weights or inputs are damaged")
         # in double precision, and by what the sum really is: rounding must not reach a bin without probability
-        cdf = (self.logits_BCAK.double() / (self.temperature * std_scale)).softmax(-1).cumsum(-1)
+        logits = in_float64(self.logits_BCAK / (self.temperature * std_scale))
+        cdf = logits.softmax(-1).cumsum(-1)
         draw = torch.rand(cdf.shape[:-1], generator=generator, dtype=torch.float64).to(cdf.device)
-        return ((draw * cdf[..., -1])[..., None] >= cdf).sum(-1)
+        return ((draw * cdf[..., -1])[..., None] >= cdf).sum(-1).to(self.logits_BCAK.device)
 
     def log_prob(self, sample: Tensor, executed_BC: Tensor) -> Tensor:
         """Return (B,) joint log-probabilities of the tokens that count."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_WITHOUT_FLOAT64 = ("mps",)
 _ALIASES = {"gpu": "cuda", "nvidia": "cuda", "none": "cpu"}
 
 
@@ -57,6 +58,16 @@ def choose_device(name: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_float64(device: torch.device) -> bool:
+    """True if the device computes in float64; Apple's GPUs do not."""
+    return device.type not in _WITHOUT_FLOAT64
+
+
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64, on its own device; in main memory where the device has no float64."""
+    return (tensor if has_float64(tensor.device) else tensor.cpu()).double()
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

@@ -124,3 +124,24 @@ def test_who_hangs_up_is_not_computed() -> None:
         return served.sizes
 
     assert asyncio.run(play()) == [1, 1]
+
+
+def test_health_tells_a_policy_that_is_stuck(monkeypatch):
+    monkeypatch.setattr("policies.serving.batching.STUCK_S", 0.05)
+    served, said = Gated(), []
+
+    async def play() -> None:
+        batcher = Batcher()
+        said.append(batcher.health())
+        asked = asyncio.ensure_future(batcher.act(served, request(1)))
+        await asyncio.sleep(0.1)
+        said.append(batcher.health())
+        served.open.set()
+        await asked
+        await asyncio.sleep(0.1)  # an idle server is not a stuck one
+        said.append(batcher.health())
+        batcher.close()
+
+    asyncio.run(play())
+    assert [status for status, _ in said] == [200, 503, 200]
+    assert said[1][1] == "the policy has not answered for 0 s\n"
