@@ -62,8 +62,8 @@ def recorded_suite(dataset: Path) -> str | None:
 
 
 def refuse_other_suite(dataset: Path, suite: str) -> None:
-    """ValueError where a run in `suite` is given demonstrations of another one, whose tasks are not all its own: a
-    teacher of the simulator's state learns from them, and numbers of other tasks fit it as well."""
+    """ValueError where a run in `suite` is given demonstrations of another one, whose tasks are not all its own:
+    what learns from them, such as a teacher of the simulator's state, takes numbers of other tasks as well."""
     from envs.registry import load_suite
 
     shown = recorded_suite(dataset)
@@ -76,8 +76,8 @@ def refuse_other_suite(dataset: Path, suite: str) -> None:
         return  # a suite of one's own that is no longer there: nothing tells what its tasks were
     if not tasks <= set(load_suite(suite).tasks):
         raise ValueError(
-            f"--demos {dataset} holds demonstrations of {shown}, the run is in {suite}: a teacher would learn other "
-            f"tasks; record some with `vla demos {suite}`"
+            f"--demos {dataset} holds demonstrations of {shown}, the run is in {suite}: other tasks would be "
+            f"learnt; record some with `vla demos {suite}`"
         )
 
 

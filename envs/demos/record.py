@@ -25,6 +25,7 @@ from envs.backends.worker import worker_environment
 from envs.demos.dataset_writer import WorldFacts, build_dataset, is_whole, iter_files, save_episode
 from envs.demos.episode import DemoWorld, MakeWorld, RunEpisode, run_corrected, run_episode, run_rollout, suite_world
 from envs.demos.rollout import CorrectedPolicyWorld, MakePolicy, PolicyWorld
+from envs.registry import scenes_digest
 from envs.seeds import TRAIN_SEED_LIMIT
 from vla.core.config import load_json, save_json, write_atomic
 from vla.core.disk import writing
@@ -72,6 +73,8 @@ class _Request:
     """Name of the policy whose episodes are recorded, those that fail too. None: the expert's, without those."""
     corrected: bool | None = None
     """A corrector may take over from the policy."""
+    scenes: str | None = None
+    """Digest of what the suite's file described; None for the package's own suites, and in recordings of before it was kept."""
 
 
 def _facts(
@@ -202,7 +205,13 @@ class _Workers:
 
 
 def _check_same(found: dict[str, Any], request: _Request, out: Path) -> None:
-    for name, value in asdict(request).items():
+    asked = asdict(request)
+    if None not in (began := found.get("scenes"), now := asked.pop("scenes")) and began != now:
+        raise ValueError(
+            f"{out} was recorded in other scenes than {request.suite} describes now: put the file back as it was, or "
+            "choose another folder"
+        )
+    for name, value in asked.items():
         if found.get(name) != value:
             raise ValueError(
                 f"{out} holds a recording with {'seed' if name == 'seed0' else name} {found.get(name)!r}, not "
@@ -286,6 +295,7 @@ def record(
         depth or None,
         policy and policy[0],
         corrected or None,
+        scenes_digest(suite),
     )
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")

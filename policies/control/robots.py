@@ -199,9 +199,11 @@ class LeRobotRobot:
                 self._echoes.add(name)
             return wanted
         at, slack = self._measured.get(name, math.nan), 0.02 * size
-        if abs(said - wanted) <= slack:
+        if abs(said - wanted) <= _COARSE * size:
             return wanted
-        cuts = name in self._echoes or getattr(getattr(self._robot, "config", None), "max_relative_target", None)
+        # A small difference may be a scale of the robot's: what is held would creep, if it were believed.
+        echoed = name in self._echoes and abs(said - wanted) > slack
+        cuts = echoed or getattr(getattr(self._robot, "config", None), "max_relative_target", None)
         if cuts and min(at, wanted) - slack <= said <= max(at, wanted) + slack:
             return said
         self.unheeded = self.unheeded or (
@@ -224,6 +226,8 @@ class LeRobotRobot:
             raise
 
 
+_COARSE = 0.002
+"""Share of a component's range up to which an echo that is rounded to a motor's steps is no news."""
 _VELOCITY = re.compile(r"\.vel$|velocity|\.v(x|y|z|theta)$")
 """Names of components that LeRobot's robots give as velocities: LeKiwi, Reachy 2's base, EarthRover."""
 

@@ -19,6 +19,7 @@ from rl.rewards.success_classifier import Watched
 from vla.core.checkpoint import load_checkpoint, save_checkpoint
 from vla.core.config import encode
 from vla.data.lerobot_dataset import DemoSet
+from vla.training.run_identity import same_data
 
 _PATIENCE = 2
 
@@ -53,7 +54,7 @@ class Logs:
         saved = load_checkpoint(folder)
         kept = saved.trainer_state or {}
         for name, now in begun.items():
-            if kept.get(name, now) != now:
+            if not same_data(kept.get(name, now), now):
                 raise ValueError(
                     f"the episodes in {folder} were logged with another {name}: give what they were logged with "
                     "(--init, --demos, --suite), or choose another folder (--out)"

@@ -68,14 +68,21 @@ def is_full(error: BaseException) -> bool:
 
 
 def nbytes_of(value: object) -> int:
-    """Bytes of the arrays, tensors and texts in nested mappings and sequences."""
-    if isinstance(value, bytes | str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(nbytes_of, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(nbytes_of, value))
-    return int(getattr(value, "nbytes", 0))
+    """Bytes of the arrays, tensors and texts in nested mappings and sequences. Tied tensors, which are written once,
+    count once."""
+    found: dict[object, int] = {}
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+        else:
+            size = len(part) if isinstance(part, bytes | str) else int(getattr(part, "nbytes", 0))
+            place = part.data_ptr() if hasattr(part, "data_ptr") else id(part)
+            found[place, size] = size
+    return sum(found.values())
 
 
 def temporary(path: str | os.PathLike[str]) -> Path:

@@ -20,12 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vla.backbones.features import Features
-from vla.core.disk import free_bytes
+from vla.core.disk import free_bytes, nbytes_of
 from vla.data.batches import Batch, LiveDemos
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.memory.recall import nothing
 from vla.model.model import VLA
 from vla.model.modulators import frozen
+from vla.model.stored import tokenizer_files
 from vla.processing.processor import Processor
 from vla.runtime.machine import free_memory
 from vla.training.multi_robot import members_of
@@ -49,6 +50,8 @@ class Budget:
     """Images held in memory."""
     features: int
     """Cached features of a frozen backbone, all frames; 0 where it runs at every step."""
+    checkpoint: int
+    """Weights, optimiser and tokenizer, which a save writes."""
     features_on_disk: bool
     on_cpu: bool
     trainable: int
@@ -95,15 +98,16 @@ class Budget:
             return f"the run needs {_size(needed)} more memory, {_size(free)} are free: {_REMEDY}"
         return None
 
-    def no_room(self, out: Path) -> str | None:
+    def no_room(self, out: Path, *, again: bool = False) -> str | None:
         """Describe that a checkpoint will not fit where `out` lies, which otherwise is found out when it is saved;
-        None if it does. A checkpoint holds weights and optimiser, and is written before the last one is removed."""
-        needed, free = self.weights + self.optimiser, free_bytes(out)
+        None if it does. `again`: a second one is written, before the first is removed."""
+        needed, free = self.checkpoint * (2 if again else 1), free_bytes(out)
         if needed <= free:
             return None
+        beside = f", {_size(needed)} with the one before, which is removed after it" if again else ""
         return (
-            f"a checkpoint needs {_size(needed)}, the device holding {out} has {_size(free)} free: make room before "
-            "the first one is saved, or give another --out"
+            f"a checkpoint needs {_size(self.checkpoint)}{beside}; the device holding {out} has {_size(free)} free: "
+            "make room before it is saved, or give another --out"
         )
 
 
@@ -120,6 +124,8 @@ def estimate(cfg: TrainConfig, vla: VLA, demos: DemoSet | Mapping[str, DemoSet],
     # DDP keeps its own copy of the gradients in buckets.
     copies = 1 if processes == 1 or cfg.shard else 2
     share = processes if cfg.shard else 1
+    optimiser = learns * (3 if cfg.ema_decay else 2)
+    written = nbytes_of([vla.state_dict(), tokenizer_files(vla.backbone.tokenizer)])
     live = vla.backbone_learns or cfg.augment is not None
     frames = sum(part.num_frames for _, part in members.values())
     rows = max(1, cfg.batch_size // (cfg.accumulate * processes))
@@ -128,11 +134,12 @@ def estimate(cfg: TrainConfig, vla: VLA, demos: DemoSet | Mapping[str, DemoSet],
     return Budget(
         weights=sum(t.nbytes for t in (*vla.parameters(), *vla.buffers())) // share,
         gradients=learns * copies // share,
-        optimiser=learns * (3 if cfg.ema_decay else 2) // share,
+        optimiser=optimiser // share,
         activations=_of_batch(cost.activations, rows),
         encoding=_of_batch(cost.encoding, encoded),
         pixels=sum(image.nbytes for _, part in members.values() for image in part.images.values()),
         features=0 if live else cost.features * frames,
+        checkpoint=written + optimiser,
         features_on_disk=cfg.keep_features or processes > 1,
         on_cpu=vla.device.type == "cpu",
         trainable=sum(p.numel() for p in trainable),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vla.core.compatibility import same_rate
 from vla.core.types import IMAGE_SIZE, ActionSpec
 from vla.data.dataset_meta import camera_name
 from vla.data.fitting import aligned
@@ -164,6 +165,25 @@ def unshared_components(demos: Mapping[str, DemoSet]) -> list[str]:
                 "as those of two robots; if it is one robot, write the same names into both meta/info.json"
             )
     return found
+
+
+def unlike(config: VLAConfig, demos: Mapping[str, DemoSet]) -> list[str]:
+    """Lines about datasets that may not belong together as they are."""
+    return [*unshared_components(demos), *unlike_rates(config, demos)]
+
+
+def unlike_rates(config: VLAConfig, demos: Mapping[str, DemoSet]) -> list[str]:
+    """A line where datasets of a policy for several robots were recorded at different rates, so that a chunk of its
+    actions lasts longer for one than for another."""
+    if all(same_rate(part.fps, other.fps) for part, other in combinations(demos.values(), 2)):
+        return []
+    seconds = ", ".join(
+        f"{config.chunk_size / part.fps:.3g} s for {name} ({part.fps:g} Hz)" for name, part in demos.items()
+    )
+    return [
+        f"a chunk of {config.chunk_size} actions lasts {seconds}: each keeps its own rate, as that of a robot of its "
+        "own; resample recordings of one robot to one rate"
+    ]
 
 
 def _plain_name(name: str) -> str:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import numpy as np
+
+from vla.core.checkpoint import weights_digest
+from vla.core.config import load_json, save_json
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
 from vla.training.train_config import TrainConfig
 
+_BEGINNING = "begun-with.json"
+"""The file of a run with --init that tells which policy that was."""
+_LOOKED_AT = 64
+"""Frames, spread over the recording, whose pictures tell it from another one."""
 _THIN = slice(2, None, 8)
 """Rows and columns of depth maps that tell recordings apart."""
 
@@ -29,12 +38,33 @@ def check_policy(cfg: TrainConfig, vla: VLA) -> None:
             )
 
 
+def note_beginning(out: Path, init: Path | None, known: Sequence[Path], *, resuming: bool) -> None:
+    """Keep in `out` which policy the run begins with (`init`), which only its weights would tell, and what that is
+    shown to know already. ValueError where it is resumed with others."""
+    file, begun = out / _BEGINNING, "resume it as it was begun, or begin another run (--out)"
+    if init is None:
+        if not resuming:
+            file.unlink(missing_ok=True)  # of a run that ended before it had learnt anything
+        return
+    names = sorted(path.resolve().name for path in known)
+    now = {"init": weights_digest(init), "known": names}
+    if not resuming:
+        save_json(file, now)
+    elif not file.is_file():
+        raise ValueError(f"{out} was begun without --init: {begun}")
+    else:
+        before = load_json(file)
+        for flag in ("init", "known") if names else ("init",):
+            if before.get(flag) != now[flag]:
+                raise ValueError(f"{out} was begun with another --{flag}: {begun}")
+
+
 def fingerprint(demos: Iterable[DemoSet]) -> str:
-    """Three digests of everything but what the pictures show: a run is resumed on the demonstrations that it began
-    with. Runs made before the second, of the state's names and what cameras measured, or the third, of the pictures'
-    sizes, were kept know those before it only (`same_data`)."""
+    """Four digests of the demonstrations: a run is resumed on those that it began with. Runs made before the second,
+    of the state's names and what cameras measured, the third, of the pictures' sizes, or the fourth, of what some of
+    them show, were kept know those before it only (`same_data`)."""
     parts = list(demos)
-    return "-".join(_joined([of(part) for part in parts]) for of in (_numbers, _measurements, _sizes))
+    return "-".join(_joined([of(part) for part in parts]) for of in (_numbers, _measurements, _sizes, _pictures))
 
 
 def same_data(kept: str, now: str) -> bool:
@@ -59,6 +89,15 @@ def _measurements(demos: DemoSet) -> str:
 def _sizes(demos: DemoSet) -> str:
     sizes = sorted((camera, tuple(map(int, image.shape[1:3]))) for camera, image in demos.images.items())
     return hashlib.blake2b(repr(sizes).encode(), digest_size=16).hexdigest()
+
+
+def _pictures(demos: DemoSet) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    looked = np.unique(np.linspace(0, demos.num_frames - 1, _LOOKED_AT).astype(np.int64))
+    for camera, image in sorted(demos.images.items()):
+        digest.update(camera.encode())
+        digest.update(np.ascontiguousarray(image[looked]))
+    return digest.hexdigest()
 
 
 def _numbers(demos: DemoSet) -> str:

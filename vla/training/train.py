@@ -280,8 +280,8 @@ class _Run:
                 )
         if not same_data(state["data"], self.data):
             raise ValueError(
-                f"{out} was trained on other demonstrations (or another --image-size): resume it on those, or begin "
-                "another run (--out)"
+                f"{out} was trained on other demonstrations (other numbers, texts or pictures, or another "
+                "--image-size): resume it on those, or begin another run (--out)"
             )
         load_model(self.vla, checkpoint.tensors)
         if self.objective.language is not None:

@@ -107,6 +107,10 @@ class ResetFree(Command):
                     raise ValueError(f"suite {self.suite!r} has no task {task!r}; it has: {', '.join(suite.tasks)}")
         if not (self.demos / "meta" / "info.json").is_file():
             raise ValueError(f"--demos {self.demos} is not a folder of demonstrations: it has no meta/info.json")
+        if self.robot in (None, "simulated"):
+            from bascule.teachers import refuse_other_suite
+
+            refuse_other_suite(self.demos, self.suite)
         import torch
 
         from vla.core.config import save_json

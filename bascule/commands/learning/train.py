@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bascule.commands.base import Command, check_numbers, given, stays
-from vla.core.checkpoint import CONFIG, weights_digest
-from vla.core.config import load_json, lookup, save_json
+from vla.core.checkpoint import CONFIG
+from vla.core.config import lookup
 from vla.core.paths import quoted
 from vla.model.config import check_backbone, retirement
 from vla.runtime.devices import choose_device
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from vla.training.train_config import TrainConfig
 
 
-_BEGINNING = "begun-with.json"
-"""The file of a run with --init that tells which policy that was."""
 _DIVERGED = 2.0
 """A run whose loss ends at more than so many times its first one has not learnt."""
 _MOST = {
@@ -187,7 +185,8 @@ class Train(Command):
         from vla.training.interventions import corrected_lines
         from vla.training.memory_budget import estimate
         from vla.training.modulation import unrecognised
-        from vla.training.multi_robot import reorderings, unshared_components
+        from vla.training.multi_robot import reorderings, unlike
+        from vla.training.run_identity import note_beginning
         from vla.training.train import build_vla, train
 
         rank, processes = launched()
@@ -201,10 +200,10 @@ class Train(Command):
             check_same_suite(self.teacher, self.dataset[0])
             (one,) = demos.values()
             config = student_config(config, teacher(), one, config.distillation)
+        note_beginning(self.out, self.init, self.known, resuming=resuming)
         if model is None:
             model = build_vla(config, demos)
         elif self.init is not None:
-            self._note_beginning(resuming)
             config = self._extended(config, model, resuming)
         if resuming and self.backbone is None:  # the recipe's may be another one by now
             config = replace(config, model=replace(config.model, backbone=model.config.backbone))
@@ -242,7 +241,8 @@ class Train(Command):
                     say(f"warning: {name}: {warning}")
                 if warnings:
                     say(f"{name}: `vla check {quoted(dataset)}` shows more")
-            for line in filter(None, (*unshared_components(demos), budget.problem(), budget.no_room(self.out))):
+            no_room = budget.no_room(self.out, again=not resuming and config.steps > config.save_every)
+            for line in filter(None, (*unlike(model.config, demos), budget.problem(), no_room)):
                 say(f"warning: {line}")
         quiet = rank > 0 or not console().is_terminal
         with progress("imitation", config.steps, unit="steps") as update:
@@ -296,20 +296,6 @@ class Train(Command):
             raise ValueError("--advantage and --modulators both add to the policy of --init: give one of them")
         if len(self.dataset) > 1 and not self.advantage and self.intervention_weight is None:
             raise ValueError("--init goes on with one dataset at a time: give one --dataset, then the next")
-
-    def _note_beginning(self, resuming: bool) -> None:
-        """Keep in OUT what the run begins with, which only its weights would tell. ValueError where it is resumed with
-        another --init or other --known."""
-        known = sorted(path.resolve().name for path in self.known)
-        now, file = {"init": weights_digest(self.init), "known": known}, self.out / _BEGINNING
-        if not resuming:
-            save_json(file, now)
-        elif file.is_file():
-            before = load_json(file)
-            for flag in ("init", "known") if known else ("init",):
-                if before.get(flag) != now[flag]:
-                    told = f"{self.out} was begun with another --{flag}"
-                    raise ValueError(f"{told}: resume it as it was begun, or begin another run (--out)")
 
     def _extended(self, config: TrainConfig, model: VLA, resuming: bool) -> TrainConfig:
         """The run's configuration for a model that --init names, which gets what it is to learn with (modulators, or

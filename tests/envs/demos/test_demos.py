@@ -22,6 +22,7 @@ from envs.demos.episode import run_episode
 from envs.demos.record import record
 from vla.core.config import save_json
 from vla.core.disk import DiskFull
+from vla.core.paths import SIM_CONFIGS
 from vla.data.lerobot_dataset import load_dataset
 
 HERE = str(Path(__file__).parent)
@@ -233,6 +234,18 @@ def test_finished_dataset_is_returned_and_never_overwritten(recorded, tmp_path):
         toy_record(tmp_path)
     with pytest.raises(ValueError, match="first seed must be 0 to 999999, got 5000000"):
         toy_record(tmp_path / "x", seed0=5_000_000)
+
+
+def test_a_recording_of_a_suite_file_is_not_continued_after_the_file_was_edited(tmp_path):
+    suite, out = tmp_path / "own.toml", tmp_path / "out"
+    text = (SIM_CONFIGS / "suites" / "tabletop-pick.toml").read_text()
+    suite.write_text(text)
+    begun = partial(record, str(suite), 2, out, num_workers=1, image_size=SIZE, make_world=toy.fast_world)
+    begun()
+    assert begun() == out
+    suite.write_text(text.replace("objects_per_episode = 3", "objects_per_episode = 2"))
+    with pytest.raises(ValueError, match="other scenes than .*own.toml describes now"):
+        begun()
 
 
 def test_worker_failures_are_named_and_keep_what_is_done(tmp_path):

@@ -306,6 +306,12 @@ def test_a_limit_of_the_robots_own_that_shuts_out_where_it_stands_is_told(monkey
     assert "echo" not in drive(so101(monkeypatch), STEADY)[0].reasons
     cutting = drive(so101(monkeypatch, max_relative_target="2.0"), [[80.0, 0, 0, 0, 0, 60.0]] * 8)[0]
     assert "echo" not in cutting.reasons, "a command that it cuts short on its way is believed and logged"
+    for less, told in ((0.05, False), (2.0, True)):  # of a range of 180 and more
+        near = so101(monkeypatch)
+        near.send_action = lambda action, go=near.send_action, less=less: go(
+            action | {"elbow_flex.pos": action["elbow_flex.pos"] - less}
+        )
+        assert ("for 'elbow_flex.pos'" in drive(near, STEADY)[0].reasons.get("echo", "")) == told
 
 
 def test_an_estop_on_the_way_back(monkeypatch, tmp_path):

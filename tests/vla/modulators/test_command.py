@@ -43,6 +43,8 @@ def test_two_datasets_one_after_another_and_a_policy_for_everyone(arm, trained, 
     extended(tmp_path / "two", arm, tmp_path / "one", resume=True)  # nothing left to do
     with pytest.raises(ValueError, match="two was begun with another --init: resume it as it was begun"):
         extended(tmp_path / "two", arm, trained, resume=True)
+    with pytest.raises(ValueError, match="was begun without --init: resume it as it was begun"):
+        extended(trained, arm, tmp_path / "one", resume=True)
     two = VLA.load(tmp_path / "two")
     assert (two.pool.counts_M > 0).sum() == 2
     assert sorted(owners([tmp_path / "one", tmp_path / "two"], ["a", "b"]).values()) == ["a", "b"]

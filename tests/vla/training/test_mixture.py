@@ -13,7 +13,7 @@ from vla.data.feature_cache import encode_demos
 from vla.model.heads.registry import masked_l1
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.training.multi_robot import align_cameras, align_names, build_vla, unshared_components
+from vla.training.multi_robot import align_cameras, align_names, build_vla, unlike_rates, unshared_components
 from vla.training.sampling import mixed_frames
 from vla.training.train import train
 
@@ -70,6 +70,13 @@ def test_one_robot_named_in_two_ways_is_told(here, there, shown):
     lines = unshared_components({"old": named(*here), "new": named(*there)})
     told = f"old and new name components of 'action' differently {shown}: these are learnt as those of two"
     assert [line.startswith(told) for line in lines] == ([True] if shown else [])
+
+
+def test_unlike_rates_are_told():
+    slow = {"arm": arm(), "slow": replace(arm(), fps=arm().fps / 2)}
+    (line,) = unlike_rates(CFG.model, slow)
+    assert f"{CFG.model.chunk_size} actions lasts " in line and f"for slow ({arm().fps / 2:g} Hz)" in line
+    assert unlike_rates(CFG.model, {"arm": arm(), "other": replace(arm(), fps=arm().fps * 1.0001)}) == []
 
 
 def test_each_robot_keeps_its_own_units_and_places():
