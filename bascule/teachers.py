@@ -64,10 +64,17 @@ def recorded_suite(dataset: Path) -> str | None:
 def refuse_other_suite(dataset: Path, suite: str) -> None:
     """ValueError where a run in `suite` is given demonstrations of another one, whose tasks are not all its own:
     what learns from them, such as a teacher of the simulator's state, takes numbers of other tasks as well."""
-    from envs.registry import load_suite
+    from envs.registry import load_suite, scenes_digest
+    from vla.runtime.console import say
 
     shown = recorded_suite(dataset)
-    if shown is None or Path(shown).stem == Path(suite).stem:
+    if shown is None:
+        return
+    if Path(shown).stem == Path(suite).stem:
+        was, now = load_json(dataset / "meta" / "bascule.json").get("scenes"), scenes_digest(suite)
+        if was != now and (was is not None or Path(shown).suffix != Path(suite).suffix):
+            say(f"warning: --demos {dataset} was recorded in other scenes than {suite} describes now: a teacher learns "
+                "the tasks as they were then")  # fmt: skip
         return
     named = load_json(dataset / "meta" / "bascule.json").get("tasks")
     try:

@@ -46,9 +46,11 @@ def make_vec(
     `num_workers` processes, with room for `nconmax` contacts and `njmax` constraint rows per world. ValueError with
     the nearest name for an unknown suite or backend, and for an extra that is not installed.
     """
+    from envs.make import check_options
     from vla.core.config import lookup
 
     lookup(backend, dict.fromkeys(("cpu", "warp")), "backend")
+    check_options(phrasings, perturb)
     render = RenderOptions(image_size, depth=depth, calibration=calibration, history=history)
     device = None if device == "auto" else device
     if backend == "warp":
@@ -60,8 +62,9 @@ def make_vec(
             suite, num_envs, device=device, nconmax=nconmax, njmax=njmax, phrasings=phrasings, render=render,
             horizon=horizon, perturb=perturb,
         )  # fmt: skip
-    if device is not None:
-        raise ValueError(f"device {device!r} is for backend 'warp'; the CPU backend takes num_workers")
+    for name, value in (("device", device), ("nconmax", nconmax), ("njmax", njmax)):
+        if value is not None:
+            raise ValueError(f"{name} {value!r} is for backend 'warp'; the CPU backend takes num_workers")
     from envs.make import make_cpu_vec
 
     return make_cpu_vec(

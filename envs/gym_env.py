@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from envs import make_vec
-from envs.make import worlds_class
+from envs.make import check_options, worlds_class
 from envs.perturb.perturbation import Perturbation
 from envs.registry import all_suite_names, load_suite
 from envs.seeds import TRAIN_SEED_LIMIT
@@ -76,6 +76,7 @@ class SuiteEnv(gymnasium.Env):
     ) -> None:
         self.render_mode = _checked_mode(render_mode)
         check()
+        check_options(phrasings, perturb)
         spec = load_suite(suite)
         self._worlds = worlds_class(spec, perturb)(spec, 1, phrasings=phrasings, render=RenderOptions(image_size))
         self.metadata = {**self.metadata, "render_fps": self._worlds.action_spec.control_hz}

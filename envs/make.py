@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from envs.adapters.adapter_worlds import require
 from envs.adapters.libero_suites import LiberoSuite, interpreter
@@ -15,11 +15,24 @@ from envs.sim.render_options import RenderOptions
 from envs.tabletop.episode_source import EpisodeSource
 from envs.tabletop.language import Phrasings
 from envs.tabletop.suites import AnySuite, Suite
+from vla.core.config import unknown
 
 if TYPE_CHECKING:
     from envs.backends.cpu_vec_env import MujocoVecEnv
     from envs.backends.warp_vec_env import WarpVecEnv
     from envs.perturb.perturbation import Perturbation
+
+
+def check_options(phrasings: object, perturb: object) -> None:
+    """ValueError for words and perturbations that no environment has, so that none is taken for another."""
+    from envs.perturb.perturbation import Perturbation
+
+    if phrasings not in get_args(Phrasings):
+        raise ValueError(unknown(str(phrasings), get_args(Phrasings), "phrasings"))
+    if perturb is not None and not isinstance(perturb, Perturbation):
+        raise ValueError(
+            f"perturb must be a Perturbation, got {perturb!r}: envs.perturb.perturbation.parse(['camera=0.5']) is one"
+        )
 
 
 def worlds_class(suite: Suite, perturb: Perturbation | None = None) -> Callable[..., Any]:

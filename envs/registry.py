@@ -43,7 +43,7 @@ def load_suite(name: str) -> AnySuite:
 
 def timed[S: AnySuite](suite: S, horizon: int | None) -> S:
     """The suite with episodes of `horizon` control steps (None: its own). ValueError if that is none, or more."""
-    if horizon is not None and not 1 <= horizon <= suite.horizon:
+    if horizon is not None and not (1 <= horizon <= suite.horizon and horizon == int(horizon)):
         raise ValueError(f"horizon must be from 1 to the {suite.horizon} steps of suite {suite.name!r}, got {horizon}")
     return suite if horizon is None else replace(suite, horizon=horizon)  # type: ignore[type-var]  # every suite is a dataclass
 

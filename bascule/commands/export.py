@@ -45,13 +45,13 @@ class Export(Command):
         from vla.core.checkpoint import read_config
         from vla.runtime.console import stdout
 
+        member = chosen_embodiment(folder, self.embodiment)
         asked = {"format": self.format, "precision": self.precision, "n_action_steps": self.n_action_steps}
         if "heatmap" in read_config(folder):
             from policies.export.heatmap_exporter import export_heatmap
 
             config, compared = export_heatmap(folder, self.out, observations=self.observations, **asked), "answers"
         else:
-            member = chosen_embodiment(folder, self.embodiment)
             config = export(folder, self.out, member=member, observations=self.observations, **asked)
             compared = "normalised actions"
         parity = config.parity

@@ -10,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from bascule.agents import AGENTS, resolve_policy
-from bascule.commands.base import Command, check_numbers, chosen_perturbation
+from bascule.commands.base import Command, check_numbers, chosen_perturbation, refuse_idle
 from vla.core.config import lookup
 from vla.core.types import executed
 
@@ -72,6 +72,10 @@ class View(Command):
         tasks = load_suite(self.suite).tasks
         if self.animation is not None and self.animation.suffix.lower() != ".webp":
             raise ValueError(f"--animation {self.animation} must end in .webp: an animated WebP is what it becomes")
+        if self.animation is not None:
+            refuse_idle(self, "beside --animation, which writes one file alone", "out", "films")
+        elif not self.films:
+            refuse_idle(self, "beside --no-films: only films show a policy", "policy")
         check_numbers(self, scenes=(1, 10_000), seed=(0, 2**53), image_size=(8, 4096), workers=(1, 1024))
         from envs import make_vec
         from vla.runtime.console import say

@@ -54,6 +54,7 @@ class Report(Command):
         if self.action == "add":
             from bascule.report.runs import Wording, add
 
+            refuse_idle(self, "of `report add`: it is for `report results`", "check")
             if not self.name:
                 raise ValueError("vla report add needs a name for the claim, and the JSON files of a run")
             add(self.name, self.files, Wording(self.claim, self.command, self.section, self.note))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bascule.experiments.arms import Report, Row, compare, evaluation_scenes, imitate
-from vla.core.config import lookup
+from vla.core.config import load_json, lookup
 from vla.model.config import DEFAULT_BACKBONE, MemoryConfig, VLAConfig
 from vla.model.memory.recall import EpisodeMemory
 
@@ -63,6 +63,7 @@ def memory(config: RememberConfig, out: Path, on_progress: Report | None = None)
         lookup(arm, dict.fromkeys((*RULES, SHUFFLED)), "arm")
     if config.arms[0] == SHUFFLED:
         raise ValueError("the arm shuffled is the first arm's policy with other memories: name that arm before it")
+    _refuse_other_policy(config, out)
     result = compare(
         "memory", config.arms, config.seeds, partial(_imitate_and_evaluate, config, out), out,
         asked={name: getattr(config, name) for name in ("suite", "demos", "backbone", "steps", "episodes", "frames")},
@@ -74,6 +75,17 @@ def memory(config: RememberConfig, out: Path, on_progress: Report | None = None)
     )  # fmt: skip
     result["columns"].remove("per_task")
     return result
+
+
+def _refuse_other_policy(config: RememberConfig, out: Path) -> None:
+    """ValueError where OUT holds rows of the arm shuffled that another policy played: their name does not tell."""
+    for file in (out / f"{SHUFFLED}-{seed}.json" for seed in config.seeds if SHUFFLED in config.arms):
+        played = load_json(file).get("played_by", config.arms[0]) if file.is_file() else config.arms[0]
+        if played != config.arms[0]:
+            raise ValueError(
+                f"{file} is of the policy of arm {played}, which is the first one no longer: name it first, or choose "
+                "another --out"
+            )
 
 
 def _imitate_and_evaluate(config: RememberConfig, out: Path, arm: str, seed: int) -> Row:
@@ -100,6 +112,7 @@ def _imitate_and_evaluate(config: RememberConfig, out: Path, arm: str, seed: int
         "wrong_object": report.wrong_object,
         "tasks": {task: [count.successes, count.episodes] for task, count in sorted(report.per_task.items())},
         "replan_ratio": ratio,
+        **({"played_by": rule} if arm == SHUFFLED else {}),
         "train_seconds": round(seconds, 1),
     }
 

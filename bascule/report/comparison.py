@@ -45,6 +45,7 @@ SHOULD_AGREE = {
     "n_action_steps": "number of actions executed of a chunk",
     "backend": "backend",
     "deterministic": "mean action",
+    "cameras": "--cameras",
 }
 """Fields that may change success in the same scene: where they differ, a warning says so."""
 MANY_TASKS = 4

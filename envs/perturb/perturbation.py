@@ -76,7 +76,11 @@ class Perturbation:
 
     def problem(self) -> str | None:
         """A sentence about an impossible severity, or None."""
+        if self.draws not in ("test", "train"):
+            return f"perturbation draws must be test or train, got {self.draws!r}"
         for axis in AXES:
+            if isinstance(value := getattr(self, axis), tuple | list) and len(value) != 2:
+                return f"perturbation {axis} must be a severity or its two ends, got {value}"
             low, high = self.range_of(axis)
             if 0.0 <= high < low <= 1.0:
                 return f"perturbation {axis} must go from its lower to its higher end: {axis}={high:g}:{low:g}"
@@ -206,6 +210,8 @@ def randomisation(words: Iterable[str]) -> Perturbation:
     chosen = Perturbation(**severities, draws="train", azimuths=azimuths)
     if problem := chosen.problem():
         raise ValueError(problem)
+    if shares and not chosen.any():
+        raise ValueError(f"{shares[0]} is a share of nothing: name what the other episodes have, such as robust, too")
     return chosen
 
 

@@ -86,6 +86,25 @@ CHECKPOINT = "runs/policy"
         (["eval", "from-lerobot"], "`vla lerobot from-lerobot OUT`"),
         (["rl", "smoke", "--init", "an-export"], "an-export is a folder of `vla export`"),
         (["export", "an-export", "--out", "out"], "an-export is a folder of `vla export`"),
+        (["rl", "smoke", "--init", CHECKPOINT, "--retain-episodes", "5"], "--retain-episodes changes nothing without"),
+        (
+            ["rl", "smoke", "--init", CHECKPOINT, "--curriculum", "frontier"],
+            "draws among tasks, and suite tabletop-pick",
+        ),
+        (["rl", "smoke", "--init", CHECKPOINT, "--randomise", "plain=0.5"], "plain=0.5 is a share of nothing"),
+        (
+            ["rl", "smoke", "--init", CHECKPOINT, "--backend", "warp", "--workers", "5"],
+            "--workers changes nothing with",
+        ),
+        (["eval", "expert", "--backend", "warp", "--workers", "5"], "--workers changes nothing with --backend warp"),
+        (["view", "tabletop-pick", "--animation", "a.webp", "--out", "o"], "--out changes nothing beside --animation"),
+        (["view", "tabletop-pick", "--no-films", "--policy", "zero"], "--policy changes nothing beside --no-films"),
+        (["report", "add", "x", "a-file", "--check"], "--check changes nothing of `report add`"),
+        (["experiment", "peers", "--arms", "ours-rl", "--conditions", "steps"], "ours-rl learns within seconds alone"),
+        (
+            ["experiment", "peers", "--arms", "ours", "--conditions", "steps", "--seconds", "9"],
+            "--seconds changes nothing",
+        ),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )

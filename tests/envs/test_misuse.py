@@ -8,7 +8,7 @@ import envs.gym_env  # noqa: F401 - registers the environments
 from envs import make_vec
 from envs.backends.cpu_worlds import TabletopWorlds
 from envs.backends.delayed_env import DelayedVecEnv
-from envs.perturb.perturbation import MIXES, parse, randomisation
+from envs.perturb.perturbation import MIXES, Perturbation, parse, randomisation
 from envs.registry import load_suite
 from envs.sim.base_worlds import check_seeds
 from envs.sim.render_options import RenderOptions
@@ -92,3 +92,19 @@ def test_axes_replace_the_mixs_in_any_order():
     for words in (["light", "camera=0.2:0.4"], ["camera=0.2:0.4", "light"]):
         chosen = randomisation(words)
         assert chosen.camera == (0.2, 0.4) and chosen.noise == expected and chosen.draws == "train"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"phrasings": "held-out"}, "did you mean 'heldout'"),
+        ({"perturb": ["camera=0.5"]}, "perturb must be a Perturbation"),
+        ({"perturb": Perturbation(camera=(0.0, 0.5, 1.0))}, "camera must be a severity or its two ends"),
+        ({"perturb": Perturbation(camera=0.5, draws="trian")}, "draws must be test or train"),
+        ({"nconmax": 9}, "nconmax 9 is for backend 'warp'"),
+        ({"horizon": 5.5}, "horizon must be from 1 to"),
+    ],
+)
+def test_an_option_that_means_nothing_is_not_taken_for_another(options, words):
+    with pytest.raises(ValueError, match=words):
+        make_vec("tabletop-pick", 1, num_workers=1, **options)

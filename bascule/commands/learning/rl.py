@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_numbers, chosen_perturbation, given, stays
+from bascule.commands.base import Command, check_numbers, chosen_perturbation, given, refuse_idle, stays
 from vla.core.checkpoint import CONFIG
 from vla.core.config import lookup
 from vla.runtime.devices import choose_device
@@ -183,6 +183,10 @@ class RL(Command):
 
         for suite in suites:
             worlds_class(suite)  # refuses one whose package is not installed
+        if not self.retain:
+            refuse_idle(self, "without --retain, whose episodes they are", "retain_episodes")
+        if self.backend == "warp":
+            refuse_idle(self, "with --backend warp, which simulates in this process", "workers")
         chosen_perturbation(self.perturb, self.randomise)
         from vla.runtime.run_log import check_trackers
 
@@ -191,6 +195,11 @@ class RL(Command):
             from rl.rollout.curriculum import RULES
 
             lookup(self.curriculum, RULES, "curriculum")
+            from rl.recipes import RECIPES
+
+            name = self.suite or RECIPES[self.recipe]().suite
+            if len(load_suite(name).tasks) == 1:
+                raise ValueError(f"--curriculum draws among tasks, and suite {name} has one: leave it out")
 
     def _config(self, config: Any) -> Any:
         """The recipe with this command's changes."""

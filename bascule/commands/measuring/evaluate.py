@@ -93,6 +93,8 @@ class Eval(Command):
         check_numbers(self, until_width=(0.1, 99.9))
         if self.backend == "cpu":
             refuse_idle(self, "without --backend warp, whose device it is", "device")
+        else:
+            refuse_idle(self, "with --backend warp, which simulates in this process", "workers")
         if folder is None and self.embodiment is not None:
             raise ValueError(
                 f"--embodiment {self.embodiment} is for checkpoints; '{self.policy}' acts as the suite asks"
@@ -133,6 +135,9 @@ class Eval(Command):
         use_idle_cores()
         keep_freed_memory()
         perturb = parse(self.perturb) if self.perturb else None
+        if perturb is not None and not perturb.any():
+            say(f"--perturb {' '.join(self.perturb)} leaves the scenes as they are: plain ones are played")
+            perturb = None
         made = made_of(folder or self.policy, self.suite)  # before they are read: a training may go on
         loaded = (
             None
@@ -183,6 +188,8 @@ class Eval(Command):
         finally:
             env.close()
         result = {**report.to_dict(), "phrasings": self.phrasings, "backbone": backbone_named(folder) if folder else ""}
+        looks = {"embodiment": self.embodiment, "cameras": " ".join(self.cameras) or None}
+        result |= {name: chosen for name, chosen in looks.items() if chosen is not None}
         result |= ({} if perturb is None else {"perturb": asdict(perturb)}) | made | provenance()
         result |= suite.summary({task: part["success_rate"] for task, part in result["per_task"].items()})
         stdout().print(eval_table(result))

@@ -64,6 +64,12 @@ def peers(config: PeersConfig, out: Path, on_progress: Report | None = None) -> 
         Budget(lookup(name, {b: b for b in BUDGETS}, "budget"), getattr(config, name)) for name in config.conditions
     ]
     lookup(config.recipe, RECIPES, "recipe")
+    if "ours-rl" in config.arms and "seconds" not in config.conditions:
+        raise ValueError("ours-rl learns within seconds alone: name them in --conditions, or leave that arm out")
+    usual = PeersConfig()
+    for name in BUDGETS:
+        if name not in config.conditions and getattr(config, name) != getattr(usual, name):
+            raise ValueError(f"--{name} changes nothing with --conditions {' '.join(config.conditions)}: leave it out")
     if any(arm in PEERS for arm in config.arms):
         check_installed()
     runs = {name: run for arm in config.arms for name, run in _runs(config, arm, budgets)}

@@ -13,7 +13,7 @@ SMALL += ["--workers", "1", "--frames", "2", "--backbone", "tiny"]
 ARMS = ["bank", "uniform", "shuffled"]
 
 
-def test_every_arm_is_trained_on_one_cache_and_the_control_plays_the_firsts_policy(tmp_path, monkeypatch):
+def test_every_arm_is_trained_on_one_cache_and_the_control_plays_the_firsts_policy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bascule.experiments.memory._TURNS", 2)
     out = tmp_path / "runs"
     arguments = ["experiment", "memory", "--seeds", "0", "--out", str(out), *SMALL, "--arms", *ARMS]
@@ -23,6 +23,8 @@ def test_every_arm_is_trained_on_one_cache_and_the_control_plays_the_firsts_poli
     assert all(arm["episodes"] == 2 and arm["replan_ratio"] > 0 for arm in arms.values())
     assert sum(played for _, played in arms["bank"]["per_task"].values()) == 2
     assert not (out / "shuffled-0").exists()
+    assert main([*arguments[:-3], "uniform", "shuffled"]) == 2
+    assert "shuffled-0.json is of the policy of arm bank" in capsys.readouterr().err
     (kept,) = (out / "bank-0").glob("features-*")
     assert next((out / "uniform-0").glob("features-*")).resolve() == kept.resolve()
 

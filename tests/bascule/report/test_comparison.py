@@ -125,6 +125,9 @@ def test_other_settings_are_told(runs, tmp_path):
     other = changed(runs, tmp_path, mujoco="3.3.2", horizon=7)
     told = compare({"a": [runs / "expert.json"], "b": [other]})["warnings"]
     assert [word in warning for word, warning in zip(("MuJoCo version", "horizon"), told, strict=True)] == [True, True]
+    blinded = changed(runs, tmp_path, cameras="wrist=none")
+    (told,) = compare({"a": [runs / "expert.json"], "b": [blinded]})["warnings"]
+    assert "another --cameras" in told and "wrist=none instead of none" in told
 
 
 def test_training_seeds_widen_the_interval(runs, tmp_path, capsys):

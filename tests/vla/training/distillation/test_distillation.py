@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from bascule.teachers import check_same_suite, refuse_other_suite
+from envs.registry import scenes_digest
 from tests.vla.toy_backbone import SPEC, load_toy, toy_backbone, toy_observation, toy_stats, toy_vla
 from tests.vla.training.test_train import CONFIG, Killed, assert_bit_equal, demos, interrupt_at, kill, weights
 from vla.core.config import save_json
+from vla.core.paths import SIM_CONFIGS
 from vla.model.advantage import add_advantage
 from vla.model.config import (
     AdvantageConfig,
@@ -259,6 +261,20 @@ def test_a_run_takes_demonstrations_of_its_own_tasks_only(tmp_path, shown, tasks
         return refuse_other_suite(tmp_path, suite)
     with pytest.raises(ValueError, match=f"holds demonstrations of {shown}, the run is in {suite}"):
         refuse_other_suite(tmp_path, suite)
+
+
+def test_demonstrations_of_scenes_that_a_suite_file_described_before_are_told(tmp_path, capsys):
+    suite, data = tmp_path / "tabletop-pick.toml", tmp_path / "demos"
+    text = (SIM_CONFIGS / "suites" / "tabletop-pick.toml").read_text()
+    suite.write_text(text)
+    save_json(data / "meta" / "bascule.json", {"suite": str(suite), "scenes": scenes_digest(str(suite))})
+    refuse_other_suite(data, str(suite))
+    assert not capsys.readouterr().err
+    suite.write_text(text.replace("objects_per_episode = 3", "objects_per_episode = 2"))
+    refuse_other_suite(data, str(suite))
+    assert "recorded in other scenes than" in capsys.readouterr().err
+    refuse_other_suite(data, "tabletop-pick")
+    assert "recorded in other scenes than tabletop-pick" in capsys.readouterr().err
 
 
 def test_a_teacher_that_reads_depth_asks_for_a_student_that_does():
