@@ -8,7 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from bascule.commands.base import Command, check_file, check_numbers, chosen_perturbation, stays
+from bascule.commands.base import Command, check_file, check_numbers, chosen_perturbation, refuse_idle, stays
 from vla.core.checkpoint import weights_digest
 from vla.core.config import lookup
 from vla.core.paths import quoted
@@ -168,6 +168,8 @@ class Check(Command):
         """Check and print. Exit code 1 if there are errors or warnings, 0 if there are none. ValueError for a folder
         that is no dataset."""
         check_numbers(self, pictures=(0, 10_000), shown=(0, 1000), compared=(1, 100_000), image_size=(8, 4096))
+        if self.page is None:
+            refuse_idle(self, "without --page, which shows them", "shown")
         rename = self._new_names()
         for flag, path in (("--json", self.json), ("--page", self.page)):
             check_file(flag, path)

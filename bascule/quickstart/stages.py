@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vla.core.checkpoint import CONFIG, weights_digest
 from vla.core.config import load_json, save_json, write_atomic
 from vla.runtime import console
 from vla.runtime.machine import peak_memory_gib
@@ -58,6 +59,8 @@ class Outcome:
     reason: str = ""
     """Why it failed, or what it waits for, in one line."""
     peak_memory_gib: float = 0.0
+    made: str = ""
+    """Digest of the checkpoint that it left; "" for other stages, and in runs of before it was kept."""
     result: Result = field(default_factory=Result)
 
     def row(self) -> dict[str, Any]:
@@ -105,19 +108,33 @@ def run_stages(
         outcome.state, outcome.reason, outcome.result = state, reason, result
         outcome.seconds = round(time.monotonic() - started, 1)
         outcome.peak_memory_gib = peak_memory_gib()
+        outcome.made = _digest(stage) if state == "done" else ""
         write_outcome(out, outcome)
         on_end(outcomes)
     return outcomes
 
 
 def _check_made(stages: Sequence[Stage], by_name: Mapping[str, Outcome]) -> None:
-    """ValueError for a finished stage whose result is gone: what came after it was made from that one."""
+    """ValueError for a finished stage whose result is gone or another one: what came after it was made from that
+    one."""
     for stage in stages:
         if by_name[stage.name].state == "done" and stage.makes is not None and not stage.makes.exists():
             raise ValueError(
                 f"{stage.makes} is gone, which the finished stage '{stage.name}' made and the report is about: put it "
                 "back, or choose another --out"
             )
+        made = by_name[stage.name].made
+        if by_name[stage.name].state == "done" and made and made != _digest(stage):
+            raise ValueError(
+                f"{stage.makes} is not what the finished stage '{stage.name}' made and the report is about: put that "
+                "back, or choose another --out"
+            )
+
+
+def _digest(stage: Stage) -> str:
+    """Tells the checkpoint that a stage makes from others; "" where it makes none."""
+    there = stage.makes is not None and (stage.makes / CONFIG).is_file()
+    return weights_digest(stage.makes) if there else ""
 
 
 def read_outcome(out: Path, name: str) -> Outcome:
@@ -144,7 +161,8 @@ def write_outcome(out: Path, outcome: Outcome) -> None:
     films = [{key: value for key, value in film.items() if key != "frames"} for film in result.films]
     stored = {
         "name": outcome.name, "state": outcome.state, "seconds": outcome.seconds, "reason": outcome.reason,
-        "peak_memory_gib": outcome.peak_memory_gib, "facts": result.facts, "parts": result.parts, "films": films,
+        "peak_memory_gib": outcome.peak_memory_gib, "made": outcome.made,
+        "facts": result.facts, "parts": result.parts, "films": films,
     }  # fmt: skip
     save_json(_path(out, outcome.name, "json"), stored)
 

@@ -170,6 +170,8 @@ def test_small_makes_its_scenes_and_goes_on_with_the_first_set_that_is_missing(
     assert code == 2 and "already holds the scenes of a run" in error
     code, error = run(capsys, *words, "--out", out, "--image-size", 64, "--resume")
     assert code == 2 and "holds 40 scenes of 32 pixels, not 40 of 64" in error
+    code, error = run(capsys, *words, "--stem", "imagenet", "--out", out, "--resume")
+    assert code == 2 and "was begun with --stem random, not imagenet" in error
     code = cli.main(["pretrain", *map(str, words), "--out", str(out), "--resume"])
     told = capsys.readouterr()
     assert code == 0, told.err
@@ -230,6 +232,11 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_made(tmp_path, caps
         (("small", "--weights", "1", "2"), "--weights are for the folders of --data"),
         (("small", "--data", "SET", "--scenes", "2000"), "without --data"),
         (("small", "--data", "SET", "--without", "metaworld"), "without --data"),
+        (("small", "--data", "SET", "--workers", "1"), "--workers changes nothing beside --data"),
+        (
+            ("small", "--initial", "small", "--only-sight", "--steps", "9"),
+            "--steps changes nothing beside --only-sight",
+        ),
         (("tiny",), "the backbone tiny is retired, kept for policies trained on it: use small, the default"),
         (("--data", "runs/none"), "runs/none is no grounding set"),
         (("small", "--questions", "6"), "--questions must be at most 5"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from bascule.quickstart import job as quickstart
 from bascule.quickstart.config import QuickstartConfig
 from bascule.quickstart.serve import policy_server
 from bascule.quickstart.stages import Outcome, Result, Stage, merged_parts, read_outcome, run_stages, write_outcome
+from vla.core.checkpoint import weights_digest
+from vla.core.config import save_json
 
 NAMES = ("one", "two", "three", "four")
 
@@ -338,6 +341,16 @@ def test_a_result_that_is_gone_is_named_and_nothing_is_played_again(tmp_path):
     for _ in range(2):
         run_stages(stages, tmp_path, on_end=lambda outcomes: None)
     made.rmdir()
+    outcome = read_outcome(tmp_path, "learn")
+    made.mkdir(exist_ok=True)
+    save_json(made / "config.json", {"checkpoint": {"files": {"model.safetensors": "0"}}})
+    outcome.made = weights_digest(made)
+    write_outcome(tmp_path, outcome)
+    run_stages(stages, tmp_path, on_end=lambda outcomes: None)
+    save_json(made / "config.json", {"checkpoint": {"files": {"model.safetensors": "1"}}})
+    with pytest.raises(ValueError, match=f"{made} is not what the finished stage 'learn' made"):
+        run_stages(stages, tmp_path, on_end=lambda outcomes: None)
+    shutil.rmtree(made)
     with pytest.raises(ValueError, match=f"{made} is gone, which the finished stage 'learn' made .* another --out"):
         run_stages(stages, tmp_path, on_end=lambda outcomes: None)
     assert ran == [1]

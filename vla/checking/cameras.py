@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vla.checking.motion import EpisodeFacts
 from vla.checking.recording import Recording
+from vla.checking.timing import colour_findings
 from vla.data.camera_geometry import (
     depth_picture,
     depth_unit,
@@ -109,6 +110,8 @@ def camera_findings(
     facts = {episode.number: episode for episode in episodes}
     for camera, shown in seen.items():
         found += _still(camera, shown) or [*_exposed(camera, shown), *_frozen(camera, shown, facts)]
+    colours = {c: {n: one.grids.mean((1, 2)) for n, one in shown.items()} for c, shown in seen.items()}
+    found += colour_findings(recording.root, recording.cameras, colours)
     names = list(seen)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:

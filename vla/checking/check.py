@@ -20,7 +20,7 @@ from vla.checking.motion import EpisodeFacts, Pair, facts_of
 from vla.checking.recording import FEATURES, Recording, open_recording
 from vla.checking.scales import Following, Sample, Scale
 from vla.checking.texts import episode_tasks, text_findings
-from vla.checking.timing import bookkeeping_findings
+from vla.checking.timing import bookkeeping_findings, colour_findings, statistics_findings
 from vla.data.dataset_meta import depth_maps, naming_findings, unread_findings, unused_findings
 from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings, spread_successes
 from vla.data.lerobot_dataset import ACTION, PROPRIO, SUCCESS, DemoSet
@@ -30,6 +30,8 @@ from vla.runtime.console import one_line
 
 _QUICK = 1_000_000
 """Frames up to which training looks at all state and actions twice more, some 10 microseconds each."""
+_LOOKED_AT = 8
+"""Pictures of each camera, and episodes, that training looks at."""
 PICTURES = 12
 """Pictures of each camera that are looked at in every episode."""
 
@@ -154,6 +156,7 @@ def check_dataset(
         found += command_findings(pairs, survey.following, facts, scales, recording.names, recording.fps)
         found += component_findings(facts, scales, recording.names)
         unlike = any(finding.code == "units_differ" for finding in found)  # ranges of two units measure no motion
+        found += statistics_findings(recording, facts)
         told_of = episode_findings(facts, tasks, recording.names, recording.fps)
         found += [finding for finding in told_of if not (unlike and finding.code in BY_RANGE)]
     if pictures:
@@ -192,7 +195,21 @@ def training_warnings(root: str | Path, demos: DemoSet) -> list[str]:
         except (ValueError, OSError) as problem:
             return [*found, f"what `vla check` looks at could not be read: {one_line(problem)}"]
         found += [finding.text for finding in report.findings if finding.severity != "note"]
+        cameras = {camera: key for camera, key in report.recording.cameras.items() if camera in demos.images}
+        found += [finding.text for finding in colour_findings(Path(root), cameras, _colours(demos))]
     return list(dict.fromkeys(found))
+
+
+def _colours(demos: DemoSet) -> dict[str, dict[int, NDArray[np.float32]]]:
+    """Camera -> episode -> (n, 3) mean colours of a few pictures of some episodes."""
+    spread = np.unique(np.linspace(0, len(demos.episodes) - 1, _LOOKED_AT).astype(np.int64))
+    found: dict[str, dict[int, NDArray[np.float32]]] = {camera: {} for camera in demos.images}
+    for number in np.array(demos.episodes)[spread].tolist():
+        rows = np.flatnonzero(demos.episode_index == number)
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(np.int64))]
+        for camera, image in demos.images.items():
+            found[camera][number] = image[rows].mean((1, 2), dtype=np.float32)
+    return found
 
 
 def _readable(

@@ -75,7 +75,7 @@ def command_findings(
     """All findings about actions beside the state."""
     if not episodes:
         return []
-    found = _reading(pairs, names)
+    found = _reading(pairs, names) + _crosswise(pairs, names)
     usual, curve = _delay(pairs, following)
     if usual is not None:
         found += _late(usual, fps) + _shifted(usual, curve, episodes, fps)
@@ -110,6 +110,25 @@ def _reading(pairs: list[Pair], names: dict[str, tuple[str, ...]]) -> list[Findi
         Finding(f"actions_{kind}", "note", f"{words[kind]}: {', '.join(those)}")
         for kind, those in sorted(kinds.items())
     ]
+
+
+def _crosswise(pairs: list[Pair], names: dict[str, tuple[str, ...]]) -> list[Finding]:
+    """A warning where actions named by an axis ("dx") move the state along another one ("grip_y") of several."""
+    said = []
+    for pair in pairs:
+        own, moved = names[ACTION][pair.action], names[PROPRIO][pair.state]
+        meant = moved[:-1] + own[-1:]
+        other = {own[-1:], moved[-1:]} <= set("xyz") and own[-1:] != moved[-1:]
+        if other and abs(pair.strength) >= _CLEAR and meant in names[PROPRIO]:
+            said.append((own, moved, meant))
+    if len(said) < 2:
+        return []
+    (own, moved, meant), several = said[0], ", ".join(repr(own) for own, _, _ in said)
+    text = (
+        f"the actions {several} move the hand along other axes than they are named by ('{own}' moves '{moved}', not "
+        f"'{meant}'): are the names in meta/info.json in the order of the columns?"
+    )
+    return [Finding("component_names", "warning", text, components=tuple(f"{ACTION} {own}" for own, _, _ in said))]
 
 
 def _delay(pairs: list[Pair], following: Following) -> tuple[int | None, NDArray[np.float64]]:

@@ -104,10 +104,11 @@ def _disagreeing(recording: Recording, index: NDArray[np.int64], said: dict[int,
     for place, number in enumerate(recording.episodes.tolist()):
         learnt = [said[which] for which in np.unique(index[recording.rows(place)]).tolist() if which in said]
         wanted = {plain_text(text, "signs"): text for text in told.get(number, ())}
-        if not learnt or not wanted or {plain_text(text, "signs") for text in learnt} & set(wanted):
+        strange = [text for text in learnt if plain_text(text, "signs") not in wanted]
+        if not strange or not wanted:
             continue
         kind = swapped if set(wanted) & known else reworded
-        kind[number] = (next(iter(wanted.values())), learnt[0])
+        kind[number] = (next(iter(wanted.values())), strange[0])
     found: list[Finding] = []
     severities: tuple[tuple[dict[int, tuple[str, str]], Severity], ...] = ((swapped, "error"), (reworded, "warning"))
     for those, severity in severities:

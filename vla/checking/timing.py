@@ -1,11 +1,18 @@
-"""Time stamps and bookkeeping beyond what `vla train` warns of: jitter, another rate in some episodes, miscounts."""
+"""Time stamps and bookkeeping beyond what `vla train` warns of: jitter, another rate in some episodes, miscounts, and
+statistics that are not those of the values."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from vla.checking.recording import Recording
-from vla.data.findings import Finding, listed
+import numpy as np
+from numpy.typing import NDArray
+
+from vla.checking.motion import EpisodeFacts
+from vla.checking.recording import FEATURES, Recording
+from vla.data.findings import Finding, listed, numbered
 from vla.data.tables import parquet_files, read_parquet
 
 _JITTER = 0.2
@@ -13,11 +20,124 @@ _JITTER = 0.2
 _UNEVEN = 0.05
 """Share of the steps that may be uneven."""
 _OTHER_RATE = 0.05
+_OFF = 1e-3
+"""Share of a component's range by which its kept extremes may differ from its values."""
+_OTHER_COLOUR = 15.0
+"""Grey levels (of 255) by which a camera's mean colour in an episode may differ from the kept one, which, as ours, is
+that of some of its pictures."""
+_ENOUGH = 6
+"""Pictures from which the mean colour of an episode is known."""
 
 
 def bookkeeping_findings(recording: Recording) -> list[Finding]:
     """All findings about time stamps and counts."""
-    return [*_steps(recording), *_counts(recording)]
+    return [*_steps(recording), *_counts(recording), *_film_order(recording)]
+
+
+def statistics_findings(recording: Recording, episodes: Sequence[EpisodeFacts]) -> list[Finding]:
+    """A finding where state or actions of some episodes have other extremes than meta/episodes keeps of them."""
+    found = []
+    for key in FEATURES:
+        kept = [_kept(recording.root, f"stats/{key}/{name}") for name in ("min", "max")]
+        width = len(recording.names[key])
+        span = np.ptp([ends for e in episodes for ends in e.extremes[key]], axis=0) if episodes else np.zeros(width)
+        odd: dict[int, tuple[int, int, float]] = {}
+        for episode in episodes:
+            for which, ends in enumerate(kept):
+                told = _flat(ends.get(episode.number))
+                if told.shape != (width,) or episode.number in odd:
+                    continue
+                value = episode.extremes[key][which]
+                off = np.abs(told - value) > _OFF * span + 1e-5 * np.abs(value) + 1e-9
+                if off.any():
+                    i = int(np.flatnonzero(off)[0])
+                    odd[episode.number] = i, which, float(told[i])
+        if odd:
+            number, (i, which, told_of) = next(iter(odd.items()))
+            held = next(e.extremes[key][which][i] for e in episodes if e.number == number)
+            text = (
+                f"meta/episodes keeps {told_of:.5g} as the {('least', 'greatest')[which]} value of '{key}' component "
+                f"'{recording.names[key][i]}' in episode {number}, data/ holds {held:.5g} "
+                f"({numbered(len(odd), 'such episode')}): were values changed, exchanged or rounded after the "
+                "recording? If that was meant, let LeRobot compute its statistics anew, which its own tools learn by"
+            )
+            found.append(Finding("statistics_differ", "warning", text, tuple(odd), (key,)))
+    return found
+
+
+def colour_findings(
+    root: Path, cameras: Mapping[str, str], colours: Mapping[str, Mapping[int, NDArray[np.floating]]]
+) -> list[Finding]:
+    """A finding for each camera whose pictures have another colour than meta/episodes keeps of them. `cameras`: name ->
+    feature; `colours`: name -> episode -> (n, 3) mean colours, of 255, of pictures spread over it."""
+    kept = {camera: _kept(root, f"stats/{key}/mean") for camera, key in cameras.items()}
+    off: dict[str, dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+    for camera, episodes in colours.items():
+        for number, shown in episodes.items():
+            told = 255 * _flat(kept[camera].get(number))
+            if told.shape == (3,) and len(shown) >= _ENOUGH and (told <= 256).all():
+                seen = shown.mean(0, dtype=np.float64)
+                if np.abs(told - seen).max() > _OTHER_COLOUR:
+                    off.setdefault(camera, {})[number] = told, seen
+    found = []
+    for camera, odd in off.items():
+        number, (told, seen) = next(iter(odd.items()))
+        others = (other for other in kept if other != camera and number in kept[other])
+        close = [c for c in others if np.abs(255 * _flat(kept[c][number]) - seen).max() <= _OTHER_COLOUR]
+        why = f"are they those of camera '{close[0]}'?" if close else "were the pictures changed after the recording?"
+        words = ["/".join(f"{value:.0f}" for value in colour) for colour in (told, seen)]
+        text = (
+            f"camera '{camera}' has by meta/episodes a mean colour of {words[0]} (red/green/blue) in {listed(odd)}, "
+            f"its pictures have {words[1]}{' in the first of them' if len(odd) > 1 else ''}: {why}"
+        )
+        found.append(Finding("statistics_differ", "warning", text, tuple(odd), cameras=(camera,)))
+    return found
+
+
+def _flat(value: Any) -> NDArray[np.float64]:
+    """Kept statistics, however they are nested, as one row; empty where there are none or they are no numbers."""
+    try:
+        flat = np.array(value, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        return np.empty(0)
+    return flat if np.isfinite(flat).all() else np.empty(0)
+
+
+def _kept(root: Path, column: str) -> dict[int, Any]:
+    """Episode -> its entry in a column of meta/episodes; empty where there is no such column."""
+    found: dict[int, Any] = {}
+    try:
+        for path in parquet_files(root / "meta" / "episodes"):
+            part = read_parquet(path, root, ["episode_index", column])
+            names = ("episode_index", column)
+            found |= dict(zip(*(part.column(name).to_pylist() for name in names), strict=True))
+    except ValueError:
+        return {}
+    return found
+
+
+def _film_order(recording: Recording) -> list[Finding]:
+    """Episodes that meta/episodes lays before earlier ones in a video: written by LeRobot they follow one another."""
+    found = []
+    for camera, key in recording.cameras.items():
+        if recording.encoded(key):
+            continue
+        files = [_kept(recording.root, f"videos/{key}/{name}") for name in ("chunk_index", "file_index")]
+        starts = _kept(recording.root, f"videos/{key}/from_timestamp")
+        last: dict[tuple[Any, ...], tuple[int, float]] = {}
+        for number in sorted(n for n, start in starts.items() if isinstance(n, int) and isinstance(start, float)):
+            file = tuple(part.get(number) for part in files)
+            before = last.get(file)
+            if before is not None and starts[number] < before[1]:
+                text = (
+                    f"meta/episodes lays episode {number} before episode {before[0]} in a video of camera '{camera}' "
+                    f"({starts[number]:.3f} s and {before[1]:.3f} s): recorded one after the other, they follow in "
+                    "that order; does each have its own pictures?"
+                )
+                found.append(Finding("film_order", "warning", text, (before[0], number), cameras=(camera,)))
+                break
+            last[file] = number, starts[number]
+    return found
 
 
 def _steps(recording: Recording) -> list[Finding]:

@@ -22,8 +22,11 @@ _PAUSE = 2.5
 """Steps of a recording longer than this many usual ones get a note."""
 _LOST_SHARE = 0.01
 """Share of a component's spread that rounding to 32 bits may take away without a note."""
-_WRONG_RATE = 0.05
-"""Share by which the recorded rate may differ from the declared one without a note."""
+_WRONG_RATE, _WRONG_EVEN_RATE = 0.05, 0.005
+"""Share by which the recorded rate may differ from the declared one without a note: of a clock's time stamps, and of
+even ones, as LeRobot writes them."""
+_EVEN = 0.01
+"""Share of a step by which even time stamps may differ."""
 
 
 def read_parquet(path: Path, root: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -161,7 +164,8 @@ def timing_findings(table: pa.Table, info: Mapping[str, Any]) -> list[Finding]:
             f"consecutive: remove these frames or split the episode ({len(pauses)} in all)"
         )
         add("pause", "warning", pauses, text)
-    if step > 0 and abs(step * info["fps"] - 1) > _WRONG_RATE:
+    even = len(steps) > 0 and float(np.quantile(np.abs(steps - step), 0.9)) < _EVEN * step
+    if step > 0 and abs(step * info["fps"] - 1) > (_WRONG_EVEN_RATE if even else _WRONG_RATE):
         text = (
             f"by its timestamps it was recorded at {1 / step:.3g} Hz, meta/info.json declares {info['fps']:g} Hz: the "
             "policy will act at the declared rate"
@@ -323,6 +327,9 @@ def simulator_state(root: Path, table: pa.Table, name: str) -> NDArray[np.float3
         return None
     column = found.column(name).combine_chunks()
     values = column.flatten().to_numpy().reshape(len(found), -1)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+        raise ValueError(f"{root}: meta/{PRIVILEGED_FILE} holds a number in row {row}, '{name}', that is not finite")
     wanted = table.column("index").to_numpy()
     order = np.argsort(found.column("index").to_numpy())
     numbers = found.column("index").to_numpy()[order]

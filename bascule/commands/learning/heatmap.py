@@ -31,6 +31,7 @@ def train_heatmap(command: Any) -> None:
     from vla.runtime.console import progress, say
     from vla.training.advantage.labels import imitated_failures
     from vla.training.heatmap.train import HeatmapTrainConfig, build, train
+    from vla.training.interventions import corrected_lines
 
     config = HeatmapTrainConfig()
     backbone = command.backbone or config.model.backbone
@@ -47,6 +48,8 @@ def train_heatmap(command: Any) -> None:
     for line in demos.summary(command.dataset[0].name):
         say(line)
     name = command.dataset[0].name
+    for line in corrected_lines(None, {name: demos}):
+        say(line.removesuffix("; --intervention-weight half learns the person's"))
     for warning in (*imitated_failures(name, demos), *training_warnings(command.dataset[0], demos)):
         say(f"warning: {warning}")
     motion = policy.model.config.motion

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_numbers, given, refuse_idle, stays
-from vla.core.config import unknown
+from vla.core.config import load_json, save_json, unknown
 from vla.model.config import retirement
 from vla.runtime.locks import refuse_used
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from envs.grounding.mixture import Plan
 
 _PIXELS = 96
+_NEW = "new-backbone.json"
+"""The file of a run that holds what its new backbone was made of."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,11 @@ class Pretrain(Command):
             raise ValueError("--only-pointer and --only-sight each train one part alone: give one of them")
         if self.only_sight and (self.initial is None or retirement(self.initial)):
             raise ValueError("--only-sight is for a finished backbone: vla pretrain small --initial small, or a folder")
+        if self.only_sight:
+            idle = "beside --only-sight, which draws its scenes once"
+            refuse_idle(self, idle, "minutes", "steps", "lr", "questions")
+        if self.data:
+            refuse_idle(self, "beside --data, whose scenes are there", "workers")
         check_numbers(
             self, minutes=(0.01, 1e6), steps=(1, 10**9), image_size=(32, 1024), seed=(0, 2**31),
             scenes=(1, 100_000_000), workers=(1, 1024), lr=(1e-12, 100),
@@ -195,8 +202,21 @@ class Pretrain(Command):
         from vla.backbones.small.create import imagenet_file, new_small
         from vla.runtime.console import progress
 
-        folder = self.out / "untrained"
-        if not (folder / "bascule.json").exists():
+        folder, file = self.out / "untrained", self.out / _NEW
+        asked = {
+            "stem": self.stem, "image_size": self.image_size or _PIXELS,
+            "dictionaries": None if self.dictionaries is None else self.dictionaries.resolve().name,
+        }  # fmt: skip
+        if (folder / "bascule.json").exists():
+            made = load_json(file) if file.is_file() else asked  # runs of earlier versions do not say
+            for name, now in asked.items():
+                if made.get(name) != now:
+                    raise ValueError(
+                        f"{self.out} was begun with --{name.replace('_', '-')} {made.get(name)}, not {now}: resume it "
+                        "as it was begun, or begin another run (--out)"
+                    )
+        else:
+            save_json(file, asked)
             stem = imagenet_file() if self.stem == "imagenet" else None
             with progress("word vectors", None, unit="words") as update:
                 new_small(

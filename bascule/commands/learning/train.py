@@ -172,6 +172,7 @@ class Train(Command):
         import numpy as np
 
         from bascule.teachers import check_same_suite, load_teacher
+        from vla.backbones.features import hears_noise
         from vla.checking.check import training_warnings
         from vla.data.camera_geometry import out_of_reach
         from vla.data.lerobot_dataset import load_datasets
@@ -242,7 +243,10 @@ class Train(Command):
                 if warnings:
                     say(f"{name}: `vla check {quoted(dataset)}` shows more")
             no_room = budget.no_room(self.out, again=not resuming and config.steps > config.save_every)
-            for line in filter(None, (*unlike(model.config, demos), budget.problem(), no_room)):
+            deaf = None
+            if config.word_noise and not hears_noise(model.backbone):
+                deaf = f"the backbone '{model.config.backbone}' hears no noise on its words: the recipe's is left out"
+            for line in filter(None, (*unlike(model.config, demos), budget.problem(), no_room, deaf)):
                 say(f"warning: {line}")
         quiet = rank > 0 or not console().is_terminal
         with progress("imitation", config.steps, unit="steps") as update:

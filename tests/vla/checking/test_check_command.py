@@ -60,6 +60,7 @@ def test_a_faulty_recording_ends_with_1_and_its_page_shows_the_episode(black, tm
         (["{clean}", "--policy", "a", "--server", "b"], "give one of them"),
         (["{clean}", "--embodiment", "left"], "--embodiment left says which robot of --policy: name that"),
         (["{clean}", "--embodiment", "left", "--server", "b"], "--embodiment left goes to `vla serve`"),
+        (["{clean}", "--shown", "3"], "--shown changes nothing without --page"),
         (["{clean}", "--compared", "3"], "--compared 3 counts episodes to play a policy beside: name --policy"),
     ],
 )
