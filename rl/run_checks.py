@@ -15,7 +15,7 @@ from vla.runtime.distributed import Team
 if TYPE_CHECKING:
     from vla.data.lerobot_dataset import DemoSet
 
-_ORDER = "`vla eval` reorders, training does not; name the demonstrations' components in the environment's order first"
+ORDER = "`vla eval` reorders, training does not; name the demonstrations' components in the environment's order first"
 
 
 def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos: DemoSet | None, team: Team) -> None:
@@ -59,6 +59,6 @@ def require_fit(model: torch.nn.Module, env: VecEnv, config: RunnerConfig, demos
         )
     if guide is not None and (problem := guide.problem()):
         raise ValueError(problem)
-    require_same(model, env, remedy=_ORDER)
+    require_same(model, env, remedy=ORDER)
     if demos is not None:  # they are normalised and compared component by component
         require_same(model, demos, where="demonstrations", ranges=False)

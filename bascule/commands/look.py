@@ -78,6 +78,8 @@ class View(Command):
             refuse_idle(self, "beside --no-films: only films show a policy", "policy")
         check_numbers(self, scenes=(1, 10_000), seed=(0, 2**53), image_size=(8, 4096), workers=(1, 1024))
         from envs import make_vec
+        from envs.sim.render_options import drawn_for
+        from vla.core.compatibility import fitted
         from vla.runtime.console import say
         from vla.runtime.scene_pictures import contact_sheet
 
@@ -89,12 +91,13 @@ class View(Command):
             won = self._animate(tasks, self.animation)
             say(f"{self.policy} in {self.scenes} scenes, {won} succeeded: {self.animation}")
             return
-        folder = self._out()
+        folder, films = self._out(), self.films
+        loaded = None if self.policy in AGENTS or not films else resolve_policy(self.policy, None, self.suite)
         env = make_vec(
             self.suite,
             len(tasks),
             num_workers=self.workers,
-            image_size=self.image_size,
+            **{**drawn_for(loaded), "image_size": self.image_size},
             phrasings=self.phrasings,
             perturb=chosen_perturbation(self.perturb, self.randomise),
         )
@@ -108,9 +111,12 @@ class View(Command):
             shown = max(self.scenes, len(tasks))
             contact_sheet([np.concatenate(pictures)[:shown]], words[:shown], folder / "scenes.png")
             say(f"{shown} scenes in {folder / 'scenes.png'}")
-            if self.films:
+            if films:
                 seeds = range(self.seed, self.seed + len(tasks))
-                failed = _film(env, resolve_policy(self.policy, env, self.suite), tasks, seeds, folder)
+                policy = (
+                    resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
+                )
+                failed = _film(env, policy, tasks, seeds, folder)
                 say(f"{len(tasks)} films in {folder}")
                 if failed:
                     say(f"{self.policy} failed at: {', '.join(failed)}")
@@ -131,7 +137,8 @@ class View(Command):
         """
         from envs import make_vec
         from envs.sim.render_options import drawn_for
-        from vla.runtime.console import progress
+        from vla.core.compatibility import fitted
+        from vla.runtime.console import progress, say
         from vla.runtime.scene_pictures import Animation
 
         more = {"phrasings": self.phrasings, "perturb": chosen_perturbation(self.perturb, self.randomise)}
@@ -142,7 +149,9 @@ class View(Command):
             try:
                 seeds = range(self.seed, self.seed + self.scenes)
                 drawn = {"seeds": seeds, "tasks": [tasks[k % len(tasks)] for k in range(self.scenes)]}
-                policy = resolve_policy(self.policy, env, self.suite) if loaded is None else loaded
+                policy = (
+                    resolve_policy(self.policy, env, self.suite) if loaded is None else fitted(loaded, env, say=say)
+                )
                 obs, shown = env.reset(**drawn), camera.reset(**drawn)
                 animation = Animation(obs.instruction)
                 over, won = np.zeros(self.scenes, bool), np.zeros(self.scenes, bool)

@@ -20,7 +20,9 @@ from rl.offline.practice import PracticeEnv
 from rl.offline.run import Draws, Evaluate, Outcome, ResetFreeRun
 from rl.rewards.success_classifier import fit_classifier, shuffled
 from rl.run_checkpoint import frozen_digest
+from rl.run_checks import ORDER
 from vla.core.checkpoint import CONFIG
+from vla.core.compatibility import require_same
 from vla.core.config import save_json
 from vla.core.types import VecEnv
 from vla.data.fitting import aligned
@@ -39,6 +41,7 @@ def learn_without_resets(
     refuse_unfit(vla)
     draws = Draws(config.seed, RL_TRAIN_SEEDS)
     env = ResetFreeVecEnv(worlds, config.pair, draws, reset_every=config.reset_every, horizon=config.horizon)
+    require_same(vla, env, remedy=ORDER)
     return practise(vla, env, demos, config, out, draws=draws, **how)
 
 

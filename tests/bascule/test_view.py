@@ -6,6 +6,7 @@ from PIL import Image
 
 from bascule import main as cli
 from envs.registry import load_suite
+from vla.core.types import ActionSpec, PolicySpec
 from vla.runtime.video import FilmWriter
 
 
@@ -65,6 +66,34 @@ def test_an_animation_shows_several_scenes_until_they_are_over(tmp_path):
 def test_a_policy_that_there_is_not_is_refused_before_anything_is_drawn(tmp_path, capsys):
     assert cli.main(["view", "tabletop-pick", "--policy", str(tmp_path / "no"), "--out", str(tmp_path / "o")]) == 2
     assert "checkpoint" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+class Still:
+    """A policy whose components lie in another order, and which looks at depth."""
+
+    def __init__(self):
+        self.spec = PolicySpec(ActionSpec(("gripper", "dz", "dy", "dx"), (-1.0,) * 4, (1.0,) * 4, 20.0), 4, depth=True)
+        self.seen = []
+
+    def reset(self, env_ids=None): ...
+
+    def act(self, obs, *, prefix=None):
+        self.seen.append(obs)
+        return np.tile(np.float32([1, 1, 0, 0]), (obs.batch_size, 4, 1))  # up, with an open hand
+
+
+def test_a_policy_is_filmed_by_the_names_of_its_components_and_sees_what_it_reads(tmp_path, monkeypatch, capsys):
+    policy = Still()
+    monkeypatch.setattr("bascule.commands.look.resolve_policy", lambda *_: policy)
+    monkeypatch.setattr("policies.load.checkpoint", lambda *_: tmp_path)
+    common = ["view", "tabletop-pick", "--policy", "p", "--image-size", "40", "--workers", "1", "--scenes", "1"]
+    for more in (["--out", str(tmp_path / "shown")], ["--animation", str(tmp_path / "a.webp")]):
+        policy.seen.clear()
+        assert cli.main([*common, *more]) == 0
+        first, last = policy.seen[0], policy.seen[-1]
+        assert first.depth is not None and first.intrinsics is not None
+        assert last.proprio[0, 2] > first.proprio[0, 2] + 0.05 and abs(last.proprio[0, 0] - first.proprio[0, 0]) < 0.05
+    assert "gripper" in capsys.readouterr().err  # told of the order
 
 
 def test_a_film_is_what_was_added(tmp_path):
