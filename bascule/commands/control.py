@@ -153,12 +153,14 @@ class Control(Command):
         if self.replay:
             return self._replay()
         from contextlib import ExitStack, nullcontext
+        from functools import partial
 
         from policies.control.controller import control
         from policies.control.flight_log import BlackBox, LogIncomplete
         from policies.teleop.keys import Key
-        from vla.core.compatibility import require_same
+        from vla.core.compatibility import fitted
         from vla.core.config import save_json
+        from vla.runtime.console import interrupts_noted, say
 
         guards = self._guards()
         self._check()
@@ -167,6 +169,7 @@ class Control(Command):
             logging.getLogger("policies.control").setLevel(logging.INFO)
         unlogged: LogIncomplete | None = None
         with ExitStack() as open_ones:
+            interrupted = open_ones.enter_context(interrupts_noted())
             teleop = teleop_of(self)  # before the policy: what is wrong with it is known in a moment
             arm = arm_of(self)
             policy = self._policy()
@@ -176,7 +179,9 @@ class Control(Command):
                 open_ones.callback(other.close)
             robot = self._robot(policy, arm)
             open_ones.callback(_let_go, robot)
-            require_same(policy, robot, where="robot", rates=False, ranges=False)
+            fits = partial(fitted, env=robot, where="robot", rates=False, ranges=False)
+            policy, *others = fits(policy, say=say), *(fits(one, say=lambda _: None) for one in others)
+            self._refuse_following(robot)
             config = self._config(guards, policy)
             if self.dry_run and arm is not None:
                 self._rehearse(policy, robot, config)
@@ -186,7 +191,9 @@ class Control(Command):
             pressed = Key(open_ones, **keys) if self.estop_key else lambda: False
             try:
                 with nullcontext() if self.log is None else BlackBox(self.log) as box:
-                    report = control(robot, policy, config, *others, log=box, pressed=pressed, person=person)
+                    report = control(
+                        robot, policy, config, *others, log=box, pressed=pressed, person=person, interrupted=interrupted
+                    )
             except LogIncomplete as error:  # raised when the run is over: its report comes first
                 unlogged = error
         scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
@@ -242,6 +249,14 @@ class Control(Command):
             refuse_idle(self, "without --teleop, by which somebody takes over", "teleop_args", "take_over")
         elif self.take_over == "key" and not self.estop_key:
             raise ValueError("--take-over key listens to the terminal's keys: leave out --no-estop-key")
+
+    def _refuse_following(self, robot: Any) -> None:
+        """ValueError for flags on positions that do not follow, where none can fail to."""
+        flags = "follow_fraction", "follow_s"
+        if "position" not in robot.kinds:
+            refuse_idle(self, "with a robot that has no positions, which alone can fail to follow", *flags)
+        if self.dry_run:
+            refuse_idle(self, "beside --dry-run: a robot that is sent nothing follows nothing", *flags)
 
     def _guards(self) -> GuardConfig:
         from policies.control.config import limits_by_name
@@ -308,12 +323,15 @@ class Control(Command):
 
     def _rehearse(self, policy: Any, robot: Any, config: Any) -> None:
         """Say what a run would do with a robot that is not connected."""
+        from policies.control.config import check_limits
         from policies.control.guards import Governor
 
+        refuse_idle(self, f"with --dry-run of --robot {self.robot}, which is not connected", "log", "json")
         spec = robot.action_spec
         Governor(
             config.guards, spec, robot.kinds, rest=(0.0,) * spec.dim, proprio_names=robot.proprio_names
         )  # refuses limits on what the robot does not have
+        check_limits(config.guards, spec, robot.kinds)
         fitted = "checked against" if policy.spec.action_spec is not None else "not known from the server, played by"
         print(
             f"dry run: {self.robot} was not connected, nothing was sent; the policy's actions were {fitted} the robot's"
@@ -372,5 +390,10 @@ def corrected_world(suite: str, image_size: int) -> Any:
 
 def _let_go(robot: Any) -> None:
     """Once more, for a robot that never came to be driven; how it fails was said by whoever drove it."""
-    with contextlib.suppress(Exception):
-        robot.disconnect()
+    from policies.control.watched_robot import NOT_LET_GO
+
+    try:
+        with contextlib.suppress(Exception):
+            robot.disconnect()
+    except KeyboardInterrupt as ended:
+        raise KeyboardInterrupt(NOT_LET_GO) from ended

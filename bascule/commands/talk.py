@@ -115,8 +115,9 @@ class Ask(Command):
         def told(obs: Any) -> Any:
             return obs if self.task is None else replace(obs, instruction=[self.task])
 
-        for _ in range(self.decisions):
+        for decided in range(self.decisions):
             if worlds.over[0]:
+                say(f"the episode was over after {decided} of {self.decisions} decisions: this is its end")
                 break
             obs = worlds.step_chunk(executed(acts.spec, acts.act(told(obs)))).obs
         print(f"instruction: {told(obs).instruction[0]}")

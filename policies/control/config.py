@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import Literal
 import numpy as np
 
 from policies.control.guards import GuardConfig
+from policies.control.robots import Robot
 from policies.serving.wire import one_line
-from vla.core.types import ActionChunk, ActionSpec
+from vla.core.types import ActionChunk, ActionSpec, Observation
 
-_FAILING = {"robot_error", "policy_error", "dead_server", "nonfinite_action", "teleop_error"}
+_FAILING = {
+    "robot_error", "policy_error", "dead_server", "nonfinite_action", "teleop_error", "stale_observation",
+    "not_following",
+}  # fmt: skip
+_RESTS = 0.1
+"""Fraction of a position's range by which what it is measured at may differ from what leaves it there."""
 JOINS = ("switch", "blend", "ensemble", "rtc")
 """Values of `ControlConfig.join`."""
 
@@ -140,6 +147,16 @@ def limits_by_name(limits: Iterable[str], flag: str) -> dict[str, tuple[float, f
     return found
 
 
+def check_limits(guards: GuardConfig, spec: ActionSpec, kinds: Sequence[str]) -> None:
+    """ValueError for a limit of speed that changes nothing, because its component is a switch."""
+    for what, limits in (("velocity", guards.velocity), ("acceleration", guards.acceleration)):
+        for name in [name for name in limits if kinds[spec.names.index(name)] == "switch"]:
+            raise ValueError(
+                f"--{what} {name}: it is a switch, which is sent as the policy gives it and not limited in speed: "
+                "leave it out"
+            )
+
+
 def is_pressed(pressed: Callable[[], bool], file: Path | None) -> bool:
     """True when a key was pressed, the e-stop file exists, or its absence cannot be verified (OSError)."""
     try:
@@ -170,3 +187,17 @@ def check_chunk(chunk: ActionChunk | None, spec: ActionSpec) -> None:
             f"the policy's actions have {shape[1]} components, this robot takes {spec.dim} ({', '.join(spec.names)}): "
             "serve a policy for this robot, or cut its actions to these components there (openpi: its output transform)"
         )
+
+
+def check_rest(rest: Sequence[float], obs: Observation, robot: Robot) -> None:
+    """Raise ValueError for a position that is to rest elsewhere than it was measured a moment ago: the robot would be
+    sent there at once."""
+    state = dict(zip(robot.proprio_names, obs.proprio[0].tolist(), strict=False))
+    spec = robot.action_spec
+    for name, kind, value, low, high in zip(spec.names, robot.kinds, rest, spec.low, spec.high, strict=True):
+        at, size = state.get(name, value), high - low
+        if kind == "position" and math.isfinite(size) and abs(value - at) > _RESTS * size > 0:
+            raise ValueError(
+                f"the robot's rest() says that '{name}' stays at {value:g}, where it is measured at {at:g}: rest() "
+                "must give the position that it has"
+            )

@@ -13,7 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from policies.control.config import JOINS, ControlConfig, ControlReport, check_estop_file, is_pressed, ticks_per_step
+from policies.control.config import (
+    JOINS,
+    ControlConfig,
+    ControlReport,
+    check_estop_file,
+    check_limits,
+    is_pressed,
+    ticks_per_step,
+)
 from policies.control.flight_log import BlackBox
 from policies.control.guards import Governor
 from policies.control.loop import ControlLoop
@@ -36,12 +44,14 @@ def control(
     pressed: Callable[[], bool] = lambda: False,
     asking: Asking | None = None,
     person: Person | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ControlReport:
     """Connect, drive, and disconnect whatever happens. `pressed` says whether an e-stop key was. `others`: further
     connections to the policy, in_flight - 1 of them. `asking`: where the chunks come from, if not from the policy,
-    which then only warms up. `person`: somebody with a teleoperator, who may take over.
+    which then only warms up. `person`: somebody with a teleoperator, who may take over. `interrupted` says whether a
+    KeyboardInterrupt was raised, which the robot's driver may have caught.
 
     Whatever the robot, its cameras, the policy or its server do ends in a report; an interrupt that could not let the
     robot go says so (KeyboardInterrupt with a message). ValueError for a configuration that does not fit the robot or
@@ -77,10 +87,13 @@ def control(
         )
     unknown = (math.nan,) * len(robot.kinds)
     Governor(config.guards, robot.action_spec, robot.kinds, rest=unknown, proprio_names=robot.proprio_names)  # refuses
+    check_limits(config.guards, robot.action_spec, robot.kinds)
     watched = WatchedRobot(robot, clock)
     with watched.told_when_stuck(config.guards.give_up_s):
         try:
-            report = _drive(watched, robot, (policy, *others), config, log, pressed, asking, person, clock, sleep)
+            report = _drive(
+                watched, robot, (policy, *others), config, log, pressed, asking, person, interrupted, clock, sleep
+            )
         except BaseException as ended:  # no report will tell how the robot was left
             if (problem := watched.disconnect()) is not None and isinstance(ended, KeyboardInterrupt):
                 raise KeyboardInterrupt(problem) from ended
@@ -102,6 +115,7 @@ def _drive(
     pressed: Callable[[], bool],
     asking: Asking | None,
     person: Person | None,
+    interrupted: Callable[[], bool],
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> ControlReport:
@@ -111,7 +125,9 @@ def _drive(
         """Where the robot is. None: it did not say so for `give_up_s`, is lost, or the e-stop was pressed."""
         until = clock() + config.guards.give_up_s
         while not watched.lost and not is_pressed(pressed, config.estop_file):
-            if (rest := look()) is not None:
+            rest = look()
+            _heed(interrupted)
+            if rest is not None:
                 return rest
             if clock() > until:
                 break
@@ -136,14 +152,20 @@ def _drive(
         if rest is None:
             loop.give_up()
             return loop.report()
-        return _run(loop, sleep)
+        return _run(loop, sleep, interrupted)
     finally:
         inference.close()
         if person is not None:
             person.disconnect()
 
 
-def _run(loop: ControlLoop, sleep: Callable[[float], None]) -> ControlReport:
+def _heed(interrupted: Callable[[], bool]) -> None:
+    """KeyboardInterrupt once more, where a driver has caught it."""
+    if interrupted():
+        raise KeyboardInterrupt
+
+
+def _run(loop: ControlLoop, sleep: Callable[[float], None], interrupted: Callable[[], bool]) -> ControlReport:
     """Tick at the robot's rate. The garbage collector waits: a pause of its kind is a missed deadline."""
     clock, dt = loop.clock, loop.dt
     collecting = gc.isenabled()
@@ -154,6 +176,7 @@ def _run(loop: ControlLoop, sleep: Callable[[float], None]) -> ControlReport:
         deadline = loop.start()
         while not loop.ended and deadline - loop.started < loop.config.duration_s - dt / 2:
             loop.tick(deadline)
+            _heed(interrupted)
             deadline += dt
             left = deadline - clock()
             if left < 0 and not loop.ended:

@@ -41,8 +41,10 @@ class BlackBox:
     As a context manager its end raises `LogIncomplete` where the log could not be written to the end."""
 
     def __init__(self, path: Path) -> None:
-        """ValueError if the file is there: a log is evidence, and not written over."""
+        """ValueError if the file is there, or one with its pictures: a log is evidence, and not written over."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        if frames_file(path).exists() and not path.exists():
+            raise ValueError(f"{frames_file(path)} holds the pictures of a log: choose another file for this one")
         try:
             self._file: TextIO = path.open("x", encoding="utf-8")
         except FileExistsError:
@@ -173,6 +175,10 @@ def _whole(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     # A run may write its header anew before its first tick, never after.
     if runs := sum("blackbox" in line and "blackbox" not in last for last, line in pairwise(lines)):
         raise ValueError(f"{path} holds the logs of {runs + 1} runs, put together: give each by itself")
+    numbers = [line["tick"] for line in lines if "tick" in line]
+    if wrong := [(before, now) for before, now in pairwise(numbers) if now <= before]:
+        before, now = wrong[0]
+        raise ValueError(f"{path} was changed after its run: behind tick {before} stands tick {now}")
     return lines[0], lines[1:]
 
 
@@ -199,6 +205,9 @@ def pictures_lost(path: Path) -> str | None:
     there = frames_file(path).stat().st_size // size if size else 0
     seen = [line["frame"] for line in lines if "inputs" in line and line["frame"] >= 0]
     lost = sum(frame >= there for frame in seen)
+    named = max(seen, default=-1) + 1
+    if there > named and incomplete(path) is None:
+        return f"{frames_file(path).name} holds {there} views, and the log {path} {named}: is it of another run?"
     if not lost:
         return None
     name = frames_file(path).name
@@ -224,9 +233,15 @@ def replay(path: Path) -> list[tuple[Decision, Decision]]:
     pairs = []
     for line in lines:
         if "inputs" in line:
-            inputs = Inputs(**{name: _number(value) for name, value in line["inputs"].items()})
-            logged = Decision(**{name: _number(value) for name, value in line["decision"].items()})
-            pairs.append((logged, governor.decide(inputs)))
+            try:
+                inputs = Inputs(**{name: _number(value) for name, value in line["inputs"].items()})
+                logged = Decision(**{name: _number(value) for name, value in line["decision"].items()})
+                pairs.append((logged, governor.decide(inputs)))
+            except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+                raise ValueError(
+                    f"{path}: tick {len(pairs) + 1} is damaged, or of another version of this program: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
     return pairs
 
 

@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -113,6 +113,8 @@ class Inputs:
     """The policy does not see what its instruction names, and is to be held for it."""
     teleop_error: bool = False
     """The teleoperator of somebody who may take over cannot be read."""
+    lapse_s: float = 0.0
+    """Seconds before this tick in which nothing ran, as of a suspended process. No hold counts them."""
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,7 @@ class Governor:
         for name, (low, high) in config.workspace.items():
             if not low < high:
                 raise ValueError(f"the workspace limit of {name} must be lowest and highest, got {low:g} and {high:g}")
-        for name in (
-            "max_observation_age_s", "max_action_age_s", "give_up_s", "stop_s", "recovery_s", "follow_fraction",
-            "follow_s",
-        ):  # fmt: skip
+        for name in (one.name for one in fields(config) if one.type == "float"):
             if not getattr(config, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
         self.config, self.spec, self._proprio_names = config, spec, proprio_names
@@ -269,6 +268,8 @@ class Governor:
             if self._outside().any():
                 return self._recover()
             return self._limited(np.array(inputs.wanted, dtype=np.float64))
+        if self._held_since is not None:
+            self._held_since += inputs.lapse_s
         if self._held_since is None or cause == "not_grounded":  # nothing is failing: no time to give up counts
             self._held_since = inputs.now_s
         if inputs.now_s - self._held_since > self.config.give_up_s:
@@ -349,8 +350,7 @@ class Governor:
 
     def _recover(self) -> Decision:
         """One tick nearer to the limits, and no further than to them."""
-        step = np.where(self._outside(), np.clip(self._last, self._low, self._high) - self._last, 0.0)
-        step = np.clip(step, -self._recovery, self._recovery)
+        step = np.clip(np.clip(self._last, self._low, self._high) - self._last, -self._recovery, self._recovery)
         step = np.clip(step, self._step - self._change, self._step + self._change)
         return self._send(np.where(self._outside(), step, 0.0), "recover", ("outside_limits",))
 

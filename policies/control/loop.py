@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from policies.control.policy_source import PolicySource, Reasons
 from policies.control.robots import Robot
 from policies.control.watched_robot import WatchedRobot
 
+_log = logging.getLogger(__name__)
+
+_LAPSE_S = 0.5
+"""A tick that begins so late, and later than an observation may be old, follows a time in which nothing ran."""
 _MANY_OVERRUNS = 0.2
 """From this fraction of ticks with a missed deadline on, a run is slower than it was meant to be."""
 
@@ -126,7 +131,7 @@ class ControlLoop:
     def tick(self, deadline: float) -> Decision:
         """Look, ask, decide, send. `deadline`: when it was to begin."""
         self._late_s.append(self.clock() - deadline)
-        decision, inputs = self._tick()
+        decision, inputs = self._tick(self._lapsed(self._late_s[-1]))
         self.ticks += 1
         self._work_s.append(self.clock() - deadline - self._late_s[-1])
         who = self._who()
@@ -199,11 +204,27 @@ class ControlLoop:
             "(--hz), or let its driver read the cameras in a thread"
         )
 
-    def _tick(self) -> tuple[Decision, Inputs]:
+    def _lapsed(self, late_s: float) -> float:
+        """Seconds in which nothing ran before this tick, 0.0 as a rule. What was planned before is then dropped, and
+        the policy asked anew: the world has gone on."""
+        if late_s <= max(_LAPSE_S, self.config.guards.max_observation_age_s):
+            return 0.0
+        self.policy.lapse(late_s, self._last, self.ticks)
+        reason = (
+            f"nothing ran for {late_s:.1f} s before tick {self.ticks + 1}: the process was suspended, or the machine "
+            "stood still; the robot was sent nothing, then its plan was dropped and the policy asked anew"
+        )
+        self._reasons.by_guard["suspended"] = reason
+        _log.warning("%s", reason)
+        if self.log is not None:
+            self.log.event(suspended=reason)
+        return late_s
+
+    def _tick(self, lapse_s: float) -> tuple[Decision, Inputs]:
         good = self.watched.observe()
         self._note_trouble(good)
         wanted = self._wanted()
-        inputs = self._inputs(wanted, robot_error=self._send_failed or not good)
+        inputs = self._inputs(wanted, robot_error=self._send_failed or not good, lapse_s=lapse_s)
         decision = self.governor.decide(inputs)
         self._guards.update(decision.guards)
         if "workspace" in decision.guards:
@@ -218,9 +239,17 @@ class ControlLoop:
             # no error came: nothing did
             self._reasons.add(
                 "dead_server",
-                f"no answer for {self.policy.inference.waiting_s():.1f} s: the policy's server is stuck or slow (one "
+                f"no answer for {self.policy.waiting_s():.1f} s: the policy's server is stuck or slow (one "
                 "that compiles before its first answer: start again when it has; else --server-timeout-s and "
                 "--give-up-s allow for more)",
+            )
+        if "stale_action" in decision.guards:  # no error of anybody, so that `error` stays
+            age = inputs.action_age_s
+            self._reasons.by_guard["stale_action"] = (
+                f"the plan was played to its end, and the policy's next answer not there {self.policy.waiting_s():.1f} "
+                "s after it was asked for"
+                if inputs.wanted is None
+                else f"the action to play answered what was seen {age:.1f} s before (--max-action-age-s)"
             )
         if "not_following" in decision.guards:
             self._reasons.add("not_following", self.governor.not_following())
@@ -278,7 +307,7 @@ class ControlLoop:
         if not good and self.watched.trouble is not None:
             self._reasons.add("robot_lost" if self.watched.lost else "robot_error", self.watched.trouble)
 
-    def _inputs(self, wanted: tuple[float, ...] | None, *, robot_error: bool) -> Inputs:
+    def _inputs(self, wanted: tuple[float, ...] | None, *, robot_error: bool, lapse_s: float) -> Inputs:
         # Looked for last, so that nothing is sent that was decided before somebody pressed it.
         if is_pressed(self.pressed, self.config.estop_file):
             self._fault = "estop"
@@ -297,6 +326,7 @@ class ControlLoop:
             sent=self._sent,
             ungrounded=self.policy.ungrounded,
             teleop_error=self.person is not None and self.person.error is not None,
+            lapse_s=lapse_s,
         )
 
 

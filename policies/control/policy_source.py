@@ -59,6 +59,7 @@ class PolicySource:
         self._last_asked_at_tick = 0
         self._begun_at_tick = 0  # answers to older questions are not played
         self._begun_anew = 0
+        self._lapsed_s = 0.0  # of the time that the open questions wait, nothing ran in so much
         self.plan = self.planned_from(rest)
         self.delay = DelayEstimate()
         self.chunk_size = 0
@@ -132,12 +133,23 @@ class PolicySource:
             self._ask(*self._watched.latest, tick)
             if not self._config.asynchronous:
                 self.listen(tick)
-        self.server_failed = self.server_failed or self.inference.waiting_s() > self._config.server_timeout_s
+        self.server_failed = self.server_failed or self.waiting_s() > self._config.server_timeout_s
+
+    def waiting_s(self) -> float:
+        """Seconds since the oldest open question was asked, without those in which nothing ran; 0 without one."""
+        return max(0.0, self.inference.waiting_s() - self._lapsed_s)
+
+    def lapse(self, seconds: float, rest: tuple[float, ...], tick: int) -> None:
+        """Nothing ran for so long, with the robot at `rest`: drop the plan, and the answers that are under way."""
+        self.plan.restart(rest)
+        self._begun_at_tick = tick
+        self._lapsed_s += seconds
 
     def listen(self, tick: int) -> None:
         """Fetch the policy's answer if there is one."""
         answer = self.inference.fetch()
         if answer is not None:
+            self._lapsed_s = 0.0
             self._take(answer, tick)
 
     def _ask(self, obs: Observation, seen_s: float, tick: int) -> None:

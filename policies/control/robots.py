@@ -58,7 +58,16 @@ def lerobot_robot(kind: str, values: Mapping[str, str]) -> Any:
     except ImportError as error:
         raise ValueError(f"LeRobot cannot be loaded, a package that it needs is missing: {error}") from error
 
-    return make_robot(kind, values)
+    robot = make_robot(kind, values)
+    for what in ("action_features", "observation_features"):
+        try:
+            features = getattr(robot, what)
+        except Exception as error:  # a driver may know them only once it is connected
+            text = " ".join(str(error).split())
+            raise ValueError(f"robot {kind} does not tell its {what}: {type(error).__name__}: {text}") from error
+        if not isinstance(features, Mapping) or not all(isinstance(name, str) for name in features):
+            raise ValueError(f"robot {kind} must tell its {what} as a dict of names, it tells {features!r:.80}")
+    return robot
 
 
 def state_names(robot: Any) -> list[str]:
@@ -166,7 +175,7 @@ class LeRobotRobot:
         if not isinstance(said, Mapping):
             return None
         taken = tuple(
-            self._taken(i, name, wanted[name], said.get(name)) if kind == "position" else wanted[name]
+            self._taken(i, name, kind, wanted[name], said.get(name, wanted[name]))
             for i, (name, kind) in enumerate(zip(self.action_spec.names, self.kinds, strict=True))
         )
         return None if taken == tuple(wanted.values()) else taken
@@ -184,23 +193,26 @@ class LeRobotRobot:
                 self._measured[name] = _number(seen, name)
         return seen
 
-    def _taken(self, index: int, name: str, wanted: float, said: Any) -> float:
-        """The position the robot accepted for a commanded one. Its echo is used only where it shortens the motion: it
-        lies between the measured and the commanded position, and the robot is configured to clip
-        (`max_relative_target`) or has echoed another command of this component unchanged. An echo in other units is
-        therefore ignored, and `unheeded` tells of it."""
+    def _taken(self, index: int, name: str, kind: Kind, wanted: float, said: Any) -> float:
+        """What the robot took for a commanded component. Its echo is used only where it shortens the motion: it lies
+        between the measured and the commanded position, or between a stop and the commanded speed, and the robot is
+        configured to clip (`max_relative_target`) or has echoed another command of this component unchanged; of a
+        switch, where it lies within the range. An echo in other units is therefore ignored, and `unheeded` tells of
+        it."""
         try:
             said = float(said)
         except (TypeError, ValueError):
-            return wanted
+            said = math.nan
         size = self.action_spec.high[index] - self.action_spec.low[index]
         if abs(said - wanted) <= 1e-3 * abs(wanted) + 1e-6:
             if abs(wanted) > 0.05 * size:  # 0 is 0 in any unit
                 self._echoes.add(name)
             return wanted
-        at, slack = self._measured.get(name, math.nan), 0.02 * size
+        at, slack = self._measured.get(name, math.nan) if kind == "position" else 0.0, 0.02 * size
         if abs(said - wanted) <= _COARSE * size:
             return wanted
+        if kind == "switch" and self.action_spec.low[index] - slack <= said <= self.action_spec.high[index] + slack:
+            return said
         # A small difference may be a scale of the robot's: what is held would creep, if it were believed.
         echoed = name in self._echoes and abs(said - wanted) > slack
         cuts = echoed or getattr(getattr(self._robot, "config", None), "max_relative_target", None)
@@ -255,18 +267,19 @@ def _number(seen: Mapping[str, Any], name: str) -> float:
     return value
 
 
-def _connected(thing: Any) -> bool:
+def _connected(thing: Any, *, unknown: bool = False) -> bool:
+    """`unknown`: the answer for a driver that cannot even say so."""
     try:
         return bool(thing.is_connected)
-    except Exception:  # a driver that cannot even say so
-        return False
+    except Exception:
+        return unknown
 
 
 def _let_go(robot: Any) -> None:
     """Disconnect a robot. LeRobot's refuse that when a single camera is gone; then each part is, on its own: the motors
     above all. Raises the first error, after everything was tried."""
     errors = []
-    if _connected(robot):
+    if _connected(robot, unknown=True):
         try:
             robot.disconnect()
         except Exception as error:

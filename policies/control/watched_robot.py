@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.control.config import check_rest
 from policies.control.guards import check_bounds
 from policies.control.robots import Robot
 from vla.core.config import find
@@ -33,6 +34,7 @@ JUMP_S = 0.2
 """Two measurements further apart than this are not compared: a position may have moved."""
 FROZEN_S = 2.0
 """A camera that shows the very same picture for this long, while the state moves, is frozen or covered."""
+NOT_LET_GO = "the robot could not be let go, its disconnect() was interrupted: switch its power off"
 _RAISED = (Exception, SystemExit)
 _ASKS = (
     "its connect() asks something on the terminal, and there is none to answer on: connect it in a terminal once "
@@ -108,6 +110,10 @@ class WatchedRobot:
             for name, kind, low, high in zip(spec.names, robot.kinds, spec.low, spec.high, strict=False)
             if kind == "position" and name in robot.proprio_names and 0 < high - low < math.inf
         }
+        # a tenth of the most; positions have a guard of their own
+        drives = [kind in ("displacement", "velocity") for kind in robot.kinds]
+        self._driving = np.where(drives, 0.1 * np.array(spec.high, np.float64), np.inf)
+        self._driven_s = -math.inf
         self._calling: tuple[str, float] | None = None
 
     @contextmanager
@@ -134,7 +140,7 @@ class WatchedRobot:
 
     @contextmanager
     def timed(self, method: str) -> Iterator[None]:
-        """A call of the robot, or of what belongs to it: `spent_s` and `told_when_stuck` know of it."""
+        """A call of the robot, or of what belongs to it, for `spent_s` and `told_when_stuck`."""
         began = self._clock()
         self._calling = (method, time.monotonic())
         try:
@@ -165,8 +171,7 @@ class WatchedRobot:
             self._fail(error)
 
     def observe(self) -> bool:
-        """Read an observation into `latest`: a copy, since drivers reuse their buffers. True if it is valid. A clean
-        call ends earlier trouble, but not a loss."""
+        """Read an observation into `latest`, a copy: drivers reuse their buffers. True if it is valid."""
         try:
             with self.timed("observe"):
                 shown = self._robot.observe()
@@ -219,14 +224,19 @@ class WatchedRobot:
             seen = self._seen.get(camera)
             if seen is None or not _alike(seen.picture, np.asarray(image)):
                 self._seen[camera] = _Seen(np.array(image), seen_s, state)  # a copy: drivers reuse their buffers
-            elif not seen.told and seen_s - seen.since_s >= FROZEN_S and _moved(seen.state, state):
+            elif not seen.told and (seen_s - seen.since_s >= FROZEN_S and (moved := self._moved(seen, state))):
                 seen.told = True
-                line = (
-                    f"camera '{camera}' has shown the very same picture for {seen_s - seen.since_s:.1f} s in which the "
-                    "robot moved: is it frozen or covered?"
-                )
+                line = f"camera '{camera}' has shown the very same picture for {seen_s - seen.since_s:.1f} s {moved}"
                 self.frozen = f"{self.frozen}; {line}" if self.frozen else line
                 _log.warning("%s", line)
+
+    def _moved(self, seen: _Seen, state_P: NDArray[np.float64]) -> str:
+        """How the robot moved, or was to, since a camera showed what it shows now; "" where it did not."""
+        if _moved(seen.state, state_P):
+            return "in which the robot moved: is it frozen or covered?"
+        if self._clock() - JUMP_S < self._driven_s > seen.since_s and np.array_equal(seen.state, state_P):
+            return "and the state the very same numbers, while the robot was to move: does its driver still read them?"
+        return ""
 
     def rest(self) -> tuple[float, ...] | None:
         """The action (A,) that leaves the robot as it is; None if the robot cannot report it now."""
@@ -237,6 +247,8 @@ class WatchedRobot:
             for name, kind, value in zip(self._robot.action_spec.names, self._robot.kinds, rest, strict=True):
                 if not math.isfinite(value) and kind != "switch":
                     raise ValueError(f"'{name}' is measured as {value}")
+            if self.latest is not None and self._clock() - self.latest[1] <= JUMP_S:
+                check_rest(rest, self.latest[0], self._robot)
         except _RAISED as error:
             self._fail(error)
             return None
@@ -247,10 +259,18 @@ class WatchedRobot:
         try:
             with self.timed("send"):
                 sent = self._robot.send(np.array(action, np.float32))
+            if (np.abs(action) > self._driving).any():
+                self._driven_s = self._clock()
             if not self.unheeded and (unheeded := getattr(self._robot, "unheeded", "")):
                 self.unheeded = unheeded
                 _log.warning("%s", unheeded)
-            return None if sent is None else self._numbers("send", sent)
+            if sent is None:
+                return None
+            sent = self._numbers("send", sent)
+            for name, value in zip(self._robot.action_spec.names, sent, strict=True):
+                if not math.isfinite(value):
+                    raise ValueError(f"the robot's send() says that it took {value} for '{name}'")
+            return sent
         except _RAISED as error:
             self._fail(error)
             return before
@@ -276,7 +296,7 @@ class WatchedRobot:
         except _RAISED as error:
             return f"the robot could not be let go, its disconnect() failed: switch its power off ({_words(error)})"
         except KeyboardInterrupt:  # somebody who does not want to wait: what is left of it, nobody knows
-            return "the robot could not be let go, its disconnect() was interrupted: switch its power off"
+            return NOT_LET_GO
         return None
 
     def _numbers(self, method: str, given: Any) -> tuple[float, ...]:
@@ -360,9 +380,9 @@ def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 def _moved(before: NDArray[np.float64], now: NDArray[np.float64]) -> bool:
-    if before.shape != now.shape:
-        return False
-    return bool((np.abs(now - before) > _MOVED * np.maximum(np.maximum(np.abs(before), np.abs(now)), 0.1)).any())
+    return before.shape == now.shape and bool(
+        (np.abs(now - before) > _MOVED * np.maximum(np.maximum(np.abs(before), np.abs(now)), 0.1)).any()
+    )
 
 
 def _named(value: object) -> str:

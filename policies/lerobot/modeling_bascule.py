@@ -27,8 +27,8 @@ from vla.core.config import decode, encode
 from vla.core.types import ActionSpec, Observation, PolicySpec, Prefix
 from vla.data.dataset_meta import component_names
 from vla.model.config import BridgeConfig, VLAConfig, retirement
-from vla.model.model import VLA
-from vla.model.policy import continue_chunk
+from vla.model.model import VLA, evaluating
+from vla.model.policy import acting_dtype, continue_chunk
 from vla.processing.pictures import to_uint8_picture
 from vla.processing.processor import Processor, ProcessorConfig, Stats, VectorStats
 from vla.processing.stats import widened
@@ -142,10 +142,12 @@ class BasculePolicy(PreTrainedPolicy):
         of which the robot will have executed `inference_delay` actions when this chunk arrives (`vla.model.policy`).
         """
         seen = self.observation(batch)
-        inp = self.vla.processor.prepare(seen)
+        inp = self.vla.processor.prepare(seen).to(self.vla.device).without_padding()
         order = self._fit(batch).action_order
         if prev_chunk_left_over is None:
-            action = self.vla.predict(inp, seen.proprio)
+            with evaluating(self.vla):
+                features = self.vla.encode_as_is(inp, acting_dtype(self.vla))  # as `VLAPolicy` does
+                action = self.vla.to_actions(self.vla.act(features, inp.proprio_BP), seen.proprio)
         else:
             left_over = prev_chunk_left_over
             left_over = left_over if order is None else left_over[..., np.argsort(order).tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -42,10 +43,11 @@ def to_dataset(logs: Path | Sequence[Path], out: Path) -> Path:
     and `driver`; a frame is then a step of the policy and not a tick (`policies.teleop.resampling`), and every scene
     of a simulated robot an episode.
 
-    The action of a tick that sent or wanted nothing is 0, the age of what never was -1: a dataset's statistics bear
-    nothing that is not finite. The folder is there only when it is whole. The dataset's rate is that at which
-    the ticks came; a warning tells where that is not the declared one. ValueError for a log without pictures or of a
-    dry run, logs that differ in what they hold, or a folder that is there.
+    The action of a tick that sent nothing is what was in effect: the position or switch sent last, or at which the run
+    began, and no displacement or speed. What was wanted, where nothing was, is the same; the age of what never was is
+    -1: a dataset's statistics bear nothing that is not finite. The folder is there only when it is whole. The dataset's
+    rate is that at which the ticks came; a warning tells where that is not the declared one. ValueError for a log
+    without pictures or of a dry run, logs that differ in what they hold, or a folder that is there.
     """
     if out.exists():
         raise ValueError(f"{out} is already there: choose another folder")
@@ -84,6 +86,7 @@ class _Run:
             task = line.get("task", task)
             if "inputs" in line:
                 self._ticks.append(line | {"task": task})
+        self._note_effects()
         facts = [line for line in lines if "cameras" in line]
         if not self._ticks or not facts:
             raise ValueError(f"{log} holds no tick that saw anything")
@@ -124,6 +127,18 @@ class _Run:
                 "dtype": "image", "shape": shape, "names": ["height", "width", "channels"],
             }  # fmt: skip
 
+    def _note_effects(self) -> None:
+        """Give every tick "effect", the action that was in effect after it."""
+        lasts = [kind in ("position", "switch") for kind in self._header["kinds"]]
+        effect = [float(value) if stays else 0.0 for value, stays in zip(self._header["rest"], lasts, strict=True)]
+        for tick in self._ticks:
+            # A robot that cuts commands short says what it took; of one that took none, the command before it stands.
+            sent = tick.get("sent") or tick["decision"]["action"]
+            effect = tick["effect"] = [
+                float(now) if sent and math.isfinite(float(now)) else was if stays else 0.0
+                for now, was, stays in zip(sent or effect, effect, lasts, strict=True)
+            ]
+
     def episodes(self) -> Iterator[Iterator[dict[str, Any]]]:
         """Each episode's frames."""
         # those of a run that was cut off have no pictures; `pictures_lost` tells
@@ -151,12 +166,10 @@ class _Run:
 
     def _vectors(self, tick: dict[str, Any]) -> dict[str, Any]:
         said, decided = tick["inputs"], tick["decision"]
-        nothing = [0.0] * len(self._actions)
         return {
             "observation.state": said["proprio"],
-            # A robot that cuts commands short says what it took; of one that took none, the command before it stands.
-            "action": tick.get("sent") or decided["action"] or nothing,
-            "wanted": said["wanted"] or nothing,
+            "action": tick["effect"],
+            "wanted": said["wanted"] or tick["effect"],
             "guards": [guard in decided["guards"] for guard in GUARDS],
             "reaction": [decided["reaction"] == reaction for reaction in _REACTIONS],
             "timing": [float(said.get(name, tick.get(name, -1.0))) for name in TIMING],

@@ -38,6 +38,8 @@ _BACKOFF_S = (0.05, 1.0)
 """First and longest pause between two attempts to connect; each pause is twice the one before."""
 
 
+_LASTING = ("action_spec", "cameras", "proprio_dim", "proprio_names", "depth", "memory_frames", "episodes")
+"""Metadata that stay as they were when a server comes back: a client has made itself ready for them."""
 _MOST_WARNINGS = 100
 _FORGOTTEN = (
     "the connection was lost in the middle of an episode, and with it what the policy had kept of it: it goes on as if "
@@ -305,14 +307,18 @@ class PolicyClient:
         self._connected += 1
         _limit_send_time(connection.socket, self.timeout_s)
         metadata = self._read(connection.recv(timeout=_left(deadline)))
-        for name in ("action_spec", "cameras"):
+        self.check_same(metadata)
+        self.metadata = metadata
+        return connection
+
+    def check_same(self, metadata: Mapping[str, Any]) -> None:
+        """RuntimeError where a server that came back has another policy."""
+        for name in _LASTING:
             if self.metadata and metadata.get(name) != self.metadata.get(name):
                 raise RuntimeError(
                     f"policy server at {self.uri} came back with another policy ({name} changed): "
                     "make a new PolicyClient"
                 )
-        self.metadata = metadata
-        return connection
 
     def _read(self, reply: bytes | str) -> dict[str, Any]:
         if isinstance(reply, str):  # openpi: a text frame is an error

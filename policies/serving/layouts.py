@@ -37,6 +37,9 @@ class Layout:
         """Camera of the policy -> key on the wire. ValueError where a camera has none."""
         if self.cameras is not None and len(self.cameras) != len(self.images):
             raise ValueError(f"a layout's cameras and images must be as many, got {self.cameras} and {self.images}")
+        for what, names in (("cameras", self.cameras or ()), ("images", self.images), ("state", self.state)):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"a layout's {what} name '{twice[0]}' twice: each has one place")
         keys = dict(zip(self.cameras or cameras, self.images, strict=False))
         lacking = [camera for camera in cameras if camera not in keys]
         if lacking:
@@ -77,10 +80,10 @@ def find_layout(name: str) -> Layout | None:
 class ObservationReader:
     """Checks one client's observation map and converts it to an Observation (B = 1). Every error names its key.
 
-    Native keys: "images/<camera>" (H, W, 3) uint8 or floats in 0..1 (`vla.processing.pictures`), "state" (P,) numbers,
-    "prompt" str; they work beside the layout's. Unknown keys are ignored. For a policy that reads depth also
-    "depth/<camera>" (H, W) floats in metres, or whole numbers in millimetres, "intrinsics/<camera>" (3, 3) and
-    "extrinsics/<camera>" (4, 4), as `vla.core.types.Observation` has them.
+    Native keys: "images/<camera>" (H, W, 3), or grey (H, W), uint8 or floats in 0..1 (`vla.processing.pictures`),
+    "state" (P,) numbers, "prompt" str; they work beside the layout's. Unknown keys are ignored. For a policy that
+    reads depth also "depth/<camera>" (H, W) floats in metres, or whole numbers in millimetres, "intrinsics/<camera>"
+    (3, 3) and "extrinsics/<camera>" (4, 4), as `vla.core.types.Observation` has them.
     """
 
     def __init__(
@@ -136,7 +139,9 @@ class ObservationReader:
         if not isinstance(value, np.ndarray):
             raise ValueError(f"{key}: expected an array {shape} of uint8, got {type(value).__name__}")
         channels = 0 if first else 2
-        if value.ndim != 3 or value.shape[channels] != 3 or value.size == 0:
+        grey = value.ndim == 2 or (value.ndim == 3 and value.shape[channels] == 1)  # as cameras of robots may be
+        plain = value.ndim == 3 and value.shape[channels] in (3, 4)
+        if not (grey or plain) or value.size == 0:
             swapped = value.ndim == 3 and value.shape[2 - channels] == 3 != value.shape[channels]
             order = "channel, height, width" if first else "height, width, channel"
             hint = f"; send {order} order" if swapped else ""
@@ -144,7 +149,7 @@ class ObservationReader:
         if max(value.shape) > MAX_IMAGE_SIDE:
             raise ValueError(f"{key}: {value.shape} is larger than {MAX_IMAGE_SIDE} pixels a side")
         try:
-            picture = to_uint8_picture(value.transpose(1, 2, 0) if first else value, name=key)
+            picture = to_uint8_picture(value.transpose(1, 2, 0) if first and value.ndim == 3 else value, name=key)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
         return np.ascontiguousarray(picture)[None]

@@ -86,6 +86,7 @@ class PolicySlot:
         self.folder: Path | None = None
         self._load: Loader | None = None
         self._stamp: object = None
+        self._missed = 0
         self._wanted_steps = n_action_steps
 
     def sent(self, actions_CA: NDArray[np.float32], message: Mapping[Any, Any]) -> NDArray[np.float32]:
@@ -128,6 +129,16 @@ class PolicySlot:
         slot = PolicySlot(load(folder), layout=layout, metadata={"policy": folder.name}, n_action_steps=n_action_steps)
         slot.folder, slot._load, slot._stamp = folder, load, stamp
         return slot
+
+    def lost(self) -> str:
+        """Say once, at the second look in a row, that the folder holds no checkpoint any more; "" as a rule. At the
+        first, it may just be replaced."""
+        if self.folder is None or _stamp(self.folder) is not None:
+            self._missed = 0
+            return ""
+        self._missed += 1
+        told = f"{self.folder} holds no checkpoint any more: was it deleted, or moved?"
+        return told if self._missed == 2 else ""
 
     def changed(self) -> bool:
         """True if the folder holds another checkpoint than the one served."""

@@ -344,14 +344,14 @@ class PolicyServer:
         assert self._reloading is not None
         said: dict[str, str] = {}
         while True:
-            asked = True
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._reload_s):
                     await self._reloading.wait()
-            except TimeoutError:
-                asked = False
+            asked = self._reloading.is_set()
             self._reloading.clear()
             for name, served in self._served.items():
+                if lost := served.lost():
+                    _log.error("policy '%s' is served on as it was loaded: %s", name, lost)
                 if served.folder is None or not (asked or served.changed()):
                     continue
                 try:

@@ -103,12 +103,12 @@ def fit(
     return Fit(order, state, tuple(notices))
 
 
-def fitted(policy: Policy, env: Any, *, say: Callable[[str], None], where: str = "environment") -> Policy:
+def fitted(policy: Policy, env: Any, *, say: Callable[[str], None], **how: Any) -> Policy:
     """The policy as it can be played in `env`: itself, or with its components reordered by name.
 
-    `say` hears of it; `where`: the other side's name in messages. ValueError as `fit`.
+    `say` hears of it; `how` is as in `fit`. ValueError as `fit`.
     """
-    found = fit(side_of(policy), side_of(env), where=where)
+    found = fit(side_of(policy), side_of(env), **how)
     for notice in found.notices:
         say(notice)
     if found.action_order is None and found.proprio_order is None:
@@ -136,8 +136,12 @@ class Reordered:
             by_place = sorted(range(len(state)), key=lambda i: state[i])
             names = tuple(names[i] for i in by_place)
         action = None if action is None else _taken(action, order.action_order)
-        # what remains of a chunk lies in the environment's order: it is no prefix for the policy inside
-        self.spec = replace(policy.spec, action_spec=action, proprio_names=names, takes_prefix=False)
+        self.spec = replace(policy.spec, action_spec=action, proprio_names=names)
+
+    @property
+    def account(self) -> Any:
+        """What the policy inside says that it does, if it says anything."""
+        return getattr(self.policy, "account", None)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:
         """Forget the policy's state of these environments (all when None)."""
@@ -145,7 +149,10 @@ class Reordered:
 
     def act(self, obs: Observation, *, prefix: Prefix | None = None) -> ActionChunk:
         """(B, C, A) in the environment's order."""
-        action, chunk = self._order.action_order, self.policy.act(self._seen(obs))
+        action, seen = self._order.action_order, self._seen(obs)
+        if prefix is not None and action is not None:  # it lies in the environment's order
+            prefix = replace(prefix, actions=prefix.actions[..., np.argsort(action)])
+        chunk = self.policy.act(seen) if prefix is None else self.policy.act(seen, prefix=prefix)
         self.confidence = confidence_of(self.policy)
         return chunk if action is None else np.ascontiguousarray(chunk[..., list(action)])
 

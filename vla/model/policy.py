@@ -127,7 +127,7 @@ class VLAPolicy:
             if prefix is not None:  # the guidance of a flow head takes gradients
                 inp = self._input(obs)
                 with torch.no_grad():
-                    features = vla.encode(inp)
+                    features = vla.encode_as_is(inp, acting_dtype(vla))
                     self._tell(vla.confidence(features))
                     if self.memory is not None:
                         features, row, key = remembering(vla, features, inp, self._recalled(obs.environments))
@@ -165,7 +165,7 @@ class VLAPolicy:
 
         inp = self._input(obs)
         hear = partial(vla.talker.prefill, vla.backbone, inp, mask_words=not vla.config.language)
-        return Speech(vla.talker, vla.backbone, hear, questions, self._dtype())
+        return Speech(vla.talker, vla.backbone, hear, questions, acting_dtype(self.vla))
 
     def _tell(self, confidence: Tensor | None) -> None:
         self.confidence = None if confidence is None else confidence.cpu().numpy()
@@ -213,18 +213,11 @@ class VLAPolicy:
         """(actions, confidences), and of a policy that remembers what to keep of these decisions."""
         inputs, memory = (arrays, None) if self.memory is None else (arrays[:-1], arrays[-1])
         inp = ModelInput(*inputs)
-        features = self.vla.encode_as_is(inp, self._dtype())
+        features = self.vla.encode_as_is(inp, acting_dtype(self.vla))
         if memory is None:
             return self.vla.act(features, inp.proprio_BP), self.vla.confidence(features)
         features, row, key = remembering(self.vla, features, inp, memory)
         return self.vla.act(features, inp.proprio_BP), self.vla.confidence(features), row, key
-
-    def _dtype(self) -> torch.dtype:
-        """Precision in which the backbone acts: its own, or float32 on a processor that multiplies bfloat16 no faster,
-        unless the weights were cast for good."""
-        weights = next(self.vla.backbone.parameters()).dtype
-        slow = weights == torch.float32 and not bfloat16_is_fast(self.vla.device)
-        return torch.float32 if slow else self.vla.backbone_dtype
 
     def _tokens(self, instructions: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         if instructions not in self._text:
@@ -233,6 +226,14 @@ class VLAPolicy:
             ids, mask = trimmed_text(*self.vla.processor.tokenise(instructions))
             self._text[instructions] = ids.to(self.vla.device), mask.to(self.vla.device)
         return self._text[instructions]
+
+
+def acting_dtype(vla: VLA) -> torch.dtype:
+    """Precision in which the backbone acts, whoever asks it: its own, or float32 on a processor that multiplies
+    bfloat16 no faster, unless the weights were cast for good."""
+    weights = next(vla.backbone.parameters()).dtype
+    slow = weights == torch.float32 and not bfloat16_is_fast(vla.device)
+    return torch.float32 if slow else vla.backbone_dtype
 
 
 def continue_chunk(
@@ -252,7 +253,8 @@ def continue_chunk(
     weight = prefix_weights(prefix.delay, prefix.left, vla.chunk_size)
     with torch.no_grad(), evaluating(vla):
         proprio = inp.proprio_BP.to(vla.device)
-        features = vla.encode(inp) if features is None else features
+        if features is None:
+            features = vla.encode_as_is(inp.to(vla.device), acting_dtype(vla))
         if not isinstance(vla.head, FlowHead):
             fresh = vla.to_actions(vla.act(features, proprio), state_BP)
             return (1 - weight[..., None]) * fresh + weight[..., None] * old

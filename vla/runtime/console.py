@@ -92,7 +92,7 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
             return body() or 0
     except KeyboardInterrupt as ended:
         with suppress(OSError):  # the terminal may be gone
-            print(f"vla: interrupted; {ended if str(ended) else kept()}", file=sys.stderr)
+            print(f"vla: interrupted; {_said(ended) or kept()}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return reader_left()
@@ -109,6 +109,15 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
         print(f"vla: error: out of memory: {one_line(error)}; ask for less (smaller batches, fewer worlds, shorter "
               "chunks) or free some", file=sys.stderr)  # fmt: skip
         return EXIT_USER_ERROR
+
+
+def _said(ended: BaseException | None) -> str:
+    """What the first of several interrupts had to say that came while one was being handled; "" for nothing."""
+    told = ""
+    while ended is not None:
+        told = str(ended) if isinstance(ended, KeyboardInterrupt) and str(ended) else told
+        ended = ended.__context__
+    return told
 
 
 @contextmanager
@@ -138,6 +147,35 @@ def signals_interrupt() -> Iterator[None]:
         yield
     finally:
         for number in taken:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """Inside, the function given tells whether Ctrl-C, or what `signals_interrupt` makes one, has come: a driver that
+    catches every exception swallows the KeyboardInterrupt. Ctrl-C (SIGINT) is heard by a command that was started in
+    the background of a script, too, whose shell has it ignored: nothing else would let its robot go."""
+    come = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield come.is_set  # only the main thread may handle signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGHUP"):
+        before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        come.set()
+        if callable(then := before[number]):
+            then(number, frame)
+        raise KeyboardInterrupt
+
+    noted = [number for number, then in before.items() if callable(then) or number == signal.SIGINT]
+    for number in noted:
+        signal.signal(number, handle)
+    try:
+        yield come.is_set
+    finally:
+        for number in noted:
             signal.signal(number, before[number])
 
 

@@ -46,6 +46,14 @@ class Reversed(Right):
 
 class Swapped(Right):
     proprio_names = ("y", "x")
+    kinds = ("switch", "displacement", "displacement")
+
+    def __init__(self, hz="50"):
+        super().__init__(hz)
+        self.action_spec = ActionSpec(NAMES[::-1], self.low, self.high, float(hz))
+
+    def rest(self):
+        return 1.0, 0.0, 0.0
 
 
 class NoSpec(Right):

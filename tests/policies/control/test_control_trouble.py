@@ -1,19 +1,24 @@
 """The control loop when robot, clock or policy do what they should not: it holds, says why, and goes on when it can."""
 
+import contextlib
+import signal
 import threading
 from functools import partial
 from pathlib import PosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from bascule.commands.control import _let_go
 from policies.control.config import check_chunk
 from policies.control.controller import ControlConfig, control
-from policies.control.flight_log import BlackBox
+from policies.control.flight_log import BlackBox, replay
 from policies.control.guards import GuardConfig
+from policies.control.watched_robot import NOT_LET_GO
 from tests.policies.control.toy_robot import HZ, SPEC, STEADY, Clock, Says, Slide, drive
 from vla.core.types import Observation
-from vla.runtime.console import EXIT_INTERRUPTED, run_guarded
+from vla.runtime.console import EXIT_INTERRUPTED, interrupts_noted, run_guarded, signals_interrupt
 
 
 def test_a_view_that_stood_still_is_asked_about_anew():
@@ -231,14 +236,132 @@ def test_an_interrupt_that_could_not_let_the_robot_go_does_not_say_that_it_did(c
             super().disconnect()
             raise RuntimeError("no status packet")
 
+    class Interrupted(Slide):
+        def disconnect(self):
+            super().disconnect()
+            raise KeyboardInterrupt
+
     def interrupted(robot):
         raise KeyboardInterrupt
 
     for make, words in (
         (Slide, "the robot was let go"),
         (Stuck, "its disconnect() failed: switch its power off (RuntimeError: no status packet)"),
+        (Interrupted, "its disconnect() was interrupted: switch its power off"),
     ):
         robot = make(Clock(), interrupted)
         assert run_guarded(partial(drive, STEADY, robot), kept=lambda: "the robot was let go") == EXIT_INTERRUPTED
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("vla: interrupted; ") and line.endswith(words)
+
+
+def test_a_third_interrupt_does_not_make_it_let_go(capsys):
+    """The second one cut disconnect() short, the third the command's own try."""
+    robot = Slide()
+    robot.disconnect = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+
+    def body():
+        try:
+            raise KeyboardInterrupt(NOT_LET_GO)
+        finally:
+            _let_go(robot)
+
+    def cut():
+        try:
+            body()
+        finally:
+            raise KeyboardInterrupt  # a fourth
+
+    for run in (body, cut):
+        assert run_guarded(run, kept=lambda: "the robot was let go") == EXIT_INTERRUPTED
+        assert capsys.readouterr().err == f"vla: interrupted; {NOT_LET_GO}\n"
+
+
+def test_a_driver_that_swallows_the_interrupt_is_stopped_all_the_same():
+    def on_tick(robot, number):
+        if robot.looks == 20:
+            with contextlib.suppress(BaseException):  # a bare except in a driver
+                signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGINT)
+    for number, ignored in ((signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)):
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else before)  # as in a script's background
+        try:
+            with signals_interrupt(), interrupts_noted() as interrupted, pytest.raises(KeyboardInterrupt):
+                clock = Clock()
+                robot = Slide(clock, partial(on_tick, number=number))
+                settings = ControlConfig(duration_s=1.0, asynchronous=False)
+                control(robot, Says(STEADY), settings, interrupted=interrupted, clock=clock, sleep=clock.sleep)
+            assert not robot.connected and len(robot.sent) < 20
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_that_was_suspended_goes_on_and_says_so(tmp_path):
+    """Even when a hold had just begun, whose 4 s were counted as those of a policy that does not answer."""
+    clock = Clock()
+    lost = [0]
+
+    def sleep(seconds):
+        lost[0] += 1
+        clock.sleep(seconds if lost[0] != 30 else 4.2)
+
+    policy = Says(lambda n: STEADY[:4] if n != 8 else TimeoutError("no answer"))  # holds from tick 25 on
+    robot = Slide(clock)
+    with BlackBox(tmp_path / "log.jsonl") as box:
+        settings = ControlConfig(duration_s=6.0, asynchronous=False, n_action_steps=4)
+        report = control(robot, policy, settings, log=box, clock=clock, sleep=sleep)
+    assert report.ended == "time" and report.good
+    assert report.reasons["suspended"].startswith("nothing ran for 4.2 s before tick 31: the process was suspended")
+    assert '"suspended": "nothing ran' in (tmp_path / "log.jsonl").read_text()
+    moved = np.array(robot.sent)[:, 1]
+    assert (moved[-20:] == np.float32(0.01)).all() and moved.max() <= np.float32(0.01)
+    assert all(logged == again for logged, again in replay(tmp_path / "log.jsonl"))
+
+
+def test_a_hold_that_ends_the_run_is_told_in_words():
+    silent = SimpleNamespace(busy=True, waiting_s=lambda: 0.5, fetch=lambda: None, close=lambda: None)
+    clock = Clock()
+    settings = ControlConfig(duration_s=6.0)
+    report = control(Slide(clock), Says(STEADY), settings, asking=silent, clock=clock, sleep=clock.sleep)
+    assert report.ended == "stopped" and report.error is None
+    words = "the plan was played to its end, and the policy's next answer not there 0.5 s after it was asked for"
+    assert report.reasons["stale_action"] == words
+
+
+def test_a_rest_elsewhere_than_measured_moves_nothing():
+    """It would be sent there at once, since a hold is sent first of all."""
+
+    class Zero(Slide):
+        def rest(self):
+            return 0.0, 0.0, 1.0
+
+    robot = Zero(clock := Clock(), lambda robot: robot.position.__setitem__(0, 0.6))
+    report = control(
+        robot, Says(STEADY), ControlConfig(duration_s=1.0, asynchronous=False), clock=clock, sleep=clock.sleep
+    )
+    assert report.ended == "stopped" and robot.sent == []
+    assert "rest() says that 'x' stays at 0, where it is measured at 0.6" in report.reasons["robot_error"]
+
+
+def test_a_run_whose_robot_shows_nothing_new_at_its_end_is_not_good():
+    robot, report = drive(STEADY, on_tick=lambda r: setattr(r, "seen_s", 100.0) if r.looks > 20 else None, seconds=2.0)
+    assert report.ended == "time" and report.held_by == ("stale_observation",) and not report.good
+
+
+def test_a_send_that_took_no_number_is_trouble():
+    """The dataset of its log would hold 0 for it."""
+    robot = Slide(clock := Clock())
+    robot.send = lambda action_A: (np.nan, 0.0, 1.0)
+    settings = ControlConfig(duration_s=6.0, asynchronous=False)
+    report = control(robot, Says(STEADY), settings, clock=clock, sleep=clock.sleep)
+    assert report.ended == "stopped"
+    assert report.reasons["robot_error"] == "ValueError: the robot's send() says that it took nan for 'x'"
+
+
+def test_a_driver_that_answers_with_what_it_read_before_is_told():
+    """Pictures and state stand still together, while displacements are sent: no guard of positions sees that."""
+    _, report = drive([[0.0, 0.2, -1.0]] * 8, on_tick=lambda robot: robot.position.fill(0.0), seconds=3.0)
+    assert "the state the very same numbers, while the robot was to move" in report.reasons["camera"]
+    _, report = drive([[0.0, 0.0, -1.0]] * 8, seconds=3.0)
+    assert "camera" not in report.reasons

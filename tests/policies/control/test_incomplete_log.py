@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from bascule.main import main
+from policies.control.controller import ControlConfig, control
 from policies.control.flight_log import BlackBox, LogIncomplete, frames_file, incomplete, pictures_lost, replay
+from policies.control.guards import GuardConfig
 from policies.lerobot.recording import to_dataset
-from tests.policies.control.toy_robot import STEADY, Clock, Slide, drive
+from tests.policies.control.own_robots import Right
+from tests.policies.control.toy_robot import STEADY, Clock, Says, Slide, drive
 from vla.data.lerobot_dataset import load_dataset
 
 
@@ -136,3 +139,67 @@ def test_a_dataset_of_a_run_holds_what_the_robot_took_where_it_cut_a_command_sho
     data = load_dataset(to_dataset(tmp_path / "log.jsonl", tmp_path / "made"))
     np.testing.assert_array_equal(data.action, np.array(robot.sent))
     np.testing.assert_allclose(data.action[:, 0], [0.04, 0.08, 0.1, 0.1, 0.1], atol=1e-6)
+
+
+def test_lines_in_another_order_are_told(tmp_path, capsys):
+    """A dataset of them would hold motions that never were; as many ticks as there were are there."""
+    log = tmp_path / "log.jsonl"
+    with BlackBox(log) as box:
+        drive(STEADY, log=box)
+    lines = log.read_text().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if '"tick": 20' in line)
+    for changed in ([lines[first + 1], lines[first]], [lines[first], lines[first]]):
+        log.write_text("".join([*lines[:first], *changed, *lines[first + 2 :]]))
+        for reading in (["--replay"], ["--to-dataset", str(tmp_path / "made")]):
+            assert main(["control", str(log), *reading]) == 2
+            assert "was changed after its run: behind tick 2" in capsys.readouterr().err
+
+
+def test_pictures_of_another_run_are_told_and_never_written_over(tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    with BlackBox(log) as box:
+        drive(STEADY, log=box)
+    frames_file(log).write_bytes(bytes(60 * 48))
+    assert main(["control", str(log), "--to-dataset", str(tmp_path / "made")]) == 1
+    assert "holds 60 views, and the log" in capsys.readouterr().err
+    log.unlink()
+    with pytest.raises(ValueError, match=r"log.jsonl.frames holds the pictures of a log: choose another file"):
+        BlackBox(log)
+    assert frames_file(log).stat().st_size == 60 * 48 and not log.exists()
+
+
+def test_a_dataset_says_of_a_tick_that_sent_nothing_what_was_in_effect(tmp_path):
+    """0 is a place, too: of an arm that stood at 0.7 when the e-stop was pressed it would teach a motion to 0."""
+    log = tmp_path / "log.jsonl"
+
+    def start(robot):
+        robot.position[0] = 0.7 if robot.looks < 3 else robot.position[0]
+
+    looks = []
+    with BlackBox(log) as box:
+        clock = Clock()
+        robot = Slide(clock, start)
+        settings = ControlConfig(duration_s=1.0, asynchronous=False)
+        pressed = lambda: looks.append(0) or len(looks) > 40  # noqa: E731
+        report = control(robot, Says([[0.7, 0.01, -1.0]] * 8), settings, log=box, pressed=pressed, clock=clock,
+                         sleep=clock.sleep)  # fmt: skip
+    assert report.ended == "disconnect"
+    data = load_dataset(to_dataset(log, tmp_path / "made"))
+    np.testing.assert_allclose(data.action[-1], [0.7, 0.0, -1.0], atol=1e-6)
+
+
+def test_the_log_of_a_robot_without_bounds_or_a_known_switch_replays(tmp_path):
+    """Infinity and NaN are words in its file."""
+
+    class Free(Right):
+        low, high = (-np.inf,) * 3, (np.inf,) * 3
+
+        def rest(self):
+            return 0.0, 0.0, np.nan
+
+    clock = Clock()
+    settings = ControlConfig(duration_s=0.5, asynchronous=False, guards=GuardConfig(velocity={"dx": np.inf}))
+    with BlackBox(tmp_path / "log.jsonl") as box:
+        control(Free(clock=clock), Says(np.zeros((8, 3))), settings, log=box, clock=clock, sleep=clock.sleep)
+    pairs = replay(tmp_path / "log.jsonl")
+    assert len(pairs) == 25 and all(logged == again for logged, again in pairs)

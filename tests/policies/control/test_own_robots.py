@@ -10,7 +10,6 @@ import pytest
 
 from bascule.main import main
 from policies.control.controller import ControlConfig, control
-from policies.control.flight_log import BlackBox, replay
 from policies.control.guards import GuardConfig, check_bounds
 from policies.control.watched_robot import WatchedRobot, check_robot
 from policies.serving.policy_slot import PolicySlot
@@ -112,23 +111,6 @@ def test_a_call_that_does_not_return_is_told_while_it_lasts(method, caplog):
     assert report.ended == "time" and not robot.connected
 
 
-def test_the_log_of_a_robot_without_bounds_or_a_known_switch_replays(tmp_path):
-    """Infinity and NaN are words in its file."""
-
-    class Free(Right):
-        low, high = (-np.inf,) * 3, (np.inf,) * 3
-
-        def rest(self):
-            return 0.0, 0.0, np.nan
-
-    clock = Clock()
-    settings = ControlConfig(duration_s=0.5, asynchronous=False, guards=GuardConfig(velocity={"dx": np.inf}))
-    with BlackBox(tmp_path / "log.jsonl") as box:
-        control(Free(clock=clock), Says(STILL), settings, log=box, clock=clock, sleep=clock.sleep)
-    pairs = replay(tmp_path / "log.jsonl")
-    assert len(pairs) == 25 and all(logged == again for logged, again in pairs)
-
-
 def test_what_send_reports_of_the_right_length_is_taken():
     clock = Clock()
     robot = Right(clock=clock)
@@ -186,7 +168,6 @@ def server():
         ("Nothing", "robot 'own_robots:Nothing': module own_robots has no 'Nothing'"),
         ("NAMES", "cannot be made: TypeError: 'tuple' object is not callable"),
         ("Reversed", "the lowest and the highest value of 'dx', got low 1 and high -1"),
-        ("Swapped", "the policy reads the state as x, y, the robot tells it as y, x: the order must be the same"),
     ],
 )
 def test_the_command_says_it_in_one_line(server, capsys, robot, words):
@@ -200,6 +181,26 @@ def test_the_robot_that_is_right_runs_and_the_one_that_is_not_let_go_ends_in_an_
     assert main([*args, "own_robots:Right"]) == 0
     assert main([*args, "own_robots:DoesNotLetGo"]) == 1
     assert "disconnect() failed: switch its power off (RuntimeError: torque off failed)" in capsys.readouterr().out
+
+
+def test_components_in_another_order_are_matched_by_name(server, capsys):
+    args = ["control", server, "--hz", "50", "--duration-s", "0.2", "--max-observation-age-s", "5", "--robot"]
+    assert main([*args, "own_robots:Swapped"]) == 0
+    told = capsys.readouterr().err
+    assert "the policy reads the state as x, y, the robot tells it as y, x: reordered by name" in told
+    assert "acts on dx, dy, gripper, the robot on gripper, dy, dx: reordered by name" in told
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--velocity", "gripper", "1"), "--velocity gripper: it is a switch"),
+        (("--follow-s", "2"), "--follow-s changes nothing with a robot that has no positions"),
+    ],
+)
+def test_limits_that_would_change_nothing_are_refused(server, capsys, args, words):
+    assert main(["control", server, "--hz", "50", "--robot", "own_robots:Right", *args]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_an_estop_file_of_before_is_named_and_nothing_is_connected(server, tmp_path, capsys):

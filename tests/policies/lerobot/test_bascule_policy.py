@@ -192,10 +192,12 @@ def test_our_checkpoint_goes_to_lerobot_and_back_unchanged(run, tmp_path):
     assert back.config == before.config and back.stats == before.stats
     assert all(torch.equal(back.tensors[name], tensor) for name, tensor in before.tensors.items())
     fewer = VLA.load(ours)
-    fewer.config = replace(fewer.config, n_action_steps=3)
+    fewer.config = replace(fewer.config, n_action_steps=3, backbone_dtype="bfloat16")
     fewer.save(tmp_path / "fewer")
     policy = BasculePolicy.from_pretrained(to_lerobot(tmp_path / "fewer", tmp_path / "theirs-3"))
     assert policy.config.n_action_steps == 3, "as it is played by ours"
+    played = VLAPolicy.load(tmp_path / "fewer").act(obs)  # in the precision that ours acts in, too
+    np.testing.assert_array_equal(policy.predict_action_chunk(batch_of(obs)).numpy(), played)
     assert VLAPolicy.load(from_lerobot(tmp_path / "theirs-3", tmp_path / "back-3")).spec.n_action_steps == 3
 
 

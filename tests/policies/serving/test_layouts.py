@@ -138,3 +138,23 @@ def test_a_layout_from_a_file(tmp_path) -> None:
     path.write_text("images = [")
     with pytest.raises(ValueError, match="is no TOML"):
         find_layout(str(path))
+
+
+@pytest.mark.parametrize(("layout", "key"), [(None, "images/front"), (LAYOUTS["aloha"], "images/cam_high")])
+def test_grey_pictures_are_those_that_a_robots_camera_may_give(layout, key) -> None:
+    """As `vla control` reads them; a fourth channel, alpha, is dropped by both."""
+    reader = ObservationReader(("front",), layout=layout)
+    rest = {"state": np.zeros(2), "prompt": "go"}
+    grey = image()[..., 0]
+    shapes = (grey, grey[..., None]) if layout is None else (grey, grey[None])
+    for given in shapes:
+        assert np.array_equal(reader.read({key: given, **rest}).images["front"][0], np.stack([grey] * 3, -1))
+    alpha = np.concatenate([image(), grey[..., None]], -1)
+    given = alpha if layout is None else alpha.transpose(2, 0, 1)
+    assert np.array_equal(reader.read({key: given, **rest}).images["front"][0], alpha[..., :3])
+
+
+@pytest.mark.parametrize("twice", [{"images": ("a", "a")}, {"cameras": ("c", "c")}, {"state": ("s", "s")}])
+def test_a_layout_that_names_something_twice_is_refused(twice) -> None:
+    with pytest.raises(ValueError, match="name '[acs]' twice"):
+        ObservationReader(("c",), layout=Layout(**{"images": ("a", "b")} | twice))

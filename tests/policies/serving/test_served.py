@@ -164,8 +164,9 @@ def test_what_cannot_replace_a_policy_does_not(two: PolicyServer, tmp_path, capl
         checkpoint(tmp_path / "a", 3)  # the copy is finished
         wait_for(lambda: first_action(client) == 3)
         shutil.rmtree(tmp_path / "a")
-        time.sleep(0.15)
-        assert first_action(client) == 3
+        wait_for(lambda: "holds no checkpoint any more: was it deleted, or moved?" in caplog.text)
+        time.sleep(0.1)
+        assert first_action(client) == 3 and caplog.text.count("holds no checkpoint any more") == 1
 
 
 NAMES = ("x", "y")
