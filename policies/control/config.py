@@ -88,7 +88,8 @@ class ControlReport:
     reasons: dict[str, str] = field(default_factory=dict)
     """Guard -> the message when it tripped last, for guards that give a reason; "disconnect" ->
     why the robot could not be disconnected cleanly; "controller" -> an error of the loop itself; "camera" -> the
-    cameras that showed one picture while the robot moved."""
+    cameras that showed one picture while the robot moved; "suspended" -> when nothing ran; "stuck" -> the call of the
+    robot that took the longest."""
     drivers: dict[str, int] = field(default_factory=dict)
     """Driver (policy, human, hand_over) -> ticks, of a run in which a person may take over."""
     takeovers: int = 0
@@ -196,7 +197,7 @@ def check_rest(rest: Sequence[float], obs: Observation, robot: Robot) -> None:
     spec = robot.action_spec
     for name, kind, value, low, high in zip(spec.names, robot.kinds, rest, spec.low, spec.high, strict=True):
         at, size = state.get(name, value), high - low
-        if kind == "position" and math.isfinite(size) and abs(value - at) > _RESTS * size > 0:
+        if kind == "position" and math.isfinite(size) and abs(value - at) > max(_RESTS * size, 1e-6 * abs(at)) > 0:
             raise ValueError(
                 f"the robot's rest() says that '{name}' stays at {value:g}, where it is measured at {at:g}: rest() "
                 "must give the position that it has"

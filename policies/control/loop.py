@@ -96,6 +96,7 @@ class ControlLoop:
                 },
             )  # fmt: skip
         self.watched.spent_s.clear()
+        self.watched.longest_s.clear()
         self.started = self.clock()
         return self.started
 
@@ -165,6 +166,7 @@ class ControlLoop:
             ("state", watched.jumped),
             ("echo", watched.unheeded),
             ("rate", self._too_slow()),
+            ("stuck", self._stuck()),
         ):
             if told:
                 self._reasons.by_guard[name] = told
@@ -188,6 +190,13 @@ class ControlLoop:
         if self.log is not None:
             self.log.event(report=asdict(report))
         return report
+
+    def _stuck(self) -> str:
+        """The call of the robot that took the longest, if it was a long time, in words; "" where none did."""
+        method, took_s = max(self.watched.longest_s.items(), key=lambda item: item[1], default=("", 0.0))
+        if took_s <= max(_LAPSE_S, self.config.guards.max_observation_age_s):
+            return ""
+        return f"its {method}() took {took_s:.1f} s in one call, and nothing was sent meanwhile"
 
     def _too_slow(self) -> str:
         """How much less often the robot was commanded than it should be, and why, in words; "" where it was not."""

@@ -145,9 +145,15 @@ class LeRobotRobot:
         self.done = False
 
     def connect(self) -> None:
-        """Connect the LeRobot robot unless it is connected already."""
+        """Connect the LeRobot robot unless it is connected already. ConnectionError for one that says afterwards that
+        it is not: whoever asks it so would never disconnect it."""
+        if self._robot.is_connected:
+            return
+        self._robot.connect()
         if not self._robot.is_connected:
-            self._robot.connect()
+            with contextlib.suppress(Exception):
+                self._robot.disconnect()
+            raise ConnectionError("its connect() returned, and yet it says that it is not connected (is_connected)")
 
     def observe(self) -> tuple[Observation, float]:
         """The current observation (B = 1) and the time at which reading it began, so that its age is never
@@ -194,8 +200,8 @@ class LeRobotRobot:
         return seen
 
     def _taken(self, index: int, name: str, kind: Kind, wanted: float, said: Any) -> float:
-        """What the robot took for a commanded component. Its echo is used only where it shortens the motion: it lies
-        between the measured and the commanded position, or between a stop and the commanded speed, and the robot is
+        """Return what the robot took for a commanded component. Its echo is used only where it shortens the motion: it
+        lies between the measured and the commanded position, or a stop and the commanded speed, and the robot is
         configured to clip (`max_relative_target`) or has echoed another command of this component unchanged; of a
         switch, where it lies within the range. An echo in other units is therefore ignored, and `unheeded` tells of
         it."""
@@ -284,6 +290,9 @@ def _let_go(robot: Any) -> None:
             robot.disconnect()
         except Exception as error:
             errors.append(error)
+        else:
+            if _connected(robot):
+                errors.append(RuntimeError("it returned, and yet the robot says that it is connected (is_connected)"))
     if not _connected(robot):
         release = getattr(getattr(robot, "config", None), "disable_torque_on_disconnect", None)
         for part in _parts(robot):

@@ -101,6 +101,8 @@ class WatchedRobot:
         """A command that the robot says it took otherwise, and that was not believed, in words; "" for none."""
         self.spent_s: Counter[str] = Counter()
         """Seconds that the robot's methods have taken, by their names."""
+        self.longest_s: Counter[str] = Counter()
+        """Seconds of the longest call of each."""
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._seen: dict[str, _Seen] = {}
         self._given: tuple[Any, Any] | None = None
@@ -147,17 +149,15 @@ class WatchedRobot:
             yield
         finally:
             self._calling = None
-            self.spent_s[method] += self._clock() - began
+            self.spent_s[method] += (took_s := self._clock() - began)
+            self.longest_s[method] = max(took_s, self.longest_s[method])
 
     def connect(self) -> bool:
         """Connect to the robot. Returns True on success; otherwise `trouble` holds the reason."""
         try:
             self._robot.connect()
-        except EOFError:
-            self.lost, self.trouble = True, _ASKS
-            return False
         except _RAISED as error:
-            self.lost, self.trouble = True, _words(error)
+            self.lost, self.trouble = True, _ASKS if isinstance(error, EOFError) else _words(error)
             return False
         return True
 
@@ -231,7 +231,7 @@ class WatchedRobot:
                 _log.warning("%s", line)
 
     def _moved(self, seen: _Seen, state_P: NDArray[np.float64]) -> str:
-        """How the robot moved, or was to, since a camera showed what it shows now; "" where it did not."""
+        """Say how the robot moved, or was to, since a camera showed what it shows now; "" where it did not."""
         if _moved(seen.state, state_P):
             return "in which the robot moved: is it frozen or covered?"
         if self._clock() - JUMP_S < self._driven_s > seen.since_s and np.array_equal(seen.state, state_P):

@@ -140,7 +140,7 @@ class Reordered:
 
     @property
     def account(self) -> Any:
-        """What the policy inside says that it does, if it says anything."""
+        """The account that the policy inside gives of what it does, if it gives any."""
         return getattr(self.policy, "account", None)
 
     def reset(self, env_ids: Sequence[int] | None = None) -> None:

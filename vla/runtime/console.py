@@ -112,7 +112,7 @@ def run_guarded(body: Callable[[], int | None], *, kept: Callable[[], str]) -> i
 
 
 def _said(ended: BaseException | None) -> str:
-    """What the first of several interrupts had to say that came while one was being handled; "" for nothing."""
+    """The words of the first of several interrupts, which came while one was being handled; "" for none."""
     told = ""
     while ended is not None:
         told = str(ended) if isinstance(ended, KeyboardInterrupt) and str(ended) else told

@@ -5,11 +5,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from policies.control.flight_log import BlackBox, replay
+from policies.control.config import ControlConfig
+from policies.control.controller import control
+from policies.control.flight_log import BlackBox, read, replay
 from policies.control.guards import Decision, Governor, GuardConfig, Inputs
 from policies.control.playback import Plan
 from policies.control.robots import LeRobotRobot
-from tests.policies.control.toy_robot import HZ, STEADY, Slide, drive
+from tests.policies.control.toy_robot import HZ, STEADY, Clock, Says, Slide, drive
 from vla.core.types import ActionSpec
 
 
@@ -176,3 +178,60 @@ def test_lerobots_names_say_what_a_component_is(name, kind):
         action_features, observation_features = {name: float}, {name: float}
 
     assert LeRobotRobot(Arm(), instruction="go", control_hz=HZ, limits={name: (-1, 1)}).kinds == (kind,)
+
+
+class Base:
+    """A LeRobot robot with a position, a speed and a switch. `faster`: than this it does not go."""
+
+    action_features = observation_features = dict.fromkeys(("a.pos", "b.vel", "g.pos"), float)
+
+    def __init__(self, fastest=1.0, connects=True, lets_go=True):
+        self.fastest, self.connects, self.lets_go = fastest, connects, lets_go
+        self.is_connected, self.asked_to_let_go, self.at = False, 0, dict.fromkeys(self.action_features, 0.0)
+
+    def connect(self):
+        self.is_connected = self.connects
+
+    def get_observation(self):
+        return dict(self.at)
+
+    def send_action(self, action):
+        self.at |= {name: action[name] for name in ("a.pos", "g.pos")}
+        return action | {"b.vel": min(action["b.vel"], self.fastest), "g.pos": float(action["g.pos"] > 0.5)}
+
+    def disconnect(self):
+        self.asked_to_let_go += 1
+        self.is_connected = not self.lets_go
+
+
+def drive_base(base, chunk, log=None):
+    clock = Clock()
+    limits = {"a.pos": (-1, 1), "b.vel": (-1, 1), "g.pos": (0, 1)}
+    robot = LeRobotRobot(base, instruction="go", control_hz=HZ, limits=limits, switches=("g.pos",), clock=clock)
+    settings = ControlConfig(duration_s=1.0, asynchronous=False)
+    return control(robot, Says(chunk), settings, log=log, clock=clock, sleep=clock.sleep)
+
+
+def test_a_speed_or_switch_that_the_robot_took_otherwise_is_what_its_log_holds(tmp_path):
+    """A base that goes at 0.3 where 0.8 is commanded, and a gripper that is open or closed: a dataset of the command
+    would teach motions that were not."""
+    with BlackBox(tmp_path / "log.jsonl") as box:
+        report = drive_base(Base(0.3), [[0.1, 0.2, 0.7]] * 4 + [[0.1, 0.8, 0.7]] * 4, box)
+    sent = [line["sent"] for line in read(tmp_path / "log.jsonl")[1] if "inputs" in line]
+    assert report.ended == "time" and "echo" not in report.reasons
+    assert {tuple(np.round(one[1:], 3)) for one in sent if one} == {(0.2, 1.0), (0.3, 1.0)}
+
+
+def test_a_robot_that_says_otherwise_is_neither_driven_nor_held_for_let_go():
+    base = Base(connects=False)
+    report = drive_base(base, [[0.1, 0.2, 0.7]] * 8)
+    assert report.ended == "disconnect" and base.asked_to_let_go == 1 and base.at["a.pos"] == 0
+    assert "it says that it is not connected" in report.reasons["robot_lost"]
+    report = drive_base(Base(lets_go=False), [[0.1, 0.2, 0.7]] * 8)
+    assert not report.good and "the robot says that it is connected" in report.reasons["disconnect"]
+
+
+def test_a_call_that_took_long_is_told_in_the_report():
+    """Two of 50 ticks were played, and the run came to its time all the same."""
+    robot, report = drive(STEADY, on_tick=lambda robot: robot.looks == 4 and robot.clock.sleep(1.0), seconds=1.0)
+    assert report.reasons["stuck"] == "its observe() took 1.0 s in one call, and nothing was sent meanwhile"

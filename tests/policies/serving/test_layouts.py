@@ -142,7 +142,7 @@ def test_a_layout_from_a_file(tmp_path) -> None:
 
 @pytest.mark.parametrize(("layout", "key"), [(None, "images/front"), (LAYOUTS["aloha"], "images/cam_high")])
 def test_grey_pictures_are_those_that_a_robots_camera_may_give(layout, key) -> None:
-    """As `vla control` reads them; a fourth channel, alpha, is dropped by both."""
+    """`vla control` reads them likewise; a fourth channel, alpha, is dropped by both."""
     reader = ObservationReader(("front",), layout=layout)
     rest = {"state": np.zeros(2), "prompt": "go"}
     grey = image()[..., 0]

@@ -384,3 +384,15 @@ def test_the_answer_says_what_of_a_prompt_is_not_read(caplog: pytest.LogCaptureF
         told = [message for message in caplog.messages if "cut after" in message]
         assert sum("'front' shows black" in message for message in caplog.messages) == 1
         assert len(told) == 1 and told[0].startswith(f"policy server at {server.uri}: the instruction 'cube cube")
+
+
+@pytest.mark.parametrize(
+    ("name", "now"), [("proprio_names", ["y", "x"]), ("proprio_dim", 3), ("memory_frames", 4), ("depth", True)]
+)
+def test_refuses_to_go_on_with_a_policy_that_reads_something_else(name, now) -> None:
+    """A server that comes back with the state in another order would act on joints taken for one another."""
+    client = object.__new__(PolicyClient)
+    client.uri, client.metadata = "ws://there", {"proprio_names": ["x", "y"], "proprio_dim": 2}
+    client.check_same(dict(client.metadata))
+    with pytest.raises(RuntimeError, match=f"another policy .{name} changed.: make a new PolicyClient"):
+        client.check_same(client.metadata | {name: now})
