@@ -202,3 +202,25 @@ def check_rest(rest: Sequence[float], obs: Observation, robot: Robot) -> None:
                 f"the robot's rest() says that '{name}' stays at {value:g}, where it is measured at {at:g}: rest() "
                 "must give the position that it has"
             )
+
+
+def believed(
+    sent: Sequence[float], action: Sequence[float], before: Sequence[float], obs: Observation | None, robot: Robot
+) -> tuple[tuple[float, ...], str]:
+    """The action that a robot says it took, as far as that can be: a position lies near the way from where the robot
+    was sent `before`, or is measured, to where it is sent now. And a line about the first one that does not, whose
+    command stands: to go on from there would be a jump. ValueError for a number that is none."""
+    state = {} if obs is None else dict(zip(robot.proprio_names, obs.proprio[0].tolist(), strict=False))
+    spec, taken, told = robot.action_spec, [], ""
+    for i, (name, kind) in enumerate(zip(spec.names, robot.kinds, strict=True)):
+        if not math.isfinite(sent[i]):
+            raise ValueError(f"the robot's send() says that it took {sent[i]} for '{name}'")
+        way, room = (before[i], action[i], state.get(name, action[i])), _RESTS * (spec.high[i] - spec.low[i])
+        near = kind != "position" or not math.isfinite(room) or min(way) - room <= sent[i] <= max(way) + room
+        taken.append(sent[i] if near else action[i])
+        if not near:
+            told = told or (
+                f"the robot's send() says that it took {sent[i]:g} for '{name}', where {action[i]:g} was sent: is that "
+                "in another unit? The log and the guards go by what was sent"
+            )
+    return tuple(taken), told

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.control.config import check_rest
+from policies.control.config import believed, check_rest
 from policies.control.guards import check_bounds
 from policies.control.robots import Robot
 from vla.core.config import find
@@ -261,15 +261,14 @@ class WatchedRobot:
                 sent = self._robot.send(np.array(action, np.float32))
             if (np.abs(action) > self._driving).any():
                 self._driven_s = self._clock()
-            if not self.unheeded and (unheeded := getattr(self._robot, "unheeded", "")):
+            unheeded = getattr(self._robot, "unheeded", "")
+            if sent is not None:
+                seen = None if self.latest is None else self.latest[0]
+                sent, odd = believed(self._numbers("send", sent), action, before, seen, self._robot)
+                unheeded = unheeded or odd
+            if unheeded and not self.unheeded:
                 self.unheeded = unheeded
                 _log.warning("%s", unheeded)
-            if sent is None:
-                return None
-            sent = self._numbers("send", sent)
-            for name, value in zip(self._robot.action_spec.names, sent, strict=True):
-                if not math.isfinite(value):
-                    raise ValueError(f"the robot's send() says that it took {value} for '{name}'")
             return sent
         except _RAISED as error:
             self._fail(error)

@@ -365,3 +365,18 @@ def test_a_driver_that_answers_with_what_it_read_before_is_told():
     assert "the state the very same numbers, while the robot was to move" in report.reasons["camera"]
     _, report = drive([[0.0, 0.0, -1.0]] * 8, seconds=3.0)
     assert "camera" not in report.reasons
+
+
+def test_an_echo_from_far_off_is_told_and_never_gone_on_from():
+    """In degrees, of 0.1 rad: the next command would have been 5.7."""
+
+    class Degrees(Slide):
+        def send(self, action_A):
+            super().send(action_A)
+            return (57.3 * float(action_A[0]), *map(float, action_A[1:]))
+
+    robot = Degrees(clock := Clock())
+    settings = ControlConfig(duration_s=1.0, asynchronous=False, guards=GuardConfig(velocity={"x": 2.0}))
+    report = control(robot, Says([[0.8, 0.0, -1.0]] * 8), settings, clock=clock, sleep=clock.sleep)
+    assert robot.speeds()[:, 0].max() <= 2.0 / HZ + 1e-6 and report.ended == "time"
+    assert "send() says that it took" in report.reasons["echo"] and "in another unit?" in report.reasons["echo"]

@@ -161,7 +161,7 @@ def test_lerobot_eval_reorders_actions_and_state_by_name(trained, tmp_path, monk
     note(TabletopEnv, "_see", lambda obs, _: seen.append(obs.proprio[0]))
     note(TabletopEnv, "step", lambda action, _: played.append(action))
     note(Processor, "prepare", lambda obs, _: read.append(obs.proprio[0]))
-    note(VLA, "predict", lambda _, chunk: answered.append(chunk[0]))
+    note(VLA, "to_actions", lambda _, chunk: answered.append(chunk[0]))
     # LeRobot's tool takes the root logger's handlers away.
     monkeypatch.setattr(logging.getLogger("policies.lerobot.modeling_bascule"), "handlers", [caplog.handler])
     run_tool("lerobot_eval", *eval_flags(policy, tmp_path / "out"))
