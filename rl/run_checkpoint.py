@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rl.configs.run import BUDGET_FIELDS, RunnerConfig
 from vla.core.checkpoint import load_checkpoint, save_checkpoint
 from vla.core.config import difference, encode, fill_defaults
 from vla.runtime.distributed import Team
+from vla.training.run_identity import same_data
 
 LEARNER, BEST, REWARD, TEACHER = "", "best.", "progress.", "teacher."
 """Groups of tensors, by the prefix of their names in the file. The learner's are those with no other prefix."""
@@ -28,6 +30,8 @@ REMOVED: dict[str, Any] = {
 }  # fmt: skip
 """Options that earlier versions had, with the values that mean what this version does."""
 _FIRST_VALUES = 65_536
+_DIGEST = re.compile(r"[0-9a-f]{16,}(-[0-9a-f]+)*")
+"""A condition that is no words: of a policy, or of demonstrations (`vla.training.run_identity.fingerprint`)."""
 UNREAD = ("lora", "backbone_lr")
 """Options of earlier versions that nothing reads unless another option says so."""
 
@@ -100,10 +104,10 @@ def require_same_conditions(out: Path, state: Mapping[str, Any], conditions: Map
     earlier versions do not say theirs."""
     began = state.get("conditions", {})
     for name, now in conditions.items():
-        if (was := began.get(name, now)) != now:
+        if not same_data(was := began.get(name, now), now):
+            changed = f"a different {name}" if _DIGEST.fullmatch(now) else f"{name} {was}, now it is {now}"
             raise ValueError(
-                f"{out} was begun with {name} {was}, now it is {now}: resume it as it was begun, or start a new run in "
-                "another folder"
+                f"{out} was begun with {changed}: resume it as it was begun, or start a new run in another folder"
             )
 
 

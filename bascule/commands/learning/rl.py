@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from bascule.commands.base import Command, check_numbers, chosen_perturbation, given, refuse_idle, stays
-from vla.core.checkpoint import CONFIG
+from vla.core.checkpoint import CONFIG, weights_digest
 from vla.core.config import lookup
 from vla.runtime.devices import choose_device
 from vla.runtime.locks import refuse_used
@@ -147,9 +147,10 @@ class RL(Command):
             with shown(config) as (show, show_teacher):
                 model = VLA.load(init, member=member).to(choose_device(self.device))
                 model.members = {}  # the weights they share are refined for one of them
+                self._check_retained(model, pixels, depth)
                 runner = Runner(
                     model, env, config, self.out, evaluate=play, demos=demos, team=team,
-                    conditions=self._conditions(perturb, demos),
+                    conditions=self._conditions(perturb, demos) | {"policy (--init)": weights_digest(init)},
                     on_update=show if team.rank == 0 else None,
                     on_teacher_update=show_teacher if team.rank == 0 else None,
                 )  # fmt: skip
@@ -270,6 +271,17 @@ class RL(Command):
             "--backend": self.backend,
             "demonstrations (--demos)": "none" if demos is None else fingerprint([demos]),
         }
+
+    def _check_retained(self, model: Any, pixels: int | None, depth: bool) -> None:
+        """ValueError for a suite of --retain in which the policy cannot be played: now, not when the run is over."""
+        from vla.core.compatibility import require_same
+
+        for suite in self.retain:
+            env = self._worlds(suite, 1, pixels, depth=depth)
+            try:
+                require_same(model, env, where=f"suite {suite} of --retain")
+            finally:
+                env.close()
 
     def _report_retention(self, init: Path, member: str | None, pixels: int | None, depth: bool) -> None:
         from envs.evaluation.evaluate import evaluate
