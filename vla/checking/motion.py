@@ -82,6 +82,8 @@ class EpisodeFacts:
     """Mean third difference of the state, in ranges per frame cubed; NaN for an episode of fewer than 4 frames."""
     extremes: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
     """Feature -> (least, most) of each component."""
+    means: dict[str, NDArray[np.float64]]
+    """Feature -> mean of each component."""
     at_extremes: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     """Feature -> frames at the whole recording's least and most value."""
     follows: NDArray[np.float64]
@@ -129,6 +131,7 @@ def facts_of(
         idle=(*ends, int(still.sum())),
         jerk=_jerk(state, scales[PROPRIO]),
         extremes={key: (part.min(0), part.max(0)) for key, part in values.items()},
+        means={key: part.mean(0) for key, part in values.items()},
         at_extremes={
             key: ((part == scales[key].least).sum(0), (part == scales[key].most).sum(0)) for key, part in values.items()
         },

@@ -35,10 +35,11 @@ def bookkeeping_findings(recording: Recording) -> list[Finding]:
 
 
 def statistics_findings(recording: Recording, episodes: Sequence[EpisodeFacts]) -> list[Finding]:
-    """A finding where state or actions of some episodes have other extremes than meta/episodes keeps of them."""
+    """A finding where state or actions of some episodes have other extremes or another mean than meta/episodes keeps of
+    them."""
     found = []
     for key in FEATURES:
-        kept = [_kept(recording.root, f"stats/{key}/{name}") for name in ("min", "max")]
+        kept = [_kept(recording.root, f"stats/{key}/{name}") for name in ("min", "max", "mean")]
         width = len(recording.names[key])
         span = np.ptp([ends for e in episodes for ends in e.extremes[key]], axis=0) if episodes else np.zeros(width)
         odd: dict[int, tuple[int, int, float]] = {}
@@ -47,17 +48,17 @@ def statistics_findings(recording: Recording, episodes: Sequence[EpisodeFacts]) 
                 told = _flat(ends.get(episode.number))
                 if told.shape != (width,) or episode.number in odd:
                     continue
-                value = episode.extremes[key][which]
+                value = (*episode.extremes[key], episode.means[key])[which]
                 off = np.abs(told - value) > _OFF * span + 1e-5 * np.abs(value) + 1e-9
                 if off.any():
                     i = int(np.flatnonzero(off)[0])
                     odd[episode.number] = i, which, float(told[i])
         if odd:
             number, (i, which, told_of) = next(iter(odd.items()))
-            held = next(e.extremes[key][which][i] for e in episodes if e.number == number)
+            held = next((*e.extremes[key], e.means[key])[which][i] for e in episodes if e.number == number)
             text = (
-                f"meta/episodes keeps {told_of:.5g} as the {('least', 'greatest')[which]} value of '{key}' component "
-                f"'{recording.names[key][i]}' in episode {number}, data/ holds {held:.5g} "
+                f"meta/episodes keeps {told_of:.5g} as the {('least', 'greatest', 'mean')[which]} value of '{key}' "
+                f"component '{recording.names[key][i]}' in episode {number}, data/ holds {held:.5g} "
                 f"({numbered(len(odd), 'such episode')}): were values changed, exchanged or rounded after the "
                 "recording? If that was meant, let LeRobot compute its statistics anew, which its own tools learn by"
             )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -226,6 +227,22 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
     """The feature is marked as a depth map, as LeRobot marks them."""
     marks = (("info", "is_depth_map"), ("info", "video.is_depth_map"), ("video_info", "video.is_depth_map"))
     return any(isinstance(feature.get(part), dict) and feature[part].get(name) for part, name in marks)
+
+
+def set_digest(folder: Path) -> str:
+    """Tells a set of `vla ground-data` or `vla talk-data` from another one in its place: of its questions, and of some
+    of its pictures."""
+    import numpy as np
+
+    digest = hashlib.blake2b(digest_size=8)
+    for name in ("questions.json", "talk.json"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    if (folder / "images.npy").is_file():  # what is no set is told where it is read
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        digest.update(repr(images.shape).encode())
+        digest.update(np.ascontiguousarray(images[:: max(1, len(images) // 32)]))
+    return digest.hexdigest()
 
 
 def require_grounding_set(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class AugmentConfig:
     """Largest standard deviation of a Gaussian blur, as a fraction of the picture's larger side."""
     overlay: float = 0.0
     """Largest opacity of a random texture that is laid over the picture."""
+
+    def beside(self, xyz: object) -> AugmentConfig:
+        """The same without crops for a policy that reads places (`xyz`), whose depth would not be cropped with the
+        pictures."""
+        return self if xyz is None else replace(self, crop=1.0)
 
     def problem(self) -> str | None:
         """Describe what is wrong with this configuration, or return None."""

@@ -117,6 +117,9 @@ def corrected_lines(config: InterventionConfig | None, demos: Mapping[str, DemoS
     lines = []
     if config is not None:
         check_corrections(demos)
+        if config.policy_frames == "leave" and all(part.intervention is not None for part in demos.values()):
+            told = "warning: there are no frames but a person's, so --intervention-weight changes nothing: give the "
+            lines.append(f"{told}demonstrations, too (--dataset)")
     for name, part in demos.items():
         if part.intervention is None:
             continue

@@ -57,6 +57,7 @@ def build_vla(
     cameras = _cameras(cfg, demos)
     backbone = _for_views(cfg, backbone, len(cameras))
     space, stats = _space(cfg, demos)
+    _check_change(cfg, [space], demos.action_names)
     vla = VLA.build(
         cfg.model,
         stats=stats,
@@ -83,6 +84,16 @@ def _space(cfg: TrainConfig, demos: DemoSet) -> tuple[ActionSpace | None, Stats]
         return None, demos.stats()
     frames = np.arange(0, demos.num_frames, -(-demos.num_frames // MOST_CHUNKS))
     return space, space.stats(demos.stats(), (*demos.chunks(cfg.model.chunk_size, frames), demos.proprio[frames]))
+
+
+def _check_change(cfg: TrainConfig, spaces: Sequence[ActionSpace | None], names: Sequence[str]) -> None:
+    """ValueError for an action space that would leave every component as it was recorded."""
+    asked = [word for word in cfg.action_space if word.rpartition("=")[2] != "recorded"]
+    if asked and not any(spaces):
+        raise ValueError(
+            f"--action-space {asked[0]} changes nothing of {', '.join(names)}: displacements are steps already, and "
+            "grippers and switches stay as recorded; leave it out, or give relative"
+        )
 
 
 def check_memory(config: VLAConfig, demos: Iterable[DemoSet]) -> None:
@@ -208,6 +219,7 @@ def _build_for_several(cfg: TrainConfig, demos: Mapping[str, DemoSet], backbone:
     backbone = _for_views(cfg, backbone, len(cameras[0]))
     size = cfg.image_size or getattr(backbone, "image_size", IMAGE_SIZE)
     spaces, stats = zip(*(_space(cfg, part) for part in parts), strict=True)
+    _check_change(cfg, spaces, parts[0].action_names)
     configs = [
         ProcessorConfig(
             cameras=cameras[i],

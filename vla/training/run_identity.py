@@ -10,9 +10,10 @@ import numpy as np
 
 from vla.core.checkpoint import weights_digest
 from vla.core.config import load_json, save_json
+from vla.data.dataset_meta import set_digest
 from vla.data.lerobot_dataset import DemoSet
 from vla.model.model import VLA
-from vla.training.train_config import TrainConfig
+from vla.training.train_config import LanguageConfig, TalkConfig, TrainConfig
 
 _BEGINNING = "begun-with.json"
 """The file of a run with --init that tells which policy that was."""
@@ -59,12 +60,13 @@ def note_beginning(out: Path, init: Path | None, known: Sequence[Path], *, resum
                 raise ValueError(f"{out} was begun with another --{flag}: {begun}")
 
 
-def fingerprint(demos: Iterable[DemoSet]) -> str:
+def fingerprint(demos: Iterable[DemoSet], asked: TalkConfig | LanguageConfig | None = None) -> str:
     """Four digests of the demonstrations: a run is resumed on those that it began with. Runs made before the second,
     of the state's names and what cameras measured, the third, of the pictures' sizes, or the fourth, of what some of
-    them show, were kept know those before it only (`same_data`)."""
+    them show, were kept know those before it only (`same_data`). A fifth is of the questions that are `asked`."""
     parts = list(demos)
-    return "-".join(_joined([of(part) for part in parts]) for of in (_numbers, _measurements, _sizes, _pictures))
+    digests = [_joined([of(part) for part in parts]) for of in (_numbers, _measurements, _sizes, _pictures)]
+    return "-".join([*digests, *([] if asked is None else [set_digest(Path(asked.data))])])
 
 
 def same_data(kept: str, now: str) -> bool:

@@ -147,7 +147,7 @@ class _Run:
         self.logged = 0
         self.live = vla.backbone_learns or cfg.augment is not None
         """The backbone runs at every step, instead of once over the dataset."""
-        self.data = fingerprint(demos.values())
+        self.data = fingerprint(demos.values(), cfg.talk or cfg.language)
         self.choose = frames_of_steps(cfg, vla, demos)
         self.align_steps = 0 if cfg.distillation is None else cfg.distillation.align_steps
         self.targets: Tensor | None = None
@@ -280,8 +280,8 @@ class _Run:
                 )
         if not same_data(state["data"], self.data):
             raise ValueError(
-                f"{out} was trained on other demonstrations (other numbers, texts or pictures, or another "
-                "--image-size): resume it on those, or begin another run (--out)"
+                f"{out} was trained on other demonstrations (other numbers, texts or pictures, another "
+                "--image-size or other questions): resume it on those, or begin another run (--out)"
             )
         load_model(self.vla, checkpoint.tensors)
         if self.objective.language is not None:
@@ -396,5 +396,5 @@ def _metrics(run: _Run, out: Path) -> Iterator[Metrics | None]:
 def _augmented(batch: Batch, draws: Tensor, cfg: TrainConfig, vla: VLA) -> Batch:
     """Its pictures changed, on the model's device."""
     assert cfg.augment is not None and isinstance(batch.seen, ModelInput)
-    images = augment(batch.seen.images_BVHWC.to(vla.device), draws, cfg.augment)
+    images = augment(batch.seen.images_BVHWC.to(vla.device), draws, cfg.augment.beside(vla.config.xyz))
     return replace(batch, seen=replace(batch.seen, images_BVHWC=images))

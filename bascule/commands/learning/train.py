@@ -243,6 +243,8 @@ class Train(Command):
                 if warnings:
                     say(f"{name}: `vla check {quoted(dataset)}` shows more")
             no_room = budget.no_room(self.out, again=not resuming and config.steps > config.save_every)
+            if depth and config.augment is not None and config.augment.crop < 1:
+                say("pictures are changed without crops: the depth beside them is as it was measured")
             deaf = None
             if config.word_noise and not hears_noise(model.backbone):
                 deaf = f"the backbone '{model.config.backbone}' hears no noise on its words: the recipe's is left out"

@@ -32,7 +32,7 @@ def with_statistics(root, arm):
     """The folder, its statistics kept as LeRobot keeps them."""
     kept = {}
     for key, parts in (("observation.state", arm.state), ("action", arm.action)):
-        kept |= {f"stats__{key}__min": [p.min(0) for p in parts], f"stats__{key}__max": [p.max(0) for p in parts]}
+        kept |= {f"stats__{key}__{name}": [getattr(p, name)(0) for p in parts] for name in ("min", "max", "mean")}
     for key in (FRONT, WRIST):
         means = [part[key].mean((0, 1, 2)) / 255 for part in arm.pictures]
         kept[f"stats__{key}__mean"] = [[[[float(v)]] for v in mean] for mean in means]
@@ -51,6 +51,10 @@ def test_values_and_pictures_that_are_not_those_recorded(tmp_path):
     for part in arm.pictures:
         part[FRONT], part[WRIST] = part[WRIST], part[FRONT]
     root = with_statistics(arm.write(tmp_path / "changed"), Arm(4))
+    arm.action[1][20:40, 0] = arm.action[1][20, 0]  # a stick that froze, within the episode's extremes
+    root = with_statistics(arm.write(tmp_path / "frozen"), Arm(4))
+    assert told(root, "statistics_differ", pictures=0)[0].episodes == (1, 2)
+    root = tmp_path / "changed"
     values, *cameras = told(root, "statistics_differ")
     assert values.episodes == (2,) and values.components == ("action",) and "(1 such episode)" in values.text
     assert {finding.cameras for finding in cameras} == {("front",), ("wrist",)} and len(cameras) == 2
@@ -100,7 +104,5 @@ def test_a_simulators_state_that_is_no_number_is_refused(tmp_path):
     (tmp_path / "meta").mkdir()
     table = pa.table({"index": np.arange(LENGTH), "privileged": list(values)})
     pq.write_table(table, tmp_path / "meta" / "privileged.parquet")
-    with pytest.raises(
-        ValueError, match="holds a number in row 7, 'privileged', that is not finite"
-    ):
+    with pytest.raises(ValueError, match="holds a number in row 7, 'privileged', that is not finite"):
         simulator_state(tmp_path, table, "privileged")

@@ -96,6 +96,8 @@ def test_lines_say_whose_frames_are_learnt():
     told = "mine: 11 frames of 24 by a person, who took over 4 times"
     assert corrected_lines(InterventionConfig(), both) == [f"{told}; the policy's are left out"]
     assert corrected_lines(InterventionConfig(policy_frames="learn"), both) == [told]
+    first, _ = corrected_lines(InterventionConfig(), {"mine": both["mine"]})
+    assert "--intervention-weight changes nothing: give the demonstrations, too" in first
     (warning,) = corrected_lines(None, both)
     assert warning.startswith("warning: ") and "--intervention-weight half" in warning
     assert corrected_lines(None, {"demos": demos()}) == []

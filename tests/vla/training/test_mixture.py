@@ -72,6 +72,14 @@ def test_one_robot_named_in_two_ways_is_told(here, there, shown):
     assert [line.startswith(told) for line in lines] == ([True] if shown else [])
 
 
+def test_a_space_that_leaves_every_action_as_recorded_is_refused():
+    names = tuple(f"d{axis}" for axis in "xyz"[: arm().action.shape[1]])
+    part = replace(arm(), action=arm().action[:, : len(names)], action_names=names)
+    with pytest.raises(ValueError, match="--action-space delta changes nothing of dx"):
+        policy(replace(CONFIG, action_space=("delta",)), part)
+    assert policy(replace(CONFIG, action_space=("recorded",)), part).processor.config.action_space is None
+
+
 def test_unlike_rates_are_told():
     slow = {"arm": arm(), "slow": replace(arm(), fps=arm().fps / 2)}
     (line,) = unlike_rates(CFG.model, slow)

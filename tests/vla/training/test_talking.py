@@ -20,6 +20,7 @@ from vla.backbones.small.create import build_small
 from vla.backbones.small.model import small_config
 from vla.model.config import BridgeConfig, TalkerConfig, VLAConfig
 from vla.model.model import VLA
+from vla.training.run_identity import fingerprint, same_data
 from vla.training.talking import TalkSet, TalkTask, examine, talker_for
 from vla.training.train import build_vla, train
 from vla.training.train_config import TalkConfig, TrainConfig
@@ -206,3 +207,13 @@ def test_what_is_seen_is_kept_beside_the_set_for_every_run_on_this_backbone(tmp_
         assert torch.equal(again(None, *again.draw(0)), loss)
         vla.backbone.queries += 0.1  # another backbone sees something else
     assert not TalkTask(cfg.talk, vla)._seen
+
+
+def test_a_set_in_the_place_of_another_is_told_from_it(tmp_path):
+    data, asked = [tiny_demos()], TalkConfig(data=str(tmp_path))
+    (tmp_path / "talk.json").write_text("[1]")
+    np.save(tmp_path / "images.npy", np.zeros((40, 1, 4, 4, 3), np.uint8))
+    begun = fingerprint(data, asked)
+    assert begun == fingerprint(data, asked) and same_data(fingerprint(data), begun), "older runs know of none"
+    (tmp_path / "talk.json").write_text("[2]")
+    assert not same_data(begun, fingerprint(data, asked))

@@ -12,6 +12,7 @@ from tests.vla.training.test_train import CONFIG, SIZE, demos
 from vla.data.camera_geometry import CameraGeometry
 from vla.data.feature_cache import encode_demos
 from vla.model.config import XYZConfig
+from vla.processing.config import AugmentConfig
 from vla.training import train as trainer
 from vla.training.run_identity import fingerprint, same_data
 from vla.training.train import build_vla, train
@@ -75,7 +76,7 @@ def test_a_run_is_resumed_with_the_cameras_that_it_began_with(tmp_path, monkeypa
     data, few = measured(), replace(XYZ, steps=4)
     with monkeypatch.context() as patch:
         if old:
-            patch.setattr(trainer, "fingerprint", lambda parts: fingerprint(parts).partition("-")[0])
+            patch.setattr(trainer, "fingerprint", lambda parts, asked: fingerprint(parts).partition("-")[0])
         train(few, fresh(data), data, tmp_path)
     assert train(few, fresh(data), data, tmp_path, resume=True).step == 4
     mm = {name: replace(known, depth_mm=known.depth_mm + 1) for name, known in data.geometry.items()}
@@ -95,6 +96,18 @@ def test_a_run_is_resumed_with_the_cameras_that_it_began_with(tmp_path, monkeypa
             train(few, vla, other, tmp_path, resume=True)
     with pytest.raises(ValueError, match="trained on other demonstrations"):
         train(few, fresh(data), replace(data, action=data.action * 0.9), tmp_path, resume=True)
+
+
+def test_pictures_beside_depth_are_not_cropped(tmp_path, monkeypatch):
+    crops = []
+
+    def seen(images, draws, config):
+        crops.append(config.crop)
+        return images
+
+    monkeypatch.setattr(trainer, "augment", seen)
+    train(replace(XYZ, steps=1, augment=AugmentConfig(crop=0.8)), fresh(measured()), measured(), tmp_path)
+    assert crops == [1.0] and AugmentConfig(crop=0.8).beside(None).crop == 0.8
 
 
 def _stop_after(steps):

@@ -25,6 +25,7 @@ from vla.backbones.hub import load as load_backbone
 from vla.backbones.tiny import learn_words
 from vla.core.config import encode, load_json, save_json, write_atomic
 from vla.core.disk import writing
+from vla.data.dataset_meta import set_digest
 from vla.runtime.locks import locked, refuse_used
 from vla.training.grounding.loss import evaluate, scene_loss
 from vla.training.grounding.pointing import Reader
@@ -134,7 +135,7 @@ def _about(config: PretrainConfig, folders: Sequence[Path], initial: Path | str)
     """All that decides what a run learns, but for its budget: a resumed one must have it in common."""
     sets = [[folder.name, len(np.load(folder / "images.npy", mmap_mode="r"))] for folder in folders]
     said = {name: value for name, value in encode(config).items() if name not in _MAY_CHANGE}
-    return {**said, "data": sets, "initial": str(initial)}
+    return {**said, "data": sets, "contents of the sets": [*map(set_digest, folders)], "initial": str(initial)}
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], out: Path) -> None:
