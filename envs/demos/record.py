@@ -74,7 +74,7 @@ class _Request:
     corrected: bool | None = None
     """A corrector may take over from the policy."""
     scenes: str | None = None
-    """Digest of what the suite's file described; None for the package's own suites, and in recordings of before it was kept."""
+    """Digest of what the suite's file described; None for the package's own suites, and where it was not kept yet."""
 
 
 def _facts(
