@@ -143,13 +143,13 @@ class Control(Command):
                 self, option, "which reads a log alone, with the settings of its run", "policy", "replay", "to_dataset"
             )
         if self.to_dataset is not None:
-            from policies.control.flight_log import pictures_lost
+            from policies.control.flight_log import changed, pictures_lost
             from policies.lerobot.recording import logs_of, to_dataset
 
             logs = logs_of(Path(self.policy))
             runs = "the run" if len(logs) == 1 else f"{len(logs)} runs"
             print(f"{to_dataset(logs, self.to_dataset)}: a LeRobotDataset of {runs}")
-            return max(_tell_incomplete(log, pictures_lost) for log in logs)
+            return max(_tell_incomplete(log, pictures_lost, changed) for log in logs)
         if self.replay:
             return self._replay()
         from contextlib import ExitStack, nullcontext
@@ -199,7 +199,7 @@ class Control(Command):
         scenes = {name: getattr(robot, name) for name in ("scenes", "successes") if hasattr(robot, name)}
         if self.json is not None:
             save_json(self.json, {"report": report, "success": getattr(robot, "success", None), **scenes})
-        print(report.summary(scenes))
+        print(report.summary(scenes) + ("\ndry run: the robot was sent nothing" if self.dry_run else ""))
         if unlogged is not None:
             raise unlogged
         return 0 if report.good else 1

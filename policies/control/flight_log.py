@@ -14,6 +14,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -220,29 +221,52 @@ def picture_bytes(lines: Sequence[dict[str, Any]]) -> int:
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """ValueError naming the log for lines of JSON that are not those of a log."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} is damaged, was changed after its run, or is of another version: {type(error).__name__}: {error}"
+        ) from error
+
+
 def replay(path: Path) -> list[tuple[Decision, Decision]]:
     """(logged, decided again) of every tick: the guards run anew on the logged inputs. Equal unless they changed."""
-    header, lines = read(path)
-    governor = Governor(
-        decode(GuardConfig, _number(header["guards"])),
-        decode(ActionSpec, _number(header["action_spec"])),
-        tuple(header["kinds"]),
-        rest=_number(header["rest"]),
-        proprio_names=tuple(header["proprio_names"]),
-    )
-    pairs = []
-    for line in lines:
-        if "inputs" in line:
-            try:
+    with reading(path):
+        header, lines = read(path)
+        governor = Governor(
+            decode(GuardConfig, _number(header["guards"])),
+            decode(ActionSpec, _number(header["action_spec"])),
+            tuple(header["kinds"]),
+            rest=_number(header["rest"]),
+            proprio_names=tuple(header["proprio_names"]),
+        )
+        pairs = []
+        for line in lines:
+            if "inputs" in line:
                 inputs = Inputs(**{name: _number(value) for name, value in line["inputs"].items()})
                 logged = Decision(**{name: _number(value) for name, value in line["decision"].items()})
                 pairs.append((logged, governor.decide(inputs)))
-            except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-                raise ValueError(
-                    f"{path}: tick {len(pairs) + 1} is damaged, or of another version of this program: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
     return pairs
+
+
+def changed(path: Path) -> str | None:
+    """How a log does not agree with itself, as one that was edited; None where it does. Guards that have changed since
+    it was written look the same."""
+    ticks = [line for line in read(path)[1] if "inputs" in line]
+    differ = [number for number, (logged, again) in enumerate(replay(path), 1) if logged != again]
+    with reading(path):
+        for number, (line, following) in enumerate(pairwise(ticks), 1):
+            if "sent" in line and line["sent"] != following["inputs"].get("sent"):
+                differ.append(number)
+    if not differ:
+        return None
+    return (
+        f"the log {path} does not agree with itself at {len(differ)} ticks, first at tick {min(differ)}: was it "
+        "changed after its run, or written by another version?"
+    )
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

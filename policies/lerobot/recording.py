@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from policies.control.flight_log import frames_file, picture_bytes, read
+from policies.control.flight_log import frames_file, picture_bytes, read, reading
 from policies.control.guards import GUARDS, Reaction
 from policies.control.playback import Driver
 from policies.teleop.resampling import Steps, episodes_of, steps_of
@@ -51,7 +51,10 @@ def to_dataset(logs: Path | Sequence[Path], out: Path) -> Path:
     """
     if out.exists():
         raise ValueError(f"{out} is already there: choose another folder")
-    runs = [_Run(log) for log in ([logs] if isinstance(logs, Path) else logs)]
+    runs = []
+    for log in [logs] if isinstance(logs, Path) else logs:
+        with reading(log):
+            runs.append(_Run(log))
     for run in runs[1:]:
         if (run.features, run.fps) != (runs[0].features, runs[0].fps):
             raise ValueError(
@@ -142,14 +145,21 @@ class _Run:
     def episodes(self) -> Iterator[Iterator[dict[str, Any]]]:
         """Each episode's frames."""
         # those of a run that was cut off have no pictures; `pictures_lost` tells
-        seen = [tick for tick in self._ticks if 0 <= tick["frame"] < len(self._frames)]
+        with reading(self.log):
+            seen = [tick for tick in self._ticks if 0 <= tick["frame"] < len(self._frames)]
         if not self.by_hand:
-            yield (self._frame(tick, self._vectors(tick)) for tick in seen)
+            yield self._frames_of(seen)
             return
         for ticks in episodes_of(seen):
             steps = steps_of([tick["driver"] for tick in ticks], self._hz, self._policy_hz)
             if steps.count:
                 yield self._steps(ticks, steps)
+
+    def _frames_of(self, ticks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for tick in ticks:
+            with reading(self.log):
+                frame = self._frame(tick, self._vectors(tick))
+            yield frame
 
     def _steps(self, ticks: Sequence[dict[str, Any]], steps: Steps) -> Iterator[dict[str, Any]]:
         rows = [self._vectors(tick) for tick in ticks]

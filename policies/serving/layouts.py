@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,21 @@ class ObservationReader:
         images = {camera: self._image(message, keys) for camera, keys in self._images.items()}
         views = {part: self._views(message, part) for part in _VIEW if self._depth}
         return Observation(images=images, proprio=self._proprio(message), instruction=[self._prompt(message)], **views)
+
+    def unread(self, message: Mapping[str, Any], known: Collection[str]) -> str:
+        """A line about single values in a message that nobody reads, as of a misspelt key or an option of the server's;
+        "" where there are none. `known`: keys that others read. More views than are read are no matter."""
+        read = {
+            key.partition("/")[0] for keys in self.keys.values() for one in keys for key in (one, *one.split(" + "))
+        }
+        odd = [
+            str(key)
+            for key, value in message.items()
+            if isinstance(value, bool | int | float | str)
+            and key not in known
+            and str(key).partition("/")[0] not in read
+        ]
+        return f"the message's {', '.join(odd[:5])} mean nothing here and are not read" if odd else ""
 
     def _views(self, message: dict[Any, Any], part: str) -> dict[str, np.ndarray]:
         """Camera -> depth (1, H, W), m, or a matrix (1, N, N)."""

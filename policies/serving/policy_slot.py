@@ -25,6 +25,8 @@ Loader = Callable[[Path], Policy]
 """Folder -> its policy (`policies.load.load_policy`)."""
 ASK = "ask"
 """Key of an observation: a question about it, which is answered instead of acting."""
+_KEYS = "ask", "whole_chunk", "policy", "reset", "row"
+"""Keys of an observation that the server reads."""
 WHOLE_CHUNK = "whole_chunk"
 """Key of an observation: true requests all actions of the chunk, not only the first n_action_steps."""
 
@@ -96,10 +98,11 @@ class PolicySlot:
             raise ValueError(f"{WHOLE_CHUNK}: expected true or false, got {type(whole).__name__}")
         return actions_CA if whole else actions_CA[: self.spec.n_action_steps]
 
-    def told(self, confidence: float | None, obs: Observation) -> dict[str, Any]:
+    def told(self, confidence: float | None, obs: Observation, message: Mapping[str, Any]) -> dict[str, Any]:
         """The part of an answer about what came: how surely the policy sees what the prompt names, and warnings of what
-        of the prompt is not read or means nothing, of black pictures, of depth without a measurement and of a state far
-        from training's. What is not known is left out. No arrays: openpi's clients take those for actions."""
+        of the prompt is not read or means nothing, of black pictures, of depth without a measurement, of a state far
+        from training's and of single values that nobody reads. What is not known is left out. No arrays: openpi's
+        clients take those for actions."""
         told: dict[str, Any] = {}
         threshold = self.spec.grounding_threshold
         if confidence is not None and threshold is not None:
@@ -108,6 +111,7 @@ class PolicySlot:
         lines = list(reads.remarks(obs.instruction[0])) if isinstance(reads, Preprocessor) else []
         lines += [black_picture(name) for name, picture in obs.images.items() if is_black(picture)]
         lines += depth_remarks(obs).values()
+        lines += filter(None, [self.reader.unread(message, _KEYS)])
         if isinstance(reads, Preprocessor) and reads.config.proprio_dim == obs.proprio.shape[1]:
             lines += reads.far_states(obs.proprio).values()
         if lines:

@@ -315,7 +315,7 @@ class PolicyServer:
             if previous_total_ms is not None:
                 server_timing["prev_total_ms"] = previous_total_ms
             timing = {"policy_timing": {"infer_ms": answer.infer_ms}, "server_timing": server_timing}
-            told = served.told(answer.confidence, obs)
+            told = served.told(answer.confidence, obs, message)
             reply = wire.pack({"actions": served.sent(answer.actions, message), **timing, **told})
             outcome = "ok"
         except ValueError as error:

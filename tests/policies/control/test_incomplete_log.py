@@ -203,3 +203,28 @@ def test_the_log_of_a_robot_without_bounds_or_a_known_switch_replays(tmp_path):
         control(Free(clock=clock), Says(np.zeros((8, 3))), settings, log=box, clock=clock, sleep=clock.sleep)
     pairs = replay(tmp_path / "log.jsonl")
     assert len(pairs) == 25 and all(logged == again for logged, again in pairs)
+
+
+@pytest.mark.parametrize("part", ["decision", "sent", "inputs", "frame"])
+def test_a_log_that_was_edited_is_told_and_one_that_is_damaged_refused(tmp_path, capsys, part):
+    log = tmp_path / "log.jsonl"
+    with BlackBox(log) as box:
+        drive(STEADY, log=box, seconds=0.3)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    (tick,) = (line for line in lines if line.get("tick") == 8)
+
+    def converted(name):
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return main(["control", str(log), "--to-dataset", str(tmp_path / name)])
+
+    if part == "sent":
+        tick["sent"] = [0.5, 0.0, -1.0]
+    elif part == "decision":
+        tick["decision"]["action"] = [0.5, 0.0, -1.0]
+    if part in ("sent", "decision"):
+        assert converted("made") == 1
+        assert "does not agree with itself at 1 ticks, first at tick 8" in capsys.readouterr().err
+    else:
+        tick[part] = None
+        assert converted("damaged") == 2
+        assert "log.jsonl is damaged, was changed after its run, or is of another" in capsys.readouterr().err

@@ -158,3 +158,13 @@ def test_grey_pictures_are_those_that_a_robots_camera_may_give(layout, key) -> N
 def test_a_layout_that_names_something_twice_is_refused(twice) -> None:
     with pytest.raises(ValueError, match="name '[acs]' twice"):
         ObservationReader(("c",), layout=Layout(**{"images": ("a", "b")} | twice))
+
+
+def test_single_values_that_nobody_reads_are_told() -> None:
+    """A misspelt key, or an option of the server's: the client would think that it is heeded."""
+    reader = ObservationReader(("front",), layout=LAYOUTS["libero"])
+    message = libero() | {"whole_chunks": True, "embodiment": "left", "policy": "a", "observation/other": image()}
+    assert reader.unread(message, ("policy",)) == (
+        "the message's whole_chunks, embodiment mean nothing here and are not read"
+    )
+    assert reader.unread(libero(), ()) == ""
