@@ -59,9 +59,9 @@ class Outcome:
     reason: str = ""
     """Why it failed, or what it waits for, in one line."""
     peak_memory_gib: float = 0.0
+    result: Result = field(default_factory=Result)
     made: str = ""
     """Digest of the checkpoint that it left; "" for other stages, and in runs of before it was kept."""
-    result: Result = field(default_factory=Result)
 
     def row(self) -> dict[str, Any]:
         """The stage in the report."""

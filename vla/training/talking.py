@@ -53,6 +53,12 @@ class TalkSet:
         self.asked: list[list[list[str]]] = [frame["asked"] for frame in about["frames"]]
         """[kind, question, answer] of each question, by moment."""
         self.suite: list[str] = [frame["suite"] for frame in about["frames"]]
+        counts = len(self.images), len(self.proprio), len(self.instruction)
+        if len(set(counts)) > 1 or self.images.dtype != np.uint8 or not np.isfinite(self.proprio).all():
+            raise ValueError(
+                f"{folder} holds {counts[0]} rows of pictures ({self.images.dtype}), {counts[1]} of states and "
+                f"{counts[2]} moments, which must be as many, bytes and finite: copy the set again, or make it anew"
+            )
         self.names: tuple[str, ...] = tuple(about.get("names", ()))
         """The things that its scenes hold, by name."""
 

@@ -32,6 +32,7 @@ class GroundingSet:
         folders = [folder] if isinstance(folder, Path) else list(folder)
         for one in folders:
             require_grounding_set(one)
+            _check_files(one)
         self.images = _Pictures([np.load(one / "images.npy", mmap_mode="r") for one in folders], folders)
         self.points = torch.from_numpy(np.concatenate([np.load(one / "points.npy") for one in folders]))
         self.grip = torch.from_numpy(np.concatenate([np.load(one / "grip.npy") for one in folders]))
@@ -116,6 +117,37 @@ class GroundingSet:
         bounds = self.images.bounds
         rows = [np.arange(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
         return [(one[: len(one) - holdout], one[len(one) - holdout :]) for one in rows]
+
+
+def _check_files(folder: Path) -> None:
+    """ValueError unless the files of a set have a row for each scene, of the kind that is read: a set with a file of
+    another one teaches what is not to be seen."""
+    remedy = "copy the set again, or make it anew (vla ground-data)"
+    arrays = {}
+    for name in ("images.npy", "points.npy", "grip.npy"):
+        try:
+            arrays[name] = np.load(folder / name, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as problem:
+            raise ValueError(f"{folder / name} cannot be read ({type(problem).__name__}): {remedy}") from None
+    try:
+        asked = read_questions([folder])
+    except ValueError:
+        raise ValueError(f"{folder / 'questions.json'} is damaged: {remedy}") from None
+    counts = {name: len(array) for name, array in arrays.items()} | {"questions.json": len(asked)}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        raise ValueError(f"the files of {folder} are of different numbers of scenes ({told}): {remedy}")
+    images, points, grip = arrays.values()
+    pictures = images.dtype == np.uint8 and images.ndim == 5 and images.shape[-1] == 3
+    places = 3 + 3 * images.shape[1] if images.ndim == 5 else -1
+    for name, fits, wanted in (
+        ("images.npy", pictures, "(S, V, H, W, 3) uint8"),
+        ("points.npy", points.ndim == 4 and points.shape[2:] == (2, places), "(S, questions, 2, 3 + 3 V)"),
+        ("grip.npy", grip.shape[1:] == (3,) and bool(np.isfinite(grip).all()), "(S, 3) finite numbers"),
+        ("questions.json", len(set(map(len, asked))) == 1, "as many questions for each scene"),
+    ):
+        if not fits:
+            raise ValueError(f"{folder / name} does not hold {wanted}: {remedy}")
 
 
 def _fill(row: Tensor, label: Tensor, prompt: list[int], answer: list[int], end: int) -> None:
