@@ -24,6 +24,7 @@ from vla.core.types import PolicySpec
 from vla.model.config import TalkerConfig
 from vla.model.model import VLA, evaluating
 from vla.model.talking.recall import kept, recalled
+from vla.model.talking.scene import TURNS
 from vla.model.talking.speech import Speech
 from vla.model.talking.talker import Asked, Heard, question_tokens
 from vla.model.talking.things import look_for, padded, seen_width
@@ -103,6 +104,8 @@ class TalkTask(nn.Module):
         self._tokens = {text: question_tokens(tokenizer, text) for text in texts}
         self._end = tokenizer.eos_token_id
         self._answers = _shuffled(data.asked) if config.shuffled else [[a for _, _, a in one] for one in data.asked]
+        names = vla.config.talk.names
+        self._turns = {text: _turns(text, names) for answers in self._answers for text in answers}
         used = sorted({token for answers in self._answers for text in answers for token in self._tokens[text]})
         vla.talker.teach(torch.tensor([*used, self._end]))
         self._keeps = not vla.backbone_learns and vla.talker.scene is not None
@@ -205,7 +208,10 @@ class TalkTask(nn.Module):
         padding = (0, -1, -1, 0)
         packed = np.array([line + [padding] * (longest - len(line)) for line in lines])
         ids, labels, numbers, places = torch.from_numpy(packed).unbind(-1)
-        return Asked(ids, numbers, places, labels)
+        questions = padded([self._tokens[self._data.asked[row][q][1]] for row, q in chosen])
+        turns = torch.tensor([self._turns[self._answers[row][q]] for row, q in chosen])
+        about = (len(rows), each)
+        return Asked(ids, numbers, places, labels, questions.unflatten(0, about), turns.unflatten(0, about))
 
 
 def _sights(vla: VLA, data: TalkSet) -> Path:
@@ -226,6 +232,13 @@ def _kept_sights(vla: VLA, data: TalkSet) -> dict[int, tuple[Tensor, ...]]:
     asked = tensors["asked"].split([len(frame) for frame in data.asked])
     read = tensors["read"].split(tensors["length"].tolist())
     return dict(enumerate(zip(tensors["things"], tensors["told"], tensors["said"], read, asked, strict=True)))
+
+
+def _turns(answer: str, names: Sequence[str]) -> list[int]:
+    """`vla.model.talking.talker.Asked.turn_BQN` of one answer."""
+    places = {k: at for k, name in enumerate(names) if (at := f" {answer} ".find(f" {name} ")) >= 0}
+    turn = {k: min(place, TURNS - 1) for place, k in enumerate(sorted(places, key=places.__getitem__), 1)}
+    return [turn.get(k, 0) for k in range(len(names))]
 
 
 def _shuffled(asked: list[list[list[str]]]) -> list[list[str]]:

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache
 
 from tests.vla.backbones.test_small import spelling
@@ -19,7 +20,7 @@ from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
 from vla.model.stored import TALKER
 from vla.model.talking import speech
-from vla.model.talking.talker import Asked, question_tokens
+from vla.model.talking.talker import TURN_WEIGHT, Asked, question_tokens
 from vla.model.talking.things import look_for, padded
 
 QUESTIONS = ["what are you doing?", "which object?", "Colourless green ideas sleep furiously, 42%!"]
@@ -52,7 +53,7 @@ def seen_slowly(policy, inp, text):
     features = backbone(inp.images_BVHWC, ids, torch.ones_like(ids, dtype=torch.bool))
     states = features.queries_BLQD[:, -1]
     both = [states[:, backbone.naming[0]], states.mean(1)]
-    both = [torch.nn.functional.layer_norm(x, x.shape[-1:]) for x in both]
+    both = [F.layer_norm(x, x.shape[-1:]) for x in both]
     points = features.points_BQE[:, list(backbone.naming)].unflatten(-1, (-1, 3))  # (B, queries, views, 3)
     xy = points[..., :2]
     waves = [f(k * np.pi * xy) for k in (0.5, 1, 2) for f in (torch.sin, torch.cos)]
@@ -60,7 +61,7 @@ def seen_slowly(policy, inp, text):
     there = torch.stack(
         [torch.stack([pixel_at(fine[b, v], *xy[b, 0, v].tolist()) for v in range(2)]) for b in range(len(xy))]
     )
-    there = torch.nn.functional.layer_norm(there, there.shape[-1:])
+    there = F.layer_norm(there, there.shape[-1:])
     return torch.cat([part.flatten(1) for part in (*both, xy, points[..., 2:], *waves, there)], 1)
 
 
@@ -76,7 +77,8 @@ def pixel_at(picture, x, y):
 
 
 def scene_slowly(policy, inp, instruction, question, start):
-    """(what the decoder reads of names and instruction (B, N + 1, K), what the question finds (B, D))."""
+    """(what the decoder reads of names and instruction (B, N + 1, K), what the question finds (B, D), which names the
+    answer has (B, N, 4))."""
     talker, backbone = policy.vla.talker, policy.vla.backbone
     words, seen, meant = backbone.vlm.model.get_input_embeddings(), [], []
     for name in policy.vla.config.talk.names:
@@ -84,8 +86,10 @@ def scene_slowly(policy, inp, instruction, question, start):
         meant.append(words(torch.tensor(question_tokens(backbone.tokenizer, name))).mean(0))
     told, asked = seen_slowly(policy, inp, instruction), seen_slowly(policy, inp, question)
     things = torch.stack(seen, 1)
-    found, read = talker.scene.seek(asked[:, None], things, told, talker.scene(torch.stack(meant), things, told, start))
-    return read[:, 0], found[:, 0]
+    said = words(torch.tensor(question_tokens(backbone.tokenizer, question))).mean(0).expand(len(told), 1, -1)
+    scene = talker.scene(torch.stack(meant), things, told, start)
+    sought = talker.scene.seek(asked[:, None], said, things, told, scene)
+    return sought.read_BQNK[:, 0], sought.found_BQD[:, 0], sought.turn_BQNR[:, 0]
 
 
 def one_pass(policy, obs, question, said):
@@ -102,11 +106,11 @@ def one_pass(policy, obs, question, said):
     tokens = torch.tensor([question_tokens(backbone.tokenizer, question) + said])
     words = backbone.vlm.model.get_input_embeddings()
     meant = words(inp.token_ids_BT[inp.token_mask_BT]).mean(0, keepdim=True)
-    start = vla.talker.state(inp.proprio_BP) + vla.talker.told(torch.nn.functional.rms_norm(meant, (backbone.width,)))
+    start = vla.talker.state(inp.proprio_BP) + vla.talker.told(F.rms_norm(meant, (backbone.width,)))
     seen = prompt.mask_BS
     if vla.config.talk.names:
         seen[:, : backbone._prefix] = False  # the patches: things stand in their stead
-        scene, found = scene_slowly(policy, inp, obs.instruction[0], question, start)
+        scene, found, _ = scene_slowly(policy, inp, obs.instruction[0], question, start)
         start = start + found
         seen = torch.cat([seen, torch.ones(1, scene.shape[1], dtype=torch.bool)], 1)
         read = scene.view(1, scene.shape[1], len(cache.layers), 2, 4, 40)
@@ -158,11 +162,12 @@ def test_answers_are_the_likeliest_tokens_of_one_plain_pass(names, monkeypatch):
 
 @torch.no_grad()
 def test_the_loss_of_questions_in_one_row_is_that_of_each_by_itself():
-    """Their answers' tokens, read one by one; among the words that are said."""
+    """Their answers' tokens, read one by one, among the words that are said; and which names each answer has."""
     policy, obs = talking_policy(names=("the red cube", "cup")), toy_observation(2, size=64)
     vla, tokenizer = policy.vla, policy.vla.backbone.tokenizer
-    asked = [[("which object?", "cup"), ("what now", "ab")], [("is it", "ab"), ("where", "cup")]]
-    rows, losses, answers = [], [], set()
+    asked = [[("which object?", "cup"), ("what now", "ab")], [("is it", "ab"), ("where", "cup and the red cube")]]
+    turns = torch.tensor([[[0, 1], [0, 0]], [[0, 0], [2, 1]]])  # of "the red cube" and "cup"
+    rows, losses, answers, named = [], [], set(), 0.0
     for k, pairs in enumerate(asked):
         row = []
         for number, (question, answer) in enumerate(pairs):
@@ -172,6 +177,11 @@ def test_the_loss_of_questions_in_one_row_is_that_of_each_by_itself():
             row += [(*x, number, place) for place, x in enumerate(zip([*q, *a[:-1]], labels, strict=True))]
             logits = one_pass(policy, obs.select([k]), question, a[:-1])[0]
             losses.append((logits, a))
+            inp = policy._input(obs.select([k]))
+            meant = vla.backbone.vlm.model.get_input_embeddings()(inp.token_ids_BT[inp.token_mask_BT]).mean(0)[None]
+            start = vla.talker.state(inp.proprio_BP) + vla.talker.told(F.rms_norm(meant, (vla.backbone.width,)))
+            logits_NR = scene_slowly(policy, inp, obs.instruction[k], question, start)[2][0]
+            named -= sum(float(logits_NR[n].log_softmax(-1)[turns[k, number, n]]) for n in range(2))
         rows.append(row)
     longest = max(map(len, rows))
     packed = torch.tensor([row + [(0, -1, -1, 0)] * (longest - len(row)) for row in rows])
@@ -181,13 +191,14 @@ def test_the_loss_of_questions_in_one_row_is_that_of_each_by_itself():
     heard = vla.talker.prefill(vla.backbone, policy._input(obs))
     texts = padded([question_tokens(tokenizer, question) for pairs in asked for question, _ in pairs])
     seen = look_for(vla.backbone, heard.looked, texts.unflatten(0, (2, 2)))
-    loss = vla.talker.loss(vla.backbone, heard, Asked(ids, number, place, labels), seen, smoothing=0.2)
+    row = Asked(ids, number, place, labels, texts.unflatten(0, (2, 2)), turns)
+    loss = vla.talker.loss(vla.backbone, heard, row, seen, smoothing=0.2)
     each = []
     for told, a in losses:
         for row, token in zip(told, a, strict=True):
             log = row[used].log_softmax(-1)
             each.append(-0.8 * log[list(used).index(token)] - 0.2 * log.mean())
-    assert float(loss) == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
+    assert float(loss) == pytest.approx(float(torch.stack(each).mean()) + TURN_WEIGHT * named / 4, rel=1e-4)
 
 
 @pytest.mark.parametrize(("rank", "names"), [(0, ()), (4, ()), (4, ("the red cube",))])

@@ -21,7 +21,7 @@ from vla.backbones.small.model import small_config
 from vla.model.config import BridgeConfig, TalkerConfig, VLAConfig
 from vla.model.model import VLA
 from vla.training.run_identity import fingerprint, same_data
-from vla.training.talking import TalkSet, TalkTask, examine, talker_for
+from vla.training.talking import TalkSet, TalkTask, _turns, examine, talker_for
 from vla.training.train import build_vla, train
 from vla.training.train_config import TalkConfig, TrainConfig
 
@@ -149,6 +149,15 @@ def test_labels_are_smoothed(folder):
     with torch.no_grad():
         a, b, c = (float(task(None, *task.draw(0))) for task in (sharp, smooth, even))
     assert b == pytest.approx(0.9 * a + 0.1 * c, rel=1e-5) and abs(a - c) > 1e-3
+
+
+def test_the_things_that_an_answer_names_are_told_in_their_order():
+    names = ("the red cube", "the can", "the red can", "the drawer")
+    assert _turns("nothing", names) == [0, 0, 0, 0]
+    assert _turns("reaching for the can", names) == [0, 1, 0, 0]
+    assert _turns("the red can and the red cube", names) == [2, 0, 1, 0]
+    assert _turns("the drawer and the can and the red cube and the red can", names) == [3, 2, 3, 1]
+    assert _turns("the cans", names) == [0, 0, 0, 0]
 
 
 def test_shuffled_answers_are_those_of_other_questions_of_the_kind(folder):

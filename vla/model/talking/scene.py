@@ -2,18 +2,23 @@
 
 A question such as "what is left of the red cube" is about several things at once: which are there at all, and in which
 order they stand. Each name's token therefore sees all others, and where the instruction points, before the decoder
-reads any; and the question finds its own thing among them before its first word is read. (The decoder's layers are few,
-and pre-trained to point.)
+reads any. For each question they are then compared with what it names, and with each other once more, and tell whether
+the answer names them, and as which in turn: that is learnt from the answers, beside the words. The decoder reads what
+comes of it. (Its layers are few, and pre-trained to point: it copies, but does not sort.)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEADS, LAYERS = 4, 2
+TURNS = 4
+"""The turns in which an answer may name a thing: not at all, first, second, later."""
 _RELATION = 48
 _SHARP = 8.0
 """Gain at which a distance in pictures, whose side is 2, is told as a side: a tenth of it is clearly left or right."""
@@ -37,11 +42,13 @@ class Scene(nn.Module):
             "norm_first": True,
         }  # fmt: skip
         self.among = nn.ModuleList(nn.TransformerEncoderLayer(width, **layer) for _ in range(LAYERS))
-        self.find = nn.ModuleList(nn.TransformerDecoderLayer(width, **layer) for _ in range(LAYERS))
+        self.answering = nn.ModuleList(nn.TransformerEncoderLayer(width, **layer) for _ in range(LAYERS))
         self.relation = nn.Sequential(nn.Linear(2 * (places.stop - places.start), _RELATION), nn.GELU())
         self.related = nn.Linear(_RELATION, width)
+        self.words = nn.Linear(width, width)
+        self.turn = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, TURNS))
+        self.told_turn = nn.Linear(TURNS, width, bias=False)
         self.kept = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, reads))
-        self.kept_relation = nn.Linear(_RELATION, reads, bias=False)
         self.found = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
 
     def forward(self, names_ND: Tensor, things_BNF: Tensor, told_BF: Tensor, start_BD: Tensor) -> Tensor:
@@ -54,16 +61,31 @@ class Scene(nn.Module):
             tokens = layer(tokens)
         return tokens
 
-    def seek(self, asked_BQF: Tensor, things_BNF: Tensor, told_BF: Tensor, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Find among the things what Q questions about each observation need: (B, Q, D), and keys and values of all
-        layers (B, Q, N + 1, K), which tell how far each thing is from what the question names. Questions do not see
-        each other."""
+    def seek(
+        self, asked_BQF: Tensor, words_BQD: Tensor, things_BNF: Tensor, told_BF: Tensor, tokens_BND: Tensor
+    ) -> Sought:
+        """Find among the things what Q questions about each observation need. `words_BQD`: the mean of each question's
+        words. Questions do not see each other."""
         at_BNP = torch.cat([things_BNF, told_BF[:, None]], 1)[..., self._places]
         apart_BQNP = at_BNP[:, None] - asked_BQF[..., None, self._places]
         relation = self.relation(torch.cat([apart_BQNP, (_SHARP * apart_BQNP).tanh()], -1))
-        read = self.kept(tokens_BND)[:, None] + self.kept_relation(relation)
-        among = (tokens_BND[:, None] + self.related(relation)).flatten(0, 1)
-        finds = self.asked(asked_BQF).flatten(0, 1)[:, None]
-        for layer in self.find:
-            finds = layer(finds, among)
-        return self.found(finds)[:, 0].unflatten(0, asked_BQF.shape[:2]), read
+        question = self.asked(asked_BQF) + self.words(words_BQD)
+        among = tokens_BND[:, None] + self.related(relation) + question[:, :, None]
+        compared = torch.cat([question[:, :, None], among], 2).flatten(0, 1)
+        for layer in self.answering:
+            compared = layer(compared)
+        compared = compared.unflatten(0, question.shape[:2])
+        turn_BQNR = self.turn(compared[:, :, 1:-1])
+        among = compared[:, :, 1:] + F.pad(self.told_turn(turn_BQNR.softmax(-1)), (0, 0, 0, 1))
+        return Sought(self.found(compared[:, :, 0]), self.kept(among), turn_BQNR)
+
+
+@dataclass
+class Sought:
+    """What is found for Q questions about each of B observations."""
+
+    found_BQD: Tensor
+    read_BQNK: Tensor
+    """Keys and values of all layers for the N things that have names, and for what the instruction names."""
+    turn_BQNR: Tensor
+    """Logits of `TURNS` for each of the N things."""

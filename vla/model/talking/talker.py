@@ -43,6 +43,8 @@ from vla.processing.text import plain_text
 
 QUESTION_TOKENS = 64
 """Tokens of a question that are read."""
+TURN_WEIGHT = 0.3
+"""Of the loss of which things an answer names, in all things together; that of a token that is said is 1."""
 _MASKED = -30000.0
 
 
@@ -82,6 +84,10 @@ class Asked:
     """The token's place within its question and answer, from 0 on."""
     labels_BT: Tensor
     """The next token of each place, -1 where none is to be said."""
+    questions_BQT: Tensor
+    """The questions alone, padded with 0."""
+    turn_BQN: Tensor
+    """Of each thing that has a name: 0 if the answer does not name it, 1 if first, 2, 3 if third or later."""
 
     def to(self, device: torch.device) -> Asked:
         """A copy on a device."""
@@ -192,31 +198,35 @@ class Talker(nn.Module):
         asked = None
         if heard.looked is not None:
             asked = look_for(backbone, heard.looked, ids_BT[:, None])
-        heard.start_BD = self._begin(backbone, heard, asked, 1)[:, 0]
+        heard.start_BD = self._begin(backbone, heard, asked, ids_BT[:, None])[0][:, 0]
         return self.go_on(backbone, heard, backbone.vlm.model.get_input_embeddings()(ids_BT), mask_BT)
 
-    def _begin(self, backbone: Any, heard: Heard, asked_BQF: Tensor | None, questions: int) -> Tensor:
-        """Add to the cache what only talking reads. What all tokens of each question start from, (B, Q, D)."""
+    def _begin(
+        self, backbone: Any, heard: Heard, asked_BQF: Tensor | None, questions_BQT: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add to the cache what only talking reads. (what all tokens of each question start from, (B, Q, D); whether
+        its answer names a thing, `Sought.turn_BQNR`)."""
         said = F.rms_norm(heard.said_BD, heard.said_BD.shape[-1:])
         start_BD = self.state(heard.proprio_BP) + self.told(said)
-        start_BQD = start_BD[:, None].expand(-1, questions, -1)
+        start_BQD = start_BD[:, None].expand(-1, questions_BQT.shape[1], -1)
+        turn_BQNR = None
         if self.scene is None:
             self._place(heard.cache)
         else:
             assert self.names_NT is not None and heard.things_BNF is not None and heard.told_BF is not None
-            words, said_NT1 = backbone.vlm.model.get_input_embeddings(), (self.names_NT > 0)[..., None].float()
-            names_ND = (words(self.names_NT).float() * said_NT1).sum(1) / said_NT1.sum(1)
-            scene_BND = self.scene(names_ND, heard.things_BNF, heard.told_BF, start_BD)
-            found_BQD, read_BQNK = self.scene.seek(asked_BQF, heard.things_BNF, heard.told_BF, scene_BND)
-            start_BQD = start_BQD + found_BQD
+            things_BNF, told_BF = heard.things_BNF, heard.told_BF
+            scene_BND = self.scene(_mean_word(backbone, self.names_NT), things_BNF, told_BF, start_BD)
+            words_BQD = _mean_word(backbone, questions_BQT)
+            sought = self.scene.seek(asked_BQF, words_BQD, things_BNF, told_BF, scene_BND)
+            start_BQD, turn_BQNR = start_BQD + sought.found_BQD, sought.turn_BQNR
             parts = (len(heard.cache.layers), 2, self.kv_heads, -1)
-            read_BNLKHD = read_BQNK.flatten(1, 2).unflatten(-1, parts)
+            read_BNLKHD = sought.read_BQNK.flatten(1, 2).unflatten(-1, parts)
             for layer, read in zip(heard.cache.layers, read_BNLKHD.unbind(2), strict=True):
                 keys, values = (part.transpose(1, 2).to(layer.keys.dtype) for part in read.unbind(2))
                 layer.keys = torch.cat([layer.keys, keys], 2)
                 layer.values = torch.cat([layer.values, values], 2)
             heard.mask_BS = F.pad(heard.mask_BS, (0, read_BNLKHD.shape[1]), value=True)
-        return start_BQD
+        return start_BQD, turn_BQNR
 
     def _place(self, cache: DynamicCache) -> None:
         """Tell where in the picture each image token is, which the decoder's own keys and values say in passing only:
@@ -285,10 +295,10 @@ class Talker(nn.Module):
         *,
         smoothing: float,
     ) -> Tensor:
-        """Mean cross-entropy of the tokens that are to be said, among those that it says, labels smoothed. `asked_BQF`:
-        where what each question names is seen."""
-        questions, front = int(asked.number_BT.max()) + 1, heard.mask_BS.shape[1]
-        start_BQD = self._begin(backbone, heard, asked_BQF, questions)
+        """Mean cross-entropy of the tokens that are to be said, among those that it says, labels smoothed; and that of
+        which things the answers name. `asked_BQF`: where what each question names is seen."""
+        questions, front = asked.questions_BQT.shape[1], heard.mask_BS.shape[1]
+        start_BQD, turn_BQNR = self._begin(backbone, heard, asked_BQF, asked.questions_BQT)
         number_BT1 = asked.number_BT.clamp(min=0)[..., None]
         words_BTD = backbone.vlm.model.get_input_embeddings()(asked.ids_BT)
         embeds_BTD = words_BTD + start_BQD.gather(1, number_BT1.expand(-1, -1, words_BTD.shape[-1])).to(words_BTD.dtype)
@@ -304,7 +314,12 @@ class Talker(nn.Module):
         hidden = self._say(backbone, heard, embeds_BTD, positions_BT, torch.cat([before, causal & mine], 2))
         counted = asked.labels_BT >= 0
         logits, words = self.words(backbone, hidden[counted])
-        return F.cross_entropy(logits, torch.searchsorted(words, asked.labels_BT[counted]), label_smoothing=smoothing)
+        labels = torch.searchsorted(words, asked.labels_BT[counted])
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if turn_BQNR is None:
+            return loss
+        turns = F.cross_entropy(turn_BQNR.float().flatten(0, 2), asked.turn_BQN.flatten(), reduction="sum")
+        return loss + TURN_WEIGHT * turns / asked.turn_BQN[..., 0].numel()
 
     def teach(self, ids: Tensor) -> None:
         """Say these tokens (N,) from now on, and no others."""
@@ -316,6 +331,13 @@ class Talker(nn.Module):
         head, words = backbone.vlm.lm_head, self.says_V.nonzero()[:, 0]
         logits: Tensor = functional_call(head, {"weight": head.weight[words]}, (hidden,))
         return logits.float(), words
+
+
+def _mean_word(backbone: Any, ids: Tensor) -> Tensor:
+    """Mean word vectors (..., D) of texts (..., T), padded with 0."""
+    said = (ids > 0)[..., None].float()
+    words = backbone.vlm.model.get_input_embeddings()(ids).float()
+    return (words * said).sum(-2) / said.sum(-2).clamp(min=1)
 
 
 def _waves(coords_N3: Tensor) -> Tensor:
