@@ -82,7 +82,7 @@ class Scene(nn.Module):
 
 @dataclass
 class Sought:
-    """What is found for Q questions about each of B observations."""
+    """The finds for Q questions about each of B observations."""
 
     found_BQD: Tensor
     read_BQNK: Tensor

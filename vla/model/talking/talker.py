@@ -44,7 +44,7 @@ from vla.processing.text import plain_text
 QUESTION_TOKENS = 64
 """Tokens of a question that are read."""
 TURN_WEIGHT = 0.3
-"""Of the loss of which things an answer names, in all things together; that of a token that is said is 1."""
+"""Weight of the loss of which things an answer names, all things together; that of a token that is said is 1."""
 _MASKED = -30000.0
 
 
@@ -87,7 +87,7 @@ class Asked:
     questions_BQT: Tensor
     """The questions alone, padded with 0."""
     turn_BQN: Tensor
-    """Of each thing that has a name: 0 if the answer does not name it, 1 if first, 2, 3 if third or later."""
+    """For each thing that has a name: 0 if the answer does not name it, 1 if first, 2, 3 if third or later."""
 
     def to(self, device: torch.device) -> Asked:
         """A copy on a device."""
