@@ -25,7 +25,7 @@ from envs.backends.worker import worker_environment
 from envs.demos.dataset_writer import WorldFacts, build_dataset, is_whole, iter_files, save_episode
 from envs.demos.episode import DemoWorld, MakeWorld, RunEpisode, run_corrected, run_episode, run_rollout, suite_world
 from envs.demos.rollout import CorrectedPolicyWorld, MakePolicy, PolicyWorld
-from envs.registry import scenes_digest
+from envs.registry import load_suite, scenes_digest
 from envs.seeds import TRAIN_SEED_LIMIT
 from vla.core.config import load_json, save_json, write_atomic
 from vla.core.disk import writing
@@ -295,7 +295,7 @@ def record(
         depth or None,
         policy and policy[0],
         corrected or None,
-        scenes_digest(suite),
+        (digest := scenes_digest(suite)) and f"{digest} of {load_suite(suite).horizon} steps",
     )
     if episodes < 1 or num_workers < 1 or noise < 0:
         raise ValueError(f"need episodes >= 1, num_workers >= 1, noise >= 0; got {episodes}, {num_workers}, {noise}")

@@ -151,7 +151,7 @@ def _write(report: Report, plan: Plan, out: Path, name: str, on_frame: Callable[
         if place not in plan.kept:
             continue
         rows, start = plan.kept[place], recording.rows(place).start
-        values = {key: numbers(table, described, key).astype(dtype) for key, dtype in vectors.items()}
+        values = {key: _as_declared(key, numbers(table, described, key), dtype) for key, dtype in vectors.items()}
         for key in [key for key in values if key.startswith(_OUTCOME)]:
             values[key] = outcome_kept(values[key], rows.stop - start)
         for row, pictures in _pictures(readers, rows):
@@ -164,6 +164,18 @@ def _write(report: Report, plan: Plan, out: Path, name: str, on_frame: Callable[
             dataset.save_episode()
     dataset.finalize()
     _copy_simulator_state(recording.root, out, recording.table.column("index").to_numpy(), plan)
+
+
+def _as_declared(key: str, values_TD: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The values in the numbers that meta/info.json declares. ValueError where these would cut off fractions."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = values_TD.astype(dtype)
+    if not np.issubdtype(found.dtype, np.inexact) and (found != values_TD).any():
+        raise ValueError(
+            f"feature '{key}' holds {values_TD.dtype} that {dtype}, which meta/info.json declares, cannot hold: "
+            "correct its dtype there first"
+        )
+    return found
 
 
 def outcome_kept(values_TD: NDArray[Any], length: int) -> NDArray[Any]:

@@ -243,9 +243,10 @@ def test_a_recording_of_a_suite_file_is_not_continued_after_the_file_was_edited(
     begun = partial(record, str(suite), 2, out, num_workers=1, image_size=SIZE, make_world=toy.fast_world)
     begun()
     assert begun() == out
-    suite.write_text(text.replace("objects_per_episode = 3", "objects_per_episode = 2"))
-    with pytest.raises(ValueError, match="other scenes than .*own.toml describes now"):
-        begun()
+    for was, now in (("objects_per_episode = 3", "objects_per_episode = 2"), ("horizon = 56", "horizon = 50")):
+        suite.write_text(text.replace(was, now))
+        with pytest.raises(ValueError, match="other scenes than .*own.toml describes now"):
+            begun()
 
 
 def test_worker_failures_are_named_and_keep_what_is_done(tmp_path):

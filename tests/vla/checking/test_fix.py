@@ -9,7 +9,7 @@ from tests.vla.checking.recordings import FPS, FRONT, Arm
 from tests.vla.checking.test_check import hold, told
 from tests.vla.data.odd_recordings import png
 from vla.checking.check import check_dataset
-from vla.checking.fix import outcome_kept, plan
+from vla.checking.fix import _as_declared, outcome_kept, plan
 from vla.data.lerobot_dataset import load_dataset
 
 
@@ -58,6 +58,14 @@ def test_what_is_cut_off_an_end_still_counts_for_the_outcome():
     assert outcome_kept(late, 2).ravel().tolist() == [False, True]
     assert outcome_kept(early, 2).ravel().tolist() == [False, True] == outcome_kept(early[:2], 2).ravel().tolist()
     assert outcome_kept(np.array([[1.0], [2.0], [4.0], [8.0]], np.float32), 2).ravel().tolist() == [1.0, 14.0]
+
+
+def test_numbers_that_the_declared_kind_cannot_hold_are_not_rounded():
+    halves = np.array([[0.5, 2.0]], np.float32)
+    assert _as_declared("action", halves, "float64").dtype == np.float64
+    assert _as_declared("action", halves[:, 1:], "int64").tolist() == [[2]]
+    with pytest.raises(ValueError, match="'action' holds float32 that int64, which .* declares, cannot hold"):
+        _as_declared("action", halves, "int64")
 
 
 def test_pictures_of_two_sizes_are_brought_to_one(tmp_path):

@@ -198,7 +198,10 @@ def labelled(
     if launched()[1] > 1:
         raise ValueError("episodes are judged in one process: leave out the others, or train without --advantage")
     if begun and (out / LABELS).is_file():
-        return Labelled(source, load_tensors(out / LABELS)["label"])
+        label_F = load_tensors(out / LABELS)["label"]
+        if len(label_F) != sum(source.sizes):
+            raise ValueError(f"{out / LABELS} holds the labels of other frames: copy the run's own, or begin another")
+        return Labelled(source, label_F)
     judged = {name: judge(part, encoded, config, seed=seed) for name, (part, encoded) in parts.items()}
     columns = {
         name: torch.cat([getattr(one, f"{name}_F").float() for one in judged.values()])
