@@ -226,7 +226,9 @@ def reading(path: Path) -> Iterator[None]:
     """ValueError naming the log for lines of JSON that are not those of a log."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise  # it says more
         raise ValueError(
             f"{path} is damaged, was changed after its run, or is of another version: {type(error).__name__}: {error}"
         ) from error

@@ -191,10 +191,11 @@ class ControlLoop:
             self.log.event(report=asdict(report))
         return report
 
-    def _stuck(self) -> str:
-        """The call of the robot that took the longest, if it was a long time, in words; "" where none did."""
+    def _stuck(self, least_s: float = 0.0) -> str:
+        """The call of the robot that took the longest, if it was a long time and most of `least_s`, in words; "" where
+        none did."""
         method, took_s = max(self.watched.longest_s.items(), key=lambda item: item[1], default=("", 0.0))
-        if took_s <= max(_LAPSE_S, self.config.guards.max_observation_age_s):
+        if took_s <= max(_LAPSE_S, self.config.guards.max_observation_age_s, least_s - self.dt):
             return ""
         return f"its {method}() took {took_s:.1f} s in one call, and nothing was sent meanwhile"
 
@@ -240,7 +241,7 @@ class ControlLoop:
             self._reasons.add("workspace", self.governor.beyond(inputs.proprio))
         if "stale_observation" in decision.guards and good:
             # Not an error of a call, so that `error` stays: the robot answers, with what it saw before.
-            self._reasons.by_guard["stale_observation"] = (
+            self._reasons.by_guard["stale_observation"] = self._stuck(inputs.observation_age_s) or (
                 f"the robot's observe() answers with what was seen {inputs.observation_age_s:.1f} s ago: does its "
                 "camera go on, and is the time it gives the time.monotonic() of its pictures?"
             )

@@ -90,8 +90,13 @@ class Commands:
     def intervenes(self) -> bool:
         """True while the teleoperator's own event says that the person takes over."""
         events = self.teleop.get_teleop_events()
+        if not isinstance(events, Mapping):
+            kind = type(events).__name__
+            raise ValueError(f"the teleoperator's get_teleop_events() must return a dict, it returned {kind}")
         for name, value in events.items():
             if getattr(name, "value", name) == "is_intervention":
+                if value not in (True, False):  # a text is true, whatever it says
+                    raise ValueError(f"the teleoperator's is_intervention must be True or False, it is {value!r:.40}")
                 return bool(value)
         raise ValueError("the teleoperator's get_teleop_events() has no entry is_intervention")
 

@@ -250,3 +250,22 @@ def test_misuse_is_one_line():
     with pytest.raises(ValueError, match="has no method connect"):
         own_teleoperator("fractions:Fraction", {})
     assert KINDS[0] == "position"
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ({"is_intervention": "no"}, "is_intervention must be True or False, it is 'no'"),
+        (None, "get_teleop_events() must return a dict, it returned NoneType"),
+    ],
+)
+def test_an_event_that_is_neither_true_nor_false_gives_nobody_the_robot(events, words):
+    """A text counts as true in Python: a person would have driven, whatever it said."""
+
+    class Odd(Hand):
+        def get_teleop_events(self):
+            return events
+
+    robot, report, _ = drive(taken_over(10, 20), make=Odd, seconds=5.0)
+    assert report.ended == "stopped" and words in report.reasons["teleop_error"]
+    assert "human" not in report.drivers
