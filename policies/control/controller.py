@@ -27,7 +27,7 @@ from policies.control.guards import Governor
 from policies.control.loop import ControlLoop
 from policies.control.playback import Asking, Inference, Person
 from policies.control.robots import Robot
-from policies.control.watched_robot import WatchedRobot, check_robot
+from policies.control.watched_robot import NOT_LET_GO, WatchedRobot, check_robot
 from vla.core.config import lookup
 from vla.core.grounding import threshold_of
 from vla.core.types import Policy
@@ -95,15 +95,21 @@ def control(
                 watched, robot, (policy, *others), config, log, pressed, asking, person, interrupted, clock, sleep
             )
         except BaseException as ended:  # no report will tell how the robot was left
-            if (problem := watched.disconnect()) is not None and isinstance(ended, KeyboardInterrupt):
+            if (problem := _let_go(watched)) is not None and isinstance(ended, KeyboardInterrupt):
                 raise KeyboardInterrupt(problem) from ended
             if problem is not None:
                 _log.error("%s", problem)
             raise
-        problem = watched.disconnect()
+        problem = _let_go(watched)
     if problem is not None:
         report = replace(report, error=problem, reasons={**report.reasons, "disconnect": problem})
     return report
+
+
+def _let_go(watched: WatchedRobot) -> str | None:
+    """Disconnect the robot, once more if an interrupt cut that short; the error message if that failed."""
+    problem = watched.disconnect()
+    return watched.disconnect() if problem == NOT_LET_GO else problem
 
 
 def _drive(

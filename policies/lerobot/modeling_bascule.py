@@ -7,6 +7,7 @@ and tokenizer) and model.safetensors, and the tokenizer beside them.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ from torch import Tensor
 from policies.lerobot.config_tabletop import INTERFACE
 from policies.lerobot.configuration_bascule import BasculeConfig
 from vla.backbones.hub import load as load_backbone
-from vla.core.compatibility import Fit, fit, side_of
+from vla.core.compatibility import Fit, fit, require_same, side_of
 from vla.core.config import decode, encode
 from vla.core.types import ActionSpec, Observation, PolicySpec, Prefix
 from vla.data.dataset_meta import component_names
@@ -69,6 +70,7 @@ class BasculePolicy(PreTrainedPolicy):
                 )
             vla = _fresh(config, dataset_stats, dataset_meta)
         if dataset_meta is not None:
+            _require_same(vla, dataset_meta)
             _fit_text(vla, dataset_meta)
         if vla.config.memory is not None:
             raise ValueError("a policy that remembers is not for LeRobot's tools yet: use `vla eval`, serve or control")
@@ -243,6 +245,7 @@ def _fresh(config: BasculeConfig, stats: Mapping[str, Mapping[str, Any]], meta: 
         picture_size=max(min(feature.shape[1:]) for feature in config.image_features.values()),
         aspects=[feature.shape[2] / feature.shape[1] for feature in config.image_features.values()],  # (C, H, W)
         max_text_tokens=config.max_text_tokens,
+        proprio_names=_state_names(meta),
         seed=config.seed,
     )
 
@@ -254,6 +257,29 @@ def _action_names(config: BasculeConfig, meta: Any, dim: int) -> list[str]:
         return list(component_names(features, ACTION))
     names = list(config.action_feature_names or ())
     return names if len(names) == dim else [f"a{i}" for i in range(dim)]
+
+
+def _require_same(vla: VLA, meta: Any) -> None:
+    """ValueError for a dataset whose state or actions have another order, other names or another rate than the policy:
+    LeRobot hands them over by their places."""
+    features = getattr(meta, "features", None) or {}
+    if not {ACTION, OBS_STATE} <= features.keys():
+        return
+    actions, state = (tuple(component_names(features, key)) for key in (ACTION, OBS_STATE))
+    unbounded = ((bound,) * len(actions) for bound in (-math.inf, math.inf))
+    told = PolicySpec(
+        ActionSpec(actions, *unbounded, float(getattr(meta, "fps", 0))), proprio_dim=len(state), proprio_names=state
+    )
+    remedy = "`vla train --init` takes it by name"
+    require_same(vla, told, where="dataset", ranges=False, remedy=remedy)
+
+
+def _state_names(meta: Any) -> list[str] | None:
+    """The dataset's names of the state; None where it has none."""
+    features = getattr(meta, "features", None) or {}
+    if not (features.get(OBS_STATE) or {}).get("names"):
+        return None
+    return list(component_names(features, OBS_STATE))
 
 
 def _fit_text(vla: VLA, meta: Any) -> None:

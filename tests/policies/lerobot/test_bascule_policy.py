@@ -312,3 +312,21 @@ def test_pictures_are_converted_exactly_or_refused_by_their_key():
     for given, said in ((every.float(), "floats must be in 0..1"), (every.int() + 300, "from 300 to 555")):
         with pytest.raises(ValueError, match=rf"camera 'observation\.images\.front'.*{said}"):
             _pixels(given, "observation.images.front")
+
+
+def test_a_dataset_in_another_order_is_refused(run, dataset):
+    """LeRobot hands its components over by their places: the gripper would be learnt as dx."""
+    from types import SimpleNamespace
+
+    from policies.lerobot.modeling_bascule import BasculePolicy
+
+    names = {"action": list(toy.SPEC.names), "observation.state": list(toy.ToyWorld(SIZE).proprio_names)}
+
+    def meta(**changed):
+        features = {key: {"shape": (len(value),), "names": value} for key, value in (names | changed).items()}
+        return SimpleNamespace(features=features, fps=20, tasks=None)
+
+    assert BasculePolicy.from_pretrained(pretrained(run), dataset_meta=meta())
+    for key in names:
+        with pytest.raises(ValueError, match="`vla train --init` takes it by name"):
+            BasculePolicy.from_pretrained(pretrained(run), dataset_meta=meta(**{key: names[key][::-1]}))
