@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bascule.agents import AGENTS
 from vla.core.checkpoint import CONFIG, weights_digest
-from vla.core.config import load_json, save_json
+from vla.core.config import load_json, save_json, write_atomic
 
 if TYPE_CHECKING:
     from envs.perturb.perturbation import Perturbation
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 NEWER = ("weights", "suite_file", "backbone_files")
 """Entries of `made_of` and `files_of`, which rows of earlier versions do not have."""
+BEGUN = ".begun"
+"""Ending of the file that tells, until there is a row, that a command has begun with it."""
 Report = Callable[[int, int, str], None]
 """Callback with (finished runs, all runs, description of the current one)."""
 Row = dict[str, Any]
@@ -95,7 +98,7 @@ def begin(out: Path, name: str, asked: Mapping[str, Any], rows: Sequence[Path] =
         if not any(row.is_file() for row in rows):  # those of an earlier version say themselves what was asked
             save_json(file, asked)
     elif other := _other(load_json(file), asked):
-        if any(path.is_file() and not path.name.endswith("-settings.json") for path in out.rglob("*")):
+        if any(path.is_file() and not path.name.endswith(("-settings.json", BEGUN)) for path in out.rglob("*")):
             raise ValueError(f"{out} was begun with {other}: choose another --out")
         save_json(file, asked)
 
@@ -175,18 +178,42 @@ def compare(
     begin(out, name, asked, list(files.values()))
     rows: dict[str, list[Row]] = {arm: [] for arm in arms}
     for seed, arm in in_turn(pairs, lambda pair: f"{pair[1]}, seed {pair[0]}", on_progress):
-        row = kept(files[seed, arm], asked, partial(run, arm, seed))
+        row = kept(files[seed, arm], asked, partial(_timed, partial(run, arm, seed), files[seed, arm]))
         rows[arm].append(row | {"seed": seed})
     return {
         "experiment": name,
         "seeds": list(seeds),
         "arms": {
-            arm: over_seeds(found) | {column: figure(found) for column, figure in figures.items()}
+            arm: over_seeds(found)
+            | {column: figure(found) for column, figure in figures.items()}
+            | ({"continued": again} if (again := [row["seed"] for row in found if row.get("continued")]) else {})
             for arm, found in rows.items()
         },
         "columns": ["per_seed", *figures],
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _timed(run: Callable[[], Row], file: Path) -> Row:
+    """The row of `run`, which says of one that an earlier command had begun that its times are of the rest alone."""
+    begun = file.with_suffix(BEGUN)
+    continued = begun.is_file()
+    if not continued:
+        write_atomic(begun, b"")
+    row = run()
+    begun.unlink(missing_ok=True)
+    if continued:
+        logging.getLogger(__name__).warning(
+            "%s was begun by an earlier command: its times are those of this one alone", file.stem
+        )
+    return row | ({"continued": True} if continued else {})
+
+
+def share_kept(row: Mapping[str, Any], plain: Mapping[str, Any]) -> float | None:
+    """Success as a share of that in `plain`; None where there was none, or where nothing was played."""
+    if not row["episodes"] or not plain["successes"]:
+        return None
+    return round(row["success_rate"] / plain["success_rate"], 3)
 
 
 def over_seeds(rows: list[Row]) -> Row:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bascule.experiments.arms import Report, Row, arms_of, evaluation_scenes, in_turn, kept, played_with
+from bascule.catalogue import trained
+from bascule.experiments.arms import Report, Row, arms_of, evaluation_scenes, in_turn, kept, played_with, share_kept
 from vla.core.config import lookup
 from vla.core.types import ActionSpec, Observation, Prefix
 
@@ -97,6 +98,8 @@ def latency(config: LatencyConfig, out: Path, on_progress: Report | None = None)
     policies = arms_of(config.policy)
     if twice := next((name for name, folders in policies.items() if len(folders) > 1), None):
         raise ValueError(f"two policies are called '{twice}': give each a name of its own, NAME=CHECKPOINT")
+    for folders in policies.values():
+        trained(folders[0])  # not an export, whose answers cannot be led
     cells = [(name, arm, c) for name in policies for c in config.conditions for arm in config.arms]
     started, arms, sync = time.monotonic(), {}, {}
     for name, arm, condition in in_turn(cells, ", ".join, on_progress):
@@ -104,8 +107,7 @@ def latency(config: LatencyConfig, out: Path, on_progress: Report | None = None)
         if name not in sync:
             arms[f"{name}: no latency"] = sync[name] = cell("waits", "0 ms")
         row = cell(arm, condition)
-        share = row["success_rate"] / max(sync[name]["success_rate"], 1e-9)
-        arms[f"{name}: {arm}, {condition}"] = row | {"kept": round(share, 3)}
+        arms[f"{name}: {arm}, {condition}"] = row | {"kept": share_kept(row, sync[name])}
     seconds = round(time.monotonic() - started, 1)
     return {"experiment": "latency", "seeds": [0], "arms": arms, "columns": ["kept", "jerk"], "seconds": seconds}
 

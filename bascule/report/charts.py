@@ -108,8 +108,9 @@ def lines(
         parts.append(f'<path class="line {one.kind}" d="M{path}"/>' if line else "")
         if one.markers:
             parts += [f'<circle class="{one.kind}" cx="{sx(x):.1f}" cy="{sy(y):.1f}" r="3.5"/>' for x, y in line]
-        for x, (lo, hi) in zip(one.xs, one.intervals or (), strict=False):
-            parts.append(f'<path class="whisker thin" d="M{sx(x):.1f} {sy(lo):.1f}V{sy(hi):.1f}"/>')
+        for x, y, (lo, hi) in zip(one.xs, one.ys, one.intervals or (), strict=False):
+            if _drawable(x, y, log_y):
+                parts.append(f'<path class="whisker thin" d="M{sx(x):.1f} {sy(lo):.1f}V{sy(hi):.1f}"/>')
     if len(series) > 1:
         parts.append(_legend(series, width - right))
     return _svg(width, height, y_label, parts)

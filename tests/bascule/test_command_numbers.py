@@ -99,6 +99,11 @@ CHECKPOINT = "runs/policy"
         (["eval", "expert", "--backend", "warp", "--workers", "5"], "--workers changes nothing with --backend warp"),
         (["view", "tabletop-pick", "--animation", "a.webp", "--out", "o"], "--out changes nothing beside --animation"),
         (["view", "tabletop-pick", "--no-films", "--policy", "zero"], "--policy changes nothing beside --no-films"),
+        (
+            ["rl", "reset-free", "--init", "p", "--demos", "d", "--undo", "into-tray"],
+            "--undo must undo --forward, and both are 'into-tray'",
+        ),
+        (["experiment", "latency", "--policy", "an-export"], "an-export is a folder of `vla export`"),
         (["report", "add", "x", "a-file", "--check"], "--check changes nothing of `report add`"),
         (["experiment", "peers", "--arms", "ours-rl", "--conditions", "steps"], "ours-rl learns within seconds alone"),
         (

@@ -226,6 +226,8 @@ class ResetFree(Command):
         )  # fmt: skip
         if self.classifier and self.reward != _RUN.reward:
             raise ValueError(f"--classifier changes nothing with --reward {self.reward}: leave one of them out")
+        if self.forward == self.undo:
+            raise ValueError(f"--undo must undo --forward, and both are '{self.undo}': name two tasks")
         self._check_robot()
         config = replace(
             _RUN, pair=(self.forward, self.undo), agent=replace(_AGENT, algorithm=self.algorithm),

@@ -150,5 +150,5 @@ def _cell(counts: dict[str, Any], column: str) -> Any:
 
     interval = counts.get(f"{column}_wilson95")
     if interval is None:
-        return counts.get(column, "")
+        return "" if counts.get(column) is None else counts[column]
     return format_rate({"successes": counts[column], "episodes": counts["episodes"], "wilson95": interval})

@@ -7,6 +7,7 @@ evaluation scenes, and is kept in OUT.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from bascule.agents import AGENTS
-from bascule.experiments.arms import Report, Row, arms_of, in_turn, over_seeds
+from bascule.experiments.arms import Report, Row, arms_of, in_turn, over_seeds, share_kept
 from bascule.experiments.robustness.cells import PLAIN, SWAPPED, Cell, Setting, Table, chosen_axes, plan
 from vla.core.config import write_atomic
 
@@ -108,7 +109,7 @@ def _result(pooled: Mapping[str, Mapping[Cell, Row]], seeds: int) -> dict[str, A
             if seeds == 1:
                 del row["per_seed"]
             name = f"{arm}: {cell.name}" if len(pooled) > 1 else cell.name
-            arms[name] = row | {"kept": round(row["success_rate"] / max(cells[PLAIN]["success_rate"], 1e-9), 3)}
+            arms[name] = row | {"kept": share_kept(row, cells[PLAIN])}
     more = ("per_seed", "refused")
     return {
         "experiment": "robustness",
@@ -133,7 +134,7 @@ def _draw(
             points = [cells[PLAIN], *(cells[Cell(axis, s)] for s in severities)]
             series.append(
                 Series(
-                    arm, [0.0, *severities], [row["success_rate"] for row in points],
+                    arm, [0.0, *severities], [row["success_rate"] if row["episodes"] else math.nan for row in points],
                     _KINDS[k % len(_KINDS)], [row["wilson95"] for row in points], markers=True,
                 )
             )  # fmt: skip
@@ -154,10 +155,11 @@ def _show(table: Table, axes: Sequence[str], severities: Sequence[float], out: P
     for axis in axes:
         for cell in (PLAIN, *(Cell(axis, s) for s in severities)):
             picture = table.file(cell, ".png")
-            if not picture.is_file():  # refused
+            refused = "" if picture.is_file() else " not measured, shown plain"
+            if refused:
                 picture = table.file(PLAIN, ".png")
             with Image.open(picture) as image:
                 scenes.append(np.asarray(image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)))
                 said = f": {image.text['instruction']}" if axis == "instruction" else ""
-            captions.append(f"{axis} {cell.severity:g}{said}")
+            captions.append(f"{axis} {cell.severity:g}{refused}{said}")
     contact_sheet([np.stack(scenes)], captions, out / "severities.png", columns=len(severities) + 1)

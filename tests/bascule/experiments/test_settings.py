@@ -79,7 +79,8 @@ def test_files_that_hold_something_else_than_before_are_other_settings(tmp_path)
     backbone.mkdir()
     (backbone / "weights").write_bytes(b"1")
     asked = {"suite": str(suite), "backbone": str(backbone)}
-    assert run(**asked)[0] == ["a"]
+    ran, result = run(**asked)
+    assert ran == ["a"] and "continued" not in result["arms"]["a"]
     assert run(**asked)[0] == []
     (backbone / "weights").write_bytes(b"2")
     with pytest.raises(ValueError, match=r"begun with another backbone, which .*b held before: choose another --out"):
@@ -113,7 +114,9 @@ def test_what_an_interrupted_command_began_is_not_finished_with_other_settings(t
         arms.compare("x", ["a"], [0], cut, tmp_path, asked={"steps": 700}, figures={}, on_progress=None)
     with pytest.raises(ValueError, match=r"begun with other settings \({'steps': 700}\): choose another --out"):
         Once(tmp_path)(steps=100)
-    assert Once(tmp_path)(steps=700)[0] == ["a"]
+    ran, result = Once(tmp_path)(steps=700)
+    assert ran == ["a"] and result["arms"]["a"]["continued"] == [0]  # its times are not those of the whole
+    assert not list(tmp_path.glob("*.begun"))
 
 
 def test_settings_of_which_nothing_has_come_may_be_mended(tmp_path):
@@ -124,3 +127,11 @@ def test_settings_of_which_nothing_has_come_may_be_mended(tmp_path):
     with pytest.raises(ValueError, match="no such camera"):
         arms.compare("x", ["a"], [0], fails, tmp_path, asked={"cameras": ["side"]}, figures={}, on_progress=None)
     assert Once(tmp_path)(cameras=["front"])[0] == ["a"]
+
+
+def test_nothing_is_kept_of_no_success_and_in_scenes_that_were_not_played():
+    def row(successes, episodes):
+        return {"successes": successes, "episodes": episodes, "success_rate": successes / max(episodes, 1)}
+
+    assert arms.share_kept(row(3, 4), row(4, 4)) == 0.75 and arms.share_kept(row(0, 4), row(4, 4)) == 0.0
+    assert arms.share_kept(row(1, 4), row(0, 4)) is None and arms.share_kept(row(0, 0), row(4, 4)) is None

@@ -215,6 +215,11 @@ def test_lines_map_data_to_the_picture():
     assert (ys[0], ys[2]) == (grid[0], grid[-1])  # 0 and 1 lie on the lines labelled 0% and 100%
 
 
+def test_what_was_not_measured_has_no_whisker():
+    series = [charts.Series("a", [0.0, 1.0], [0.5, float("nan")], "plain", [[0.4, 0.6], [0.0, 1.0]], markers=True)]
+    assert charts.lines(series, x_label="x", y_label="y", percent=True).count("whisker") == 1
+
+
 def test_lines_leave_out_what_is_not_a_number():
     one = charts.Series("x", [0, 1, 2], [0.0, float("nan"), 1.0], markers=True)
     assert len(numbers(charts.lines([one], x_label="", y_label="", percent=True), "circle", "cy")) == 2
