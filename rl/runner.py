@@ -112,7 +112,8 @@ class Runner:
         self.std_scale = 1.0
         self._base = frozen_digest(model)
         self._scenes = scenes_digest(config.suite)
-        self._conditions = dict(conditions or {})
+        # `scenes_digest` leaves out how long an episode lasts, which a suite file may have said otherwise.
+        self._conditions = {**(conditions or {}), "episodes of control steps": str(env.horizon)}
         self._seconds_before = 0.0
         self._started = time.monotonic()
 

@@ -70,7 +70,7 @@ def practise(
     folder = logs_at or out / "logs"
     begun = {"policy": frozen_digest(agent.vla), "recording": fingerprint([demos])}
     if (scenes := scenes_digest(config.suite)) is not None:
-        begun["suite file"] = scenes
+        begun |= {"suite file": scenes, "horizon": str(env.horizon)}
     logs = Logs.load(folder, config, begun) if (folder / CONFIG).is_file() else None
     if logs is not None:
         draws.count = logs.figures["scenes"]

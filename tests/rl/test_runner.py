@@ -172,6 +172,10 @@ def test_runs_are_not_overwritten_nor_resumed_as_something_else(cloned, tmp_path
     start(cloned, tmp_path / "w", config(max_updates=1), conditions=windy).run(resume=True)
     with pytest.raises(ValueError, match="begun with weather wind, now it is rain: resume it as it was begun"):
         start(cloned, tmp_path / "w", config(max_updates=1), conditions=windy | {"weather": "rain"}).run(resume=True)
+    longer = start(cloned, tmp_path / "w", config(max_updates=1), conditions=windy)
+    longer._conditions["episodes of control steps"] = "99"  # as of a suite file that was edited
+    with pytest.raises(ValueError, match="begun with episodes of control steps .*, now it is 99"):
+        longer.run(resume=True)
     start(cloned, tmp_path, config(max_updates=1), conditions=windy).run(resume=True)  # it does not say its own
     with pytest.raises(ValueError, match="16 worlds"):
         Runner(ToyVLA(), PointReach(16), config(num_envs=8), tmp_path)
