@@ -253,11 +253,13 @@ class ControlLoop:
                 "that compiles before its first answer: start again when it has; else --server-timeout-s and "
                 "--give-up-s allow for more)",
             )
-        if "stale_action" in decision.guards:  # no error of anybody, so that `error` stays
-            age = inputs.action_age_s
+        late_s, age = self.policy.waiting_s(), inputs.action_age_s
+        # Before the first answer, and for a moment, it is as it should be. No error of anybody, so that `error` stays.
+        told = inputs.wanted is not None or late_s >= _LAPSE_S or decision.reaction != "hold"
+        if "stale_action" in decision.guards and told:
             self._reasons.by_guard["stale_action"] = (
-                f"the plan was played to its end, and the policy's next answer not there {self.policy.waiting_s():.1f} "
-                "s after it was asked for"
+                f"the plan was played to its end, and the policy's next answer not there {late_s:.1f} s after it was "
+                "asked for"
                 if inputs.wanted is None
                 else f"the action to play answered what was seen {age:.1f} s before (--max-action-age-s)"
             )
