@@ -182,7 +182,7 @@ class MujocoVecEnv(WordedEnv):
     ) -> Observation:
         """See `vla.core.types.VecEnv.reset`."""
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, dtype=int)
-        check_seeds(ids, seeds)
+        check_seeds(ids, seeds, tasks)
         arguments = self._shares(ids, seeds, tasks)
         self._playing[ids] = False  # what these worlds played is over, and nobody's loss if a worker dies now
         self._all("reset", arguments)
@@ -200,7 +200,7 @@ class MujocoVecEnv(WordedEnv):
         seeds draw the words. ValueError for a suite or a task that cannot. Where a worker dies meanwhile, the next
         step reports its episodes lost."""
         ids = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids, dtype=int)
-        check_seeds(ids, seeds)
+        check_seeds(ids, seeds, tasks)
         check_started(self._asked)
         arguments = self._shares(ids, seeds, tasks)
         self._playing[ids] = True

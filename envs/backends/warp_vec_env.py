@@ -170,7 +170,7 @@ class WarpVecEnv(WordedEnv):
     ) -> list[int]:
         """`reset` without a copy to the host: read `observation_tensors`. Returns the worlds that were reset."""
         ids = list(range(self.num_envs)) if env_ids is None else [int(i) for i in env_ids]
-        check_seeds(ids, seeds)
+        check_seeds(ids, seeds, tasks)
         if not ids:
             return ids
         episodes = [self.source.sample(int(s), task) for s, task in zip(seeds, tasks or [None] * len(ids), strict=True)]

@@ -18,8 +18,11 @@ Frames = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 """Images (n, V, H, W, 3) and, if requested, depth (n, V, H, W) in metres."""
 
 
-def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) -> None:
-    """ValueError unless there is one seed, a whole number from 0 on, for each environment in `ids`."""
+def check_seeds(
+    ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int], tasks: Sequence[str] | None = None
+) -> None:
+    """ValueError unless there is one seed, a whole number from 0 on, for each environment in `ids`, which names none
+    twice, and one of the `tasks`, if there are any."""
     for seed in seeds:
         if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
             raise ValueError(f"a seed must be a whole number, got {seed!r}")
@@ -27,6 +30,10 @@ def check_seeds(ids: Sequence[int] | NDArray[np.int64], seeds: Sequence[int]) ->
             raise ValueError(f"a seed must be at least 0, got {seed}")
     if len(ids) != len(seeds):
         raise ValueError(f"reset needs one seed per world: {len(ids)} worlds, {len(seeds)} seeds")
+    if tasks is not None and len(tasks) != len(ids):
+        raise ValueError(f"reset needs one task per world, or none: {len(ids)} worlds, {len(tasks)} tasks")
+    if len({int(i) for i in ids}) < len(ids):
+        raise ValueError(f"reset names a world twice: {[int(i) for i in ids]}; it has one episode")
 
 
 def check_started(episodes: Sequence[object]) -> None:

@@ -104,6 +104,7 @@ CHECKPOINT = "runs/policy"
             "--undo must undo --forward, and both are 'into-tray'",
         ),
         (["experiment", "latency", "--policy", "an-export"], "an-export is a folder of `vla export`"),
+        (["experiment", "xyz", "--cameras", "wrist"], "--cameras must have front"),
         (["report", "add", "x", "a-file", "--check"], "--check changes nothing of `report add`"),
         (["experiment", "peers", "--arms", "ours-rl", "--conditions", "steps"], "ours-rl learns within seconds alone"),
         (

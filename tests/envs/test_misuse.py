@@ -30,6 +30,15 @@ def test_whole_numbers_of_every_kind_are_seeds():
         check_seeds([0], [-1])
 
 
+@pytest.mark.parametrize(
+    ("ids", "tasks", "words"),
+    [([0, 0], None, "names a world twice"), ([0, 1], ["pick"], "one task per world, or none: 2 worlds, 1 tasks")],
+)
+def test_every_world_has_one_episode_and_one_task(ids, tasks, words):
+    with pytest.raises(ValueError, match=words):
+        check_seeds(ids, [1, 2], tasks)
+
+
 def test_one_text_in_place_of_a_list_is_refused():
     with pytest.raises(ValueError, match=r"Observation.instruction is a list of B texts: write \['pick it up'\]"):
         Observation({}, np.zeros((1, 8), np.float32), "pick it up")

@@ -84,6 +84,8 @@ def xyz(config: XYZExperimentConfig, out: Path, on_progress: Report | None = Non
     """Every arm with every seed; `arms.compare` says what is returned. ValueError for an unknown arm."""
     for arm in config.arms:
         lookup(arm, ARMS, "arm")
+    if "front" not in config.cameras:  # the one on the hand is never turned about the table
+        raise ValueError("--cameras must have front: it is the one that stands elsewhere")
     return compare(
         "xyz", config.arms, config.seeds, partial(_imitate_and_evaluate, config, out), out,
         asked={name: getattr(config, name) for name in ("suite", "demos", "backbone", "steps", "episodes")}
