@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,9 @@ CONFIG, MODEL, STATS, TRAINER = "config.json", "model.safetensors", "stats.json"
 _UNDO = "; undo what was changed in it, copy the checkpoint again, or update Bascule if a newer one wrote it"
 _ENTRY = "checkpoint"  # config.json's own key: format number and the hash of every file
 _NEXT = ".next"
+_log = logging.getLogger(__name__)
+_told: set[tuple[Path, str]] = set()
+"""Changed configurations that the user has been told of."""
 _ALIASES = "aliases"
 
 
@@ -138,7 +142,7 @@ def _commit(
         for name, data in files.items():
             _prepare(folder, name, lambda path, data=data: _write_bytes(path, data))
         hashes = {name: _sha256(_next(folder, name)) for name in names}
-        entry = {"format": FORMAT, "files": hashes}
+        entry = {"format": FORMAT, "files": hashes, "config": _config_digest(config)}
         _prepare(folder, CONFIG, lambda path: _write_bytes(path, _json_bytes({**config, _ENTRY: entry})))
         for parent in {(folder / name).parent for name in names}:
             _sync_folder(parent)
@@ -211,7 +215,17 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} does not describe a Bascule checkpoint: it has no '{_ENTRY}' entry")
     if entry.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {entry.get('format')}; this version reads format {FORMAT}")
+    kept = entry.get("config")  # earlier versions kept none
+    if kept is not None and (path, kept) not in _told and kept != _config_digest(config):
+        _told.add((path, kept))
+        _log.warning("%s was changed after it was saved: it is read as it is now, undo it if that was not meant", path)
     return config
+
+
+def _config_digest(config: Mapping[str, Any]) -> str:
+    """Tells what config.json says from other words, but for its own entry."""
+    said = json.loads(json.dumps({name: value for name, value in config.items() if name != _ENTRY}))  # as it is read
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 @contextmanager

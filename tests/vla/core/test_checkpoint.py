@@ -39,6 +39,18 @@ def version_in(folder):
     return parts.pop()
 
 
+def test_a_configuration_that_was_changed_by_hand_is_told_once(tmp_path, caplog):
+    save_checkpoint(tmp_path, config={"cameras": ("front", "wrist"), 3: 0.1}, tensors={}, stats={})
+    read_config(tmp_path)
+    assert not caplog.records
+    changed = json.loads((tmp_path / "config.json").read_text()) | {"cameras": ["wrist", "front"]}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    for _ in range(2):
+        assert read_config(tmp_path)["cameras"] == ["wrist", "front"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path / 'config.json'} was changed after it was saved")
+
+
 def test_round_trip(tmp_path):
     save(tmp_path / "a" / "ckpt", 3)
     assert version_in(tmp_path / "a" / "ckpt") == 3
