@@ -13,7 +13,7 @@ from vla.backbones.backbone import Backbone
 from vla.backbones.tiny import build_tiny, train_tokenizer
 from vla.model.config import BridgeConfig, VLAConfig
 from vla.model.model import VLA
-from vla.model.policy import VLAPolicy
+from vla.model.policy import VLAPolicy, acting_dtype
 
 
 def tiny(**config):
@@ -75,7 +75,7 @@ def test_a_policy_acts_in_float32_where_bfloat16_is_no_faster(monkeypatch, fast)
     assert np.abs(own - exact).max() > 1e-5
     np.testing.assert_allclose(VLAPolicy(vla).act(obs) / SPEC.high, own if fast else exact, rtol=0, atol=1e-5)
     cast = VLAPolicy(vla, dtype="bfloat16")
-    assert cast._dtype() == torch.bfloat16
+    assert acting_dtype(cast.vla) == torch.bfloat16
 
 
 def test_the_text_cache_is_bounded(monkeypatch):
