@@ -254,7 +254,7 @@ def continue_chunk(
     with torch.no_grad(), evaluating(vla):
         proprio = inp.proprio_BP.to(vla.device)
         if features is None:
-            features = vla.encode_as_is(inp.to(vla.device), acting_dtype(vla))
+            features = vla.encode_as_is(inp.to(vla.device).without_padding(), acting_dtype(vla))
         if not isinstance(vla.head, FlowHead):
             fresh = vla.to_actions(vla.act(features, proprio), state_BP)
             return (1 - weight[..., None]) * fresh + weight[..., None] * old
