@@ -31,7 +31,8 @@ def test_the_command_refines_keeps_books_and_reports(tmp_path, capsys):
     """`vla rl smoke` on the real worlds, from an untrained policy for two robots, for one of them."""
     out, init = tmp_path / "rl", untrained(tmp_path / "init", ("arm", "hand"))
     arguments = ["rl", "smoke", "--init", init, "--embodiment", "hand", "--out", str(out), "--workers", "1"]
-    extra = ["--curriculum", "vla-rl", "--track", "tensorboard", "--retain", "tabletop-pick", "--retain-episodes", "3"]
+    extra = ["--suite", "tabletop-mixed", "--curriculum", "vla-rl", "--track", "tensorboard"]
+    extra += ["--retain", "tabletop-pick", "--retain-episodes", "3"]
     assert main([*arguments, *extra, "--resume"]) == 0  # there is nothing to resume: it begins
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and "share/pick" in rows[0]
