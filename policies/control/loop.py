@@ -249,9 +249,9 @@ class ControlLoop:
             # no error came: nothing did
             self._reasons.add(
                 "dead_server",
-                f"no answer for {self.policy.waiting_s():.1f} s: the policy's server is stuck or slow (one "
-                "that compiles before its first answer: start again when it has; else --server-timeout-s and "
-                "--give-up-s allow for more)",
+                f"no answer for {self.policy.waiting_s():.1f} s: the policy's server is gone, stuck or slow (does "
+                "`vla serve` still run there? One that compiles before its first answer: start again when it has; else "
+                "--server-timeout-s and --give-up-s allow for more)",
             )
         late_s, age = self.policy.waiting_s(), inputs.action_age_s
         # Before the first answer, and for a moment, it is as it should be. No error of anybody, so that `error` stays.

@@ -22,7 +22,7 @@ from vla.checking.scales import Following, Sample, Scale
 from vla.checking.texts import episode_tasks, text_findings
 from vla.checking.timing import bookkeeping_findings, colour_findings, statistics_findings
 from vla.data.dataset_meta import depth_maps, naming_findings, unread_findings, unused_findings
-from vla.data.findings import SEVERITIES, Finding, listed, numbered, rare_findings, spread_successes
+from vla.data.findings import SEVERITIES, Finding, faint_findings, listed, numbered, rare_findings, spread_successes
 from vla.data.lerobot_dataset import ACTION, PROPRIO, SUCCESS, DemoSet
 from vla.data.tables import Rounding, flags, foreign_findings, lost_motion, not_finite, timing_findings
 from vla.model.config import DEFAULT_BACKBONE
@@ -286,4 +286,5 @@ class _Survey:
             names = self._recording.names[key]
             found += lost_motion(key, names, self._rounding[key])
             found += rare_findings(key, self._samples[key].rows(), names)
+            found += faint_findings(key, self._samples[key].rows(), names) if key == PROPRIO else []
         return found

@@ -44,6 +44,7 @@ from vla.data.dataset_meta import (
 from vla.data.decoding import decode_images, decode_videos
 from vla.data.findings import (
     Finding,
+    faint_findings,
     identical_cameras,
     numbered,
     other_shape,
@@ -141,7 +142,7 @@ class DemoSet:
     def warnings(self) -> list[str]:
         """One line for each thing in the recording that may not be what was meant; empty for ordinary data."""
         parts = ((ACTION, self.action, self.action_names), (PROPRIO, self.proprio, self.proprio_names))
-        rare = [finding for part in parts for finding in rare_findings(*part)]
+        rare = [finding for part in parts for finding in rare_findings(*part)] + faint_findings(*parts[1])
         return [finding.text for finding in (*self.noticed, *self._still_or_alike(), *rare)]
 
     def _still_or_alike(self) -> list[Finding]:

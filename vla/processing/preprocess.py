@@ -113,7 +113,7 @@ class Preprocessor:
         _check_slots("action", config.action_slots, config.action_width, dim)
         self._low, self._high = np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
         released = config.released_scaling
-        self._proprio = stats.proprio.released_affine() if released else stats.proprio.affine(constant=np.inf)
+        self._proprio = stats.proprio.released_affine() if released else stats.proprio.state_affine()
         self._action = stats.action.released_affine() if released else stats.action.affine()
         low, high = np.array(stats.proprio.min), np.array(stats.proprio.max)
         middle = (low + high) / 2

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from vla.core.config import decode, encode
 
 _NEGLIGIBLE = 1e-6
+_NOISE = 1e-4
+"""Half a state's range, as a share of its own value, up to which it counts as one that does not move."""
 
+_FAINT = 1e-5
+"""Share of what other components of a state move below which one's motion may well be noise, whatever its unit."""
 
 _NARROW = 0.05
 """A quantile range below this share of the extremes' is replaced by them, which bounds targets to +-2 / 0.05."""
@@ -59,18 +63,30 @@ class VectorStats:
         columns = (q01, q99, low, high, values.mean(0), values.std(0))
         return VectorStats(*(tuple(column.tolist()) for column in columns))
 
-    def affine(self, constant: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(centre, half width) such that (x - centre) / half spans [-1, 1] between the 1% and 99% quantiles.
 
-        A component whose quantiles coincide is scaled by its extremes; one that never changes has the half width
-        `constant`. 1 only centres it. Infinity, for a state: whatever it becomes, a policy that has never seen it move
-        reads 0, as in training; nothing has taught it what else to make of it.
+        A component whose quantiles coincide is scaled by its extremes; one that never changes is only centred.
         """
         low, high = np.array(self.q01), np.array(self.q99)
         narrow = high - low < _NEGLIGIBLE
         low, high = np.where(narrow, self.min, low), np.where(narrow, self.max, high)
         half = (high - low) / 2
-        return (low + high) / 2, np.where(half < _NEGLIGIBLE / 2, constant, half)
+        return (low + high) / 2, np.where(half < _NEGLIGIBLE / 2, 1.0, half)
+
+    @property
+    def unmoved(self) -> NDArray[np.bool_]:
+        """True for components (X,) that never change, but for a sensor's noise or the last digits of float32. Values a
+        whole unit apart, as an encoder's counts, are no noise."""
+        low, high = np.array(self.min), np.array(self.max)
+        noise = (high - low < 1.0) & (high - low < _NOISE * np.abs(low + high))
+        return noise | (high - low < _NEGLIGIBLE)
+
+    def state_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """`affine` for a state: what has not moved has the half width infinity. Whatever it becomes, a policy that has
+        never seen it move reads 0, as in training; nothing has taught it what else to make of it."""
+        centre, half = self.affine()
+        return centre, np.where(self.unmoved, np.inf, half)
 
     def released_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(centre, half width) as the released VLA-Adapter code scales: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 and back.
@@ -113,6 +129,21 @@ def rare_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> li
         (names[i], f"'{names[i]}' reaches {low[i]:.3g}..{high[i]:.3g} but stays in {within[i]}")
         for i in np.flatnonzero(rare)
     ]
+
+
+def faint_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, one clause that names it) of each component that moves by less than `_FAINT` of what the others, two at
+    least, usually do, and is not `VectorStats.unmoved`."""
+    values = np.asarray(values_FX, dtype=np.float64)
+    wide = values.max(0) - values.min(0)
+    moves = np.flatnonzero(~VectorStats.from_array(values, name="state").unmoved)
+    found = []
+    for i in moves if len(moves) > 2 else ():
+        usual = float(np.quantile(wide[moves[moves != i]], 0.5, method="lower"))
+        if wide[i] < _FAINT * usual:
+            clause = f"'{names[i]}' moves by {wide[i]:.2g} in all, where the others move by {usual:.3g}"
+            found.append((names[i], clause))
+    return found
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def test_a_server_that_never_answers_is_told_with_what_to_do():
     report = control(Slide(clock), Never(STEADY), settings, clock=clock, sleep=clock.sleep)
     forever.set()
     assert report.ended == "stopped" and report.guards["dead_server"] > 50
-    assert report.reasons["dead_server"].startswith("no answer for 1.0 s: the policy's server is stuck or slow")
+    assert report.reasons["dead_server"].startswith("no answer for 1.0 s: the policy's server is gone, stuck or slow")
     assert "--server-timeout-s" in report.reasons["dead_server"]
 
 

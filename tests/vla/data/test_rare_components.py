@@ -8,6 +8,7 @@ import pytest
 from bascule.commands import doctor
 from bascule.main import main
 from tests.vla.data.odd_recordings import train_arguments, write_dataset
+from vla.data.findings import faint_findings
 from vla.data.lerobot_dataset import load_dataset
 from vla.model.policy import VLAPolicy
 from vla.processing.stats import Stats, VectorStats
@@ -57,6 +58,38 @@ def test_ordinary_components_keep_their_quantiles_to_the_bit():
     ).T
     stats = VectorStats.from_array(values, name="action")
     np.testing.assert_array_equal([stats.q01, stats.q99], np.quantile(values, [0.01, 0.99], axis=0))
+
+
+@pytest.mark.parametrize(
+    ("centre", "noise", "unmoved"),
+    [
+        (12.5, 0.0, True),
+        (12.5, 1e-6, True),  # the last digits of float32
+        (90.0, 7.6e-6, True),
+        (12.5, 1e-4, True),
+        (0.0, 1e-7, True),
+        (0.8, 2e-3, False),  # a hand that goes up and down by millimetres
+        (4_000_000.0, 50.0, False),  # an encoder's counts
+        (0.0, 1e-4, False),  # nothing but the others tells
+    ],
+)
+def test_a_state_that_moves_by_its_noise_alone_reads_0_wherever_it_goes(centre, noise, unmoved):
+    rng = np.random.default_rng(0)
+    values = rng.uniform(-40, 40, (500, 3))
+    values[:, 1] = centre + noise * rng.uniform(-1, 1, 500)
+    stats = Stats.from_arrays(values, values)
+    assert stats.proprio.unmoved.tolist() == [False, unmoved, False]
+    middle, half = stats.proprio.state_affine()
+    read = (np.array([10.0, centre + 0.1, 10.0]) - middle) / half
+    assert (read[1] == 0.0) == unmoved and np.isfinite(read).all() and read[0] != 0
+    assert np.isfinite(stats.action.affine()[1]).all(), "an action is always scaled back"
+    (finding,) = faint_findings("observation.state", values, ("a", "b", "c")) or (None,)
+    if unmoved and noise > 0:
+        assert finding.severity == "note" and "'b' stays within" in finding.text
+    elif noise == 1e-4:
+        assert finding.severity == "warning" and "'b' moves by 0.0002 in all, where the others move by" in finding.text
+    else:
+        assert finding is None
 
 
 def test_statistics_of_an_old_checkpoint_scale_as_they_did():

@@ -87,7 +87,7 @@ def test_actions_leave_within_bounds():
 
 def test_a_joint_that_stood_still_cannot_drown_the_rest():
     proprio = np.random.default_rng(0).normal(size=(500, 5))
-    proprio[:, 2] = 0.3 + np.linspace(0, 1e-5, 500)
+    proprio[:, 2] = 0.3 + np.linspace(0, 1e-3, 500)
     processor = make(Stats.from_arrays(proprio, np.zeros((500, 4))))
     assert processor.normalise_proprio(np.array([[0, 0, 0.4, 0, 0]]))[0, 2].item() == 5.0
 
