@@ -257,7 +257,7 @@ def _compared(
     if len(tasks) >= MANY_TASKS:
         found["iqm_difference"] = _iqm(second, tasks_N) - _iqm(first, tasks_N)
         found["iqm_interval95"] = list(middle95(after.iqm() - before.iqm()))
-    found["sentence"] = verdict(first.name, second.name, found["difference"], interval)
+    found["sentence"] = verdict(first.name, second.name, found["difference"], interval, p=found.get("mcnemar_p"))
     if len(tasks) > 1:
         found["per_task"] = {}
         for number, task in enumerate(tasks):

@@ -168,10 +168,15 @@ def middle95(values_B: NDArray[np.floating]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def verdict(first: str, second: str, difference: float, interval95: tuple[float, float]) -> str:
-    """One sentence on `second` beside `first`; `difference` of their rates and its interval lie in -1..1."""
+def verdict(
+    first: str, second: str, difference: float, interval95: tuple[float, float], *, p: float | None = None
+) -> str:
+    """One sentence on `second` beside `first`; `difference` of their rates and its interval lie in -1..1. `p` of an
+    exact test of the same scenes, where there is one: of few scenes it shows nothing, whatever the interval."""
     low, high = (100 * end for end in interval95)
     figures = f"{100 * difference:+.1f} points, 95% CI [{low:.1f}, {high:.1f}]"
+    if p is not None and p >= 0.05 and not low <= 0 <= high:
+        return f"Too few scenes to tell {second} from {first}: {figures}, but McNemar p, exact, is {p:.2g}."
     if low > 0 or high < 0:
         return f"{second} is {'better' if low > 0 else 'worse'} than {first}: {figures}."
     return f"No difference found between {second} and {first}: {figures}."

@@ -180,7 +180,37 @@ def unshared_components(demos: Mapping[str, DemoSet]) -> list[str]:
 
 def unlike(config: VLAConfig, demos: Mapping[str, DemoSet]) -> list[str]:
     """Lines about datasets that may not belong together as they are."""
-    return [*unshared_components(demos), *unlike_rates(config, demos)]
+    return [*unshared_components(demos), *unlike_rates(config, demos), *unlike_units(demos), *alike(demos)]
+
+
+def unlike_units(demos: Mapping[str, DemoSet]) -> list[str]:
+    """A line for each two datasets whose states have the same names and look like degrees in one, radians in the other:
+    at least two components reach some 57 times as far."""
+    found = []
+    for (one, first), (other, second) in combinations(demos.items(), 2):
+        shared = [name for name in first.proprio_names if name in second.proprio_names]
+        far = [
+            [np.abs(part.proprio[:, part.proprio_names.index(name)]).max() for name in shared]
+            for part in (first, second)
+        ]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            turns = np.abs(np.log(np.divide(*far) if shared else np.zeros(0)))
+        if (np.abs(turns - np.log(180 / np.pi)) < np.log(2)).sum() >= 2:
+            found.append(
+                f"the states of {one} and {other} have the same names and differ some 57 times: degrees in one and "
+                "radians in the other? Each keeps its own, as that of a robot of its own; one robot wants one unit"
+            )
+    return found
+
+
+def alike(demos: Mapping[str, DemoSet]) -> list[str]:
+    """A line for each two datasets that hold the same numbers."""
+    return [
+        f"{one} and {other} are the same recording, learnt as those of two robots: give it once (--weights draws one "
+        "more often)"
+        for (one, first), (other, second) in combinations(demos.items(), 2)
+        if np.array_equal(first.action, second.action) and np.array_equal(first.proprio, second.proprio)
+    ]
 
 
 def unlike_rates(config: VLAConfig, demos: Mapping[str, DemoSet]) -> list[str]:

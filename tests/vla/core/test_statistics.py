@@ -109,6 +109,9 @@ def test_the_sentence():
     assert verdict("A", "B", -0.075, (-0.128, -0.021)) == "B is worse than A: -7.5 points, 95% CI [-12.8, -2.1]."
     assert verdict("A", "B", 0.01, (-0.03, 0.05)).startswith("No difference found between B and A: +1.0 points")
     assert verdict("A", "B", 0.05, (0.0, 0.1)).startswith("No difference found"), "0 belongs to the interval"
+    assert verdict("A", "B", 0.075, (0.021, 0.128), p=0.01).startswith("B is better than A")
+    few = "Too few scenes to tell B from A: -100.0 points, 95% CI [-100.0, -7.0], but McNemar p, exact, is 0.5."
+    assert verdict("A", "B", -1.0, (-1.0, -0.07), p=0.5) == few
 
 
 def test_wilsons_interval_of_nothing():

@@ -13,7 +13,15 @@ from vla.data.feature_cache import encode_demos
 from vla.model.heads.registry import masked_l1
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
-from vla.training.multi_robot import align_cameras, align_names, build_vla, unlike_rates, unshared_components
+from vla.training.multi_robot import (
+    align_cameras,
+    align_names,
+    alike,
+    build_vla,
+    unlike_rates,
+    unlike_units,
+    unshared_components,
+)
 from vla.training.sampling import mixed_frames
 from vla.training.train import train
 
@@ -85,6 +93,17 @@ def test_unlike_rates_are_told():
     (line,) = unlike_rates(CFG.model, slow)
     assert f"{CFG.model.chunk_size} actions lasts " in line and f"for slow ({arm().fps / 2:g} Hz)" in line
     assert unlike_rates(CFG.model, {"arm": arm(), "other": replace(arm(), fps=arm().fps * 1.0001)}) == []
+
+
+def test_degrees_beside_radians_and_one_recording_twice_are_told():
+    joints = replace(arm(), proprio=np.full(arm().proprio.shape, 40.0, np.float32) + arm().proprio)
+    radians = replace(joints, proprio=np.deg2rad(joints.proprio).astype(np.float32))
+    (line,) = unlike_units({"deg": joints, "rad": radians})
+    assert line.startswith("the states of deg and rad have the same names and differ some 57 times")
+    assert unlike_units({"deg": joints, "twice": replace(joints, proprio=2 * joints.proprio), "hand": hand()}) == []
+    assert alike({"one": joints, "rad": radians, "hand": hand()}) == []
+    (line,) = alike({"one": joints, "rad": radians, "link": replace(joints)})
+    assert line.startswith("one and link are the same recording, learnt as those of two robots")
 
 
 def test_each_robot_keeps_its_own_units_and_places():
