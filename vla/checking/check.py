@@ -19,7 +19,7 @@ from vla.checking.episodes import BY_RANGE, episode_findings
 from vla.checking.motion import EpisodeFacts, Pair, facts_of
 from vla.checking.recording import FEATURES, Recording, open_recording
 from vla.checking.scales import Following, Sample, Scale
-from vla.checking.texts import episode_tasks, text_findings
+from vla.checking.texts import episode_tasks, task_count, text_findings
 from vla.checking.timing import bookkeeping_findings, colour_findings, statistics_findings
 from vla.data.dataset_meta import depth_maps, naming_findings, unread_findings, unused_findings
 from vla.data.findings import SEVERITIES, Finding, faint_findings, listed, numbered, rare_findings, spread_successes
@@ -71,7 +71,7 @@ class Report:
         """How much there is, for a person."""
         recording = self.recording
         seconds = recording.frames / recording.fps
-        tasks = len(set(self.tasks.values()))
+        tasks = task_count(recording)
         return (
             f"{numbered(len(recording.episodes), 'episode')}, {recording.frames} frames at {recording.fps:g} Hz "
             f"({seconds / 60:.1f} minutes), {numbered(tasks, 'task string')}, cameras {', '.join(recording.cameras)}"

@@ -76,7 +76,9 @@ def command_findings(
     if not episodes:
         return []
     found = _reading(pairs, names) + _crosswise(pairs, names)
-    usual, curve = _delay(pairs, following)
+    # A gripper's few changes say little of when the state answers; they count where nothing else does.
+    steady = [pair for pair in pairs if not (scales[ACTION].gripper | scales[ACTION].switch)[pair.action]]
+    usual, curve = _delay(steady or pairs, following)
     if usual is not None:
         found += _late(usual, fps) + _shifted(usual, curve, episodes, fps)
     found += _senses(pairs, episodes, scales, names)
@@ -299,14 +301,16 @@ def _units(
         reach = np.array([np.maximum(*map(np.abs, e.extremes[key]))[used] for e in episodes])
         if len(used) < 2:
             continue
-        ratio = reach / np.maximum(np.median(reach, axis=0), 1e-9)
-        for words, low, high in (
-            ("degrees, the others in radians", *_DEGREES),
-            ("radians, the others in degrees", 1 / _DEGREES[1], 1 / _DEGREES[0]),
+        for words, low, high, usual in (
+            ("degrees, the others in radians", *_DEGREES, 0.5),
+            ("radians, the others in degrees", 1 / _DEGREES[1], 1 / _DEGREES[0], 0.5),
+            # where half of the episodes are in each, the median lies between the two
+            ("radians, the others in degrees", 1 / _DEGREES[1], 1 / _DEGREES[0], 0.75),
         ):
+            ratio = reach / np.maximum(np.quantile(reach, usual, axis=0), 1e-9)
             hits = (ratio > low) & (ratio < high)
             odd = [e.number for e, share in zip(episodes, hits.mean(1), strict=True) if share >= 0.5]
-            if odd:
+            if odd and not any(finding.code == "units_differ" and f"'{key}'" in finding.text for finding in found):
                 some = used[hits[[e.number in odd for e in episodes]].any(0)]
                 text = (
                     f"feature '{key}' is in {words}, as it seems, in {listed(odd)}: its values differ by "

@@ -56,6 +56,16 @@ def episode_tasks(recording: Recording) -> dict[int, str]:
     }
 
 
+def task_count(recording: Recording) -> int:
+    """Number of different task strings that its frames have."""
+    try:
+        texts = dict(reversed(tasks(recording.root)))
+    except ValueError:
+        return 0
+    index = recording.table.column("task_index").to_numpy()
+    return len({str(texts.get(which, "")) for which in np.unique(index).tolist()})
+
+
 def text_findings(recording: Recording, backbone: str) -> list[Finding]:
     """All findings about task strings. `backbone`: whose words are asked for."""
     try:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vla.data.findings import Finding, Severity
+from vla.processing.stats import noise_alone
 
 PRIVILEGED_FILE = "privileged.parquet"
 """In `meta/` of what `vla demos` records: the simulator's state by frame."""
@@ -301,8 +302,11 @@ class Rounding:
 
 def lost_motion(key: str, components: Sequence[str], rounding: Rounding) -> list[Finding]:
     """A finding for each component of feature `key` that lies far from zero and changes little: of 2,147,483,648.58
-    32 bits keep 2,147,483,648."""
-    spread, lost = rounding.high - rounding.low, rounding.lost
+    32 bits keep 2,147,483,648. Of one recorded in 32 bits half the distance between neighbours is lost already."""
+    spread, far = rounding.high - rounding.low, np.maximum(np.abs(rounding.low), np.abs(rounding.high))
+    with np.errstate(over="ignore", invalid="ignore"):
+        already = np.where(noise_alone(rounding.low, rounding.high), 0.0, np.spacing(far.astype(np.float32)) / 2)
+    lost = np.where(rounding.lost > 0, rounding.lost, already)
     return [
         Finding(
             "motion_lost",

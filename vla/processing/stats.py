@@ -76,11 +76,8 @@ class VectorStats:
 
     @property
     def unmoved(self) -> NDArray[np.bool_]:
-        """True for components (X,) that never change, but for a sensor's noise or the last digits of float32. Values a
-        whole unit apart, as an encoder's counts, are no noise."""
-        low, high = np.array(self.min), np.array(self.max)
-        noise = (high - low < 1.0) & (high - low < _NOISE * np.abs(low + high))
-        return noise | (high - low < _NEGLIGIBLE)
+        """True for components (X,) that never change, but for noise (`noise_alone`)."""
+        return noise_alone(np.array(self.min), np.array(self.max))
 
     def state_affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """`affine` for a state: what has not moved has the half width infinity. Whatever it becomes, a policy that has
@@ -97,6 +94,13 @@ class VectorStats:
         low, high = (np.array(column, dtype=np.float32).astype(np.float64) for column in (self.q01, self.q99))
         half = (high - low + 1e-8) / 2
         return low + half, half
+
+
+def noise_alone(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """True where values between these extremes (X,) differ by a sensor's noise or the last digits of float32 alone.
+    Values a whole unit apart, as an encoder's counts, are no noise."""
+    noise = (high - low < 1.0) & (high - low < _NOISE * np.abs(low + high))
+    return noise | (high - low < _NEGLIGIBLE)
 
 
 def widened(

@@ -114,3 +114,48 @@ def test_episodes_that_meta_does_not_list_and_that_data_does_not_hold(tmp_path):
     pq.write_table(pa.concat_tables([whole, whole.slice(3).set_column(0, "episode_index", pa.array([4]))]), listed)
     (finding,) = told(check_dataset(root, pictures=0))
     assert finding.code == "episode_absent" and finding.episodes == (4,) and "holds no frame" in finding.text
+
+
+@pytest.mark.parametrize("radians", [(0, 2, 4), (1, 3, 5)])
+def test_half_of_the_episodes_in_radians_are_told(tmp_path, radians):
+    """The median of all lies between the two units."""
+    arm = Arm(episodes=6)
+    for number in set(range(6)) - set(radians):
+        for part in (arm.state, arm.action):
+            part[number][:, :6] = np.degrees(part[number][:, :6])
+    found = [f for f in check_dataset(arm.write(tmp_path), pictures=0).findings if f.severity != "note"]
+    assert {finding.code for finding in found} == {"units_differ"} and len(found) == 2
+    assert all(
+        finding.episodes == radians and "is in radians, the others in degrees" in finding.text for finding in found
+    )
+
+
+def test_a_gripper_that_answers_at_once_makes_no_joint_late(tmp_path):
+    """Two changes of a switch, measured in the frame of their command, say nothing of the joints."""
+    arm = Arm(episodes=6)
+    for number in range(6):
+        length = len(arm.action[number])
+        at = np.arange(length + 2)[:, None] / 20 * (1 + np.arange(6) / 6) + number
+        arm.action[number][:, :6], arm.state[number][:, :6] = np.sin(at[2:]), np.sin(at[:-2])
+        arm.action[number][:, 6] = arm.state[number][:, 6] = (np.arange(length) % 30 > 14).astype(np.float64)
+    codes = {finding.code for finding in check_dataset(arm.write(tmp_path), pictures=0).findings}
+    assert "actions_late" not in codes and "delay_usual" in codes
+
+
+def test_motion_that_32_bits_have_lost_already_is_told(tmp_path):
+    """3e7 and its neighbours are 2 apart."""
+    arm = Arm(episodes=4)
+    for state in arm.state:
+        state[:, 5] = 3e7 + np.round(2 * np.sin(np.arange(len(state))))
+    (finding,) = [
+        f for f in check_dataset(arm.write(tmp_path, dtype=np.float32), pictures=0).findings if f.code == "motion_lost"
+    ]
+    assert "changes by 4 around 3e+07, which 32-bit numbers tell only to 1" in finding.text
+
+
+def test_task_strings_are_counted_by_frames(tmp_path):
+    """A few frames of every episode have another one."""
+    arm = Arm(episodes=4)
+    for number, task in enumerate(arm.task):
+        arm.task[number] = np.where(np.arange(len(task)) < 9, 0, 1)
+    assert "2 task strings" in check_dataset(arm.write(tmp_path), pictures=0).size()
