@@ -53,7 +53,7 @@ class BlackBox:
         self._frames = frames_file(path).open("wb")
         self._path = path
         self._ticks = 0
-        self._closed = False
+        self._began = self._closed = False
         self._problem: str | None = None
         self._shown: Observation | None = None
         self._frame = -1
@@ -71,6 +71,7 @@ class BlackBox:
         **more: Any,
     ) -> None:
         """Write the header line that a replay reads; `more` holds fields for people."""
+        self._began = True
         self._write(
             {
                 "blackbox": FORMAT,
@@ -98,6 +99,7 @@ class BlackBox:
 
     def event(self, **what: Any) -> None:
         """Log an event that happens between ticks, as one line with the fields of `what`."""
+        self._began = True
         self._queue.put(what)
 
     def close(self) -> None:
@@ -126,6 +128,9 @@ class BlackBox:
         except LogIncomplete:
             if kind is None:  # else that error is the one to tell
                 raise
+        if kind is not None and not self._began:  # refused before it began: no evidence, and in the way of the next try
+            for path in (self._path, frames_file(self._path)):
+                path.unlink(missing_ok=True)
 
     def _write(self, line: dict[str, Any]) -> None:
         self._queue.put(line)

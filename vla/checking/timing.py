@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vla.checking.motion import EpisodeFacts
 from vla.checking.recording import FEATURES, Recording
+from vla.core.config import load_json
 from vla.data.findings import Finding, listed, numbered
 from vla.data.tables import parquet_files, read_parquet
 
@@ -36,7 +37,7 @@ def bookkeeping_findings(recording: Recording) -> list[Finding]:
 
 def statistics_findings(recording: Recording, episodes: Sequence[EpisodeFacts]) -> list[Finding]:
     """A finding where state or actions of some episodes have other extremes or another mean than meta/episodes keeps of
-    them."""
+    them, or all have others than meta/stats.json."""
     found = []
     for key in FEATURES:
         kept = [_kept(recording.root, f"stats/{key}/{name}") for name in ("min", "max", "mean")]
@@ -63,7 +64,39 @@ def statistics_findings(recording: Recording, episodes: Sequence[EpisodeFacts]) 
                 "recording? If that was meant, let LeRobot compute its statistics anew, which its own tools learn by"
             )
             found.append(Finding("statistics_differ", "warning", text, tuple(odd), (key,)))
+        elif len(episodes) == len(recording.episodes):
+            found += _whole_statistics(recording, key, episodes, span)
     return found
+
+
+def _whole_statistics(
+    recording: Recording, key: str, episodes: Sequence[EpisodeFacts], span: NDArray[np.float64]
+) -> list[Finding]:
+    """A finding where meta/stats.json tells other extremes of state or actions than the recording has."""
+    try:
+        kept = load_json(recording.root / "meta" / "stats.json")
+    except (OSError, ValueError):
+        return []
+    ends = np.array([episode.extremes[key] for episode in episodes])  # (episodes, 2, D)
+    for name, held in (("min", ends[:, 0].min(0)), ("max", ends[:, 1].max(0))):
+        told = _flat(
+            kept.get(key, {}).get(name) if isinstance(kept, dict) and isinstance(kept.get(key), dict) else None
+        )
+        off = (
+            np.flatnonzero(np.abs(told - held) > _OFF * span + 1e-5 * np.abs(held) + 1e-9)
+            if told.size == held.size
+            else ()
+        )
+        if len(off):
+            i = int(off[0])
+            which = "least" if name == "min" else "greatest"
+            text = (
+                f"meta/stats.json tells {told[i]:.5g} as the {which} value of '{key}' "
+                f"component '{recording.names[key][i]}', the episodes hold {held[i]:.5g}: of another recording, or of "
+                "before it was changed? LeRobot's own tools learn by it (`vla train` does not): compute it anew"
+            )
+            return [Finding("statistics_differ", "warning", text, (), (key,))]
+    return []
 
 
 def colour_findings(

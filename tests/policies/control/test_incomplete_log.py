@@ -33,6 +33,16 @@ def test_a_full_disk_lets_the_robot_go_on_and_the_log_says_that_it_is_incomplete
     assert 0 < kept < 50 and f"breaks off after {kept} ticks" in incomplete(path)
 
 
+def test_a_run_that_was_refused_leaves_no_log_in_the_way_of_the_next(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for kept in (False, True):
+        with pytest.raises(ValueError, match="refused"), BlackBox(path) as box:
+            if kept:  # it had begun
+                drive(STEADY, log=box)
+            raise ValueError("refused")
+        assert path.exists() == frames_file(path).exists() == kept
+
+
 def test_a_log_that_a_crash_cut_is_incomplete_and_one_of_before_is_not(tmp_path):
     path = tmp_path / "log.jsonl"
     with BlackBox(path) as box:

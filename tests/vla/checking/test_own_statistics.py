@@ -11,6 +11,7 @@ from vla.checking.commands import _crosswise
 from vla.checking.motion import Pair
 from vla.checking.recording import open_recording
 from vla.checking.timing import bookkeeping_findings
+from vla.core.config import save_json
 from vla.data.lerobot_dataset import ACTION, PROPRIO, load_dataset
 from vla.data.tables import simulator_state
 
@@ -61,6 +62,22 @@ def test_values_and_pictures_that_are_not_those_recorded(tmp_path):
     assert "are they those of camera 'wrist'?" in next(f.text for f in cameras if f.cameras == ("front",))
     warned = training_warnings(root, load_dataset(root))
     assert sum("mean colour" in line for line in warned) == 2 and values.text in warned
+
+
+def test_statistics_of_another_recording_are_told(tmp_path):
+    """meta/stats.json alone was exchanged: LeRobot's tools would learn by it."""
+    arm = Arm(4)
+    root = with_statistics(arm.write(tmp_path), arm)
+    whole = {
+        key: {name: getattr(np.concatenate(parts), name)(0).tolist() for name in ("min", "max")}
+        for key, parts in (("observation.state", arm.state), ("action", arm.action))
+    }
+    save_json(root / "meta" / "stats.json", whole)
+    assert told(root, "statistics_differ", pictures=0) == []
+    whole["action"]["max"][1] += 50
+    save_json(root / "meta" / "stats.json", whole)
+    (finding,) = told(root, "statistics_differ", pictures=0)
+    assert finding.text.startswith("meta/stats.json tells ") and "greatest value of 'action'" in finding.text
 
 
 def test_episodes_that_a_video_holds_in_another_order(tmp_path):
