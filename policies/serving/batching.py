@@ -20,7 +20,8 @@ from vla.core.grounding import confidence_of
 from vla.core.types import Observation, Policy, PolicySpec
 from vla.language.talking import Said, Speech, speech
 
-STUCK_S = 30.0  # far longer than any policy takes, and shorter than an operator would wait
+STUCK_S = 30.0
+"""Longer than an answer takes, but for the first of a policy that compiles before it: that one may be told as stuck."""
 
 
 class HasPolicy(Protocol):

@@ -295,7 +295,7 @@ def _units(
     """Episodes whose values are some 57 times the others', or a 57th: degrees among radians."""
     if len(episodes) < _FEWEST:
         return []
-    found = []
+    found, told = [], set()
     for key, scale in scales.items():
         used = np.flatnonzero(~(scale.switch | scale.constant | scale.gripper))
         reach = np.array([np.maximum(*map(np.abs, e.extremes[key]))[used] for e in episodes])
@@ -310,7 +310,8 @@ def _units(
             ratio = reach / np.maximum(np.quantile(reach, usual, axis=0), 1e-9)
             hits = (ratio > low) & (ratio < high)
             odd = [e.number for e, share in zip(episodes, hits.mean(1), strict=True) if share >= 0.5]
-            if odd and not any(finding.code == "units_differ" and f"'{key}'" in finding.text for finding in found):
+            if odd and key not in told:
+                told.add(key)
                 some = used[hits[[e.number in odd for e in episodes]].any(0)]
                 text = (
                     f"feature '{key}' is in {words}, as it seems, in {listed(odd)}: its values differ by "

@@ -64,7 +64,7 @@ def statistics_findings(recording: Recording, episodes: Sequence[EpisodeFacts]) 
                 "recording? If that was meant, let LeRobot compute its statistics anew, which its own tools learn by"
             )
             found.append(Finding("statistics_differ", "warning", text, tuple(odd), (key,)))
-        elif len(episodes) == len(recording.episodes):
+        elif episodes and len(episodes) == len(recording.episodes):
             found += _whole_statistics(recording, key, episodes, span)
     return found
 
@@ -74,19 +74,15 @@ def _whole_statistics(
 ) -> list[Finding]:
     """A finding where meta/stats.json tells other extremes of state or actions than the recording has."""
     try:
-        kept = load_json(recording.root / "meta" / "stats.json")
-    except (OSError, ValueError):
+        kept = load_json(recording.root / "meta" / "stats.json")[key]
+    except (OSError, ValueError, KeyError, TypeError):
         return []
     ends = np.array([episode.extremes[key] for episode in episodes])  # (episodes, 2, D)
     for name, held in (("min", ends[:, 0].min(0)), ("max", ends[:, 1].max(0))):
-        told = _flat(
-            kept.get(key, {}).get(name) if isinstance(kept, dict) and isinstance(kept.get(key), dict) else None
-        )
-        off = (
-            np.flatnonzero(np.abs(told - held) > _OFF * span + 1e-5 * np.abs(held) + 1e-9)
-            if told.size == held.size
-            else ()
-        )
+        told = _flat(kept.get(name) if isinstance(kept, dict) else None)
+        if told.shape != held.shape:
+            continue
+        off = np.flatnonzero(np.abs(told - held) > _OFF * span + 1e-5 * np.abs(held) + 1e-9)
         if len(off):
             i = int(off[0])
             which = "least" if name == "min" else "greatest"

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.processing.stats import VectorStats, faint_components, rare_components
+from vla.processing.stats import faint_components, noise_alone, rare_components
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -135,12 +135,12 @@ def faint_findings(feature: str, values_FX: NDArray[np.floating], names: Sequenc
     """Findings for state components that hardly move: those whose range is noise beside their value, of which nothing
     is learnt, and those whose range is tiny beside the others'."""
     values = np.asarray(values_FX, dtype=np.float64)
-    still = VectorStats.from_array(values, name=feature).unmoved & (values.min(0) < values.max(0))
+    low, high = values.min(0), values.max(0)
     found = []
-    for i in np.flatnonzero(still):
+    for i in np.flatnonzero(noise_alone(low, high) & (low < high)):
         text = (
-            f"{feature} component '{names[i]}' stays within {values[:, i].min():.6g}..{values[:, i].max():.6g}, which "
-            "is taken for the noise of one that does not move: nothing is learnt of it"
+            f"{feature} component '{names[i]}' stays within {low[i]:.6g}..{high[i]:.6g}, which is taken for the noise "
+            "of one that does not move: nothing is learnt of it"
         )
         found.append(Finding("hardly_moves", "note", text, components=(f"{feature} {names[i]}",)))
     for name, clause in faint_components(values, names):

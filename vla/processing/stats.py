@@ -137,10 +137,10 @@ def rare_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> li
 
 def faint_components(values_FX: NDArray[np.floating], names: Sequence[str]) -> list[tuple[str, str]]:
     """(name, one clause that names it) of each component that moves by less than `_FAINT` of what the others, two at
-    least, usually do, and is not `VectorStats.unmoved`."""
+    least, usually do, and does not move by noise alone (`noise_alone`)."""
     values = np.asarray(values_FX, dtype=np.float64)
-    wide = values.max(0) - values.min(0)
-    moves = np.flatnonzero(~VectorStats.from_array(values, name="state").unmoved)
+    low, high = values.min(0), values.max(0)
+    wide, moves = high - low, np.flatnonzero(~noise_alone(low, high))
     found = []
     for i in moves if len(moves) > 2 else ():
         usual = float(np.quantile(wide[moves[moves != i]], 0.5, method="lower"))
