@@ -61,6 +61,8 @@ class Stream:
     """Noise on demonstrated actions."""
     GOAL_SCENE = 53
     """Layout, colours and goals of the suites with fixtures."""
+    EXCHANGE = 63
+    """In whose place each thing of a LIBERO scene stands."""
     SO101_SCENE = 67
     """Layout, colours and first pose of the SO-101 suites."""
     GROUNDING = 53

@@ -307,8 +307,8 @@ class GroundData(Command):
     scenes: int = 20_000
     """Number of scenes."""
     suites: tuple[str, ...] = ()
-    """Suites to render, in turn: suites with goals, robosuite's or Meta-World's. A name given twice has twice the
-    share. Default: shapes and plates."""
+    """Suites to render, in turn: suites with goals, robosuite's or Meta-World's; or LIBERO's, in a set of their own. A
+    name given twice has twice the share. Default: shapes and plates."""
     seed: int = 0
     """Seed of the scenes and of the questions."""
     workers: int = 2

@@ -9,6 +9,8 @@ compiled once, and only its state (and where its fixtures stand) drawn anew.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from typing import Any
 
 import mujoco
@@ -74,6 +76,16 @@ def _show_what_robosuite_draws(option: mujoco.MjvOption) -> None:
     option.geomgroup[0] = 0  # it collides with group 0 and draws group 1
 
 
+def _exchange(env: Any, rng: np.random.Generator) -> None:
+    """Put every thing that is nobody's goal place where another one stood, as it lies and at its own height."""
+    places = {name for goal in env.parsed_problem["goal_state"] for name in goal[2:]}
+    homes = {getattr(env.object_states_dict[name], "parent_name", name) for name in places}
+    joints = [thing.joints[0] for name, thing in env.objects_dict.items() if name not in homes]
+    poses = [env.sim.data.get_joint_qpos(joint).copy() for joint in joints]
+    for joint, pose, k in zip(joints, poses, rng.permutation(len(joints)), strict=True):
+        env.sim.data.set_joint_qpos(joint, np.concatenate([poses[k][:2], pose[2:]]))
+
+
 type _Plan = tuple[Grasp, float] | Handle | float | None
 """How to take hold of a thing, and the top of its place above the place's position; how to move a joint; or the turn of
 the hand for a narrow place, rad."""
@@ -121,6 +133,9 @@ class LiberoWorlds(AdapterWorlds):
             self._libero.place(number, env)
         if state is not None:
             env.set_state(self._libero.published_state(number, state))
+        if self.suite.exchanged:
+            _exchange(env.env, np.random.default_rng([seed, Stream.EXCHANGE]))
+        if state is not None or self.suite.exchanged:
             env.sim.forward()
             env._post_process()
         for _ in range(SETTLE_STEPS):
@@ -236,6 +251,26 @@ class LiberoWorlds(AdapterWorlds):
     @staticmethod
     def _where(env: Any, name: str) -> NDArray[np.float64]:
         return np.array(env.object_states_dict[name].get_geom_state()["pos"])
+
+    def ground(self, i: int) -> tuple[float, float, float]:
+        """The middle of what the things of world `i` stand on, world frame, m."""
+        x, y, z = self._envs[i].env.workspace_offset
+        return float(x), float(y), float(z)
+
+    def things(self, i: int) -> dict[str, tuple[NDArray[np.float64], bool]]:
+        """The free things of world `i` by a name that nothing else there has: words -> (position (3,), world frame, m,
+        whether the fingers hold it)."""
+        env = self._envs[i].env
+        words = {name: re.sub(r"_\d+$", "", name).replace("_", " ") for name in env.objects_dict}
+        common = Counter(words.values())
+        return {
+            words[name]: (
+                self._where(env, name),
+                bool(env._check_grasp(env.robots[0].gripper, thing.contact_geoms)),
+            )
+            for name, thing in env.objects_dict.items()
+            if common[words[name]] == 1
+        }
 
     def _scene(self, i: int) -> tuple[str, mujoco.MjModel, mujoco.MjData]:
         sim = self._envs[i].sim

@@ -48,6 +48,7 @@ _VARIANTS = {
     "task": "another task in the same scene",
 }
 """LIBERO-PRO's variants."""
+_EXCHANGED = "-exchanged"
 _PYTHON = "BASCULE_LIBERO_PYTHON"
 _FOLDER = ROOT / ".venv-libero"
 _STAMP = ".bascule-ready"
@@ -65,11 +66,14 @@ class LiberoSuite:
     num_views: int = 2
     plane: PlanarSymmetry | None = None
     max_envs: int = MAX_ENVS
+    exchanged: bool = False
+    """The seed draws in whose place each thing stands, so that a place does not tell what stands there. LIBERO's own
+    scenes have what is asked for in one and the same place, or in one a task."""
 
     @property
     def published(self) -> str:
         """The suite's name in LIBERO."""
-        return self.name.replace("-", "_")
+        return self.name.removesuffix(_EXCHANGED).replace("-", "_")
 
     def variant(self, kind: str) -> str | None:
         """LIBERO's name of LIBERO-PRO's variant of this suite; None where there is none, as of a variant itself."""
@@ -96,9 +100,8 @@ class LiberoSuite:
     def initial_states(self, seeds: Sequence[int]) -> str:
         """Where the scenes of some seeds come from, for reports."""
         published = [seed >= self.eval_seed0 for seed in seeds]
-        if not any(published):
-            return "fresh placements"
-        return f"published ({STATES_PER_TASK} a task)" if all(published) else "published and fresh placements"
+        told = f"published ({STATES_PER_TASK} a task)" if all(published) else "published and fresh placements"
+        return (told if any(published) else "fresh placements") + self.exchanged * ", things exchanged"
 
     def lacks(self, seed: int) -> str | None:
         """Why there is no scene of a seed, in a sentence; None where there is one."""
@@ -129,6 +132,9 @@ def libero_suites() -> dict[str, LiberoSuite]:
         if name in _TENS:
             for variant, words in _VARIANTS.items():
                 suites.append(LiberoSuite(f"libero-{name}-{variant}", f"LIBERO-PRO: {words}", tasks, horizon))
+        if name == "object":
+            words = "LIBERO: ten groceries into the basket, all in each other's places"
+            suites.append(LiberoSuite(f"libero-{name}{_EXCHANGED}", words, tasks, horizon, exchanged=True))
     return {suite.name: suite for suite in suites}
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing import resource_tracker
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from vla.core.paths import ROOT
+from vla.core.subprocesses import DIED
 
 _ENTRY = "import sys; sys.path.append(sys.argv[1]); from envs.backends.other_python import main; main(int(sys.argv[2]))"
 _OURS = ("builtins", "vla", "envs", "numpy")
@@ -72,6 +75,57 @@ def main(fd: int) -> None:
         pipe.send(("error", ValueError(f"the environment of {sys.executable} lacks {error.name}: install it again")))
         return
     target(_Shared(pipe), *args)
+
+
+@contextmanager
+def pool_in(python: Path, workers: int) -> Iterator[Executor]:
+    """Processes of the interpreter `python` to give jobs to, as `vla.core.subprocesses.pool` has them: functions of one
+    argument. They end with the block."""
+    kept, running = threading.local(), []
+
+    def start() -> None:
+        ours, theirs = Pipe()
+        running.append((spawn_in(python, _do_jobs, theirs, ()), ours))
+        theirs.close()
+        kept.pipe = ours
+
+    def run(job: Callable[[Any], Any], argument: Any) -> Any:
+        try:
+            kept.pipe.send((job, argument))
+            status, value = kept.pipe.recv()
+        except (EOFError, OSError):
+            raise ChildProcessError(DIED) from None
+        if status == "error":
+            raise value
+        return value
+
+    class Jobs(ThreadPoolExecutor):
+        """One thread for each process, which waits for it."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:
+            """Give a job to the next process that is free."""
+            return super().submit(run, fn, *args)
+
+    executor = Jobs(workers, initializer=start)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process, pipe in running:
+            process.kill()
+            pipe.close()
+
+
+def _do_jobs(pipe: Connection) -> None:
+    """Do the jobs that arrive until no more can."""
+    with suppress(EOFError, OSError):
+        while True:
+            job, argument = pipe.recv()
+            try:
+                answer = ("ok", job(argument))
+            except Exception as error:
+                answer = ("error", error)
+            pipe.send(answer)
 
 
 class _Shared:

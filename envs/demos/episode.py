@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from envs.demos.dataset_writer import DemoEpisode
 from envs.demos.geometry import Geometry, stacked_geometry
+from envs.experts.script import NOISE_CORRELATION
 from envs.seeds import Stream
 from vla.core.types import ActionSpec, Observation
 
 if TYPE_CHECKING:
     from envs.perturb.perturbation import Perturbation
-
-NOISE_CORRELATION = 0.7
-"""Lag-1 correlation of the execution noise: independent noise on displacements averages out and disturbs nothing."""
 
 
 class DemoWorld(Protocol):

@@ -14,6 +14,9 @@ Vector = NDArray[np.float64]
 
 MAX_DELTA_M, MAX_DELTA_RAD = 0.05, 0.5
 OPEN, CLOSED = -1.0, 1.0
+NOISE_CORRELATION = 0.7
+"""Lag-1 correlation of the noise on an expert's commands: independent noise on displacements averages out and disturbs
+nothing."""
 UP = np.array([0.0, 0.0, 1.0])
 _PATIENT = 1000
 """Steps for what has to happen before anything else can: the horizon ends it."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from envs.adapters.adapter_worlds import AdapterWorlds
 from envs.adapters.robosuite_suites import RobosuiteSuite
-from envs.demos.episode import NOISE_CORRELATION
 from envs.experts.registry import make_expert
+from envs.experts.script import NOISE_CORRELATION
 from envs.grounding.scene_sampler import Question, SceneSampler
 from envs.make import worlds_class
 from envs.perturb.borrowed_models import BorrowedLooks
@@ -53,10 +54,19 @@ class PlayedSampler(SceneSampler):
     _NEW_EPISODE = 0.15
     _STEPS = 9
 
-    def __init__(self, suite: Any, image_size: int = IMAGE_SIZE, perturb: Perturbation | None = None) -> None:
-        """`perturb`: randomises every scene's look, by the scene's generator."""
+    def __init__(
+        self,
+        suite: Any,
+        image_size: int = IMAGE_SIZE,
+        perturb: Perturbation | None = None,
+        *,
+        worlds: Callable[..., AdapterWorlds] | None = None,
+    ) -> None:
+        """`perturb`: randomises every scene's look, by the scene's generator. `worlds`: makes the environments, where
+        they are not those of `envs.make.worlds_class`."""
         self.suite, self.perturb = suite, perturb if perturb is not None and perturb.any() else None
-        self.worlds: AdapterWorlds = worlds_class(suite)(suite, 1, render=RenderOptions(image_size, calibration=True))
+        made = (worlds or worlds_class(suite))(suite, 1, render=RenderOptions(image_size, calibration=True))
+        self.worlds: AdapterWorlds = made
         self.expert = make_expert(suite.name, 1)
         self._hand: NoisyExpert | None = None
         self._looks: dict[str, BorrowedLooks] = {}

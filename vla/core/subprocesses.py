@@ -13,6 +13,9 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
 
+DIED = "a worker process died (killed, perhaps for want of memory: fewer --workers need less); nothing is kept"
+"""Message of the ChildProcessError of a pool whose process has died."""
+
 
 def spawn(target: Callable[..., None], args: tuple[Any, ...], *, name: str | None = None) -> Any:
     """A started daemon process that runs `target(*args)`, both pickled.
@@ -38,9 +41,7 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield executor
     except BrokenProcessPool:
-        raise ChildProcessError(
-            "a worker process died (killed, perhaps for want of memory: fewer --workers need less); nothing is kept"
-        ) from None
+        raise ChildProcessError(DIED) from None
     except BaseException:
         for process in list((executor._processes or {}).values()):
             process.terminate()

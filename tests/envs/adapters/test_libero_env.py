@@ -78,6 +78,13 @@ def test_an_evaluation_of_more_states_than_there_are_is_refused_before_it_begins
         evaluate(SimpleNamespace(spec=None), env, range(OBJECT.eval_seed0, OBJECT.eval_seed0 + 501))  # type: ignore[arg-type]
 
 
+def test_a_suite_has_its_things_exchanged() -> None:
+    suite = load_suite("libero-object-exchanged")
+    assert suite.tasks == OBJECT.tasks and suite.published == "libero_object" and suite.variant("lan") is None
+    assert suite.initial_states([suite.eval_seed0]) == "published (50 a task), things exchanged"
+    assert suite.initial_states([3]) == "fresh placements, things exchanged"
+
+
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.delenv("BASCULE_LIBERO_PYTHON", raising=False)
@@ -189,3 +196,18 @@ def test_liberos_worlds_serve_callers_of_one_process() -> None:
     assert worlds.episodes[0].task == suite.tasks[4] and worlds.episodes[0].seed == suite.eval_seed0 + 4
     assert not worlds.images.any()
     worlds.close()
+
+
+@needs_libero
+def test_exchanged_things_stand_in_each_others_places() -> None:
+    seeds = range(OBJECT.eval_seed0, OBJECT.eval_seed0 + 40, 10)  # four published states of one task
+    found = {}
+    for name in ("libero-object", "libero-object-exchanged"):
+        env = make_vec(name, 1, num_workers=1, image_size=32)
+        env.set_rendering(False)  # type: ignore[attr-defined]
+        found[name] = np.array([env.reset(seeds=[seed]).privileged[0, 3:9] for seed in seeds])  # thing (3), basket (3)
+        env.close()
+    plain, exchanged = found.values()
+    np.testing.assert_allclose(plain[:, 3:], exchanged[:, 3:], atol=2e-3)  # the basket stays
+    np.testing.assert_allclose(plain[:, 2], exchanged[:, 2], atol=5e-3)  # everything at its own height
+    assert np.ptp(plain[:, :2], axis=0).max() < 0.06 < np.ptp(exchanged[:, :2], axis=0).max()

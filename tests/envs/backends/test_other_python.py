@@ -17,6 +17,7 @@ import pytest
 from envs import make_vec
 from envs.backends.cpu_vec_env import MujocoVecEnv
 from envs.backends.cpu_worlds import TabletopWorlds
+from envs.backends.other_python import pool_in
 from envs.registry import load_suite
 from envs.sim.render_options import RenderOptions
 
@@ -64,3 +65,18 @@ def test_an_environment_that_lacks_a_package_says_which(tmp_path: Path) -> None:
     bare.chmod(0o755)
     with pytest.raises((ValueError, RuntimeError), match="lacks (numpy|mujoco)|died .exit code 1."):
         MujocoVecEnv(SUITE, TabletopWorlds, 1, num_workers=1, render=RENDER, python=bare)
+
+
+def test_jobs_are_done_by_its_processes() -> None:
+    with pool_in(Path(sys.executable), 2) as workers:
+        asked = [workers.submit(load_suite, name) for name in ("tabletop-pick", "tabletop-ten", "libero-goal")]
+        assert [job.result().name for job in asked] == ["tabletop-pick", "tabletop-ten", "libero-goal"]
+        with pytest.raises(ValueError, match="did you mean .*tabletop-pick"):
+            workers.submit(load_suite, "tabletop-pik").result()
+        pids = {workers.submit(eval, "__import__('os').getpid()").result() for _ in range(4)}
+        assert os.getpid() not in pids and 1 <= len(pids) <= 2
+        with pytest.raises(ChildProcessError, match="a worker process died"):
+            workers.submit(eval, "__import__('os')._exit(9)").result()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
