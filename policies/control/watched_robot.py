@@ -350,8 +350,8 @@ class WatchedRobot:
             if getattr(image, "dtype", None) != np.uint8 or len(shape) != 4 or 0 in shape:
                 raise ValueError(f"camera '{camera}' must show (1, H, W, 3) uint8, got {shape} {_dtype(image)}")
             if self._shapes.setdefault(camera, shape) != shape:
-                before, now = ("x".join(map(str, s[2:0:-1])) for s in (self._shapes[camera], shape))
-                raise ValueError(f"camera '{camera}' shows {now} pixels, it was {before} when the run began")
+                before, now = (f"{w}x{h} pixels of {c} channels" for _, h, w, c in (self._shapes[camera], shape))
+                raise ValueError(f"camera '{camera}' shows {now}, it was {before} when the run began")
         if missing := self._shapes.keys() - obs.images.keys():
             raise ValueError(f"camera '{min(missing)}' is missing from the observation")
 

@@ -84,7 +84,7 @@ CAMERA = {
     "RuntimeError": (raising(RuntimeError("read thread is not running")), "read thread is not running"),
     "TimeoutError": (raising(TimeoutError("latest frame is too old")), "latest frame is too old"),
     "None": (lambda reads: None, "camera 'front' is missing"),
-    "resized": (lambda reads: np.zeros((8, 6, 3), np.uint8), "camera 'front' shows 6x8 pixels, it was 6x4"),
+    "resized": (lambda reads: np.zeros((8, 6, 3), np.uint8), "shows 6x8 pixels of 3 channels, it was 6x4 pixels of 3"),
     "depth": (lambda reads: np.zeros((4, 6, 1), np.uint16), "camera 'front' gives 16-bit pictures"),
     "float": (lambda reads: np.full((4, 6, 3), 300.0), "floats must be in 0..1"),
     "lists": (lambda reads: "picture", "camera 'front'"),
