@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vla.checking.cameras import calibration_findings, camera_findings
 from vla.checking.commands import command_findings, find_pairs, gripper_pairs
-from vla.checking.components import component_findings
+from vla.checking.components import UNITS, component_findings
 from vla.checking.episodes import BY_RANGE, episode_findings
 from vla.checking.motion import EpisodeFacts, Pair, facts_of
 from vla.checking.recording import FEATURES, Recording, open_recording
@@ -154,7 +154,8 @@ def check_dataset(
             facts.append(facts_of(int(recording.episodes[place]), values, scales, pairs, grippers, **options))
             told(1)(place + 1)
         found += command_findings(pairs, survey.following, facts, scales, recording.names, recording.fps)
-        found += component_findings(facts, scales, recording.names)
+        told_units = {part for finding in found if finding.code in UNITS for part in finding.components}
+        found += component_findings(facts, scales, recording.names, told_units)
         unlike = any(finding.code == "units_differ" for finding in found)  # ranges of two units measure no motion
         found += statistics_findings(recording, facts)
         told_of = episode_findings(facts, tasks, recording.names, recording.fps)
@@ -256,11 +257,14 @@ class _Survey:
         self.faults: dict[tuple[str, str], list[tuple[int, str]]] = {}
         self._samples = {key: Sample() for key in FEATURES}
         self._steps = {key: Sample() for key in FEATURES}
+        self._of = Sample()
+        """The places of the episodes of what is sampled."""
         self._rounding: dict[str, Rounding] = {}
 
     def add(self, place: int, values: dict[str, NDArray[np.float64]]) -> None:
         """Add an episode."""
         self.places.append(place)
+        self._of.add(np.full((len(values[ACTION]), 1), float(place)))
         for key, part in values.items():
             self._samples[key].add(part)
             self._steps[key].add(np.abs(np.diff(part, axis=0)))
@@ -273,7 +277,11 @@ class _Survey:
     def scales(self) -> dict[str, Scale]:
         """The scale of each feature."""
         names = self._recording.names
-        return {key: Scale.of(self._samples[key].rows(), self._steps[key].rows(), names[key]) for key in FEATURES}
+        episodes = self._of.rows()[:, 0]
+        return {
+            key: Scale.of(self._samples[key].rows(), self._steps[key].rows(), episodes, key, names[key])
+            for key in FEATURES
+        }
 
     def findings(self) -> list[Finding]:
         """Findings about single values and about ranges."""

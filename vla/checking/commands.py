@@ -24,6 +24,10 @@ _CLEAR = 0.6
 _LATE_SECONDS = 0.35
 _MARGIN = 0.1
 """Correlation that another delay than none must gain, unless it halves what is missing to 1."""
+_EXACT = 0.1
+"""Share of what is missing to 1 without a delay, below which another delay fits exactly; ..."""
+_DOUBT = 0.7
+"""... and below which an earlier state leaves in doubt that it answers at all."""
 _SHIFTED = 3
 """Frames by which an episode's delay must differ from the others'."""
 _GAIN = 0.2
@@ -78,9 +82,9 @@ def command_findings(
     found = _reading(pairs, names) + _crosswise(pairs, names)
     # A gripper's few changes say little of when the state answers; they count where nothing else does.
     steady = [pair for pair in pairs if not (scales[ACTION].gripper | scales[ACTION].switch)[pair.action]]
-    usual, curve = _delay(steady or pairs, following)
+    usual, curve, sure = _delay(steady or pairs, following)
     if usual is not None:
-        found += _late(usual, fps) + _shifted(usual, curve, episodes, fps)
+        found += (_late(usual, fps) if sure else []) + _shifted(usual, curve, episodes, fps)
     found += _senses(pairs, episodes, scales, names)
     found += _grippers(episodes, scales[ACTION], names[ACTION]) + _units(episodes, scales, names)
     return found + _unit_of_pairs(pairs, scales, names)
@@ -133,19 +137,24 @@ def _crosswise(pairs: list[Pair], names: dict[str, tuple[str, ...]]) -> list[Fin
     return [Finding("component_names", "warning", text, components=tuple(f"{ACTION} {own}" for own, _, _ in said))]
 
 
-def _delay(pairs: list[Pair], following: Following) -> tuple[int | None, NDArray[np.float64]]:
-    """The frames after which the state answers, over all clear pairs; None where there is none. And the mean
-    correlation at each delay."""
+def _delay(pairs: list[Pair], following: Following) -> tuple[int | None, NDArray[np.float64], bool]:
+    """The frames after which the state answers, over all clear pairs; None where there is none. Then the mean
+    correlation at each delay, and False where the state may as well come before its action."""
     clear = [pair for pair in pairs if abs(pair.strength) >= _RELATED]
     if not clear:
-        return None, np.zeros(len(LAGS))
+        return None, np.zeros(len(LAGS)), False
     curves = [np.abs(following.correlation(pair.kind)[:, pair.action, pair.state]) for pair in clear]
     curve = np.mean(curves, axis=0)
     best, at_once = int(curve.argmax()), LAGS.index(0)
-    usual = float(np.mean([abs(following.at_once(pair.kind)[pair.action, pair.state]) for pair in clear]))
+    met = np.mean([np.abs(following.met(pair.kind)[:, pair.action, pair.state]) for pair in clear], axis=0)
+    usual, missing = float(met[at_once]), np.maximum(1 - met, 1e-9)
     if curve[best] - usual < _MARGIN and 1 - curve[best] > 0.5 * (1 - usual):
-        best = at_once  # slow motion fits at any delay
-    return LAGS[best], curve
+        best = at_once  # slow motion fits at any delay, ...
+        closest = int(missing.argmin())
+        if missing[closest] < _EXACT * np.delete(missing, closest).min():
+            best = closest  # ... but exactly at one alone
+    early = missing[:at_once].min() < _DOUBT * missing[at_once:].min()
+    return LAGS[best], curve, LAGS[best] < 0 or not early
 
 
 def _late(usual: int, fps: float) -> list[Finding]:

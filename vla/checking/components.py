@@ -18,14 +18,28 @@ _MENTIONED = 0.1
 """Share from which a saturated action is worth a note."""
 _MOVES = 0.2
 """Share of its range by which an action must move an encoder that is alive."""
+UNITS = ("units_differ", "gripper_range")
+"""Codes that tell of another unit in some episodes."""
+_FACTORS = {180 / np.pi: "radians beside degrees", 100.0: "shares beside percent", 255.0: "shares beside 0 to 255",
+            1000.0: "metres beside millimetres"}  # fmt: skip
+_OFF_CENTRE = 0.2
+"""Share of its range by which a component's mean lies off 0 where that, too, tells of its unit."""
+_LOOSE, _TIGHT = (1.5, 3.0), (1.25, 1.6)
+"""By what the ranges' ratio may miss the factor, and how far the ranges of one unit may differ; with and without a mean
+off 0."""
+_AS_ROUGH = 4.0
+"""Times by which roughness may differ between units: it knows none. What rests is noise, and far rougher."""
 _WHOLE = 20
 """Frames below which an episode says nothing about a component that does not move."""
 
 
 def component_findings(
-    episodes: Sequence[EpisodeFacts], scales: dict[str, Scale], names: dict[str, tuple[str, ...]]
+    episodes: Sequence[EpisodeFacts],
+    scales: dict[str, Scale],
+    names: dict[str, tuple[str, ...]],
+    told: set[str] | frozenset[str] = frozenset(),
 ) -> list[Finding]:
-    """All findings about single components."""
+    """All findings about single components. `told`: "feature name" of those whose units have been told of."""
     frames = sum(episode.length for episode in episodes)
     if frames < 2:
         return []
@@ -36,6 +50,46 @@ def component_findings(
             found += _constant(key, frames, scales, names) + _dead_in_some(key, episodes, scales, names)
         found += _saturated(key, episodes, scales[key], names[key])
         found += _flipped(key, episodes, scales[key], names[key])
+        found += _other_unit(key, episodes, scales[key], names[key], told)
+    return found
+
+
+def _other_unit(
+    key: str, episodes: Sequence[EpisodeFacts], scale: Scale, names: Sequence[str], told: set[str] | frozenset[str]
+) -> list[Finding]:
+    """Components that are in another unit in some episodes than in the others, each by itself."""
+    found = []
+    for i, name in enumerate(names):
+        used = [e for e in episodes if e.length >= _WHOLE and e.rough[key][i] > 0]
+        if len(used) < 4 or scale.constant[i] or i in scale.strays or any(part.startswith(key) for part in told):
+            continue
+        ends = np.array([[e.extremes[key][end][i] for end in (0, 1)] for e in used])
+        spans, means = ends[:, 1] - ends[:, 0], np.array([e.means[key][i] for e in used])
+        rough = np.array([e.rough[key][i] for e in used])
+        order = np.argsort(spans)
+        cut = int(np.diff(np.log(spans[order])).argmax()) + 1
+        few, many = order[:cut], order[cut:]
+        ratio = float(np.median(spans[many]) / np.median(spans[few]))
+        factor = min(_FACTORS, key=lambda f: abs(np.log(ratio / f)))
+        shift = abs(np.median(means[few]) * factor - np.median(means[many])) / np.median(spans[many])
+        aside = bool((np.abs(means) > _OFF_CENTRE * spans).all() and (np.sign(means) == np.sign(means[0])).all())
+        miss, wide = _LOOSE if aside else _TIGHT
+        alike = max(np.ptp(np.log(spans[few])), np.ptp(np.log(spans[many]))) <= np.log(wide)
+        smooth = abs(np.log(np.median(rough[few]) / np.median(rough[many]))) <= np.log(_AS_ROUGH)
+        enough = min(len(few), len(many)) >= (1 if aside else 2)
+        if abs(np.log(ratio / factor)) > np.log(miss) or shift > 0.5 or not (alike and smooth and enough):
+            continue
+        odd = few if len(few) <= len(many) else many
+        numbers = sorted(used[at].number for at in odd)
+        rest = few if odd is many else many
+        low, high = (np.median(ends[those], axis=0) for those in (odd, rest))
+        kind = "action" if key == ACTION else "state"
+        text = (
+            f"{kind} component '{name}' is in another unit in {listed(numbers)}, as it seems: it runs from "
+            f"{low[0]:.3g} to {low[1]:.3g} there, in the others from {high[0]:.3g} to {high[1]:.3g}, {ratio:.3g} times "
+            f"{'less' if odd is few else 'more'} ({_FACTORS[factor]}?); convert them"
+        )
+        found.append(Finding("units_differ", "error", text, tuple(numbers), (f"{key} {name}",)))
     return found
 
 

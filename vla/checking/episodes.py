@@ -36,6 +36,7 @@ def episode_findings(
         *_lengths(episodes, tasks, fps),
         *_jerky(episodes),
         *_wild(episodes, names),
+        *_strays(episodes, names),
         *_wrapped(episodes, names),
         *_twice(episodes),
     ]
@@ -140,6 +141,27 @@ def _wild(episodes: Sequence[EpisodeFacts], names: dict[str, tuple[str, ...]]) -
     )
     parts = dict.fromkeys(f"{wild.feature} {names[wild.feature][wild.component]}" for _, wild in found)
     return [Finding("wild_frame", "warning", text, tuple(dict.fromkeys(n for n, _ in found)), tuple(parts))]
+
+
+def _strays(episodes: Sequence[EpisodeFacts], names: dict[str, tuple[str, ...]]) -> list[Finding]:
+    """Values that stand for none, as -999: one finding for each component and value."""
+    found = []
+    total = sum(episode.length for episode in episodes)
+    for key, i, value in sorted({told for episode in episodes for told in episode.strays}):
+        places = {e.number: e.strays[key, i, value] for e in episodes if len(e.strays[key, i, value])}
+        if not places:
+            continue
+        count = sum(map(len, places.values()))
+        number = next(iter(places))
+        kind = "action" if key == ACTION else "state"
+        text = (
+            f"{kind} component '{names[key][i]}' is exactly {value:.6g} in {numbered(count, 'frame')} "
+            f"({100 * count / total:.1f}%; first: episode {number}, frame {places[number][0]}), reached and left by a "
+            "jump: a mark for no value? It is learnt as a value, and its range as the component's; mend these frames "
+            "or leave the episodes out"
+        )
+        found.append(Finding("wild_frame", "warning", text, tuple(places), (f"{key} {names[key][i]}",)))
+    return found
 
 
 def _wrapped(episodes: Sequence[EpisodeFacts], names: dict[str, tuple[str, ...]]) -> list[Finding]:

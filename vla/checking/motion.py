@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from vla.checking.scales import LAGS, Scale, correlation, correlations
+from vla.checking.scales import LAGS, Scale, correlation, correlations, stray_frames
 from vla.data.lerobot_dataset import ACTION, PROPRIO
 
 IDLE_SECONDS = 0.5
@@ -91,6 +91,10 @@ class EpisodeFacts:
     opens: NDArray[np.float64]
     """(grippers,): correlation of each gripper's state with its command, at the best delay up to half a second."""
     wild: tuple[Wild, ...]
+    strays: dict[tuple[str, int, float], NDArray[np.int64]]
+    """(feature, component, value that stands for none) -> its frames."""
+    rough: dict[str, NDArray[np.float64]]
+    """Feature -> mean square of each component's steps over its variance; 0 where it stands still."""
     wraps: dict[str, NDArray[np.int64]]
     """Feature -> how often each component jumps by a whole turn, as an angle that starts anew at 360 degrees."""
     rotations: dict[str, dict[int, Rotation]]
@@ -138,6 +142,15 @@ def facts_of(
         follows=_follows(action, state, pairs),
         opens=np.array([_opens(action[:, i], state[:, j], round(fps / 2)) for i, j in grippers]),
         wild=tuple(w for key, part in values.items() for w in _wild(key, part, scales[key])),
+        strays={
+            (key, i, value): np.flatnonzero(
+                stray_frames(part[:, i], value, scales[key].span[i], scales[key].step[i])[0]
+            )
+            for key, part in values.items()
+            for i, those in scales[key].strays.items()
+            for value in those
+        },
+        rough={key: _rough(part) for key, part in values.items()},
         wraps={key: _wraps(part, scales[key]) for key, part in values.items()},
         rotations={key: _rotations(part) for key, part in values.items()},
         profile=action[drawn],
@@ -166,6 +179,12 @@ def _jerk(state: NDArray[np.float64], scale: Scale) -> float:
         return float("nan")
     jolts = np.abs(np.diff(state[:, used], 3, axis=0) / scale.span[used]).mean(1)
     return float(jolts[jolts <= np.quantile(jolts, 0.9)].mean())  # a single wild frame is told as such
+
+
+def _rough(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    steps = np.square(np.diff(values, axis=0)).mean(0) if len(values) > 1 else np.zeros(values.shape[1])
+    variance = values.var(0)
+    return np.divide(steps, variance, out=np.zeros_like(steps), where=variance > 0)
 
 
 def _follows(action: NDArray[np.float64], state: NDArray[np.float64], pairs: list[Pair]) -> NDArray[np.float64]:
@@ -234,5 +253,7 @@ def _wild(key: str, values: NDArray[np.float64], scale: Scale) -> list[Wild]:
     places += [(len(values) - 1, int(i)) for i in np.flatnonzero(far[-1] & calm[-2] & calm[-3])]
     around = lambda frame: [other for other in (frame - 1, frame + 1) if 0 <= other < len(values)]  # noqa: E731
     return [
-        Wild(key, i, frame, values[frame, i], tuple(values[around(frame), i].tolist())) for frame, i in sorted(places)
+        Wild(key, i, frame, values[frame, i], tuple(values[around(frame), i].tolist()))
+        for frame, i in sorted(places)
+        if not np.isin(values[[frame, *around(frame)], i], scale.strays.get(i, ())).any()
     ]

@@ -6,11 +6,13 @@ Everything is summed up episode by episode, so that memory does not grow with th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vla.data.lerobot_dataset import ACTION
 
 _MOST_SAMPLED = 200_000
 """Frames of which quantiles are taken; more are thinned evenly."""
@@ -19,6 +21,23 @@ LAGS = range(-6, 21)
 _TINY = 1e-12
 FEW_VALUES = 3
 """A component with at most so many different values is a switch."""
+_STRAY_VISITS = 3
+"""Times that the very same value must be reached and left by jumps; ..."""
+_STRAY_RUN = 10
+"""... each time for at most so many frames: a gripper and a joint at rest stay longer."""
+_STRAY_SHARE = 1 / 3
+"""Greatest share of the frames that may be such a value."""
+_STRAY_JUMP = 0.25
+"""Share of the other values' range that such a jump must cross; ..."""
+_STRAY_STEPS = 6.0
+"""... and times their usual step."""
+_STRAY_TURN = 0.8
+"""Share of it from which a jump that stays within is from end to end, as of an encoder that starts anew."""
+_STRAY_FAR = 3.0
+"""Ranges of the others by which an action's or a gripper's value must lie off: they jump themselves."""
+_VARIED = 20
+"""Different values that the rest must have: what knows a few levels jumps between them."""
+_TURNS = (360.0, 2 * np.pi)
 
 
 @dataclass
@@ -70,14 +89,15 @@ class Following:
             return np.zeros((len(LAGS), 0, 0))
         return correlation(self._products, kind)
 
-    def at_once(self, kind: str) -> NDArray[np.float64]:
-        """(A, P) correlations without a delay, of the frames that meet alone: in a short episode of slow motion the
-        frames at its ends, which meet none, cost more than a delay of one frame would."""
+    def met(self, kind: str) -> NDArray[np.float64]:
+        """(lags, A, P) correlations of the frames that meet alone: in a short episode of slow motion the frames at its
+        ends, which meet none, cost more than a delay of one frame would."""
         if not self._products:
-            return np.zeros((0, 0))
-        met = {f"{kind} product": self._products[f"{kind} product"][[LAGS.index(0)]]}
-        met |= {f"{kind} {part}": self._products[f"{kind} {part} at once"] for part in ("action", "state")}
-        return correlation(met, kind)[0]
+            return np.zeros((len(LAGS), 0, 0))
+        product, of_action, of_state = (self._products[f"{kind} {part}"] for part in ("product", "action met",
+                                                                                      "state met"))  # fmt: skip
+        size = np.sqrt(of_action[:, :, None] * of_state[:, None])
+        return np.divide(product, size, out=np.zeros_like(product), where=size > _TINY)
 
 
 def correlation(sums: dict[str, NDArray[np.float64]], kind: str) -> NDArray[np.float64]:
@@ -95,7 +115,8 @@ def correlations(action: NDArray[np.float64], state: NDArray[np.float64]) -> dic
     readings = {"absolute": (np.diff(action, axis=0), -1), "relative": (action[:-1] - action.mean(0), 0)}
     sums = {}
     for kind, (wish, shift) in readings.items():
-        products = []
+        products: list[NDArray[np.float64]] = []
+        met: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = [], []
         for lag in LAGS:
             # An absolute change [t] is the action of t + 1, which the state's change [t + 1 + lag] answers.
             first = lag - shift
@@ -103,11 +124,12 @@ def correlations(action: NDArray[np.float64], state: NDArray[np.float64]) -> dic
             s = moved[max(0, first) : max(0, first) + len(a)]
             a = a[: len(s)]
             products.append(a.T @ s)
-            if lag == 0:
-                sums[f"{kind} action at once"], sums[f"{kind} state at once"] = (a**2).sum(0), (s**2).sum(0)
+            met[0].append((a**2).sum(0))
+            met[1].append((s**2).sum(0))
         # Of the whole episode: a great lag, under which few frames meet, must not win by chance.
         sums |= {f"{kind} product": np.stack(products), f"{kind} action": (wish**2).sum(0)}
         sums[f"{kind} state"] = (moved**2).sum(0)
+        sums |= {f"{kind} action met": np.stack(met[0]), f"{kind} state met": np.stack(met[1])}
     return sums
 
 
@@ -122,6 +144,77 @@ def without_spikes(values: NDArray[np.float64]) -> NDArray[np.float64]:
     out = values.copy()
     out[1:-1] = np.where(wild, (values[:-2] + values[2:]) / 2, values[1:-1])
     return out
+
+
+def stray_frames(
+    column: NDArray[np.float64], value: float, span: float, step: float, most: float = np.inf
+) -> tuple[NDArray[np.bool_], int]:
+    """(T,) True where a component holds this value for some frames, reached or left by a jump, and the number of times
+    that it was both reached and left so, to about where it was before. `span`, `step`: of the other values;
+    `most`: greatest such jump."""
+    same = np.concatenate([[False], column == value, [False]])
+    starts, stops = np.flatnonzero(same[1:] & ~same[:-1]), np.flatnonzero(same[:-1] & ~same[1:])
+    limit = max(_STRAY_JUMP * span, _STRAY_STEPS * step)
+    frames, visits = np.zeros(len(column), bool), 0
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        around = [column[at] - value for at in (start - 1, stop) if 0 <= at < len(column)]
+        jumps = [limit < abs(way) <= most and all(abs(abs(way) / t - 1) > 0.1 for t in _TURNS) for way in around]
+        if any(jumps) and stop - start <= _STRAY_RUN:
+            frames[start:stop] = True
+            both = len(jumps) == 2 and all(jumps)
+            visits += both and abs(around[0] - around[1]) < 0.5 * min(map(abs, around))
+    return frames, visits
+
+
+def stray_values(
+    rows: NDArray[np.float64], episodes: NDArray[np.float64], feature: str, names: Sequence[str]
+) -> dict[int, tuple[float, ...]]:
+    """Component -> values that stand for none, as -999 or 65535: repeated exactly, and reached and left by jumps within
+    an episode. `episodes` (F,): which one each row is of."""
+    apart = np.insert(rows, np.flatnonzero(np.diff(episodes)) + 1, np.nan, axis=0)
+    found: dict[int, tuple[float, ...]] = {}
+    for i, name in enumerate(names):
+        rest, told = apart[:, i], []
+        while True:
+            value = _stray(rest, far=feature == ACTION or is_gripper(name))
+            if value is None or len(told) == _STRAY_VISITS:
+                break
+            told.append(value)
+            rest = rest[rest != value]
+        if told and np.isin(rows[:, i], told).mean() <= _STRAY_SHARE:
+            found[i] = tuple(told)
+    return found
+
+
+def _stray(column: NDArray[np.float64], *, far: bool) -> float | None:
+    """A value of a component, NaN between episodes, that stands for none: of all, that which lies farthest off. `far`:
+    only one that lies far outside of the others."""
+    known = column[~np.isnan(column)]
+    values, counts = np.unique(known, return_counts=True)
+    moves = np.abs(np.diff(column))
+    if len(values) <= _VARIED or not (moves > 0).any():
+        return None
+    often = (counts >= _STRAY_VISITS) & (counts <= _STRAY_SHARE * len(known))
+    middle = float(np.median(known))
+    least = float(np.quantile(moves[moves > 0], 0.25))  # for a first, cheap look
+    for value in sorted(values[often].tolist(), key=lambda value: -abs(value - middle))[:_VARIED] + [0.0]:
+        if stray_frames(column, value, 0.0, least)[1] < _STRAY_VISITS:
+            continue
+        rest = known[known != value]
+        low, high = np.quantile(rest, (0.01, 0.99))
+        off = max(low - value, value - high)
+        if far and off < _STRAY_FAR * max(high - low, abs(middle)):
+            continue
+        steps = moves[(column[1:] != value) & (column[:-1] != value) & ~np.isnan(moves)]
+        if high > low and len(steps):
+            # Of two such values the other one's jumps are among the steps: it takes a share of them, not the most.
+            usual = float(np.quantile(steps, 0.95 if off < _STRAY_FAR * (high - low) else 0.5))
+            span = float(high - low)
+            most = _STRAY_TURN * span if off < (1 - _STRAY_TURN) * span else np.inf
+            _, visits = stray_frames(column, value, span, usual, most)
+            if visits >= _STRAY_VISITS:
+                return value
+    return None
 
 
 @dataclass(frozen=True)
@@ -142,6 +235,8 @@ class Scale:
     """True for what opens and closes, by its name."""
     median: NDArray[np.float64]
     mean: NDArray[np.float64]
+    strays: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    """Component -> values that stand for none; the figures above leave them out."""
 
     @property
     def span(self) -> NDArray[np.float64]:
@@ -157,13 +252,28 @@ class Scale:
         return self.most - self.least <= _TINY
 
     @staticmethod
-    def of(rows: NDArray[np.float64], steps: NDArray[np.float64], names: Sequence[str]) -> Scale:
-        """That of sampled rows and of sampled absolute steps."""
+    def of(
+        rows: NDArray[np.float64],
+        steps: NDArray[np.float64],
+        episodes: NDArray[np.float64],
+        feature: str,
+        names: Sequence[str],
+    ) -> Scale:
+        """That of sampled rows, the episodes that they are of, and sampled absolute steps."""
+        strays = stray_values(rows, episodes, feature, names)
+        if strays:
+            rows, steps = rows.copy(), steps.copy()
+        for i, values in strays.items():
+            stray = np.isin(rows[:, i], values)
+            beside = np.flatnonzero(~stray)
+            rows[:, i] = rows[:, i][beside[np.searchsorted(beside, np.arange(len(rows))).clip(max=len(beside) - 1)]]
+            some = np.abs(np.diff(rows[:, i]))
+            steps[:, i] = np.quantile(some, np.linspace(0, 1, len(steps))) if len(some) else 0.0
         low, median, high = np.quantile(rows, (0.01, 0.5, 0.99), axis=0)
         step = np.quantile(steps, 0.95, axis=0) if len(steps) else np.zeros(rows.shape[1])
         switch = np.array([len(np.unique(column[:5000])) <= FEW_VALUES for column in rows.T], bool)
         gripper = np.array([is_gripper(name) for name in names], bool)
-        return Scale(low, high, rows.min(0), rows.max(0), step, switch, gripper, median, rows.mean(0))
+        return Scale(low, high, rows.min(0), rows.max(0), step, switch, gripper, median, rows.mean(0), strays)
 
 
 def is_gripper(name: str) -> bool:

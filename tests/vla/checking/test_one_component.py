@@ -1,0 +1,112 @@
+"""Faults of one component alone, marks for no value and another unit; and actions that are exactly late."""
+
+import numpy as np
+import pytest
+
+from tests.vla.checking.recordings import FRONT, Arm
+from tests.vla.checking.test_check import told
+from vla.checking.check import check_dataset
+from vla.checking.scales import stray_values
+
+
+def arm_in_degrees(episodes=6, frames=60, offset=0.0):
+    """Joints in sines of 0.3 Hz at 30 Hz with the noise of an encoder, around `offset`; a gripper from 0 to 1."""
+    arm, rng = Arm(episodes=0), np.random.default_rng(1)
+    arm.shape = [4, 4, 3]
+    for _ in range(episodes):
+        at = 2 * np.pi * 0.3 * np.arange(frames)[:, None] / 30 * (1 + np.arange(6) / 12) + rng.uniform(0, 6, 6)
+        action = np.column_stack([30 * np.sin(at) + offset, (1 + np.sin(2 * at[:, 0])) / 2])
+        state = np.concatenate([action[:1], action[:-1]]) + rng.normal(0, 0.05, action.shape) * [*[1] * 6, 0.02]
+        arm.state.append(state)
+        arm.action.append(action)
+        arm.pictures.append({FRONT: np.zeros((frames, 4, 4, 3), np.uint8)})
+        arm.stamps.append(np.arange(frames) / 20)
+        arm.task.append(np.zeros(frames, np.int64))
+    return arm
+
+
+def findings(arm, root):
+    return told(check_dataset(arm.write(root), pictures=0))
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_the_arm_as_it_is_has_no_finding(tmp_path, offset):
+    assert findings(arm_in_degrees(offset=offset), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "share", "run"),
+    [("observation.state", -999.0, 0.03, 1), ("observation.state", 65535.0, 0.05, 3), ("action", -999.0, 0.2, 1),
+     ("observation.state", 0.0, 0.04, 1), ("observation.state", -999.0, 0.01, 1)],
+)  # fmt: skip
+def test_a_mark_for_no_value_is_named_whatever_its_share(tmp_path, key, value, share, run):
+    arm, rng = arm_in_degrees(offset=50.0 if value == 0 else 0.0), np.random.default_rng(0)
+    for part in arm.state if key == "observation.state" else arm.action:
+        for start in rng.choice(np.arange(2, 54, 2 + run), max(1, round(share * 60 / run)), replace=False):
+            part[start : start + run, 2] = value
+    found = [finding for finding in findings(arm, tmp_path) if finding.code == "wild_frame"]
+    assert [finding.components for finding in found] == [(f"{key} joint_3",)]
+    assert f"is exactly {value:.6g} in " in found[0].text and found[0].episodes == tuple(range(6))
+
+
+def test_what_rests_and_what_switches_holds_no_mark(tmp_path):
+    """A joint that rests at its end for a second, and a nameless opening of two levels that bounces."""
+    arm = arm_in_degrees(offset=50.0)
+    for state, action in zip(arm.state, arm.action, strict=True):
+        for part in (state, action):
+            part[:, 1] = np.minimum(part[:, 1], 65)
+            part[:, 2] = np.where(np.arange(60) % 8 < 4, 0.0, 70.0)
+    assert {finding.code for finding in findings(arm, tmp_path)} <= {"saturated", "units_mixed"}
+
+
+def test_actions_that_repeat_the_last_state_exactly_are_late(tmp_path):
+    arm = arm_in_degrees()
+    for state, action in zip(arm.state, arm.action, strict=True):
+        action[1:] = state[:-1]
+    report = check_dataset(arm.write(tmp_path), pictures=0)
+    codes = {finding.code: finding.text for finding in report.findings}
+    assert "the state changes 2 frames before" in codes["actions_late"] and "delay_usual" not in codes
+
+
+@pytest.mark.parametrize(
+    ("component", "factor", "offset"), [(2, np.pi / 180, 0.0), (2, np.pi / 180, 50.0), (6, 100.0, 0.0)]
+)
+def test_one_component_in_another_unit_is_named(tmp_path, component, factor, offset):
+    arm = arm_in_degrees(offset=offset)
+    for number in (1, 3):
+        for part in (arm.state, arm.action):
+            part[number][:, component] *= factor
+    found = findings(arm, tmp_path)
+    assert {finding.code for finding in found} <= {"units_differ", "gripper_range"}
+    assert {finding.episodes for finding in found} == {(1, 3)}
+    assert {part for finding in found for part in finding.components} == {
+        f"{key} {arm.names[component]}" for key in ("observation.state", "action")
+    }
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.0])
+def test_small_motion_is_no_other_unit(tmp_path, noise):
+    """A joint that rests near its zero in two episodes, by a hundredth of its range; and one that rests elsewhere."""
+    arm, rng = arm_in_degrees(), np.random.default_rng(0)
+    for number in (1, 3):
+        rest = rng.normal(0, noise, (60, 1)) if noise else 0.3 * np.sin(np.arange(60) / 9)[:, None] + 20
+        arm.state[number][:, 2:3] = arm.action[number][:, 2:3] = rest
+    assert "units_differ" not in {finding.code for finding in findings(arm, tmp_path)}
+
+
+def test_what_every_episode_starts_with_is_no_mark(tmp_path):
+    """The very same value in the first frame, left by a jump, as that of a gripper before it was read."""
+    arm = arm_in_degrees()
+    for state in arm.state:
+        state[:, 6] = 0.1 + state[:, 6] / 100
+        state[0, 6] = 5.0
+    assert not any("mark for no value" in finding.text for finding in findings(arm, tmp_path))
+
+
+def test_an_encoder_that_starts_anew_holds_no_mark():
+    """Its ends are reached from the other end, time and again."""
+    walk = np.random.default_rng(0).normal(0, 1, 20_000).cumsum()
+    rows = (np.round(walk / 4) % 1024)[:, None]
+    assert stray_values(rows, np.zeros(len(rows)), "observation.state", ["joint"]) == {}
+    rows[50::90] = 5000
+    assert stray_values(rows, np.zeros(len(rows)), "observation.state", ["joint"]) == {0: (5000.0,)}
