@@ -24,6 +24,8 @@ from vla.core.subprocesses import DIED
 _ENTRY = "import sys; sys.path.append(sys.argv[1]); from envs.backends.other_python import main; main(int(sys.argv[2]))"
 _OURS = ("builtins", "vla", "envs", "numpy")
 """Packages that both sides have: errors of these may cross the pipe."""
+_END_S = 10.0
+"""Longest wait for the end of a process that was killed."""
 
 
 class OtherProcess:
@@ -113,6 +115,7 @@ def pool_in(python: Path, workers: int) -> Iterator[Executor]:
         executor.shutdown(wait=False, cancel_futures=True)
         for process, pipe in running:
             process.kill()
+            process.join(_END_S)  # or it stays as a zombie
             pipe.close()
 
 
