@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from typing import Any
 
 import mujoco
@@ -257,20 +256,18 @@ class LiberoWorlds(AdapterWorlds):
         x, y, z = self._envs[i].env.workspace_offset
         return float(x), float(y), float(z)
 
-    def things(self, i: int) -> dict[str, tuple[NDArray[np.float64], bool]]:
-        """The free things of world `i` by a name that nothing else there has: words -> (position (3,), world frame, m,
-        whether the fingers hold it)."""
+    def things(self, i: int) -> list[tuple[str, NDArray[np.float64], bool]]:
+        """The free things of world `i`: words (several may share them), position (3,) in the world frame, m, and
+        whether the fingers hold it."""
         env = self._envs[i].env
-        words = {name: re.sub(r"_\d+$", "", name).replace("_", " ") for name in env.objects_dict}
-        common = Counter(words.values())
-        return {
-            words[name]: (
+        return [
+            (
+                re.sub(r"_\d+$", "", name).replace("_", " "),
                 self._where(env, name),
                 bool(env._check_grasp(env.robots[0].gripper, thing.contact_geoms)),
             )
             for name, thing in env.objects_dict.items()
-            if common[words[name]] == 1
-        }
+        ]
 
     def _scene(self, i: int) -> tuple[str, mujoco.MjModel, mujoco.MjData]:
         sim = self._envs[i].sim

@@ -66,9 +66,12 @@ class LiberoSuite:
     num_views: int = 2
     plane: PlanarSymmetry | None = None
     max_envs: int = MAX_ENVS
-    exchanged: bool = False
-    """The seed draws in whose place each thing stands, so that a place does not tell what stands there. LIBERO's own
-    scenes have what is asked for in one and the same place, or in one a task."""
+
+    @property
+    def exchanged(self) -> bool:
+        """The seed draws in whose place each thing stands, so that a place does not tell what stands there. LIBERO's
+        own scenes have what is asked for in one and the same place, or in one a task."""
+        return self.name.endswith(_EXCHANGED)
 
     @property
     def published(self) -> str:
@@ -134,7 +137,7 @@ def libero_suites() -> dict[str, LiberoSuite]:
                 suites.append(LiberoSuite(f"libero-{name}-{variant}", f"LIBERO-PRO: {words}", tasks, horizon))
         if name == "object":
             words = "LIBERO: ten groceries into the basket, all in each other's places"
-            suites.append(LiberoSuite(f"libero-{name}{_EXCHANGED}", words, tasks, horizon, exchanged=True))
+            suites.append(LiberoSuite(f"libero-{name}{_EXCHANGED}", words, tasks, horizon))
     return {suite.name: suite for suite in suites}
 
 

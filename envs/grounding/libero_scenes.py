@@ -6,6 +6,7 @@ Runs in LIBERO's own environment: nothing here may need what that lacks.
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -43,29 +44,30 @@ class LiberoSampler(PlayedSampler):
     def _questions(self, rng: np.random.Generator) -> list[Question]:
         """See `PlayedSampler._questions`."""
         told, things = self.worlds.episodes[0].instruction, self.worlds.things(0)
-        at = {name: position for name, (position, _) in things.items()}
-        held = next((name for name, (_, holds) in things.items() if holds), None)
+        common = Counter(name for name, _, _ in things)
+        at = {name: position for name, position, _ in things if common[name] == 1}
+        held = next((name for name, _, holds in things if holds), None)
         thing, place = self._goal()
         names = [str(name) for name in rng.permutation(list(at))]
         carry = _CARRY.fullmatch(told)
 
         def ask_for(name: str) -> Question:
-            if carry is None or place is None or np.linalg.norm(at[name][:2] - place[:2]) < 0.02:
-                return Question(
-                    f"pick up the {name}", "", at[name]
-                )  # the place itself, a basket, is not put into itself
+            itself = place is not None and np.linalg.norm(at[name][:2] - place[:2]) < 0.02  # as a basket
+            if carry is None or place is None or itself:
+                return Question(f"pick up the {name}", "", at[name])
             return Question(f"pick up the {name} and {carry[2]}", "", at[name], place)
 
-        asked = [Question(told, "", thing, place)] if thing is not None else [ask_for(names[0])]
-        asked += [ask_for(names[k % len(names)]) for k in range(1, 4)]
-        doubtful = held if held is not None and rng.random() < 0.5 else names[0]
-        left_to_right = sorted(at, key=lambda name: self.project(at[name])[0, 0])
+        asked = [Question(told, "", thing, place), *(ask_for(name) for name in names[:3])]
+        asked += [asked[k % len(asked)] for k in range(4 - len(asked))]  # few things have a name of their own
+        named = names[-1] if names else things[0][0]
+        doubtful = held if held is not None and rng.random() < 0.5 else named
+        left_to_right = sorted(things, key=lambda one: self.project(one[1])[0, 0])
         return [
             *asked,
-            Question(f"where is the {names[-1]}", "", at[names[-1]]),
-            Question(f"is the {doubtful} in the gripper", "yes" if doubtful == held else "no", at[doubtful]),
+            Question(f"where is the {named}", "", at[named]) if named in at else asked[0],
+            Question(f"is the {doubtful} in the gripper", "yes" if doubtful == held else "no", at.get(doubtful)),
             Question("what is in the gripper", "nothing" if held is None else f"the {held}"),
-            Question("describe the table", " and ".join(f"the {name}" for name in left_to_right)),
+            Question("describe the table", " and ".join(f"the {name}" for name, _, _ in left_to_right)),
         ]
 
     def _goal(self) -> tuple[np.ndarray | None, np.ndarray | None]:
