@@ -49,7 +49,7 @@ def _check_suite(name: str, perturb: Perturbation | None, depth: bool) -> None:
     suite = load_suite(name)
     if isinstance(suite, LiberoSuite) and perturb is not None:
         raise ValueError(
-            f"suite {name!r} cannot be randomised: leave --randomise out, or make its scenes in a set of its own"
+            f"suite {name!r} cannot be randomised: make its scenes in a set of their own, without --randomise"
         )
     if depth and not isinstance(suite, Suite):
         raise ValueError(f"suite {name!r} gives no depth with its scenes: leave it out, or --depth")
