@@ -108,6 +108,8 @@ class Preprocessor:
         for name, least, most in zip(config.action_names, low, high, strict=True):
             if not least <= most:
                 raise ValueError(f"action_low of {name} must be at most its action_high, got {least:g} and {most:g}")
+        if config.control_hz is not None and not 0 <= config.control_hz < float("inf"):
+            raise ValueError(f"control_hz must be a rate in Hz, or 0 where it is unknown; got {config.control_hz:g}")
         self.config, self.stats, self.tokenizer = config, stats, tokenizer
         _check_slots("proprio", config.proprio_slots, config.proprio_width, config.proprio_dim)
         _check_slots("action", config.action_slots, config.action_width, dim)

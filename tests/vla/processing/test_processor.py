@@ -212,6 +212,12 @@ def test_bad_set_ups_are_explained(act, message):
         act()
 
 
+@pytest.mark.parametrize("rate", [-20.0, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match="control_hz must be a rate in Hz"):
+        make(control_hz=rate)
+
+
 def test_a_state_in_another_unit_is_told_once(caplog):
     processor = make()
     least, most = (np.array(part, np.float32) for part in (processor.stats.proprio.min, processor.stats.proprio.max))
