@@ -43,6 +43,8 @@ _DARK, _CLIPPED = 35.0, 0.4
 """Mean grey level below which, and share of white or black pixels from which, exposure is told."""
 _APART = 10.0
 """Grey levels by which two cameras must differ before they can be told apart."""
+_COLOURED = 3.0
+"""Mean difference between a view's red and blue, of 255, from which it shows when they are exchanged."""
 _FEWEST = 3
 _MAPS = 32
 """Maps of depth, spread over the recording, that are looked at."""
@@ -109,7 +111,11 @@ def camera_findings(
         found.append(Finding("pictures_unreadable", "error", list_of[0][1] + more, numbers, cameras=(camera,)))
     facts = {episode.number: episode for episode in episodes}
     for camera, shown in seen.items():
-        found += _still(camera, shown) or [*_exposed(camera, shown), *_frozen(camera, shown, facts)]
+        found += _still(camera, shown) or [
+            *_exposed(camera, shown),
+            *_frozen(camera, shown, facts),
+            *_turned_colours(camera, shown),
+        ]
     colours = {c: {n: one.grids.mean((1, 2)) for n, one in shown.items()} for c, shown in seen.items()}
     found += colour_findings(recording.root, recording.cameras, colours)
     names = list(seen)
@@ -316,6 +322,31 @@ def _frozen(camera: str, shown: dict[int, Seen], facts: dict[int, EpisodeFacts])
         "froze; leave these episodes out"
     )
     return [Finding("camera_frozen", "warning", text, tuple(frozen), cameras=(camera,))]
+
+
+def _turned_colours(camera: str, shown: dict[int, Seen]) -> list[Finding]:
+    """Episodes in which red and blue are exchanged, by how the camera shows the others."""
+    numbers = [n for n, part in shown.items() if part.grids.shape[1:] == next(iter(shown.values())).grids.shape[1:]]
+    if len(numbers) < _FEWEST:
+        return []
+    views = np.stack([shown[n].grids.mean(0) for n in numbers])
+    turned = np.zeros(len(views), bool)
+    usual = views[0]
+    for _ in range(3):  # which episodes differ from the usual view, and the view without them
+        own, other = (np.abs(part - usual).mean((1, 2, 3)) for part in (views, views[..., ::-1]))
+        turned = other < own
+        usual = np.median(np.where(turned[:, None, None, None], views[..., ::-1], views), axis=0)
+    clear = np.minimum(own, other) < 0.6 * np.maximum(own, other)
+    if turned.all() or not turned.any() or not clear.all() or np.abs(usual - usual[..., ::-1]).mean() < _COLOURED:
+        return []
+    if 2 * turned.sum() > len(turned):
+        turned = ~turned
+    odd = tuple(n for n, yes in zip(numbers, turned, strict=True) if yes)
+    text = (
+        f"camera '{camera}' has red and blue exchanged in {listed(odd)}, by what it shows in the other "
+        f"{len(numbers) - len(odd)}: BGR instead of RGB? Exchange them back, or leave these episodes out"
+    )
+    return [Finding("colours_swapped", "error", text, odd, cameras=(camera,))]
 
 
 def _alike(one: str, other: str, seen: dict[str, dict[int, Seen]]) -> list[Finding]:

@@ -49,6 +49,7 @@ def component_findings(
         if not still[key]:
             found += _constant(key, frames, scales, names) + _dead_in_some(key, episodes, scales, names)
         found += _saturated(key, episodes, scales[key], names[key])
+        found += _stopped(episodes, scales[key], names[key], told=found) if key == PROPRIO else []
         found += _flipped(key, episodes, scales[key], names[key])
         found += _other_unit(key, episodes, scales[key], names[key], told)
     return found
@@ -132,6 +133,35 @@ def _dead_in_some(
                 f"moves, and does in the other {len(looked) - len(dead)}: did the sensor fail? Leave these episodes out"
             )
             found.append(Finding("component_dead", "warning", text, tuple(dead), (f"{key} {name}",)))
+    return found
+
+
+def _stopped(
+    episodes: Sequence[EpisodeFacts], scale: Scale, names: Sequence[str], told: Sequence[Finding]
+) -> list[Finding]:
+    """State components that stop measuring within an episode; one finding where all of them do at once."""
+    dead = {(number, part) for finding in told if finding.code == "component_dead"
+            for number in finding.episodes for part in finding.components}  # fmt: skip
+    moving = np.flatnonzero(~(scale.constant | scale.switch | scale.gripper)).tolist()
+    places: dict[tuple[int, ...], dict[int, tuple[int, int]]] = {}
+    for episode in episodes:
+        held = {i: run for i, run in episode.held.items() if (episode.number, f"{PROPRIO} {names[i]}") not in dead}
+        if len(moving) > 1 and len(held) == len(moving):
+            places.setdefault(tuple(moving), {})[episode.number] = min(held.values(), key=lambda run: run[1])
+            continue
+        for i, run in held.items():
+            places.setdefault((i,), {})[episode.number] = run
+    found = []
+    for those, runs in places.items():
+        number, (first, count) = next(iter(runs.items()))
+        what = f"state component '{names[those[0]]}' holds" if len(those) == 1 else "all components of the state hold"
+        text = (
+            f"{what} exactly one value for {count} frames from frame {first} of episode {number}"
+            f"{f' (and in {listed(tuple(runs)[1:])})' if len(runs) > 1 else ''}, reached by a jump or while the action "
+            "goes on moving: did a sensor fail? Leave these episodes out"
+        )
+        parts = tuple(f"{PROPRIO} {names[i]}" for i in those)
+        found.append(Finding("component_dead", "warning", text, tuple(runs), parts))
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from vla.checking.scales import LAGS, Scale, correlation, correlations, stray_frames
+from vla.checking.scales import LAGS, TURNS, Scale, correlation, correlations, jump_limit, stray_frames
 from vla.data.lerobot_dataset import ACTION, PROPRIO
 
 IDLE_SECONDS = 0.5
@@ -29,6 +29,10 @@ _UNIT = 0.02
 """By how much the squares of a quaternion may miss 1."""
 OPPOSITE = 0.9
 """Cosine between a quaternion and the opposite of another one, from which they differ in their sign alone."""
+_HELD_FRAMES, _HELD_SECONDS = 12, 0.5
+"""What holds a value exactly for so many frames and so long, although it should move, has stopped measuring."""
+HELD_MOVES = 0.2
+"""Share of its range by which an action must move meanwhile."""
 _MOVED = 0.05
 """Share of a component's range that counts as motion between two pictures."""
 
@@ -97,6 +101,9 @@ class EpisodeFacts:
     """Feature -> mean square of each component's steps over its variance; 0 where it stands still."""
     wraps: dict[str, NDArray[np.int64]]
     """Feature -> how often each component jumps by a whole turn, as an angle that starts anew at 360 degrees."""
+    held: dict[int, tuple[int, int]]
+    """State component -> first frame and number of frames of the longest time in which it is exactly the same although
+    it came there by a jump, or the action that it follows moves."""
     rotations: dict[str, dict[int, Rotation]]
     """Feature -> first component of a quaternion -> its signs."""
     profile: NDArray[np.float64]
@@ -152,6 +159,7 @@ def facts_of(
         },
         rough={key: _rough(part) for key, part in values.items()},
         wraps={key: _wraps(part, scales[key]) for key, part in values.items()},
+        held=_held(state, action, scales, pairs, max(_HELD_FRAMES, round(_HELD_SECONDS * fps))),
         rotations={key: _rotations(part) for key, part in values.items()},
         profile=action[drawn],
         looked=looked,
@@ -220,6 +228,31 @@ def _wraps(values: NDArray[np.float64], scale: Scale) -> NDArray[np.int64]:
         before, after = np.vstack([calm[:1] | jump[:1], calm[:-1]]), np.vstack([calm[1:], calm[-1:] | jump[-1:]])
         count += np.where(angle, (jump & before & after).sum(0), 0)
     return count
+
+
+def _held(
+    state: NDArray[np.float64], action: NDArray[np.float64], scales: dict[str, Scale], pairs: list[Pair], least: int
+) -> dict[int, tuple[int, int]]:
+    """See `EpisodeFacts.held`; `least`: the fewest frames."""
+    found: dict[int, tuple[int, int]] = {}
+    scale = scales[PROPRIO]
+    for i in np.flatnonzero(~(scale.constant | scale.switch | scale.gripper)).tolist():
+        same = np.concatenate([[False], state[1:, i] == state[:-1, i], [False]])
+        starts, stops = np.flatnonzero(same[1:] & ~same[:-1]), np.flatnonzero(same[:-1] & ~same[1:]) + 1
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            value, limit = state[start, i], jump_limit(scale.span[i], scale.step[i])
+            around = [abs(state[at, i] - value) for at in (start - 1, stop) if 0 <= at < len(state)]
+            # a joint that is held at its end by the robot stands still, too
+            ends = value in (scale.least[i], scale.most[i])
+            follows = any(
+                np.ptp(action[start:stop, pair.action]) > HELD_MOVES * scales[ACTION].span[pair.action]
+                for pair in pairs
+                if pair.state == i
+            )
+            jumps = any(limit < way and all(abs(way / turn - 1) > 0.1 for turn in TURNS) for way in around)
+            if stop - start >= least and (jumps or follows and not ends) and stop - start > found.get(i, (0, 0))[1]:
+                found[i] = start, stop - start
+    return found
 
 
 def _rotations(values: NDArray[np.float64]) -> dict[int, Rotation]:

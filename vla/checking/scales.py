@@ -37,7 +37,7 @@ _STRAY_FAR = 3.0
 """Ranges of the others by which an action's or a gripper's value must lie off: they jump themselves."""
 _VARIED = 20
 """Different values that the rest must have: what knows a few levels jumps between them."""
-_TURNS = (360.0, 2 * np.pi)
+TURNS = (360.0, 2 * np.pi)
 
 
 @dataclass
@@ -154,16 +154,21 @@ def stray_frames(
     `most`: greatest such jump."""
     same = np.concatenate([[False], column == value, [False]])
     starts, stops = np.flatnonzero(same[1:] & ~same[:-1]), np.flatnonzero(same[:-1] & ~same[1:])
-    limit = max(_STRAY_JUMP * span, _STRAY_STEPS * step)
+    limit = jump_limit(span, step)
     frames, visits = np.zeros(len(column), bool), 0
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         around = [column[at] - value for at in (start - 1, stop) if 0 <= at < len(column)]
-        jumps = [limit < abs(way) <= most and all(abs(abs(way) / t - 1) > 0.1 for t in _TURNS) for way in around]
+        jumps = [limit < abs(way) <= most and all(abs(abs(way) / t - 1) > 0.1 for t in TURNS) for way in around]
         if any(jumps) and stop - start <= _STRAY_RUN:
             frames[start:stop] = True
             both = len(jumps) == 2 and all(jumps)
             visits += both and abs(around[0] - around[1]) < 0.5 * min(map(abs, around))
     return frames, visits
+
+
+def jump_limit(span: float, step: float) -> float:
+    """The change between two frames from which it is no motion, of a component with this range and usual step."""
+    return max(_STRAY_JUMP * span, _STRAY_STEPS * step)
 
 
 def stray_values(

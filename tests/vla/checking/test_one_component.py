@@ -110,3 +110,41 @@ def test_an_encoder_that_starts_anew_holds_no_mark():
     assert stray_values(rows, np.zeros(len(rows)), "observation.state", ["joint"]) == {}
     rows[50::90] = 5000
     assert stray_values(rows, np.zeros(len(rows)), "observation.state", ["joint"]) == {0: (5000.0,)}
+
+
+def displacements(arm):
+    """The same arm, commanded by displacements: each action is the way to the next position."""
+    for state, action in zip(arm.state, arm.action, strict=True):
+        action[:, :6] = np.diff(action[:, :6], axis=0, append=action[-1:, :6])
+        state[:, :6] = state[0, :6] + np.cumsum(action[:, :6], axis=0)
+    return arm
+
+
+@pytest.mark.parametrize("change", [lambda arm: arm, displacements])
+@pytest.mark.parametrize(
+    ("columns", "value", "words"),
+    [
+        (slice(0, 7), 0.0, "all components of the state hold exactly one value for 25 frames from frame 35 of"),
+        (slice(2, 3), 0.0, "state component 'joint_3' holds exactly one value for 25 frames from frame 35 of"),
+        (slice(2, 3), None, "state component 'joint_3' holds exactly one value for 26 frames from frame 34 of"),
+    ],
+)
+def test_a_state_that_stops_measuring_is_named(tmp_path, change, columns, value, words):
+    """From one frame on it is 0, or what it was before, while the robot goes on."""
+    arm = change(arm_in_degrees(offset=50.0))
+    for episode in (1, 4):
+        arm.state[episode][35:, columns] = arm.state[episode][34, columns] if value is None else value
+    dead = [finding for finding in findings(arm, tmp_path) if finding.code == "component_dead"]
+    assert [finding.episodes for finding in dead] == [(1, 4)]
+    assert dead[0].text.startswith(f"{words} episode 1 (and in episode 4)")
+
+
+def test_a_joint_at_its_end_and_one_that_rests_have_not_stopped(tmp_path):
+    """One is commanded beyond its end, where the robot holds it; nobody moves the other one for a second."""
+    arm = arm_in_degrees(offset=50.0)
+    for state, action in zip(arm.state, arm.action, strict=True):
+        state[:, 1] = np.minimum(state[:, 1], 65)
+        for part in (state, action):
+            part[20:40, 2] = part[20, 2]
+            part[40:, 2] = part[20, 2] + np.linspace(0, 10, 20)
+    assert "component_dead" not in {finding.code for finding in findings(arm, tmp_path)}
