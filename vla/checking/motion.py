@@ -30,7 +30,7 @@ _UNIT = 0.02
 OPPOSITE = 0.9
 """Cosine between a quaternion and the opposite of another one, from which they differ in their sign alone."""
 _HELD_FRAMES, _HELD_SECONDS = 12, 0.5
-"""What holds a value exactly for so many frames and so long, although it should move, has stopped measuring."""
+"""A component that holds a value exactly for so many frames and so long, although it should move, measures no more."""
 HELD_MOVES = 0.2
 """Share of its range by which an action must move meanwhile."""
 _MOVED = 0.05

@@ -202,12 +202,6 @@ def two_cameras_exchanged(arm):
         part[FRONT], part[WRIST] = part[WRIST], part[FRONT]
 
 
-@fault("colours_swapped", 1, 3, 5, 7, cameras=("front",))
-def red_and_blue_exchanged_in_every_second_episode(arm):
-    for episode in (1, 3, 5, 7):
-        arm.pictures[episode][FRONT] = arm.pictures[episode][FRONT][..., ::-1]
-
-
 @fault("cameras_identical", *range(8), cameras=("front", "wrist"))
 def one_camera_recorded_twice(arm):
     for part in arm.pictures:

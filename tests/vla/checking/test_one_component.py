@@ -148,3 +148,12 @@ def test_a_joint_at_its_end_and_one_that_rests_have_not_stopped(tmp_path):
             part[20:40, 2] = part[20, 2]
             part[40:, 2] = part[20, 2] + np.linspace(0, 10, 20)
     assert "component_dead" not in {finding.code for finding in findings(arm, tmp_path)}
+
+
+@pytest.mark.parametrize("odd", [(1, 3, 5, 7), (6,)])
+def test_red_and_blue_exchanged_in_some_episodes(tmp_path, odd):
+    arm = Arm()
+    for episode in odd:
+        arm.pictures[episode][FRONT] = arm.pictures[episode][FRONT][..., ::-1]
+    found = told(check_dataset(arm.write(tmp_path)))
+    assert [(one.code, one.episodes, one.cameras) for one in found] == [("colours_swapped", odd, ("front",))]
