@@ -6,6 +6,9 @@ through `gguf`. It gets the eyes of our embedded VLM and a fresh projector, whic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,15 +46,32 @@ def weights_file() -> Path:
     return found[0]
 
 
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers parses the file for the configuration and again for the tensors, and makes gguf's table of names
+    anew for each of the model's 400 modules: seconds of the same answers, which are kept meanwhile."""
+    import gguf
+
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, function in slow.items():
+            setattr(gguf, name, cache(function))
+        yield
+    finally:
+        for name, function in slow.items():
+            setattr(gguf, name, function)
+
+
 def load_decoder() -> tuple[nn.Module, PreTrainedTokenizerFast]:
     """The whole language model (30 layers, float32) with its head, and its tokenizer."""
     file = weights_file()
-    meta = load_gguf_checkpoint(str(file))  # once for both: reading it takes seconds
-    shape = {key: value for key, value in meta["config"].items() if key != "_model_name_or_path"}
-    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, config=config, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    with _read_once():
+        meta = load_gguf_checkpoint(str(file))
+        shape = {key: value for key, value in meta["config"].items() if key != "_model_name_or_path"}
+        config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32, attn_implementation="sdpa"
+        )
     table, _ = convert_gguf_tokenizer("llama", meta["tokenizer"])
     # Which tokens are special the configuration knows; the converter assumes some Llama's.
     special = {f"{kind}_token": table.id_to_token(getattr(config, f"{kind}_token_id")) for kind in _SPECIAL}
