@@ -46,6 +46,11 @@ def smoke_config(config: QuickstartConfig) -> QuickstartConfig:
     )  # fmt: skip
 
 
+def worlds_of(config: QuickstartConfig) -> int:
+    """Number of simulated environments side by side: no more than a smoke run's evaluation has episodes for."""
+    return min(48, config.eval_episodes) if config.smoke else 48
+
+
 def check(config: QuickstartConfig) -> None:
     """Raise ValueError naming the flag, for budgets with which a later stage could only fail."""
     for name in _COUNTS:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bascule.quickstart.config import QuickstartConfig, check, evaluation_seeds, smoke_config
+from bascule.quickstart.config import QuickstartConfig, check, evaluation_seeds, smoke_config, worlds_of
 from bascule.quickstart.perturbed import judge_perturbed
 from bascule.quickstart.recipes import RECIPES, imitation, training_perturbation, with_backbone, with_budgets
 from bascule.quickstart.refine import read_log, refine
@@ -217,8 +217,8 @@ class _Worlds:
         key = phrasings, perturb
         if key not in self._built:
             self._built[key] = make_vec(
-                self._config.suite, 48, num_workers=self._config.workers, phrasings=phrasings, perturb=perturb,
-                image_size=_pictures(self._out / "imitation"),
+                self._config.suite, worlds_of(self._config), num_workers=self._config.workers, phrasings=phrasings,
+                perturb=perturb, image_size=_pictures(self._out / "imitation"),
             )  # fmt: skip
         return self._built[key]
 

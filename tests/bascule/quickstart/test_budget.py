@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from bascule import main as cli
-from bascule.quickstart.config import QuickstartConfig, smoke_config
+from bascule.quickstart.config import QuickstartConfig, smoke_config, worlds_of
 from bascule.quickstart.recipes import with_budgets
 from bascule.quickstart.refine import refine
 from bascule.quickstart.stages import Outcome
 from bascule.report.page import write_report
 from envs import make_vec
 from envs.demos.record import record
+from rl.teacher import train_teacher
 from tests.e2e.test_rl_command import untrained
 from vla.runtime import console
 
@@ -33,6 +34,11 @@ def test_the_budget_is_a_number_of_updates_and_the_limit_follows_it():
     assert budget(suite="tabletop-ten") == (None, 240.0) and budget(suite="tabletop-ten", rl_updates=9) == (9, None)
 
 
+def test_a_smoke_run_has_no_more_worlds_than_episodes():
+    assert worlds_of(QuickstartConfig()) == 48 and worlds_of(smoke_config(QuickstartConfig(smoke=True))) == 8
+    assert worlds_of(QuickstartConfig(smoke=True, eval_episodes=400)) == 48
+
+
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     """A folder with demonstrations and an imitation policy (of random weights), and environments."""
@@ -44,8 +50,12 @@ def ready(tmp_path_factory):
     envs.close()
 
 
-def test_a_run_that_the_clock_cut_short_says_so_in_the_report_and_on_the_page(ready, tmp_path, capsys):
+def test_a_run_that_the_clock_cut_short_says_so_in_the_report_and_on_the_page(ready, tmp_path, capsys, monkeypatch):
     out, envs = ready
+    play = train_teacher.successes  # in one round, not in 48 of 2 episodes each
+    monkeypatch.setattr(
+        train_teacher, "successes", lambda policy, env, rounds, team: play(policy, env, rounds[:1], team)
+    )
     config = replace(smoke_config(QuickstartConfig(smoke=True, workers=1)), rl_updates=2, rl_seconds=1e-6)
     told = "RL was cut short by the time limit of 1e-06 s after 0 of 2 updates: this policy had less training than was"
 
