@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -96,12 +97,24 @@ def module_name(relative):
     return relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
+@functools.cache
+def parsed(source):
+    """The syntax tree of a text, which six tests read and none changes."""
+    return ast.parse(source)
+
+
+@functools.cache
+def nodes(source):
+    """All nodes of its syntax tree."""
+    return tuple(ast.walk(parsed(source)))
+
+
 def imported_names(relative, source):
     """Every module or module.name that a file imports, wherever in it."""
     package = module_name(relative).split(".")
     if not relative.endswith("/__init__.py"):
         package = package[:-1]
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -312,7 +325,7 @@ def test_the_machine_checks_see_what_they_should():
 
 def docstrings(source):
     """(name, docstring or None) of a file's public functions, classes and methods; those within functions are not."""
-    pending = [ast.parse(source)]
+    pending = [parsed(source)]
     while pending:
         for node in pending.pop().body:
             if isinstance(node, ast.ClassDef):
@@ -326,7 +339,7 @@ def test_docstrings_are_full_sentences():
     found = {}
     for path in python_files(*PACKAGES, "tests"):
         # Strings that stand alone: docstrings, and those below attributes.
-        alone = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Expr)]
+        alone = [node.value for node in nodes(path.read_text()) if isinstance(node, ast.Expr)]
         texts = [value.value for value in alone if isinstance(value, ast.Constant) and isinstance(value.value, str)]
         if opened := [text for text in texts if text.startswith(fragments)]:
             found[path.relative_to(ROOT).as_posix()] = opened

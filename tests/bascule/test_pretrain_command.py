@@ -20,9 +20,9 @@ from vla.training.grounding import pretrain as pretraining
 from vla.training.train_config import PretrainConfig
 
 
-@pytest.fixture
-def data(tmp_path):
-    return write_set(tmp_path / "set", 300)  # 256 are held out
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("data") / "set", 300)  # 256 are held out
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def run(capsys, *words):
     return code, capsys.readouterr().err
 
 
-def test_a_run_is_refused_resumed_and_finished(data, tmp_path, capsys):
+def test_a_run_is_refused_resumed_and_finished(data, tmp_path, capsys, short):
     out = tmp_path / "out"
     told = ("--data", data, "--out", out, "--steps", 2, "--initial", "tiny")
     code, error = run(capsys, *told, "--resume")  # nothing to resume: it begins
@@ -83,7 +83,7 @@ def test_a_run_is_refused_resumed_and_finished(data, tmp_path, capsys):
     assert code == 2 and "finished backbone" in error
 
 
-def test_a_stopped_run_is_not_gone_on_with_otherwise(data, tmp_path, capsys):
+def test_a_stopped_run_is_not_gone_on_with_otherwise(data, tmp_path, capsys, short):
     out = tmp_path / "out"
 
     def stop(row):

@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,9 +23,13 @@ from envs import make_vec
 from envs.demos.record import record
 from rl.configs.run import RunnerConfig
 from rl.recipes import RECIPES as RL_RECIPES
+from rl.rollout.step_collector import successes
 from rl.runner import Runner
+from rl.teacher import train_teacher
+from vla.core.types import Policy, VecEnv
 from vla.data.lerobot_dataset import load_dataset
 from vla.model.model import VLA
+from vla.runtime.distributed import Team
 from vla.training.recipes import RECIPES
 from vla.training.train import build_vla, train
 
@@ -52,13 +57,19 @@ def facts(folder: Path) -> dict[str, Any]:
                 config = _brief(RL_RECIPES[name]())
                 needed = demos if config.guide is not None else None
                 runner = Runner(VLA.load(folder / "imitation"), env, config, folder / name, demos=needed)
-                runner.run()
+                with patch.object(train_teacher, "successes", _one_round):
+                    runner.run()
                 found[name] = _fingerprint(runner.model)
             finally:
                 env.close()
     finally:
         torch.set_num_threads(threads)
     return found
+
+
+def _one_round(policy: Policy, env: VecEnv, rounds: list[list[int]], team: Team) -> int:
+    """The teacher's successes in the first of the rounds: playing it changes no parameter, and the rest takes long."""
+    return successes(policy, env, rounds[:1], team)
 
 
 def _brief(config: RunnerConfig) -> RunnerConfig:

@@ -1,4 +1,4 @@
-"""An untrained policy on the backbone `small`, reading 64 pixels and spelling its words."""
+"""An untrained policy on the backbone `small`, two of its four layers, reading 64 pixels and spelling its words."""
 
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ def small_policy(folder: Path, **model: Any) -> Path:
     """Its checkpoint, written to `folder`. `model`: further fields of its configuration."""
     tokenizer = spelling()
     config = small_config(len(tokenizer), image_size=64, word_width=16)
+    config.text_config.num_hidden_layers = 2
     bridge = BridgeConfig(width=32, gate_init=0.5)
     vla = VLA.build(
         VLAConfig(backbone="small", bridge=bridge, chunk_size=8, n_action_steps=4, **model),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
 import pytest
 
+from envs.grounding import jobs
 from envs.grounding.expert_scenes import PlayedSampler, RobosuiteSampler
 from envs.grounding.generate import generate
 from envs.perturb.borrowed_models import BorrowedLooks
@@ -18,6 +22,7 @@ from envs.perturb.patterns import TRAINING, surface_pixels
 from envs.perturb.perturbation import Perturbation, randomisation
 from envs.registry import load_suite
 from tests.envs.adapters.test_robosuite_env import needs_robosuite
+from vla.core.subprocesses import pool
 
 STRONG = randomisation(["strong", "motion=0"])
 _LOOKS = ("cam_", "light_", "geom_", "mat_", "tex_")
@@ -34,15 +39,12 @@ def lift(perturb: Perturbation | None) -> Iterator[RobosuiteSampler]:
         sampler.worlds.close()
 
 
-def pixels_of(sampler: PlayedSampler, geoms: list[int], view: int) -> np.ndarray:
+def pixels_of(renderer: mujoco.Renderer, sampler: PlayedSampler, geoms: list[int], view: int) -> np.ndarray:
     """(n, 2) rows and columns of the picture that show these geoms, by MuJoCo's own segmentation."""
-    _, model, data = sampler.worlds._scene(0)
-    renderer = mujoco.Renderer(model, 96, 96)
-    renderer.enable_segmentation_rendering()
+    _, _, data = sampler.worlds._scene(0)
     option = sampler.worlds._renderer._option
     renderer.update_scene(data, camera=list(sampler.worlds._their_names)[view], scene_option=option)
     ids, kinds = np.moveaxis(renderer.render(), -1, 0)
-    renderer.close()
     if view in sampler.worlds.turned_views:
         ids, kinds = ids[::-1, ::-1], kinds[::-1, ::-1]
     return np.argwhere(np.isin(ids, geoms) & (kinds == mujoco.mjtObj.mjOBJ_GEOM))
@@ -52,18 +54,25 @@ def compare(plain: PlayedSampler, turned: PlayedSampler, geom: str, scenes: int)
     """(V, n) pixels between a geom's label and the middle of the pixels that show it whole, and (V, n) how far labels
     have moved from the plain pictures', as shares of half the picture. Where the geom is cut off or hidden: nan."""
     gaps, moved = np.full((2, scenes), np.nan), np.zeros((2, scenes))
+    renderer = None  # one for all pictures, once there is a scene: making it takes long
     for k in range(scenes):
         told = [one.scene(np.random.default_rng([5, k])) for one in (plain, turned)]
         assert [(q.prompt, q.answer) for q in told[0]] == [(q.prompt, q.answer) for q in told[1]]
         np.testing.assert_array_equal(told[0][0].object, told[1][0].object)
         points = [one.project(told[0][0].object) for one in (plain, turned)]
         moved[:, k] = np.abs(points[0] - points[1])[:, :2].max(1)
-        geoms = [turned.worlds._scene(0)[1].geom(geom).id]
+        _, model, _ = turned.worlds._scene(0)
+        if renderer is None:
+            renderer = mujoco.Renderer(model, 96, 96)
+            renderer.enable_segmentation_rendering()
+        assert renderer.model is model
+        geoms = [model.geom(geom).id]
         for view, (u, v, seen) in enumerate(points[1]):
-            shown = pixels_of(turned, geoms, view)
+            shown = pixels_of(renderer, turned, geoms, view)
             if seen and len(shown) and (shown > 0).all() and (shown < 95).all():
                 middle = (shown.min(0) + shown.max(0)) / 2
                 gaps[view, k] = np.abs(middle - np.array([(v + 1) * 48, (u + 1) * 48])).max()
+    renderer.close()
     return gaps, moved
 
 
@@ -75,16 +84,45 @@ def test_labels_stay_on_the_cube_under_every_camera_and_no_scene_changes() -> No
     assert (np.median(moved, axis=1) > [0.02, 0.01]).all()  # the hand's camera turns by less
 
 
+@contextmanager
+def here(num_workers: int) -> Iterator[Executor]:
+    """One worker is this process, which need not import the simulator anew; two are processes."""
+    if num_workers > 1:
+        with pool(num_workers) as workers:
+            yield workers
+        return
+
+    class Here(Executor):
+        def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_result(function(*args, **named))
+            return future
+
+    yield Here()
+
+
 @needs_robosuite
 def test_pictures_depend_on_the_seed_alone_and_differ_from_plain_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("envs.grounding.generate._SCENES_PER_TASK", 4)
+    monkeypatch.setattr("envs.grounding.generate.pool", here)
+    make, made = jobs._scene_sampler.__wrapped__, []
+
+    @functools.cache
+    def sampler(*asked: Any) -> PlayedSampler:
+        made.append(make(*asked))
+        return made[-1]
+
+    monkeypatch.setattr(jobs, "_scene_sampler", sampler)
     suites = ("robosuite-lift",)
     sets = [
         generate(8, tmp_path / str(k), suites=suites, seed=3, num_workers=workers, image_size=96, perturb=perturb)
         for k, (workers, perturb) in enumerate([(1, STRONG), (2, STRONG), (1, None)])
     ]
+    for one in made:
+        one.worlds.close()
+    assert len(made) == 2, "the first and the last set are made here"
     images = [np.load(folder / "images.npy").astype(int) for folder in sets]
     np.testing.assert_array_equal(images[0], images[1])
     assert images[0].shape == (8, 2, 96, 96, 3)

@@ -3,6 +3,7 @@ refiner)."""
 
 import io
 import json
+import logging
 import subprocess
 import sys
 import zipfile
@@ -82,10 +83,23 @@ def onnx_folder(checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def torch_folder(checkpoint, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("torch") / "policy"
-    export(checkpoint, out, format="torch", observations=5)
-    return out
+def torch_export(checkpoint, tmp_path_factory) -> tuple[Path, list[str]]:
+    """The policy as torch runs it, and what was logged while it was made."""
+    out, handler, said = tmp_path_factory.mktemp("torch") / "policy", logging.Handler(), []
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vla.processing.text._told_before", set())
+            export(checkpoint, out, format="torch", observations=8)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    return out, said
+
+
+@pytest.fixture(scope="module")
+def torch_folder(torch_export) -> Path:
+    return torch_export[0]
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +109,8 @@ def model(checkpoint) -> VLAPolicy:
     return policy
 
 
-def test_the_random_words_of_the_comparison_are_not_remarked_on(checkpoint, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("vla.processing.text._told_before", set())
-    export(checkpoint, tmp_path / "out", format="torch", observations=8)
-    assert not [record for record in caplog.records if "has no word" in record.getMessage()]
+def test_the_random_words_of_the_comparison_are_not_remarked_on(torch_export):
+    assert not [message for message in torch_export[1] if "has no word" in message]
 
 
 def test_an_onnx_policy_acts_as_the_model_for_any_batch(model, onnx_folder):
@@ -202,7 +214,7 @@ def test_an_exported_policy_is_served_beside_the_model_it_was_made_of(model, che
 
 
 def test_the_commands_put_an_exported_policy_to_work(model, onnx_folder, tmp_path):
-    args = ["--duration-s", "4", "--give-up-s", "9", "--image-size", "84", "--json", str(tmp_path / "report.json")]
+    args = ["--duration-s", "2", "--give-up-s", "9", "--image-size", "84", "--json", str(tmp_path / "report.json")]
 
     def driven(policy: str) -> None:
         assert main(["control", policy, *args]) == 0

@@ -4,18 +4,30 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("onnxscript", reason="pip install 'bascule[export]'")
 pytest.importorskip("onnxruntime", reason="pip install 'bascule[export]'")
 
 from policies.export.exported_policy import ExportedPolicy
 from policies.export.exporter import MAX_ERROR, export
-from tests.policies.export.test_export import CAMERAS, observation
-from tests.policies.export.test_export_depth import depth_checkpoint
+from tests.policies.export.test_export import CAMERAS, SPEC, observation, small_backbone
 from tests.vla.depth_policy import cameras
-from vla.model.config import MemoryConfig
+from vla.model.config import BridgeConfig, MemoryConfig, VLAConfig, XYZConfig
 from vla.model.model import VLA
 from vla.model.policy import VLAPolicy
+from vla.processing.stats import Stats
+
+
+def depth_checkpoint(folder, **model):
+    """An untrained policy that reads depth, saved in `folder`. `model`: further fields of its configuration."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    stats = Stats.from_arrays(rng.normal(size=(64, 8)), rng.uniform(-1, 1, (64, 4)) * SPEC.high)
+    bridge = BridgeConfig(width=32, gate_init=1.0)
+    config = VLAConfig(bridge=bridge, chunk_size=4, n_action_steps=3, xyz=XYZConfig(), **model)
+    VLA.build(config, stats=stats, action_spec=SPEC, cameras=CAMERAS, backbone=small_backbone()).save(folder)
+    return folder
 
 
 def moments(count):
