@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from envs.adapters.libero_suites import GOAL_DIM, GOAL_KINDS, TO_OPEN_FIRST
@@ -17,6 +19,7 @@ from envs.experts.script import (
     about,
     at,
     go,
+    rotation_vector,
     stay,
     tilted,
     turned,
@@ -32,6 +35,14 @@ its bottom, which presses them on it."""
 _LEAN_RAD, _UNDER_RAD, _ASIDE_M, _UNDER_M = 0.25, 0.6, 0.01, 0.08
 """The hand's lean away from a drawer, also from under it, and how far from its middle, away from the cabinet, it is
 filled; an open drawer reaches so far over a thing that is to go into it."""
+
+_CENTRED_M, _STEEP, _ASKEW_M = 0.004, 4.0, 0.1
+"""The funnel down to a thing: how far beside it the hand may come down, how much higher it stays for each metre more,
+and what a radian of its turn counts for in metres."""
+_DROP_M = 0.025
+"""A thing is let go so far before the middle of a container it falls into, on the way there."""
+_CLOSE_M, _CLOSING_STEPS = 0.015, 15
+"""The fingers begin to close so far before the grasp; they stop within so many steps."""
 
 _INTO_SLOT_M = 0.05
 """A thing is let down so far below the rim of a narrow place before it is let go."""
@@ -149,14 +160,16 @@ def place(
         def over(z: float) -> Vector:
             return np.array([*(row(5, 8) + beside - held)[:2], z])
 
-        yield from go(see, lambda: over(height), hand, CLOSED, within_m=0.012, steps=100, lost=lost)
+        near = 0.012 if let_down else _DROP_M
+        yield from go(see, lambda: over(height), hand, CLOSED, within_m=near, steps=100, lost=lost)
         if let_down:
             higher = rim - _INTO_SLOT_M if slot else 0.0 if drawer else 0.02
             ground = row(7, 8)[0] + higher - bottom - held[2]
             yield from go(see, lambda: over(ground), hand, CLOSED, within_m=0.01, steps=40, lost=lost)
     except Lost:
         return False
-    yield from stay(at(see.grip), hand, OPEN, 10)
+    here = see.grip.copy()
+    yield from stay(at(here) if let_down else lambda: over(here[2]), hand, OPEN, 10)
     yield from go(see, at(see.grip + 0.1 * UP), hand, OPEN, within_m=0.02, steps=15)
     yield from stay(at(see.grip), hand, OPEN, 10)
     return True
@@ -168,11 +181,36 @@ def _grip(row: GoalRow) -> Vector:
 
 
 def _take(see: Sight, row: GoalRow, hand: Vector, above: float) -> Script:
-    """Down over a thing, from so far `above` the grasp (m), and close the fingers."""
-    yield from go(see, lambda: _grip(row) + above * UP, hand, OPEN, within_m=0.015, within_rad=0.1, steps=100)
-    yield from go(see, lambda: _grip(row), hand, OPEN, within_m=0.008, within_rad=0.1, steps=60)
-    yield from stay(lambda: _grip(row), hand, CLOSED, 10)
+    """Down over a thing, from so far `above` the grasp (m), and close the fingers.
+
+    A policy that learns from it sees one picture at a time: the way is a funnel, so where to go follows from where the
+    hand is, and the fingers close while it still moves, so that nobody has to come to a point exactly."""
+
+    def way() -> Vector:
+        beside = float(np.linalg.norm((_grip(row) - see.grip)[:2]))
+        askew = float(np.linalg.norm(rotation_vector(hand @ see.rotation.T)))
+        off = max(0.0, beside - _CENTRED_M) + _ASKEW_M * max(0.0, askew - 0.05)
+        return _grip(row) + min(above, _STEEP * off) * UP
+
+    yield from go(see, way, hand, OPEN, within_m=_CLOSE_M, within_rad=0.1, steps=160)
+    yield from close_on(see, lambda: _grip(row), hand)
     return True
+
+
+def close_on(see: Sight, where: Callable[[], Vector], hand: Vector) -> Script:
+    """Close the fingers on the way to a place, until they have stopped: on a thing, or on each other."""
+    opening = start = _opening(see)
+    for _ in range(_CLOSING_STEPS):
+        yield Command(where(), hand, CLOSED)
+        before, opening = opening, _opening(see)
+        if opening < start - 0.002 and before - opening < 0.001:
+            return True
+    return False
+
+
+def _opening(see: Sight) -> float:
+    """Between the fingers, m."""
+    return float(see.proprio[6] - see.proprio[7])
 
 
 def put_through(see: Sight, row: GoalRow, rest: Vector, door: GoalRow) -> Script:

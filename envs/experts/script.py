@@ -31,6 +31,8 @@ class Sight:
     """Rotation matrix (3, 3) of the grip site, world frame: columns are its axes."""
     state: Vector = field(default_factory=lambda: np.zeros(0))
     """The suite's privileged state."""
+    proprio: Vector = field(default_factory=lambda: np.zeros(0))
+    """(P,) as a policy sees it."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class ScriptedExpert:
 
     def _act(self, i: int, proprio: Vector, state: Vector) -> NDArray[np.float32]:
         see = self._sights[i]
-        see.grip, see.rotation, see.state = proprio[:3], self._rotation(proprio), state
+        see.grip, see.rotation, see.state, see.proprio = proprio[:3], self._rotation(proprio), state, proprio
         script = self._running[i] or self._script(see)
         self._running[i] = script
         command = next(script, None)
