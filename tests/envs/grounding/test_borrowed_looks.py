@@ -84,13 +84,11 @@ def test_labels_stay_on_the_cube_under_every_camera_and_no_scene_changes() -> No
     assert (np.median(moved, axis=1) > [0.02, 0.01]).all()  # the hand's camera turns by less
 
 
-@contextmanager
-def here(num_workers: int) -> Iterator[Executor]:
-    """One worker is this process, which need not import the simulator anew; two are processes."""
-    if num_workers > 1:
-        with pool(num_workers) as workers:
-            yield workers
-        return
+@pytest.fixture
+def alone_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[PlayedSampler]]:
+    """A set made by one worker is made in this process, which need not import the simulator anew; gives the samplers
+    that were made for it. Two workers are processes."""
+    make, made = jobs._scene_sampler.__wrapped__, []
 
     class Here(Executor):
         def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
@@ -98,31 +96,37 @@ def here(num_workers: int) -> Iterator[Executor]:
             future.set_result(function(*args, **named))
             return future
 
-    yield Here()
-
-
-@needs_robosuite
-def test_pictures_depend_on_the_seed_alone_and_differ_from_plain_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("envs.grounding.generate._SCENES_PER_TASK", 4)
-    monkeypatch.setattr("envs.grounding.generate.pool", here)
-    make, made = jobs._scene_sampler.__wrapped__, []
+    @contextmanager
+    def workers(count: int) -> Iterator[Executor]:
+        if count == 1:
+            yield Here()
+            return
+        with pool(count) as processes:
+            yield processes
 
     @functools.cache
     def sampler(*asked: Any) -> PlayedSampler:
         made.append(make(*asked))
         return made[-1]
 
+    monkeypatch.setattr("envs.grounding.generate.pool", workers)
     monkeypatch.setattr(jobs, "_scene_sampler", sampler)
+    yield made
+    for one in made:
+        one.worlds.close()
+
+
+@needs_robosuite
+def test_pictures_depend_on_the_seed_alone_and_differ_from_plain_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone_here: list[PlayedSampler]
+) -> None:
+    monkeypatch.setattr("envs.grounding.generate._SCENES_PER_TASK", 4)
     suites = ("robosuite-lift",)
     sets = [
         generate(8, tmp_path / str(k), suites=suites, seed=3, num_workers=workers, image_size=96, perturb=perturb)
         for k, (workers, perturb) in enumerate([(1, STRONG), (2, STRONG), (1, None)])
     ]
-    for one in made:
-        one.worlds.close()
-    assert len(made) == 2, "the first and the last set are made here"
+    assert len(alone_here) == 2, "the first and the last set are made here"
     images = [np.load(folder / "images.npy").astype(int) for folder in sets]
     np.testing.assert_array_equal(images[0], images[1])
     assert images[0].shape == (8, 2, 96, 96, 3)

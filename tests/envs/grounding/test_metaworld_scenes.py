@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from envs.adapters.metaworld_suites import phrasings_of, task_names
+from envs.grounding.expert_scenes import PlayedSampler
 from envs.grounding.generate import QUESTIONS_PER_SCENE, generate
 from envs.grounding.metaworld_scenes import NAMED, MetaworldSampler
 from envs.perturb.perturbation import Perturbation, randomisation
 from envs.registry import load_suite
 from tests.envs.adapters.test_metaworld_env import needs_metaworld
-from tests.envs.grounding.test_borrowed_looks import LOOKS, compare
+from tests.envs.grounding.test_borrowed_looks import LOOKS, alone_here, compare  # noqa: F401 (fixture)
 
 
 @contextmanager
@@ -69,11 +70,14 @@ def test_what_is_held_is_between_closed_fingers() -> None:
 
 
 @needs_metaworld
-def test_a_set_depends_on_its_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_depends_on_its_seed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone_here: list[PlayedSampler],  # noqa: F811
+) -> None:  # fmt: skip
     monkeypatch.setattr("envs.grounding.generate._SCENES_PER_TASK", 4)
     strong = randomisation(["strong", "motion=0"])
     suites = ("metaworld-push", "metaworld-drawer-open")
     sets = [generate(8, tmp_path / str(k), suites=suites, seed=3, num_workers=1 + k, perturb=strong) for k in range(2)]
+    assert len(alone_here) == 2, "of both suites, for the first set"
     images = [np.load(folder / "images.npy") for folder in sets]
     assert images[0].shape == (8, 2, 84, 84, 3)
     np.testing.assert_array_equal(images[0], images[1])
