@@ -90,7 +90,7 @@ def run(program: str) -> str:
 
 @pytest.fixture(scope="module")
 def light():
-    """What a process said that loaded a policy, told transformers' names and used what had been left out."""
+    """The words of a process that loaded a policy, told transformers' names and used what had been left out."""
     return run(LOAD + NAMES + USE)
 
 
