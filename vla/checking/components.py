@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla.checking.motion import OPPOSITE, EpisodeFacts
 from vla.checking.scales import Scale
@@ -51,16 +52,20 @@ def component_findings(
         found += _saturated(key, episodes, scales[key], names[key])
         found += _stopped(episodes, scales[key], names[key], told=found) if key == PROPRIO else []
         found += _flipped(key, episodes, scales[key], names[key])
-        found += _other_unit(key, episodes, scales[key], names[key], told)
+        found += _other_unit(key, episodes, scales[key], names, told)
     return found
 
 
 def _other_unit(
-    key: str, episodes: Sequence[EpisodeFacts], scale: Scale, names: Sequence[str], told: set[str] | frozenset[str]
+    key: str,
+    episodes: Sequence[EpisodeFacts],
+    scale: Scale,
+    names_of: dict[str, tuple[str, ...]],
+    told: set[str] | frozenset[str],
 ) -> list[Finding]:
     """Components that are in another unit in some episodes than in the others, each by itself."""
     found = []
-    for i, name in enumerate(names):
+    for i, name in enumerate(names_of[key]):
         used = [e for e in episodes if e.length >= _WHOLE and e.rough[key][i] > 0]
         if len(used) < 4 or scale.constant[i] or i in scale.strays or any(part.startswith(key) for part in told):
             continue
@@ -77,7 +82,8 @@ def _other_unit(
         miss, wide = _LOOSE if aside else _TIGHT
         alike = max(np.ptp(np.log(spans[few])), np.ptp(np.log(spans[many]))) <= np.log(wide)
         smooth = abs(np.log(np.median(rough[few]) / np.median(rough[many]))) <= np.log(_AS_ROUGH)
-        enough = min(len(few), len(many)) >= (1 if aside else 2)
+        # One episode about 0 may be a small motion in the same unit, unless what it follows (or commands) says more.
+        enough = min(len(few), len(many)) >= (1 if aside or _alone(key, name, used, few, many, names_of) else 2)
         if abs(np.log(ratio / factor)) > np.log(miss) or shift > 0.5 or not (alike and smooth and enough):
             continue
         odd = few if len(few) <= len(many) else many
@@ -92,6 +98,23 @@ def _other_unit(
         )
         found.append(Finding("units_differ", "error", text, tuple(numbers), (f"{key} {name}",)))
     return found
+
+
+def _alone(
+    key: str,
+    name: str,
+    episodes: Sequence[EpisodeFacts],
+    few: NDArray[np.int64],
+    many: NDArray[np.int64],
+    names: dict[str, tuple[str, ...]],
+) -> bool:
+    """True where the component of the same name in the other feature moves as far in all these episodes."""
+    other = ACTION if key == PROPRIO else PROPRIO
+    if name not in names[other]:
+        return False
+    i = names[other].index(name)
+    spans = np.array([np.subtract(*episode.extremes[other][::-1])[i] for episode in episodes])
+    return bool((spans > 0).all() and 1 / 2 < np.median(spans[few]) / np.median(spans[many]) < 2)
 
 
 def _constant(key: str, frames: int, scales: dict[str, Scale], names: dict[str, tuple[str, ...]]) -> list[Finding]:

@@ -157,3 +157,18 @@ def test_red_and_blue_exchanged_in_some_episodes(tmp_path, odd):
         arm.pictures[episode][FRONT] = arm.pictures[episode][FRONT][..., ::-1]
     found = told(check_dataset(arm.write(tmp_path)))
     assert [(one.code, one.episodes, one.cameras) for one in found] == [("colours_swapped", odd, ("front",))]
+
+
+@pytest.mark.parametrize("key", ["observation.state", "action"])
+def test_one_episode_is_enough_where_state_and_action_disagree(tmp_path, key):
+    arm = arm_in_degrees()
+    (arm.state if key == "observation.state" else arm.action)[3][:, 2] *= np.pi / 180
+    found = [finding for finding in findings(arm, tmp_path) if finding.code == "units_differ"]
+    assert [(finding.episodes, finding.components) for finding in found] == [((3,), (f"{key} joint_3",))]
+
+
+def test_one_episode_of_small_motion_is_no_other_unit(tmp_path):
+    arm = arm_in_degrees()
+    for part in (arm.state, arm.action):
+        part[3][:, 2] *= np.pi / 180
+    assert "units_differ" not in {finding.code for finding in findings(arm, tmp_path)}
