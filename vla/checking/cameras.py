@@ -45,6 +45,14 @@ _APART = 10.0
 """Grey levels by which two cameras must differ before they can be told apart."""
 _COLOURED = 3.0
 """Mean difference between a view's red and blue, of 255, from which it shows when they are exchanged."""
+_GREY = 1.5
+"""Levels between a picture's colours up to which it is grey."""
+_CHANGES = {
+    "has red and blue exchanged (BGR instead of RGB?)": ("colours_swapped", np.s_[..., ::-1]),
+    "stands on its head": ("camera_turned", np.s_[:, ::-1, ::-1]),
+}
+"""How pictures (B, H, W, 3) of some episodes may be changed: in words -> the finding's code, and the change. Mirrored
+ones are left out: a drawer may stand on either side."""
 _FEWEST = 3
 _MAPS = 32
 """Maps of depth, spread over the recording, that are looked at."""
@@ -114,7 +122,7 @@ def camera_findings(
         found += _still(camera, shown) or [
             *_exposed(camera, shown),
             *_frozen(camera, shown, facts),
-            *_turned_colours(camera, shown),
+            *_turned(camera, shown),
         ]
     colours = {c: {n: one.grids.mean((1, 2)) for n, one in shown.items()} for c, shown in seen.items()}
     found += colour_findings(recording.root, recording.cameras, colours)
@@ -324,29 +332,36 @@ def _frozen(camera: str, shown: dict[int, Seen], facts: dict[int, EpisodeFacts])
     return [Finding("camera_frozen", "warning", text, tuple(frozen), cameras=(camera,))]
 
 
-def _turned_colours(camera: str, shown: dict[int, Seen]) -> list[Finding]:
-    """Episodes in which red and blue are exchanged, by how the camera shows the others."""
+def _turned(camera: str, shown: dict[int, Seen]) -> list[Finding]:
+    """Episodes whose pictures are changed, by how the camera shows the others: in colour, or turned about."""
     numbers = [n for n, part in shown.items() if part.grids.shape[1:] == next(iter(shown.values())).grids.shape[1:]]
-    if len(numbers) < _FEWEST:
+    if len(numbers) < 2 * _FEWEST:
         return []
     views = np.stack([shown[n].grids.mean(0) for n in numbers])
-    turned = np.zeros(len(views), bool)
-    usual = views[0]
-    for _ in range(3):  # which episodes differ from the usual view, and the view without them
-        own, other = (np.abs(part - usual).mean((1, 2, 3)) for part in (views, views[..., ::-1]))
-        turned = other < own
-        usual = np.median(np.where(turned[:, None, None, None], views[..., ::-1], views), axis=0)
-    clear = np.minimum(own, other) < 0.6 * np.maximum(own, other)
-    if turned.all() or not turned.any() or not clear.all() or np.abs(usual - usual[..., ::-1]).mean() < _COLOURED:
-        return []
-    if 2 * turned.sum() > len(turned):
-        turned = ~turned
-    odd = tuple(n for n, yes in zip(numbers, turned, strict=True) if yes)
-    text = (
-        f"camera '{camera}' has red and blue exchanged in {listed(odd)}, by what it shows in the other "
-        f"{len(numbers) - len(odd)}: BGR instead of RGB? Exchange them back, or leave these episodes out"
-    )
-    return [Finding("colours_swapped", "error", text, odd, cameras=(camera,))]
+    spread = np.array([np.abs(np.diff(shown[n].grids, axis=-1)).max() for n in numbers])
+    if (grey := spread < _GREY).any() and not grey.all() and np.median(spread[~grey]) > 20 * _GREY:
+        odd = tuple(np.array(numbers)[grey].tolist())
+        text = f"camera '{camera}' is grey in {listed(odd)}, in colour elsewhere: leave these episodes out"
+        return [Finding("camera_grey", "warning", text, odd, cameras=(camera,))]
+    for words, (code, change) in _CHANGES.items():
+        turned, usual = np.zeros(len(views), bool), views[0]
+        for _ in range(3):  # which episodes differ from the usual view, and the view without them
+            own, other = (np.abs(part - usual).mean((1, 2, 3)) for part in (views, views[change]))
+            turned = other < own
+            usual = np.median(np.where(turned[:, None, None, None], views[change], views), axis=0)
+        if 2 * turned.sum() > len(turned):
+            turned, usual, own, other = ~turned, usual[None][change][0], other, own
+        mirrored = np.abs(views[:, :, ::-1] - usual).mean((1, 2, 3))  # by the scene, and not by the camera
+        clear = np.minimum(own, other) < 0.6 * np.where(turned, np.minimum(own, mirrored), other)
+        shows = np.abs(usual - usual[None][change][0]).mean() >= (_COLOURED if code == "colours_swapped" else _APART)
+        if turned.any() and clear.all() and shows:
+            odd = tuple(np.array(numbers)[turned].tolist())
+            text = (
+                f"camera '{camera}' {words} in {listed(odd)}, by what it shows in the other {(~turned).sum()}: change "
+                "these pictures back, or leave the episodes out"
+            )
+            return [Finding(code, "error", text, odd, cameras=(camera,))]
+    return []
 
 
 def _alike(one: str, other: str, seen: dict[str, dict[int, Seen]]) -> list[Finding]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vla.checking.cameras import calibration_findings, camera_findings
 from vla.checking.commands import command_findings, find_pairs, gripper_pairs
-from vla.checking.components import UNITS, component_findings
+from vla.checking.components import UNITS, component_findings, exchanged_names, offsets
 from vla.checking.episodes import BY_RANGE, episode_findings
 from vla.checking.motion import EpisodeFacts, Pair, facts_of
 from vla.checking.recording import FEATURES, Recording, open_recording
@@ -154,6 +154,8 @@ def check_dataset(
             facts.append(facts_of(int(recording.episodes[place]), values, scales, pairs, grippers, **options))
             told(1)(place + 1)
         found += command_findings(pairs, survey.following, facts, scales, recording.names, recording.fps)
+        found += exchanged_names(survey.following, scales, recording.names)
+        found += offsets(pairs, facts, scales, recording.names)
         told_units = {part for finding in found if finding.code in UNITS for part in finding.components}
         found += component_findings(facts, scales, recording.names, told_units)
         unlike = any(finding.code == "units_differ" for finding in found)  # ranges of two units measure no motion

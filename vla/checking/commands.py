@@ -34,6 +34,8 @@ _GAIN = 0.2
 """Correlation that this must gain."""
 _DEGREES = (40.0, 80.0)
 """Ratios that are taken for degrees over radians, 57.3."""
+_FACTORS = (180 / np.pi, 100.0, 255.0, 1000.0)
+"""By what one unit differs from another."""
 _OPPOSITE = 0.7
 """Correlation with the other episodes' course below minus which a gripper counts as upside down."""
 _CHANCE = 3.5
@@ -57,7 +59,7 @@ def find_pairs(following: Following, scales: dict[str, Scale], names: dict[str, 
     strangers = {**kinds, "absolute": kinds["absolute"] * plain}
     pairs = []
     for i, name in enumerate(names[ACTION]):
-        same = [j for j, other in enumerate(names[PROPRIO]) if _plain(other) == _plain(name)]
+        same = [j for j, other in enumerate(names[PROPRIO]) if bare_name(other) == bare_name(name)]
         alike = np.flatnonzero(scales[PROPRIO].gripper == scales[ACTION].gripper[i]).tolist()
         for parts, columns, least in ((kinds, same, _NAMESAKE), (strangers, alike, _RELATED)):
             found = [_best(kind, part, i, j) for kind, part in parts.items() for j in columns]
@@ -90,7 +92,8 @@ def command_findings(
     return found + _unit_of_pairs(pairs, scales, names)
 
 
-def _plain(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A component's name without what says of which kind it is."""
     return re.sub(
         r"[^a-z0-9]+|\b(pos|position|action|state|command|cmd|target|observation)\b", "", name.lower().replace("_", " ")
     )
@@ -102,15 +105,17 @@ def _best(kind: str, correlation: NDArray[np.float64], i: int, j: int) -> Pair:
 
 
 def _reading(pairs: list[Pair], names: dict[str, tuple[str, ...]]) -> list[Finding]:
-    """A note on whether actions are targets or changes."""
+    """Notes on whether actions are targets or changes, and on those that the state answers with the opposite."""
     kinds: dict[str, list[str]] = {}
     for pair in pairs:
         if abs(pair.strength) < _CLEAR:
             continue
-        kinds.setdefault(pair.kind, []).append(f"{names[ACTION][pair.action]} -> {names[PROPRIO][pair.state]}")
+        kind = "reversed" if pair.kind == "absolute" and pair.strength < 0 else pair.kind
+        kinds.setdefault(kind, []).append(f"{names[ACTION][pair.action]} -> {names[PROPRIO][pair.state]}")
     words = {
         "absolute": "actions look absolute (the state goes where they say)",
         "relative": "actions look relative (the state changes by them)",
+        "reversed": "actions look absolute and reversed (the state is low where they are high)",
     }
     return [
         Finding(f"actions_{kind}", "note", f"{words[kind]}: {', '.join(those)}")
@@ -228,7 +233,7 @@ def gripper_pairs(scales: dict[str, Scale], names: dict[str, tuple[str, ...]]) -
     states = np.flatnonzero(scales[PROPRIO].gripper & ~scales[PROPRIO].constant).tolist()
     pairs = []
     for i in np.flatnonzero((scales[ACTION].gripper | scales[ACTION].switch) & ~scales[ACTION].constant).tolist():
-        own = [j for j in states if _plain(names[PROPRIO][j]) == _plain(names[ACTION][i])]
+        own = [j for j in states if bare_name(names[PROPRIO][j]) == bare_name(names[ACTION][i])]
         if own or states:
             pairs.append((i, (own or states)[0]))
     return pairs
@@ -332,7 +337,8 @@ def _units(
 
 
 def _unit_of_pairs(pairs: list[Pair], scales: dict[str, Scale], names: dict[str, tuple[str, ...]]) -> list[Finding]:
-    """Absolute actions in degrees beside a state in radians, or the other way round."""
+    """Absolute actions in degrees beside a state in radians, or the other way round; and single components whose
+    action is in another unit than the state of the same name."""
     absolute = [pair for pair in pairs if pair.kind == "absolute" and not scales[ACTION].gripper[pair.action]]
     ratios = [scales[ACTION].span[pair.action] / scales[PROPRIO].span[pair.state] for pair in absolute]
     ratio = float(np.median(ratios)) if len(ratios) >= 2 else 1.0
@@ -341,4 +347,18 @@ def _unit_of_pairs(pairs: list[Pair], scales: dict[str, Scale], names: dict[str,
         if _DEGREES[0] < times < _DEGREES[1]:
             text = f"absolute {words}, as it seems: their ranges differ by {times:.3g} times; record both in one unit"
             return [Finding("units_mixed", "warning", text)]
-    return []
+    moving = [(pair.action, pair.state, _FACTORS) for pair in absolute if abs(pair.strength) >= _CLEAR]
+    # Nobody says in which unit a gripper's command is, but 0 to 1 and 0 to 100 are one opening.
+    found = []
+    for i, j, factors in moving + [(i, j, (100.0,)) for i, j in gripper_pairs(scales, names)]:
+        own, state = names[ACTION][i], names[PROPRIO][j]
+        wide = scales[ACTION].span[i], scales[PROPRIO].span[j]
+        times = max(wide) / min(wide)
+        if bare_name(own) != bare_name(state) or min(abs(np.log(times / f)) for f in factors) > np.log(1.4):
+            continue
+        text = (
+            f"action component '{own}' and the state of this name differ by {times:.3g} times in their range "
+            f"({wide[0]:.3g} and {wide[1]:.3g}), as two units do: record both in one"
+        )
+        found.append(Finding("units_mixed", "warning", text, components=(f"{ACTION} {own}", f"{PROPRIO} {state}")))
+    return found

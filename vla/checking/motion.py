@@ -88,6 +88,8 @@ class EpisodeFacts:
     """Feature -> (least, most) of each component."""
     means: dict[str, NDArray[np.float64]]
     """Feature -> mean of each component."""
+    starts: dict[str, NDArray[np.float64]]
+    """Feature -> each component in the first frame."""
     at_extremes: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     """Feature -> frames at the whole recording's least and most value."""
     follows: NDArray[np.float64]
@@ -143,6 +145,7 @@ def facts_of(
         jerk=_jerk(state, scales[PROPRIO]),
         extremes={key: (part.min(0), part.max(0)) for key, part in values.items()},
         means={key: part.mean(0) for key, part in values.items()},
+        starts={key: part[0] for key, part in values.items()},
         at_extremes={
             key: ((part == scales[key].least).sum(0), (part == scales[key].most).sum(0)) for key, part in values.items()
         },

@@ -172,3 +172,86 @@ def test_one_episode_of_small_motion_is_no_other_unit(tmp_path):
     for part in (arm.state, arm.action):
         part[3][:, 2] *= np.pi / 180
     assert "units_differ" not in {finding.code for finding in findings(arm, tmp_path)}
+
+
+def of_code(found, code):
+    return [(finding.episodes, finding.components) for finding in found if finding.code == code]
+
+
+@pytest.mark.parametrize(("column", "factor"), [(2, np.pi / 180), (6, 100.0)])
+def test_one_action_in_another_unit_than_its_state(tmp_path, column, factor):
+    """In all episodes alike: a joint's action in radians, a gripper's state in percent."""
+    arm = arm_in_degrees()
+    for part in arm.state if column == 6 else arm.action:
+        part[:, column] *= factor
+    both = (f"action {arm.names[column]}", f"observation.state {arm.names[column]}")
+    assert of_code(findings(arm, tmp_path), "units_mixed") == [((), both)]
+
+
+def test_episodes_in_another_unit_are_told_by_where_they_start(tmp_path):
+    """Ranges differ fourfold between the tasks, but every episode starts at about the same pose."""
+    arm = arm_in_degrees(frames=80)
+    for number, (state, action) in enumerate(zip(arm.state, arm.action, strict=True)):
+        for part in (state, action):
+            part[:, 2] = 60 + (part[:, 2] - part[0, 2]) * (0.5, 2.0)[number % 2]
+            part[:, 2] *= np.pi / 180 if number in (1, 4) else 1
+    found = of_code(findings(arm, tmp_path), "units_differ")
+    assert found == [((1, 4), ("observation.state joint_3",)), ((1, 4), ("action joint_3",))]
+
+
+def test_names_exchanged_in_the_state_alone(tmp_path):
+    arm = arm_in_degrees()
+    for state in arm.state:
+        state[:, [1, 3]] = state[:, [3, 1]]
+    parts = ("observation.state joint_2", "observation.state joint_4")
+    assert of_code(findings(arm, tmp_path), "component_names") == [((), parts)]
+
+
+@pytest.mark.parametrize("odd", [(1, 4), range(6)])
+def test_a_state_with_another_zero_than_its_action(tmp_path, odd):
+    arm = arm_in_degrees()
+    for number in odd:
+        arm.state[number][:, 3] += 35
+    numbers = () if len(odd) == 6 else odd
+    assert of_code(findings(arm, tmp_path), "zero_differs") == [(numbers, ("observation.state joint_4",))]
+
+
+def test_a_gripper_of_the_opposite_sense_is_not_called_a_target(tmp_path):
+    arm = arm_in_degrees()
+    for action in arm.action:
+        action[:, 6] = 1 - action[:, 6]
+    notes = {f.code: f.text for f in check_dataset(arm.write(tmp_path), pictures=0).findings if f.severity == "note"}
+    assert "gripper -> gripper" in notes["actions_reversed"] and "gripper" not in notes["actions_absolute"]
+
+
+def test_small_displacements_beside_a_gripper_are_no_rotation(tmp_path):
+    arm = arm_in_degrees()
+    for action in arm.action:
+        action[:, 3:6] /= 1000
+        action[:, 6] = np.where(action[:, 6] > 0.5, 1.0, -1.0)
+    assert "rotation_sign" not in {finding.code for finding in findings(arm, tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda part: part[:, ::-1, ::-1], "camera_turned"),
+        (lambda part: np.repeat(part.mean(-1, keepdims=True).astype(np.uint8), 3, -1), "camera_grey"),
+    ],
+)
+def test_a_camera_that_is_changed_in_some_episodes(tmp_path, change, code):
+    arm = Arm()
+    for part in arm.pictures:
+        part[FRONT][:, :12, :24] = (20, 60, 220)  # a corner of the room, by which one sees where up and left are
+    for episode in (2, 5):
+        arm.pictures[episode][FRONT] = change(arm.pictures[episode][FRONT])
+    found = told(check_dataset(arm.write(tmp_path)))
+    assert [(one.code, one.episodes, one.cameras) for one in found] == [(code, (2, 5), ("front",))]
+
+
+def test_scenes_that_are_mirrored_are_no_mirrored_camera(tmp_path):
+    """A cabinet stands on the left in some episodes, on the right in the others."""
+    arm = Arm()
+    for number, part in enumerate(arm.pictures):
+        part[FRONT][:, 10:40, slice(0, 20) if number % 3 else slice(28, 48)] = (20, 60, 220)
+    assert told(check_dataset(arm.write(tmp_path))) == []
