@@ -153,7 +153,7 @@ def _stages(config: QuickstartConfig, out: Path, worlds: _Worlds) -> list[Stage]
     perturbed = Stage("evaluate perturbed", lambda: judge_perturbed(config, out, cells, few), needs=("online RL",))
     return [
         Stage("backbone", lambda: _check_backbone(config, out)),
-        Stage("demonstrations", lambda: _demonstrate(config, out)),
+        Stage("demonstrations", lambda: _demonstrate(config, out), hands_on=out / "demos"),
         Stage("imitation", lambda: _imitate(config, out), needs=("demonstrations",), makes=out / "imitation"),
         Stage("evaluate imitation", lambda: _judge_imitation(config, out, worlds), needs=("imitation",)),
         Stage("online RL", lambda: refine(config, out, worlds.varied), needs=("demonstrations", "imitation"),

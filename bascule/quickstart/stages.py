@@ -47,6 +47,8 @@ class Stage:
     needs: tuple[str, ...] = ()
     makes: Path | None = None
     """The folder that it leaves, where that is a result of the job."""
+    hands_on: Path | None = None
+    """The folder that it leaves for stages that need it, where that is no result: it may go when they are done."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ def run_stages(
     _check_made(stages, by_name)
     for number, stage in enumerate(stages):
         outcome = by_name[stage.name]
-        if outcome.state == "done":
+        if outcome.state == "done" and not _asked_again(stage, stages, by_name):
             console.say(f"[{number + 1}] {stage.name}: done before")
             continue
         missing = [name for name in stage.needs if by_name[name].state != "done"]
@@ -112,6 +114,12 @@ def run_stages(
         write_outcome(out, outcome)
         on_end(outcomes)
     return outcomes
+
+
+def _asked_again(stage: Stage, stages: Sequence[Stage], by_name: Mapping[str, Outcome]) -> bool:
+    """True of a finished stage whose folder is gone while a stage that needs it is not done."""
+    gone = stage.hands_on is not None and not stage.hands_on.exists()
+    return gone and any(stage.name in other.needs and by_name[other.name].state != "done" for other in stages)
 
 
 def _check_made(stages: Sequence[Stage], by_name: Mapping[str, Outcome]) -> None:

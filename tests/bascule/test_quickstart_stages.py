@@ -88,6 +88,28 @@ def test_a_failed_stage_is_told_takes_nothing_with_it_and_is_tried_again(tmp_pat
     assert [o.state for o in job.run()] == ["done"] * 4 and job.ran == ["two", "three", "four"]
 
 
+def test_what_a_stage_hands_on_is_made_again_while_somebody_needs_it(tmp_path):
+    ran, demos = [], tmp_path / "demos"
+
+    def run(breaks):
+        def imitate():
+            ran.append("imitate")
+            if breaks:
+                raise KeyboardInterrupt
+            return Result()
+
+        record = Stage("record", lambda: ran.append("record") or demos.mkdir() or Result(), hands_on=demos)
+        run_stages([record, Stage("imitate", imitate, needs=("record",))], tmp_path, on_end=lambda outcomes: None)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(breaks=True)
+    demos.rmdir()
+    run(breaks=False)
+    demos.rmdir()
+    run(breaks=False)  # nobody needs it any more
+    assert ran == ["record", "imitate"] * 2
+
+
 def test_a_stage_counts_from_its_json_file_on(tmp_path, monkeypatch):
     def cut(*_):
         raise OSError(28, "No space left on device")
