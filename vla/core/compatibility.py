@@ -19,6 +19,9 @@ from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, PolicyS
 
 _SAME_RATE = 0.05
 """Relative difference up to which two rates count as the same: recordings say 30 where the clock said 29.97."""
+_PERCENT, _OTHER_UNIT = 45.0, 15.0
+"""Reach of a range in degrees or percent, beside one of 1 or of radians; times by which a policy's reach goes beyond the
+other side's where they have two units."""
 _UNNAMED = re.compile(r"(observation\.state_|action_|state_|motor_|dim_|a|)\d+")
 """How datasets, LeRobot and `vla.data.lerobot_dataset` call components without names."""
 _SUFFIX = re.compile(r"\.(pos|vel)$")
@@ -81,6 +84,8 @@ def fit(
             notices.append(f"the policy's actions have no names: they are taken for {_listed(theirs)}, in this order")
         if ranges:
             notices += _check_ranges(_taken(policy.action_spec, order), env.action_spec, where)
+        else:
+            notices += _other_units(_taken(policy.action_spec, order), env.action_spec, where)
         if rates:
             _check_rate(policy.action_spec.control_hz, env.action_spec.control_hz, where)
     state = _proprio_order(policy, env, where)
@@ -213,6 +218,24 @@ def _check_ranges(policy: ActionSpec, env: ActionSpec, where: str) -> list[str]:
         beyond.append(told)
     more = f" ({len(beyond) - 1} more are alike)" if len(beyond) > 1 else ""
     return [f"{beyond[0]}{more}: what lies beyond is cut off"] if beyond else []
+
+
+def _other_units(policy: ActionSpec, env: ActionSpec, where: str) -> list[str]:
+    """Notices about components whose ranges differ as units do; a policy that uses a part of a range is none."""
+    bounds = np.array([policy.low, policy.high, env.low, env.high], np.float64)
+    with np.errstate(invalid="ignore"):
+        ours, theirs = np.abs(bounds[:2]).max(0), np.abs(bounds[2:]).max(0)
+        share = (bounds[1] == 1) & np.isin(bounds[0], (-1, 0)) & (theirs >= _PERCENT)
+        angles = bool((ours <= np.pi).all() and (theirs >= _PERCENT).all())
+        other = np.isfinite(bounds).all(0) & ((ours > _OTHER_UNIT * theirs) | share | angles)
+    if not other.any():
+        return []
+    first, more = int(other.argmax()), int(other.sum()) - 1
+    (low, high), (least, most) = bounds[:2, first], bounds[2:, first]
+    return [
+        f"the policy's {policy.names[first]} ranges over {low:g}..{high:g}, the {where}'s {env.names[first]} over "
+        f"{least:g}..{most:g}{f' ({more} more are alike)' if more else ''}: are these two units? Nothing converts them"
+    ]
 
 
 def same_rate(policy_hz: float, other_hz: float) -> bool:

@@ -188,3 +188,20 @@ def test_an_embodiment_is_chosen_where_there_are_several():
     ):
         with pytest.raises(ValueError, match=words):
             choose_embodiment(names, wanted, "p")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        ([(-1, 1)] * 4, [(-1, 1)] * 3 + [(0, 100)], "the policy's gripper ranges over -1..1, the robot's gripper over 0.."),
+        ([(-100, 90)] * 4, [(-3.2, 3.2)] * 4, "dx ranges over -100..90, the robot's dx over -3.2..3.2 (3 more are alike)"),
+        ([(-1.2, 1.5)] * 4, [(-100, 100)] * 4, "dx ranges over -1.2..1.5, the robot's dx over -100..100 (3 more are alike)"),
+        ([(-1.2, 1.5)] + [(-40, 60)] * 3, [(-100, 100)] * 4, None),
+        ([(-100, 90)] * 4, [(-np.inf, np.inf)] * 4, None),
+        ([(-0.2, 0.3)] * 4, [(-1, 1)] * 4, None),
+    ],
+)  # fmt: skip
+def test_ranges_that_differ_as_units_do_are_told_before_a_robot_moves(ours, theirs, told):
+    policy, robot = (side(ActionSpec(NAMES, *map(tuple, zip(*part, strict=True)), 20.0)) for part in (ours, theirs))
+    notices = fit(policy, robot, where="robot", ranges=False).notices
+    assert [told in notice for notice in notices] == ([] if told is None else [True])
