@@ -20,8 +20,8 @@ from vla.core.types import ActionChunk, ActionSpec, Observation, Policy, PolicyS
 _SAME_RATE = 0.05
 """Relative difference up to which two rates count as the same: recordings say 30 where the clock said 29.97."""
 _PERCENT, _OTHER_UNIT = 45.0, 15.0
-"""Reach of a range in degrees or percent, beside one of 1 or of radians; times by which a policy's reach goes beyond the
-other side's where they have two units."""
+"""Reach of a range in degrees or percent, beside one of 1 or of radians; times by which a policy's reach goes beyond
+the other side's where they have two units."""
 _UNNAMED = re.compile(r"(observation\.state_|action_|state_|motor_|dim_|a|)\d+")
 """How datasets, LeRobot and `vla.data.lerobot_dataset` call components without names."""
 _SUFFIX = re.compile(r"\.(pos|vel)$")

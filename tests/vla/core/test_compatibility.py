@@ -193,9 +193,9 @@ def test_an_embodiment_is_chosen_where_there_are_several():
 @pytest.mark.parametrize(
     ("ours", "theirs", "told"),
     [
-        ([(-1, 1)] * 4, [(-1, 1)] * 3 + [(0, 100)], "the policy's gripper ranges over -1..1, the robot's gripper over 0.."),
-        ([(-100, 90)] * 4, [(-3.2, 3.2)] * 4, "dx ranges over -100..90, the robot's dx over -3.2..3.2 (3 more are alike)"),
-        ([(-1.2, 1.5)] * 4, [(-100, 100)] * 4, "dx ranges over -1.2..1.5, the robot's dx over -100..100 (3 more are alike)"),
+        ([(-1, 1)] * 4, [(-1, 1)] * 3 + [(0, 100)], "gripper ranges over -1..1, the robot's gripper over 0.."),
+        ([(-100, 90)] * 4, [(-3.2, 3.2)] * 4, "dx over -3.2..3.2 (3 more are alike)"),
+        ([(-1.2, 1.5)] * 4, [(-100, 100)] * 4, "dx over -100..100 (3 more are alike)"),
         ([(-1.2, 1.5)] + [(-40, 60)] * 3, [(-100, 100)] * 4, None),
         ([(-100, 90)] * 4, [(-np.inf, np.inf)] * 4, None),
         ([(-0.2, 0.3)] * 4, [(-1, 1)] * 4, None),
