@@ -63,6 +63,13 @@ LAYOUTS: dict[str, Layout] = {
 """Layouts of openpi's clients. Source: Physical-Intelligence/openpi, src/openpi/policies and examples."""
 
 
+_FORM = (
+    "A layout has lists of keys on the wire and of cameras, and a prompt: images = ['camera/top', 'camera/hand'], "
+    "cameras = ['front', 'wrist'] (the policy's, one for each), state = ['joints', 'gripper'] (joined), prompt = "
+    "'task', channels_first = false"
+)
+
+
 def find_layout(name: str) -> Layout | None:
     """None for "native"; a named layout; or the TOML file `name`, with the fields of `Layout`. ValueError otherwise."""
     if name == "native":
@@ -75,6 +82,8 @@ def find_layout(name: str) -> Layout | None:
         return decode(Layout, tomllib.loads(Path(name).read_text(encoding="utf-8")))
     except tomllib.TOMLDecodeError as problem:
         raise ValueError(f"{name} is no TOML: {problem}") from None
+    except ValueError as problem:
+        raise ValueError(f"{name}: {problem}. {_FORM}") from None
 
 
 class ObservationReader:

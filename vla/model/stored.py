@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vla.core.checkpoint import load_checkpoint, reading_config, save_checkpoint
 from vla.core.config import decode, encode
+from vla.core.disk import writing
 from vla.model.config import VLAConfig
 from vla.model.memory.recall import RULES
 from vla.processing.processor import Processor, ProcessorConfig, Stats
@@ -122,6 +123,7 @@ def _versions(config: VLAConfig) -> dict[str, tuple[str, str]]:
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     """The files of a tokenizer in a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        with writing(folder, "a copy of the tokenizer"):
+            tokenizer.save_pretrained(folder)
         paths = [path for path in Path(folder).rglob("*") if path.is_file()]
         return {f"{_TOKENIZER}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}

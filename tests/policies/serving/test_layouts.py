@@ -1,5 +1,7 @@
 """policies.serving.layouts: the observations that openpi's LIBERO, DROID and ALOHA clients send, flat and nested."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -135,6 +137,9 @@ def test_a_layout_from_a_file(tmp_path) -> None:
     path.write_text("imagess = []\n")
     with pytest.raises(ValueError, match="imagess"):
         find_layout(str(path))
+    path.write_text('images = ["a"]\nstate = "q"\n')
+    with pytest.raises(ValueError, match=r"mine.toml: .*state.*images = \['camera/top', 'camera/hand'\], cameras ="):
+        find_layout(str(path))
     path.write_text("images = [")
     with pytest.raises(ValueError, match="is no TOML"):
         find_layout(str(path))
@@ -168,3 +173,13 @@ def test_single_values_that_nobody_reads_are_told() -> None:
         "the message's whole_chunks, embodiment mean nothing here and are not read"
     )
     assert reader.unread(libero(), ()) == ""
+
+
+def test_the_guides_layout_can_be_served(tmp_path) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    path = tmp_path / "keys.toml"
+    path.write_text(guide.split("```toml\n")[1].split("```")[0])
+    layout = find_layout(str(path))
+    message = {"camera": {"top": image(), "hand": image()}, "joints": np.zeros(6), "gripper": np.ones(1), "task": "go"}
+    obs = ObservationReader(("front", "wrist"), layout=layout).read(message)
+    assert obs.proprio.shape == (1, 7) and set(obs.images) == {"front", "wrist"}

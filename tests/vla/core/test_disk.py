@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from vla.core.checkpoint import load_checkpoint, save_checkpoint, save_files, save_tensors
 from vla.core.config import save_json, write_atomic
 from vla.core.disk import DiskFull, reserve, temporary, writing
+from vla.model.stored import tokenizer_files
 from vla.runtime import console
 from vla.runtime.run_log import Metrics
 
@@ -165,3 +167,15 @@ def test_only_what_dead_processes_left_is_swept(tmp_path):
     (tmp_path / f".b.json.{dead.pid}.7.tmp").mkdir()
     temporary(tmp_path / "a.json")
     assert set(os.listdir(tmp_path)) == {n for n in names if str(dead.pid) not in n} | {f".b.json.{dead.pid}.7.tmp"}
+
+
+def test_a_full_folder_for_temporary_files_is_named(tmp_path, monkeypatch):
+    """A tokenizer is copied through one, and its library raises no OSError."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    class Tokenizer:
+        def save_pretrained(self, folder):
+            raise Exception("File too large (os error 27)")
+
+    with pytest.raises(DiskFull, match=f"no space left on the device holding {tmp_path}"):
+        tokenizer_files(Tokenizer())
