@@ -34,7 +34,8 @@ _GAIN = 0.2
 """Correlation that this must gain."""
 _DEGREES = (40.0, 80.0)
 """Ratios that are taken for degrees over radians, 57.3."""
-_FACTORS = (180 / np.pi, 100.0, 255.0, 1000.0)
+FACTORS = {180 / np.pi: "radians beside degrees", 100.0: "shares beside percent", 255.0: "shares beside 0 to 255",
+           1000.0: "metres beside millimetres"}  # fmt: skip
 """By what one unit differs from another."""
 _OPPOSITE = 0.7
 """Correlation with the other episodes' course below minus which a gripper counts as upside down."""
@@ -347,7 +348,7 @@ def _unit_of_pairs(pairs: list[Pair], scales: dict[str, Scale], names: dict[str,
         if _DEGREES[0] < times < _DEGREES[1]:
             text = f"absolute {words}, as it seems: their ranges differ by {times:.3g} times; record both in one unit"
             return [Finding("units_mixed", "warning", text)]
-    moving = [(pair.action, pair.state, _FACTORS) for pair in absolute if abs(pair.strength) >= _CLEAR]
+    moving = [(pair.action, pair.state, tuple(FACTORS)) for pair in absolute if abs(pair.strength) >= _CLEAR]
     # Nobody says in which unit a gripper's command is, but 0 to 1 and 0 to 100 are one opening.
     found = []
     for i, j, factors in moving + [(i, j, (100.0,)) for i, j in gripper_pairs(scales, names)]:

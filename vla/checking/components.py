@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vla.checking.commands import bare_name
+from vla.checking.commands import FACTORS, bare_name
 from vla.checking.motion import OPPOSITE, EpisodeFacts, Pair
 from vla.checking.scales import Following, Scale
 from vla.data.findings import Finding, listed, still_vectors
@@ -22,8 +22,6 @@ _MOVES = 0.2
 """Share of its range by which an action must move an encoder that is alive."""
 UNITS = ("units_differ", "gripper_range")
 """Codes that tell of another unit in some episodes."""
-_FACTORS = {180 / np.pi: "radians beside degrees", 100.0: "shares beside percent", 255.0: "shares beside 0 to 255",
-            1000.0: "metres beside millimetres"}  # fmt: skip
 _OFF_CENTRE = 0.2
 """Share of its range by which a component lies or starts off 0 where that tells of its unit."""
 _LOOSE, _TIGHT = (1.25, 3.0), (1.25, 1.6)
@@ -81,7 +79,8 @@ def _other_unit(
         starts = np.array([e.starts[key][i] for e in used])
         for size, beside in ((starts, True), (means, True), (means, False)):
             odd, factor = _apart(ends[:, 1] - ends[:, 0], size, rough, beside=beside)
-            single = beside or _alone(key, name, used, odd, names_of)
+            # One episode about 0 may be a small motion in the same unit, unless its partner moves as far as ever.
+            single = beside or _partner_says(key, name, used, odd, names_of)
             if factor and len(odd) and (single or min(len(odd), len(used) - len(odd)) > 1):
                 found.append(_in_another_unit(key, name, used, odd, ends, factor))
                 break
@@ -102,7 +101,7 @@ def _apart(
     cut = int(np.diff(np.log(size[order])).argmax()) + 1
     few, many = order[:cut], order[cut:]
     ratio, wider = (float(np.median(part[many]) / np.median(part[few])) for part in (size, spans))
-    factor = min(_FACTORS, key=lambda f: abs(np.log(ratio / f)))
+    factor = min(FACTORS, key=lambda f: abs(np.log(ratio / f)))
     miss, wide = _LOOSE if beside else _TIGHT
     alike = max(np.ptp(np.log(size[few])), np.ptp(np.log(size[many]))) <= np.log(1.6)
     alike &= abs(np.log(wider / factor)) <= np.log(wide)
@@ -132,12 +131,12 @@ def _in_another_unit(
     text = (
         f"{kind} component '{name}' is in another unit in {listed(numbers)}, as it seems: it runs from "
         f"{low[0]:.3g} to {low[1]:.3g} there, in the others from {high[0]:.3g} to {high[1]:.3g}, "
-        f"{max(times, 1 / times):.3g} times {'less' if times > 1 else 'more'} ({_FACTORS[factor]}?); convert them"
+        f"{max(times, 1 / times):.3g} times {'less' if times > 1 else 'more'} ({FACTORS[factor]}?); convert them"
     )
     return Finding("units_differ", "error", text, numbers, (f"{key} {name}",))
 
 
-def _alone(
+def _partner_says(
     key: str, name: str, episodes: Sequence[EpisodeFacts], odd: NDArray[np.int64], names: dict[str, tuple[str, ...]]
 ) -> bool:
     """True where the component of the same name in the other feature moves as far in all these episodes."""

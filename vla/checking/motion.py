@@ -31,7 +31,7 @@ OPPOSITE = 0.9
 """Cosine between a quaternion and the opposite of another one, from which they differ in their sign alone."""
 _HELD_FRAMES, _HELD_SECONDS = 12, 0.5
 """A component that holds a value exactly for so many frames and so long, although it should move, measures no more."""
-HELD_MOVES = 0.2
+_HELD_MOVES = 0.2
 """Share of its range by which an action must move meanwhile."""
 _MOVED = 0.05
 """Share of a component's range that counts as motion between two pictures."""
@@ -242,18 +242,19 @@ def _held(
     for i in np.flatnonzero(~(scale.constant | scale.switch | scale.gripper)).tolist():
         same = np.concatenate([[False], state[1:, i] == state[:-1, i], [False]])
         starts, stops = np.flatnonzero(same[1:] & ~same[:-1]), np.flatnonzero(same[:-1] & ~same[1:]) + 1
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            value, limit = state[start, i], jump_limit(scale.span[i], scale.step[i])
+        limit, long = jump_limit(scale.span[i], scale.step[i]), stops - starts >= least
+        for start, stop in zip(starts[long].tolist(), stops[long].tolist(), strict=True):
+            value = state[start, i]
             around = [abs(state[at, i] - value) for at in (start - 1, stop) if 0 <= at < len(state)]
             # a joint that is held at its end by the robot stands still, too
             ends = value in (scale.least[i], scale.most[i])
             follows = any(
-                np.ptp(action[start:stop, pair.action]) > HELD_MOVES * scales[ACTION].span[pair.action]
+                np.ptp(action[start:stop, pair.action]) > _HELD_MOVES * scales[ACTION].span[pair.action]
                 for pair in pairs
                 if pair.state == i
             )
             jumps = any(limit < way and all(abs(way / turn - 1) > 0.1 for turn in TURNS) for way in around)
-            if stop - start >= least and (jumps or follows and not ends) and stop - start > found.get(i, (0, 0))[1]:
+            if (jumps or follows and not ends) and stop - start > found.get(i, (0, 0))[1]:
                 found[i] = start, stop - start
     return found
 

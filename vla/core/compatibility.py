@@ -72,7 +72,7 @@ def fit(
     """How the policy can be executed on the other side. ValueError, one line naming both sides, if it cannot.
 
     `where`: the other side's name in messages. `rates=False`: the caller interpolates between the two rates;
-    `ranges=False`: the caller limits the actions.
+    `ranges=False`: the caller limits the actions, and hears of ranges in another unit alone.
     """
     order, notices = None, []
     if policy.action_spec is not None and env.action_spec is not None:
@@ -234,7 +234,8 @@ def _other_units(policy: ActionSpec, env: ActionSpec, where: str) -> list[str]:
     (low, high), (least, most) = bounds[:2, first], bounds[2:, first]
     return [
         f"the policy's {policy.names[first]} ranges over {low:g}..{high:g}, the {where}'s {env.names[first]} over "
-        f"{least:g}..{most:g}{f' ({more} more are alike)' if more else ''}: are these two units? Nothing converts them"
+        f"{least:g}..{most:g}{f' ({more} more are alike)' if more else ''}: are these two units? "
+        "Nothing converts them: let the robot's class do it, or train on actions in its unit"
     ]
 
 
